@@ -1,0 +1,43 @@
+"""flyspeck: find the tiny things in big pictures.
+
+The names below are the library's front door. They are resolved on first use, so that `import flyspeck` costs nothing and
+an exported model can be run where torch is not installed.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from flyspeck.data.annotations import Annotations as Annotations
+    from flyspeck.errors import UserError as UserError
+    from flyspeck.types import Detections as Detections
+    from flyspeck.types import FeatureSpec as FeatureSpec
+    from flyspeck.types import ImageBatch as ImageBatch
+    from flyspeck.types import Sample as Sample
+    from flyspeck.types import Targets as Targets
+
+_HOMES = {
+    "Annotations": "flyspeck.data.annotations",
+    "Detections": "flyspeck.types",
+    "FeatureSpec": "flyspeck.types",
+    "ImageBatch": "flyspeck.types",
+    "Sample": "flyspeck.types",
+    "Targets": "flyspeck.types",
+    "UserError": "flyspeck.errors",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'flyspeck' has no attribute '{name}'")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,1 @@
+"""Annotations in, samples out: formats, the one box policy, tiles, transforms, loading."""

@@ -1,0 +1,1 @@
+"""Models that leave Python, with the same boxes."""

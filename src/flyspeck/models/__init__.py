@@ -1,0 +1,1 @@
+"""Detectors as backbone, neck and head: three plain modules with small contracts."""

@@ -1,0 +1,1 @@
+"""Backbones: pictures in, one feature map per stage out."""

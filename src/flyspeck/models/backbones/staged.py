@@ -1,0 +1,64 @@
+"""The backbone contract: named stages that run one by one, and a promise of what comes out.
+
+Dynamic pooling resizes between two stages, stride elimination edits one, a profile counts each: so every backbone is a
+chain of stages. Builders (`resnet50`, `mobilenet_v2`, …) are plain functions that return a `StagedBackbone`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from flyspeck.types import FeatureSpec
+
+
+class StagedBackbone(nn.Module):
+    """A chain of stages; the outputs of some of them are the backbone's feature maps.
+
+    `stages` maps names (`stem`, `stage1`, … `stage4`) to modules that run in that order, each on the output of the one
+    before. `specs` says what comes out of each stage that may serve as a feature map; `outputs` picks those that do.
+    A stage may return a list (HRNet's parallel branches); the last one's list is then the feature maps.
+    """
+
+    def __init__(
+        self, stages: Mapping[str, nn.Module], specs: Mapping[str, FeatureSpec], *, outputs: tuple[str, ...]
+    ) -> None:
+        super().__init__()
+        self.stages = nn.ModuleDict(stages)
+        self.specs = dict(specs)
+        self.outputs = tuple(outputs)
+        unknown = [name for name in self.outputs if name not in self.specs]
+        if unknown:
+            raise ValueError(f"no feature spec for stage(s) {', '.join(unknown)}; specs: {', '.join(self.specs)}")
+        strides = [spec.stride for spec in self.features]
+        if strides != sorted(strides):
+            raise ValueError(f"strides of a backbone's feature maps must not decrease, got {strides}")
+
+    @property
+    def features(self) -> tuple[FeatureSpec, ...]:
+        """What `forward` returns, finest map first."""
+        return tuple(self.specs[name] for name in self.outputs)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Pictures `(B, 3, H, W)`, normalised, to one map `(B, C_l, H_l, W_l)` per entry of `features`."""
+        return self.run(x)
+
+    def run(self, x: Any, *, start: str | None = None, stop: str | None = None) -> list[Tensor]:
+        """Runs the stages after `start` up to and including `stop` (default: all) on `x`, the output of `start`.
+
+        Returns the feature maps among their outputs; with `stop` given, the output of `stop` comes last whether it is
+        one or not, so that another call can go on from it.
+        """
+        maps: list[Tensor] = []
+        running = start is None
+        for name, stage in self.stages.items():
+            if running:
+                x = stage(x)
+                if name in self.outputs or name == stop:
+                    maps.extend(x if isinstance(x, list) else [x])
+            running = running or name == start
+            if name == stop:
+                break
+        return maps

@@ -1,0 +1,1 @@
+"""Necks: a list of feature maps in, a pyramid out."""

@@ -1,0 +1,1 @@
+"""Recipes, the one visible training loop, and what it needs."""
