@@ -13,7 +13,9 @@ from typer.main import get_command
 from flyspeck.errors import UserError
 
 # verb -> (module:attribute of a typer app or a function, one line of help). Loaded when the verb is called.
-VERBS: dict[str, tuple[str, str]] = {}
+VERBS: dict[str, tuple[str, str]] = {
+    "data": ("flyspeck.cli.data:app", "Annotated pictures: inspect, convert, shrink, tile, generate scenes."),
+}
 
 
 class _LazyGroup(TyperGroup):
