@@ -1,0 +1,68 @@
+"""Freezing: what of a backbone does not learn. Applied from outside, so that no backbone knows about it.
+
+The usual fine-tuning of ImageNet weights with two pictures a batch freezes the stem and stage 1 entirely and every
+BatchNorm (statistics and affine): `freeze_stages(backbone, 1)` and `freeze_norms(backbone)`.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flyspeck.errors import UserError
+from flyspeck.models.backbones.staged import StagedBackbone
+
+
+class FrozenBatchNorm2d(nn.BatchNorm2d):
+    """A BatchNorm that always uses its stored statistics, in training too; its state dict is a BatchNorm2d's."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`(B, C, H, W)` to the same shape: `(x - running_mean) / sqrt(running_var + eps) * weight + bias`."""
+        return F.batch_norm(
+            input, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+        )
+
+
+def freeze_norms(module: nn.Module, *, train_affine: bool = False) -> int:
+    """Freezes every BatchNorm2d inside `module`, in place: statistics always, weight and bias unless `train_affine`.
+
+    Returns how many. `module` itself must not be a BatchNorm2d (it could not be replaced from here).
+    """
+    if isinstance(module, nn.BatchNorm2d):
+        raise ValueError("freeze_norms replaces the norms inside a module; give the module that holds the norm")
+    found = 0
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.BatchNorm2d):
+            frozen = child if isinstance(child, FrozenBatchNorm2d) else _frozen_copy(child)
+            for parameter in frozen.parameters():
+                parameter.requires_grad_(train_affine and parameter.requires_grad)
+            setattr(module, name, frozen)
+            found += 1
+        else:
+            found += freeze_norms(child, train_affine=train_affine)
+    return found
+
+
+def _frozen_copy(norm: nn.BatchNorm2d) -> FrozenBatchNorm2d:
+    if norm.running_mean is None:
+        raise ValueError("a BatchNorm2d without running statistics cannot be frozen")
+    frozen = FrozenBatchNorm2d(norm.num_features, eps=norm.eps, affine=norm.affine, device=norm.running_mean.device)
+    frozen.weight, frozen.bias = norm.weight, norm.bias  # shared, not copied: an optimizer may hold them already
+    frozen.running_mean, frozen.running_var = norm.running_mean, norm.running_var
+    frozen.num_batches_tracked = norm.num_batches_tracked
+    return frozen
+
+
+def freeze_stages(backbone: StagedBackbone, number: int) -> None:
+    """Freezes the stem and stages 1..`number` in place (0: the stem alone; -1: nothing), their BatchNorms included."""
+    names = list(backbone.stages)
+    if not -1 <= number < len(names):
+        raise UserError(
+            f"cannot freeze {number} stages: the backbone has stages 0 (stem) to {len(names) - 1}",
+            where="frozen_stages",
+            fix=f"give a number from -1 (nothing) to {len(names) - 1}",
+        )
+    for name in names[: number + 1]:
+        for parameter in backbone.stages[name].parameters():
+            parameter.requires_grad_(False)
+        freeze_norms(backbone.stages[name])

@@ -1,0 +1,127 @@
+"""Weights from files and torchvision: read without executing anything, loaded strictly, or refused with the reason."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torchvision.models import get_model_weights
+
+from flyspeck.errors import UserError, nearest
+
+Rename = Callable[[str], str | None]
+"""A foreign key to ours, or None for a weight that we have no place for (a classifier, say)."""
+
+_FILE_SUFFIXES = {".pth", ".pt", ".safetensors", ".bin"}
+_NESTS = ("state_dict", "model", "model_state_dict")
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of a torch file read with `weights_only` (nothing in it can run).
+
+    A dictionary that holds the weights under `state_dict` or `model` is unwrapped, and the prefix `module.` of a
+    data-parallel run is taken off.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError("no such weights file", where=path)
+    try:
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(
+            f"not a weights file that can be read safely ({str(error).splitlines()[0][:120]})",
+            where=path,
+            fix="give a .safetensors file, or a .pth file that holds tensors only",
+        ) from error
+    for nest in _NESTS:
+        if isinstance(content, Mapping) and isinstance(content.get(nest), Mapping):
+            content = content[nest]
+    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise UserError("holds no state dict (a flat mapping of names to tensors)", where=path)
+    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def save_weights(module: nn.Module, path: str | Path, *, about: Mapping[str, str] | None = None) -> None:
+    """Writes `module`'s state dict as safetensors, with `about` (strings) as the file's metadata."""
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
+    save_file(state, path, metadata={"format": "pt", **(about or {})})
+
+
+def torchvision_weights(model: str, name: str) -> dict[str, Tensor]:
+    """torchvision's weights `name` (`IMAGENET1K_V1`, `DEFAULT`) of its builder `model`, by its own loading path."""
+    known = get_model_weights(model)
+    if name not in known.__members__:
+        raise UserError(
+            f"torchvision has no weights '{name}' for {model} and no such file exists",
+            where="weights",
+            fix=nearest(name, known.__members__),
+        )
+    try:
+        return known[name].get_state_dict(progress=False, check_hash=True)
+    except (URLError, OSError) as error:
+        raise UserError(
+            f"cannot fetch {known[name].url} ({error})",
+            where="weights",
+            fix="put the file into $TORCH_HOME/hub/checkpoints/, or give the path of a local file",
+        ) from error
+
+
+def load_backbone(
+    backbone: nn.Module, weights: str | Path, *, torchvision_model: str | None = None, rename: Rename | None = None
+) -> None:
+    """Loads `weights` (a torchvision weights name, or a file's path) into `backbone`, strictly.
+
+    A file may hold the backbone's own keys (`stages.…`), those of a whole flyspeck detector (`backbone.stages.…`; the
+    rest is left out), or foreign ones that `rename` translates.
+    """
+    path = Path(weights)
+    if path.suffix in _FILE_SUFFIXES or path.is_file():
+        state, where = read_weights(path), str(path)
+    elif torchvision_model is not None:
+        state, where = torchvision_weights(torchvision_model, str(weights)), f"{torchvision_model}.{weights}"
+    else:
+        raise UserError(f"no such weights file: '{weights}'", where="weights", fix="give the path of a weights file")
+    if any(name.startswith("backbone.") for name in state):
+        state = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
+    elif rename is not None and not any(name.startswith("stages.") for name in state):
+        renamed = {rename(name): tensor for name, tensor in state.items()}
+        state = {name: tensor for name, tensor in renamed.items() if name is not None}
+    load_strictly(backbone, state, where=where)
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, where: object) -> None:
+    """Loads `state` if every name and shape fits; otherwise says what the first mismatch is and how many fit.
+
+    Counters that BatchNorm keeps for itself (`num_batches_tracked`) may be absent.
+    """
+    own = module.state_dict()
+    fits = [name for name, tensor in own.items() if name in state and state[name].shape == tensor.shape]
+    for name, tensor in own.items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        if name not in state:
+            _refuse(where, f"has no '{name}' {tuple(tensor.shape)}", len(fits), len(own))
+        if state[name].shape != tensor.shape:
+            found, wanted = tuple(state[name].shape), tuple(tensor.shape)
+            _refuse(where, f"'{name}' has shape {found} where the model has {wanted}", len(fits), len(own))
+    extra = next((name for name in state if name not in own and not name.endswith("num_batches_tracked")), None)
+    if extra is not None:
+        _refuse(where, f"'{extra}' has no place in the model", len(fits), len(own))
+    module.load_state_dict(dict(state), strict=False)
+
+
+def _refuse(where: object, mismatch: str, fits: int, total: int) -> None:
+    raise UserError(
+        f"weights of another architecture: {mismatch} (first mismatch; {fits} of the model's {total} tensors fit)",
+        where=where,
+        fix="choose the architecture that the weights were made for",
+    )
