@@ -1,0 +1,221 @@
+"""Picture files to arrays: one reader for every odd kind of file, NumPy and Pillow only.
+
+What comes out is always upright (EXIF, XMP and TIFF orientation applied) and `(H, W, C)` with C = 1 or 3:
+
+========================  ===================================================================================
+file                      array
+========================  ===================================================================================
+grey, 1-bit               uint8, C = 1; a 1-bit picture has the values 0 and 255
+16-bit grey               uint16, C = 1, the file's own values
+RGB, palette, YCbCr, LAB  uint8, C = 3; a palette is looked up, 16-bit RGB (PNG) is cut to its upper 8 bits
+CMYK                      uint8, C = 3, by Pillow's plain formula (no colour profile)
+alpha, transparent key    composited onto black, so that colours hidden under transparency never reach a network
+several frames            the first one
+========================  ===================================================================================
+
+Files are told by their content, not by their name. Only the raster formats in `FORMATS` are opened: others that Pillow
+knows can start programs (EPS) or have no signature to check. Nothing global in Pillow is changed.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFile
+
+from flyspeck.errors import UserError
+
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "JPEG2000", "PPM", "AVIF")
+"""Pillow's names of the formats that are opened."""
+
+EXTENSIONS = frozenset(
+    f".{ending}"
+    for ending in (
+        *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "webp", "tif", "tiff", "bmp", "dib", "gif"),
+        *("jp2", "j2k", "jpx", "ppm", "pgm", "pbm", "pnm", "avif"),
+    )
+)
+"""Lower-case file name endings that a search for pictures in a folder should take."""
+
+MAX_PIXELS = 200_000_000
+"""Largest picture that is decoded in one piece unless the caller allows more; bigger ones are read by windows."""
+
+_ORIENTATION = 0x0112
+_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+
+
+def read_image(path: Path | str, *, channels: int | None = None, max_pixels: int | None = MAX_PIXELS) -> np.ndarray:
+    """The picture in a file as `(H, W, C)` uint8, or uint16 for 16-bit grey, upright; see the table above.
+
+    `channels` 1 or 3 converts (grey to colour by repetition, colour to grey by ITU-R 601 luma); None keeps the
+    file's own. A header that claims more than `max_pixels` is refused before anything is decoded; None lifts the limit.
+    Raises UserError with the path for a file that is missing, truncated, too big, or no picture.
+    """
+    if channels not in (None, 1, 3):
+        raise ValueError(f"channels must be 1, 3 or None, not {channels}")
+    with _explained(path), _opened(path, max_pixels) as image:
+        image.load()
+        orientation = _exif_orientation(image)
+        pixels = _to_array(image, channels)
+    return _upright(pixels, orientation)
+
+
+def read_size(path: Path | str) -> tuple[int, int]:
+    """`(H, W)` of the upright picture, from the header alone: no pixel is decoded. Errors as for `read_image`."""
+    with _explained(path), _opened(path, None) as image:
+        width, height = image.size
+        # Pillow swaps the size of a TIFF itself; asking a PNG for its EXIF the usual way would decode it whole.
+        if image.format == "TIFF":
+            return height, width
+        if image.format == "PNG":
+            orientation = _png_orientation(image, Path(path))
+        else:
+            orientation = _exif_orientation(image)
+    return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+
+
+@contextmanager
+def _opened(path: Path | str, max_pixels: int | None) -> Iterator[ImageFile.ImageFile]:
+    """The file opened by the plugin that knows its first bytes.
+
+    Image.open is not used: its own limit on pixels is one global number that warns at half of what it allows, so
+    respecting `max_pixels` would mean changing global state, or a warning that is not true.
+    """
+    path = Path(path)
+    Image.init()
+    with path.open("rb") as file:
+        prefix = file.read(16)
+        for name in FORMATS:
+            if name not in Image.OPEN:
+                continue  # this build of Pillow lacks the codec
+            factory, accept = Image.OPEN[name]
+            known = accept is None or accept(prefix)
+            if not known or isinstance(known, str):  # a string explains why this build cannot read what it recognises
+                continue
+            file.seek(0)
+            try:
+                image = factory(file, str(path))
+            except (SyntaxError, IndexError, TypeError, struct.error):
+                continue  # Pillow's way of saying "not mine after all"
+            width, height = image.size
+            if max_pixels is not None and width * height > max_pixels:
+                raise UserError(
+                    f"the picture is {width} x {height} = {width * height / 1e6:.0f} megapixels, over the limit of"
+                    f" {max_pixels / 1e6:g}",
+                    where=path,
+                    fix="cut it into tiles, or raise max_pixels if the file is to be trusted",
+                )
+            yield image
+            return
+    if not prefix:
+        raise UserError("the file is empty", where=path, fix="fetch it again or take it out of the list")
+    raise UserError(
+        f"not a picture of a known kind (its first bytes are {prefix[:8]!r})",
+        where=path,
+        fix=f"convert it to one of {', '.join(FORMATS)}",
+    )
+
+
+@contextmanager
+def _explained(path: Path | str) -> Iterator[None]:
+    """Turns whatever a decoder or the file system throws into one UserError with the path."""
+    try:
+        yield
+    except UserError as error:
+        if error.where:
+            raise
+        raise UserError(error.what, where=path, fix=error.fix) from error
+    except FileNotFoundError as error:
+        raise UserError("no such picture file", where=path, fix="check the path and the image root") from error
+    except IsADirectoryError as error:
+        raise UserError("a folder where a picture file was expected", where=path, fix="name a file") from error
+    except PermissionError as error:
+        raise UserError("the picture file may not be read", where=path, fix="check its permissions") from error
+    except (
+        Exception
+    ) as error:  # decoders fail with anything: OSError, SyntaxError, struct.error, zlib.error, MemoryError
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"the picture is broken ({text})", where=path, fix="fetch it again or take it out of the list"
+        ) from error
+
+
+def _to_array(image: Image.Image, channels: int | None) -> np.ndarray:
+    """Decoded pixels as `(H, W, C)`, not yet turned upright."""
+    if image.mode in _SIXTEEN_BIT or image.mode == "I":
+        return _wide_grey(image, channels)
+    if image.mode == "F":
+        raise UserError("the pixels are floating point", fix="convert the picture to 8 or 16 bits first")
+    if image.has_transparency_data:
+        image = _on_black(image)
+    if image.mode == "1":
+        image = image.convert("L")
+    elif image.mode not in ("L", "RGB"):
+        image = image.convert("RGB")
+    if channels == 1 and image.mode == "RGB":
+        image = image.convert("L")
+    pixels = np.array(image)  # a copy: asarray of a Pillow image is read-only
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    return np.repeat(pixels, 3, axis=2) if channels == 3 and pixels.shape[2] == 1 else pixels
+
+
+def _wide_grey(image: Image.Image, channels: int | None) -> np.ndarray:
+    """Grey of more than 8 bits as uint16, `(H, W, 1 or 3)`."""
+    values = np.array(image)
+    if image.mode == "I" and (values.min() < 0 or values.max() > 65535):
+        raise UserError(
+            f"the grey values run from {values.min()} to {values.max()}, beyond 16 bits",
+            fix="convert the picture to 16 bits first",
+        )
+    # astype also brings big-endian files into the machine's own byte order, which torch asks for.
+    pixels = values.astype(np.uint16)[:, :, None]
+    return np.repeat(pixels, 3, axis=2) if channels == 3 else pixels
+
+
+def _on_black(image: Image.Image) -> Image.Image:
+    """A picture with any kind of transparency, composited onto black; grey stays grey."""
+    grey = image.mode in ("1", "L", "LA", "La")
+    layer = image.convert("RGBA")
+    black = Image.new("RGBA", layer.size, (0, 0, 0, 255))
+    return Image.alpha_composite(black, layer).convert("L" if grey else "RGB")
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """`pixels` turned as the EXIF orientation 1-8 asks (any other value counts as 1), contiguous."""
+    if orientation in (5, 6, 7, 8):  # the file's rows are the picture's columns
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _exif_orientation(image: Image.Image) -> int:
+    """Orientation 1-8 from the picture's EXIF or XMP block; 1 where there is none or the block is broken."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # a damaged block raises anything, and is no reason to refuse sound pixels
+        return 1
+
+
+def _png_orientation(image: Image.Image, path: Path) -> int:
+    """Orientation of a PNG without decoding it: its EXIF chunk may stand behind the pixels, so the chunks are walked."""
+    exif = Image.Image.getexif(image)
+    if _ORIENTATION in exif:
+        return exif[_ORIENTATION]
+    with path.open("rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if kind == b"eXIf":
+                late = Image.Exif()
+                late.load(b"Exif\0\0" + file.read(length))
+                return late.get(_ORIENTATION, 1)
+            file.seek(length + 4, 1)
+    return 1
