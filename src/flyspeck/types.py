@@ -116,9 +116,7 @@ class Detections:
         if isinstance(index, int | np.integer):
             index = [index]
         extra = {name: column[index] for name, column in self.extra.items()}
-        return replace(
-            self, boxes=self.boxes[index], scores=self.scores[index], labels=self.labels[index], extra=extra
-        )
+        return replace(self, boxes=self.boxes[index], scores=self.scores[index], labels=self.labels[index], extra=extra)
 
     @staticmethod
     def empty(image_size: tuple[int, int], classes: Sequence[str] = ()) -> Detections:

@@ -37,7 +37,11 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def losses(
-        self, maps: Sequence[Tensor], targets: Sequence[Targets], padded: tuple[int, int], sizes: Sequence[tuple[int, int]]
+        self,
+        maps: Sequence[Tensor],
+        targets: Sequence[Targets],
+        padded: tuple[int, int],
+        sizes: Sequence[tuple[int, int]],
     ) -> dict[str, Tensor]:
         """Named scalar losses, already weighted: their sum is what training minimises."""
 

@@ -1,0 +1,166 @@
+"""Faster R-CNN on a feature pyramid. Ren et al., 2015, arXiv:1506.01497; Lin et al., 2017, arXiv:1612.03144.
+
+"Adaptive": pyramid P2-P6 and anchors from 8 px (scale 2 on strides 4-64), as the tiny-object papers run it.
+
+Deviations, all by argument: anchors under ignore regions and regions under them learn nothing; RoIAlign uses the
+half-pixel correction (`aligned`); the number of samples is counted over all processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flyspeck import boxes as box_algebra
+from flyspeck.models.anchors import AnchorGrid, anchor_shapes
+from flyspeck.models.backbones.staged import StagedBackbone
+from flyspeck.models.detector import Detector, Head, PixelNorm, RawDetections
+from flyspeck.models.layers import NormBuilder
+from flyspeck.models.losses import mean_over_processes, smooth_l1
+from flyspeck.models.necks.fpn import FPN
+from flyspeck.models.postprocess import Suppression, suppress
+from flyspeck.models.roi import BoxHead, RoIPool, assign_regions, sample_balanced
+from flyspeck.models.rpn import RPN
+from flyspeck.types import FeatureSpec, Targets
+
+BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+"""Scale of the second stage's regression targets (its offsets are smaller than the first's)."""
+
+
+class FasterRCNNHead(Head):
+    """A region proposal network, RoIAlign on the levels that `pool` names, and one box head."""
+
+    def __init__(
+        self,
+        *,
+        rpn: RPN,
+        pool: RoIPool,
+        box_head: BoxHead,
+        samples: int = 512,
+        positive_share: float = 0.25,
+        foreground: float = 0.5,
+        box_beta: float = 1 / 9,
+        suppression: Suppression | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_classes = box_head.num_classes
+        self.rpn, self.pool, self.box_head = rpn, pool, box_head
+        self.samples, self.positive_share = samples, positive_share
+        self.foreground, self.box_beta = foreground, box_beta
+        self.suppression = suppression or Suppression()
+
+    def losses(
+        self,
+        maps: Sequence[Tensor],
+        targets: Sequence[Targets],
+        padded: tuple[int, int],
+        sizes: Sequence[tuple[int, int]],
+    ) -> dict[str, Tensor]:
+        """`rpn_objectness`, `rpn_box`, `classification` (cross entropy) and `box`."""
+        proposals, losses = self.rpn.propose(maps, padded, sizes, targets)
+        regions, labels, goals = [], [], []
+        for found, target in zip(proposals, targets, strict=True):
+            region, label, goal = self.sample(found, target)
+            regions.append(region)
+            labels.append(label)
+            goals.append(goal)
+        logits, deltas = self.box_head(self.pool(maps, regions, padded))
+        label, goal = torch.cat(labels), torch.cat(goals)
+        total = mean_over_processes(len(label), label.device)
+        positive = torch.nonzero(label < self.num_classes).squeeze(1)
+        column = torch.zeros_like(positive) if self.box_head.class_agnostic else label[positive]
+        box = smooth_l1(deltas[positive, column], goal[positive], beta=self.box_beta)
+        return {
+            **losses,
+            "classification": F.cross_entropy(logits, label, reduction="sum") / total,
+            "box": box / total,
+        }
+
+    def sample(self, proposals: Tensor, target: Targets) -> tuple[Tensor, Tensor, Tensor]:
+        """Regions `(S, 4)` of one picture to train on, their labels `(S,)` (K is background) and box goals `(S, 4)`."""
+        regions, assigned = assign_regions(proposals, target, foreground=self.foreground, background=self.foreground)
+        rows = sample_balanced(assigned, count=self.samples, positive_share=self.positive_share)
+        region, matched = regions[rows], assigned[rows]
+        label = torch.full_like(matched, self.num_classes)
+        goal = torch.zeros_like(region)
+        positive = matched >= 0
+        label[positive] = target.object_labels[matched[positive]]
+        goal[positive] = box_algebra.encode(
+            target.objects[matched[positive]].to(region.dtype), region[positive], BOX_WEIGHTS
+        )
+        return region, label, goal
+
+    def detect(
+        self, maps: Sequence[Tensor], padded: tuple[int, int], sizes: Sequence[tuple[int, int]]
+    ) -> list[RawDetections]:
+        """See `Head.detect`."""
+        proposals, _ = self.rpn.propose(maps, padded, sizes)
+        logits, deltas = self.box_head(self.pool(maps, proposals, padded))
+        probabilities = logits.softmax(-1)[:, : self.num_classes]
+        found, start = [], 0
+        for regions, size in zip(proposals, sizes, strict=True):
+            rows = slice(start, start + len(regions))
+            found.append(self.select(regions, probabilities[rows], deltas[rows], size))
+            start += len(regions)
+        return found
+
+    def select(self, regions: Tensor, scores: Tensor, deltas: Tensor, size: tuple[int, int]) -> RawDetections:
+        """One picture's regions `(P, 4)`, class scores `(P, K)` and deltas `(P, K or 1, 4)` to detections."""
+        row, label = torch.nonzero(scores > self.suppression.score, as_tuple=True)
+        column = torch.zeros_like(label) if self.box_head.class_agnostic else label
+        boxes = box_algebra.decode(deltas[row, column], regions[row], BOX_WEIGHTS)
+        return suppress(boxes, scores[row, label], label, size, self.suppression)
+
+
+def faster_rcnn_anchors(
+    features: Sequence[FeatureSpec], *, base_scale: float = 2.0, ratios: Sequence[float] = (0.5, 1.0, 2.0)
+) -> AnchorGrid:
+    """One size a level, `base_scale` x stride: 8, 16, 32, 64, 128 px on strides 4-64."""
+    return AnchorGrid(anchor_shapes([base_scale * f.stride for f in features], ratios=ratios))
+
+
+def faster_rcnn(
+    backbone: StagedBackbone,
+    *,
+    classes: Sequence[str],
+    pixel_norm: PixelNorm,
+    channels: int = 256,
+    hidden: int = 1024,
+    norm: NormBuilder | None = None,
+    neck: nn.Module | None = None,
+    fusion: Sequence[float] | None = None,
+    num_extra: int = 1,
+    anchors: AnchorGrid | None = None,
+    suppression: Suppression | None = None,
+    rpn: dict[str, Any] | None = None,
+    pool: dict[str, Any] | None = None,
+    **head: Any,
+) -> Detector:
+    """Faster R-CNN on `backbone`; with maps from C2 it is the adaptive one.
+
+    The neck is an FPN with a subsampled extra level, or `neck`; regions are cut from all levels but the extra ones.
+    `hidden` is the width of the box head (256 on a laptop). `rpn`, `pool` and `head` are keyword arguments of `RPN`,
+    `RoIPool` and `FasterRCNNHead`.
+    """
+    neck = neck or FPN(backbone.features, channels=channels, num_extra=num_extra, norm=norm, fusion=fusion)
+    features: Sequence[FeatureSpec] = neck.features  # type: ignore[assignment]
+    pooled = features[: len(features) - num_extra]
+    region_pool = RoIPool([f.stride for f in pooled], **(pool or {}))
+    box_head = BoxHead(features[0].channels * region_pool.output**2, hidden=hidden, num_classes=len(classes))
+    return Detector(
+        backbone,
+        neck,
+        FasterRCNNHead(
+            rpn=RPN(features, anchors=anchors or faster_rcnn_anchors(features), norm=norm, **(rpn or {})),
+            pool=region_pool,
+            box_head=box_head,
+            suppression=suppression,
+            **head,
+        ),
+        pixel_norm=pixel_norm,
+        classes=classes,
+    )

@@ -1,0 +1,72 @@
+"""Layers that several papers share: a normalised convolution, and a tower of them over a pyramid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+NormBuilder = Callable[[int], nn.Module]
+"""Channels to a norm layer, such as `nn.BatchNorm2d` or `group_norm`."""
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm with 32 groups (Wu and He, 2018), or with groups of four channels where there are fewer than 128."""
+    return nn.GroupNorm(32 if channels % 32 == 0 and channels >= 128 else max(1, channels // 4), channels)
+
+
+NORMS: dict[str, NormBuilder | None] = {"none": None, "bn": nn.BatchNorm2d, "gn": group_norm}
+
+
+class ConvNorm(nn.Sequential):
+    """A convolution of odd kernel, 'same' padding, and a norm layer if one is given (then without a bias)."""
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, *, stride: int = 1, norm: NormBuilder | None = None
+    ) -> None:
+        layers: list[nn.Module] = [nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=norm is None)]
+        if norm is not None:
+            layers.append(norm(outputs))
+        super().__init__(*layers)
+
+
+class ConvTower(nn.Module):
+    """`depth` 3x3 convolutions with ReLU, shared by all pyramid levels; norm layers, if any, are private to a level.
+
+    The levels of a pyramid have different statistics, so that one shared batch norm would average them away; private
+    norms cost no time and next to no parameters.
+    """
+
+    def __init__(self, channels: int, depth: int, *, levels: int, norm: NormBuilder | None = None) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, 1, 1, bias=norm is None) for _ in range(depth))
+        self.norms = None
+        if norm is not None:
+            self.norms = nn.ModuleList(nn.ModuleList(norm(channels) for _ in range(depth)) for _ in range(levels))
+        self.activation = nn.ReLU(inplace=True)
+        init_normal(self.convs, std=0.01 if norm is None else 0.03)
+
+    def forward(self, x: Tensor, level: int) -> Tensor:
+        """`(B, C, H, W)` of pyramid level `level` to the same shape."""
+        for i, conv in enumerate(self.convs):
+            x = conv(x)
+            if self.norms is not None:
+                x = self.norms[level][i](x)  # type: ignore[index]
+            x = self.activation(x)
+        return x
+
+
+def init_normal(module: nn.Module, *, std: float = 0.01) -> None:
+    """Normal weights of deviation `std` and zero biases in every convolution and linear layer below `module`."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.normal_(layer.weight, std=std)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def flatten_levels(maps: Sequence[Tensor], width: int) -> Tensor:
+    """Maps `(B, A*width, H_l, W_l)` to one float32 `(B, sum H_l*W_l*A, width)`: by level, row, column, anchor."""
+    flat = [m.permute(0, 2, 3, 1).reshape(m.shape[0], -1, width) for m in maps]
+    return torch.cat(flat, dim=1).float()

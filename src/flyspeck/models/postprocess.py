@@ -1,0 +1,51 @@
+"""Raw scores and boxes to detections: threshold, top-k, clip, suppress."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from flyspeck import boxes as box_algebra
+from flyspeck.models.detector import RawDetections
+
+
+@dataclass(frozen=True)
+class Suppression:
+    """How many detections leave a picture, and which."""
+
+    score: float = 0.05
+    """Scores not above this are dropped."""
+    iou: float = 0.5
+    """Non-maximum suppression within a class: boxes that overlap a better one by more are dropped."""
+    pre_nms: int = 1000
+    """Best scores kept per pyramid level before the suppression."""
+    max_detections: int = 500
+    """Kept per picture. Crowds of tiny things need more than COCO's 100."""
+
+
+def topk_per_level(scores: Tensor, counts: Sequence[int], limit: int, threshold: float) -> tuple[Tensor, Tensor]:
+    """Rows and classes of the candidates of one picture: `scores (A, K)`, `counts[l]` rows belong to level l.
+
+    Of each level the `limit` best (row, class) pairs above `threshold` are kept.
+    """
+    rows, classes, start = [], [], 0
+    for count in counts:
+        level = scores[start : start + count].reshape(-1)
+        picked = torch.nonzero(level > threshold).squeeze(1)
+        if len(picked) > limit:
+            picked = picked[level[picked].topk(limit).indices]
+        rows.append(start + torch.div(picked, scores.shape[1], rounding_mode="floor"))
+        classes.append(picked % scores.shape[1])
+        start += count
+    return torch.cat(rows), torch.cat(classes)
+
+
+def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, size: tuple[int, int], rule: Suppression) -> RawDetections:
+    """Clips `boxes (N, 4)` to a picture of `size` (H, W) and applies class-wise NMS; best score first."""
+    boxes = box_algebra.clip(boxes, *size)
+    keep = batched_nms(boxes, scores, labels, rule.iou)[: rule.max_detections]
+    return RawDetections(boxes[keep], scores[keep], labels[keep])

@@ -1,0 +1,106 @@
+"""What the R-CNNs do with a region: cut it out of the right level, and classify and refine it.
+
+RoIAlign: He et al., 2017, arXiv:1703.06870. The level of a region: Lin et al., 2017, eq. 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from flyspeck import boxes as box_algebra
+from flyspeck.models.assign import BACKGROUND, IGNORED, max_iou_assign, sample_balanced
+from flyspeck.models.layers import init_normal
+from flyspeck.types import Targets
+
+
+class RoIPool(nn.Module):
+    """RoIAlign on the level that fits each region: `levels` maps, a region of `canonical` px goes to stride 16.
+
+    The scale of a map is its true ratio to the picture, in x and y apart, so that maps resized by any factor work.
+    """
+
+    def __init__(
+        self,
+        strides: Sequence[float],
+        *,
+        output: int = 7,
+        sampling: int = 2,
+        aligned: bool = True,
+        canonical: float = 224.0,
+    ) -> None:
+        super().__init__()
+        self.strides = tuple(strides)
+        self.output, self.sampling, self.aligned, self.canonical = output, sampling, aligned, canonical
+
+    def forward(self, maps: Sequence[Tensor], regions: Sequence[Tensor], padded: tuple[int, int]) -> Tensor:
+        """`regions[i] (P_i, 4)` of picture i to `(sum P_i, C, output, output)` float32, in the same order."""
+        picture = torch.cat([torch.full((len(r), 1), i, device=r.device) for i, r in enumerate(regions)]).float()
+        boxes = torch.cat(list(regions)).float()
+        level = self.level_of(boxes)
+        channels = maps[0].shape[1]
+        pooled = torch.zeros(len(boxes), channels, self.output, self.output, device=boxes.device)
+        for i in range(len(self.strides)):
+            rows = torch.nonzero(level == i).squeeze(1)
+            if len(rows) == 0:
+                continue
+            height, width = maps[i].shape[-2:]
+            ratio = torch.tensor([width / padded[1], height / padded[0]] * 2, device=boxes.device)
+            rois = torch.cat([picture[rows], boxes[rows] * ratio], 1)
+            cut = roi_align(maps[i].float(), rois, self.output, 1.0, self.sampling, self.aligned)
+            pooled = pooled.index_put((rows,), cut)
+        return pooled
+
+    def level_of(self, boxes: Tensor) -> Tensor:
+        """Level index `(P,)` of each region, by its size: 4 + log2(size / canonical), counted from stride 2^k."""
+        finest = math.log2(self.strides[0])
+        level = torch.floor(4 + torch.log2(box_algebra.size(boxes) / self.canonical + 1e-6)) - finest
+        return level.clamp(0, len(self.strides) - 1).long()
+
+
+class BoxHead(nn.Module):
+    """Two hidden layers on a pooled region, then class logits (background last) and box deltas per class."""
+
+    def __init__(self, inputs: int, *, hidden: int, num_classes: int, class_agnostic: bool = False) -> None:
+        super().__init__()
+        self.num_classes, self.class_agnostic = num_classes, class_agnostic
+        self.fc1, self.fc2 = nn.Linear(inputs, hidden), nn.Linear(hidden, hidden)
+        self.class_logits = nn.Linear(hidden, num_classes + 1)
+        self.box_deltas = nn.Linear(hidden, 4 if class_agnostic else 4 * num_classes)
+        for layer in (self.fc1, self.fc2):
+            nn.init.kaiming_uniform_(layer.weight, a=1)
+            nn.init.zeros_(layer.bias)
+        init_normal(self.class_logits, std=0.01)
+        init_normal(self.box_deltas, std=0.001)
+
+    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """`(P, C, S, S)` to logits `(P, K+1)` and deltas `(P, K or 1, 4)`, float32."""
+        x = torch.relu(self.fc1(pooled.flatten(1)))
+        x = torch.relu(self.fc2(x))
+        return self.class_logits(x).float(), self.box_deltas(x).float().reshape(len(x), -1, 4)
+
+
+def assign_regions(
+    proposals: Tensor, target: Targets, *, foreground: float, background: float, low_quality: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Regions to train on and what each learns: the proposals with the objects added, and `(P,)` as in `assign`.
+
+    Regions between `background` and `foreground` are ignored; regions under an ignore region are never background.
+    """
+    regions = torch.cat([proposals, target.objects.to(proposals.dtype)])
+    assigned = max_iou_assign(
+        regions,
+        target.objects,
+        target.ignored,
+        foreground=foreground,
+        background=background,
+        low_quality=low_quality,
+    )
+    return regions, assigned
+
+
+__all__ = ["BACKGROUND", "IGNORED", "BoxHead", "RoIPool", "assign_regions", "sample_balanced"]

@@ -1,0 +1,137 @@
+"""Region proposal network. Ren et al., 2015, arXiv:1506.01497, on a pyramid (Lin et al., 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import batched_nms
+
+from flyspeck import boxes as box_algebra
+from flyspeck.models.anchors import AnchorGrid
+from flyspeck.models.assign import max_iou_assign, sample_balanced
+from flyspeck.models.layers import ConvTower, NormBuilder, flatten_levels, init_normal
+from flyspeck.models.losses import mean_over_processes, smooth_l1
+from flyspeck.types import FeatureSpec, Targets
+
+NegativeWeight = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(anchors (A, 4), objectness logits (A,), objects (N, 4)) to sampling weights (A,) of the negatives."""
+
+
+@dataclass(frozen=True)
+class ProposalRule:
+    """How many proposals leave the RPN."""
+
+    pre_nms: int = 1000
+    """Best anchors kept per level."""
+    iou: float = 0.7
+    """Suppression among the proposals of a level."""
+    keep: int = 1000
+    """Proposals per picture."""
+    min_size: float = 1e-3
+    """Proposals with a shorter side, in pixels, are dropped."""
+
+
+class RPN(nn.Module):
+    """Objectness and box offsets for every anchor, and the proposals made of them."""
+
+    def __init__(
+        self,
+        features: Sequence[FeatureSpec],
+        *,
+        anchors: AnchorGrid,
+        depth: int = 1,
+        norm: NormBuilder | None = None,
+        train_rule: ProposalRule | None = None,
+        test_rule: ProposalRule | None = None,
+        samples: int = 256,
+        positive_share: float = 0.5,
+        foreground: float = 0.7,
+        background: float = 0.3,
+        negative_weight: NegativeWeight | None = None,
+    ) -> None:
+        super().__init__()
+        self.anchors = anchors
+        self.train_rule = train_rule or ProposalRule(pre_nms=2000, keep=1000)
+        self.test_rule = test_rule or ProposalRule()
+        self.samples, self.positive_share = samples, positive_share
+        self.thresholds = (foreground, background)
+        self.negative_weight = negative_weight
+        channels = features[0].channels
+        self.tower = ConvTower(channels, depth, levels=len(features), norm=norm)
+        self.objectness = nn.Conv2d(channels, anchors.num_per_cell, 1)
+        self.box_deltas = nn.Conv2d(channels, anchors.num_per_cell * 4, 1)
+        init_normal(self.objectness)
+        init_normal(self.box_deltas)
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Pyramid maps to objectness logits `(B, A, H_l, W_l)` and deltas `(B, A*4, H_l, W_l)` per level."""
+        towers = [self.tower(m, i) for i, m in enumerate(maps)]
+        return [self.objectness(t) for t in towers], [self.box_deltas(t) for t in towers]
+
+    def propose(
+        self,
+        maps: Sequence[Tensor],
+        padded: tuple[int, int],
+        sizes: Sequence[tuple[int, int]],
+        targets: Sequence[Targets] | None = None,
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Proposals `(P, 4)` of each picture, best first; with `targets`, by the training rule, and the losses."""
+        logits, deltas = self(maps)
+        map_sizes = [m.shape[-2:] for m in logits]
+        counts = [h * w * self.anchors.num_per_cell for h, w in map_sizes]
+        flat_logits, flat_deltas = flatten_levels(logits, 1)[..., 0], flatten_levels(deltas, 4)
+        anchors = self.anchors(map_sizes, padded, flat_logits.device)
+        rule = self.test_rule if targets is None else self.train_rule
+        proposals = [
+            select_proposals(picture_logits, picture_deltas, anchors, counts, size, rule)
+            for picture_logits, picture_deltas, size in zip(
+                flat_logits.detach(), flat_deltas.detach(), sizes, strict=True
+            )
+        ]
+        losses = {} if targets is None else self._losses(flat_logits, flat_deltas, anchors, targets)
+        return proposals, losses
+
+    def _losses(self, logits: Tensor, deltas: Tensor, anchors: Tensor, targets: Sequence[Targets]) -> dict[str, Tensor]:
+        foreground, background = self.thresholds
+        objectness, box = logits.sum() * 0, deltas.sum() * 0
+        sampled = 0
+        for picture_logits, picture_deltas, target in zip(logits, deltas, targets, strict=True):
+            assigned = max_iou_assign(
+                anchors, target.objects, target.ignored, foreground=foreground, background=background
+            )
+            weight = None
+            if self.negative_weight is not None:
+                weight = self.negative_weight(anchors, picture_logits.detach(), target.objects)
+            rows = sample_balanced(
+                assigned, count=self.samples, positive_share=self.positive_share, negative_weight=weight
+            )
+            wanted = (assigned[rows] >= 0).to(logits.dtype)
+            objectness = objectness + F.binary_cross_entropy_with_logits(picture_logits[rows], wanted, reduction="sum")
+            positive = rows[wanted > 0]
+            goal = box_algebra.encode(target.objects[assigned[positive]], anchors[positive])
+            box = box + smooth_l1(picture_deltas[positive], goal, beta=1 / 9)
+            sampled += len(rows)
+        total = mean_over_processes(sampled, logits.device)
+        return {"rpn_objectness": objectness / total, "rpn_box": box / total}
+
+
+def select_proposals(
+    logits: Tensor, deltas: Tensor, anchors: Tensor, counts: Sequence[int], size: tuple[int, int], rule: ProposalRule
+) -> Tensor:
+    """Proposals `(P, 4)` of one picture from `logits (A,)` and `deltas (A, 4)`, suppressed within each level."""
+    rows, levels, start = [], [], 0
+    for level, count in enumerate(counts):
+        best = logits[start : start + count].topk(min(rule.pre_nms, count)).indices + start
+        rows.append(best)
+        levels.append(torch.full_like(best, level))
+        start += count
+    row, level = torch.cat(rows), torch.cat(levels)
+    boxes = box_algebra.clip(box_algebra.decode(deltas[row], anchors[row]), *size)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    kept = torch.nonzero((sides >= rule.min_size).all(1)).squeeze(1)
+    boxes, level, score = boxes[kept], level[kept], logits[row[kept]]
+    return boxes[batched_nms(boxes, score, level, rule.iou)[: rule.keep]]
