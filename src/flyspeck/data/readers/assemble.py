@@ -1,0 +1,250 @@
+"""From what a format says to the annotation table: the rules that all readers share.
+
+A reader fills a `Draft` with its entries as they stand; `assemble` finds the broken ones, turns the classes and flags of
+ignore regions into ignore regions, maps the classes to 0..K-1 and sorts by picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flyspeck.data.annotations import Annotations
+from flyspeck.errors import UserError, nearest
+
+IGNORE_CLASSES = (
+    "dontcare",
+    "ignore",
+    "ignored",
+    "ignored region",
+    "ignored regions",
+    "ignore region",
+    "ignore regions",
+)
+"""Names of categories that are ignore regions of every class, compared in lower case without blanks, `_` and `-`."""
+IGNORE_FLAGS = ("iscrowd", "ignore", "uncertain", "difficult", "invalid")
+"""Flags of a source that make a box an ignore region."""
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What a user may ask of every reader."""
+
+    classes: tuple[str, ...] | None = None
+    """Names to read, mapped to 0..K-1 in this order; boxes of other classes are left out. None: all."""
+    ignore_classes: tuple[str, ...] = IGNORE_CLASSES
+    """Categories that are ignore regions and no class."""
+    ignore_flags: tuple[str, ...] = IGNORE_FLAGS
+    """Flags that make a box an ignore region; leave one out to have such boxes as ordinary ones."""
+    for_evaluation: bool = False
+    """Keep what reference evaluators see: zero-area boxes, boxes outside the picture, ids that are used twice."""
+    images: Path | None = None
+    """Folder of the pictures, where it is not the place that the format implies."""
+
+
+@dataclass
+class Draft:
+    """Entries of a source before any judgement. `I` pictures, `M` boxes, `C` categories."""
+
+    where: Path
+    """The file or folder read, for messages."""
+    root: Path
+    image_ids: list[Any] = field(default_factory=list)
+    file_names: list[str] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    """(height, width) of each picture; (-1, -1) where unknown."""
+    image_extra: dict[str, np.ndarray] = field(default_factory=dict)
+    image_index: Any = field(default_factory=list)
+    """(M,) row of the picture; -1 where the entry names none that exists."""
+    boxes: Any = field(default_factory=list)
+    """(M, 4) xyxy; NaN where the entry has no box of four numbers."""
+    category: Any = field(default_factory=list)
+    """(M,) row of `names`; -1 for an ignore region without category, -2 where the entry names none that exists."""
+    names: list[str] = field(default_factory=list)
+    category_ids: list[int] = field(default_factory=list)
+    """(C,) the source's numbers."""
+    box_ids: Any = None
+    """(M,) or None: 1..M."""
+    area: Any = None
+    """(M,) or None: w*h."""
+    flags: dict[str, Any] = field(default_factory=dict)
+    """(M,) bool columns under the source's names."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """More (M, …) columns."""
+    problems: list[str] = field(default_factory=list)
+    places: Any = None
+    """(M,) where each entry stands (`a.txt, line 3`), or None: `where` and its id."""
+    describe: Callable[[int], str] | None = None
+    """Words on an entry with a missing picture or category: what it names."""
+
+    def add_image(self, image_id: Any, file_name: str, size: tuple[int, int] = (-1, -1)) -> int:
+        """Append a picture of (height, width) `size`; returns its row."""
+        self.image_ids.append(image_id)
+        self.file_names.append(file_name)
+        self.sizes.append(size)
+        return len(self.image_ids) - 1
+
+
+def normal_name(name: str) -> str:
+    """A category name in lower case without blanks, `_` and `-`."""
+    return "".join(c for c in str(name).lower() if c not in " _-")
+
+
+def id_array(ids: Sequence[Any]) -> np.ndarray:
+    """Ids as int64 where all are whole numbers, else as objects unchanged."""
+    if all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in ids):
+        return np.array(ids, dtype=np.int64)
+    column = np.empty(len(ids), dtype=object)
+    column[:] = list(ids)
+    return column
+
+
+def assemble(draft: Draft, options: ReadOptions, source: str) -> Annotations:
+    """The table of a draft's sound entries; each broken one becomes a line of `problems`.
+
+    Beside the columns of `Annotations`, `extra` holds the source's flags (`ignore` as `ignore_flag`) and `category`: (M,)
+    the row of `classes` that an entry was annotated with, also where it is an ignore region (-1: none).
+    """
+    count = len(draft.boxes)
+    boxes = np.asarray(draft.boxes, dtype=np.float64).reshape(count, 4)
+    image_index = np.asarray(draft.image_index, dtype=np.int64)
+    category = np.asarray(draft.category, dtype=np.int64)
+    box_ids = np.arange(1, count + 1) if draft.box_ids is None else id_array(draft.box_ids)
+    sizes = np.asarray(draft.sizes, dtype=np.int64).reshape(-1, 2)
+    flags = {name: np.asarray(column, dtype=bool) for name, column in draft.flags.items()}
+    sound, faults = _judge(draft, options, boxes, image_index, category, box_ids, sizes)
+
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    if draft.area is not None:
+        given = np.asarray(draft.area, dtype=np.float64)
+        area = np.where(np.isfinite(given), given, area)
+    classes, category_ids, row_of = _classes(draft, options)
+    category = np.where(category >= 0, row_of[category], category)  # -1 ignore region, -2 broken, -3 not asked for
+    unasked = sound & (category == -3)
+    ignore = category == -1
+    for name in options.ignore_flags:
+        if name in flags:
+            ignore |= flags[name]
+    unasked &= ~ignore  # an ignore region holds for every class, so it stays whatever its own class
+    keep = np.flatnonzero(sound & ~unasked)
+    keep = keep[np.argsort(image_index[keep], kind="stable")]
+
+    extra = {name: np.asarray(column)[keep] for name, column in draft.extra.items()}
+    extra |= {("ignore_flag" if name == "ignore" else name): column[keep] for name, column in flags.items()}
+    extra["category"] = np.maximum(category[keep], -1)
+    if unasked.any():
+        source += f" ({int(unasked.sum())} boxes of classes not asked for left out)"
+    return Annotations(
+        image_ids=id_array(draft.image_ids),
+        file_names=tuple(draft.file_names),
+        sizes=sizes,
+        image_index=image_index[keep],
+        boxes=boxes[keep],
+        labels=np.where(ignore, -1, category)[keep],
+        area=area[keep],
+        ignore=ignore[keep],
+        crowd=flags["iscrowd"][keep] if "iscrowd" in flags else np.zeros(len(keep), dtype=bool),
+        box_ids=box_ids[keep],
+        classes=classes,
+        category_ids=category_ids,
+        root=draft.root,
+        extra=extra,
+        image_extra=draft.image_extra,
+        source=source,
+        problems=(*draft.problems, *faults),
+    )
+
+
+def _judge(
+    draft: Draft,
+    options: ReadOptions,
+    boxes: np.ndarray,
+    image_index: np.ndarray,
+    category: np.ndarray,
+    box_ids: np.ndarray,
+    sizes: np.ndarray,
+) -> tuple[np.ndarray, list[str]]:
+    """Which entries are sound, `(M,)` bool, and a line for each that is not."""
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    with np.errstate(invalid="ignore", over="ignore"):
+        tests = [
+            (image_index < 0, "names a picture that is not listed"),
+            (category == -2, "names a category that is not listed"),
+            (~np.isfinite(boxes).all(1) | ~np.isfinite(width * height), "has no box of four finite numbers"),
+            ((width < 0) | (height < 0), "has a box of negative width or height"),
+        ]
+        if not options.for_evaluation:
+            frame = sizes[np.maximum(image_index, 0)] if len(sizes) else np.full((len(boxes), 2), -1)
+            outside = (boxes[:, 2] <= 0) | (boxes[:, 3] <= 0)
+            outside |= (boxes[:, 0] >= frame[:, 1]) | (boxes[:, 1] >= frame[:, 0])
+            tests += [
+                ((width == 0) | (height == 0), "has a box of zero area"),
+                (outside & (frame > 0).all(1), "has a box wholly outside its picture"),
+            ]
+            if draft.box_ids is not None:
+                tests.append((_repeated(box_ids), "has an id that an earlier one has"))
+    sound, faults = np.ones(len(boxes), dtype=bool), {}
+    for broken, reason in tests:
+        for row in np.flatnonzero(broken & sound):
+            faults[int(row)] = f"{_place(draft, box_ids, int(row))} {reason}{_named(draft, int(row), reason)}"
+        sound &= ~broken
+    return sound, [faults[row] for row in sorted(faults)]
+
+
+def _repeated(ids: np.ndarray) -> np.ndarray:
+    """True for each id that occurred earlier, `(M,)`."""
+    if ids.dtype != object:
+        first = np.zeros(len(ids), dtype=bool)
+        first[np.unique(ids, return_index=True)[1]] = True
+        return ~first
+    seen: set[str] = set()
+    known = [repr(i) for i in ids]
+    return np.array([name in seen or bool(seen.add(name)) for name in known], dtype=bool)
+
+
+def _place(draft: Draft, box_ids: np.ndarray, row: int) -> str:
+    if draft.places is not None:
+        return f"{draft.places[row]}: the entry"
+    if draft.box_ids is not None:
+        return f"{draft.where.name}: annotation {_plain(box_ids[row])!r}"
+    return f"{draft.where.name}: entry {row + 1}"
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _named(draft: Draft, row: int, reason: str) -> str:
+    return f" ({draft.describe(row)})" if draft.describe is not None and "not listed" in reason else ""
+
+
+def _classes(draft: Draft, options: ReadOptions) -> tuple[tuple[str, ...], tuple[int, ...], np.ndarray]:
+    """Names and source ids of the classes, and for each category of the source its class (-1 ignore, -3 not asked for)."""
+    ignored = {normal_name(name) for name in options.ignore_classes}
+    # VisDrone's eleventh category is no class of its benchmark; the name means so only beside its ignored regions.
+    if "ignoredregions" in ignored and "ignoredregions" in map(normal_name, draft.names):
+        ignored.add("others")
+    real: dict[str, int] = {}
+    for name, number in zip(draft.names, draft.category_ids, strict=True):
+        if normal_name(name) not in ignored:
+            real.setdefault(name, number)
+    if options.classes is not None:
+        for name in options.classes:
+            if name not in real:
+                raise UserError(f"class '{name}' is not in the annotations", where=draft.where, fix=nearest(name, real))
+        real = {name: real[name] for name in options.classes}
+    row = {name: index for index, name in enumerate(real)}
+    lookup = [-1 if normal_name(name) in ignored else row.get(name, -3) for name in draft.names]
+    return tuple(real), tuple(real.values()), np.array(lookup, dtype=np.int64).reshape(-1)
+
+
+def find_root(candidates: Sequence[Path], names: Sequence[str]) -> Path:
+    """The first folder that holds one of the first pictures named; the first candidate where none does."""
+    for folder in candidates:
+        if any((folder / name).is_file() for name in names[:20]):
+            return folder
+    return candidates[0]
