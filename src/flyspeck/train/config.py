@@ -1,0 +1,272 @@
+"""Recipes: one YAML file is one run, complete and typed. No inheritance, no interpolation, no code.
+
+Every field is documented under its name; an unknown key is an error that names the nearest known one. Paths in a recipe
+are relative to the recipe's own file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from flyspeck.errors import UserError, nearest
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(_Strict):
+    """Where the pictures are and how they are read."""
+
+    train: str
+    """Annotations to learn from: any format that `flyspeck data inspect` reads."""
+    val: str
+    """Annotations to measure on."""
+    format: str | None = None
+    """Name of the format; None looks at the files."""
+    classes: list[str] | None = None
+    """Classes to learn, in order; None takes all. Boxes of the others are left out."""
+    channels: Literal[1, 3] | None = None
+    """Channels to read; None takes what the first picture has."""
+    cache: Literal["none", "ram"] = "none"
+    """Keep decoded pictures in memory (a set of small pictures trains faster)."""
+    max_objects: int | None = None
+    """Leave out training pictures with more objects (the papers use 200)."""
+    max_broken_share: float = Field(0.0, ge=0, le=1)
+    """Share of unreadable pictures that training may skip; they are counted and listed."""
+    train_limit: int | None = Field(None, ge=1)
+    """Use only so many training pictures, evenly spread over the file."""
+    val_limit: int | None = Field(None, ge=1)
+    """Use only so many validation pictures, evenly spread over the file."""
+
+
+class AugmentConfig(_Strict):
+    """What training does to a picture, in the order of the fields. Everything is seeded by epoch and picture."""
+
+    copy_paste: float = Field(0.0, ge=0, le=1)
+    """Probability of pasting copies of tiny objects from other pictures."""
+    copy_paste_max_objects: int = Field(8, ge=1)
+    """Copies per picture, at most."""
+    copy_paste_max_size: float = Field(32.0, gt=0)
+    """Only objects up to this size (square root of the area, px) are copied."""
+    flip: float = Field(0.5, ge=0, le=1)
+    """Probability of a horizontal flip."""
+    vertical_flip: float = Field(0.0, ge=0, le=1)
+    """Probability of a vertical flip (pictures from above)."""
+    rot90: float = Field(0.0, ge=0, le=1)
+    """Probability of a quarter turn (pictures from straight above)."""
+    scale: tuple[float, float] = (1.0, 1.0)
+    """Range of the random enlargement before the crop."""
+    crop: tuple[int, int] | None = None
+    """(height, width) of a random crop; smaller pictures are padded. None keeps the whole picture."""
+    photometric: float = Field(0.0, ge=0, le=1)
+    """Strength of random brightness, contrast, gamma, noise and blur; 0 is off."""
+    oversample: float = Field(0.0, ge=0)
+    """Repeat pictures with rare classes or tiny objects: 0 is off, 1 the full repeat factor."""
+
+
+class AnchorConfig(_Strict):
+    """Anchors, relative to the pyramid's strides, or fitted to the training set."""
+
+    base_scale: float = Field(2.0, gt=0)
+    """Anchor size over stride: 2 gives 8 px at stride 4."""
+    ratios: list[float] = [0.5, 1.0, 2.0]
+    """Height over width."""
+    octaves: int = Field(1, ge=1)
+    """Sizes per level between one level's and the next's."""
+    fit: bool = False
+    """Take base scale and ratios from the training set's boxes instead, and print them."""
+
+
+class ModelConfig(_Strict):
+    """Which detector: a zoo name and its sizes."""
+
+    name: str = "faster_rcnn:mobilenet_v2"
+    """DETECTOR:BACKBONE[:NECK], as `flyspeck models` lists them."""
+    weights: str | None = None
+    """Backbone weights: a torchvision name (IMAGENET1K_V1), a file, or None for random."""
+    width: float = Field(1.0, gt=0)
+    """Width multiplier of the backbone."""
+    channels: int = Field(256, ge=4)
+    """Channels of neck and head: 64 on a laptop, 256 in the papers."""
+    levels: str = "2-6"
+    """Pyramid levels; 2-6 is strides 4 to 64."""
+    norm: Literal["none", "bn", "gn"] = "none"
+    """Norm layers of neck and head."""
+    frozen_stages: int = Field(0, ge=0)
+    """Backbone stages that do not train: 1 freezes the stem, 2 also stage 1, and so on."""
+    freeze_norms: bool = False
+    """Keep the backbone's norm statistics and weights as loaded."""
+    anchors: AnchorConfig = AnchorConfig()
+    fusion: list[float] | str | None = None
+    """Fusion factors, finest edge first; or a mode such as `statistic` (from the training set)."""
+    head: dict[str, Any] = {}
+    """Further keyword arguments of the detector's builder (depth, hidden, samples, …)."""
+    max_detections: int = Field(500, ge=1)
+    """Detections kept per picture."""
+    nms: float = Field(0.5, gt=0, le=1)
+    """IoU above which a worse box of the same class is dropped."""
+
+
+class TrainConfig(_Strict):
+    """The optimisation."""
+
+    epochs: int = Field(12, ge=1)
+    batch_size: int = Field(8, ge=1)
+    """Pictures per step over all processes; the learning rate belongs to this number."""
+    accumulate: int = Field(1, ge=1)
+    """Split a batch into this many forward passes."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: float = Field(0.01, gt=0)
+    backbone_lr: float = Field(1.0, ge=0)
+    """Factor on the learning rate of the backbone."""
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(1e-4, ge=0)
+    """Not applied to norm layers and biases."""
+    warmup_steps: int = Field(200, ge=0)
+    schedule: Literal["step", "cosine", "constant"] = "step"
+    milestones: list[float] = [2 / 3, 11 / 12]
+    """Where the step schedule multiplies by 0.1, as shares of the run (8 and 11 of 12 epochs)."""
+    final_lr: float = Field(0.01, ge=0, le=1)
+    """Where the cosine ends, as a share of `lr`."""
+    clip_grad: float | None = 35.0
+    """Largest norm of the gradient."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Decay of an exponential moving average of the weights, which is then what is evaluated and kept."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    channels_last: bool = True
+    seed: int = 0
+    workers: int | None = None
+    """Loader processes; None fits them to the machine."""
+    log_every: int = Field(20, ge=1)
+    """Steps between two lines of the log."""
+    eval_every: int = Field(1, ge=1)
+    """Epochs between two evaluations; the last epoch is always evaluated."""
+    checkpoint_every: int | None = Field(None, ge=1)
+    """Steps between two checkpoints within an epoch; None saves at the end of each epoch only."""
+    tensorboard: bool = False
+
+
+class EvaluateConfig(_Strict):
+    """How the run measures itself."""
+
+    protocol: str = "flyspeck"
+    """A protocol by name; see `flyspeck eval --help`."""
+    best: str = "ap50_tiny"
+    """The figure that picks the best checkpoint."""
+    batch_size: int = Field(8, ge=1)
+    score: float = Field(0.01, ge=0, le=1)
+    """Detections with lower scores are not kept."""
+    tile: tuple[int, int] | None = None
+    """(height, width) of inference tiles; None: pictures up to twice the training size go whole."""
+
+
+class Recipe(_Strict):
+    """One run."""
+
+    name: str = "run"
+    data: DataConfig
+    augment: AugmentConfig = AugmentConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Recipe:
+        if self.train.batch_size % self.train.accumulate:
+            raise ValueError(
+                f"train.batch_size {self.train.batch_size} is not a multiple of train.accumulate {self.train.accumulate}"
+            )
+        low, high = self.augment.scale
+        if not 0 < low <= high:
+            raise ValueError(f"augment.scale is a range (low, high) above 0, got ({low}, {high})")
+        return self
+
+
+def load_recipe(path: Path | str, overrides: list[str] | None = None) -> Recipe:
+    """Reads a recipe file; `overrides` are `section.key=value` as on the command line, values in YAML.
+
+    Paths in the recipe become absolute. Raises UserError naming the file, the key and the nearest known key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError("no such recipe", where=path, fix="give a YAML file; recipes/ has examples")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"not YAML: {' '.join(str(error).split())}", where=path) from None
+    if not isinstance(content, dict):
+        raise UserError(
+            "a recipe is a mapping of sections", where=path, fix=f"sections: {', '.join(Recipe.model_fields)}"
+        )
+    for override in overrides or []:
+        _apply(content, override)
+    recipe = parse_recipe(content, where=path)
+    return resolve_paths(recipe, path.parent)
+
+
+def parse_recipe(content: dict[str, Any], *, where: Path | str = "recipe") -> Recipe:
+    """A mapping to a checked `Recipe`."""
+    try:
+        return Recipe.model_validate(content)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        if first["type"] == "extra_forbidden":
+            known = _known_keys(first["loc"])
+            raise UserError(
+                f"unknown key '{place}'{more}", where=where, fix=nearest(str(first["loc"][-1]), known)
+            ) from None
+        message = first["msg"].removeprefix("Value error, ")
+        got = "" if isinstance(first.get("input"), dict) else f", got {first.get('input')!r}"
+        raise UserError(f"{place + ': ' if place else ''}{message}{got}{more}", where=where) from None
+
+
+def resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
+    """The same recipe with the paths of `data` and `model.weights` made absolute; torchvision's names stay."""
+    data = {key: str(_absolute(folder, getattr(recipe.data, key))) for key in ("train", "val")}
+    weights = recipe.model.weights
+    if weights is not None and ("/" in weights or "." in weights):
+        weights = str(_absolute(folder, weights))
+    return recipe.model_copy(
+        update={
+            "data": recipe.data.model_copy(update=data),
+            "model": recipe.model.model_copy(update={"weights": weights}),
+        }
+    )
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The complete recipe as YAML, defaults included."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _absolute(folder: Path, value: str) -> Path:
+    path = Path(value).expanduser()
+    return path if path.is_absolute() else (folder / path).resolve()
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise UserError(f"'{override}' sets nothing", where="--set", fix="write section.key=value")
+    *parents, last = key.strip().split(".")
+    place = content
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise UserError(f"'{parent}' is not a section", where=f"--set {override}")
+    place[last] = yaml.safe_load(value)
+
+
+def _known_keys(location: tuple[Any, ...]) -> list[str]:
+    model: Any = Recipe
+    for part in location[:-1]:
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)

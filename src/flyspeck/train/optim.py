@@ -1,0 +1,65 @@
+"""Optimiser, parameter groups and the learning rate of every step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from flyspeck.train.config import TrainConfig
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
+def parameter_groups(model: nn.Module, *, lr: float, weight_decay: float, backbone_lr: float = 1.0) -> list[dict]:
+    """Trainable parameters in four groups: backbone or not, decayed or not (norm layers and biases are not).
+
+    Every trainable parameter is in exactly one group; each group has its own `base_lr`.
+    """
+    plain = {
+        id(p) for module in model.modules() if isinstance(module, _NORMS) for p in module.parameters(recurse=False)
+    }
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        in_backbone = "backbone" in name.split(".")
+        decayed = id(parameter) not in plain and parameter.ndim > 1
+        groups.setdefault((in_backbone, decayed), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": weight_decay if decayed else 0.0,
+            "base_lr": lr * (backbone_lr if in_backbone else 1.0),
+            "lr": lr * (backbone_lr if in_backbone else 1.0),
+        }
+        for (in_backbone, decayed), parameters in sorted(groups.items())
+    ]
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimiser a recipe names, over `parameter_groups`."""
+    groups = parameter_groups(model, lr=config.lr, weight_decay=config.weight_decay, backbone_lr=config.backbone_lr)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind(groups, lr=config.lr, betas=(config.momentum, 0.999))
+
+
+def lr_factor(step: int, total_steps: int, config: TrainConfig) -> float:
+    """What the learning rate is multiplied by at `step` (0-based) of `total_steps`: warm-up times schedule."""
+    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    progress = step / max(total_steps, 1)
+    if config.schedule == "cosine":
+        low = config.final_lr
+        return warmup * (low + (1 - low) * (1 + math.cos(math.pi * progress)) / 2)
+    if config.schedule == "step":
+        return warmup * 0.1 ** sum(progress >= m for m in config.milestones)
+    return warmup
+
+
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Gives every group its own base rate times `factor`."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
