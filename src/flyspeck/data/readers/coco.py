@@ -92,22 +92,20 @@ def _read_images(draft: Draft, content: dict[str, Any]) -> dict[Any, int]:
     rows: dict[Any, int] = {}
     kept = []
     for number, image in enumerate(content["images"], 1):
-        name = image.get("file_name") if isinstance(image, dict) else None
-        key = image.get("id") if isinstance(image, dict) else None
+        entry = image if isinstance(image, dict) else {}
+        name, key = entry.get("file_name"), entry.get("id")
         fault = ""
-        if not isinstance(name, str) or not name:
-            fault = "has no file_name"
-        elif isinstance(key, bool) or not isinstance(key, int | str):
+        if isinstance(key, bool) or not isinstance(key, int | str):
             fault = f"has the id {key!r}, neither a whole number nor a text"
         elif key in rows:
             fault = f"has the id {key!r} of an earlier one"
-        if fault:
-            draft.problems.append(f"{draft.where.name}: picture {number} {fault}")
+        if fault or not isinstance(name, str) or not name:
+            draft.problems.append(f"{draft.where.name}: picture {number} {fault or 'has no file_name'}")
             continue
         height, width = _whole(image.get("height")), _whole(image.get("width"))
         size = (-1, -1) if height is None or width is None else (height, width)
         rows[key] = draft.add_image(key, name, size)
-        kept.append(image)
+        kept.append(entry)
     if any("corner" in image for image in kept):
         _read_corners(draft, kept, content.get("old_images"))
     return rows
