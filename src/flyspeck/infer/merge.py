@@ -1,0 +1,279 @@
+"""One list of boxes out of overlapping tiles: each object once, its neighbours untouched.
+
+What is different from running NMS over everything:
+
+* Two boxes of *one* tile are never compared: the detector has judged them already, so a crowd keeps at a seam exactly the
+  neighbours that it keeps elsewhere (`MergeRule.within_tile` turns this off).
+* A box that its tile's border cut (`flyspeck.infer.tiles.is_cut`) comes after every whole one, whatever the scores, and
+  yields to a whole box of another tile that explains it: the whole box, as far as the cut one's tile could see it, has
+  an IoU of at least `threshold` with it, or covers half of it or more. Classes do not matter here: half a car may well look
+  like a bicycle.
+* Ties are broken by content (class, coordinates, tile), so neither the order of tiles nor threads show in the result.
+
+The search for overlaps is near-linear (`flyspeck.infer.pairs`), greedy suppression runs in vectorised rounds.
+
+Sources: NMM after SAHI (Akyon et al., 2022); soft-NMS: Bodla et al., 2017, the Gaussian form (eq. 3); weighted fusion: Solovyev et al.,
+2021, eq. 1, with two deviations: a group forms around its best box rather than around the running mean, and it keeps
+the best score instead of the mean times the share of models, as how many tiles see an object depends on where it lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from flyspeck.errors import UserError, nearest
+from flyspeck.infer.pairs import BoxIndex
+from flyspeck.types import Detections
+
+METHODS = ("nms", "nmm", "soft-nms", "wbf")
+_COVERED = 0.5  # share of a cut box under a whole one from which it yields
+_ROUNDS = 50  # vectorised rounds before a long chain of boxes is walked one by one
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeRule:
+    """How duplicates from overlapping tiles become one box."""
+
+    method: Literal["nms", "nmm", "soft-nms", "wbf"] = "nms"
+    """Keep the best; join to the hull; decay the scores; average the boxes weighted by score."""
+    metric: Literal["iou", "ios"] = "iou"
+    """Intersection over union, or over the smaller box."""
+    threshold: float = 0.4
+    """Overlap from which two boxes are one object. Two views of an 8 px object that differ by 1 px each way have an IoU of
+    0.62, by 2 px 0.39; two such objects whose centres are half a side apart have 0.33."""
+    class_aware: bool = True
+    """Only boxes of one class are duplicates of each other."""
+    within_tile: bool = False
+    """Compare boxes of one tile too."""
+    sigma: float = 0.5
+    """Soft-NMS: a score is multiplied by exp(-overlap^2 / sigma)."""
+    min_score: float = 0.001
+    """Soft-NMS: boxes that decay below this are dropped."""
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise UserError(f"unknown merge method '{self.method}'", fix=nearest(self.method, METHODS))
+        if self.metric not in ("iou", "ios"):
+            raise UserError(f"unknown merge metric '{self.metric}'", fix=nearest(self.metric, ("iou", "ios")))
+        if not 0 < self.threshold <= 1:
+            raise UserError(f"a merge threshold of {self.threshold}", fix="choose one in (0, 1]")
+
+
+def merge(
+    found: Detections,
+    *,
+    tiles: np.ndarray | None = None,
+    tile_index: np.ndarray | None = None,
+    rule: MergeRule | None = None,
+) -> Detections:
+    """The detections of all tiles, in the frame of the picture and in any order, to those of the picture.
+
+    `tiles` (T, 4) xyxy pixels of the picture and `tile_index` (N,) int, the row of `tiles` that found each box; without them
+    every pair of boxes is compared and none is taken for cut. `found.extra["cut"]` (N,) bool marks cut boxes.
+    A kept box takes the best score of the boxes of its class that it replaces. Best score first.
+    """
+    rule = rule or MergeRule()
+    order = _by_priority(found, None if tiles is None or tile_index is None else tiles[tile_index])
+    found = found[order]
+    cut = np.asarray(found.extra.get("cut", np.zeros(len(found), bool)), bool)
+    frames = own = None
+    if tiles is not None and tile_index is not None:
+        own = np.asarray(tile_index)[order]
+        frames = np.asarray(tiles, np.float64)[own]
+    work = _Work(found.boxes.astype(np.float64), found.labels, cut, own, frames, rule)
+    if rule.method == "soft-nms":
+        return _best_first(_soften(found, work))
+    i, j = _concatenate([*work.duplicates(), *work.yielding()])
+    keeper = _greedy(len(found), i, j)
+    return _best_first(_combine(found, cut, keeper, rule.method))
+
+
+def _by_priority(found: Detections, frames: np.ndarray | None) -> np.ndarray:
+    """Row order by content alone: whole before cut; whole by score, cut by visible area; then class, box and tile."""
+    cut = np.asarray(found.extra.get("cut", np.zeros(len(found), bool)), bool)
+    visible = np.where(cut, -(found.boxes[:, 2] - found.boxes[:, 0]) * (found.boxes[:, 3] - found.boxes[:, 1]), 0)
+    columns = [cut, visible, -found.scores, found.labels, *found.boxes.T]
+    if frames is not None:
+        columns += list(frames.T)
+    return np.lexsort(columns[::-1])
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The columns of one merge, sorted by priority: a pair's first row always has the right of way."""
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    cut: np.ndarray
+    own: np.ndarray | None
+    frames: np.ndarray | None
+    rule: MergeRule
+
+    def duplicates(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Pairs (i, j), i < j, that overlap by the rule's metric and threshold."""
+        for i, j, overlap in self.overlaps():
+            hit = overlap >= self.rule.threshold
+            yield i[hit], j[hit]
+
+    def overlaps(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Pairs (i, j), i < j, that may be duplicates, with the rule's metric.
+
+        With "ios" and in soft-NMS every overlapping pair is given, else those that can reach the threshold.
+        """
+        rule = self.rule
+        every = rule.metric == "ios" or rule.method == "soft-nms"
+        index = BoxIndex(self.boxes, self.labels if rule.class_aware else None)
+        for i, j in index.pairs(max_ratio=np.inf if every else 1 / rule.threshold):
+            i, j = self._between_tiles(i, j)
+            shared = _intersection(self.boxes[i], self.boxes[j])
+            i, j, shared = (column[shared > 0] for column in (i, j, shared))
+            area_i, area_j = _area(self.boxes[i]), _area(self.boxes[j])
+            whole = np.minimum(area_i, area_j) if rule.metric == "ios" else area_i + area_j - shared
+            yield i, j, shared / whole
+
+    def yielding(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Pairs (i, j), i < j, where j is cut and i, from another tile, explains it."""
+        if self.frames is None or self.own is None or not self.cut.any():
+            return
+        index = BoxIndex(self.boxes)
+        for j, i in index.around(np.flatnonzero(self.cut), max_ratio=1 / min(_COVERED, self.rule.threshold)):
+            first = (i < j) & (self.own[i] != self.own[j]) & (~self.cut[i] | (self.labels[i] == self.labels[j]))
+            i, j = i[first], j[first]
+            seen, part = _cap(self.boxes[i], self.frames[j]), self.boxes[j]
+            shared = _intersection(seen, part)
+            union = _area(seen) + _area(part) - shared
+            explains = shared >= self.rule.threshold * union
+            explains |= ~self.cut[i] & (shared >= _COVERED * _area(part))
+            explains &= shared > 0
+            yield i[explains], j[explains]
+
+    def _between_tiles(self, i: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if self.own is None or self.rule.within_tile:
+            return i, j
+        apart = self.own[i] != self.own[j]
+        return i[apart], j[apart]
+
+
+def _area(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2] - boxes[:, 0]).clip(min=0) * (boxes[:, 3] - boxes[:, 1]).clip(min=0)
+
+
+def _cap(boxes: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """The part of each box inside its row of `frames`; inside out where there is none."""
+    return np.concatenate([np.maximum(boxes[:, :2], frames[:, :2]), np.minimum(boxes[:, 2:], frames[:, 2:])], axis=1)
+
+
+def _intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return _area(_cap(a, b))
+
+
+def _concatenate(chunks: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    none = np.zeros(0, np.int64)
+    return np.concatenate([none, *(c[0] for c in chunks)]), np.concatenate([none, *(c[1] for c in chunks)])
+
+
+def _greedy(n: int, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """For each of `n` rows the row that replaces it, itself where it is kept: greedy suppression by pairs (i < j).
+
+    A row is kept once all its rivals of higher rank are suppressed; every round settles all rows whose rivals are settled.
+    """
+    kept, settled = np.zeros(n, bool), np.ones(n, bool)
+    settled[i], settled[j] = False, False
+    kept[settled] = True
+    a, b = i, j
+    for _ in range(_ROUNDS):
+        if not len(a):
+            break
+        beaten = np.zeros(n, bool)
+        beaten[b] = True
+        free = ~settled & ~beaten
+        kept[free] = settled[free] = True
+        settled[b[kept[a]]] = True
+        open_pair = ~(settled[a] | settled[b])
+        # A row whose last rival was suppressed has no open pair left; it is free in the next round, or at the end.
+        a, b = a[open_pair], b[open_pair]
+    if len(a):
+        _walk(a, b, kept, settled)
+    kept[~settled] = True
+    keeper = np.arange(n)
+    lost = kept[i] & ~kept[j]
+    keeper[j[lost]] = n
+    np.minimum.at(keeper, j[lost], i[lost])
+    return keeper
+
+
+def _walk(a: np.ndarray, b: np.ndarray, kept: np.ndarray, settled: np.ndarray) -> None:
+    """Settle long chains in order of rank, in place."""
+    order = np.argsort(a, kind="stable")
+    starts = np.flatnonzero(np.diff(a[order], prepend=-1))
+    rows, others = a[order][starts], np.split(b[order], starts[1:])
+    for row, rivals in zip(rows.tolist(), others, strict=True):
+        if not settled[row]:
+            kept[row] = settled[row] = True
+            settled[rivals[~kept[rivals]]] = True
+
+
+def _combine(found: Detections, cut: np.ndarray, keeper: np.ndarray, method: str) -> Detections:
+    """One detection per kept row, from the rows that it replaces."""
+    keep = keeper == np.arange(len(keeper))
+    same_class = found.labels == found.labels[keeper]
+    scores = found.scores.copy()
+    np.maximum.at(scores, keeper[same_class], found.scores[same_class])
+    boxes = found.boxes.astype(np.float64)
+    member = same_class & (~cut | cut[keeper])  # a cut box has nothing to add to a whole one's place
+    to, rows = keeper[member], np.flatnonzero(member)
+    if method == "nmm":
+        np.minimum.at(boxes[:, 0], to, found.boxes[rows, 0])
+        np.minimum.at(boxes[:, 1], to, found.boxes[rows, 1])
+        np.maximum.at(boxes[:, 2], to, found.boxes[rows, 2])
+        np.maximum.at(boxes[:, 3], to, found.boxes[rows, 3])
+    elif method == "wbf":
+        weights = found.scores[rows].astype(np.float64).clip(min=1e-9)
+        total = np.bincount(to, weights, len(keeper))
+        for side in range(4):
+            summed = np.bincount(to, weights * found.boxes[rows, side], len(keeper))
+            boxes[keep, side] = summed[keep] / total[keep]
+    return replace(found, boxes=boxes.astype(np.float32), scores=scores)[keep]
+
+
+def _soften(found: Detections, work: _Work) -> Detections:
+    """Cut boxes yield first; then, best first, each box decays the scores of those it overlaps."""
+    i, j = _concatenate(list(work.yielding()))
+    alive = _greedy(len(found), i, j) == np.arange(len(found))
+    near: dict[int, list[tuple[int, float]]] = {}
+    for a, b, overlap in work.overlaps():
+        both = alive[a] & alive[b]
+        decay = np.exp(-(overlap[both] ** 2) / work.rule.sigma)
+        for x, y, factor in zip(a[both].tolist(), b[both].tolist(), decay.tolist(), strict=True):
+            near.setdefault(x, []).append((y, factor))
+            near.setdefault(y, []).append((x, factor))
+    scores = found.scores.astype(np.float64)
+    _decay(scores, near, cut=work.cut)
+    final = scores.astype(np.float32)
+    return replace(found, scores=final)[alive & (final >= work.rule.min_score)]
+
+
+def _decay(scores: np.ndarray, near: dict[int, list[tuple[int, float]]], *, cut: np.ndarray) -> None:
+    """Soft-NMS in place over the graph `near`: take the best box left, decay its neighbours, repeat (lazy heap)."""
+    import heapq
+
+    heap = [(bool(cut[row]), -scores[row], row) for row in near]
+    heapq.heapify(heap)
+    done: set[int] = set()
+    while heap:
+        _, negative, row = heapq.heappop(heap)
+        if row in done or -negative != scores[row]:
+            continue
+        done.add(row)
+        for other, factor in near[row]:
+            if other not in done:
+                scores[other] *= factor
+                heapq.heappush(heap, (bool(cut[other]), -scores[other], other))
+
+
+def _best_first(found: Detections) -> Detections:
+    return found[np.lexsort([*found.boxes.T[::-1], found.labels, -found.scores])]

@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+
+from flyspeck.errors import UserError
+from flyspeck.infer import merge as merge_module
+from flyspeck.infer import tiles as tiling
+from flyspeck.infer.merge import METHODS, MergeRule, merge
+from flyspeck.types import Detections
+
+SIZE = (100, 140)
+TILES = tiling.grid(SIZE, (60, 60), 20)
+
+
+def scene(seed: int, n: int) -> tuple[Detections, np.ndarray]:
+    """What a jittery detector reports in the tiles of a crowd: duplicates, parts at borders, ties in score."""
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(0, (SIZE[1] - 1, SIZE[0] - 1), (n, 2))
+    objects = np.concatenate([corner, corner + rng.choice([1.0, 3.0, 8.0, 18.0, 30.0], (n, 2))], axis=1)
+    kinds = rng.integers(0, 2, n)
+    boxes, scores, labels, own = [], [], [], []
+    for index, (x1, y1, x2, y2) in enumerate(TILES):
+        for box, kind in zip(objects, kinds, strict=True):
+            seen = np.array([max(box[0], x1), max(box[1], y1), min(box[2], x2), min(box[3], y2)])
+            if (seen[2:] - seen[:2]).min() <= 0.5 or rng.random() < 0.1:
+                continue
+            boxes.append(seen + rng.choice([0, 0, 0.25, -0.5], 4))
+            scores.append(rng.choice([0.2, 0.5, 0.8]))
+            labels.append(kind if rng.random() < 0.9 else 1 - kind)
+            own.append(index)
+    array = np.array(boxes, np.float32).reshape(-1, 4)
+    found = Detections(array, np.array(scores), np.array(labels, np.int64), SIZE, ("a", "b"))
+    own_array = np.array(own, np.int64)
+    cut = tiling.is_cut(array, TILES[own_array], SIZE)
+    return Detections(array, found.scores, found.labels, SIZE, ("a", "b"), extra={"cut": cut}), own_array
+
+
+def shared_area(a: list[float], b: list[float]) -> float:
+    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+
+
+def area(a: list[float]) -> float:
+    return max(0.0, a[2] - a[0]) * max(0.0, a[3] - a[1])
+
+
+def slow_merge(
+    found: Detections, own: np.ndarray | None, rule: MergeRule
+) -> list[tuple[tuple[float, ...], float, int]]:
+    """The rules of `merge` for NMS, NMM and weighted fusion, box by box, as a reader would write them down."""
+    frames = [[0.0] * 4] * len(found) if own is None else TILES[own].astype(float).tolist()
+    cut = found.extra["cut"].tolist() if own is not None else [False] * len(found)
+    # Areas are ranked in float32 like the boxes themselves.
+    seen_area = (found.boxes[:, 2] - found.boxes[:, 0]) * (found.boxes[:, 3] - found.boxes[:, 1])
+    rows = [
+        (cut[k], -float(seen_area[k]) if cut[k] else 0.0, -float(found.scores[k]), int(found.labels[k]))
+        + (tuple(found.boxes[k].astype(float).tolist()), tuple(frames[k]), -1 if own is None else int(own[k]))
+        for k in range(len(found))
+    ]
+    rows.sort()
+    groups: list[list[int]] = []
+    for j, (cut_j, _, _, label_j, box_j, frame_j, own_j) in enumerate(rows):
+        for group in groups:
+            cut_i, _, _, label_i, box_i, _, own_i = rows[group[0]]
+            apart = own is None or rule.within_tile or own_i != own_j
+            shared = shared_area(box_i, box_j)
+            whole = min(area(box_i), area(box_j)) if rule.metric == "ios" else area(box_i) + area(box_j) - shared
+            alike = label_i == label_j
+            same = shared > 0 and apart and (alike or not rule.class_aware) and shared / whole >= rule.threshold
+            if own is not None and cut_j and own_i != own_j and (alike or not cut_i):
+                part = [max(box_i[0], frame_j[0]), max(box_i[1], frame_j[1])]
+                part += [min(box_i[2], frame_j[2]), min(box_i[3], frame_j[3])]
+                visible = shared_area(part, box_j)
+                same |= visible > 0 and visible >= rule.threshold * (area(part) + area(box_j) - visible)
+                same |= visible > 0 and not cut_i and visible >= 0.5 * area(box_j)
+            if same:
+                group.append(j)
+                break
+        else:
+            groups.append([j])
+    return [fuse([rows[k] for k in group], rule.method) for group in groups]
+
+
+def fuse(rows: list[tuple], method: str) -> tuple[tuple[float, ...], float, int]:
+    best = rows[0]
+    alike = [r for r in rows if r[3] == best[3]]
+    score = max(-r[2] for r in alike)
+    members = [r for r in alike if not r[0] or best[0]]
+    box = best[4]
+    if method == "nmm":
+        box = tuple(min(r[4][k] for r in members) for k in (0, 1)) + tuple(
+            max(r[4][k] for r in members) for k in (2, 3)
+        )
+    elif method == "wbf":
+        box = tuple(sum(-r[2] * r[4][k] for r in members) / sum(-r[2] for r in members) for k in range(4))
+    return box, score, best[3]
+
+
+def as_rows(found: Detections) -> list[tuple[tuple[float, ...], float, int]]:
+    return [
+        (tuple(b), float(s), int(c))
+        for b, s, c in zip(found.boxes.astype(float).tolist(), found.scores, found.labels, strict=True)
+    ]
+
+
+def assert_same(found: Detections, expected: list[tuple[tuple[float, ...], float, int]]) -> None:
+    assert len(found) == len(expected)
+    got = sorted(as_rows(found), key=lambda r: (r[2], r[1], r[0]))
+    want = sorted(expected, key=lambda r: (r[2], r[1], r[0]))
+    assert [r[2] for r in got] == [r[2] for r in want]
+    assert_allclose([r[1] for r in got], [r[1] for r in want], rtol=1e-6)
+    assert_allclose([r[0] for r in got], [r[0] for r in want], atol=1e-4)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 100_000),
+    n=st.integers(0, 60),
+    method=st.sampled_from(["nms", "nmm", "wbf"]),
+    metric=st.sampled_from(["iou", "ios"]),
+    threshold=st.sampled_from([0.2, 0.4, 0.7]),
+    class_aware=st.booleans(),
+    within_tile=st.booleans(),
+    tiled=st.booleans(),
+)
+def test_equals_the_slow_twin(seed, n, method, metric, threshold, class_aware, within_tile, tiled) -> None:
+    rule = MergeRule(
+        method=method, metric=metric, threshold=threshold, class_aware=class_aware, within_tile=within_tile
+    )
+    found, own = scene(seed, n)
+    if tiled:
+        assert_same(merge(found, tiles=TILES, tile_index=own, rule=rule), slow_merge(found, own, rule))
+    else:
+        plain = Detections(found.boxes, found.scores, found.labels, SIZE, found.classes)
+        assert_same(merge(plain, rule=rule), slow_merge(plain, None, rule))
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 100_000), method=st.sampled_from(METHODS), shuffle=st.integers(0, 1000))
+def test_the_order_of_tiles_and_boxes_does_not_show(seed: int, method: str, shuffle: int) -> None:
+    found, own = scene(seed, 40)
+    rule = MergeRule(method=method)
+    merged = merge(found, tiles=TILES, tile_index=own, rule=rule)
+    rng = np.random.default_rng(shuffle)
+    boxes, tiles = rng.permutation(len(found)), rng.permutation(len(TILES))
+    again = merge(found[boxes], tiles=TILES[tiles], tile_index=np.argsort(tiles)[own[boxes]], rule=rule)
+    assert_array_equal(again.boxes, merged.boxes)
+    assert_array_equal(again.scores, merged.scores)
+    assert_array_equal(again.labels, merged.labels)
+    assert_array_equal(again.extra["cut"], merged.extra["cut"])
+
+
+def test_long_chains_are_walked_to_the_same_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 400 boxes of 10 px, each 2 px right of the last and a little worse: IoU 8/12 with the next, 6/14 with the one after.
+    # At 0.5 only neighbours are duplicates, so greedy keeps every second one, whatever the number of vectorised rounds.
+    x = 2.0 * np.arange(400)
+    boxes = np.stack([x, 0 * x, x + 10, 0 * x + 10], axis=1)
+    found = Detections(boxes, np.linspace(0.9, 0.1, 400), np.zeros(400), (10, 1000))
+    for rounds in (0, 1, 50, 1000):
+        monkeypatch.setattr(merge_module, "_ROUNDS", rounds)
+        kept = merge(found, rule=MergeRule(threshold=0.5))
+        assert_allclose(kept.boxes[:, 0], x[::2])
+
+
+def two_tiles(boxes: list, scores: list, labels: list, own: list) -> tuple[Detections, np.ndarray, np.ndarray]:
+    tiles = np.array([[0, 0, 60, 60], [40, 0, 100, 60]])
+    array = np.array(boxes, np.float32).reshape(-1, 4)
+    cut = tiling.is_cut(array, tiles[own], (60, 100))
+    return Detections(array, scores, labels, (60, 100), extra={"cut": cut}), tiles, np.array(own)
+
+
+def test_a_part_yields_to_the_whole_though_its_score_is_higher() -> None:
+    # A 12 px object at x 52..64: the left tile sees its first 8 px with 0.9, the right tile all of it with 0.6.
+    found, tiles, own = two_tiles([[52, 10, 60, 22], [52, 10, 64, 22]], [0.9, 0.6], [0, 0], [0, 1])
+    kept = merge(found, tiles=tiles, tile_index=own)
+    assert_array_equal(kept.boxes, [[52, 10, 64, 22]])
+    assert_allclose(kept.scores, [0.9], rtol=1e-6)
+    assert not kept.extra["cut"].any()
+
+
+def test_a_sliver_of_another_class_yields_and_lends_no_score() -> None:
+    found, tiles, own = two_tiles([[57, 10, 60, 22], [57, 10, 69, 22]], [0.9, 0.6], [1, 0], [0, 1])
+    kept = merge(found, tiles=tiles, tile_index=own)
+    assert_array_equal(kept.boxes, [[57, 10, 69, 22]])
+    assert_allclose(kept.scores, [0.6], rtol=1e-6)
+
+
+def test_a_part_that_nothing_explains_stays() -> None:
+    found, tiles, own = two_tiles([[52, 10, 60, 22], [70, 10, 82, 22]], [0.9, 0.6], [0, 0], [0, 1])
+    kept = merge(found, tiles=tiles, tile_index=own)
+    assert_array_equal(kept.extra["cut"], [True, False])
+
+
+def test_a_crowd_within_one_tile_is_left_alone() -> None:
+    # IoU 7/9 in one tile: the detector kept both, so do we; seen from two tiles they would be one.
+    boxes = [[45, 10, 53, 18], [46, 10, 54, 18]]
+    found, tiles, own = two_tiles(boxes, [0.9, 0.8], [0, 0], [0, 0])
+    assert len(merge(found, tiles=tiles, tile_index=own)) == 2
+    assert len(merge(found, tiles=tiles, tile_index=own, rule=MergeRule(within_tile=True))) == 1
+    assert len(merge(found, tiles=tiles, tile_index=np.array([0, 1]))) == 1
+
+
+def test_classes_are_merged_apart_unless_told() -> None:
+    found, tiles, own = two_tiles([[45, 10, 53, 18]] * 2, [0.9, 0.8], [0, 1], [0, 1])
+    assert len(merge(found, tiles=tiles, tile_index=own)) == 2
+    assert len(merge(found, tiles=tiles, tile_index=own, rule=MergeRule(class_aware=False))) == 1
+
+
+def test_nmm_and_fusion_worked_example() -> None:
+    # IoU of [45,10,53,18] and [46,10,54,18]: 56/72. Hull 45..54; mean weighted 0.9 : 0.3 is 45.25..53.25.
+    found, tiles, own = two_tiles([[45, 10, 53, 18], [46, 10, 54, 18]], [0.9, 0.3], [0, 0], [0, 1])
+    joined = merge(found, tiles=tiles, tile_index=own, rule=MergeRule(method="nmm"))
+    assert_allclose(joined.boxes, [[45, 10, 54, 18]])
+    fused = merge(found, tiles=tiles, tile_index=own, rule=MergeRule(method="wbf"))
+    assert_allclose(fused.boxes, [[45.25, 10, 53.25, 18]], rtol=1e-6)
+    assert_allclose(fused.scores, [0.9], rtol=1e-6)
+
+
+def test_soft_nms_worked_example() -> None:
+    # Three in a row, IoU 56/72 between neighbours and 48/80 between the outer two; sigma 0.5. The best decays both, then
+    # the better of what is left (0.7 * exp(-2 * 0.36) = 0.341 against 0.8 * exp(-2 * 0.605) = 0.239) decays the other.
+    boxes = np.array([[0, 0, 8, 8], [1, 0, 9, 8], [2, 0, 10, 8]], np.float32)
+    near, far = math.exp(-2 * (56 / 72) ** 2), math.exp(-2 * (48 / 80) ** 2)
+    found = Detections(boxes, [0.9, 0.8, 0.7], [0, 0, 0], (20, 20))
+    kept = merge(found, rule=MergeRule(method="soft-nms"))
+    assert_allclose(kept.scores, [0.9, 0.7 * far, 0.8 * near * near], rtol=1e-5)
+    assert_array_equal(kept.boxes, boxes[[0, 2, 1]])
+    # With a floor of 0.1 the twice decayed one (0.8 * 0.298^2 = 0.071) goes.
+    assert len(merge(found, rule=MergeRule(method="soft-nms", min_score=0.1))) == 2
+
+
+@pytest.mark.parametrize("side", [1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
+@pytest.mark.parametrize("method", METHODS)
+def test_tiny_neighbours_that_only_touch_stay_two(side: float, method: str) -> None:
+    boxes = np.array([[50 - side, 10, 50, 10 + side], [50, 10, 50 + side, 10 + side]])
+    found, tiles, own = two_tiles([*boxes, *boxes], [0.9, 0.8, 0.9, 0.8], [0, 0, 0, 0], [0, 0, 1, 1])
+    kept = merge(found, tiles=tiles, tile_index=own, rule=MergeRule(method=method, min_score=0.2))
+    assert_allclose(sorted(kept.boxes[:, 0]), boxes[:, 0])
+
+
+def test_points_and_nothing_at_all() -> None:
+    points = Detections([[5, 5, 5, 5], [5, 5, 5, 5]], [0.5, 0.5], [0, 0], SIZE)
+    assert len(merge(points)) == 2  # boxes without area overlap nothing
+    for method in METHODS:
+        assert len(merge(Detections.empty(SIZE), rule=MergeRule(method=method))) == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("method", "nsm"), ("metric", "giou"), ("threshold", 0.0), ("threshold", 2.0)]
+)
+def test_unknown_rules_are_refused(field: str, value: object) -> None:
+    with pytest.raises(UserError):
+        MergeRule(**{field: value})  # pyright: ignore[reportArgumentType]
