@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
+from flyspeck.data.images import EXTENSIONS, read_size
 from flyspeck.errors import UserError, nearest
 
 IGNORE_CLASSES = (
@@ -76,7 +77,7 @@ class Draft:
     extra: dict[str, Any] = field(default_factory=dict)
     """More (M, …) columns."""
     problems: list[str] = field(default_factory=list)
-    places: Any = None
+    places: list[str] | None = None
     """(M,) where each entry stands (`a.txt, line 3`), or None: `where` and its id."""
     describe: Callable[[int], str] | None = None
     """Words on an entry with a missing picture or category: what it names."""
@@ -87,6 +88,15 @@ class Draft:
         self.file_names.append(file_name)
         self.sizes.append(size)
         return len(self.image_ids) - 1
+
+    def add_box(self, image: int, box: Sequence[float], category: int, place: str) -> None:
+        """Append an xyxy box of the picture in row `image`; `place` says where it stands, for messages."""
+        if self.places is None:
+            self.places = []
+        self.image_index.append(image)
+        self.boxes.append(box)
+        self.category.append(category)
+        self.places.append(place)
 
 
 def normal_name(name: str) -> str:
@@ -248,3 +258,52 @@ def find_root(candidates: Sequence[Path], names: Sequence[str]) -> Path:
         if any((folder / name).is_file() for name in names[:20]):
             return folder
     return candidates[0]
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file, without a byte order mark; a file that is no text is an error."""
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise UserError("not a text file", where=path, fix="check the file") from None
+    except FileNotFoundError:
+        raise UserError("no such file", where=path, fix="check the path") from None
+
+
+def numbers(fields: Sequence[str]) -> list[float]:
+    """Texts as floats; NaN for what is no number, which makes the entry a broken one."""
+    values = []
+    for text in fields:
+        try:
+            values.append(float(text))
+        except ValueError:
+            values.append(float("nan"))
+    return values
+
+
+def add_pictures(draft: Draft, folder: Path, stems: Sequence[str]) -> None:
+    """Append the picture of each stem found in `folder` (ids are the stems), with its size read from the header.
+
+    A picture that is not there is listed as `<stem>.jpg` without a size; loading it later says that it is missing.
+    """
+    found = {file.stem: file.name for file in picture_files(folder)} if folder.is_dir() else {}
+    draft.root = folder
+    for stem in stems:
+        name = found.get(stem)
+        size = (-1, -1) if name is None else header_size(draft, folder / name)
+        draft.add_image(stem, name or f"{stem}.jpg", size)
+
+
+def picture_files(folder: Path, recursive: bool = False) -> list[Path]:
+    """The pictures in a folder, sorted by name."""
+    files = folder.rglob("*") if recursive else folder.iterdir()
+    return sorted(file for file in files if file.suffix.lower() in EXTENSIONS and file.is_file())
+
+
+def header_size(draft: Draft, path: Path) -> tuple[int, int]:
+    """(height, width) from the picture's header; (-1, -1) and a problem where the file cannot be read."""
+    try:
+        return read_size(path)
+    except UserError as error:
+        draft.problems.append(f"{path.name}: {error.what}")
+        return -1, -1

@@ -1,0 +1,72 @@
+"""DOTA: `labelTxt/*.txt` with four corners, a class and a difficult flag a line; with or without the two header lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from flyspeck.data.annotations import Annotations
+from flyspeck.data.readers.assemble import Draft, ReadOptions, add_pictures, assemble, numbers, read_lines
+from flyspeck.errors import UserError
+
+CLASSES = (
+    *(
+        "plane",
+        "baseball-diamond",
+        "bridge",
+        "ground-track-field",
+        "small-vehicle",
+        "large-vehicle",
+        "ship",
+        "tennis-court",
+    ),
+    *("basketball-court", "storage-tank", "soccer-ball-field", "roundabout", "harbor", "swimming-pool", "helicopter"),
+    "container-crane",  # since version 1.5
+    *("airport", "helipad"),  # since version 2.0
+)
+HEADERS = ("imagesource", "gsd")
+
+
+def read_dota(folder: Path, options: ReadOptions) -> Annotations:
+    """The table of a DOTA folder (with `labelTxt/` and `images/`), or of its label folder alone.
+
+    An oriented box becomes the horizontal box around its four corners; `extra["polygon"]` (M, 8) keeps the corners. Classes are
+    DOTA's own, in the order of its paper, of the smallest version that has all that occur; other names: sorted.
+    """
+    labels = next((p for p in sorted(folder.glob("labelTxt*")) if p.is_dir()), folder)
+    files = sorted(labels.glob("*.txt"))
+    if not files:
+        raise UserError("no label files", where=labels, fix="give the folder with 'labelTxt' and 'images'")
+    draft = Draft(where=folder, root=folder)
+    add_pictures(draft, options.images or labels.parent / "images", [file.stem for file in files])
+    polygons, difficult, names = [], [], []
+    for row, file in enumerate(files):
+        for number, line in enumerate(read_lines(file), 1):
+            fields = line.split()
+            if not fields or fields[0].lower().startswith(HEADERS):
+                continue
+            if len(fields) < 9:
+                draft.problems.append(f"{file.name}, line {number}: {len(fields)} fields where DOTA has 10")
+                continue
+            corners = numbers(fields[:8])
+            box = (min(corners[::2]), min(corners[1::2]), max(corners[::2]), max(corners[1::2]))
+            if not np.isfinite(corners).all():
+                box = (float("nan"),) * 4
+            draft.add_box(row, box, -2, f"{file.name}, line {number}")
+            polygons.append(corners)
+            names.append(fields[8])
+            difficult.append(fields[9:10] not in ([], ["0"]))
+    draft.names = _class_list(set(names))
+    draft.category_ids = list(range(1, len(draft.names) + 1))
+    draft.category = [draft.names.index(name) for name in names]
+    draft.flags["difficult"] = difficult
+    draft.extra["polygon"] = np.array(polygons, dtype=np.float64).reshape(-1, 8)
+    return assemble(draft, options, f"dota: {folder.name} (horizontal boxes around the oriented ones)")
+
+
+def _class_list(found: set[str]) -> list[str]:
+    for count in (15, 16, 18):
+        if found <= set(CLASSES[:count]):
+            return list(CLASSES[:count])
+    return sorted(found)

@@ -1,0 +1,111 @@
+"""WIDER FACE: `wider_face_*_bbx_gt.txt` (name, count, one face a line), or the .mat files of the benchmark."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flyspeck.data.annotations import Annotations
+from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, find_root, header_size, numbers, read_lines
+from flyspeck.errors import UserError, missing_extra
+
+ATTRIBUTES = ("blur", "expression", "illumination", "invalid", "occlusion", "pose")
+
+
+def read_wider(path: Path, options: ReadOptions) -> Annotations:
+    """The table of a WIDER FACE text file, or of a `wider_face_val.mat`. Faces marked invalid are ignore regions.
+
+    Picture ids and file names are `event/name.jpg`; faces without width or height (11 in the validation set) are left out as
+    broken entries, unless the reading is `for_evaluation`.
+    """
+    draft = Draft(where=path, root=path.parent, names=["face"], category_ids=[1])
+    if path.suffix == ".mat":
+        _read_mat(draft, path)
+    else:
+        _read_text(draft, path)
+    split = next((word for word in ("train", "val", "test") if word in path.stem), "val")
+    above = path.parent.parent
+    places = [
+        above / f"WIDER_{split}" / "images",
+        path.parent / f"WIDER_{split}" / "images",
+        path.parent / "images",
+        path.parent,
+    ]
+    draft.root = options.images or find_root(places, draft.file_names)
+    for row, name in enumerate(draft.file_names):
+        if (draft.root / name).is_file():
+            draft.sizes[row] = header_size(draft, draft.root / name)
+    return assemble(draft, options, f"wider face: {path.name}")
+
+
+def _read_text(draft: Draft, path: Path) -> None:
+    lines = read_lines(path)
+    attributes: list[list[float]] = []
+    at = 0
+    while at < len(lines):
+        name = lines[at].strip()
+        at += 1
+        if not name:
+            continue
+        count = lines[at].strip() if at < len(lines) else ""
+        if not count.isdigit():
+            fix = "the layout is: name, number of faces, one face a line"
+            raise UserError(f"no number of faces after '{name}'", where=f"{path}, line {at + 1}", fix=fix)
+        row = draft.add_image(name, name)
+        at += 1
+        # A picture without faces still has one line, of zeros.
+        faces = int(count) or (1 if at < len(lines) and _is_zero(lines[at]) else 0)
+        for number in range(at, at + faces):
+            if number >= len(lines) or len(lines[number].split()) < 4:
+                what = f"'{name}' has fewer faces than its {count}"
+                raise UserError(what, where=f"{path}, line {number + 1}", fix="the file may be cut off")
+            if int(count) == 0:
+                continue
+            x, y, w, h, *rest = numbers(lines[number].split())
+            draft.add_box(row, (x, y, x + w, y + h), 0, f"{path.name}, line {number + 1}")
+            attributes.append([*rest, *[0.0] * 6][:6])
+        at += faces
+    table = np.array(attributes, dtype=np.float64).reshape(-1, 6)
+    for column, name in enumerate(ATTRIBUTES):
+        if name == "invalid":
+            draft.flags[name] = table[:, column] == 1
+        else:
+            draft.extra[name] = table[:, column]
+
+
+def _is_zero(line: str) -> bool:
+    fields = line.split()
+    return len(fields) >= 4 and set(fields) == {"0"}
+
+
+def load_mat(path: Path) -> dict[str, Any]:
+    """The content of a MATLAB file (version 5); raises UserError where it is none, or scipy is not installed."""
+    try:
+        from scipy.io import loadmat
+        from scipy.io.matlab import MatReadError
+    except ImportError:
+        raise missing_extra("scipy", "matlab") from None
+    if not path.is_file():
+        raise UserError("no such file", where=path, fix="check the path")
+    try:
+        return loadmat(path)
+    except (MatReadError, ValueError, TypeError, NotImplementedError, OSError) as error:
+        what = f"not a MATLAB file that can be read ({error})"
+        raise UserError(what, where=path, fix="fetch the official file again") from None
+
+
+def _read_mat(draft: Draft, path: Path) -> None:
+    content = load_mat(path)
+    if not {"event_list", "file_list", "face_bbx_list"} <= content.keys():
+        raise UserError(
+            "no event_list, file_list and face_bbx_list", where=path, fix="give WIDER FACE's wider_face_val.mat"
+        )
+    events = zip(content["event_list"], content["file_list"], content["face_bbx_list"], strict=True)
+    for (event,), (files,), (faces,) in events:
+        for (name,), (boxes,) in zip(files, faces, strict=True):
+            title = f"{event.item()}/{name.item()}.jpg"
+            row = draft.add_image(title, title)
+            for number, (x, y, w, h) in enumerate(np.asarray(boxes, dtype=np.float64), 1):
+                draft.add_box(row, (x, y, x + w, y + h), 0, f"{path.name}, {title}, face {number}")
