@@ -1,0 +1,374 @@
+"""From the annotation table to batches: the data set, the padding, and a loader that gives the same batches again.
+
+A sample depends on (seed, epoch, position in the epoch, picture) and on nothing else: not on the number of workers, not
+on what was drawn before, not on the global random state. So a run that goes on from a checkpoint sees the same pixels as
+one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from flyspeck import boxes as box_algebra
+from flyspeck.data.annotations import Annotations
+from flyspeck.data.images import MAX_PIXELS, read_image
+from flyspeck.data.sampling import Draw, EpochSampler
+from flyspeck.data.transforms import Transform
+from flyspeck.errors import UserError
+from flyspeck.types import ImageBatch, Sample, Targets
+
+log = logging.getLogger(__name__)
+
+CACHE_LIMIT_BYTES = 4 * 2**30
+_REPLACEMENT_TRIES = 16
+
+
+class Batch(NamedTuple):
+    """What the loader yields; unpacks as `images, targets, image_ids`."""
+
+    images: ImageBatch
+    targets: list[Targets]
+    image_ids: list[int | str]
+
+
+class DetectionDataset(Dataset[Sample]):
+    """Pictures with their boxes as `Sample`s, map-style; index it with a row number or with a sampler's `Draw`.
+
+    `channels` 1 or 3 converts every picture, None keeps each file's own. `transform(sample, rng, another)` is called with
+    a generator seeded by (seed, epoch, position); a plain row number counts as epoch 0, position = row.
+
+    `cache="ram"` decodes once, at construction, into one buffer that forked workers share; its size is logged, and pictures
+    that would push it beyond `cache_limit_bytes` are decoded from their files each time instead.
+
+    Boxes are clipped to the picture; those with nothing left are dropped. Ignored and crowd boxes become ignore regions
+    with the label -1. A picture that cannot be read, or is not of the size that the annotations state, raises UserError.
+    """
+
+    def __init__(
+        self,
+        annotations: Annotations,
+        *,
+        channels: Literal[1, 3] | None = None,
+        transform: Transform | None = None,
+        cache: Literal["none", "ram"] = "none",
+        cache_limit_bytes: int = CACHE_LIMIT_BYTES,
+        max_pixels: int | None = MAX_PIXELS,
+        seed: int = 0,
+    ) -> None:
+        self.annotations, self.channels, self.transform = annotations, channels, transform
+        self.max_pixels, self.seed = max_pixels, seed
+        self._cache = _PixelCache(self._decode, len(annotations), cache_limit_bytes) if cache == "ram" else None
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    def __getitem__(self, key: int | Draw) -> Sample:
+        draw = key if isinstance(key, Draw) else Draw(0, int(key), int(key))
+        sample = self.raw(draw.index)
+        if self.transform is None:
+            return sample
+        return self.transform(sample, self.generator(draw), self._another)
+
+    def generator(self, draw: Draw) -> np.random.Generator:
+        """The random numbers of one draw. The last word of the seed sets it apart from the sampler's own streams."""
+        return np.random.default_rng([self.seed, draw.epoch, draw.position, 1])
+
+    def raw(self, index: int) -> Sample:
+        """Picture `index` before any transform: (C, H, W) uint8, or float32 in [0, 1] if the file has 16 bits."""
+        pixels = self._cache.get(index) if self._cache else None
+        if pixels is None:
+            pixels = self._decode(index)
+        if pixels.dtype == np.uint16:
+            tensor = torch.from_numpy(pixels.astype(np.float32) / np.float32(65535))
+        else:
+            tensor = torch.from_numpy(pixels.copy() if self._cache else pixels)  # a transform may write in place
+        height, width = tensor.shape[-2:]
+        image_id = self.annotations.image_ids[index]
+        return Sample(
+            pixels=tensor,
+            targets=self._targets(index, height, width),
+            image_id=image_id if isinstance(image_id, str) else int(image_id),
+            original_size=(height, width),
+        )
+
+    def _another(self, rng: np.random.Generator, index: int | None = None) -> Sample:
+        """Picture `index`, or one drawn at random: for the transforms that mix pictures."""
+        return self.raw(int(rng.integers(len(self))) if index is None else index)
+
+    def _decode(self, index: int) -> np.ndarray:
+        """Pixels (C, H, W) uint8 or uint16 from the file."""
+        path = self.annotations.path(index)
+        pixels = read_image(path, channels=self.channels, max_pixels=self.max_pixels)
+        stated = tuple(int(side) for side in self.annotations.sizes[index])
+        if min(stated) > 0 and stated != pixels.shape[:2]:
+            raise UserError(
+                f"the picture is {pixels.shape[1]} x {pixels.shape[0]} where the annotations say {stated[1]} x {stated[0]}",
+                where=path,
+                fix="correct the annotations (the size counts after the EXIF orientation is applied)",
+            )
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+    def _targets(self, index: int, height: int, width: int) -> Targets:
+        """Ground truth of picture `index`, clipped to it."""
+        rows = self.annotations.of_image(index)
+        clipped = box_algebra.clip(self.annotations.boxes[rows], height, width).astype(np.float32)
+        ignore = self.annotations.ignore[rows] | self.annotations.crowd[rows] | (self.annotations.labels[rows] < 0)
+        # Judged in float32: what the network sees must have a positive area there.
+        keep = (clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])
+        labels = np.where(ignore, -1, self.annotations.labels[rows])
+        return Targets(
+            boxes=torch.from_numpy(clipped[keep]),
+            labels=torch.from_numpy(labels[keep].astype(np.int64)),
+            ignore=torch.from_numpy(ignore[keep]),
+        )
+
+
+class _PixelCache:
+    """Decoded pictures in one flat buffer: a tensor, so that workers that are not forked receive it as shared memory."""
+
+    def __init__(self, decode: Any, num: int, limit_bytes: int) -> None:
+        self._places: dict[int, tuple[int, tuple[int, ...], str]] = {}
+        arrays, total = [], 0
+        for index in range(num):
+            try:
+                pixels = decode(index)
+            except UserError:
+                continue  # it is reported when it is drawn
+            if total + pixels.nbytes > limit_bytes:
+                break
+            self._places[index] = (total, pixels.shape, pixels.dtype.str)
+            arrays.append(pixels.reshape(-1).view(np.uint8))
+            total += pixels.nbytes
+        self._buffer = torch.from_numpy(np.concatenate(arrays) if arrays else np.zeros(0, np.uint8))
+        log.info("picture cache: %d of %d pictures, %.0f MB of memory", len(self._places), num, total / 1e6)
+
+    def get(self, index: int) -> np.ndarray | None:
+        """A view of the cached pixels, or None."""
+        if index not in self._places:
+            return None
+        start, shape, dtype = self._places[index]
+        stop = start + int(np.prod(shape)) * np.dtype(dtype).itemsize
+        return self._buffer[start:stop].numpy().view(dtype).reshape(shape)
+
+
+def collate(samples: Sequence[Sample], *, divisor: int = 32) -> Batch:
+    """Samples padded with 0 at the bottom and the right to one size, a multiple of `divisor`; nothing is resized.
+
+    All samples must have the same number of channels and of bits.
+    """
+    kinds = {(sample.pixels.shape[0], sample.pixels.dtype) for sample in samples}
+    if len(kinds) > 1:
+        words = " and ".join(sorted(f"{c} channel(s) of {str(d).removeprefix('torch.')}" for c, d in kinds))
+        ids = ", ".join(str(sample.image_id) for sample in samples[:8])
+        raise UserError(
+            f"pictures of different kinds in one batch: {words}",
+            where=f"images {ids}",
+            fix="set channels to 1 or 3, and keep 8-bit and 16-bit pictures in separate data sets",
+        )
+    channels, dtype = next(iter(kinds))
+    sizes = tuple((int(s.pixels.shape[1]), int(s.pixels.shape[2])) for s in samples)
+    height, width = (-(-max(side) // divisor) * divisor for side in zip(*sizes, strict=True))
+    pixels = torch.zeros((len(samples), channels, height, width), dtype=dtype)
+    for row, sample, (h, w) in zip(pixels, samples, sizes, strict=True):
+        row[:, :h, :w] = sample.pixels
+    return Batch(ImageBatch(pixels, sizes), [s.targets for s in samples], [s.image_id for s in samples])
+
+
+@dataclass(frozen=True)
+class _Fetched:
+    """A batch on its way from a worker, with the pictures that failed while it was made."""
+
+    batch: Batch
+    failures: tuple[tuple[int, UserError], ...]
+
+    def pin_memory(self) -> _Fetched:
+        """Called by the loader's pinning thread."""
+        images = replace(self.batch.images, pixels=self.batch.images.pixels.pin_memory())
+        return replace(self, batch=self.batch._replace(images=images))
+
+
+class _Fetcher(Dataset[Any]):
+    """The data set as workers see it: a picture that fails becomes a value, since an exception would lose its one line.
+
+    In its place another picture is drawn from the draw's own random numbers, so that batches stay full on every process.
+    """
+
+    def __init__(self, dataset: DetectionDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, draw: Draw) -> tuple[Sample | None, tuple[tuple[int, UserError], ...]]:
+        failures: list[tuple[int, UserError]] = []
+        rng = np.random.default_rng([self.dataset.seed, draw.epoch, draw.position, 2])
+        for _ in range(_REPLACEMENT_TRIES):
+            try:
+                return self.dataset[draw], tuple(failures)
+            except UserError as error:
+                failures.append((draw.index, error))
+                draw = draw._replace(index=int(rng.integers(len(self.dataset))))
+        return None, tuple(failures)
+
+
+@dataclass(frozen=True)
+class _Collate:
+    divisor: int
+
+    def __call__(self, items: list[tuple[Sample | None, tuple[tuple[int, UserError], ...]]]) -> _Fetched:
+        failures = tuple(failure for _, found in items for failure in found)
+        samples = [sample for sample, _ in items if sample is not None]
+        if len(samples) < len(items):
+            raise failures[0][1]
+        return _Fetched(collate(samples, divisor=self.divisor), failures)
+
+
+class Loader:
+    """Batches of an epoch, from any batch on: `for images, targets, image_ids in loader.epoch(3, start=17)`.
+
+    Pictures that cannot be used are replaced and counted in `broken` (path or id -> what was wrong); as soon as their
+    share of the data set exceeds `max_broken_share`, UserError names the first of them. Workers live as long as the loader.
+    """
+
+    def __init__(
+        self,
+        dataset: DetectionDataset,
+        *,
+        batch_size: int,
+        sampler: EpochSampler,
+        workers: int,
+        seed: int,
+        divisor: int,
+        drop_last: bool,
+        max_broken_share: float,
+        pin_memory: bool,
+    ) -> None:
+        self.sampler, self.batch_size, self.drop_last = sampler, batch_size, drop_last
+        self.max_broken_share, self.num_images = max_broken_share, len(dataset)
+        self.broken: dict[int, UserError] = {}
+        self._loader = DataLoader(
+            _Fetcher(dataset),
+            batch_sampler=_Batches(sampler, batch_size, drop_last),
+            num_workers=workers,
+            collate_fn=_Collate(divisor),
+            worker_init_fn=_start_worker,
+            persistent_workers=workers > 0,
+            pin_memory=pin_memory,
+            # Its own generator: otherwise every epoch would draw a number from torch's global stream.
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+    def __len__(self) -> int:
+        """Batches of this process in a whole epoch."""
+        draws = len(self.sampler)
+        return draws // self.batch_size if self.drop_last else -(-draws // self.batch_size)
+
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
+        """The batches `start`, `start + 1`, ... of an epoch."""
+        self.sampler.load_state({"epoch": epoch, "start": start * self.batch_size})
+        for fetched in self._loader:
+            for index, error in fetched.failures:
+                self._note(index, error)
+            yield fetched.batch
+
+    def _note(self, index: int, error: UserError) -> None:
+        if index in self.broken:
+            return
+        self.broken[index] = error
+        allowed = self.max_broken_share * self.num_images
+        if len(self.broken) <= allowed:
+            log.warning("left out (%d of %d allowed): %s", len(self.broken), int(allowed), error)
+            return
+        if self.max_broken_share == 0:
+            raise error
+        raise UserError(
+            f"{len(self.broken)} of {self.num_images} pictures cannot be used, more than the allowed share of"
+            f" {self.max_broken_share:g}; the last: {error.what}",
+            where=error.where,
+            fix="repair or remove them, or raise max_broken_share",
+        )
+
+
+class _Batches:
+    """The sampler's draws in lists of `batch_size`."""
+
+    def __init__(self, sampler: EpochSampler, batch_size: int, drop_last: bool) -> None:
+        self.sampler, self.batch_size, self.drop_last = sampler, batch_size, drop_last
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        batch: list[Draw] = []
+        for draw in self.sampler:
+            batch.append(draw)
+            if len(batch) == self.batch_size:
+                yield batch
+                batch = []
+        if batch and not self.drop_last:
+            yield batch
+
+
+def make_loader(
+    dataset: DetectionDataset,
+    *,
+    batch_size: int,
+    sampler: EpochSampler | None = None,
+    workers: int | None = None,
+    seed: int = 0,
+    divisor: int = 32,
+    drop_last: bool = True,
+    max_broken_share: float = 0.0,
+    pin_memory: bool = False,
+) -> Loader:
+    """A loader for training (defaults), or for evaluation with `sampler=in_order(len(dataset))` and `drop_last=False`.
+
+    `batch_size` counts the pictures of this process. `workers` None takes `default_workers()`. `max_broken_share` in
+    [0, 1] is the share of pictures that may turn out broken before training stops.
+    """
+    sampler = sampler if sampler is not None else EpochSampler(len(dataset), seed=seed)
+    if sampler.num != len(dataset):
+        raise ValueError(f"the sampler draws from {sampler.num} pictures, the data set has {len(dataset)}")
+    if batch_size < 1:
+        raise UserError(f"a batch of {batch_size} pictures", where="batch_size", fix="use 1 or more")
+    loader = Loader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        workers=default_workers() if workers is None else workers,
+        seed=seed,
+        divisor=divisor,
+        drop_last=drop_last,
+        max_broken_share=max_broken_share,
+        pin_memory=pin_memory,
+    )
+    if len(loader) == 0:
+        raise UserError(
+            f"{len(sampler)} pictures do not fill one batch of {batch_size}",
+            where=dataset.annotations.source or "data set",
+            fix="use a smaller batch_size or more pictures",
+        )
+    return loader
+
+
+def in_order(num: int, *, rank: int = 0, world_size: int = 1) -> EpochSampler:
+    """Every picture once, in the order of the table: for evaluation."""
+    return EpochSampler(num, seed=0, shuffle=False, rank=rank, world_size=world_size, even=False)
+
+
+def default_workers(processes: int = 1) -> int:
+    """Loader workers per process where `processes` train on this machine: one core each is left to the training itself.
+
+    0 on one core, 1 on two, never more than 8.
+    """
+    cores = len(os.sched_getaffinity(0)) if "sched_getaffinity" in vars(os) else os.cpu_count() or 1
+    return max(0, min(8, cores // max(processes, 1) - 1))
+
+
+def _start_worker(worker: int) -> None:
+    """One thread per worker; Ctrl-C is the main process's to handle."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
