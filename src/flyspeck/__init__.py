@@ -13,6 +13,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from flyspeck.data.annotations import Annotations as Annotations
+    from flyspeck.data.policy import CutPolicy as CutPolicy
+    from flyspeck.data.readers import read_annotations as read_annotations
+    from flyspeck.data.writers import write_coco as write_coco
     from flyspeck.errors import UserError as UserError
     from flyspeck.types import Detections as Detections
     from flyspeck.types import FeatureSpec as FeatureSpec
@@ -22,12 +25,15 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Annotations": "flyspeck.data.annotations",
+    "CutPolicy": "flyspeck.data.policy",
     "Detections": "flyspeck.types",
     "FeatureSpec": "flyspeck.types",
     "ImageBatch": "flyspeck.types",
     "Sample": "flyspeck.types",
     "Targets": "flyspeck.types",
     "UserError": "flyspeck.errors",
+    "read_annotations": "flyspeck.data.readers",
+    "write_coco": "flyspeck.data.writers",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

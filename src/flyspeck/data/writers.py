@@ -1,0 +1,189 @@
+"""Writers: the annotation table as COCO json, or as a YOLO data set."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from flyspeck import boxes as bx
+from flyspeck.data.annotations import Annotations
+from flyspeck.errors import UserError
+
+IGNORE_NAME = "ignore region"
+"""Category of regions that belong to no class, in what is written; the readers know it."""
+_WRITTEN = ("category", "iscrowd", "ignore_flag", "xywh", "polygon")
+_EXPLAINED = ("uncertain", "difficult", "invalid")
+_DIGITS = 6
+
+
+def write_coco(
+    annotations: Annotations, path: Path, *, file_names: list[str] | None = None, old_images: list[dict] | None = None
+) -> None:
+    """Write the table as COCO json at `path`, by way of a temporary name; ids, flags and other columns are kept.
+
+    `file_names` (I) replace the table's, which are otherwise written relative to the folder of `path`. Ignore regions of no
+    class get a category of their own, `ignore region`, with iscrowd and ignore set, so that COCO's own tools ignore them too.
+    `old_images` lists the whole pictures of a table of tiles, in COCO's form. Coordinates are rounded to 1e-6 px.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = relative_names(annotations, path.parent) if file_names is None else file_names
+    categories = [
+        {"id": int(number), "name": name}
+        for number, name in zip(annotations.category_ids, annotations.classes, strict=True)
+    ]
+    nowhere = 1 + max(annotations.category_ids, default=0)
+    category = _category(annotations)
+    if (category < 0).any():
+        categories.append({"id": nowhere, "name": IGNORE_NAME})
+    content: dict[str, Any] = {
+        "images": _images(annotations, names),
+        "annotations": _entries(annotations, category, np.array([*annotations.category_ids, nowhere])),
+        "categories": categories,
+    }
+    if old_images is not None:
+        content["old_images"] = old_images
+    write_text(path, json.dumps(content, separators=(",", ":"), allow_nan=False))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all: to a temporary name, then renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def relative_names(annotations: Annotations, folder: Path) -> list[str]:
+    """The picture files as paths relative to `folder`, with forward slashes."""
+    base = os.path.relpath(annotations.root.absolute(), folder.absolute())
+    return [Path(os.path.normpath(Path(base) / name)).as_posix() for name in annotations.file_names]
+
+
+def _category(annotations: Annotations) -> np.ndarray:
+    """The class of each box, also of ignore regions that were annotated with one; -1 where there is none."""
+    return np.where(annotations.labels >= 0, annotations.labels, annotations.extra.get("category", annotations.labels))
+
+
+def _images(annotations: Annotations, names: list[str]) -> list[dict[str, Any]]:
+    images = []
+    columns = {name: column.tolist() for name, column in annotations.image_extra.items()}
+    ids, sizes = annotations.image_ids.tolist(), annotations.sizes.tolist()
+    for row, (key, name, (height, width)) in enumerate(zip(ids, names, sizes, strict=True)):
+        image = {"id": key, "file_name": name}
+        if height > 0:
+            image |= {"width": width, "height": height}
+        images.append(image | {column: values[row] for column, values in columns.items()})
+    return images
+
+
+def _entries(annotations: Annotations, category: np.ndarray, numbers: np.ndarray) -> list[dict[str, Any]]:
+    """COCO's annotation objects; `numbers` are the category ids by class, the last one for boxes of no class."""
+    extra = annotations.extra
+    explained = annotations.crowd.copy()
+    for name in _EXPLAINED:
+        if name in extra:
+            explained |= extra[name]
+    flagged = extra["ignore_flag"] if "ignore_flag" in extra else np.zeros(annotations.num_boxes, dtype=bool)
+    # A box that a cut has turned into an ignore region has no flag that says so.
+    ignore = np.where(annotations.ignore, flagged | ~explained | (category < 0), flagged)
+    columns: dict[str, list[Any]] = {
+        "id": annotations.box_ids.tolist(),
+        "image_id": annotations.image_ids[annotations.image_index].tolist(),
+        "category_id": numbers[category].tolist(),
+        "bbox": np.round(extra.get("xywh", bx.to_xywh(annotations.boxes)), _DIGITS).tolist(),
+        "area": np.round(annotations.area, _DIGITS).tolist(),
+        "iscrowd": (annotations.crowd | (category < 0)).astype(int).tolist(),
+        "ignore": ignore.astype(int).tolist(),
+    }
+    for name, column in extra.items():
+        if name not in _WRITTEN:
+            values = np.asarray(column)
+            columns[name] = np.round(values, _DIGITS).tolist() if values.dtype.kind == "f" else values.tolist()
+    keys = list(columns)
+    return [
+        {key: value for key, value in zip(keys, row, strict=True) if not _missing(value)}
+        for row in zip(*columns.values(), strict=True)
+    ]
+
+
+def _missing(value: Any) -> bool:
+    """NaN, alone or in a list: the source had no such number."""
+    return value != value or (isinstance(value, list) and any(v != v for v in value))
+
+
+def write_yolo(annotations: Annotations, folder: Path, *, split: str = "train", link: bool = False) -> int:
+    """Write a YOLO data set: `images/<split>`, `labels/<split>`, `data.yaml`; returns the number of ignore regions left out.
+
+    YOLO has no ignore regions, so training on what is written punishes detections there.
+    Pictures are copied, or linked if `link`. Boxes are clipped to their picture, and written as shares of its size with 9 digits.
+    A `data.yaml` that is there already keeps its other splits, if its classes are the same. Raises UserError where the size of
+    a picture is not known, the picture is missing, or two pictures would get the same name.
+    """
+    folder = Path(folder)
+    images, labels = folder / "images" / split, folder / "labels" / split
+    _check_for_yolo(annotations)
+    recipe = _recipe(folder, split, annotations.classes)
+    images.mkdir(parents=True, exist_ok=True)
+    labels.mkdir(parents=True, exist_ok=True)
+    names = flat_names(annotations.file_names)
+    for index, here in enumerate(annotations):
+        _place_picture(annotations.path(index), images / names[index], link)
+        height, width = annotations.sizes[index]
+        objects = ~annotations.ignore[here]
+        box = bx.clip(annotations.boxes[here][objects], height, width) / (width, height, width, height)
+        rows = zip(annotations.labels[here][objects], bx.center(box), box[:, 2:] - box[:, :2], strict=True)
+        lines = [f"{label} {x:.9f} {y:.9f} {w:.9f} {h:.9f}\n" for label, (x, y), (w, h) in rows]
+        (labels / names[index]).with_suffix(".txt").write_text("".join(lines), encoding="utf-8")
+    write_text(folder / "data.yaml", yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+    return int(annotations.ignore.sum())
+
+
+def flat_names(file_names: tuple[str, ...]) -> list[str]:
+    """Names for one folder: the paths with `/` as `__`, without a leading `images/`, and never one that climbs out."""
+    parts = [[p for p in Path(name).parts if p not in ("..", ".", "/", "\\")] for name in file_names]
+    names = ["__".join(p[1:] if len(p) > 1 and p[0] == "images" else p) for p in parts]
+    stems = {Path(name).stem for name in names}
+    return names if len(stems) == len(names) else [f"{row:06d}_{name}" for row, name in enumerate(names)]
+
+
+def _check_for_yolo(annotations: Annotations) -> None:
+    unknown = np.flatnonzero((annotations.sizes < 1).any(1))
+    if len(unknown):
+        name = annotations.file_names[int(unknown[0])]
+        fix = "YOLO's boxes are shares of it; put the pictures in place"
+        raise UserError("the size of the picture is not known", where=name, fix=fix)
+    missing = [row for row in range(len(annotations)) if not annotations.path(row).is_file()]
+    if missing:
+        what = f"no such picture (of {len(annotations)}, {len(missing)} are missing)"
+        raise UserError(what, where=annotations.path(missing[0]), fix="give the folder of the pictures with --images")
+
+
+def _recipe(folder: Path, split: str, classes: tuple[str, ...]) -> dict[str, Any]:
+    """What to write into data.yaml."""
+    path = folder / "data.yaml"
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    names = dict(enumerate(classes))
+    if recipe and recipe.get("names") != names:
+        raise UserError("it is there already, with other classes", where=path, fix="write to another folder")
+    recipe.pop("names", None)
+    return {**recipe, "path": ".", split: f"images/{split}", "names": names}
+
+
+def _place_picture(source: Path, target: Path, link: bool) -> None:
+    if target.exists() or target.is_symlink():
+        if target.resolve() == source.resolve():
+            return
+        target.unlink()
+    if link:
+        target.symlink_to(source.resolve())
+    else:
+        shutil.copyfile(source, target)
