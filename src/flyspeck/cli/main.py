@@ -15,6 +15,7 @@ from flyspeck.errors import UserError
 # verb -> (module:attribute of a typer app or a function, one line of help). Loaded when the verb is called.
 VERBS: dict[str, tuple[str, str]] = {
     "data": ("flyspeck.cli.data:app", "Annotated pictures: inspect, convert, shrink, tile, generate scenes."),
+    "train": ("flyspeck.cli.train:train", "A recipe to a trained detector and its figures."),
     "alpha": ("flyspeck.cli.alpha:alpha", "Fusion factors of a feature pyramid, counted from a data set."),
 }
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+
+from flyspeck.types import FeatureSpec
 
 
 def anchor_shapes(
@@ -65,3 +67,18 @@ class AnchorGrid(nn.Module):
         center = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1)[:, :, None, :]
         half = torch.tensor(shapes, device=device)[None, None] / 2
         return torch.cat([center - half, center + half], -1).reshape(-1, 4)
+
+
+AnchorBuilder = Callable[[Sequence[FeatureSpec]], AnchorGrid]
+"""What a detector's builder takes: a neck's feature specs to the anchors on them."""
+
+
+def strided_anchors(
+    features: Sequence[FeatureSpec],
+    *,
+    base_scale: float = 2.0,
+    ratios: Sequence[float] = (0.5, 1.0, 2.0),
+    octaves: int = 1,
+) -> AnchorGrid:
+    """Anchors of `base_scale` x stride at each level: 8, 16, 32, 64, 128 px on strides 4-64."""
+    return AnchorGrid(anchor_shapes([base_scale * f.stride for f in features], ratios=ratios, octaves=octaves))

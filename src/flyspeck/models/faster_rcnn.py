@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flyspeck import boxes as box_algebra
-from flyspeck.models.anchors import AnchorGrid, anchor_shapes
+from flyspeck.models.anchors import AnchorBuilder, strided_anchors
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.detector import Detector, Head, PixelNorm, RawDetections
 from flyspeck.models.layers import NormBuilder
@@ -116,13 +116,6 @@ class FasterRCNNHead(Head):
         return suppress(boxes, scores[row, label], label, size, self.suppression)
 
 
-def faster_rcnn_anchors(
-    features: Sequence[FeatureSpec], *, base_scale: float = 2.0, ratios: Sequence[float] = (0.5, 1.0, 2.0)
-) -> AnchorGrid:
-    """One size a level, `base_scale` x stride: 8, 16, 32, 64, 128 px on strides 4-64."""
-    return AnchorGrid(anchor_shapes([base_scale * f.stride for f in features], ratios=ratios))
-
-
 def faster_rcnn(
     backbone: StagedBackbone,
     *,
@@ -134,7 +127,7 @@ def faster_rcnn(
     neck: nn.Module | None = None,
     fusion: Sequence[float] | None = None,
     num_extra: int = 1,
-    anchors: AnchorGrid | None = None,
+    anchors: AnchorBuilder | None = None,
     suppression: Suppression | None = None,
     rpn: dict[str, Any] | None = None,
     pool: dict[str, Any] | None = None,
@@ -155,7 +148,7 @@ def faster_rcnn(
         backbone,
         neck,
         FasterRCNNHead(
-            rpn=RPN(features, anchors=anchors or faster_rcnn_anchors(features), norm=norm, **(rpn or {})),
+            rpn=RPN(features, anchors=(anchors or strided_anchors)(features), norm=norm, **(rpn or {})),
             pool=region_pool,
             box_head=box_head,
             suppression=suppression,

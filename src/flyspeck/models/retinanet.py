@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flyspeck import boxes as box_algebra
-from flyspeck.models.anchors import AnchorGrid, anchor_shapes
+from flyspeck.models.anchors import AnchorBuilder, AnchorGrid, strided_anchors
 from flyspeck.models.assign import BACKGROUND, max_iou_assign
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.detector import Detector, Head, PixelNorm, RawDetections
@@ -129,17 +130,6 @@ class RetinaNetHead(Head):
         return found
 
 
-def retinanet_anchors(
-    features: Sequence[FeatureSpec],
-    *,
-    base_scale: float = 2.0,
-    ratios: Sequence[float] = (0.5, 1.0, 2.0),
-    octaves: int = 3,
-) -> AnchorGrid:
-    """Anchors of `base_scale` x stride: 8, 16, 32, 64, 128 px on strides 4-64 (the paper's own is 4 x stride from 8)."""
-    return AnchorGrid(anchor_shapes([base_scale * f.stride for f in features], ratios=ratios, octaves=octaves))
-
-
 def retinanet(
     backbone: StagedBackbone,
     *,
@@ -151,14 +141,15 @@ def retinanet(
     neck: nn.Module | None = None,
     fusion: Sequence[float] | None = None,
     num_extra: int = 1,
-    anchors: AnchorGrid | None = None,
+    anchors: AnchorBuilder | None = None,
     suppression: Suppression | None = None,
     **head: Any,
 ) -> Detector:
     """RetinaNet on `backbone`; with maps from C2 and one extra level it is the adaptive one.
 
     The neck is an FPN whose extra levels are convolved from the backbone's last map, or `neck`. `channels` and `depth`
-    are those of neck and towers: 64 and 2 make a laptop model, 256 and 4 the paper's. `head` goes to `RetinaNetHead`.
+    are those of neck and towers: 64 and 2 make a laptop model, 256 and 4 the paper's. `anchors` makes the anchors from
+    the neck's features (default: 2 x stride in three octave steps). `head` goes to `RetinaNetHead`.
     """
     neck = neck or FPN(
         backbone.features, channels=channels, num_extra=num_extra, extra="conv_c5", norm=norm, fusion=fusion
@@ -169,7 +160,7 @@ def retinanet(
         RetinaNetHead(
             neck.features,
             num_classes=len(classes),
-            anchors=anchors or retinanet_anchors(neck.features),
+            anchors=(anchors or partial(strided_anchors, octaves=3))(neck.features),
             depth=depth,
             norm=norm,
             suppression=suppression,

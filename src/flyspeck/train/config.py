@@ -109,6 +109,8 @@ class ModelConfig(_Strict):
     """Further keyword arguments of the detector's builder (depth, hidden, samples, …)."""
     max_detections: int = Field(500, ge=1)
     """Detections kept per picture."""
+    min_score: float = Field(0.01, ge=0, le=1)
+    """Detections with lower scores never leave the model."""
     nms: float = Field(0.5, gt=0, le=1)
     """IoU above which a worse box of the same class is dropped."""
 
@@ -138,7 +140,7 @@ class TrainConfig(_Strict):
     """Largest norm of the gradient."""
     ema: float | None = Field(None, gt=0, lt=1)
     """Decay of an exponential moving average of the weights, which is then what is evaluated and kept."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = True
     seed: int = 0
     workers: int | None = None
@@ -160,8 +162,6 @@ class EvaluateConfig(_Strict):
     best: str = "ap50_tiny"
     """The figure that picks the best checkpoint."""
     batch_size: int = Field(8, ge=1)
-    score: float = Field(0.01, ge=0, le=1)
-    """Detections with lower scores are not kept."""
     tile: tuple[int, int] | None = None
     """(height, width) of inference tiles; None: pictures up to twice the training size go whole."""
 

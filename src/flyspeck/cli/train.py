@@ -1,0 +1,36 @@
+"""`flyspeck train`: a recipe to a run folder."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import typer
+
+
+def train(
+    recipe: Path = typer.Argument(..., help="A recipe (YAML), or a run folder to go on with."),
+    out: Path | None = typer.Option(None, "--out", help="Run folder; default runs/NAME."),
+    resume: bool = typer.Option(False, "--resume", help="Go on from the run's last checkpoint."),
+    set_: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Change a field: --set train.epochs=3."),
+    print_config: bool = typer.Option(False, "--print-config", help="Print the complete recipe and stop."),
+) -> None:
+    """Train a detector as a recipe says."""
+    from flyspeck.train.config import dump_recipe, load_recipe
+
+    if recipe.is_dir():
+        out, recipe = out or recipe, recipe / "recipe.yaml"
+    wanted = load_recipe(recipe, set_)
+    if print_config:
+        typer.echo(dump_recipe(wanted), nl=False)
+        return
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("flyspeck").setLevel(logging.INFO)
+    from flyspeck.train.run import train as run
+
+    folder = out or Path("runs") / wanted.name
+    figures = run(wanted, folder, resume=resume)
+    width = max(map(len, figures), default=0)
+    typer.echo(f"{folder}: best weights, protocol {wanted.evaluate.protocol}")
+    for name, value in figures.items():
+        typer.echo(f"  {name:<{width}}  {'-' if value < 0 else f'{100 * value:.1f}'}")

@@ -1,0 +1,109 @@
+"""From a recipe's `data` and `augment` to annotation tables and a loader."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from flyspeck.data.annotations import Annotations
+from flyspeck.data.loading import DetectionDataset, Loader, default_workers, make_loader
+from flyspeck.data.readers import read_annotations
+from flyspeck.data.sampling import EpochSampler, repeat_factors
+from flyspeck.data.transforms import Compose, Photometric, RandomFlip, RandomScaleCrop, RandomTurn, Transform
+from flyspeck.errors import UserError
+from flyspeck.train.config import AugmentConfig, DataConfig, Recipe
+
+
+def read_sets(data: DataConfig) -> tuple[Annotations, Annotations]:
+    """The training and the validation table, limited and filtered as the recipe says, with the same classes."""
+    train = read_annotations(data.train, format=data.format, classes=data.classes)
+    val = read_annotations(data.val, format=data.format, classes=data.classes or train.classes)
+    if not train.classes:
+        raise UserError("no classes to learn", where=data.train, fix="annotate some objects or name data.classes")
+    if data.max_objects is not None:
+        counts = np.bincount(train.image_index[train.labels >= 0], minlength=len(train))
+        train = train.select_images(counts <= data.max_objects)
+    return _limit(train, data.train_limit), _limit(val, data.val_limit)
+
+
+def _limit(table: Annotations, limit: int | None) -> Annotations:
+    """`limit` pictures, evenly spread over the table: video frames beside each other are nearly the same."""
+    if limit is None or limit >= len(table):
+        return table
+    return table.select_images(np.linspace(0, len(table) - 1, limit).round().astype(np.int64))
+
+
+def augmentation(config: AugmentConfig, train: Annotations) -> Transform:
+    """The recipe's transforms, in the order of its fields."""
+    steps: list[Transform] = []
+    if config.copy_paste > 0:
+        from flyspeck.data.copy_paste import CopyPaste
+
+        steps.append(
+            CopyPaste(
+                probability=config.copy_paste,
+                max_objects=config.copy_paste_max_objects,
+                max_size=config.copy_paste_max_size,
+            )
+        )
+    if config.flip > 0 or config.vertical_flip > 0:
+        steps.append(RandomFlip(config.flip, config.vertical_flip))
+    if config.rot90 > 0:
+        steps.append(RandomTurn(config.rot90))
+    if config.crop is not None or config.scale != (1.0, 1.0):
+        steps.append(RandomScaleCrop(scale=config.scale, size=config.crop))
+    if config.photometric > 0:
+        steps.append(Photometric(config.photometric))
+    return Compose(tuple(steps))
+
+
+def training_loader(
+    recipe: Recipe, train: Annotations, *, channels: int, rank: int, world_size: int, pin_memory: bool = False
+) -> Loader:
+    """Batches of one process: its share of the global batch, `accumulate` of them a step."""
+    config = recipe.train
+    share, rest = divmod(config.batch_size, config.accumulate * world_size)
+    if rest or share == 0:
+        raise UserError(
+            f"a batch of {config.batch_size} does not divide over {world_size} processes x {config.accumulate} parts",
+            where="train.batch_size",
+        )
+    dataset = DetectionDataset(
+        train,
+        channels=channels,  # type: ignore[arg-type]
+        transform=augmentation(recipe.augment, train),
+        cache=recipe.data.cache,
+        seed=config.seed,
+    )
+    repeats = None
+    if recipe.augment.oversample > 0:
+        strength = recipe.augment.oversample
+        repeats = repeat_factors(train, rare_below=0.3 * strength, tiny_gain=strength)
+    sampler = EpochSampler(len(train), seed=config.seed, rank=rank, world_size=world_size, repeats=repeats)
+    return make_loader(
+        dataset,
+        batch_size=share,
+        sampler=sampler,
+        workers=default_workers(world_size) if config.workers is None else config.workers,
+        seed=config.seed,
+        max_broken_share=recipe.data.max_broken_share,
+        pin_memory=pin_memory,
+    )
+
+
+def data_hash(*tables: Annotations) -> str:
+    """SHA-256 over the pictures' names and every column that training sees."""
+    digest = hashlib.sha256()
+    for table in tables:
+        digest.update("\n".join(table.file_names).encode())
+        digest.update("\n".join(table.classes).encode())
+        for column in (table.sizes, table.image_index, table.boxes, table.labels, table.ignore, table.crowd):
+            digest.update(np.ascontiguousarray(column).tobytes())
+    return digest.hexdigest()
+
+
+def run_root(recipe: Recipe, runs: Path) -> Path:
+    """Where a recipe's run goes unless told otherwise: `runs/NAME`."""
+    return runs / recipe.name

@@ -1,0 +1,296 @@
+"""The training loop: one function, in the open. Nothing to subclass.
+
+Methods enter by argument: an `objective` computes the losses of a batch (plain detection, distillation, several
+scales), `batches` yields them, `measure` evaluates. Devices and processes are accelerate's business.
+
+Every step seeds torch from (seed, step, process), every sample is seeded by (seed, epoch, picture), and the learning rate
+is a function of the step: so a run that is resumed goes on bit for bit as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from flyspeck.errors import UserError
+from flyspeck.train.checkpoint import load_state, save_state, save_weights
+from flyspeck.train.config import TrainConfig
+from flyspeck.train.ema import EMA
+from flyspeck.train.optim import build_optimizer, lr_factor, set_lr
+from flyspeck.train.progress import Reporter
+from flyspeck.types import ImageBatch, Targets
+
+log = logging.getLogger("flyspeck")
+
+Batch = tuple[ImageBatch, Sequence[Targets], Sequence[int | str]]
+"""What a loader yields: pictures, their targets, their ids."""
+
+
+class DetectionObjective(nn.Module):
+    """The plain objective: the detector's own losses."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
+        """Named losses whose sum is minimised."""
+        return self.detector.losses(images, targets)  # type: ignore[operator]
+
+
+@dataclass
+class Progress:
+    """Where a run stands; saved with every checkpoint."""
+
+    epoch: int = 0
+    """Epochs begun."""
+    step_in_epoch: int = 0
+    step: int = 0
+    """Optimiser steps done."""
+    best: float = -math.inf
+    best_epoch: int = 0
+    figures: dict[str, float] = field(default_factory=dict)
+    """Of the last evaluation."""
+
+
+def fit(
+    objective: nn.Module,
+    *,
+    detector: nn.Module,
+    batches: Callable[[int, int], Iterable[Batch]],
+    steps_per_epoch: int,
+    config: TrainConfig,
+    folder: Path,
+    description: Mapping[str, Any],
+    reporter: Reporter,
+    accelerator: Accelerator,
+    measure: Callable[[nn.Module], dict[str, float]] | None = None,
+    best: str = "",
+    resume: bool = False,
+) -> Progress:
+    """Trains `detector` (a part of `objective`) and leaves its best and last weights in `folder`.
+
+    `batches(epoch, skip)` yields this process's share of the epoch's batches from step `skip` on, `config.accumulate` of
+    them per step. `measure(model)` returns figures; `best` names the one that picks the best checkpoint. With `resume`,
+    the run goes on from `folder/state.pt`. Raises UserError where the loss is not finite; the batch is saved then.
+    """
+    device = accelerator.device
+    objective.to(device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)  # type: ignore[call-overload]
+    optimizer = build_optimizer(objective, config)
+    ema = EMA(detector, config.ema) if config.ema and accelerator.is_main_process else None
+    progress = Progress()
+    if resume:
+        progress = _restore(folder / "state.pt", objective, optimizer, ema, description)
+    model, optimizer = accelerator.prepare(objective, optimizer)
+    total_steps = config.epochs * steps_per_epoch
+
+    def save() -> None:
+        if accelerator.is_main_process:
+            _save(folder, objective, detector, optimizer, ema, progress, description)
+
+    if accelerator.is_main_process:
+        reporter.start(total_steps=total_steps, done_steps=progress.step)
+    try:
+        for epoch in range(progress.epoch, config.epochs):
+            progress.epoch = epoch
+            model.train()
+            meter = _Meter(config)
+            stream = iter(batches(epoch, progress.step_in_epoch * config.accumulate))
+            for _ in range(progress.step_in_epoch, steps_per_epoch):
+                torch.manual_seed(_step_seed(config.seed, progress.step, accelerator.process_index))
+                set_lr(optimizer, lr_factor(progress.step, total_steps, config))
+                losses, pictures = _train_step(model, stream, optimizer, config, accelerator, folder)
+                if ema is not None:
+                    ema.update(detector)
+                progress.step += 1
+                progress.step_in_epoch += 1
+                meter.add(losses, pictures * accelerator.num_processes)
+                if progress.step % config.log_every == 0 and accelerator.is_main_process:
+                    lr = optimizer.param_groups[-1]["lr"]
+                    reporter.step({"step": progress.step, "epoch": epoch + 1, "lr": lr, **meter.record()})
+                if config.checkpoint_every and progress.step % config.checkpoint_every == 0:
+                    save()
+            progress.epoch, progress.step_in_epoch = epoch + 1, 0
+            record = {"step": progress.step, "epoch": epoch + 1, **meter.epoch_record()}
+            if measure is not None and ((epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs):
+                record["figures"] = progress.figures = measure(detector if ema is None else ema.model)
+                _keep_best(folder, progress, detector if ema is None else ema.model, best, description, accelerator)
+            if accelerator.is_main_process:
+                reporter.epoch(record)
+            save()
+    except KeyboardInterrupt:
+        log.warning(
+            "interrupted; resume from %s", folder / "state.pt" if (folder / "state.pt").exists() else "the start"
+        )
+        raise
+    finally:
+        if accelerator.is_main_process:
+            reporter.close()
+    return progress
+
+
+def _train_step(
+    model: nn.Module,
+    stream: Any,
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    folder: Path,
+) -> tuple[dict[str, float], int]:
+    """One optimiser step over `accumulate` batches; the mean losses and the number of pictures of this process."""
+    sums: dict[str, Tensor] = {}
+    pictures = 0
+    for part in range(config.accumulate):
+        images, targets, ids = next(stream)
+        images, targets = images.to(accelerator.device), [t.to(accelerator.device) for t in targets]
+        last = part == config.accumulate - 1
+        with contextlib.nullcontext() if last else accelerator.no_sync(model):
+            with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                losses = model(images, targets)
+            total = torch.stack([*losses.values()]).sum() / config.accumulate
+            if not torch.isfinite(total):
+                _report_non_finite(folder, images, targets, ids, losses)
+            accelerator.backward(total)
+        for name, value in losses.items():
+            sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach() / config.accumulate
+        pictures += len(ids)
+    if config.clip_grad is not None:
+        accelerator.clip_grad_norm_(model.parameters(), config.clip_grad)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return {name: float(value) for name, value in sums.items()}, pictures
+
+
+def _report_non_finite(
+    folder: Path, images: ImageBatch, targets: Sequence[Targets], ids: Sequence[Any], losses: Mapping[str, Tensor]
+) -> None:
+    path = folder / "non_finite_batch.pt"
+    content = {
+        "pixels": images.pixels.cpu(),
+        "sizes": list(images.sizes),
+        "ids": list(ids),
+        "targets": [{"boxes": t.boxes.cpu(), "labels": t.labels.cpu(), "ignore": t.ignore.cpu()} for t in targets],
+        "losses": {name: float(value) for name, value in losses.items()},
+    }
+    save_state(path, content)
+    named = ", ".join(f"{name} {float(value):g}" for name, value in losses.items())
+    raise UserError(
+        f"the loss is not finite ({named}) on pictures {', '.join(map(str, ids))}",
+        where=folder,
+        fix=f"the batch is saved in {path.name}; try a lower train.lr, more train.warmup_steps or train.precision fp32",
+    )
+
+
+def _step_seed(seed: int, step: int, process: int) -> int:
+    return (seed * 1_000_003 + step) * 1009 + process
+
+
+def _keep_best(
+    folder: Path,
+    progress: Progress,
+    model: nn.Module,
+    best: str,
+    description: Mapping[str, Any],
+    accelerator: Accelerator,
+) -> None:
+    if not best:
+        return
+    if best not in progress.figures:
+        raise UserError(f"no figure '{best}' to pick the best checkpoint by", where="evaluate.best",
+                        fix=f"known: {', '.join(progress.figures)}")  # fmt: skip
+    value = progress.figures[best]
+    # The first evaluation is kept whatever it says, -1 (no ground truth of that kind) included.
+    if value > progress.best:
+        progress.best, progress.best_epoch = value, progress.epoch
+        if accelerator.is_main_process:
+            told = {**description, "epoch": progress.epoch, "figures": progress.figures}
+            save_weights(folder / "best.safetensors", model.state_dict(), told)
+
+
+def _save(
+    folder: Path,
+    objective: nn.Module,
+    detector: nn.Module,
+    optimizer: Any,
+    ema: EMA | None,
+    progress: Progress,
+    description: Mapping[str, Any],
+) -> None:
+    kept = detector if ema is None else ema.model
+    told = {**description, "epoch": progress.epoch, "figures": progress.figures}
+    save_weights(folder / "last.safetensors", kept.state_dict(), told)
+    state = {
+        "description": dict(description),
+        "progress": dict(vars(progress)),
+        "objective": objective.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "ema": None if ema is None else {"model": ema.model.state_dict(), "updates": ema.updates},
+    }
+    save_state(folder / "state.pt", state)
+
+
+def _restore(
+    path: Path,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ema: EMA | None,
+    description: Mapping[str, Any],
+) -> Progress:
+    state = load_state(path)
+    differing = [key for key in description if state["description"].get(key) != description[key]]
+    if differing:
+        raise UserError(
+            f"this run was started with another {', '.join(differing)}",
+            where=path,
+            fix="resume with the recipe in the run folder, or start a new run",
+        )
+    objective.load_state_dict(state["objective"])
+    optimizer.load_state_dict(state["optimizer"])
+    if ema is not None:
+        ema.model.load_state_dict(state["ema"]["model"])
+        ema.updates = state["ema"]["updates"]
+    return Progress(**state["progress"])
+
+
+class _Meter:
+    """Means of losses and speed: over the steps since the last line, and over the epoch."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.begun = self.since = time.monotonic()
+        self.window: list[dict[str, float]] = []
+        self.pictures = 0
+        self.sums: dict[str, float] = {}
+        self.steps = self.total_pictures = 0
+
+    def add(self, losses: dict[str, float], pictures: int) -> None:
+        self.window.append(losses)
+        self.pictures += pictures
+        self.total_pictures += pictures
+        self.steps += 1
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def record(self) -> dict[str, Any]:
+        now = time.monotonic()
+        means = {name: sum(w[name] for w in self.window) / len(self.window) for name in self.window[-1]}
+        speed = self.pictures / max(now - self.since, 1e-9)
+        self.window, self.pictures, self.since = [], 0, now
+        return {"losses": means, "images_per_second": round(speed, 2)}
+
+    def epoch_record(self) -> dict[str, Any]:
+        seconds = time.monotonic() - self.begun
+        return {
+            "losses": {name: value / max(self.steps, 1) for name, value in self.sums.items()},
+            "seconds": round(seconds, 2),
+            "images_per_second": round(self.total_pictures / max(seconds, 1e-9), 2),
+        }

@@ -1,0 +1,176 @@
+"""A recipe from beginning to end: read, build, fit, and leave a run folder that explains itself.
+
+A run folder holds `recipe.yaml` (complete), `environment.json` (versions, hardware, data hash), `metrics.jsonl` and
+`metrics.csv`, `best.safetensors`, `last.safetensors`, `state.pt`, and of the best weights `detections.json` and
+`evaluation.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+import flyspeck
+from flyspeck.data.annotations import Annotations
+from flyspeck.data.images import read_image
+from flyspeck.data.statistics import channel_statistics
+from flyspeck.errors import UserError
+from flyspeck.train.build import build_detector, describe_model, fit_anchors, load_detector, pyramid_levels
+from flyspeck.train.config import Recipe, dump_recipe
+from flyspeck.train.inputs import data_hash, read_sets, training_loader
+from flyspeck.train.loop import DetectionObjective, Progress, fit
+from flyspeck.train.measure import measure
+from flyspeck.train.progress import Console, Fanout, Reporter, RunFiles, TensorBoard
+
+log = logging.getLogger("flyspeck")
+
+
+def train(recipe: Recipe, folder: Path, *, resume: bool = False, reporter: Reporter | None = None) -> dict[str, float]:
+    """Runs a recipe into `folder` and returns the figures of its best weights.
+
+    Raises UserError if `folder` holds another run already and `resume` is False.
+    """
+    accelerator = Accelerator()
+    _claim(folder, resume, accelerator)
+    train_set, val_set = read_sets(recipe.data)
+    _say_problems(train_set, val_set)
+    channels = recipe.data.channels or _channels_of(train_set)
+    mean, std = channel_statistics(train_set, channels=channels)
+    recipe = _resolved(recipe, train_set)
+    torch.manual_seed(recipe.train.seed)
+    detector = build_detector(recipe.model, classes=train_set.classes, mean=mean, std=std)
+    description = {
+        **describe_model(recipe.model, classes=train_set.classes, mean=mean, std=std),
+        "recipe": _comparable(recipe),
+        "data": data_hash(train_set, val_set),
+        "training_size": _training_size(recipe, train_set),
+        "protocol": recipe.evaluate.protocol,
+    }
+    if accelerator.is_main_process:
+        _describe_run(folder, recipe, description, train_set, val_set)
+    loader = training_loader(
+        recipe,
+        train_set,
+        channels=channels,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+    measured = partial(
+        measure,
+        annotations=val_set,
+        protocol=recipe.evaluate.protocol,
+        channels=channels,
+        batch_size=recipe.evaluate.batch_size,
+        accelerator=accelerator,
+        precision=recipe.train.precision,
+    )
+    progress = fit(
+        DetectionObjective(detector),
+        detector=detector,
+        batches=lambda epoch, skip: loader.epoch(epoch, start=skip),
+        steps_per_epoch=len(loader) // recipe.train.accumulate,
+        config=recipe.train,
+        folder=folder,
+        description=description,
+        reporter=reporter or _reporters(folder, recipe),
+        accelerator=accelerator,
+        measure=measured,
+        best=recipe.evaluate.best,
+        resume=resume,
+    )
+    return _finish(folder, measured, accelerator, progress)
+
+
+def _finish(folder: Path, measured: Any, accelerator: Accelerator, progress: Progress) -> dict[str, float]:
+    """Figures, detections and evaluation of the best weights."""
+    accelerator.wait_for_everyone()
+    best = load_detector(folder / "best.safetensors").to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    figures = measured(best, folder=folder)
+    log.info("best epoch %d: %s", progress.best_epoch, " ".join(f"{k} {v:.3f}" for k, v in figures.items()))
+    return figures
+
+
+def _claim(folder: Path, resume: bool, accelerator: Accelerator) -> None:
+    taken = (folder / "recipe.yaml").exists() or (folder / "state.pt").exists()
+    if taken and not resume:
+        raise UserError("holds a run already", where=folder, fix="choose another --out, or go on with --resume")
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def _resolved(recipe: Recipe, train_set: Annotations) -> Recipe:
+    """The recipe with everything that is taken from the training set filled in."""
+    model = recipe.model
+    if model.anchors.fit:
+        anchors = fit_anchors(train_set, 2.0 ** pyramid_levels(model.levels)[0])
+        log.info("anchors fitted to the training set: %s", anchors.model_dump(exclude={"fit"}))
+        model = model.model_copy(update={"anchors": anchors})
+    return recipe.model_copy(update={"model": model})
+
+
+def _comparable(recipe: Recipe) -> dict[str, Any]:
+    """The parts of a recipe that a resumed run must share; how it logs, loads or saves may change."""
+    content = recipe.model_dump(mode="json")
+    for key in ("workers", "log_every", "checkpoint_every", "tensorboard"):
+        content["train"].pop(key)
+    content["data"].pop("cache")
+    for key in ("train", "val"):  # a moved data set is the same data set: the hash tells
+        content["data"].pop(key)
+    return content
+
+
+def _training_size(recipe: Recipe, train_set: Annotations) -> list[int]:
+    """(H, W) of what the network saw in training: the crop, or the largest picture."""
+    if recipe.augment.crop is not None:
+        return list(recipe.augment.crop)
+    if (train_set.sizes > 0).all():
+        return [int(side) for side in train_set.sizes.max(0)]
+    return list(read_image(train_set.path(0)).shape[:2])
+
+
+def _channels_of(table: Annotations) -> int:
+    if len(table) == 0:
+        raise UserError("no pictures", where=table.source)
+    return int(read_image(table.path(0)).shape[2])
+
+
+def _say_problems(*tables: Annotations) -> None:
+    for table in tables:
+        if table.problems:
+            shown = "; ".join(table.problems[:3])
+            log.warning("%s: %d broken entries left out: %s", table.source, len(table.problems), shown)
+
+
+def _reporters(folder: Path, recipe: Recipe) -> Reporter:
+    reporters: list[Reporter] = [RunFiles(folder), Console()]
+    if recipe.train.tensorboard:
+        reporters.append(TensorBoard(folder))
+    return Fanout(reporters)
+
+
+def _describe_run(
+    folder: Path, recipe: Recipe, description: dict[str, Any], train_set: Annotations, val_set: Annotations
+) -> None:
+    (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    environment = {
+        "flyspeck": flyspeck.__version__,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "seed": recipe.train.seed,
+        "data_sha256": description["data"],
+        "train": {"source": train_set.source, "images": len(train_set), "boxes": train_set.num_boxes},
+        "val": {"source": val_set.source, "images": len(val_set), "boxes": val_set.num_boxes},
+    }
+    (folder / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
