@@ -43,7 +43,7 @@ def read_coco(path: Path, options: ReadOptions, content: Any = None) -> Annotati
     _check_shape(content, path)
     draft = Draft(where=path, root=path.parent)
     rows = _read_images(draft, content)
-    draft.root = options.images or find_root(_usual_places(path), draft.file_names)
+    draft.root = options.images or find_root(usual_places(path), draft.file_names)
     _read_categories(draft, content["categories"])
     _read_boxes(draft, content["annotations"], rows, exact=options.for_evaluation)
     return assemble(draft, options, f"{_dialect(draft)}: {path.name}")
@@ -67,7 +67,7 @@ def _check_shape(content: Any, path: Path) -> None:
             )
 
 
-def _usual_places(path: Path) -> list[Path]:
+def usual_places(path: Path) -> list[Path]:
     """Where pictures lie beside a COCO json, likeliest first."""
     split = path.stem.removeprefix("instances_")
     here, above = path.parent, path.parent.parent
