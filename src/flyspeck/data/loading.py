@@ -72,15 +72,16 @@ class DetectionDataset(Dataset[Sample]):
         return len(self.annotations)
 
     def __getitem__(self, key: int | Draw) -> Sample:
-        draw = key if isinstance(key, Draw) else Draw(0, int(key), int(key))
+        return self.draw(key if isinstance(key, Draw) else Draw(0, int(key), int(key)))
+
+    def draw(self, draw: Draw, attempt: int = 0) -> Sample:
+        """The sample of one draw; another `attempt` gives other random numbers."""
         sample = self.raw(draw.index)
         if self.transform is None:
             return sample
-        return self.transform(sample, self.generator(draw), self._another)
-
-    def generator(self, draw: Draw) -> np.random.Generator:
-        """The random numbers of one draw. The last word of the seed sets it apart from the sampler's own streams."""
-        return np.random.default_rng([self.seed, draw.epoch, draw.position, 1])
+        # Five words of seed: no other stream of the package has as many, so that none can coincide.
+        rng = np.random.default_rng([self.seed, draw.epoch, draw.position, 1, attempt])
+        return self.transform(sample, rng, self._another)
 
     def raw(self, index: int) -> Sample:
         """Picture `index` before any transform: (C, H, W) uint8, or float32 in [0, 1] if the file has 16 bits."""
@@ -185,55 +186,65 @@ def collate(samples: Sequence[Sample], *, divisor: int = 32) -> Batch:
 
 @dataclass(frozen=True)
 class _Fetched:
-    """A batch on its way from a worker, with the pictures that failed while it was made."""
+    """A batch on its way from a worker, with the errors met while it was made.
 
-    batch: Batch
-    failures: tuple[tuple[int, UserError], ...]
+    Errors travel as values: an exception that leaves a worker comes out as the text of a traceback.
+    """
+
+    batch: Batch | None
+    """None if nothing could be put in a picture's place, or the pictures do not go together: `errors[-1]` says why."""
+    errors: tuple[UserError, ...]
 
     def pin_memory(self) -> _Fetched:
         """Called by the loader's pinning thread."""
+        if self.batch is None:
+            return self
         images = replace(self.batch.images, pixels=self.batch.images.pixels.pin_memory())
         return replace(self, batch=self.batch._replace(images=images))
 
 
+@dataclass(frozen=True)
 class _Fetcher(Dataset[Any]):
-    """The data set as workers see it: a picture that fails becomes a value, since an exception would lose its one line.
+    """The data set as workers see it: in the place of a picture that fails, another one is drawn.
 
-    In its place another picture is drawn from the draw's own random numbers, so that batches stay full on every process.
+    It is drawn from the draw's own random numbers: batches stay full on every process, and the same however they are loaded.
     """
 
-    def __init__(self, dataset: DetectionDataset) -> None:
-        self.dataset = dataset
+    dataset: DetectionDataset
 
-    def __getitem__(self, draw: Draw) -> tuple[Sample | None, tuple[tuple[int, UserError], ...]]:
-        failures: list[tuple[int, UserError]] = []
+    def __getitem__(self, draw: Draw) -> tuple[Sample | None, tuple[UserError, ...]]:
+        errors: list[UserError] = []
         rng = np.random.default_rng([self.dataset.seed, draw.epoch, draw.position, 2])
-        for _ in range(_REPLACEMENT_TRIES):
+        for attempt in range(_REPLACEMENT_TRIES):
             try:
-                return self.dataset[draw], tuple(failures)
+                return self.dataset.draw(draw, attempt), tuple(errors)
             except UserError as error:
-                failures.append((draw.index, error))
+                errors.append(error)
                 draw = draw._replace(index=int(rng.integers(len(self.dataset))))
-        return None, tuple(failures)
+        return None, tuple(errors)
 
 
 @dataclass(frozen=True)
 class _Collate:
     divisor: int
 
-    def __call__(self, items: list[tuple[Sample | None, tuple[tuple[int, UserError], ...]]]) -> _Fetched:
-        failures = tuple(failure for _, found in items for failure in found)
+    def __call__(self, items: list[tuple[Sample | None, tuple[UserError, ...]]]) -> _Fetched:
+        errors = tuple(error for _, found in items for error in found)
         samples = [sample for sample, _ in items if sample is not None]
         if len(samples) < len(items):
-            raise failures[0][1]
-        return _Fetched(collate(samples, divisor=self.divisor), failures)
+            return _Fetched(None, errors)
+        try:
+            return _Fetched(collate(samples, divisor=self.divisor), errors)
+        except UserError as error:
+            return _Fetched(None, (*errors, error))
 
 
 class Loader:
     """Batches of an epoch, from any batch on: `for images, targets, image_ids in loader.epoch(3, start=17)`.
 
-    Pictures that cannot be used are replaced and counted in `broken` (path or id -> what was wrong); as soon as their
-    share of the data set exceeds `max_broken_share`, UserError names the first of them. Workers live as long as the loader.
+    Pictures that cannot be used are replaced and counted in `broken` (file -> what is wrong); as soon as their
+    share of the data set exceeds `max_broken_share`, UserError names the file. Workers stay from epoch to epoch; `close` ends
+    them, an error does too, and the next epoch would start new ones.
     """
 
     def __init__(
@@ -251,9 +262,9 @@ class Loader:
     ) -> None:
         self.sampler, self.batch_size, self.drop_last = sampler, batch_size, drop_last
         self.max_broken_share, self.num_images = max_broken_share, len(dataset)
-        self.broken: dict[int, UserError] = {}
-        self._loader = DataLoader(
-            _Fetcher(dataset),
+        self.broken: dict[str, UserError] = {}
+        self._settings: dict[str, Any] = dict(
+            dataset=_Fetcher(dataset),
             batch_sampler=_Batches(sampler, batch_size, drop_last),
             num_workers=workers,
             collate_fn=_Collate(divisor),
@@ -263,6 +274,7 @@ class Loader:
             # Its own generator: otherwise every epoch would draw a number from torch's global stream.
             generator=torch.Generator().manual_seed(seed),
         )
+        self._loader: DataLoader[Any] | None = None
 
     def __len__(self) -> int:
         """Batches of this process in a whole epoch."""
@@ -272,15 +284,31 @@ class Loader:
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """The batches `start`, `start + 1`, ... of an epoch."""
         self.sampler.load_state({"epoch": epoch, "start": start * self.batch_size})
+        if self._loader is None:
+            self._loader = DataLoader(**self._settings)
         for fetched in self._loader:
-            for index, error in fetched.failures:
-                self._note(index, error)
+            try:
+                self._check(fetched)
+            except UserError:
+                self.close()  # at once: workers that wait for the garbage collector hold up the end by seconds
+                raise
+            assert fetched.batch is not None
             yield fetched.batch
 
-    def _note(self, index: int, error: UserError) -> None:
-        if index in self.broken:
+    def close(self) -> None:
+        """Ends the workers."""
+        self._loader = None
+
+    def _check(self, fetched: _Fetched) -> None:
+        if fetched.batch is None:
+            raise fetched.errors[-1]
+        for error in fetched.errors:
+            self._note(error)
+
+    def _note(self, error: UserError) -> None:
+        if error.where in self.broken:
             return
-        self.broken[index] = error
+        self.broken[error.where] = error
         allowed = self.max_broken_share * self.num_images
         if len(self.broken) <= allowed:
             log.warning("left out (%d of %d allowed): %s", len(self.broken), int(allowed), error)

@@ -301,7 +301,7 @@ class Mosaic:
         parts: list[Targets] = []
         cutter = RandomScaleCrop(policy=self.policy)
         for number, (y1, x1, y2, x2) in enumerate(quarters):
-            source = sample if number == 0 else _same_kind(sample, another(rng))
+            source = sample if number == 0 else same_kind(sample, another(rng))
             piece = replace(cutter, size=(y2 - y1, x2 - x1))(source, rng)
             tall, wide = piece.pixels.shape[1:]
             if (tall, wide) != (y2 - y1, x2 - x1):
@@ -329,7 +329,7 @@ def _with(sample: Sample, pixels: torch.Tensor, boxes: torch.Tensor) -> Sample:
     return replace(sample, pixels=pixels, targets=replace(sample.targets, boxes=boxes))
 
 
-def _same_kind(sample: Sample, other: Sample) -> Sample:
+def same_kind(sample: Sample, other: Sample) -> Sample:
     """`other`, if its pixels can be laid beside those of `sample`."""
     if (other.pixels.shape[0], other.pixels.dtype) != (sample.pixels.shape[0], sample.pixels.dtype):
         raise UserError(

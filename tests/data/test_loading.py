@@ -1,0 +1,349 @@
+"""Samples, padding, and batches that do not depend on how they were loaded."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.testing import assert_close
+
+from flyspeck.data import loading
+from flyspeck.data.annotations import Annotations
+from flyspeck.data.copy_paste import CopyPaste
+from flyspeck.data.loading import DetectionDataset, collate, default_workers, in_order, make_loader
+from flyspeck.data.sampling import Draw, EpochSampler
+from flyspeck.data.transforms import Compose, Mosaic, Photometric, RandomFlip, RandomScaleCrop, RandomTurn
+from flyspeck.errors import UserError
+from flyspeck.types import Sample, Targets
+
+
+def write_set(folder, pictures, boxes=None, labels=None, ignore=None, crowd=None, ids=None):
+    """A data set of arrays (H, W) or (H, W, 3); `boxes` one (N, 4) list per picture."""
+    boxes = boxes or [[] for _ in pictures]
+    counts = [len(rows) for rows in boxes]
+    num = sum(counts)
+    flat = np.array([row for rows in boxes for row in rows], float).reshape(-1, 4)
+    for number, pixels in enumerate(pictures):
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return Annotations(
+        image_ids=np.arange(len(pictures)) if ids is None else np.array(ids, object),
+        file_names=tuple(f"{number}.png" for number in range(len(pictures))),
+        sizes=np.array([pixels.shape[:2] for pixels in pictures]),
+        image_index=np.repeat(np.arange(len(pictures)), counts),
+        boxes=flat,
+        labels=np.zeros(num, np.int64) if labels is None else np.array(labels),
+        area=np.ones(num),
+        ignore=np.zeros(num, bool) if ignore is None else np.array(ignore),
+        crowd=np.zeros(num, bool) if crowd is None else np.array(crowd),
+        box_ids=np.arange(num),
+        classes=("a", "b"),
+        category_ids=(1, 2),
+        root=folder,
+        source="coco: made.json",
+    )
+
+
+@pytest.fixture
+def varied(tmp_path):
+    """Twelve grey pictures of three sizes with random boxes, one without any."""
+    rng = np.random.default_rng(0)
+    sizes = [(40, 50), (64, 64), (33, 70)] * 4
+    pictures = [rng.integers(0, 256, size, dtype=np.uint8) for size in sizes]
+    boxes = [
+        [[x, y, x + 4, y + 5] for x, y in rng.integers(0, 28, (int(rng.integers(1, 6)), 2))] if number != 5 else []
+        for number in range(12)
+    ]
+    return write_set(tmp_path, pictures, boxes)
+
+
+HEAVY = Compose(
+    (
+        CopyPaste(probability=0.8),
+        Mosaic((48, 64), 0.5),
+        RandomFlip(0.5, 0.5),
+        RandomTurn(),
+        RandomScaleCrop((0.7, 1.4), (40, 40), 0.5),
+        Photometric(),
+    )
+)
+
+
+# --- samples ---------------------------------------------------------------------------------------------------------
+
+
+def test_sample_by_hand(tmp_path):
+    picture = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    boxes = [[[1, 0, 3, 2], [-5, -5, 2, 1], [4, 0, 9, 2], [2, 2, 2, 3], [0, 0, 4, 3], [0, 1, 4, 3]]]
+    annotations = write_set(
+        tmp_path,
+        [picture],
+        boxes,
+        labels=[0, 1, 0, 0, 1, -1],
+        ignore=[0, 0, 0, 0, 0, 1],
+        crowd=[0, 0, 0, 0, 1, 0],
+    )
+    annotations = replace(annotations, ignore=annotations.ignore.astype(bool), crowd=annotations.crowd.astype(bool))
+    sample = DetectionDataset(annotations)[0]
+    assert_close(sample.pixels, torch.from_numpy(picture)[None])
+    # Row 2 lies right of the picture and row 3 has no width: gone. Row 1 is clipped. The crowd loses its label.
+    assert_close(sample.targets.boxes, torch.tensor([[1.0, 0, 3, 2], [0, 0, 2, 1], [0, 0, 4, 3], [0, 1, 4, 3]]))
+    assert sample.targets.labels.tolist() == [0, 1, -1, -1]
+    assert sample.targets.ignore.tolist() == [False, False, True, True]
+    assert (sample.image_id, sample.original_size) == (0, (3, 4))
+    assert type(sample.image_id) is int
+
+
+def test_a_box_that_vanishes_in_float32_is_dropped(tmp_path):
+    # 1e-9 px at x = 3 is below the step of float32 there.
+    sample = DetectionDataset(write_set(tmp_path, [np.zeros((4, 4), np.uint8)], [[[3, 0, 3 + 1e-9, 2]]]))[0]
+    assert sample.targets.boxes.shape == (0, 4)
+
+
+@pytest.mark.parametrize("count", [0, 800])
+def test_no_box_and_800_boxes(tmp_path, count):
+    rng = np.random.default_rng(0)
+    corners = rng.integers(0, 60, (count, 2))
+    boxes = [[[x, y, x + 3, y + 3] for x, y in corners]]
+    annotations = write_set(tmp_path, [np.zeros((64, 64), np.uint8)], boxes)
+    dataset = DetectionDataset(annotations, transform=HEAVY)
+    assert len(dataset.raw(0).targets.boxes) == count
+    batch = collate([dataset[0], dataset[Draw(3, 1, 0)]])
+    assert all(target.boxes.shape[1] == 4 for target in batch.targets)
+    assert all(target.boxes.dtype == torch.float32 for target in batch.targets)
+    assert all(target.labels.dtype == torch.int64 for target in batch.targets)
+
+
+@pytest.mark.parametrize("cache", ["none", "ram"])
+def test_sixteen_bit_becomes_float_in_unit_range(tmp_path, cache):
+    picture = np.array([[0, 65535], [6553, 32768]], np.uint16)
+    sample = DetectionDataset(write_set(tmp_path, [picture]), cache=cache)[0]
+    assert sample.pixels.dtype == torch.float32
+    assert_close(sample.pixels, torch.tensor([[[0, 1], [6553 / 65535, 32768 / 65535]]]))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channels(tmp_path, channels):
+    grey, colour = np.full((4, 5), 9, np.uint8), np.full((4, 5, 3), 9, np.uint8)
+    dataset = DetectionDataset(write_set(tmp_path, [grey, colour]), channels=channels)
+    assert [dataset[i].pixels.shape for i in range(2)] == [(channels, 4, 5)] * 2
+
+
+def test_text_ids_stay_text(tmp_path):
+    annotations = write_set(tmp_path, [np.zeros((2, 2), np.uint8)], ids=["DJI_0001"])
+    assert DetectionDataset(annotations)[0].image_id == "DJI_0001"
+
+
+def test_wrong_size_in_the_annotations(tmp_path):
+    annotations = write_set(tmp_path, [np.zeros((20, 30), np.uint8)])
+    turned = replace(annotations, sizes=np.array([[30, 20]]))
+    with pytest.raises(UserError, match=r"0\.png: the picture is 30 x 20 where the annotations say 20 x 30"):
+        DetectionDataset(turned)[0]
+    unknown = replace(annotations, sizes=np.array([[-1, -1]]))
+    assert DetectionDataset(unknown)[0].original_size == (20, 30)
+
+
+def test_cache_gives_the_same_and_is_never_written_to(varied):
+    plain, cached = DetectionDataset(varied), DetectionDataset(varied, cache="ram")
+    for index in range(len(varied)):
+        assert_close(cached[index].pixels, plain[index].pixels)
+    cached[0].pixels.zero_()
+    assert_close(cached[0].pixels, plain[0].pixels)
+
+
+def test_cache_says_its_size_and_keeps_its_limit(varied, caplog):
+    caplog.set_level(logging.INFO, logger="flyspeck")
+    # 2000 + 4096 bytes fit; the third picture (2310) would not.
+    dataset = DetectionDataset(varied, cache="ram", cache_limit_bytes=8000)
+    assert "2 of 12 pictures" in caplog.text
+    assert_close(dataset[5].pixels, DetectionDataset(varied)[5].pixels)
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+def sample_of(pixels, image_id=0):
+    nothing = Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool))
+    return Sample(pixels, nothing, image_id, tuple(pixels.shape[1:]))
+
+
+def test_padding_never_moves_or_resizes():
+    first, second = torch.randint(0, 256, (1, 5, 9), dtype=torch.uint8), torch.full((1, 8, 3), 7, dtype=torch.uint8)
+    images, targets, ids = collate([sample_of(first, 4), sample_of(second, "b")], divisor=8)
+    assert images.pixels.shape == (2, 1, 8, 16)
+    assert images.sizes == ((5, 9), (8, 3))
+    assert_close(images.pixels[0, :, :5, :9], first)
+    assert images.pixels[0].sum() == first.sum()
+    assert images.pixels[1].sum() == 7 * 24
+    assert ids == [4, "b"]
+    assert len(targets) == 2
+
+
+def test_mixed_kinds_are_refused():
+    with pytest.raises(UserError, match=r"1 channel.* and 3 channel"):
+        collate([sample_of(torch.zeros(1, 4, 4)), sample_of(torch.zeros(3, 4, 4))])
+    with pytest.raises(UserError, match=r"float32 and .*uint8"):
+        collate([sample_of(torch.zeros(1, 4, 4)), sample_of(torch.zeros(1, 4, 4, dtype=torch.uint8))])
+
+
+# --- the loader ------------------------------------------------------------------------------------------------------
+
+
+def flat(batches):
+    """Everything in some batches as comparable values."""
+    return [
+        (
+            batch.images.pixels.numpy().tobytes(),
+            batch.images.sizes,
+            [(t.boxes.tolist(), t.labels.tolist(), t.ignore.tolist()) for t in batch.targets],
+            batch.image_ids,
+        )
+        for batch in batches
+    ]
+
+
+@pytest.fixture
+def reference(varied):
+    loader = make_loader(DetectionDataset(varied, transform=HEAVY, seed=7), batch_size=3, workers=0, seed=7)
+    return [flat(loader.epoch(epoch)) for epoch in range(2)]
+
+
+def test_epochs_differ(reference):
+    assert len(reference[0]) == len(reference[1]) == 4
+    assert reference[0] != reference[1]
+
+
+@pytest.mark.parametrize(("workers", "cache"), [(0, "ram"), (1, "none"), (2, "ram")])
+def test_batches_do_not_depend_on_workers_or_cache(varied, reference, workers, cache):
+    dataset = DetectionDataset(varied, transform=HEAVY, seed=7, cache=cache)
+    loader = make_loader(dataset, batch_size=3, workers=workers, seed=7)
+    torch.manual_seed(workers)
+    assert flat(loader.epoch(0)) == reference[0]
+    # Left in the middle of an epoch, then resumed at the same place: workers and their queues must be clean again.
+    epoch = loader.epoch(1)
+    assert flat([next(epoch)]) == reference[1][:1]
+    assert flat(loader.epoch(1, start=1)) == reference[1][1:]
+
+
+def test_resume_in_a_fresh_loader_mid_epoch(varied, reference):
+    loader = make_loader(DetectionDataset(varied, transform=HEAVY, seed=7), batch_size=3, workers=1, seed=7)
+    assert flat(loader.epoch(1, start=2)) == reference[1][2:]
+
+
+def test_two_processes_see_the_batches_of_one(varied):
+    dataset = DetectionDataset(varied, transform=HEAVY, seed=7)
+    whole = make_loader(dataset, batch_size=4, workers=0, sampler=EpochSampler(12, seed=7))
+    parts = [
+        make_loader(dataset, batch_size=2, workers=0, sampler=EpochSampler(12, seed=7, rank=rank, world_size=2))
+        for rank in range(2)
+    ]
+    for together, *halves in zip(whole.epoch(1), *(part.epoch(1) for part in parts), strict=True):
+        union = {i: t.boxes.tolist() for half in halves for i, t in zip(half.image_ids, half.targets, strict=True)}
+        assert union == {i: t.boxes.tolist() for i, t in zip(together.image_ids, together.targets, strict=True)}
+
+
+def test_the_global_random_state_is_untouched(varied):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    for _ in make_loader(DetectionDataset(varied, transform=HEAVY), batch_size=3, workers=1).epoch(0):
+        pass
+    assert_close(torch.get_rng_state(), before)
+
+
+def test_evaluation_sees_every_picture_once_in_order(varied):
+    loader = make_loader(DetectionDataset(varied), batch_size=5, workers=0, sampler=in_order(12), drop_last=False)
+    assert len(loader) == 3
+    assert [i for batch in loader.epoch(0) for i in batch.image_ids] == list(range(12))
+
+
+def test_too_few_pictures_for_a_batch(varied):
+    with pytest.raises(UserError, match=r"made\.json: 12 pictures do not fill one batch of 13"):
+        make_loader(DetectionDataset(varied), batch_size=13, workers=0)
+    with pytest.raises(UserError, match="batch_size"):
+        make_loader(DetectionDataset(varied), batch_size=0, workers=0)
+
+
+# --- broken pictures -------------------------------------------------------------------------------------------------
+
+
+def break_picture(annotations, index):
+    path = annotations.path(index)
+    path.write_bytes(path.read_bytes()[:60])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_picture_stops_training_with_its_name(varied, workers):
+    break_picture(varied, 4)
+    loader = make_loader(DetectionDataset(varied, transform=HEAVY), batch_size=3, workers=workers)
+    with pytest.raises(UserError, match=r"4\.png: the picture is broken") as caught:
+        list(loader.epoch(0))
+    assert "\n" not in str(caught.value)
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_share_of_broken_pictures_may_be_left_out(varied, workers, caplog):
+    break_picture(varied, 4)
+    (varied.path(7)).unlink()
+    dataset = DetectionDataset(varied, cache="ram")
+    loader = make_loader(dataset, batch_size=3, workers=workers, max_broken_share=2 / 12)
+    batches = [batch for epoch in range(2) for batch in loader.epoch(epoch)]
+    assert len(batches) == 8
+    assert all(len(batch.image_ids) == 3 for batch in batches)
+    assert not {4, 7} & {i for batch in batches for i in batch.image_ids}
+    assert sorted(loader.broken) == [str(varied.path(4)), str(varied.path(7))]
+    assert caplog.text.count("left out") == 2
+
+
+def test_more_than_the_allowed_share(varied):
+    for index in (1, 2, 3):
+        break_picture(varied, index)
+    loader = make_loader(DetectionDataset(varied), batch_size=3, workers=0, max_broken_share=0.17)  # 2.04 pictures
+    with pytest.raises(UserError, match=r"3 of 12 pictures cannot be used, more than the allowed share of 0\.17"):
+        list(loader.epoch(0))
+
+
+def test_a_broken_picture_counts_once_though_many_mosaics_met_it(varied):
+    break_picture(varied, 4)
+    dataset = DetectionDataset(varied, transform=Mosaic((48, 64), 1.0))
+    loader = make_loader(dataset, batch_size=3, workers=0, max_broken_share=1 / 12)
+    assert sum(len(list(loader.epoch(epoch))) for epoch in range(4)) == 16
+    assert list(loader.broken) == [str(varied.path(4))]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_mixed_depths_in_a_set_are_one_line_from_any_worker(tmp_path, workers):
+    annotations = write_set(tmp_path, [np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.uint16)])
+    loader = make_loader(DetectionDataset(annotations), batch_size=2, workers=workers)
+    with pytest.raises(UserError, match="pictures of different kinds in one batch") as caught:
+        list(loader.epoch(0))
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_but_broken_pictures(varied):
+    for index in range(12):
+        break_picture(varied, index)
+    loader = make_loader(DetectionDataset(varied), batch_size=3, workers=1, max_broken_share=1.0)
+    with pytest.raises(UserError, match="the picture is broken") as caught:
+        list(loader.epoch(0))
+    assert "\n" not in str(caught.value)
+
+
+# --- workers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("cores", "processes", "workers"), [(1, 1, 0), (2, 1, 1), (2, 2, 0), (16, 1, 8), (16, 4, 3)])
+def test_default_workers(monkeypatch, cores, processes, workers):
+    monkeypatch.setattr(loading.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    assert default_workers(processes) == workers
+
+
+def test_data_set_survives_pickling(varied):
+    """Workers that are spawned rather than forked (macOS, Windows, Python 3.14) receive the data set this way."""
+    dataset = DetectionDataset(varied, cache="ram", transform=HEAVY)
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert_close(copy[Draw(1, 2, 3)].pixels, dataset[Draw(1, 2, 3)].pixels)
