@@ -21,7 +21,7 @@ from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.detector import Detector, Head, PixelNorm, RawDetections
 from flyspeck.models.layers import NormBuilder
 from flyspeck.models.losses import mean_over_processes, smooth_l1
-from flyspeck.models.necks.fpn import FPN
+from flyspeck.models.necks.fpn import FPN, FusionMode
 from flyspeck.models.postprocess import Suppression, suppress
 from flyspeck.models.roi import BoxHead, RoIPool, assign_regions, sample_balanced
 from flyspeck.models.rpn import RPN
@@ -125,7 +125,7 @@ def faster_rcnn(
     hidden: int = 1024,
     norm: NormBuilder | None = None,
     neck: nn.Module | None = None,
-    fusion: Sequence[float] | None = None,
+    fusion: Sequence[float] | FusionMode | None = None,
     num_extra: int = 1,
     anchors: AnchorBuilder | None = None,
     suppression: Suppression | None = None,

@@ -32,7 +32,7 @@ from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.detector import Detector, Head, PixelNorm, RawDetections
 from flyspeck.models.layers import ConvTower, NormBuilder, flatten_levels, init_normal
 from flyspeck.models.losses import focal_loss, mean_over_processes
-from flyspeck.models.necks.fpn import FPN
+from flyspeck.models.necks.fpn import FPN, FusionMode
 from flyspeck.models.postprocess import Suppression, suppress, topk_per_level
 from flyspeck.types import FeatureSpec, Targets
 
@@ -247,7 +247,7 @@ def fcos(
     depth: int = 4,
     norm: NormBuilder | None = None,
     neck: nn.Module | None = None,
-    fusion: Any = None,
+    fusion: Sequence[float] | FusionMode | None = None,
     num_extra: int = 1,
     suppression: Suppression | None = None,
     **head: Any,

@@ -1,10 +1,15 @@
-"""Feature pyramid (Lin et al., 2017, arXiv:1612.03144) with one fusion factor per top-down edge (Gong et al., 2021,
-arXiv:2011.02298):
+"""Feature pyramid (Lin et al., 2017, arXiv:1612.03144) with one fusion factor per top-down edge (Gong et al., WACV 2021,
+arXiv:2011.02298, Eq. 1):
 
     P'_5 = inner_5(C_5);    P'_i = inner_i(C_i) + alpha_i * upsample(P'_{i+1});    P_i = layer_i(P'_i)
 
 The factor multiplies the upsampled inner map of the level above, before its 3x3 convolution, as the authors' code does.
 There is no factor on the way to the extra levels (P6, P7), which come from the top by pooling or convolution.
+
+The paper's Table 1: fixed factors (1 is the plain pyramid), `one` learnable, `three` (one per edge) learnable, `attention`,
+brute force (`flyspeck tune alpha`) and the statistic S-alpha (`flyspeck alpha`, then fixed). Deviations: learnable factors
+start at 1, the paper does not say where; the attention of its Fig. 6 has neither text nor released code, `AttentionGate`
+is an interpretation.
 """
 
 from __future__ import annotations
@@ -20,6 +25,27 @@ from flyspeck.models.layers import ConvNorm, NormBuilder
 from flyspeck.types import FeatureSpec
 
 Extra = Literal["pool", "conv_c5", "conv_p5"]
+FusionMode = Literal["one", "three", "attention"]
+"""Who finds the factors: one learnable number, one per edge (three, on four maps), or a gate on the maps themselves."""
+
+
+class AttentionGate(nn.Module):
+    """The factor of one edge from what its two maps contain: global averages of both, two linear layers, sigmoid.
+
+    The factor is twice the sigmoid, in (0, 2), and starts at 1: the plain pyramid.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        hidden = max(4, channels // 4)
+        self.squeeze, self.excite = nn.Linear(2 * channels, hidden), nn.Linear(hidden, 1)
+        nn.init.normal_(self.excite.weight, std=0.01)
+        nn.init.zeros_(self.excite.bias)
+
+    def forward(self, lateral: Tensor, above: Tensor) -> Tensor:
+        """Maps `(B, C, H, W)` of the level and of the one above to factors `(B, 1, 1, 1)`."""
+        both = torch.cat([lateral.mean((2, 3)), above.mean((2, 3))], 1)
+        return 2 * torch.sigmoid(self.excite(F.relu(self.squeeze(both))))[..., None, None]
 
 
 class FPN(nn.Module):
@@ -27,10 +53,11 @@ class FPN(nn.Module):
 
     `extra` makes the levels above the last: `pool` subsamples the last level (P6 of Faster R-CNN); `conv_c5` and
     `conv_p5` apply 3x3 convolutions of stride 2, the first to the backbone's or the pyramid's last map (RetinaNet).
-    `fusion` holds one factor per edge, finest edge first: (alpha_2^3, alpha_3^4, alpha_4^5); None means 1.
+    `fusion` holds one fixed factor per edge, finest edge first: (alpha_2^3, alpha_3^4, alpha_4^5); None means 1; a
+    `FusionMode` learns them. `sigma` gives the convolutions the paper's sigma-power initialisation.
     """
 
-    fusion: Tensor
+    fusion: Tensor | None
 
     def __init__(
         self,
@@ -40,18 +67,14 @@ class FPN(nn.Module):
         num_extra: int = 1,
         extra: Extra = "pool",
         norm: NormBuilder | None = None,
-        fusion: Sequence[float] | None = None,
+        fusion: Sequence[float] | FusionMode | None = None,
+        sigma: float | None = None,
     ) -> None:
         super().__init__()
         edges = len(features) - 1
-        factors = [1.0] * edges if fusion is None else [float(f) for f in fusion]
-        if len(factors) != edges:
-            raise ValueError(
-                f"a pyramid on {len(features)} maps has {edges} top-down edges, got {len(factors)} factors"
-            )
+        self._add_fusion(edges, channels, fusion)
         self.inner = nn.ModuleList(ConvNorm(f.channels, channels, 1, norm=norm) for f in features)
         self.layer = nn.ModuleList(ConvNorm(channels, channels, 3, norm=norm) for _ in features)
-        self.register_buffer("fusion", torch.tensor(factors))
         self.extra: Extra = extra
         first = features[-1].channels if extra == "conv_c5" else channels
         self.extra_convs = nn.ModuleList(
@@ -69,13 +92,38 @@ class FPN(nn.Module):
                 nn.init.kaiming_uniform_(module.weight, a=1)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        if sigma is not None:
+            sigma_power_(self, sigma)
+
+    def _add_fusion(self, edges: int, channels: int, fusion: Sequence[float] | FusionMode | None) -> None:
+        """`self.fusion` is a buffer (fixed), a parameter of 1 or `edges` numbers (learnable), or None with `self.gates`."""
+        self.gates = nn.ModuleList()
+        if isinstance(fusion, str):
+            if fusion not in ("one", "three", "attention"):
+                raise ValueError(f"fusion is a list of factors, 'one', 'three' or 'attention', got '{fusion}'")
+            if fusion == "attention":
+                self.gates.extend(AttentionGate(channels) for _ in range(edges))
+                self.fusion = None
+            else:
+                self.fusion = nn.Parameter(torch.ones(1 if fusion == "one" else edges))
+            return
+        factors = [1.0] * edges if fusion is None else [float(f) for f in fusion]
+        if len(factors) != edges:
+            raise ValueError(f"a pyramid on {edges + 1} maps has {edges} top-down edges, got {len(factors)} factors")
+        self.register_buffer("fusion", torch.tensor(factors))
+
+    def factor(self, edge: int, lateral: Tensor, above: Tensor) -> Tensor:
+        """The fusion factor of an edge, 0 the finest: a number, or one per picture `(B, 1, 1, 1)` of its two inner maps."""
+        if self.fusion is None:
+            return self.gates[edge](lateral, above)
+        return self.fusion[edge if len(self.fusion) > 1 else 0]
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Backbone maps, finest first, to pyramid maps, finest first."""
         inner = [lateral(m) for lateral, m in zip(self.inner, maps, strict=True)]
         for i in range(len(inner) - 2, -1, -1):
             above = F.interpolate(inner[i + 1], size=inner[i].shape[-2:], mode="nearest")
-            inner[i] = inner[i] + self.fusion[i].to(above.dtype) * above
+            inner[i] = inner[i] + self.factor(i, inner[i], inner[i + 1]).to(above.dtype) * above
         levels = [layer(m) for layer, m in zip(self.layer, inner, strict=True)]
         if self.extra == "pool":
             for _ in range(self.num_extra):
@@ -86,3 +134,21 @@ class FPN(nn.Module):
                 x = conv(x if i == 0 else F.relu(x))
                 levels.append(x)
         return levels
+
+
+@torch.no_grad()
+def sigma_power_(fpn: FPN, sigma: float) -> FPN:
+    """Scales the convolutions in place (sec. 3.3): `inner_i` by sigma^(i-2), the weight of `layer_i` by sigma^-(i-2).
+
+    With factors of 1 the pyramid then computes what it would with factors of `sigma` and the unscaled weights. The bias of
+    `inner_i` is scaled too, that of `layer_i` is not. Norm layers would undo the scale: a pyramid that has them is refused.
+    """
+    if sigma <= 0:
+        raise ValueError(f"sigma must be positive, got {sigma}")
+    for i, (lateral, layer) in enumerate(zip(fpn.inner, fpn.layer, strict=True)):
+        if len(lateral) > 1:  # type: ignore[arg-type]
+            raise ValueError("sigma-power initialisation needs a pyramid without norm layers")
+        for parameter in lateral.parameters():
+            parameter.mul_(sigma**i)
+        layer[0].weight.div_(sigma**i)  # type: ignore[index]
+    return fpn
