@@ -6,7 +6,7 @@ chain of stages. Builders (`resnet50`, `mobilenet_v2`, …) are plain functions 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,19 +19,26 @@ class StagedBackbone(nn.Module):
 
     `stages` maps names (`stem`, `stage1`, … `stage4`) to modules that run in that order, each on the output of the one
     before. `specs` says what comes out of each stage that may serve as a feature map; `outputs` picks those that do.
-    A stage may return a list (HRNet's parallel branches); the last one's list is then the feature maps.
+    A stage may return a list (HRNet's parallel branches); `branches` then has the specs of its maps in place of `specs`.
     """
 
     def __init__(
-        self, stages: Mapping[str, nn.Module], specs: Mapping[str, FeatureSpec], *, outputs: tuple[str, ...]
+        self,
+        stages: Mapping[str, nn.Module],
+        specs: Mapping[str, FeatureSpec],
+        *,
+        outputs: tuple[str, ...],
+        branches: Mapping[str, Sequence[FeatureSpec]] | None = None,
     ) -> None:
         super().__init__()
         self.stages = nn.ModuleDict(stages)
         self.specs = dict(specs)
+        self.branches = {name: tuple(maps) for name, maps in (branches or {}).items()}
         self.outputs = tuple(outputs)
-        unknown = [name for name in self.outputs if name not in self.specs]
+        known = {**self.specs, **self.branches}
+        unknown = [name for name in self.outputs if name not in known]
         if unknown:
-            raise ValueError(f"no feature spec for stage(s) {', '.join(unknown)}; specs: {', '.join(self.specs)}")
+            raise ValueError(f"no feature spec for stage(s) {', '.join(unknown)}; specs: {', '.join(known)}")
         strides = [spec.stride for spec in self.features]
         if strides != sorted(strides):
             raise ValueError(f"strides of a backbone's feature maps must not decrease, got {strides}")
@@ -39,7 +46,7 @@ class StagedBackbone(nn.Module):
     @property
     def features(self) -> tuple[FeatureSpec, ...]:
         """What `forward` returns, finest map first."""
-        return tuple(self.specs[name] for name in self.outputs)
+        return tuple(spec for name in self.outputs for spec in self.branches.get(name) or (self.specs[name],))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Pictures `(B, 3, H, W)`, normalised, to one map `(B, C_l, H_l, W_l)` per entry of `features`."""

@@ -1,0 +1,286 @@
+"""What a model costs: parameters, GFLOPs by part and stage under a named counting convention, memory and latency.
+
+Published GFLOPs come from different counters, so a figure means nothing without its convention:
+
+* `macs`: multiply-adds of convolutions (deformable ones too) and linear layers; nothing else.
+* `mmcv`: the counter of mmcv, which most tiny-object papers print. One multiply-add is one FLOP; a convolution or linear
+  layer counts its bias additions; a norm counts 2 x elements; ReLU modules, pools (by their input) and `nn.Upsample` (by
+  its output) count one per element. Functional calls, additions, RoIAlign and deformable convolutions count nothing. A
+  two-stage head runs on 1000 proposals.
+* `ptflops`: the counter of Mudassar and Mukhopadhyay's published code (a fork of ptflops): like `mmcv`, but a ReLU counts
+  its input, and `nn.Upsample` counts nothing.
+
+The model runs once on PyTorch's meta device: shapes only, so 260 GFLOPs are counted in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torchvision.ops import DeformConv2d
+
+from flyspeck.errors import UserError, nearest
+from flyspeck.models.detector import Detector
+from flyspeck.models.roi import BoxHead
+from flyspeck.models.rpn import RPN
+from flyspeck.types import ImageBatch
+
+Convention = Literal["macs", "mmcv", "ptflops"]
+CONVENTIONS: tuple[str, ...] = get_args(Convention)
+NUM_PROPOSALS = 1000
+"""Proposals that a two-stage head is counted with, per cascade stage too (mmcv's rule)."""
+
+_RELUS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU)
+_MAX_POOLS = (nn.MaxPool2d,)
+_POOLS = (*_MAX_POOLS, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The cost of one forward pass on one picture."""
+
+    name: str
+    size: tuple[int, int]
+    """(H, W) of the picture."""
+    convention: str
+    params: int
+    """All parameters, norms included."""
+    params_trainable: int
+    """Those with `requires_grad`."""
+    params_conv: int
+    """Weights and biases of convolutions alone."""
+    gflops: float
+    """In units of 1e9, by the convention."""
+    parts: dict[str, float] = field(default_factory=dict)
+    """GFLOPs of backbone, neck and head; they add up to `gflops`."""
+    stages: dict[str, float] = field(default_factory=dict)
+    """GFLOPs of the backbone's stages; they add up to the backbone's."""
+    peak_memory_mb: float = 0.0
+    """Weights plus the largest sum of activations alive at once, float32, in 1e6 bytes; without the libraries' scratch."""
+    latency: Latency | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of plain values; `latency` is left out where it was not measured."""
+        content = asdict(self)
+        if self.latency is None:
+            del content["latency"]
+        return content
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Wall time of one picture, after warm-up."""
+
+    median_ms: float
+    p10_ms: float
+    """The tenth percentile: with `p90_ms`, the spread."""
+    p90_ms: float
+    runs: int
+    threads: int
+    device: str
+
+
+def profile(model: nn.Module, size: tuple[int, int], *, name: str = "", convention: str = "mmcv") -> Profile:
+    """Counts `model` (a `Detector`, or a backbone or any module that maps one picture) at `size` (H, W).
+
+    `model` itself is not touched. Trainable parameters are counted as they stand: freeze first.
+    """
+    if convention not in CONVENTIONS:
+        raise UserError(
+            f"no counting convention '{convention}'", where="convention", fix=nearest(convention, CONVENTIONS)
+        )
+    twin = copy.deepcopy(model).to("meta").eval()
+    flops: dict[str, int] = {}
+    with _counting(twin, convention, flops), torch.no_grad(), _PeakMemory() as memory:
+        _run_once(twin, size)
+    prefix = "backbone." if isinstance(model, Detector) else ""
+    parts: dict[str, int] = {part: 0 for part in ("backbone", "neck", "head")} if prefix else {}
+    stages: dict[str, int] = {name: 0 for name, _ in _stages(model)}
+    for path, count in flops.items():
+        part = path.split(".")[0] if prefix else "backbone"
+        parts[part] = parts.get(part, 0) + count
+        if path.startswith(f"{prefix}stages."):
+            stages[path.removeprefix(f"{prefix}stages.").split(".")[0]] += count
+    weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    return Profile(
+        name=name,
+        size=size,
+        convention=convention,
+        params=sum(p.numel() for p in model.parameters()),
+        params_trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        params_conv=count_conv_params(model),
+        gflops=sum(flops.values()) / 1e9,
+        parts={part: count / 1e9 for part, count in parts.items()},
+        stages={stage: count / 1e9 for stage, count in stages.items()},
+        peak_memory_mb=(weights + memory.peak) / 1e6,
+    )
+
+
+def count_conv_params(model: nn.Module) -> int:
+    """Weights and biases of convolutions (deformable ones too), trainable or not."""
+    convs = [m for m in model.modules() if isinstance(m, nn.Conv2d | DeformConv2d)]
+    return sum(p.numel() for conv in convs for p in conv.parameters(recurse=False))
+
+
+def _stages(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    backbone = model.backbone if isinstance(model, Detector) else model
+    for name, child in backbone.named_children():
+        if name == "stages":
+            yield from child.named_children()
+
+
+def _run_once(model: nn.Module, size: tuple[int, int]) -> None:
+    """Every layer once, on one picture of the meta device."""
+    x = torch.empty(1, 3, *size, device="meta")
+    if not isinstance(model, Detector):
+        model(x)
+        return
+    maps = model.neck(model.backbone(model.pixel_norm(ImageBatch(x, (size,)))))
+    rpn = [m for m in model.head.modules() if isinstance(m, RPN)]
+    if not rpn:
+        model.head(maps)
+        return
+    for network in rpn:
+        network(maps)
+    for box_head in (m for m in model.head.modules() if isinstance(m, BoxHead)):
+        box_head(torch.empty(NUM_PROPOSALS, box_head.fc1.in_features, 1, 1, device="meta"))
+
+
+@contextmanager
+def _counting(model: nn.Module, convention: str, flops: dict[str, int]) -> Iterator[None]:
+    """Adds the FLOPs of every leaf module of `model` to `flops[path]` as it runs; a shared module counts at each call."""
+    handles = []
+    for path, module in model.named_modules():
+        count = _counter(module, convention)
+        if count is not None:
+
+            def hook(module: nn.Module, inputs: Any, output: Any, *, path: str = path, count: _Count = count) -> None:
+                flops[path] = flops.get(path, 0) + count(module, inputs[0], output)
+
+            handles.append(module.register_forward_hook(hook))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+_Count = Callable[[Any, Tensor, Tensor], int]
+
+
+def _counter(module: nn.Module, convention: str) -> _Count | None:
+    """How `module` counts under `convention`, or None where it counts nothing."""
+    if isinstance(module, nn.Conv2d):
+        return _conv_macs if convention == "macs" else _conv_macs_and_bias
+    if isinstance(module, nn.Linear):
+        return _linear_macs if convention == "macs" else _linear_macs_and_bias
+    if convention == "macs":
+        return _conv_macs if isinstance(module, DeformConv2d) else None
+    if isinstance(module, _NORMS):
+        affine = module.weight is not None
+        return lambda _, x, __: (2 if affine else 1) * x.numel()
+    if isinstance(module, _RELUS):
+        return lambda _, x, __: x.numel()  # a ReLU's output has the size of its input
+    if isinstance(module, _POOLS if convention == "mmcv" else _MAX_POOLS):
+        return lambda _, x, __: x.numel()
+    if convention == "mmcv" and isinstance(module, nn.Upsample):
+        return lambda _, __, y: y.numel()
+    return None
+
+
+def _conv_macs(module: Any, _: Tensor, output: Tensor) -> int:
+    kernel_height, kernel_width = module.kernel_size
+    return output.numel() * kernel_height * kernel_width * (module.in_channels // module.groups)
+
+
+def _conv_macs_and_bias(module: Any, inputs: Tensor, output: Tensor) -> int:
+    return _conv_macs(module, inputs, output) + (output.numel() if module.bias is not None else 0)
+
+
+def _linear_macs(module: Any, _: Tensor, output: Tensor) -> int:
+    return output.numel() * module.in_features
+
+
+def _linear_macs_and_bias(module: Any, inputs: Tensor, output: Tensor) -> int:
+    # mmcv adds the bias once, not once a row.
+    return _linear_macs(module, inputs, output) + (module.out_features if module.bias is not None else 0)
+
+
+class _PeakMemory(TorchDispatchMode):
+    """Follows the bytes of all tensors that operations make while they live; `peak` is the largest sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive, self.peak = 0, 0
+        self._seen: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._follow(tensor.untyped_storage())
+        return out
+
+    def _follow(self, storage: Any) -> None:
+        key = id(storage)
+        if key in self._seen:
+            return
+        size = storage.nbytes()
+
+        def freed(_: Any) -> None:
+            self.alive -= size
+            self._seen.pop(key, None)
+
+        self._seen[key] = weakref.ref(storage, freed)
+        self.alive += size
+        self.peak = max(self.peak, self.alive)
+
+
+def measure_latency(
+    model: nn.Module,
+    size: tuple[int, int],
+    *,
+    runs: int = 20,
+    warmup: int = 3,
+    threads: int | None = None,
+    device: str | torch.device = "cpu",
+) -> Latency:
+    """Times `model` on one random picture of `size` (H, W): `detect` of a `Detector`, else a forward pass.
+
+    `threads` sets PyTorch's CPU threads for the measurement and puts the old number back afterwards. A detector with
+    random weights has unusual scores, so its suppression may cost less or more than after training.
+    """
+    device = torch.device(device)
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        model = model.to(device).eval()
+        picture = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
+        batch = ImageBatch(picture, (size,))
+        call = (lambda: model.detect(batch)) if isinstance(model, Detector) else (lambda: model(picture))
+        times = []
+        with torch.inference_mode():
+            for i in range(warmup + runs):
+                start = time.perf_counter()
+                call()
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                if i >= warmup:
+                    times.append((time.perf_counter() - start) * 1e3)
+        tenths = statistics.quantiles(times, n=10, method="inclusive") if len(times) > 1 else [times[0]] * 9
+        return Latency(statistics.median(times), tenths[0], tenths[-1], runs, torch.get_num_threads(), str(device))
+    finally:
+        torch.set_num_threads(before)
