@@ -99,7 +99,7 @@ class ModelConfig(_Strict):
     norm: Literal["none", "bn", "gn"] = "none"
     """Norm layers of neck and head."""
     frozen_stages: int = Field(0, ge=0)
-    """Backbone stages that do not train: 1 freezes the stem, 2 also stage 1, and so on."""
+    """Backbone stages that do not train: 1 freezes the stem and stage 1, 2 also stage 2, and so on; 0 freezes nothing."""
     freeze_norms: bool = False
     """Keep the backbone's norm statistics and weights as loaded."""
     anchors: AnchorConfig = AnchorConfig()
