@@ -17,6 +17,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "data": ("flyspeck.cli.data:app", "Annotated pictures: inspect, convert, shrink, tile, generate scenes."),
     "train": ("flyspeck.cli.train:train", "A recipe to a trained detector and its figures."),
     "alpha": ("flyspeck.cli.alpha:alpha", "Fusion factors of a feature pyramid, counted from a data set."),
+    "eval": ("flyspeck.cli.evaluate:evaluate", "Score detections under a named protocol."),
 }
 
 

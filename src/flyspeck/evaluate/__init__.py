@@ -1,1 +1,17 @@
-"""Protocols by name: exact numbers by size."""
+"""Numbers that mean something: named protocols on one matcher, and the reasons behind a score. NumPy only."""
+
+from flyspeck.evaluate.catalogue import PROTOCOLS, customised, protocol_named
+from flyspeck.evaluate.detections import DetectionTable
+from flyspeck.evaluate.evaluation import evaluate
+from flyspeck.evaluate.protocols import Protocol
+from flyspeck.evaluate.results import EvaluationResult
+
+__all__ = [
+    "PROTOCOLS",
+    "DetectionTable",
+    "EvaluationResult",
+    "Protocol",
+    "customised",
+    "evaluate",
+    "protocol_named",
+]

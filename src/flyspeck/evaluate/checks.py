@@ -1,0 +1,82 @@
+"""Suspicions about detections that can be read but look like a mistake; each is one line for the user."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from flyspeck.data.annotations import Annotations
+from flyspeck.evaluate.detections import DetectionTable
+from flyspeck.evaluate.protocols import APProtocol, DelegatedCOCO, MissRateProtocol, Protocol
+
+FEW = 20  # below this many boxes nothing is suspected
+
+
+def suspicions(annotations: Annotations, detections: DetectionTable, protocol: Protocol) -> tuple[str, ...]:
+    """What looks wrong with `detections`, worst first: corners given as sizes, pixels of another picture size, an id of 0."""
+    notes = []
+    if not len(detections):
+        notes.append("there are no detections: every AP with ground truth is 0")
+    size_note = _corners_as_sizes(annotations, detections) or _other_pixels(annotations, detections)
+    if size_note:
+        notes.append(size_note)
+    loses_zero = isinstance(protocol, DelegatedCOCO)
+    if isinstance(protocol, APProtocol | MissRateProtocol):
+        loses_zero = not protocol.id_zero_matches
+    if loses_zero and annotations.box_ids.dtype != object and (annotations.box_ids == 0).any():
+        notes.append(
+            f"the ground truth has an annotation with id 0, which {protocol.name} can never count as found "
+            "(a flaw of the reference, kept); number annotations from 1"
+        )
+    return tuple(notes)
+
+
+def _frames(annotations: Annotations, detections: DetectionTable) -> tuple[np.ndarray, np.ndarray]:
+    """Detections' boxes and their pictures' (width, height), for pictures whose size is known."""
+    sizes = annotations.sizes[detections.image_index][:, ::-1].astype(np.float64)
+    known = (sizes > 0).all(1)
+    return detections.xywh[known], sizes[known]
+
+
+def _corners_as_sizes(annotations: Annotations, detections: DetectionTable) -> str | None:
+    """Boxes that leave the picture as [x, y, w, h] but lie in it as [x1, y1, x2, y2]."""
+    xywh, sizes = _frames(annotations, detections)
+    if len(xywh) < FEW:
+        return None
+    leaves = ((xywh[:, :2] + xywh[:, 2:]) > sizes + 2).any(1).mean()
+    corners = ((xywh[:, 2:] > xywh[:, :2]) & (xywh[:, 2:] <= sizes + 2)).all(1).mean()
+    if leaves > 0.3 and corners > 0.95:
+        return (
+            f"{leaves:.0%} of the boxes leave their picture as [x, y, w, h], and {corners:.0%} lie in it as "
+            "[x1, y1, x2, y2]: the file seems to hold corners; convert them to x, y, width, height"
+        )
+    return None
+
+
+def _other_pixels(annotations: Annotations, detections: DetectionTable) -> str | None:
+    """Boxes in the pixels of a larger or smaller copy of the picture."""
+    xywh, sizes = _frames(annotations, detections)
+    truth_sizes = annotations.sizes[annotations.image_index][:, ::-1].astype(np.float64)
+    known = (truth_sizes > 0).all(1)
+    if len(xywh) < FEW or known.sum() < FEW:
+        return None
+    reach = _reach((xywh[:, :2] + xywh[:, 2:]) / sizes)
+    truth_reach = _reach(annotations.boxes[known, 2:] / truth_sizes[known])
+    if xywh.max() <= 1.5 and xywh.max() > 0:
+        return "the boxes are between 0 and 1: they seem to be shares of the picture; multiply them by its size"
+    leaves = ((xywh[:, :2] + xywh[:, 2:]) > sizes * 1.02 + 2).any(1).mean()
+    if leaves > 0.1 and (reach > 1.1).any():
+        return (
+            f"{leaves:.0%} of the boxes leave their picture (they reach {reach.max():.2f} of its side): "
+            "they seem to be in the pixels of a larger copy"
+        )
+    if (reach < 0.75 * truth_reach).all():
+        return (
+            f"the boxes reach only {reach[0]:.2f} of the width and {reach[1]:.2f} of the height, the ground truth "
+            f"{truth_reach[0]:.2f} and {truth_reach[1]:.2f}: they seem to be in the pixels of a smaller copy"
+        )
+    return None
+
+
+def _reach(shares: np.ndarray) -> np.ndarray:
+    """How far right and down boxes reach, (2,): the 99th percentile of their far corners as shares of the picture."""
+    return np.quantile(shares, 0.99, axis=0)

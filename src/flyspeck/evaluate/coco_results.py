@@ -1,0 +1,186 @@
+"""Reading COCO results files, with a plain answer to everything that is commonly wrong with them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flyspeck.data.annotations import Annotations
+from flyspeck.errors import UserError
+from flyspeck.evaluate.detections import DetectionTable
+
+_FIELDS = ("image_id", "category_id", "bbox", "score")
+
+
+def read_results(
+    source: Path | str | Sequence[dict[str, Any]], annotations: Annotations, *, any_score: bool = False
+) -> DetectionTable:
+    """The table of a COCO results file (or of the list in it), in file order.
+
+    Raises UserError for a picture id that the ground truth does not have, ids of the wrong type, boxes that are not four
+    finite numbers, scores that are not finite, and scores outside [0, 1] unless `any_score`. Categories that the
+    ground truth does not have are left out with a note, as pycocotools does silently.
+    """
+    where = source if isinstance(source, Path | str) else "detections"
+    entries = _load(Path(source)) if isinstance(source, Path | str) else list(source)
+    if not entries:
+        return DetectionTable.empty()
+    image_ids, categories, boxes, scores = _columns(entries, where)
+    xywh = _boxes(boxes, where)
+    values = _scores(scores, where, any_score)
+    image_index = _image_rows(image_ids, annotations, where)
+    labels, notes = _labels(categories, annotations)
+    known = labels >= 0
+    return DetectionTable.from_columns(
+        image_index=image_index[known], xywh=xywh[known], scores=values[known], labels=labels[known], notes=notes
+    )
+
+
+def _load(path: Path) -> list[Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"not valid json: {error.msg}", where=f"{path}, line {error.lineno}", fix="is the file cut off?"
+        ) from None
+    except UnicodeDecodeError:
+        raise UserError("not a text file", where=path, fix="give a COCO results json") from None
+    if isinstance(content, dict) and isinstance(content.get("annotations"), list):
+        content = content["annotations"]
+        if content and "score" not in content[0]:
+            raise UserError(
+                "this is a ground-truth file: its annotations have no score", where=path, fix="swap --gt and --dt?"
+            )
+    if not isinstance(content, list):
+        raise UserError(
+            f"COCO results are a list of detections, this is {type(content).__name__}",
+            where=path,
+            fix='write [{"image_id": …, "category_id": …, "bbox": [x, y, w, h], "score": …}, …]',
+        )
+    return content
+
+
+def _columns(entries: list[Any], where: object) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
+    try:
+        return (
+            [entry["image_id"] for entry in entries],
+            [entry["category_id"] for entry in entries],
+            [entry["bbox"] for entry in entries],
+            [entry["score"] for entry in entries],
+        )
+    except (KeyError, TypeError):
+        for number, entry in enumerate(entries):
+            missing = [name for name in _FIELDS if not isinstance(entry, dict) or name not in entry]
+            if missing:
+                raise UserError(
+                    f"detection {number} has no {' and no '.join(missing)}",
+                    where=where,
+                    fix=f"every detection needs {', '.join(_FIELDS)}",
+                ) from None
+        raise
+
+
+def _boxes(boxes: list[Any], where: object) -> np.ndarray:
+    try:
+        xywh = np.array(boxes, dtype=np.float64)
+        sound = xywh.shape == (len(boxes), 4) and bool(np.isfinite(xywh).all())
+    except (TypeError, ValueError):
+        xywh, sound = np.zeros((0, 4)), False
+    if not sound:
+        for number, box in enumerate(boxes):
+            try:
+                values = np.array(box, dtype=np.float64)
+                good = values.shape == (4,) and bool(np.isfinite(values).all())
+            except (TypeError, ValueError):
+                good = False
+            if not good:
+                raise UserError(
+                    f"detection {number} has the bbox {box!r}", where=where, fix="give four finite numbers [x, y, w, h]"
+                )
+    negative = np.flatnonzero((xywh[:, 2:] < 0).any(1))
+    if len(negative):
+        raise UserError(
+            f"{len(negative)} boxes have a negative width or height, the first is detection {negative[0]}: "
+            f"{xywh[negative[0]].tolist()}",
+            where=where,
+            fix="COCO boxes are [x, y, width, height]; are these corners in another order?",
+        )
+    return xywh
+
+
+def _scores(scores: list[Any], where: object, any_score: bool) -> np.ndarray:
+    try:
+        values = np.array(scores, dtype=np.float64)
+    except (TypeError, ValueError):
+        values = np.array([score if isinstance(score, int | float) else np.nan for score in scores], dtype=np.float64)
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        raise UserError(
+            f"{len(bad)} scores are not finite numbers, the first is detection {bad[0]}: {scores[bad[0]]!r}",
+            where=where,
+            fix="drop these detections or repair the model that gave them",
+        )
+    outside = np.flatnonzero((values < 0) | (values > 1))
+    if len(outside) and not any_score:
+        raise UserError(
+            f"{len(outside)} scores are outside [0, 1], the first is detection {outside[0]}: {values[outside[0]]:g}",
+            where=where,
+            fix="divide percents by 100, put logits through a sigmoid, or allow them with --any-score (only the order counts)",
+        )
+    return values
+
+
+def _image_rows(image_ids: list[Any], annotations: Annotations, where: object) -> np.ndarray:
+    row_of = {
+        (value.item() if isinstance(value, np.generic) else value): row
+        for row, value in enumerate(annotations.image_ids)
+    }
+    rows = [row_of.get(image_id, -1) if isinstance(image_id, int | str) else -1 for image_id in image_ids]
+    unknown = [number for number, row in enumerate(rows) if row < 0]
+    if unknown:
+        _complain_of_ids([image_ids[number] for number in unknown], unknown[0], row_of, len(image_ids), where)
+    return np.array(rows, np.int64)
+
+
+def _complain_of_ids(unknown: list[Any], first: int, row_of: dict[Any, int], total: int, where: object) -> None:
+    """Raise the error that fits the ids that were not found."""
+    example = unknown[0]
+    if isinstance(example, str) and example.isdigit() and int(example) in row_of:
+        raise UserError(
+            f"image_id is the text {example!r} where the ground truth has the number {int(example)} (detection {first})",
+            where=where,
+            fix="write image ids as numbers",
+        )
+    if isinstance(example, int) and str(example) in row_of:
+        raise UserError(
+            f"image_id is the number {example} where the ground truth has the text '{example}' (detection {first})",
+            where=where,
+            fix="write image ids as the ground truth does",
+        )
+    raise UserError(
+        f"{len(unknown)} of {total} detections are on pictures that the ground truth does not have, "
+        f"the first is detection {first} with image_id {example!r}",
+        where=where,
+        fix="give the ground truth of these pictures, or leave the detections out",
+    )
+
+
+def _labels(categories: list[Any], annotations: Annotations) -> tuple[np.ndarray, list[str]]:
+    label_of = {category: label for label, category in enumerate(annotations.category_ids)}
+    labels = [label_of.get(category, -1) if isinstance(category, int) else -1 for category in categories]
+    unknown = [category for category, label in zip(categories, labels, strict=True) if label < 0]
+    notes = []
+    if unknown:
+        shown = (
+            ", ".join(repr(value) for value in sorted(set(map(repr, unknown)))[:5]).replace('"', "").replace("'", "")
+        )
+        text = " (the ids are texts; write numbers)" if isinstance(unknown[0], str) else ""
+        notes.append(
+            f"{len(unknown)} of {len(categories)} detections have a category that the ground truth does not have "
+            f"({shown}){text}; they count for nothing"
+        )
+    return np.array(labels, np.int64), notes

@@ -1,0 +1,146 @@
+"""Detections of a whole data set as columns, tied to the annotation table they are scored against."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flyspeck.data.annotations import Annotations
+from flyspeck.errors import UserError
+from flyspeck.types import Detections
+
+
+@dataclass(frozen=True)
+class DetectionTable:
+    """`N` detections in file order (file order breaks ties between equal scores, in every protocol).
+
+    Both forms of the box are kept because protocols compute on the form that their files hold, and the last digit of a
+    width decides whether an overlap reaches its threshold.
+    """
+
+    image_index: np.ndarray
+    """(N,) int64 row of the annotation table's `image_ids`."""
+    xywh: np.ndarray
+    """(N, 4) float64 `[x, y, w, h]` in pixels of the original picture."""
+    boxes: np.ndarray
+    """(N, 4) float64 xyxy pixels of the original picture."""
+    scores: np.ndarray
+    """(N,) float64."""
+    labels: np.ndarray
+    """(N,) int64 in 0..K-1."""
+    notes: tuple[str, ...] = ()
+    """What was odd about the input, one line each; the command line prints them as warnings."""
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @staticmethod
+    def from_columns(
+        *,
+        image_index: Any,
+        scores: Any,
+        labels: Any,
+        xywh: Any = None,
+        boxes: Any = None,
+        notes: Sequence[str] = (),
+    ) -> DetectionTable:
+        """A table from its columns; one of `xywh` and `boxes` (xyxy) may be left out and is derived from the other."""
+        if xywh is None and boxes is None:
+            raise ValueError("DetectionTable needs xywh or boxes")
+        if xywh is None:
+            boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+            xywh = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
+        xywh = np.asarray(xywh, np.float64).reshape(-1, 4)
+        if boxes is None:
+            boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1)
+        table = DetectionTable(
+            np.asarray(image_index, np.int64).reshape(-1),
+            xywh,
+            np.asarray(boxes, np.float64).reshape(-1, 4),
+            np.asarray(scores, np.float64).reshape(-1),
+            np.asarray(labels, np.int64).reshape(-1),
+            tuple(notes),
+        )
+        lengths = {len(table.image_index), len(table.xywh), len(table.boxes), len(table.scores), len(table.labels)}
+        if len(lengths) > 1:
+            raise ValueError(f"columns of a DetectionTable differ in length: {sorted(lengths)}")
+        return table
+
+    @staticmethod
+    def from_list(detections: Iterable[Detections], annotations: Annotations) -> DetectionTable:
+        """From one `Detections` a picture, as a detector returns them.
+
+        A `Detections` without an `image_id` is taken to belong to the picture at its own position; labels are already
+        0..K-1. Pictures without an entry simply have no detections.
+        """
+        detections = list(detections)
+        row_of = {_plain(image_id): row for row, image_id in enumerate(annotations.image_ids)}
+        rows = []
+        for position, found in enumerate(detections):
+            row = position if found.image_id is None else row_of.get(_plain(found.image_id), -1)
+            if not 0 <= row < len(annotations):
+                raise UserError(
+                    f"detections for picture {found.image_id!r}, which the ground truth does not have",
+                    fix="pass the annotation table of the pictures that were predicted",
+                )
+            rows.append(np.full(len(found), row, np.int64))
+        if not detections:
+            return DetectionTable.empty()
+        return DetectionTable.from_columns(
+            image_index=np.concatenate(rows),
+            boxes=np.concatenate([found.boxes for found in detections]),
+            scores=np.concatenate([found.scores for found in detections]),
+            labels=np.concatenate([found.labels for found in detections]),
+        )
+
+    @staticmethod
+    def from_coco(
+        source: Path | str | list[dict[str, Any]], annotations: Annotations, **checks: bool
+    ) -> DetectionTable:
+        """From a COCO results file, or the list in it (see `flyspeck.evaluate.coco_results.read_results`)."""
+        from flyspeck.evaluate.coco_results import read_results
+
+        return read_results(source, annotations, **checks)
+
+    @staticmethod
+    def empty() -> DetectionTable:
+        """No detections at all."""
+        return DetectionTable.from_columns(image_index=[], scores=[], labels=[], xywh=np.zeros((0, 4)))
+
+    def select(self, rows: Any) -> DetectionTable:
+        """The rows that a mask or an index array selects, in that order."""
+        return replace(
+            self,
+            image_index=self.image_index[rows],
+            xywh=self.xywh[rows],
+            boxes=self.boxes[rows],
+            scores=self.scores[rows],
+            labels=self.labels[rows],
+        )
+
+    def to_coco(self, annotations: Annotations) -> list[dict[str, Any]]:
+        """COCO results, one dict a detection, with the source's own picture and category ids."""
+        image_ids = [_plain(image_id) for image_id in annotations.image_ids]
+        categories = annotations.category_ids
+        columns = zip(
+            self.image_index.tolist(), self.labels.tolist(), self.xywh.tolist(), self.scores.tolist(), strict=True
+        )
+        return [
+            {"image_id": image_ids[image], "category_id": categories[label], "bbox": box, "score": score}
+            for image, label, box, score in columns
+        ]
+
+    def write_coco(self, path: Path, annotations: Annotations) -> None:
+        """Write the COCO results file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.to_coco(annotations)), encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """A NumPy scalar as the Python value that JSON and dict keys want."""
+    return value.item() if isinstance(value, np.generic) else value

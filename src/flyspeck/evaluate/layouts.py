@@ -1,0 +1,55 @@
+"""Which files a protocol reads: its benchmark's own layout, or COCO json for every protocol."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from flyspeck.data.annotations import Annotations
+from flyspeck.data.readers import read_annotations
+from flyspeck.errors import UserError
+from flyspeck.evaluate.checks import suspicions
+from flyspeck.evaluate.coco_results import read_results
+from flyspeck.evaluate.detections import DetectionTable
+from flyspeck.evaluate.protocols import Protocol, VOCProtocol, WiderProtocol
+
+
+def read_pair(
+    gt: Path,
+    dt: Path,
+    protocol: Protocol,
+    *,
+    any_score: bool = False,
+    merge_from: Path | None = None,
+    merge_kernel: str = "cpu",
+) -> tuple[Annotations, DetectionTable]:
+    """Ground truth and detections as `protocol` wants them; what looks wrong is in the detection table's `notes`."""
+    for path, option in ((gt, "--gt"), (dt, "--dt"), (merge_from, "--merge-from")):
+        if path is not None and not path.exists():
+            raise UserError("no such file or folder", where=f"{option} {path}", fix="check the path")
+    if isinstance(protocol, WiderProtocol) and gt.is_dir():
+        from flyspeck.evaluate.widerface import read_wider
+
+        return read_wider(gt, dt)
+    if isinstance(protocol, VOCProtocol) and gt.is_dir():
+        from flyspeck.evaluate.voc_files import read_dota_pair, read_voc_pair
+
+        return read_dota_pair(gt, dt, protocol) if protocol.truncate_truth else read_voc_pair(gt, dt)
+    annotations = read_annotations(gt, for_evaluation=True)
+    if dt.is_dir():
+        raise UserError(
+            f"'{protocol.name}' reads detections from a COCO results json, this is a folder",
+            where=dt,
+            fix="give the json file",
+        )
+    notes: tuple[str, ...] = tuple(f"ground truth: {problem}" for problem in annotations.problems[:5])
+    if len(annotations.problems) > 5:
+        notes += (f"ground truth: {len(annotations.problems) - 5} more broken entries left out",)
+    if merge_from is not None:
+        from flyspeck.evaluate.merging import merge_tile_results
+
+        detections = merge_tile_results(dt, merge_from, annotations, kernel=merge_kernel, any_score=any_score)
+    else:
+        detections = read_results(dt, annotations, any_score=any_score)
+    found = (*notes, *detections.notes, *suspicions(annotations, detections, protocol))
+    return annotations, replace(detections, notes=found)

@@ -1,0 +1,60 @@
+"""Tables of numbers as plain text, headed by the protocol they were made with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from flyspeck.evaluate.results import EvaluationResult
+
+
+def table(result: EvaluationResult, *, per_class: bool = False) -> str:
+    """The rows of `result` in percent: one line per subset (bin, setup, setting or class), one column per metric and IoU."""
+    by_class = any("_per_class" in row["metric"] for row in result.rows)
+    rows = [row for row in result.rows if per_class or "_per_class" not in row["metric"]]
+    columns: list[tuple[str, str]] = []
+    lines: dict[str, dict[tuple[str, str], float | None]] = {}
+    flat = all(_subset(row) == "" for row in rows)
+    for row in rows:
+        column = ("value", "") if flat else (row["metric"], _iou(row))
+        line = row["metric"] if flat else _subset(row)
+        if column not in columns:
+            columns.append(column)
+        lines.setdefault(line, {})[column] = row["value"]
+    head = ["", *(f"{metric}{f'@{iou}' if iou else ''}" for metric, iou in columns)]
+    body = [[line, *(percent(values.get(column, -1.0)) for column in columns)] for line, values in lines.items()]
+    hint = "" if per_class or not by_class else "(by class: --per-class)\n"
+    return f"{result.protocol.text}\n{aligned([head, *body])}\n{hint}"
+
+
+def percent(value: float | None) -> str:
+    """A share in percent with two decimals; a dash where there was nothing to find."""
+    if value is None or value != value or value < 0:
+        return "—"
+    return f"{100 * value:.2f}"
+
+
+def aligned(cells: Sequence[Sequence[str]]) -> str:
+    """Rows of text in columns, the first to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    lines = [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in cells
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _subset(row: dict[str, Any]) -> str:
+    if "_per_class" in row["metric"]:
+        return f"{row['cls']}, {row['area']}" if "area" in row else str(row["cls"])
+    for name in ("area", "setup", "setting", "cls"):
+        if name in row:
+            return str(row[name])
+    return ""
+
+
+def _iou(row: dict[str, Any]) -> str:
+    iou = row.get("iou", "")
+    return iou if isinstance(iou, str) else f"{iou:g}"

@@ -1,0 +1,77 @@
+"""What an evaluation returns: rows of numbers that carry their protocol."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flyspeck.evaluate.protocols import Protocol, describe
+
+_VARIABLE = ("value", "protocol", "metric")
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """The numbers of one evaluation under one protocol."""
+
+    protocol: Protocol
+    rows: list[dict[str, Any]]
+    """One dict a number: `protocol`, `metric`, `value`, and what tells it apart (`iou`, `area`, `setup`, `setting`, `cls`, …).
+    -1 (or None) where there was no ground truth to find."""
+    notes: tuple[str, ...] = ()
+    """What was odd about the input."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Curves and counts, where they were asked for."""
+
+    def value(self, **key: Any) -> float:
+        """The number of the one row that has these entries, such as `metric="AP", iou=0.5, area="tiny"`."""
+        found = [row for row in self.rows if all(row.get(name) == wanted for name, wanted in key.items())]
+        if not found:
+            raise KeyError(f"{self.protocol.name} has no row with {key}")
+        if len(found) > 1:
+            # A row without entries that were not asked for (no class, no category) is meant rather than the finer ones.
+            fewest = min(len(_distinguishing(row)) for row in found)
+            found = [row for row in found if len(_distinguishing(row)) == fewest]
+        if len(found) > 1:
+            raise KeyError(f"{len(found)} rows of {self.protocol.name} have {key}: say more")
+        value = found[0]["value"]
+        return math.nan if value is None else float(value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole as plain values: `{"protocol", "definition", "rows", "notes", …}`."""
+        return {
+            "protocol": self.protocol.name,
+            "definition": describe(self.protocol),
+            "rows": self.rows,
+            "notes": list(self.notes),
+            **self.extra,
+        }
+
+    def write(self, path: Path) -> None:
+        """Write `to_dict` as json; what is not a number (NaN) is null."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(_finite(self.to_dict()), indent=1), encoding="utf-8")
+
+    def table(self) -> str:
+        """The numbers in percent as text, headed by the protocol; a dash where there was nothing to find."""
+        from flyspeck.evaluate.printing import table
+
+        return table(self)
+
+
+def _distinguishing(row: dict[str, Any]) -> list[str]:
+    return [name for name in ("category_id", "cls", "setup", "setting", "area", "iou", "max_dets") if name in row]
+
+
+def _finite(value: Any) -> Any:
+    """`value` with every float that JSON cannot hold turned into None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return value
