@@ -1,0 +1,260 @@
+"""Names to models: `DETECTOR:BACKBONE[:NECK]`, or a bare backbone. Plain functions in plain dictionaries.
+
+To add a part, add one line to `BACKBONES`, `NECKS` or `DETECTORS`. Any combination builds, except those that
+`build` refuses with the reason; `LISTED` names those with published figures, which a test recounts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from flyspeck.errors import UserError, nearest
+from flyspeck.models.backbones.bottom_heavy import bh_hrnet18, bh_hrnet32, bh_resnet50
+from flyspeck.models.backbones.hrnet import hrnet18, hrnet32
+from flyspeck.models.backbones.mobilenet import mobilenet_v2
+from flyspeck.models.backbones.resnet import resnet18, resnet34, resnet50, resnet101
+from flyspeck.models.backbones.staged import StagedBackbone
+from flyspeck.models.detector import Detector, PixelNorm
+from flyspeck.models.faster_rcnn import faster_rcnn
+from flyspeck.models.fcos import fcos
+from flyspeck.models.necks.fpn import FPN
+from flyspeck.models.necks.hrfpn import HRFPN
+from flyspeck.models.retinanet import retinanet
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+NeckBuilder = Callable[..., nn.Module]
+"""`(features, *, channels, num_extra, norm)` to a neck."""
+
+
+@dataclass(frozen=True)
+class BackboneEntry:
+    """A backbone by name."""
+
+    build: Callable[..., StagedBackbone]
+    """Takes `width` and `weights`, and `outputs` where `picks_outputs`."""
+    picks_outputs: bool = True
+    """Whether some stages can be left out of the feature maps (a network of branches gives them all)."""
+    neck: str | None = None
+    """The neck it is published with, if not the detector's own."""
+
+
+@dataclass(frozen=True)
+class NeckEntry:
+    """A neck by name."""
+
+    build: NeckBuilder
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Detector name to the arguments that the neck's paper gives that detector's builder."""
+
+
+@dataclass(frozen=True)
+class DetectorEntry:
+    """A detector by name."""
+
+    build: Callable[..., Detector]
+    """Takes the backbone, `classes`, `pixel_norm`, `neck`, `num_extra`, the keys of `widths` and its own options."""
+    widths: Mapping[str, int]
+    """Arguments that are channel counts, at width 1."""
+    levels: str = "2-6"
+
+
+BACKBONES: dict[str, BackboneEntry] = {
+    "resnet18": BackboneEntry(resnet18),
+    "resnet34": BackboneEntry(resnet34),
+    "resnet50": BackboneEntry(resnet50),
+    "resnet101": BackboneEntry(resnet101),
+    "bh_resnet50": BackboneEntry(bh_resnet50),
+    "hrnet18": BackboneEntry(hrnet18, picks_outputs=False, neck="hrfpn"),
+    "hrnet32": BackboneEntry(hrnet32, picks_outputs=False, neck="hrfpn"),
+    "bh_hrnet18": BackboneEntry(bh_hrnet18, picks_outputs=False, neck="hrfpn"),
+    "bh_hrnet32": BackboneEntry(bh_hrnet32, picks_outputs=False, neck="hrfpn"),
+    "mobilenet_v2": BackboneEntry(mobilenet_v2),
+}
+
+NECKS: dict[str, NeckEntry] = {
+    "fpn": NeckEntry(FPN),
+    "hrfpn": NeckEntry(HRFPN),
+}
+
+DETECTORS: dict[str, DetectorEntry] = {
+    "retinanet": DetectorEntry(retinanet, {"channels": 256}),
+    "faster_rcnn": DetectorEntry(faster_rcnn, {"channels": 256, "hidden": 1024}),
+    "fcos": DetectorEntry(fcos, {"channels": 256}),
+}
+
+
+@dataclass(frozen=True)
+class ZooName:
+    """A name, taken apart."""
+
+    detector: str | None
+    """None for a bare backbone."""
+    backbone: str
+    neck: str | None = None
+
+
+def parse_name(name: str) -> ZooName:
+    """Takes a name apart; raises UserError that names the part nobody knows and the nearest known one."""
+    if name in BACKBONES:
+        return ZooName(None, name)
+    # A detector's own name may hold a colon (`dpnet:reppoints`), so the longest that fits is it.
+    found = max((d for d in DETECTORS if name.startswith(f"{d}:")), key=len, default=None)
+    if found is None:
+        head, colon, _ = name.partition(":")
+        known = DETECTORS if colon else [*BACKBONES, *(m.name for m in LISTED)]
+        raise UserError(f"no '{head}' in '{name}'", where="model name", fix=nearest(head, known))
+    backbone, _, neck = name.removeprefix(f"{found}:").partition(":")
+    if backbone not in BACKBONES:
+        raise UserError(f"no backbone '{backbone}' in '{name}'", where="model name", fix=nearest(backbone, BACKBONES))
+    if neck and neck not in NECKS:
+        raise UserError(f"no neck '{neck}' in '{name}'", where="model name", fix=nearest(neck, NECKS))
+    return ZooName(found, backbone, neck or None)
+
+
+def parse_levels(levels: str) -> tuple[int, int]:
+    """`2-6` to (2, 6): first and last pyramid level, at strides 2^first to 2^last."""
+    first, dash, last = levels.partition("-")
+    if not (dash and first.isdigit() and last.isdigit() and 2 <= int(first) <= 5 <= int(last) <= 8):
+        raise UserError(f"'{levels}' are no pyramid levels", where="levels", fix="write 2-6, 3-7 or the like")
+    return int(first), int(last)
+
+
+def build_backbone(
+    name: str, *, width: float = 1.0, weights: str | Path | None = None, first_level: int = 2
+) -> StagedBackbone:
+    """The backbone `name`; its maps begin at level `first_level` (2: stride 4)."""
+    if name not in BACKBONES:
+        raise UserError(f"no backbone '{name}'", where="model name", fix=nearest(name, BACKBONES))
+    entry = BACKBONES[name]
+    if entry.picks_outputs:
+        outputs = tuple(f"stage{i - 1}" for i in range(first_level, 6))
+        return entry.build(width=width, weights=weights, outputs=outputs)
+    if first_level != 2:
+        raise UserError(
+            f"{name} fuses all its maps, so that its pyramid cannot begin at level {first_level}",
+            where="levels",
+            fix="begin at level 2, or choose a backbone that is a chain of stages",
+        )
+    return entry.build(width=width, weights=weights)
+
+
+def build(
+    name: str,
+    *,
+    classes: Sequence[str] = ("object",),
+    pixel_norm: PixelNorm | None = None,
+    width: float = 1.0,
+    levels: str | None = None,
+    weights: str | Path | None = None,
+    **options: Any,
+) -> nn.Module:
+    """The model `name`: a `Detector`, or a `StagedBackbone` for a bare backbone's name.
+
+    `width` scales every channel count (backbone, neck, head). `levels` (`2-6`) picks the pyramid. `weights` are the
+    backbone's. `options` go to the detector's builder and win over what its name implies: `channels`, `norm`, `anchors`.
+    """
+    parsed = parse_name(name)
+    if parsed.detector is None:
+        return build_backbone(parsed.backbone, width=width, weights=weights)
+    entry = DETECTORS[parsed.detector]
+    first, last = parse_levels(levels or entry.levels)
+    backbone = build_backbone(parsed.backbone, width=width, weights=weights, first_level=first)
+    return assemble(
+        parsed,
+        backbone,
+        classes=classes,
+        pixel_norm=pixel_norm or PixelNorm(IMAGENET_MEAN, IMAGENET_STD),
+        num_extra=last - 5,
+        **{key: scale_channels(count, width) for key, count in entry.widths.items() if key not in options},
+        **options,
+    )
+
+
+def scale_channels(channels: int, width: float) -> int:
+    """`channels * width` to the nearest multiple of 16, at least 16: group norms and heads divide it by four and eight."""
+    return max(16, round(channels * width / 16) * 16)
+
+
+def assemble(
+    name: ZooName,
+    backbone: StagedBackbone,
+    *,
+    classes: Sequence[str],
+    pixel_norm: PixelNorm,
+    num_extra: int,
+    channels: int,
+    **options: Any,
+) -> Detector:
+    """A detector on a backbone that is built already (and perhaps frozen), with the neck of its name.
+
+    The neck is the name's, or the one the backbone is published with, or the detector's own.
+    """
+    if name.detector is None:
+        raise ValueError("a bare backbone is no detector")
+    neck_name = name.neck or BACKBONES[name.backbone].neck
+    neck = None
+    if neck_name is not None:
+        entry = NECKS[neck_name]
+        neck = entry.build(backbone.features, channels=channels, num_extra=num_extra, norm=options.get("norm"))
+        options = {**entry.options.get(name.detector, {}), **options}
+    return DETECTORS[name.detector].build(
+        backbone,
+        classes=classes,
+        pixel_norm=pixel_norm,
+        neck=neck,
+        num_extra=num_extra,
+        channels=channels,
+        **options,
+    )
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A model with published figures."""
+
+    name: str
+    seed: str
+    """Number of the seed paper: 000, 002, 003 or 004."""
+    paper: str
+    size: tuple[int, int]
+    """(H, W) of the figures."""
+    convention: str
+    params: float
+    """Parameters as published, or counted where the paper gives none; see `counted`."""
+    gflops: float
+    counted: str = "all"
+    """Which parameters: `all`, `conv` (convolutions), `trainable` (stem, stage 1 and norms frozen), `none`."""
+    tolerance: float = 1e-3
+    """Relative; above 1e-3 the paper's figure is not reproduced exactly, and the module says why."""
+
+
+_NING = "Ning 2023, arXiv:2303.11267"
+_GONG = "Gong 2021, arXiv:2011.02298"
+_TINY, _SSD = (512, 640), (300, 300)
+
+LISTED: tuple[Listed, ...] = (
+    Listed("resnet50", "002", _NING, _TINY, "mmcv", 23_508_032, 26.91),
+    Listed("bh_resnet50", "002", _NING, _TINY, "mmcv", 10_948_160, 27.12),
+    Listed("hrnet32", "002", _NING, _TINY, "mmcv", 29.31e6, 51.93),
+    Listed("hrnet18", "002", _NING, _TINY, "mmcv", 9.56e6, 21.71),
+    Listed("bh_hrnet18", "002", _NING, _TINY, "mmcv", 5.85e6, 21.66, tolerance=0.03),
+    Listed("bh_hrnet32", "002", _NING, _TINY, "mmcv", 12.36e6, 51.89, tolerance=0.03),
+    Listed("faster_rcnn:resnet50", "002", _NING, _TINY, "mmcv", 41.348e6, 75.58),
+    Listed("faster_rcnn:bh_resnet50", "002", _NING, _TINY, "mmcv", 28.788e6, 75.79),
+    Listed("faster_rcnn:hrnet32", "002", _NING, _TINY, "mmcv", 0, 100.66, counted="none"),
+    Listed("faster_rcnn:hrnet18", "002", _NING, _TINY, "mmcv", 0, 69.33, counted="none"),
+    Listed("fcos:resnet50", "002", _NING, _TINY, "mmcv", 0, 174.74, counted="none"),
+    Listed("fcos:bh_resnet50", "002", _NING, _TINY, "mmcv", 0, 174.95, counted="none"),
+    Listed("retinanet:resnet50", "003", _GONG, _TINY, "mmcv", 36.12e6, 177.52, counted="trainable"),
+)
+
+
+def listed(name: str) -> Listed | None:
+    """The published figures of `name`, if there are any."""
+    return next((m for m in LISTED if m.name == name), None)

@@ -1,0 +1,105 @@
+"""The zoo: names, the published counts, and the reasons why some pairs are refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flyspeck.errors import UserError
+from flyspeck.models.backbones.freezing import freeze_norms, freeze_stages
+from flyspeck.models.backbones.staged import StagedBackbone
+from flyspeck.models.detector import Detector
+from flyspeck.models.profile import profile
+from flyspeck.models.zoo import BACKBONES, DETECTORS, LISTED, NECKS, ZooName, build, parse_levels, parse_name
+
+
+@pytest.mark.parametrize("entry", LISTED, ids=lambda entry: entry.name)
+def test_published_counts(entry):
+    with torch.device("meta"):
+        model = build(entry.name)
+    backbone = model.backbone if isinstance(model, Detector) else model
+    if entry.counted == "trainable":
+        assert isinstance(backbone, StagedBackbone)
+        freeze_stages(backbone, 1)
+        freeze_norms(backbone)
+    found = profile(model, entry.size, convention=entry.convention)
+    assert found.gflops == pytest.approx(entry.gflops, rel=entry.tolerance)
+    params = {"all": found.params, "conv": found.params_conv, "trainable": found.params_trainable, "none": 0}
+    assert params[entry.counted] == pytest.approx(entry.params, rel=entry.tolerance)
+    assert sum(found.parts.values()) == pytest.approx(found.gflops)
+    assert sum(found.stages.values()) == pytest.approx(found.parts["backbone"])
+
+
+def test_parts_of_faster_rcnn_are_those_of_the_paper():
+    with torch.device("meta"):
+        model = build("faster_rcnn:resnet50")
+    parts = profile(model, (512, 640)).parts
+    assert parts == {
+        "backbone": pytest.approx(26.905, abs=1e-3),
+        "neck": pytest.approx(18.574, abs=1e-3),
+        "head": pytest.approx(30.104, abs=0.01),  # ReLUs of RPN and box head are modules here or there
+    }
+
+
+def test_names_are_taken_apart():
+    assert parse_name("hrnet18") == ZooName(None, "hrnet18")
+    assert parse_name("retinanet:bh_resnet50") == ZooName("retinanet", "bh_resnet50")
+    assert parse_name("faster_rcnn:resnet18:hrfpn") == ZooName("faster_rcnn", "resnet18", "hrfpn")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet5", r"no 'resnet5'.*did you mean 'resnet50'"),
+        ("retinnet:resnet50", r"no 'retinnet' in 'retinnet:resnet50'.*did you mean 'retinanet'"),
+        ("retinanet:resnet51", r"no backbone 'resnet51'.*did you mean 'resnet50'"),
+        ("retinanet:resnet50:fpm", r"no neck 'fpm'.*did you mean 'fpn'"),
+    ],
+)
+def test_an_unknown_part_names_the_nearest(name, message):
+    with pytest.raises(UserError, match=message):
+        parse_name(name)
+
+
+def test_levels():
+    assert parse_levels("3-7") == (3, 7)
+    for wrong in ("", "2", "6-2", "1-5", "2-x", "2-4"):
+        with pytest.raises(UserError, match="are no pyramid levels"):
+            parse_levels(wrong)
+    with torch.device("meta"):
+        model = build("retinanet:resnet18", levels="3-7", width=0.25)
+    assert isinstance(model, Detector)
+    assert [f.stride for f in model.features] == [8, 16, 32, 64, 128]
+
+
+def test_a_pyramid_of_branches_cannot_begin_later():
+    with pytest.raises(UserError, match=r"hrnet18 fuses all its maps.*begin at level 2"):
+        build("retinanet:hrnet18", levels="3-7")
+
+
+def _parts(name):
+    with torch.device("meta"):
+        model = build(name, width=0.125)
+    return profile(model, (128, 160)).parts
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+@pytest.mark.parametrize("neck", NECKS)
+def test_every_detector_counts_on_every_neck(detector, neck):
+    assert all(count > 0 for count in _parts(f"{detector}:resnet18:{neck}").values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("detector", DETECTORS)
+@pytest.mark.parametrize("neck", NECKS)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_whole_grid_counts(detector, neck, backbone):
+    assert all(count > 0 for count in _parts(f"{detector}:{backbone}:{neck}").values())
+
+
+def test_options_win_over_width():
+    with torch.device("meta"):
+        model = build("faster_rcnn:resnet18", width=0.25, channels=48, classes=("a", "b"))
+    assert isinstance(model, Detector)
+    assert {f.channels for f in model.features} == {48}
+    assert model.head.num_classes == 2
