@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import typer
+
+from flyspeck.errors import UserError
+
+if TYPE_CHECKING:
+    from flyspeck.data.annotations import Annotations
 
 app = typer.Typer(
     add_completion=False,
@@ -11,7 +21,263 @@ app = typer.Typer(
     help="Annotated pictures: look, convert, shrink, tile.",
 )
 
+SOURCE = typer.Argument(..., help="Annotations: a file or folder in any of the formats read.")
+FORMAT = typer.Option(None, "--format", help="Name the format instead of having it found out.")
+IMAGES = typer.Option(None, "--images", help="Folder of the pictures, where it is not the usual one.")
+CLASSES = typer.Option(None, "--classes", help="Names of the classes to read, with commas between.")
+WORKERS = typer.Option(2, "--workers", min=1, help="Processes.")
+PICTURES = typer.Option("png", "--pictures", help="Lossless picture format to write: png or webp.")
+
 
 @app.callback()
 def data() -> None:
     """Annotated pictures: look at them, convert, shrink and tile them."""
+
+
+@app.command("inspect")
+def inspect(
+    source: Path = SOURCE,
+    as_json: bool = typer.Option(False, "--json", help="One json object on stdout."),
+    out: Path | None = typer.Option(None, "--out", help="Folder for sample pictures with boxes, and inspect.json."),
+    samples: int = typer.Option(12, "--samples", min=0, help="How many sample pictures to draw into --out."),
+    check_files: bool = typer.Option(True, help="Look for each picture and read its header."),
+    format: str | None = FORMAT,
+    images: Path | None = IMAGES,
+    classes: str | None = CLASSES,
+) -> None:
+    """Count what is in a data set, by size; say what is broken, and what it asks of a detector."""
+    import json
+
+    from flyspeck.cli.data_report import lines
+    from flyspeck.data.inspect import inspect as inspect_set
+    from flyspeck.data.inspect import summarize_classification
+
+    packed = sorted(source.glob("*.npz")) if source.is_dir() else [source] if source.suffix == ".npz" else []
+    if packed:
+        reports = {file.name: summarize_classification(file) for file in packed}
+        facts = _joined_classification(reports)
+    else:
+        table, facts = inspect_set(
+            source, check_files=check_files, format=format, images=images, classes=_names(classes)
+        )
+        if out is not None:
+            from flyspeck.data.samples import write_samples
+
+            written, faults = write_samples(table, out, samples)
+            facts["samples"] = [str(path) for path in written]
+            _list_problems(faults, "pictures could not be drawn")
+    text = json.dumps(facts, indent=1, allow_nan=False)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "inspect.json").write_text(text, encoding="utf-8")
+    typer.echo(text if as_json else "\n".join(lines(facts)))
+
+
+@app.command("convert")
+def convert(
+    source: Path = SOURCE,
+    to: str = typer.Option("coco", "--to", help="Format to write: coco or yolo."),
+    out: Path = typer.Option(..., "--out", help="COCO: the json file. YOLO: the folder."),
+    split: str = typer.Option("train", "--split", help="YOLO: the split to write."),
+    link: bool = typer.Option(False, "--link", help="YOLO: link the pictures instead of copying them."),
+    format: str | None = FORMAT,
+    images: Path | None = IMAGES,
+    classes: str | None = CLASSES,
+) -> None:
+    """Write annotations of any format as COCO json, or as a YOLO data set."""
+    from flyspeck.data.writers import write_coco, write_yolo
+    from flyspeck.errors import nearest
+
+    if to not in ("coco", "yolo"):
+        raise UserError(f"cannot write '{to}'", where="--to", fix=nearest(to, ("coco", "yolo")))
+    table = _read(source, format, images, classes)
+    if to == "yolo":
+        lost = write_yolo(table, out, split=split, link=link)
+        if lost:
+            print(f"note: {lost} ignore regions left out: YOLO has no place for them", file=sys.stderr)
+    else:
+        if out.is_dir():
+            raise UserError("is a folder", where=out, fix="name the json file to write")
+        write_coco(table, out)
+    typer.echo(f"{table.source}: {len(table)} pictures, {table.num_boxes} boxes -> {to}: {out}")
+
+
+@app.command("shrink")
+def shrink(
+    source: Path = SOURCE,
+    out: Path = typer.Option(..., "--out", help="Folder to write: images/ and a COCO json."),
+    factor: float | None = typer.Option(None, "--factor", help="Divide width and height by this."),
+    short_side: int | None = typer.Option(None, "--short-side", help="Make the shorter side this long, in pixels."),
+    name: str | None = typer.Option(None, "--name", help="Name of the json; otherwise that of the source."),
+    pictures: str = PICTURES,
+    workers: int = WORKERS,
+    format: str | None = FORMAT,
+    images: Path | None = IMAGES,
+    classes: str | None = CLASSES,
+) -> None:
+    """Make a data set smaller, as TinyCOCO (--short-side 100) and Tiny CityPersons are made."""
+    from flyspeck.data.shrink import shrink as shrink_set
+
+    table = _read(source, format, images, classes)
+    with _Progress("shrinking") as progress:
+        small = shrink_set(
+            table,
+            out,
+            name=name or _json_name(source),
+            factor=factor,
+            short_side=short_side,
+            picture_format=_picture_format(pictures),
+            workers=workers,
+            progress=progress.update,
+        )
+    _list_problems(small.problems[len(table.problems) :], "pictures left out")
+    low, high = small.sizes.min(0, initial=10**9), small.sizes.max(0, initial=0)
+    typer.echo(
+        f"{len(small)} pictures of {low[1]}-{high[1]} x {low[0]}-{high[0]} px, {small.num_boxes} boxes"
+        f" -> {out / (name or _json_name(source))}"
+    )
+
+
+@app.command("tile")
+def tile(
+    source: Path = SOURCE,
+    out: Path = typer.Option(..., "--out", help="Folder to write."),
+    rule: str = typer.Option("flyspeck", "--rule", help="Where the tiles lie; see flyspeck.data.tiling.corners."),
+    size: str = typer.Option("640x512", "--size", help="Tile as WIDTHxHEIGHT in pixels."),
+    overlap: str = typer.Option("50", "--overlap", help="Pixels that tiles share: one number, or XxY."),
+    pieces: str = typer.Option("2x2", "--pieces", help="tinybenchmark_split_by_pieces: COLUMNSxROWS."),
+    clip: bool = typer.Option(
+        False, "--clip", help="TinyBenchmark's rules: clip the last tiles, do not move them back."
+    ),
+    keep: float | None = typer.Option(None, "--keep", help="Visible share from which a cut box stays an object."),
+    ignore: float | None = typer.Option(None, "--ignore", help="Visible share from which it is an ignore region."),
+    max_objects: int | None = typer.Option(
+        None, "--max-objects", help="Leave out whole pictures with more annotations."
+    ),
+    corners_only: bool = typer.Option(False, "--corners-only", help="Write no pictures, only corners.json."),
+    name: str | None = typer.Option(None, "--name", help="Name of the json; otherwise that of the source."),
+    pictures: str = PICTURES,
+    workers: int = WORKERS,
+    format: str | None = FORMAT,
+    images: Path | None = IMAGES,
+    classes: str | None = CLASSES,
+) -> None:
+    """Cut big pictures into overlapping tiles, with their annotations.
+
+    Writes the tiles and a json of them, and corners.json: the same tiles as the TinyPerson benchmark lists them, by the whole
+    pictures' names. Boxes at the cut: kept from a visible share, ignored from another, else dropped.
+    """
+    from flyspeck.cli.values import parse_width_height
+    from flyspeck.data.tile_files import write_corners, write_tiles
+    from flyspeck.data.tiling import drop_crowded, tile_annotations
+
+    picture_format = _picture_format(pictures)
+    table = _read(source, format, images, classes)
+    whole = table if max_objects is None else drop_crowded(table, max_objects)
+    tiles = tile_annotations(
+        whole,
+        rule=rule,
+        size=parse_width_height(size, where="--size"),
+        overlap=int(overlap) if overlap.isdigit() else parse_width_height(overlap, where="--overlap"),
+        pieces=parse_width_height(pieces, where="--pieces"),
+        fixed_size=not clip,
+        policy=_policy(keep, ignore),
+    )
+    if not corners_only:
+        with _Progress("tiling") as progress:
+            written = write_tiles(
+                whole,
+                tiles,
+                out,
+                name=name or _json_name(source),
+                picture_format=picture_format,
+                workers=workers,
+                progress=progress.update,
+            )
+        _list_problems(written.problems[len(table.problems) :], "pictures left out")
+    write_corners(whole, tiles, out / "corners.json")
+    crowded = len(table) - len(whole)
+    left_out = f", {crowded} pictures with more than {max_objects} annotations left out" if crowded else ""
+    typer.echo(f"{len(whole)} pictures -> {len(tiles)} tiles, {tiles.num_boxes} boxes{left_out} -> {out}")
+
+
+def _policy(keep: float | None, ignore: float | None) -> Any:
+    from flyspeck.data.policy import CutPolicy
+
+    if keep is None and ignore is None:
+        return None
+    usual = CutPolicy()
+    keep = usual.keep if keep is None else keep
+    ignore = min(usual.ignore, keep) if ignore is None else ignore
+    if not 0 <= ignore <= keep <= 1:
+        raise UserError(f"shares of {keep} and {ignore}", where="--keep, --ignore", fix="give 0 <= ignore <= keep <= 1")
+    return CutPolicy(keep, ignore)
+
+
+def _names(classes: str | None) -> list[str] | None:
+    return None if classes is None else [name.strip() for name in classes.split(",") if name.strip()]
+
+
+def _read(source: Path, format: str | None, images: Path | None, classes: str | None) -> Annotations:
+    """The table of a source, with what was seen and what is broken said on stderr."""
+    from flyspeck.data.readers import read_annotations
+
+    table = read_annotations(source, format=format, images=images, classes=_names(classes))
+    print(f"read {table.source}", file=sys.stderr)
+    _list_problems(table.problems, "broken entries left out")
+    return table
+
+
+def _list_problems(problems: Sequence[str], words: str, most: int = 5) -> None:
+    if problems:
+        print(f"note: {len(problems)} {words}:", file=sys.stderr)
+        for problem in problems[:most]:
+            print(f"  {problem}", file=sys.stderr)
+        if len(problems) > most:
+            print(f"  and {len(problems) - most} more", file=sys.stderr)
+
+
+def _json_name(source: Path) -> str:
+    return f"{source.stem if source.suffix else source.name}.json"
+
+
+def _picture_format(name: str) -> str:
+    from flyspeck.data.pictures import FORMATS
+    from flyspeck.errors import nearest
+
+    if name not in FORMATS:
+        raise UserError(f"cannot write '{name}' pictures", where="--pictures", fix=nearest(name, FORMATS))
+    return name
+
+
+def _joined_classification(reports: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Several files of one classification set as one report, each file's beside it."""
+    first, *_ = reports.values()
+    if len(reports) == 1:
+        return first
+    total = sum(report["images"] for report in reports.values())
+    files = {name: {"images": report["images"], "boxes": 0} for name, report in reports.items()}
+    return {**first, "source": f"npz: {', '.join(reports)}", "images": total, "files": files}
+
+
+class _Progress:
+    """A progress bar on a terminal, nothing elsewhere."""
+
+    def __init__(self, words: str) -> None:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        console = Console(stderr=True)
+        self._bar = Progress(console=console, disable=not console.is_terminal)
+        self._task = self._bar.add_task(words, total=None)
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *stop: object) -> None:
+        self._bar.stop()
+
+    def update(self, done: int, total: int) -> None:
+        """So many of so many are done."""
+        self._bar.update(self._task, completed=done, total=total)

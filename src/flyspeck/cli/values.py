@@ -34,3 +34,11 @@ def parse_integers(text: str, *, where: str) -> tuple[int, ...]:
     if any(n != int(n) for n in numbers):
         raise UserError(f"'{text}' has a number that is not whole", where=where)
     return tuple(int(n) for n in numbers)
+
+
+def parse_width_height(text: str, *, where: str) -> tuple[int, int]:
+    """`640x512`, width first as pictures are usually named, to (height, width) in pixels."""
+    match = re.fullmatch(r"(\d+)[x×X](\d+)", text.strip())
+    if not match:
+        raise UserError(f"'{text}' is no WIDTHxHEIGHT", where=where, fix="write two whole numbers, such as 640x512")
+    return int(match[2]), int(match[1])

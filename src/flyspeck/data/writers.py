@@ -13,6 +13,7 @@ import yaml
 
 from flyspeck import boxes as bx
 from flyspeck.data.annotations import Annotations
+from flyspeck.data.pictures import output_names
 from flyspeck.errors import UserError
 
 IGNORE_NAME = "ignore region"
@@ -95,11 +96,12 @@ def _entries(annotations: Annotations, category: np.ndarray, numbers: np.ndarray
     flagged = extra["ignore_flag"] if "ignore_flag" in extra else np.zeros(annotations.num_boxes, dtype=bool)
     # A box that a cut has turned into an ignore region has no flag that says so.
     ignore = np.where(annotations.ignore, flagged | ~explained | (category < 0), flagged)
+    xywh = extra["xywh"] if "xywh" in extra else bx.to_xywh(annotations.boxes)
     columns: dict[str, list[Any]] = {
         "id": annotations.box_ids.tolist(),
         "image_id": annotations.image_ids[annotations.image_index].tolist(),
         "category_id": numbers[category].tolist(),
-        "bbox": np.round(extra.get("xywh", bx.to_xywh(annotations.boxes)), _DIGITS).tolist(),
+        "bbox": np.round(xywh, _DIGITS).tolist(),
         "area": np.round(annotations.area, _DIGITS).tolist(),
         "iscrowd": (annotations.crowd | (category < 0)).astype(int).tolist(),
         "ignore": ignore.astype(int).tolist(),
@@ -134,8 +136,10 @@ def write_yolo(annotations: Annotations, folder: Path, *, split: str = "train", 
     recipe = _recipe(folder, split, annotations.classes)
     images.mkdir(parents=True, exist_ok=True)
     labels.mkdir(parents=True, exist_ok=True)
-    names = flat_names(annotations.file_names)
+    names = output_names(annotations.file_names)
     for index, here in enumerate(annotations):
+        (images / names[index]).parent.mkdir(parents=True, exist_ok=True)
+        (labels / names[index]).parent.mkdir(parents=True, exist_ok=True)
         _place_picture(annotations.path(index), images / names[index], link)
         height, width = annotations.sizes[index]
         objects = ~annotations.ignore[here]
@@ -145,14 +149,6 @@ def write_yolo(annotations: Annotations, folder: Path, *, split: str = "train", 
         (labels / names[index]).with_suffix(".txt").write_text("".join(lines), encoding="utf-8")
     write_text(folder / "data.yaml", yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
     return int(annotations.ignore.sum())
-
-
-def flat_names(file_names: tuple[str, ...]) -> list[str]:
-    """Names for one folder: the paths with `/` as `__`, without a leading `images/`, and never one that climbs out."""
-    parts = [[p for p in Path(name).parts if p not in ("..", ".", "/", "\\")] for name in file_names]
-    names = ["__".join(p[1:] if len(p) > 1 and p[0] == "images" else p) for p in parts]
-    stems = {Path(name).stem for name in names}
-    return names if len(stems) == len(names) else [f"{row:06d}_{name}" for row, name in enumerate(names)]
 
 
 def _check_for_yolo(annotations: Annotations) -> None:

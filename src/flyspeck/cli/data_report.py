@@ -1,0 +1,63 @@
+"""The facts of `flyspeck data inspect` as lines of text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def lines(facts: dict[str, Any]) -> list[str]:
+    """A report for people: sizes first, then classes, files, what follows and what to look at."""
+    text = [str(facts["source"]), f"{facts['images']} pictures, {facts['boxes']} boxes"]
+    for name, part in facts.get("files", {}).items():
+        text += [f"  {name}: {part['images']} pictures, {part['boxes']} boxes"]
+    for part in facts.get("overlaps", ()):
+        text += [f"  {part['images']} pictures are in both {' and '.join(part['files'])}"]
+    if "objects" not in facts:  # a classification set
+        return [*text, f"{len(facts['classes'])} classes; pictures a class: {_spread(facts['images_per_class'])}"]
+    text += ["", *_sizes(facts), "", f"boxes a picture: {_spread(facts['boxes_per_image'])}"]
+    text += [f"ignore regions: {facts['ignore_regions']} ({facts['ignore_share']:.1%} of the boxes)"]
+    text += [f"pictures without boxes: {facts['images_without_boxes']}"]
+    if facts["image_sizes"]["known"]:
+        (w1, w2), (h1, h2) = facts["image_sizes"]["width"], facts["image_sizes"]["height"]
+        text += [f"picture sizes: {w1}-{w2} x {h1}-{h2} px"]
+    text += ["", "classes: " + ", ".join(f"{name} {count}" for name, count in facts["classes"].items())]
+    for key in ("broken_entries", "missing_files", "unreadable_files", "wrong_sizes"):
+        if key in facts:
+            text += [f"{key.replace('_', ' ')}: {facts[key]['count']}"]
+            text += [f"  {entry}" for entry in facts[key]["first"][:5]]
+    return text + _implied(facts["implies"]) + [f"look at: {warning}" for warning in facts["warnings"]]
+
+
+def _spread(spread: dict[str, float]) -> str:
+    return f"mean {spread['mean']:.1f}, median {spread['median']:.0f}, most {spread['max']}"
+
+
+def _sizes(facts: dict[str, Any]) -> list[str]:
+    objects = facts["objects"]
+    count = max(1, objects["count"])
+    text = [f"{'size, px':>10} {'objects':>9} {'share':>7}   {'with ignore regions':>19}"]
+    for name, number in objects["sizes"].items():
+        bar = "#" * round(30 * number / count)
+        row = f"{name:>10} {number:>9} {number / count:>7.1%}   {facts['sizes'][name]:>19}  {bar}"
+        text.append(row.rstrip())
+    if objects["count"]:
+        text.append(
+            f"size of objects, sqrt(w*h): {objects['size_mean']:.1f} +- {objects['size_sd']:.1f} px,"
+            f" {objects['share_to_20px']:.1%} of at most 20 px"
+        )
+    return text
+
+
+def _implied(implied: dict[str, Any] | None) -> list[str]:
+    if implied is None:
+        return []
+    reasons, tile = implied["reasons"], implied["tile"]
+    tiles = f"{tile[1]}x{tile[0]} px, overlap {implied['overlap']} px" if tile else "none"
+    return [
+        "",
+        "what this asks of a detector:",
+        f"  finest stride {implied['stride']}: {reasons['stride']}",
+        f"  anchors: {reasons['anchors']}",
+        f"  tiles {tiles}: {reasons['tile']}",
+        f"  detections a picture {implied['max_detections']}: {reasons['max_detections']}",
+    ]

@@ -1,0 +1,193 @@
+"""What is in a data set: sizes, classes, ignore regions, what is broken, and what follows from it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from flyspeck import boxes as bx
+from flyspeck.data.annotations import Annotations
+from flyspeck.data.images import read_size
+from flyspeck.data.implications import imply
+from flyspeck.data.join import join_annotations
+from flyspeck.data.readers import read_annotations
+from flyspeck.data.readers.detect import json_files
+from flyspeck.errors import UserError
+
+EDGES = (0, 2, 8, 12, 20, 32, np.inf)
+"""Bounds of the size bins in px, sqrt(width * height); each bin holds its lower bound."""
+BINS = ("[0,2)", "[2,8)", "[8,12)", "[12,20)", "[20,32)", "[32,inf)")
+FEW = 20
+"""A class with fewer objects is pointed out."""
+
+
+def inspect(source: Path, *, check_files: bool = True, **options: Any) -> tuple[Annotations, dict[str, Any]]:
+    """The table of `source` and the facts on it, as `summarize` gives them; `options` go to `read_annotations`.
+
+    A folder with several COCO files is taken whole, each picture once; `files` then says what each file holds, and `overlaps`
+    how many pictures two files share: a leak, where one is trained on and the other tested.
+    """
+    files = json_files(source) if source.is_dir() and options.get("format") in (None, "coco") else []
+    if len(files) < 2 or any(source.glob("*.yaml")):
+        table = read_annotations(source, **options)
+        return table, summarize(table, check_files=check_files)
+    tables = [read_annotations(file, **options) for file in files]
+    words = f"coco: {len(files)} files in {source.name}, each picture counted once"
+    table = replace(join_annotations(tables), source=words)
+    parts = {file.name: {"images": len(t), "boxes": t.num_boxes} for file, t in zip(files, tables, strict=True)}
+    listed = [{t.path(row).absolute() for row in range(len(t))} for t in tables]
+    overlaps = [
+        {"files": [files[a].name, files[b].name], "images": len(listed[a] & listed[b])}
+        for a, b in combinations(range(len(files)), 2)
+        if listed[a] & listed[b]
+    ]
+    facts = summarize(table, check_files=check_files)
+    return table, {**facts, "files": parts, "overlaps": overlaps}
+
+
+def size_histogram(boxes: np.ndarray) -> dict[str, int]:
+    """Boxes (N, 4) by sqrt(area) in the six bins."""
+    counts, _ = np.histogram(bx.size(boxes), EDGES)
+    return dict(zip(BINS, counts.tolist(), strict=True))
+
+
+def summarize(annotations: Annotations, *, check_files: bool = True) -> dict[str, Any]:
+    """The facts on a data set as plain values, ready for json.
+
+    `boxes` and `sizes` (boxes by bin of sqrt(w*h)) count ignore regions too; `objects` describes the boxes to be learnt: count,
+    sizes, mean and standard deviation of the size in px, share of at most 20 px. `check_files` looks for each picture and
+    compares its header with the size that the annotations state.
+    """
+    objects = annotations.boxes[~annotations.ignore]
+    per_image = np.bincount(annotations.image_index, minlength=len(annotations))
+    total = max(1, annotations.num_boxes)
+    sizes = size_histogram(annotations.boxes)
+    facts: dict[str, Any] = {
+        "source": annotations.source,
+        "images": len(annotations),
+        "boxes": annotations.num_boxes,
+        "sizes": sizes,
+        "size_shares": {name: round(count / total, 4) for name, count in sizes.items()},
+        "objects": _objects(objects),
+        "ignore_regions": int(annotations.ignore.sum()),
+        "ignore_share": round(float(annotations.ignore.mean()), 4) if annotations.num_boxes else 0.0,
+        "boxes_per_image": _spread(per_image),
+        "images_without_boxes": int((per_image == 0).sum()),
+        "classes": _class_counts(annotations),
+        "image_sizes": _image_sizes(annotations),
+        "broken_entries": {"count": len(annotations.problems), "first": list(annotations.problems[:20])},
+    }
+    if check_files:
+        facts["missing_files"], facts["unreadable_files"], facts["wrong_sizes"] = _check_files(annotations)
+    implied = imply(annotations)
+    facts["implies"] = None if implied is None else asdict(implied)
+    facts["warnings"] = _warnings(facts)
+    return facts
+
+
+def _objects(boxes: np.ndarray) -> dict[str, Any]:
+    sizes = bx.size(boxes)
+    if not len(boxes):
+        return {"count": 0, "sizes": size_histogram(boxes), "size_mean": None, "size_sd": None, "share_to_20px": None}
+    return {
+        "count": len(boxes),
+        "sizes": size_histogram(boxes),
+        "size_mean": round(float(sizes.mean()), 3),
+        "size_sd": round(float(sizes.std()), 3),
+        "share_to_20px": round(float((sizes <= 20).mean()), 4),
+        "size_percentiles": {f"{q}": round(float(np.percentile(sizes, q)), 2) for q in (5, 25, 50, 75, 95)},
+    }
+
+
+def _spread(counts: np.ndarray) -> dict[str, float]:
+    if not len(counts):
+        return {"mean": 0.0, "median": 0.0, "max": 0}
+    return {"mean": round(float(counts.mean()), 3), "median": float(np.median(counts)), "max": int(counts.max())}
+
+
+def _class_counts(annotations: Annotations) -> dict[str, int]:
+    counts = np.bincount(annotations.labels[~annotations.ignore], minlength=len(annotations.classes))
+    return dict(zip(annotations.classes, counts.tolist(), strict=True))
+
+
+def _image_sizes(annotations: Annotations) -> dict[str, Any]:
+    known = annotations.sizes[(annotations.sizes > 0).all(1)]
+    if not len(known):
+        return {"known": 0}
+    low, high = known.min(0), known.max(0)
+    return {
+        "known": len(known),
+        "width": [int(low[1]), int(high[1])],
+        "height": [int(low[0]), int(high[0])],
+    }
+
+
+def _check_files(annotations: Annotations) -> tuple[dict, dict, dict]:
+    """Pictures that are not there, that cannot be opened, and whose size is not the stated one: counts and the first few."""
+    missing, unreadable, wrong = [], [], []
+    for row, (height, width) in enumerate(annotations.sizes.tolist()):
+        path = annotations.path(row)
+        if not path.is_file():
+            missing.append(annotations.file_names[row])
+            continue
+        try:
+            size = read_size(path)
+        except UserError as error:
+            unreadable.append(str(error))
+            continue
+        if height > 0 and size != (height, width):
+            wrong.append(f"{path.name}: {size[1]}x{size[0]} px, the annotations say {width}x{height}")
+    return tuple({"count": len(found), "first": found[:20]} for found in (missing, unreadable, wrong))  # type: ignore[return-value]
+
+
+def _warnings(facts: dict[str, Any]) -> list[str]:
+    """One line for each thing that somebody should look at; each is a fact."""
+    found = []
+    if not facts["objects"]["count"]:
+        found.append("no objects to learn")
+    few = [f"{name} ({count})" for name, count in facts["classes"].items() if count < FEW]
+    if few and facts["objects"]["count"]:
+        found.append(f"{len(few)} of {len(facts['classes'])} classes have fewer than {FEW} objects: {', '.join(few)}")
+    for key, words in (
+        ("broken_entries", "broken entries left out"),
+        ("missing_files", "pictures are missing"),
+        ("unreadable_files", "pictures cannot be read"),
+        ("wrong_sizes", "pictures are not of the size that the annotations state"),
+    ):
+        if facts.get(key, {}).get("count"):
+            found.append(f"{facts[key]['count']} {words}; the first: {facts[key]['first'][0]}")
+    subpixel = facts["objects"]["sizes"]["[0,2)"]
+    if subpixel:
+        found.append(
+            f"{subpixel} objects are below 2 px in size: TinyPerson's miss rate leaves those out, its AP those below 1 px"
+        )
+    return found
+
+
+def summarize_classification(path: Path) -> dict[str, Any]:
+    """The facts on a classification set of flyspeck's npz layout (`data`, `offsets`, `labels`, `classes`): it has no boxes."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            arrays = {key: content[key] for key in ("labels", "classes") if key in content}
+    except (OSError, ValueError, BadZipFile) as error:
+        raise UserError(f"not an npz file ({error})", where=path, fix="check the file") from None
+    if len(arrays) < 2:
+        raise UserError(
+            "no arrays 'labels' and 'classes'", where=path, fix="a classification set has both, and data, offsets"
+        )
+    labels, names = arrays["labels"], [str(name) for name in arrays["classes"]]
+    counts = np.bincount(labels, minlength=len(names))
+    return {
+        "source": f"npz of pictures with one label each: {path.name}",
+        "images": len(labels),
+        "boxes": 0,
+        "sizes": dict.fromkeys(BINS, 0),
+        "images_per_class": _spread(counts),
+        "classes": dict(zip(names, counts.tolist(), strict=True)),
+        "warnings": [],
+    }

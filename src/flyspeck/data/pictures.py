@@ -1,0 +1,103 @@
+"""Pictures out: resampling, lossless files, and work on many pictures at once. NumPy and Pillow only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image
+
+from flyspeck.data.images import read_image
+from flyspeck.errors import UserError
+
+FORMATS = ("png", "webp")
+"""Lossless formats that are written."""
+_PNG_LEVEL = 4  # about 15 % bigger than level 6 on thermal pictures, and twice as fast to write
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def read_true(path: Path) -> np.ndarray:
+    """The picture as `read_image` gives it, but one channel where a WebP file only holds grey.
+
+    WebP knows no grey pictures, and one with loss gives channels that differ by the rounding of its colour conversion, 1.
+    """
+    pixels = read_image(path)
+    if pixels.shape[2] == 3 and path.suffix.lower() == ".webp":
+        low, high = np.minimum(pixels[..., 0], pixels[..., 2]), np.maximum(pixels[..., 0], pixels[..., 2])
+        low, high = np.minimum(low, pixels[..., 1]), np.maximum(high, pixels[..., 1])
+        if (high - low).max() <= 1:
+            return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+    return pixels
+
+
+def shrink_pixels(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """`(H, W, C)` pixels at a smaller `size` (height, width), of the same type.
+
+    Where both sides are divided by whole numbers, each new pixel is the plain mean of its block (`Image.Resampling.BOX`); else
+    `Image.Resampling.LANCZOS` over the whole source (Pillow widens the filter with the factor, so neither aliases).
+    """
+    height, width = pixels.shape[:2]
+    if (height, width) == size:
+        return pixels
+    whole = height % size[0] == 0 and width % size[1] == 0
+    method = Image.Resampling.BOX if whole else Image.Resampling.LANCZOS
+    target = (size[1], size[0])
+    if pixels.dtype == np.uint8:
+        image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+        return np.asarray(image.resize(target, method)).reshape(*size, pixels.shape[2])
+    limits = np.iinfo(pixels.dtype)  # 16 bit: by way of float, a channel at a time
+    channels = [
+        np.asarray(Image.fromarray(pixels[..., c].astype(np.float32)).resize(target, method))
+        for c in range(pixels.shape[2])
+    ]
+    return np.stack(channels, -1).round().clip(limits.min, limits.max).astype(pixels.dtype)
+
+
+def save_pixels(pixels: np.ndarray, path: Path) -> None:
+    """Write `(H, W, C)` uint8, or uint16 of one channel, without loss as PNG or WebP, by the name's ending."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    if path.suffix == ".webp":
+        if pixels.dtype != np.uint8:
+            raise UserError("WebP holds 8 bits, the picture has 16", where=path, fix="write png")
+        image.save(path, lossless=True, method=2)
+    else:
+        image.save(path, compress_level=_PNG_LEVEL)
+
+
+def output_names(file_names: Sequence[str], suffix: str | None = None) -> list[str]:
+    """Names to write pictures under, unlike each other even without their endings.
+
+    Folders are kept, but for a leading `images` and whatever would climb out of the folder written to; `suffix` (with its
+    dot) replaces the ending.
+    """
+    names, taken = [], set()
+    for name in file_names:
+        parts = [part for part in Path(name).parts if part not in ("..", ".", "/", "\\") and not part.endswith(":\\")]
+        parts = parts[1:] if len(parts) > 1 and parts[0] == "images" else parts
+        plain = Path(*parts)
+        stem = plain.with_suffix("").as_posix()
+        while stem.lower() in taken:
+            stem += "_"
+        taken.add(stem.lower())
+        names.append(stem + (plain.suffix if suffix is None else suffix))
+    return names
+
+
+def in_parallel(work: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:
+    """The results in the order of the jobs; `workers` processes, or this one where that is 1.
+
+    Fresh processes (spawn), because a fork of a process with threads may hang; `work` is a function of a module that imports
+    little, since each process imports it.
+    """
+    if workers <= 1 or len(jobs) < 8:
+        yield from map(work, jobs)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(work, jobs, chunksize=max(1, min(16, len(jobs) // (4 * workers))))

@@ -1,0 +1,129 @@
+"""Shrink a data set: TinyCOCO (shorter side 100 px), Tiny CityPersons and Tiny HIT-UAV are made like this."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from flyspeck.data.annotations import Annotations
+from flyspeck.data.pictures import in_parallel, output_names, read_true, save_pixels, shrink_pixels
+from flyspeck.data.writers import write_coco
+from flyspeck.errors import UserError
+
+
+def small_sizes(sizes: np.ndarray, *, factor: float | None = None, short_side: int | None = None) -> np.ndarray:
+    """New sizes `(I, 2)` for pictures of `sizes` (I, 2), (height, width): by `factor`, or to a shorter side of `short_side` px.
+
+    Rounded to whole pixels, at least 1; a picture whose shorter side is no longer than `short_side` stays as it is.
+    """
+    if (factor is None) == (short_side is None):
+        raise UserError("give either a factor or a short side", fix="--factor 2, or --short-side 100")
+    if factor is not None:
+        if not 1 <= factor < np.inf:
+            raise UserError(f"a factor of {factor} does not shrink", fix="give a factor of 1 or more")
+        scale = np.full(len(sizes), 1 / factor)
+    else:
+        if short_side is None or short_side < 1:
+            raise UserError(f"a short side of {short_side} px", fix="give 1 or more")
+        scale = np.minimum(1.0, short_side / sizes.min(1, initial=10**9))
+    return np.maximum(1, np.floor(sizes * scale[:, None] + 0.5)).astype(np.int64)
+
+
+def scale_annotations(annotations: Annotations, new_sizes: np.ndarray) -> Annotations:
+    """The table for pictures of `new_sizes` (I, 2): boxes and every other column in pixels scaled, ids and flags kept.
+
+    The two axes are scaled by the true ratio of the sizes, so that a box covers the same part of its picture. The place of a tile
+    in its whole picture (`corner`, `whole`) is left out: it would not be whole pixels.
+    """
+    ratio = (new_sizes / annotations.sizes)[annotations.image_index]  # (M, 2) y, x
+    sy, sx = ratio[:, 0], ratio[:, 1]
+    extra = dict(annotations.extra)
+    for name, scale in (("size", np.sqrt(sx * sy)), ("height", sy)):
+        if name in extra:
+            extra[name] = extra[name] * scale
+    for name in ("vis_bbox", "polygon"):
+        if name in extra:
+            extra[name] = extra[name] * np.tile(np.stack([sx, sy], 1), (1, extra[name].shape[1] // 2))
+    extra.pop("xywh", None)
+    return replace(
+        annotations,
+        sizes=new_sizes,
+        boxes=annotations.boxes * np.stack([sx, sy, sx, sy], 1),
+        area=annotations.area * sx * sy,
+        extra=extra,
+        image_extra={k: v for k, v in annotations.image_extra.items() if k not in ("corner", "whole")},
+    )
+
+
+def shrink(
+    annotations: Annotations,
+    out: Path,
+    *,
+    name: str,
+    factor: float | None = None,
+    short_side: int | None = None,
+    picture_format: str = "png",
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Annotations:
+    """Write the data set smaller: pictures under `out/images`, annotations as COCO json `out/<name>`; returns its table.
+
+    Sizes are those of `small_sizes`, pixels those of `shrink_pixels`, files lossless (`picture_format` png or webp); a picture of
+    one channel keeps one. A picture that cannot be read, or is not of the size that the annotations say, is left out with
+    its boxes and listed in `problems` of the table returned. `progress(done, total)` is called after each picture.
+    """
+    names = output_names(annotations.file_names, f".{picture_format}")
+    jobs = [
+        (annotations.path(row), Path(out) / "images" / names[row], (int(height), int(width)))
+        for row, (height, width) in enumerate(annotations.sizes)
+    ]
+    if any(source.resolve() == target.resolve() for source, target, _ in jobs[:1]):
+        raise UserError("the pictures would be written over themselves", where=out, fix="give another --out")
+    work = partial(_shrink_one, factor=factor, short_side=short_side)
+    small_sizes(
+        np.ones((1, 2), dtype=np.int64), factor=factor, short_side=short_side
+    )  # a wrong option fails before any work
+    true_sizes, faults = annotations.sizes.copy(), {}
+    for row, result in enumerate(in_parallel(work, jobs, workers)):
+        if isinstance(result, str):
+            faults[row] = result
+        else:
+            true_sizes[row] = result
+        if progress is not None:
+            progress(row + 1, len(jobs))
+    good = np.array([row for row in range(len(annotations)) if row not in faults], dtype=np.int64)
+    if len(annotations) and not len(good):
+        raise UserError(
+            f"no picture could be read; the first: {faults[0]}", where=annotations.root, fix="give --images"
+        )
+    read = replace(annotations, sizes=true_sizes).select_images(good)
+    small = scale_annotations(read, small_sizes(read.sizes, factor=factor, short_side=short_side))
+    small = replace(
+        small,
+        root=Path(out),
+        file_names=tuple(f"images/{names[row]}" for row in good),
+        problems=(*annotations.problems, *faults.values()),
+    )
+    write_coco(small, Path(out) / name)
+    return small
+
+
+def _shrink_one(
+    job: tuple[Path, Path, tuple[int, int]], factor: float | None, short_side: int | None
+) -> tuple[int, int] | str:
+    """Shrink one file; returns its (height, width) before, or what was wrong."""
+    source, target, listed = job
+    try:
+        pixels = read_true(source)
+    except UserError as error:
+        return str(error)
+    size = pixels.shape[:2]
+    if listed[0] > 0 and listed != size:
+        return f"{source}: is {size[1]}x{size[0]} px, the annotations say {listed[1]}x{listed[0]}"
+    new = small_sizes(np.array([size]), factor=factor, short_side=short_side)[0]
+    save_pixels(shrink_pixels(pixels, (int(new[0]), int(new[1]))), target)
+    return size
