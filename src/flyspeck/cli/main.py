@@ -16,6 +16,8 @@ from flyspeck.errors import UserError
 VERBS: dict[str, tuple[str, str]] = {
     "data": ("flyspeck.cli.data:app", "Annotated pictures: inspect, convert, shrink, tile, generate scenes."),
     "train": ("flyspeck.cli.train:train", "A recipe to a trained detector and its figures."),
+    "models": ("flyspeck.cli.models:models", "The models by name, with their papers and counts."),
+    "profile": ("flyspeck.cli.profile:profile", "Parameters, GFLOPs, memory and latency of a model."),
     "alpha": ("flyspeck.cli.alpha:alpha", "Fusion factors of a feature pyramid, counted from a data set."),
     "eval": ("flyspeck.cli.evaluate:evaluate", "Score detections under a named protocol."),
 }

@@ -147,7 +147,7 @@ def build_backbone(
 def build(
     name: str,
     *,
-    classes: Sequence[str] = ("object",),
+    classes: Sequence[str] | None = None,
     pixel_norm: PixelNorm | None = None,
     width: float = 1.0,
     levels: str | None = None,
@@ -168,7 +168,7 @@ def build(
     return assemble(
         parsed,
         backbone,
-        classes=classes,
+        classes=classes or ("object",),
         pixel_norm=pixel_norm or PixelNorm(IMAGENET_MEAN, IMAGENET_STD),
         num_extra=last - 5,
         **{key: scale_channels(count, width) for key, count in entry.widths.items() if key not in options},
@@ -258,3 +258,15 @@ LISTED: tuple[Listed, ...] = (
 def listed(name: str) -> Listed | None:
     """The published figures of `name`, if there are any."""
     return next((m for m in LISTED if m.name == name), None)
+
+
+def default_size(name: str) -> tuple[int, int]:
+    """(H, W) of the published figures of `name`, or of its paper's tables."""
+    entry = listed(name)
+    return entry.size if entry is not None else _TINY
+
+
+def default_convention(name: str) -> str:
+    """The counting convention of the published figures of `name`, or of its paper's tables."""
+    entry = listed(name)
+    return entry.convention if entry is not None else "mmcv"

@@ -1,0 +1,74 @@
+"""`flyspeck models`: what the zoo has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+
+def models(
+    search: str = typer.Argument("", help="Show only names that contain this."),
+    count: bool = typer.Option(
+        False, "--count", help="Count each model anew and show it beside the published figures."
+    ),
+    as_json: bool = typer.Option(False, "--json", help="Print json."),
+) -> None:
+    """The models by name, with their paper and counts, and the parts that any name may combine."""
+    from flyspeck.models.zoo import BACKBONES, DETECTORS, LISTED, NECKS
+
+    rows = [_row(entry, count) for entry in LISTED if search in entry.name]
+    if as_json:
+        import json
+
+        parts = {"detectors": list(DETECTORS), "backbones": list(BACKBONES), "necks": list(NECKS)}
+        typer.echo(json.dumps({"models": rows, **parts}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold")
+    for heading in ("name", "seed", "paper", "size", "convention", "params", "GFLOPs"):
+        table.add_column(heading, justify="right" if heading in ("size", "params", "GFLOPs") else "left", no_wrap=True)
+    if count:
+        table.add_column("counted here: params", justify="right")
+        table.add_column("GFLOPs", justify="right")
+    for row in rows:
+        cells = [row["name"], row["seed"], row["paper"], "{}x{}".format(*row["size"]), row["convention"]]
+        cells += [_millions(row["published_params"]), f"{row['published_gflops']:.2f}"]
+        if count:
+            cells += [_millions(row["params"]), f"{row['gflops']:.3f}"]
+        table.add_row(*cells)
+    console = Console(width=None if Console().is_terminal else 160)
+    console.print(table)
+    if not search:
+        console.print("\nAny DETECTOR:BACKBONE[:NECK] of these parts builds:")
+        for label, known in (("detectors", DETECTORS), ("backbones", BACKBONES), ("necks", NECKS)):
+            console.print(f"  {label}: {', '.join(known)}", highlight=False)
+
+
+def _millions(count: float | None) -> str:
+    return "-" if not count else f"{count / 1e6:.2f} M"
+
+
+def _row(entry: Any, count: bool) -> dict[str, Any]:
+    row = {
+        "name": entry.name,
+        "seed": entry.seed,
+        "paper": entry.paper,
+        "size": entry.size,
+        "convention": entry.convention,
+        "published_params": entry.params or None,
+        "published_gflops": entry.gflops,
+    }
+    if count:
+        import torch
+
+        from flyspeck.models.profile import profile
+        from flyspeck.models.zoo import build
+
+        with torch.device("meta"):
+            model = build(entry.name)
+        found = profile(model, entry.size, name=entry.name, convention=entry.convention)
+        row |= {"params": found.params, "gflops": found.gflops}
+    return row

@@ -1,0 +1,116 @@
+"""`flyspeck profile`: what a model costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from flyspeck.models.profile import Profile
+
+
+def profile(
+    names: list[str] = typer.Argument(..., metavar="NAME|RECIPE...", help="Zoo names or recipes (.yaml)."),
+    size: str = typer.Option("", help="HxW of the picture; default: that of the model's published figures."),
+    convention: str = typer.Option("", help="macs, mmcv or ptflops; default: that of the model's paper."),
+    classes: int | None = typer.Option(None, min=1, help="Foreground classes; default: as published (1; SSD: 80)."),
+    levels: str | None = typer.Option(None, help="Pyramid levels, such as 2-6 or 3-7."),
+    width: float = typer.Option(1.0, min=0.01, help="Multiplier of all channel counts."),
+    frozen_stages: int | None = typer.Option(None, help="Count as frozen: 0 the stem, 1 also stage 1, …"),
+    frozen_norm: bool = typer.Option(False, "--frozen-norm", help="Count the backbone's norms as frozen."),
+    latency: bool = typer.Option(False, "--latency", help="Also build the model and time it."),
+    runs: int = typer.Option(20, min=2, help="Timed runs."),
+    threads: int | None = typer.Option(None, min=1, help="CPU threads while timing."),
+    device: str = typer.Option("cpu", help="Where to time: cpu, cuda, …"),
+    plot: Path | None = typer.Option(None, help="Write the share of GFLOPs by stage as a picture."),
+    as_json: bool = typer.Option(False, "--json", help="Print json: an object, or a list for several models."),
+) -> None:
+    """Parameters, GFLOPs by part and by stage under a named convention, memory, latency."""
+    from dataclasses import replace
+
+    import torch
+
+    from flyspeck.cli.values import parse_size
+    from flyspeck.models.backbones.freezing import freeze_norms, freeze_stages
+    from flyspeck.models.detector import Detector
+    from flyspeck.models.profile import measure_latency
+    from flyspeck.models.profile import profile as count
+    from flyspeck.models.zoo import default_convention, default_size
+
+    found = []
+    for name in names:
+        picture = parse_size(size) if size else default_size(name)
+        with torch.device("meta"):
+            model = _build(name, classes=classes, levels=levels, width=width)
+        backbone = model.backbone if isinstance(model, Detector) else model
+        if frozen_stages is not None:
+            freeze_stages(backbone, frozen_stages)  # type: ignore[arg-type]
+        if frozen_norm:
+            freeze_norms(backbone)
+        result = count(model, picture, name=name, convention=convention or default_convention(name))
+        if latency:
+            real = _build(name, classes=classes, levels=levels, width=width)
+            result = replace(result, latency=measure_latency(real, picture, runs=runs, threads=threads, device=device))
+        found.append(result)
+    if plot is not None:
+        from flyspeck.report.stage_shares import plot_stage_shares
+
+        plot_stage_shares(found, plot)
+    if as_json:
+        import json
+
+        content = [result.to_json() for result in found]
+        typer.echo(json.dumps(content[0] if len(content) == 1 else content))
+    else:
+        for result in found:
+            _print(result)
+
+
+def _build(name: str, *, classes: int | None, levels: str | None, width: float) -> nn.Module:
+    from flyspeck.models.zoo import build
+
+    if not name.endswith((".yaml", ".yml")):
+        return build(name, classes=_class_names(classes), levels=levels, width=width)
+    from flyspeck.train.build import build_detector
+    from flyspeck.train.config import load_recipe
+
+    recipe = load_recipe(name)
+    model = recipe.model
+    if isinstance(model.fusion, str):
+        model = model.model_copy(update={"fusion": None})  # factors change no count
+    labels = _class_names(classes) or recipe.data.classes or ["object"]
+    return build_detector(model, classes=labels, mean=[0.5] * 3, std=[0.25] * 3, load=False)
+
+
+def _class_names(count: int | None) -> list[str] | None:
+    return None if count is None else [f"class{i}" for i in range(count)]
+
+
+def _print(result: Profile) -> None:
+    height, width = result.size
+    typer.echo(f"{result.name} at {height}x{width}, convention {result.convention}")
+    for label, count in (
+        ("parameters", result.params),
+        ("  trainable", result.params_trainable),
+        ("  convolutions", result.params_conv),
+    ):
+        typer.echo(f"  {label:<16} {count:>14,}  {count / 1e6:9.3f} M")
+    typer.echo(f"  {'GFLOPs':<16} {result.gflops:>14.3f}")
+    total = max(result.gflops, 1e-12)
+    for part, gflops in result.parts.items():
+        typer.echo(f"    {part:<14} {gflops:>14.3f}  {100 * gflops / total:8.1f} %")
+        if part == "backbone":
+            for stage, share in result.stages.items():
+                typer.echo(f"      {stage:<12} {share:>14.3f}  {100 * share / total:8.1f} %")
+    typer.echo(f"  {'peak memory':<16} {result.peak_memory_mb:>14.1f}  MB (weights and live activations, float32)")
+    if result.latency is not None:
+        timed = result.latency
+        typer.echo(
+            f"  {'latency':<16} {timed.median_ms:>14.2f}  ms median of {timed.runs} runs "
+            f"({timed.p10_ms:.2f} to {timed.p90_ms:.2f} from the 10th to the 90th percentile), "
+            f"{timed.threads} thread{'s' if timed.threads > 1 else ''}, {timed.device}"
+        )
