@@ -11,6 +11,7 @@ from torchvision.ops import batched_nms
 
 from flyspeck import boxes as box_algebra
 from flyspeck.models.detector import RawDetections
+from flyspeck.models.soft_nms import SoftMethod, soft_nms
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Suppression:
     """Best scores kept per pyramid level before the suppression."""
     max_detections: int = 500
     """Kept per picture. Crowds of tiny things need more than COCO's 100."""
+    soft: SoftMethod | None = None
+    """Lower the scores of overlapping boxes instead of dropping them; `iou` is then the linear form's threshold."""
 
 
 def topk_per_level(scores: Tensor, counts: Sequence[int], limit: int, threshold: float) -> tuple[Tensor, Tensor]:
@@ -47,5 +50,10 @@ def topk_per_level(scores: Tensor, counts: Sequence[int], limit: int, threshold:
 def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, size: tuple[int, int], rule: Suppression) -> RawDetections:
     """Clips `boxes (N, 4)` to a picture of `size` (H, W) and applies class-wise NMS; best score first."""
     boxes = box_algebra.clip(boxes, *size)
+    if rule.soft is not None:
+        rows, lowered = soft_nms(
+            boxes, scores, labels, method=rule.soft, iou=rule.iou, min_score=rule.score, limit=rule.max_detections
+        )
+        return RawDetections(boxes[rows], lowered, labels[rows])
     keep = batched_nms(boxes, scores, labels, rule.iou)[: rule.max_detections]
     return RawDetections(boxes[keep], scores[keep], labels[keep])
