@@ -24,7 +24,7 @@ from flyspeck.models.losses import mean_over_processes, smooth_l1
 from flyspeck.models.necks.fpn import FPN, FusionMode
 from flyspeck.models.postprocess import Suppression, suppress
 from flyspeck.models.roi import BoxHead, RoIPool, assign_regions, sample_balanced
-from flyspeck.models.rpn import RPN
+from flyspeck.models.rpn import RPN, ProposalRule
 from flyspeck.types import FeatureSpec, Targets
 
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -129,6 +129,8 @@ def faster_rcnn(
     num_extra: int = 1,
     anchors: AnchorBuilder | None = None,
     suppression: Suppression | None = None,
+    proposals: int = 1000,
+    train_proposals: int = 1000,
     rpn: dict[str, Any] | None = None,
     pool: dict[str, Any] | None = None,
     **head: Any,
@@ -136,7 +138,8 @@ def faster_rcnn(
     """Faster R-CNN on `backbone`; with maps from C2 it is the adaptive one.
 
     The neck is an FPN with a subsampled extra level, or `neck`; regions are cut from all levels but the extra ones.
-    `hidden` is the width of the box head (256 on a laptop). `rpn`, `pool` and `head` are keyword arguments of `RPN`,
+    `hidden` is the width of the box head (256 on a laptop), `proposals` the regions that it looks at (300 on a laptop,
+    where a picture holds fewer objects), `train_proposals` those among which training samples. `rpn`, `pool` and `head` are keyword arguments of `RPN`,
     `RoIPool` and `FasterRCNNHead`.
     """
     neck = neck or FPN(backbone.features, channels=channels, num_extra=num_extra, norm=norm, fusion=fusion)
@@ -148,7 +151,14 @@ def faster_rcnn(
         backbone,
         neck,
         FasterRCNNHead(
-            rpn=RPN(features, anchors=(anchors or strided_anchors)(features), norm=norm, **(rpn or {})),
+            rpn=RPN(
+                features,
+                anchors=(anchors or strided_anchors)(features),
+                norm=norm,
+                train_rule=ProposalRule(pre_nms=2 * train_proposals, keep=train_proposals),
+                test_rule=ProposalRule(pre_nms=proposals, keep=proposals),
+                **(rpn or {}),
+            ),
             pool=region_pool,
             box_head=box_head,
             suppression=suppression,
