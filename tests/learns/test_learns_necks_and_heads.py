@@ -9,11 +9,15 @@ from flyspeck.models.faster_rcnn import faster_rcnn
 from flyspeck.models.fcos import fcos
 from flyspeck.models.necks.sspnet import SSPNet, weighted_negatives
 from flyspeck.models.retinanet import retinanet
-from flyspeck.models.rpn import ProposalRule
 
-FEW = ProposalRule(pre_nms=100, keep=50)
-RPN_OPTIONS = {"samples": 64, "train_rule": FEW, "test_rule": FEW}
-TWO_STAGES = {"hidden": 64, "samples": 64, "pool": {"output": 5, "canonical": 64.0}}
+RPN_OPTIONS = {"samples": 64}
+TWO_STAGES = {
+    "hidden": 64,
+    "samples": 64,
+    "proposals": 50,
+    "train_proposals": 50,
+    "pool": {"output": 5, "canonical": 64.0},
+}
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from flyspeck.models.losses import mean_over_processes, smooth_l1
 from flyspeck.models.necks.fpn import FPN, FusionMode
 from flyspeck.models.postprocess import Suppression, suppress
 from flyspeck.models.roi import BoxHead, RoIPool, assign_regions, sample_balanced
-from flyspeck.models.rpn import RPN
+from flyspeck.models.rpn import RPN, ProposalRule
 from flyspeck.types import FeatureSpec, Targets
 
 
@@ -154,6 +154,8 @@ def cascade_rcnn(
     num_extra: int = 1,
     anchors: AnchorBuilder | None = None,
     suppression: Suppression | None = None,
+    proposals: int = 1000,
+    train_proposals: int = 1000,
     rpn: dict[str, Any] | None = None,
     pool: dict[str, Any] | None = None,
     **head: Any,
@@ -161,7 +163,9 @@ def cascade_rcnn(
     """Cascade R-CNN on `backbone`; with maps from C2 it is the adaptive one.
 
     The neck is an FPN with a subsampled extra level, or `neck`; regions are cut from all levels but the extra ones.
-    `rpn`, `pool` and `head` are keyword arguments of `RPN`, `RoIPool` and `CascadeRCNNHead`.
+    `hidden` is the width of the box heads, `proposals` the regions that the first of them looks at, `train_proposals`
+    those among which its training samples. `rpn`, `pool` and `head` are keyword arguments of `RPN`, `RoIPool` and
+    `CascadeRCNNHead`.
     """
     neck = neck or FPN(backbone.features, channels=channels, num_extra=num_extra, norm=norm, fusion=fusion)
     features: Sequence[FeatureSpec] = neck.features  # type: ignore[assignment]
@@ -172,7 +176,14 @@ def cascade_rcnn(
         backbone,
         neck,
         CascadeRCNNHead(
-            rpn=RPN(features, anchors=(anchors or strided_anchors)(features), norm=norm, **(rpn or {})),
+            rpn=RPN(
+                features,
+                anchors=(anchors or strided_anchors)(features),
+                norm=norm,
+                train_rule=ProposalRule(pre_nms=2 * train_proposals, keep=train_proposals),
+                test_rule=ProposalRule(pre_nms=proposals, keep=proposals),
+                **(rpn or {}),
+            ),
             pool=region_pool,
             box_heads=box_heads,
             suppression=suppression,

@@ -19,11 +19,13 @@ from flyspeck.models.backbones.hrnet import hrnet18, hrnet32
 from flyspeck.models.backbones.mobilenet import mobilenet_v2
 from flyspeck.models.backbones.resnet import resnet18, resnet34, resnet50, resnet101
 from flyspeck.models.backbones.staged import StagedBackbone
+from flyspeck.models.cascade_rcnn import cascade_rcnn
 from flyspeck.models.detector import Detector, PixelNorm
 from flyspeck.models.faster_rcnn import faster_rcnn
 from flyspeck.models.fcos import fcos
 from flyspeck.models.necks.fpn import FPN
 from flyspeck.models.necks.hrfpn import HRFPN
+from flyspeck.models.necks.sspnet import SSPNet, sspnet_anchors, weighted_negatives
 from flyspeck.models.retinanet import retinanet
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -77,14 +79,18 @@ BACKBONES: dict[str, BackboneEntry] = {
     "mobilenet_v2": BackboneEntry(mobilenet_v2),
 }
 
+_SSPNET_PROPOSALS = {"anchors": sspnet_anchors, "rpn": {"negative_weight": weighted_negatives}}
+
 NECKS: dict[str, NeckEntry] = {
     "fpn": NeckEntry(FPN),
     "hrfpn": NeckEntry(HRFPN),
+    "sspnet": NeckEntry(SSPNet, {"faster_rcnn": _SSPNET_PROPOSALS, "cascade_rcnn": _SSPNET_PROPOSALS}),
 }
 
 DETECTORS: dict[str, DetectorEntry] = {
     "retinanet": DetectorEntry(retinanet, {"channels": 256}),
     "faster_rcnn": DetectorEntry(faster_rcnn, {"channels": 256, "hidden": 1024}),
+    "cascade_rcnn": DetectorEntry(cascade_rcnn, {"channels": 256, "hidden": 1024}),
     "fcos": DetectorEntry(fcos, {"channels": 256}),
 }
 
@@ -251,6 +257,12 @@ LISTED: tuple[Listed, ...] = (
     Listed("faster_rcnn:hrnet18", "002", _NING, _TINY, "mmcv", 0, 69.33, counted="none"),
     Listed("fcos:resnet50", "002", _NING, _TINY, "mmcv", 0, 174.74, counted="none"),
     Listed("fcos:bh_resnet50", "002", _NING, _TINY, "mmcv", 0, 174.95, counted="none"),
+    Listed("retinanet:resnet50:sspnet", "002", _NING, _TINY, "mmcv", 0, 260.06, counted="none"),
+    Listed("retinanet:bh_resnet50:sspnet", "002", _NING, _TINY, "mmcv", 0, 260.27, counted="none"),
+    Listed("cascade_rcnn:resnet50:sspnet", "002", _NING, _TINY, "mmcv", 0, 186.62, counted="none"),
+    Listed("cascade_rcnn:bh_resnet50:sspnet", "002", _NING, _TINY, "mmcv", 0, 186.83, counted="none"),
+    Listed("faster_rcnn:resnet50:sspnet", "002", _NING, _TINY, "mmcv", 0, 158.82, counted="none"),
+    Listed("faster_rcnn:bh_resnet50:sspnet", "002", _NING, _TINY, "mmcv", 0, 159.03, counted="none"),
     Listed("retinanet:resnet50", "003", _GONG, _TINY, "mmcv", 36.12e6, 177.52, counted="trainable"),
 )
 

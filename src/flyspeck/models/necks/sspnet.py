@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from flyspeck import boxes as box_algebra
 from flyspeck.models.anchors import AnchorGrid
 from flyspeck.models.detector import SupervisedNeck
+from flyspeck.models.layers import ConvNorm, NormBuilder
 from flyspeck.types import FeatureSpec, Targets
 
 MATCHED, OTHER = 1.0, -1.0
@@ -77,7 +78,10 @@ class ContextAttention(nn.Module):
 
 
 class SSPNet(SupervisedNeck):
-    """Final: the scale selection pyramid on the `features` of a backbone, with `num_extra` subsampled levels on top."""
+    """Final: the scale selection pyramid on the `features` of a backbone, with `num_extra` subsampled levels on top.
+
+    `norm` goes behind the lateral and the last convolutions (the paper has none); the attention has its own batch norm.
+    """
 
     def __init__(
         self,
@@ -85,14 +89,15 @@ class SSPNet(SupervisedNeck):
         *,
         channels: int = 256,
         num_extra: int = 1,
+        norm: NormBuilder | None = None,
         cross_entropy_weight: float = 0.01,
         dice_weight: float = 1.0,
     ) -> None:
         super().__init__()
         if channels % 4:
             raise ValueError(f"the four branches of the ASPP need channels that are a multiple of 4, got {channels}")
-        self.inner = nn.ModuleList(nn.Conv2d(f.channels, channels, 1) for f in features)
-        self.layer = nn.ModuleList(nn.Conv2d(channels, channels, 3, 1, 1) for _ in features)
+        self.inner = nn.ModuleList(ConvNorm(f.channels, channels, 1, norm=norm) for f in features)
+        self.layer = nn.ModuleList(ConvNorm(channels, channels, 3, norm=norm) for _ in features)
         self.context = ContextAttention(len(features), channels)
         self.num_extra = num_extra
         self.weights = (cross_entropy_weight, dice_weight)
@@ -104,7 +109,8 @@ class SSPNet(SupervisedNeck):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def attend(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Backbone maps to the pyramid and the attention logits `(B, 1, H_l, W_l)` of the levels that have them."""
