@@ -21,7 +21,7 @@ from accelerate import Accelerator
 import flyspeck
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.images import read_image
-from flyspeck.data.statistics import channel_statistics
+from flyspeck.data.statistics import pixel_statistics
 from flyspeck.errors import UserError
 from flyspeck.train.build import build_detector, describe_model, fit_anchors, load_detector, pyramid_levels
 from flyspeck.train.config import Recipe, dump_recipe
@@ -42,8 +42,9 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, reporter: Repor
     _claim(folder, resume, accelerator)
     train_set, val_set = read_sets(recipe.data)
     _say_problems(train_set, val_set)
-    channels = recipe.data.channels or _channels_of(train_set)
-    mean, std = channel_statistics(train_set, channels=channels)
+    statistics = pixel_statistics(train_set, channels=recipe.data.channels)
+    channels, mean = statistics.channels, statistics.mean
+    std = [max(deviation, 1e-3) for deviation in statistics.std]  # a channel that never varies must not divide by 0
     recipe = _resolved(recipe, train_set)
     torch.manual_seed(recipe.train.seed)
     detector = build_detector(recipe.model, classes=train_set.classes, mean=mean, std=std)
@@ -135,12 +136,6 @@ def _training_size(recipe: Recipe, train_set: Annotations) -> list[int]:
     if (train_set.sizes > 0).all():
         return [int(side) for side in train_set.sizes.max(0)]
     return list(read_image(train_set.path(0)).shape[:2])
-
-
-def _channels_of(table: Annotations) -> int:
-    if len(table) == 0:
-        raise UserError("no pictures", where=table.source)
-    return int(read_image(table.path(0)).shape[2])
 
 
 def _say_problems(*tables: Annotations) -> None:
