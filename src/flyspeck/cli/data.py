@@ -214,6 +214,41 @@ def _policy(keep: float | None, ignore: float | None) -> Any:
     return CutPolicy(keep, ignore)
 
 
+@app.command("scenes")
+def scenes(
+    out: Path = typer.Option(..., "--out", help="Folder to write: annotations.json and images/."),
+    images: int = typer.Option(100, "--images", min=1, help="How many pictures."),
+    seed: int = typer.Option(0, "--seed", min=0, help="The same seed gives the same pictures, byte for byte."),
+    size: str = typer.Option("512x640", "--size", help="Height x width of the pictures."),
+    kind: str | None = typer.Option(None, "--kind", help="Only one kind: sea, field or road."),
+    workers: int = WORKERS,
+) -> None:
+    """Generate pictures of sea, fields and roads from a drone, with tiny persons, boats and cars."""
+    from flyspeck.data.scenes.dataset import write_scenes
+
+    height, width = _size(size)
+    with _Progress("painting") as progress:
+        target = write_scenes(
+            out,
+            num_images=images,
+            seed=seed,
+            height=height,
+            width=width,
+            kind=kind,
+            workers=workers,
+            progress=progress.update,
+        )
+    typer.echo(f"{target}: {images} pictures of {height} x {width}")
+
+
+def _size(text: str) -> tuple[int, int]:
+    """HxW as two numbers."""
+    parts = text.lower().replace("×", "x").split("x")
+    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
+        raise UserError(f"'{text}' is no size", where="--size", fix="write HEIGHTxWIDTH, such as 512x640")
+    return int(parts[0]), int(parts[1])
+
+
 def _names(classes: str | None) -> list[str] | None:
     return None if classes is None else [name.strip() for name in classes.split(",") if name.strip()]
 

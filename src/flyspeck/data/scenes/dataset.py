@@ -1,0 +1,105 @@
+"""Scenes as a data set: an annotation table without pictures, and COCO json with pictures on request."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from flyspeck import boxes as box_algebra
+from flyspeck.data.annotations import Annotations
+from flyspeck.data.scenes import CLASSES, generate_scene, plan, scene_seed
+from flyspeck.data.writers import write_coco
+from flyspeck.errors import UserError
+
+PICTURE_FOLDER = "images"
+ANNOTATION_FILE = "annotations.json"
+
+
+def scene_name(seed: int, index: int) -> str:
+    """File name of picture `index` of the data set with `seed`."""
+    return f"{PICTURE_FOLDER}/scene-{seed}-{index:06d}.png"
+
+
+def scenes_annotations(
+    num_images: int, seed: int, *, height: int = 512, width: int = 640, kind: str | None = None
+) -> Annotations:
+    """The boxes of `num_images` scenes; nothing is painted, so it takes milliseconds a picture.
+
+    Picture `i` is `generate_scene(scene_seed(seed, i), ...)`, whatever `num_images` is; picture ids are 1..num_images and
+    category ids 1..3. Crowds and blurred patches are ignore regions of every class (label -1).
+    """
+    if num_images < 1:
+        raise UserError(f"{num_images} pictures asked for", fix="ask for at least 1")
+    plans = [plan(scene_seed(seed, i), height=height, width=width, kind=kind)[0] for i in range(num_images)]
+    counts = [len(p.boxes) for p in plans]
+    boxes = np.concatenate([p.boxes for p in plans])
+    ignore = np.concatenate([p.ignore for p in plans])
+    return Annotations(
+        image_ids=np.arange(1, num_images + 1),
+        file_names=tuple(scene_name(seed, i) for i in range(num_images)),
+        sizes=np.tile(np.array([[height, width]], np.int64), (num_images, 1)),
+        image_index=np.repeat(np.arange(num_images), counts),
+        boxes=boxes,
+        labels=np.concatenate([p.labels for p in plans]),
+        area=box_algebra.area(boxes),
+        ignore=ignore,
+        crowd=np.zeros(len(boxes), bool),
+        box_ids=np.arange(1, len(boxes) + 1),
+        classes=CLASSES,
+        category_ids=tuple(range(1, len(CLASSES) + 1)),
+        source=f"scenes: seed {seed}",
+    )
+
+
+def write_scenes(
+    out: Path | str,
+    *,
+    num_images: int,
+    seed: int,
+    height: int = 512,
+    width: int = 640,
+    kind: str | None = None,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Write `annotations.json` (COCO) and `images/*.png` under `out`; returns the json's path.
+
+    `progress(done, total)` is called after each picture. The json is written last: a folder that has one is complete. A
+    folder that holds a data set already is refused.
+    """
+    out = Path(out)
+    target = out / ANNOTATION_FILE
+    if target.exists():
+        raise UserError("a data set is there already", where=target, fix="name another folder, or delete this one")
+    table = scenes_annotations(num_images, seed, height=height, width=width, kind=kind)
+    (out / PICTURE_FOLDER).mkdir(parents=True, exist_ok=True)
+    tasks = [(str(out), seed, index, height, width, kind) for index in range(num_images)]
+    if workers > 1 and num_images > 1:
+        with multiprocessing.get_context("spawn").Pool(min(workers, num_images)) as pool:
+            _count(pool.imap_unordered(_write_one, tasks, chunksize=4), num_images, progress)
+    else:
+        _count(map(_write_one, tasks), num_images, progress)
+    write_coco(table, target, file_names=list(table.file_names))
+    return target
+
+
+def _count(done: Iterable[None], total: int, progress: Callable[[int, int], None] | None) -> None:
+    for number, _ in enumerate(done, 1):
+        if progress is not None:
+            progress(number, total)
+
+
+def _write_one(task: tuple[str, int, int, int, int, str | None]) -> None:
+    """Paint one scene and write it, by way of a temporary name."""
+    out, seed, index, height, width, kind = task
+    scene = generate_scene(scene_seed(seed, index), height=height, width=width, kind=kind)
+    path = Path(out) / scene_name(seed, index)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    # level 1: grain does not compress, and higher levels cost more time than painting does
+    Image.fromarray(scene.pixels).save(temporary, format="PNG", compress_level=1)
+    temporary.replace(path)
