@@ -128,12 +128,13 @@ def assemble(draft: Draft, options: ReadOptions, source: str) -> Annotations:
     flags = {name: np.asarray(column, dtype=bool) for name, column in draft.flags.items()}
     sound, faults = _judge(draft, options, boxes, image_index, category, box_ids, sizes)
 
+    boxes = np.where(sound[:, None], boxes, 0.0)
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     if draft.area is not None:
         given = np.asarray(draft.area, dtype=np.float64)
         area = np.where(np.isfinite(given), given, area)
     classes, category_ids, row_of = _classes(draft, options)
-    category = np.where(category >= 0, row_of[category], category)  # -1 ignore region, -2 broken, -3 not asked for
+    category = np.append(row_of, [-2, -1])[category]  # -1 ignore region, -2 broken, -3 not asked for
     unasked = sound & (category == -3)
     ignore = category == -1
     for name in options.ignore_flags:
@@ -195,13 +196,19 @@ def _judge(
                 ((width == 0) | (height == 0), "has a box of zero area"),
                 (outside & (frame > 0).all(1), "has a box wholly outside its picture"),
             ]
-            if draft.box_ids is not None:
-                tests.append((_repeated(box_ids), "has an id that an earlier one has"))
     sound, faults = np.ones(len(boxes), dtype=bool), {}
+
+    def leave_out(broken: np.ndarray, reason: str) -> None:
+        for row in np.flatnonzero(broken & sound).tolist():
+            faults[row] = f"{_place(draft, box_ids, row)} {reason}{_named(draft, row, reason)}"
+        sound[broken] = False
+
     for broken, reason in tests:
-        for row in np.flatnonzero(broken & sound):
-            faults[int(row)] = f"{_place(draft, box_ids, int(row))} {reason}{_named(draft, int(row), reason)}"
-        sound &= ~broken
+        leave_out(broken, reason)
+    if draft.box_ids is not None and not options.for_evaluation:
+        again = np.zeros(len(boxes), dtype=bool)  # an entry that is left out takes no id from a sound one
+        again[sound] = _repeated(box_ids[sound])
+        leave_out(again, "has an id that an earlier one has")
     return sound, [faults[row] for row in sorted(faults)]
 
 
