@@ -9,6 +9,7 @@ import numpy as np
 
 from flyspeck import boxes as box_algebra
 from flyspeck.data.annotations import Annotations
+from flyspeck.evaluate.curves import area_under
 from flyspeck.evaluate.detections import DetectionTable
 from flyspeck.evaluate.matching import Matching
 from flyspeck.evaluate.protocols import COCO_IOUS, MEAN_IOU, APProtocol, Bin
@@ -53,6 +54,10 @@ class APArrays:
 
     precision: np.ndarray
     """(T, R, K, A): IoU, recall point, class, bin; at the last maxDets."""
+    average: np.ndarray
+    """(T, K, A): AP as the protocol averages it."""
+    weights: np.ndarray
+    """(K,) what each class counts in a mean over classes."""
     recall: np.ndarray
     """(T, K, A, D): with D values of maxDets."""
     counts: np.ndarray
@@ -130,6 +135,7 @@ def average_precision(inputs: APInputs, protocol: APProtocol) -> APArrays:
     shape = (len(protocol.ious), classes, len(protocol.bins))
     precision = np.full((shape[0], len(RECALL_POINTS), *shape[1:]), -1.0)
     recall = np.full((*shape, len(protocol.max_dets)), -1.0)
+    average = np.full(shape, -1.0)
     counts = np.zeros((*shape, 5), np.int64)
     place = inputs.found.place[inputs.by_score]
     for a, area in enumerate(protocol.bins):
@@ -146,9 +152,20 @@ def average_precision(inputs: APInputs, protocol: APProtocol) -> APArrays:
                 if totals[k] == 0:
                     continue
                 precision[t, :, k, a] = precision_at_recall(hits, int(totals[k]))
+                average[t, k, a] = precision[t, :, k, a].mean()
+                if protocol.interpolation == "area":
+                    found = np.cumsum(hits)
+                    average[t, k, a] = area_under(found / totals[k], found / np.arange(1, len(hits) + 1))
                 for d, limit in enumerate(protocol.max_dets):
                     recall[t, k, a, d] = (hits & (place[rows][counted] < limit)).sum() / totals[k]
-    return APArrays(precision, recall, counts)
+    return APArrays(precision, average, _class_weights(inputs, protocol, classes), recall, counts)
+
+
+def _class_weights(inputs: APInputs, protocol: APProtocol, classes: int) -> np.ndarray:
+    if protocol.class_weights == "equal":
+        return np.ones(classes)
+    pictures = np.unique(np.stack([inputs.truths.label, inputs.truths.image]), axis=1)
+    return np.bincount(pictures[0], minlength=classes).astype(np.float64)
 
 
 def precision_at_recall(hits: np.ndarray, total: int) -> np.ndarray:
@@ -195,7 +212,9 @@ def _tinybenchmark_rows(arrays: APArrays, protocol: APProtocol, annotations: Ann
 
 def _size_rows(arrays: APArrays, protocol: APProtocol, annotations: Annotations) -> list[dict[str, Any]]:
     """AP at each IoU worth a row and its mean over the IoUs, for every bin; then by class."""
-    shown = [(iou, [t]) for t, iou in enumerate(protocol.ious) if protocol.ious != COCO_IOUS or iou in (0.5, 0.75)]
+    shown: list[tuple[float | str, list[int]]] = [(iou, [t]) for t, iou in enumerate(protocol.ious)]
+    if protocol.ious == COCO_IOUS:
+        shown = [(iou, chosen) for iou, chosen in shown if iou in (0.5, 0.75)]
     if protocol.ious == COCO_IOUS:
         shown.append((MEAN_IOU, list(range(len(COCO_IOUS)))))
     rows = []
@@ -217,26 +236,36 @@ def _size_rows(arrays: APArrays, protocol: APProtocol, annotations: Annotations)
 
 def _coco_rows(arrays: APArrays, protocol: APProtocol, annotations: Annotations) -> list[dict[str, Any]]:
     """COCO's summary: AP over all IoUs, at .5 and .75, by bin; recall by maxDets and by bin."""
-    last = protocol.max_dets[-1]
-    rows = [{"metric": "AP", "iou": MEAN_IOU, "area": "all", "max_dets": last} | _ap(arrays, slice(None), 0)]
-    for iou in (0.5, 0.75):
-        at = slice(protocol.ious.index(iou), protocol.ious.index(iou) + 1)
-        rows.append(
-            {"metric": f"AP{round(100 * iou)}", "iou": iou, "area": "all", "max_dets": last} | _ap(arrays, at, 0)
-        )
-    for a, area in enumerate(protocol.bins[1:], 1):
-        rows.append({"metric": f"AP_{area.name}", "iou": MEAN_IOU, "area": area.name} | _ap(arrays, slice(None), a))
-    for d, limit in enumerate(protocol.max_dets):
-        value = mean_of_known(arrays.recall[:, :, 0, d])
-        rows.append({"metric": f"AR{limit}", "iou": MEAN_IOU, "area": "all", "max_dets": limit, "value": value})
-    for a, area in enumerate(protocol.bins[1:], 1):
-        value = mean_of_known(arrays.recall[:, :, a, -1])
-        rows.append({"metric": f"AR_{area.name}", "iou": MEAN_IOU, "area": area.name, "value": value})
+    last, bins = protocol.max_dets[-1], list(enumerate(protocol.bins))
+    ap, ar, everything = arrays.average, arrays.recall, slice(None)
+    chosen = [("AP", MEAN_IOU, everything)]
+    chosen += [(f"AP{round(100 * iou)}", iou, protocol.ious.index(iou)) for iou in (0.5, 0.75) if iou in protocol.ious]
+    rows: list[dict[str, Any]] = [
+        {"metric": name, "iou": iou, "area": "all", "max_dets": last, "value": _over_classes(ap[at, :, 0], arrays)}
+        for name, iou, at in chosen
+    ]
+    rows += [
+        {"metric": f"AP_{area.name}", "iou": MEAN_IOU, "area": area.name, "value": _over_classes(ap[:, :, a], arrays)}
+        for a, area in bins[1:]
+    ]
+    rows += [
+        {"metric": f"AR{limit}", "iou": MEAN_IOU, "area": "all", "max_dets": limit}
+        | {"value": _over_classes(ar[:, :, 0, d], arrays)}
+        for d, limit in enumerate(protocol.max_dets)
+    ]
+    rows += [
+        {"metric": f"AR_{area.name}", "iou": MEAN_IOU, "area": area.name}
+        | {"value": _over_classes(ar[:, :, a, -1], arrays)}
+        for a, area in bins[1:]
+    ]
     for k, (category, name) in enumerate(zip(annotations.category_ids, annotations.classes, strict=True)):
-        value = mean_of_known(arrays.precision[:, :, k, 0])
+        value = mean_of_known(ap[:, k, 0])
         rows.append({"metric": "AP_per_class", "category_id": category, "cls": name, "iou": MEAN_IOU, "value": value})
     return rows
 
 
-def _ap(arrays: APArrays, ious: slice, area: int) -> dict[str, float]:
-    return {"value": mean_of_known(arrays.precision[ious, :, :, area])}
+def _over_classes(values: np.ndarray, arrays: APArrays) -> float:
+    """Mean of (…, K) values over the classes with ground truth, weighted as the protocol does; -1 if there are none."""
+    known = values > -1
+    weights = np.broadcast_to(arrays.weights, values.shape)[known]
+    return float(np.average(values[known], weights=weights)) if weights.sum() > 0 else -1.0

@@ -13,6 +13,7 @@ from typing import Any
 from flyspeck.errors import UserError, nearest
 from flyspeck.evaluate.matching import MatchRule, SecondPass
 from flyspeck.evaluate.protocols import (
+    CALTECH_RULE,
     COCO_IOUS,
     COCO_RULE,
     INFINITE,
@@ -169,10 +170,18 @@ _COCO_LIKE = (
         (Bin("all", 0.0, INFINITE),),
         COCO_IOUS,
         (1, 10, 100, 500),
-        rule=COCO_RULE,
+        max_dets_per="image",
+        rule=CALTECH_RULE,
         ignore=("crowd", "ignore"),
         drop_under_ignored=0.5,
+        interpolation="area",
+        class_weights="pictures",
         report="coco",
+        quirks=(
+            "maxDets is per picture over all classes",
+            "a class counts in every mean as often as pictures have it",
+            "the toolkit measures the share under ignored regions on a pixel grid, this on the exact rectangles",
+        ),
     ),
     APProtocol(
         "aitod",
@@ -222,7 +231,12 @@ _DOTA = VOCProtocol(
     quirks=("corners 1 and 3 only, decimals cut off", "a class without ground truth counts as 0 in the mean"),
 )
 _CLASSIC = (
-    VOCProtocol("voc_devkit_py", "the python VOC evaluator (Girshick, Hariharan), as in DOTA_devkit", _VOC_RULE),
+    VOCProtocol(
+        "voc_devkit_py",
+        "the python VOC evaluator (Girshick, Hariharan), as in DOTA_devkit",
+        _VOC_RULE,
+        ious=(0.25, 0.5, 0.75),
+    ),
     VOCProtocol(
         "mmdet2_eval_map",
         "mmdetection 2, core/evaluation/mean_ap.py",
@@ -273,9 +287,10 @@ def customised(
         words.append("bins=" + ",".join(f"{edge:g}" for edge in size_edges))
     if not words:
         return base
-    if isinstance(base, VOCProtocol | WiderProtocol | DelegatedCOCO):
+    fixed = isinstance(base, WiderProtocol | DelegatedCOCO)
+    if fixed or (isinstance(base, VOCProtocol) and (size_edges is not None or max_dets is not None)):
         raise UserError(
-            f"'{base.name}' is fixed: bins, maxDets and IoU cannot be changed",
+            f"'{base.name}' is fixed: {'bins and maxDets' if not fixed else 'bins, maxDets and IoU'} cannot be changed",
             fix="use --protocol flyspeck or tinybenchmark_ap as the base",
         )
     return replace(base, name=f"{base.name}[{'; '.join(words)}]", **changes)

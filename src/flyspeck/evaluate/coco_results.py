@@ -26,7 +26,7 @@ def read_results(
     ground truth does not have are left out with a note, as pycocotools does silently.
     """
     where = source if isinstance(source, Path | str) else "detections"
-    entries = _load(Path(source)) if isinstance(source, Path | str) else list(source)
+    entries = load_results(Path(source)) if isinstance(source, Path | str) else list(source)
     if not entries:
         return DetectionTable.empty()
     image_ids, categories, boxes, scores = _columns(entries, where)
@@ -40,7 +40,8 @@ def read_results(
     )
 
 
-def _load(path: Path) -> list[Any]:
+def load_results(path: Path) -> list[Any]:
+    """The list in a COCO results file (or under `annotations` of an object)."""
     try:
         content = json.loads(path.read_bytes())
     except json.JSONDecodeError as error:

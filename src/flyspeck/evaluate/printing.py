@@ -16,8 +16,9 @@ def table(result: EvaluationResult, *, per_class: bool = False) -> str:
     lines: dict[str, dict[tuple[str, str], float | None]] = {}
     flat = all(_subset(row) == "" for row in rows)
     for row in rows:
-        column = ("value", "") if flat else (row["metric"], _iou(row))
-        line = row["metric"] if flat else _subset(row)
+        name = row["metric"].removesuffix("_per_class").replace("mAP_", "AP_")
+        column = ("value", "") if flat else (name, _iou(row))
+        line = row["metric"] if flat else _subset(row) or ("mean" if name != row["metric"] else "all")
         if column not in columns:
             columns.append(column)
         lines.setdefault(line, {})[column] = row["value"]

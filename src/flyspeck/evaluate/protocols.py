@@ -49,6 +49,10 @@ class APProtocol:
     """True: ignored ground truths hold for every class; False: for their own (regions without a class always for every)."""
     drop_under_ignored: float | None = None
     """Detections with at least this share of their area under an ignore region leave before matching (VisDrone)."""
+    interpolation: Literal["101 points", "area"] = "101 points"
+    """Mean precision at 101 recall points, or the area under the curve."""
+    class_weights: Literal["equal", "pictures"] = "equal"
+    """What a class counts in a mean: the same, or the number of pictures that have it (VisDrone's loop)."""
     id_zero_matches: bool = True
     """False: a detection matched to the annotation with id 0 counts as a false positive, as in pycocotools."""
     report: Literal["tinybenchmark", "sizes", "coco"] = "sizes"
@@ -130,7 +134,7 @@ class VOCProtocol:
     name: str
     source: str
     rule: MatchRule
-    iou: float = 0.5
+    ious: tuple[float, ...] = (0.5,)
     difficult: Literal["ignored", "ordinary"] = "ignored"
     truncate_truth: bool = False
     """DOTA's parser cuts the corners' decimals off."""
@@ -147,7 +151,8 @@ class VOCProtocol:
         """One line for the head of a table."""
         sign = ">" if self.rule.strict else ">="
         plus = ", +1 pixel" if self.rule.pixel else ""
-        return f"{self.name}: AP at IoU {sign} {self.iou:g}{plus}, best ground truth only, difficult {self.difficult}"
+        ious = ",".join(f"{iou:g}" for iou in self.ious)
+        return f"{self.name}: AP at IoU {sign} {ious}{plus}, best ground truth only, difficult {self.difficult}"
 
 
 @dataclass(frozen=True)

@@ -139,13 +139,15 @@ def ranked(
     """The best `max_dets` detections of every picture and class (or picture), in the order that evaluators take them."""
     image = image_ranks(annotations)[detections.image_index]
     group = detections.labels * (len(annotations) + 1) + image
-    rows = np.arange(len(detections))
-    if max_dets is not None and not per_class:
+    order = np.lexsort((-detections.scores, group))
+    if per_class:
+        place = places(group[order])
+    else:
         by_image = np.lexsort((-detections.scores, image))
-        rows = np.sort(by_image[places(image[by_image]) < max_dets])
-    order = rows[np.lexsort((-detections.scores[rows], group[rows]))]
-    place = places(group[order])
-    if max_dets is not None and per_class:
+        place = np.empty(len(order), np.int64)
+        place[by_image] = places(image[by_image])
+        place = place[order]
+    if max_dets is not None:
         keep = place < max_dets
         order, place = order[keep], place[keep]
     xywh = detections.xywh[order]

@@ -1,0 +1,103 @@
+"""Tile detections merged as the benchmarks merge them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from golden_rows import differences, expected
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+
+from flyspeck.cli.main import main
+from flyspeck.data.readers import read_annotations
+from flyspeck.errors import UserError
+from flyspeck.evaluate import evaluate, protocol_named
+from flyspeck.evaluate.layouts import read_pair
+from flyspeck.evaluate.merging import merge_tiles, suppressed
+
+
+@pytest.mark.parametrize("kernel", ["cpu", "cuda"])
+def test_golden(shared: Path, kernel: str) -> None:
+    folder = shared / "golden" / "merge_a"
+    tiles = json.loads((folder / "corner_gt.json").read_text())
+    merged = merge_tiles(json.loads((folder / "det.json").read_text()), tiles, kernel=kernel)  # pyright: ignore
+    assert merged == json.loads((folder / f"expected_merged_{kernel}.json").read_text())
+    annotations, detections = read_pair(
+        folder / "merged_gt.json",
+        folder / "det.json",
+        protocol_named("tinybenchmark_ap"),
+        merge_from=folder / "corner_gt.json",
+        merge_kernel=kernel,
+    )
+    rows = expected(folder)
+    wrong = differences(
+        evaluate(annotations, detections, "tinybenchmark_ap").rows, rows[f"tinybenchmark_ap_after_merge_{kernel}"]
+    )
+    assert not wrong
+    counts = {row["metric"]: row["value"] for row in rows[f"merge_{kernel}"]}
+    assert counts["n_detections_out"] == len(detections)
+
+
+def test_command_line(shared: Path, tmp_path: Path) -> None:
+    folder = shared / "golden" / "merge_a"
+    out = tmp_path / "f.json"
+    files = ["--gt", folder / "merged_gt.json", "--dt", folder / "det.json", "--merge-from", folder / "corner_gt.json"]
+    assert main(["eval", "--protocol", "tinybenchmark_ap", *map(str, files), "--json", str(out)]) == 0
+    rows = expected(folder)["tinybenchmark_ap_after_merge_cpu"]
+    assert not differences(json.loads(out.read_text())["rows"], rows)
+
+
+def test_threshold_side() -> None:
+    """Two 9x9 boxes (10x10 with the extra pixel) of which one holds half of the other: IoU exactly 1/2."""
+    boxes = np.array([[0, 0, 9, 9], [0, 0, 9, 4]], np.float32)
+    scores = np.array([0.9, 0.8], np.float32)
+    assert_array_equal(suppressed(boxes, scores, 0.5, strict=False), [False, True])
+    assert_array_equal(suppressed(boxes, scores, 0.5, strict=True), [False, False])
+
+
+def slow_nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
+    removed = np.zeros(len(boxes), bool)
+    order = sorted(range(len(boxes)), key=lambda i: (-scores[i], i))
+    for place, i in enumerate(order):
+        if removed[i]:
+            continue
+        for j in order[place + 1 :]:
+            side = np.minimum(boxes[i, 2:], boxes[j, 2:]) - np.maximum(boxes[i, :2], boxes[j, :2]) + 1
+            shared = np.prod(np.maximum(side, 0))
+            areas = [np.prod(boxes[k, 2:] - boxes[k, :2] + 1) for k in (i, j)]
+            if shared / (areas[0] + areas[1] - shared) >= threshold:
+                removed[j] = True
+    return removed
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 40))
+def test_agrees_with_slow_nms(seed: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    start = rng.integers(0, 15, (count, 2))
+    boxes = np.concatenate([start, start + rng.integers(1, 8, (count, 2))], 1).astype(np.float32)
+    scores = rng.integers(0, 6, count).astype(np.float32) / 8
+    assert_array_equal(suppressed(boxes, scores, 0.5, strict=False), slow_nms(boxes, scores, 0.5))
+
+
+def test_strange_tile_is_an_error() -> None:
+    tiles = {
+        "images": [{"id": 1, "file_name": "a.jpg", "corner": [0, 0, 9, 9]}],
+        "old_images": [{"id": 7, "file_name": "a.jpg"}],
+    }
+    with pytest.raises(UserError, match="tile 5"):
+        merge_tiles([{"image_id": 5, "category_id": 1, "bbox": [0, 0, 2, 2], "score": 0.5}], tiles)
+
+
+def test_whole_picture_without_tile_is_an_error(shared: Path) -> None:
+    folder = shared / "golden" / "merge_a"
+    tiles = json.loads((folder / "corner_gt.json").read_text())
+    annotations = read_annotations(folder / "merged_gt.json", for_evaluation=True)
+    gone = annotations.file_names[0]
+    tiles["images"] = [image for image in tiles["images"] if image["file_name"] != gone]
+    with pytest.raises(UserError, match="no tile"):
+        merge_tiles([], tiles)
