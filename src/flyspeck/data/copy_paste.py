@@ -51,10 +51,10 @@ def paste_sources(annotations: Annotations, *, max_size: float = 32.0, rare_powe
 class CopyPaste:
     """With `probability`, pastes 1 to `max_objects` copies of objects of at most `max_size` px (root of the area).
 
-    Half the copies come from this picture, half from another one; with `sources` all come from pictures drawn from it,
-    which is how rare classes are favoured. A copy takes `border` px around its box along, fading out; an object
-    whose surroundings show a neighbour (IoD of the neighbour above `max_overlap`) is not copied, since a piece of the neighbour
-    would come along without a box. A place is taken if neither the copy nor any box there is covered by more than
+    They come from this picture or, half the time and where it has none to give, from another; with `sources` all come from
+    pictures drawn from it, which is how rare classes are favoured. A copy takes `border` px around its box along, fading
+    out; an object whose surroundings show a neighbour (more than `max_overlap` of it) is not copied, since a piece of the
+    neighbour would come along without a box. A place is taken if neither the copy nor any box there is covered by more than
     `max_overlap` of its own area; ten places are tried. Half of the copies are mirrored.
     """
 
@@ -102,7 +102,8 @@ class CopyPaste:
     def _giver(self, sample: Sample, rng: np.random.Generator, another: Another) -> Sample:
         if self.sources is not None:
             return same_kind(sample, another(rng, int(rng.choice(self.sources.rows, p=self.sources.probabilities))))
-        return sample if rng.random() < 0.5 else same_kind(sample, another(rng))
+        own = rng.random() < 0.5 and len(self._candidates(sample)) > 0
+        return sample if own else same_kind(sample, another(rng))
 
     def _candidates(self, giver: Sample) -> np.ndarray:
         """Rows of the giver's objects that are small enough and stand free."""

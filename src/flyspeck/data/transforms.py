@@ -93,6 +93,8 @@ def resize(sample: Sample, size: tuple[int, int]) -> Sample:
     if size == (height, width):
         return sample
     pixels = tv.resize_image(sample.pixels, list(size), tv.InterpolationMode.BILINEAR, antialias=True)
+    if pixels.dtype == torch.float32:
+        pixels = pixels.clamp_(0, 1)  # the filter's weights sum to one only up to rounding
     ratio = torch.tensor([size[1] / width, size[0] / height] * 2, dtype=torch.float64)
     return _with(sample, pixels, (sample.targets.boxes * ratio).to(torch.float32))
 

@@ -1,0 +1,355 @@
+"""Boxes follow painted pixels: a rectangle is painted, the sample transformed, and the rectangle found again.
+
+A painted object is a plain bright rectangle of 1-8 px on black, so that where it went can be read off the pixels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from flyspeck.data.policy import CutPolicy
+from flyspeck.data.transforms import (
+    Compose,
+    Mosaic,
+    Photometric,
+    RandomFlip,
+    RandomScaleCrop,
+    RandomTurn,
+    Resize,
+    add_noise,
+    blur,
+    crop,
+    flip_horizontal,
+    flip_vertical,
+    no_other,
+    resize,
+    tone,
+    turn,
+)
+from flyspeck.errors import UserError
+from flyspeck.types import Sample, Targets
+
+KEEP_ALL = CutPolicy(keep=0.0, ignore=0.0)
+
+
+def painted(height, width, boxes, *, channels=1, dtype=torch.uint8, labels=None, ignore=None):
+    """Black but for the boxes (whole pixels), which are white."""
+    white = 255 if dtype == torch.uint8 else 1.0
+    pixels = torch.zeros(channels, height, width, dtype=dtype)
+    for x1, y1, x2, y2 in boxes:
+        pixels[:, y1:y2, x1:x2] = white
+    num = len(boxes)
+    targets = Targets(
+        boxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+        labels=torch.tensor(labels or [0] * num, dtype=torch.int64),
+        ignore=torch.tensor(ignore or [False] * num, dtype=torch.bool),
+    )
+    return Sample(pixels, targets, 1, (height, width))
+
+
+def found(pixels, threshold=0.5):
+    """The box around everything brighter than `threshold` of full scale, or None."""
+    plane = pixels[0].to(torch.float32) / (255 if pixels.dtype == torch.uint8 else 1)
+    rows, columns = torch.where(plane > threshold)
+    if len(rows) == 0:
+        return None
+    return torch.tensor([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], dtype=torch.float32)
+
+
+@st.composite
+def tiny_scenes(draw):
+    """One object of 1-8 px a side somewhere in a picture of 8-40 px a side."""
+    height, width = draw(st.integers(8, 40)), draw(st.integers(8, 40))
+    tall, wide = draw(st.integers(1, 8)), draw(st.integers(1, 8))
+    y, x = draw(st.integers(0, height - tall)), draw(st.integers(0, width - wide))
+    dtype = draw(st.sampled_from([torch.uint8, torch.float32]))
+    return painted(height, width, [(x, y, x + wide, y + tall)], channels=draw(st.sampled_from([1, 3])), dtype=dtype)
+
+
+# --- exact moves -----------------------------------------------------------------------------------------------------
+
+
+@given(tiny_scenes())
+def test_flips_move_box_and_pixels_alike(sample):
+    for flip in (flip_horizontal, flip_vertical):
+        moved = flip(sample)
+        assert_close(found(moved.pixels), moved.targets.boxes[0], rtol=0, atol=0)
+        back = flip(moved)
+        assert_close(back.pixels, sample.pixels)
+        assert_close(back.targets.boxes, sample.targets.boxes, rtol=0, atol=0)
+
+
+@given(tiny_scenes(), st.integers(-4, 7))
+def test_turns_move_box_and_pixels_alike(sample, quarters):
+    moved = turn(sample, quarters)
+    assert_close(found(moved.pixels), moved.targets.boxes[0], rtol=0, atol=0)
+    back = turn(moved, -quarters)
+    assert_close(back.pixels, sample.pixels)
+    assert_close(back.targets.boxes, sample.targets.boxes, rtol=0, atol=0)
+
+
+def test_a_quarter_turn_by_hand():
+    # 4 wide, 3 high; the pixel at (3, 0), top right, goes counter-clockwise to the top left.
+    moved = turn(painted(3, 4, [(3, 0, 4, 1)]), 1)
+    assert moved.pixels.shape == (1, 4, 3)
+    assert_close(moved.targets.boxes, torch.tensor([[0.0, 0, 1, 1]]))
+
+
+@given(tiny_scenes(), st.data())
+def test_crop_moves_box_and_pixels_alike(sample, data):
+    _, height, width = sample.pixels.shape
+    x1, y1 = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
+    x2, y2 = data.draw(st.integers(x1 + 1, width)), data.draw(st.integers(y1 + 1, height))
+    cut = crop(sample, (x1, y1, x2, y2), KEEP_ALL)
+    assert cut.pixels.shape[1:] == (y2 - y1, x2 - x1)
+    seen = found(cut.pixels)
+    if seen is None:
+        assert len(cut.targets.boxes) == 0
+    else:
+        assert_close(cut.targets.boxes[0], seen, rtol=0, atol=0)
+
+
+def test_crop_follows_the_policy():
+    # The window shows 3/4, 1/4 and 1/20 of three objects, and a quarter of an ignore region.
+    boxes = [(0, 0, 8, 8), (0, 10, 8, 18), (0, 20, 20, 40), (0, 50, 8, 58)]
+    sample = painted(64, 64, boxes, labels=[2, 1, 0, -1], ignore=[False, False, False, True])
+    policy = CutPolicy(keep=0.5, ignore=0.1)
+    right = crop(sample, (2, 0, 64, 64), policy)
+    assert right.targets.labels.tolist() == [2, 1, 0, -1]
+    assert right.targets.ignore.tolist() == [False, False, False, True]
+    cut = crop(sample, (6, 0, 64, 64), policy)  # shows 1/4, 1/4, 14/20, 1/4
+    assert cut.targets.labels.tolist() == [-1, -1, 0, -1]
+    assert cut.targets.ignore.tolist() == [True, True, False, True]
+    gone = crop(sample, (19, 0, 64, 64), policy)  # shows 0, 0, 1/20, 0
+    assert len(gone.targets.boxes) == 0
+
+
+def test_a_window_beyond_the_picture_is_our_bug():
+    with pytest.raises(ValueError, match="not inside"):
+        crop(painted(8, 8, []), (0, 0, 9, 8), KEEP_ALL)
+
+
+@given(tiny_scenes(), st.floats(0.5, 3.0), st.floats(0.5, 3.0))
+def test_resize_moves_box_and_pixels_alike(sample, factor_y, factor_x):
+    _, height, width = sample.pixels.shape
+    size = (round(height * factor_y), round(width * factor_x))
+    moved = resize(sample, size)
+    assert moved.pixels.shape[1:] == size
+    assert moved.pixels.dtype == sample.pixels.dtype
+    box = moved.targets.boxes[0]
+    # The mass of a bilinear, antialiased picture has its centre at the centre of the box, up to what a border cuts off:
+    # keep away from it by the filter's reach.
+    x1, y1, x2, y2 = sample.targets.boxes[0].tolist()
+    assume(x1 >= 3 and y1 >= 3 and x2 <= width - 3 and y2 <= height - 3)
+    plane = moved.pixels[0].to(torch.float64)
+    middle_x = (plane.sum(0) * (torch.arange(size[1]) + 0.5)).sum() / plane.sum()
+    middle_y = (plane.sum(1) * (torch.arange(size[0]) + 0.5)).sum() / plane.sum()
+    assert abs(middle_x - (box[0] + box[2]) / 2) < 0.25
+    assert abs(middle_y - (box[1] + box[3]) / 2) < 0.25
+    # And half its peak is reached within a pixel of the box's sides.
+    seen = found(moved.pixels, float(plane.max()) / (255 if moved.pixels.dtype == torch.uint8 else 1) / 2)
+    assert (seen - box).abs().max() <= 1
+
+
+def test_resize_multiplies_by_the_true_ratio():
+    # 10 x 7 to 15 x 9: the ratios are 1.5 and 9/7, not the factor somebody asked for.
+    moved = resize(painted(7, 10, [(2, 7 - 7, 4, 7)]), (9, 15))
+    assert_close(moved.targets.boxes, torch.tensor([[3.0, 0, 6, 9]]))
+
+
+# --- random steps ----------------------------------------------------------------------------------------------------
+
+EVERY_STEP = [
+    RandomFlip(1.0, 0.0),
+    RandomFlip(0.5, 0.5),
+    RandomTurn(1.0),
+    Resize((30, 20)),
+    RandomScaleCrop((0.6, 2.0)),
+    RandomScaleCrop((0.6, 2.0), (16, 24), policy=KEEP_ALL),
+    RandomScaleCrop((1.0, 1.0), (16, 24), 1.0, policy=KEEP_ALL),
+    Photometric(1.0),
+    Mosaic((32, 40), 1.0, policy=KEEP_ALL),
+    Compose((RandomFlip(), RandomScaleCrop((0.7, 1.5), (24, 24)), Photometric(), Mosaic((32, 32), 0.5))),
+]
+
+
+@pytest.mark.parametrize("step", EVERY_STEP, ids=lambda step: type(step).__name__)
+@pytest.mark.parametrize("count", [0, 1, 800])
+def test_every_step_keeps_the_contract(step, count):
+    rng = np.random.default_rng(count)
+    corners = rng.integers(0, 30, (count, 2))
+    sides = rng.integers(1, 9, (count, 2))
+    boxes = [tuple(row) for row in np.concatenate([corners, corners + sides], 1).tolist()]
+    for channels in (1, 3):
+        for dtype in (torch.uint8, torch.float32):
+            ignore = [number % 5 == 4 for number in range(count)]
+            labels = [-1 if flag else 3 for flag in ignore]
+            sample = painted(40, 44, boxes, channels=channels, dtype=dtype, ignore=ignore, labels=labels)
+            before = (sample.pixels.clone(), sample.targets.boxes.clone(), sample.targets.labels.clone())
+            for seed in range(4):
+                result = step(sample, np.random.default_rng(seed), lambda rng, index=None, s=sample: s)
+                pixels, targets = result.pixels, result.targets
+                assert pixels.dtype == dtype
+                assert pixels.shape[0] == channels
+                assert pixels.is_contiguous()
+                assert pixels.min() >= 0
+                assert pixels.max() <= (255 if dtype == torch.uint8 else 1)
+                assert (targets.boxes.dtype, targets.labels.dtype) == (torch.float32, torch.int64)
+                assert targets.ignore.dtype == torch.bool
+                assert len(targets.boxes) == len(targets.labels) == len(targets.ignore)
+                assert (targets.boxes[:, 2:] > targets.boxes[:, :2]).all()
+                assert (targets.boxes >= 0).all()
+                limit = torch.tensor([pixels.shape[2], pixels.shape[1]])
+                assert (targets.boxes[:, 2:] <= limit + 1e-4).all()
+                assert (targets.labels[targets.ignore] == -1).all()
+                assert (targets.labels[~targets.ignore] == 3).all()
+            assert_close(sample.pixels, before[0])
+            assert_close(sample.targets.boxes, before[1])
+            assert_close(sample.targets.labels, before[2])
+
+
+@pytest.mark.parametrize("step", EVERY_STEP, ids=lambda step: type(step).__name__)
+def test_the_same_numbers_give_the_same_sample(step):
+    sample = painted(40, 44, [(3, 3, 9, 8), (20, 20, 22, 21)])
+    one, two = (step(sample, np.random.default_rng(5), lambda rng, index=None: sample) for _ in range(2))
+    assert_close(one.pixels, two.pixels, rtol=0, atol=0)
+    assert_close(one.targets.boxes, two.targets.boxes, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("step", EVERY_STEP[:-2], ids=lambda step: type(step).__name__)
+def test_one_pixel_pictures_survive(step):
+    result = step(painted(1, 1, [(0, 0, 1, 1)]), np.random.default_rng(0))
+    assert min(result.pixels.shape) >= 1
+    assert torch.isfinite(result.targets.boxes).all()
+
+
+@given(tiny_scenes(), st.integers(0, 2**32))
+def test_scale_and_crop_move_box_and_pixels_alike(sample, seed):
+    step = RandomScaleCrop((0.5, 2.5), (20, 24), 0.5, policy=KEEP_ALL)
+    result = step(sample, np.random.default_rng(seed))
+    assert result.pixels.shape[1] <= 20
+    assert result.pixels.shape[2] <= 24
+    plane = result.pixels[0].to(torch.float32) / (255 if result.pixels.dtype == torch.uint8 else 1)
+    if len(result.targets.boxes) == 0:
+        # What was cut off entirely leaves no pixel behind.
+        assert plane.max() == 0
+        return
+    seen = found(result.pixels, float(plane.max()) / 2)
+    assert (seen - result.targets.boxes[0]).abs().max() <= 1.0 + 1e-3
+
+
+@given(st.integers(0, 2**32))
+def test_toward_objects_shows_the_object(seed):
+    sample = painted(200, 300, [(250, 3, 253, 5)])
+    result = RandomScaleCrop(size=(32, 32), toward_objects=1.0, policy=KEEP_ALL)(sample, np.random.default_rng(seed))
+    assert result.pixels.shape == (1, 32, 32)
+    assert len(result.targets.boxes) == 1
+
+
+def test_a_picture_smaller_than_the_crop_stays_as_it_is():
+    sample = painted(10, 12, [(1, 1, 4, 4)])
+    result = RandomScaleCrop(size=(32, 32))(sample, np.random.default_rng(0))
+    assert_close(result.pixels, sample.pixels)
+    assert_close(result.targets.boxes, sample.targets.boxes)
+
+
+def test_probabilities():
+    sample = painted(6, 6, [(0, 0, 1, 1)])
+    rng = np.random.default_rng(0)
+    mirrored = sum(float(RandomFlip(0.25)(sample, rng).targets.boxes[0, 0]) == 5 for _ in range(2000))
+    assert 0.20 < mirrored / 2000 < 0.30  # five standard errors are 0.05
+    places = [tuple(RandomTurn(0.75)(sample, rng).targets.boxes[0, :2].tolist()) for _ in range(2000)]
+    shares = [places.count(corner) / 2000 for corner in [(0, 0), (0, 5), (5, 5), (5, 0)]]
+    assert all(0.20 < share < 0.30 for share in shares)
+
+
+# --- light -----------------------------------------------------------------------------------------------------------
+
+
+def test_tone_by_hand_in_both_depths():
+    values = torch.tensor([[[0, 64, 128, 255]]], dtype=torch.uint8)
+    # v = 64/255 = 0.2510; contrast 2: (0.2510 - 0.5) * 2 + 0.5 = 0.0020; + 0.1 = 0.1020; gain 1; gamma 0.5: 0.3193 = 81.4
+    # v = 128/255: 0.5039 -> 0.6039 -> 0.7771 = 198.2; black: -0.4 -> 0; white: 1.6 -> 1
+    options = {"contrast": 2.0, "brightness": 0.1, "gamma": 0.5, "channel_gains": np.ones(1)}
+    assert tone(values, **options).tolist() == [[[0, 81, 198, 255]]]
+    floats = tone(values.to(torch.float32) / 255, **options)
+    assert_close(floats, torch.tensor([[[0, 0.31935, 0.77713, 1]]]), atol=1e-4, rtol=0)
+
+
+def test_tone_neutral_is_the_identity():
+    pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16).repeat(3, 1, 1)
+    assert_close(tone(pixels, contrast=1, brightness=0, gamma=1, channel_gains=np.ones(3)), pixels)
+
+
+def test_channel_gains():
+    pixels = torch.full((3, 2, 2), 100, dtype=torch.uint8)
+    out = tone(pixels, contrast=1, brightness=0, gamma=1, channel_gains=np.array([1.0, 1.1, 0.9]))
+    assert out[:, 0, 0].tolist() == [100, 110, 90]
+
+
+def test_blur_by_hand():
+    # sigma with exp(-1 / (2 sigma^2)) = 1/2: taps 1/4, 1/2, 1/4.
+    sigma = (1 / (2 * np.log(2))) ** 0.5
+    spot = torch.zeros(1, 5, 5)
+    spot[0, 2, 2] = 1.0
+    expected = torch.outer(torch.tensor([1.0, 2, 1]), torch.tensor([1.0, 2, 1])) / 16
+    assert_close(blur(spot, sigma)[0, 1:4, 1:4], expected)
+    flat = torch.full((3, 4, 6), 77, dtype=torch.uint8)
+    assert_close(blur(flat, 0.7), flat)
+
+
+def test_a_three_pixel_object_survives_the_strongest_blur():
+    sample = painted(16, 16, [(6, 6, 9, 9)])
+    assert_close(found(blur(sample.pixels, 0.7)), sample.targets.boxes[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_noise_has_the_deviation_asked_for(dtype):
+    middle = (
+        torch.full((1, 200, 200), 128, dtype=torch.uint8) if dtype == torch.uint8 else torch.full((1, 200, 200), 0.5)
+    )
+    noisy = add_noise(middle, 0.05, np.random.default_rng(0)).to(torch.float64)
+    deviation = float(noisy.std()) / (255 if dtype == torch.uint8 else 1)
+    assert deviation == pytest.approx(0.05, rel=0.02)  # standard error of a deviation over 40,000: 0.35 %
+
+
+def test_photometric_strength_zero_changes_nothing():
+    sample = painted(16, 16, [(6, 6, 9, 9)])
+    assert Photometric(0.0)(sample, np.random.default_rng(0)) is sample
+
+
+# --- mosaic ----------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 2**32), st.integers(6, 60), st.integers(6, 60))
+def test_mosaic_boxes_lie_on_their_pixels(seed, height, width):
+    tall, wide = min(height, 8), min(width, 5)
+    sample = painted(height, width, [(width - wide, height - tall, width, height)])
+    result = Mosaic((40, 48), 1.0, policy=KEEP_ALL)(sample, np.random.default_rng(seed), lambda rng, index=None: sample)
+    assert result.pixels.shape == (1, 40, 48)
+    assert len(result.targets.boxes) <= 4
+    shown = torch.zeros(40, 48, dtype=torch.bool)
+    for x1, y1, x2, y2 in result.targets.boxes.int().tolist():
+        assert (result.pixels[0, y1:y2, x1:x2] == 255).all()
+        shown[y1:y2, x1:x2] = True
+    # Nothing white is left over outside the boxes, unless the object is as big as its piece, whose mean is white then.
+    if height * width > 4 * tall * wide:
+        assert (result.pixels[0] == 255).logical_and(~shown).sum() == 0
+
+
+def test_pictures_of_different_kinds_are_not_mixed():
+    one, other = painted(8, 8, [], channels=1), painted(8, 8, [], channels=3)
+    with pytest.raises(UserError, match="cannot be mixed"):
+        Mosaic((8, 8), 1.0)(one, np.random.default_rng(0), lambda rng, index=None: other)
+
+
+def test_mixing_without_a_data_set_says_so():
+    with pytest.raises(RuntimeError, match="needs a data set"):
+        Mosaic((8, 8), 1.0)(painted(8, 8, []), np.random.default_rng(0))
+    with pytest.raises(RuntimeError):
+        no_other(np.random.default_rng(0))
