@@ -42,7 +42,7 @@ class ReadOptions:
     ignore_flags: tuple[str, ...] = IGNORE_FLAGS
     """Flags that make a box an ignore region; leave one out to have such boxes as ordinary ones."""
     for_evaluation: bool = False
-    """Keep what reference evaluators see: zero-area boxes, boxes outside the picture, ids that are used twice."""
+    """Keep what reference evaluators see: boxes without area, outside the picture, or with an id that is used twice."""
     images: Path | None = None
     """Folder of the pictures, where it is not the place that the format implies."""
 
@@ -186,13 +186,13 @@ def _judge(
             (image_index < 0, "names a picture that is not listed"),
             (category == -2, "names a category that is not listed"),
             (~np.isfinite(boxes).all(1) | ~np.isfinite(width * height), "has no box of four finite numbers"),
-            ((width < 0) | (height < 0), "has a box of negative width or height"),
         ]
         if not options.for_evaluation:
             frame = sizes[np.maximum(image_index, 0)] if len(sizes) else np.full((len(boxes), 2), -1)
             outside = (boxes[:, 2] <= 0) | (boxes[:, 3] <= 0)
             outside |= (boxes[:, 0] >= frame[:, 1]) | (boxes[:, 1] >= frame[:, 0])
             tests += [
+                ((width < 0) | (height < 0), "has a box of negative width or height"),
                 ((width == 0) | (height == 0), "has a box of zero area"),
                 (outside & (frame > 0).all(1), "has a box wholly outside its picture"),
             ]
