@@ -147,7 +147,9 @@ def test_wrong_size_in_the_annotations(tmp_path):
     assert DetectionDataset(unknown)[0].original_size == (20, 30)
 
 
-def test_cache_gives_the_same_and_is_never_written_to(varied):
+@pytest.mark.parametrize("chunk", [1, 5000, 2**27])
+def test_cache_gives_the_same_and_is_never_written_to(varied, monkeypatch, chunk):
+    monkeypatch.setattr(loading, "_CHUNK_BYTES", chunk)
     plain, cached = DetectionDataset(varied), DetectionDataset(varied, cache="ram")
     for index in range(len(varied)):
         assert_close(cached[index].pixels, plain[index].pixels)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -29,6 +29,7 @@ from flyspeck.types import ImageBatch, Sample, Targets
 log = logging.getLogger(__name__)
 
 CACHE_LIMIT_BYTES = 4 * 2**30
+_CHUNK_BYTES = 2**27
 _REPLACEMENT_TRIES = 16
 
 
@@ -46,7 +47,7 @@ class DetectionDataset(Dataset[Sample]):
     `channels` 1 or 3 converts every picture, None keeps each file's own. `transform(sample, rng, another)` is called with
     a generator seeded by (seed, epoch, position); a plain row number counts as epoch 0, position = row.
 
-    `cache="ram"` decodes once, at construction, into one buffer that forked workers share; its size is logged, and pictures
+    `cache="ram"` decodes once, at construction, into memory that workers share; its size is logged, and pictures
     that would push it beyond `cache_limit_bytes` are decoded from their files each time instead.
 
     Boxes are clipped to the picture; those with nothing left are dropped. Ignored and crowd boxes become ignore regions
@@ -134,11 +135,13 @@ class DetectionDataset(Dataset[Sample]):
 
 
 class _PixelCache:
-    """Decoded pictures in one flat buffer: a tensor, so that workers that are not forked receive it as shared memory."""
+    """Decoded pictures in a few flat tensors, which workers that are not forked receive as shared memory."""
 
-    def __init__(self, decode: Any, num: int, limit_bytes: int) -> None:
-        self._places: dict[int, tuple[int, tuple[int, ...], str]] = {}
-        arrays, total = [], 0
+    def __init__(self, decode: Callable[[int], np.ndarray], num: int, limit_bytes: int) -> None:
+        self._places: dict[int, tuple[int, int, tuple[int, ...], str]] = {}
+        self._chunks: list[torch.Tensor] = []
+        pending: list[np.ndarray] = []
+        filled = total = 0
         for index in range(num):
             try:
                 pixels = decode(index)
@@ -146,19 +149,27 @@ class _PixelCache:
                 continue  # it is reported when it is drawn
             if total + pixels.nbytes > limit_bytes:
                 break
-            self._places[index] = (total, pixels.shape, pixels.dtype.str)
-            arrays.append(pixels.reshape(-1).view(np.uint8))
+            if filled + pixels.nbytes > _CHUNK_BYTES and pending:
+                self._store(pending)
+                pending, filled = [], 0
+            self._places[index] = (len(self._chunks), filled, pixels.shape, pixels.dtype.str)
+            pending.append(pixels.reshape(-1).view(np.uint8))
+            filled += pixels.nbytes
             total += pixels.nbytes
-        self._buffer = torch.from_numpy(np.concatenate(arrays) if arrays else np.zeros(0, np.uint8))
+        if pending:
+            self._store(pending)
         log.info("picture cache: %d of %d pictures, %.0f MB of memory", len(self._places), num, total / 1e6)
+
+    def _store(self, pending: list[np.ndarray]) -> None:
+        self._chunks.append(torch.from_numpy(np.concatenate(pending)))
 
     def get(self, index: int) -> np.ndarray | None:
         """A view of the cached pixels, or None."""
         if index not in self._places:
             return None
-        start, shape, dtype = self._places[index]
+        chunk, start, shape, dtype = self._places[index]
         stop = start + int(np.prod(shape)) * np.dtype(dtype).itemsize
-        return self._buffer[start:stop].numpy().view(dtype).reshape(shape)
+        return self._chunks[chunk][start:stop].numpy().view(dtype).reshape(shape)
 
 
 def collate(samples: Sequence[Sample], *, divisor: int = 32) -> Batch:
