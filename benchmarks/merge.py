@@ -21,7 +21,7 @@ from flyspeck.types import Detections
 def reported(count: int, seed: int = 0) -> tuple[Detections, np.ndarray, np.ndarray]:
     """About `count` boxes that the tiles of one picture report."""
     rng = np.random.default_rng(seed)
-    height = int(round((count * 1200 * 0.75) ** 0.5))
+    height = round((count * 1200 * 0.75) ** 0.5)
     width = height * 4 // 3
     tiles = tiling.grid((height, width), (640, 640), 64)
     n = int(count / 1.24)

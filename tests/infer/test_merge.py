@@ -58,8 +58,10 @@ def slow_merge(
     # Areas are ranked in float32 like the boxes themselves.
     seen_area = (found.boxes[:, 2] - found.boxes[:, 0]) * (found.boxes[:, 3] - found.boxes[:, 1])
     rows = [
-        (cut[k], -float(seen_area[k]) if cut[k] else 0.0, -float(found.scores[k]), int(found.labels[k]))
-        + (tuple(found.boxes[k].astype(float).tolist()), tuple(frames[k]), -1 if own is None else int(own[k]))
+        (
+            *(cut[k], -float(seen_area[k]) if cut[k] else 0.0, -float(found.scores[k]), int(found.labels[k])),
+            *(tuple(found.boxes[k].astype(float).tolist()), tuple(frames[k]), -1 if own is None else int(own[k])),
+        )
         for k in range(len(found))
     ]
     rows.sort()

@@ -12,9 +12,10 @@ What is different from running NMS over everything:
 
 The search for overlaps is near-linear (`flyspeck.infer.pairs`), greedy suppression runs in vectorised rounds.
 
-Sources: NMM after SAHI (Akyon et al., 2022); soft-NMS: Bodla et al., 2017, the Gaussian form (eq. 3); weighted fusion: Solovyev et al.,
-2021, eq. 1, with two deviations: a group forms around its best box rather than around the running mean, and it keeps
-the best score instead of the mean times the share of models, as how many tiles see an object depends on where it lies.
+Sources: NMM after SAHI (Akyon et al., 2022); soft-NMS: Bodla et al., 2017, the Gaussian form (eq. 3); weighted fusion:
+Solovyev et al., 2021, eq. 1, with two deviations: a group forms around its best box rather than around the running mean,
+and it keeps the best score instead of the mean times the share of models, as how many tiles see an object depends on
+where it lies.
 """
 
 from __future__ import annotations

@@ -1,0 +1,71 @@
+"""A trained `Detector` as the callable that the predictor runs. The one module of `infer` that needs torch."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from flyspeck.errors import UserError
+from flyspeck.models.detector import Detector
+from flyspeck.types import Detections, ImageBatch
+
+
+class TorchModel:
+    """Windows (H, W, C) uint8 or uint16, all of one size, to their `Detections`, on one device.
+
+    Grey windows are repeated for a colour model and colour ones turned to luma (ITU-R 601) for a grey one. `bf16` runs the
+    network under autocast: faster on recent CPUs and GPUs, at slightly different scores.
+    """
+
+    def __init__(self, detector: Detector, *, device: str = "cpu", precision: Literal["fp32", "bf16"] = "fp32") -> None:
+        if precision not in ("fp32", "bf16"):
+            raise UserError(f"unknown precision '{precision}'", fix="fp32 or bf16")
+        self.device = _device(device)
+        self.precision = precision
+        self.detector = detector.to(self.device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
+        self.classes = detector.classes
+        self.channels = int(detector.pixel_norm.mean.shape[1])
+
+    def __call__(self, windows: list[np.ndarray]) -> list[Detections]:
+        """Detections of each window in its own frame."""
+        pixels = to_batch([match_channels(window, self.channels) for window in windows]).to(self.device)
+        sizes = tuple((int(w.shape[0]), int(w.shape[1])) for w in windows)
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return self.detector.detect(ImageBatch(pixels, sizes))
+
+
+def to_batch(windows: list[np.ndarray]) -> torch.Tensor:
+    """Windows (H, W, C) of one size to `(B, C, H, W)`, channels-last in memory: uint8, or float in [0, 1] from uint16."""
+    batch = torch.from_numpy(np.stack(windows)) if windows[0].dtype == np.uint8 else None
+    if batch is None:
+        batch = torch.from_numpy(np.stack(windows).astype(np.float32) / np.float32(65535))
+    return batch.permute(0, 3, 1, 2)
+
+
+def match_channels(window: np.ndarray, channels: int) -> np.ndarray:
+    """A window (H, W, C) with as many channels as the model was trained on; a fourth (alpha) is left out."""
+    have = window.shape[2]
+    if have == channels:
+        return window
+    if channels == 1 and have in (3, 4):
+        luma = window[:, :, :3].astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
+        return ((luma + 0x8000) >> 16).astype(window.dtype)[:, :, None]
+    if channels == 3 and have in (1, 2):
+        return np.repeat(window[:, :, :1], 3, axis=2)
+    if channels == 3 and have == 4:
+        return window[:, :, :3]
+    raise UserError(f"a picture of {have} channels for a model of {channels}", fix="choose the bands to read")
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device: Any = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"unknown device '{name}'", fix="cpu, cuda, cuda:1 or mps") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device was found", where="device", fix="use --device cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("no MPS device was found", where="device", fix="use --device cpu")
+    return device
