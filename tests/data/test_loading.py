@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from flyspeck.data import loading
+from flyspeck.data import loading, pixel_cache
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.copy_paste import CopyPaste
 from flyspeck.data.loading import DetectionDataset, collate, default_workers, in_order, make_loader
@@ -149,7 +149,7 @@ def test_wrong_size_in_the_annotations(tmp_path):
 
 @pytest.mark.parametrize("chunk", [1, 5000, 2**27])
 def test_cache_gives_the_same_and_is_never_written_to(varied, monkeypatch, chunk):
-    monkeypatch.setattr(loading, "_CHUNK_BYTES", chunk)
+    monkeypatch.setattr(pixel_cache, "_CHUNK_BYTES", chunk)
     plain, cached = DetectionDataset(varied), DetectionDataset(varied, cache="ram")
     for index in range(len(varied)):
         assert_close(cached[index].pixels, plain[index].pixels)

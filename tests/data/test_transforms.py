@@ -323,6 +323,23 @@ def test_photometric_strength_zero_changes_nothing():
     assert Photometric(0.0)(sample, np.random.default_rng(0)) is sample
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_grey_pictures_stay_grey_in_three_channels(dtype):
+    sample = painted(16, 16, [(6, 6, 9, 9)], channels=3, dtype=dtype)
+    single = painted(16, 16, [(6, 6, 9, 9)], channels=1, dtype=dtype)
+    for seed in range(12):
+        three, one = (Photometric(1.0)(s, np.random.default_rng(seed)).pixels for s in (sample, single))
+        assert_close(three, one.repeat(3, 1, 1), rtol=0, atol=0)
+
+
+def test_colour_pictures_get_a_cast():
+    sample = painted(16, 16, [(6, 6, 9, 9)], channels=3)
+    sample.pixels[:] = torch.tensor([100, 101, 102], dtype=torch.uint8)[:, None, None]
+    results = [Photometric(1.0)(sample, np.random.default_rng(seed)).pixels.to(torch.float32) for seed in range(20)]
+    spread = [float(p.mean((1, 2)).max() - p.mean((1, 2)).min()) for p in results]
+    assert max(spread) > 8
+
+
 # --- mosaic ----------------------------------------------------------------------------------------------------------
 
 

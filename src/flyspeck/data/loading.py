@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from flyspeck import boxes as box_algebra
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.images import MAX_PIXELS, read_image
+from flyspeck.data.pixel_cache import LIMIT_BYTES, PixelCache
 from flyspeck.data.sampling import Draw, EpochSampler
 from flyspeck.data.transforms import Transform
 from flyspeck.errors import UserError
@@ -28,8 +29,6 @@ from flyspeck.types import ImageBatch, Sample, Targets
 
 log = logging.getLogger(__name__)
 
-CACHE_LIMIT_BYTES = 4 * 2**30
-_CHUNK_BYTES = 2**27
 _REPLACEMENT_TRIES = 16
 
 
@@ -61,13 +60,13 @@ class DetectionDataset(Dataset[Sample]):
         channels: Literal[1, 3] | None = None,
         transform: Transform | None = None,
         cache: Literal["none", "ram"] = "none",
-        cache_limit_bytes: int = CACHE_LIMIT_BYTES,
+        cache_limit_bytes: int = LIMIT_BYTES,
         max_pixels: int | None = MAX_PIXELS,
         seed: int = 0,
     ) -> None:
         self.annotations, self.channels, self.transform = annotations, channels, transform
         self.max_pixels, self.seed = max_pixels, seed
-        self._cache = _PixelCache(self._decode, len(annotations), cache_limit_bytes) if cache == "ram" else None
+        self._cache = PixelCache(self._decode, len(annotations), cache_limit_bytes) if cache == "ram" else None
 
     def __len__(self) -> int:
         return len(self.annotations)
@@ -132,44 +131,6 @@ class DetectionDataset(Dataset[Sample]):
             labels=torch.from_numpy(labels[keep].astype(np.int64)),
             ignore=torch.from_numpy(ignore[keep]),
         )
-
-
-class _PixelCache:
-    """Decoded pictures in a few flat tensors, which workers that are not forked receive as shared memory."""
-
-    def __init__(self, decode: Callable[[int], np.ndarray], num: int, limit_bytes: int) -> None:
-        self._places: dict[int, tuple[int, int, tuple[int, ...], str]] = {}
-        self._chunks: list[torch.Tensor] = []
-        pending: list[np.ndarray] = []
-        filled = total = 0
-        for index in range(num):
-            try:
-                pixels = decode(index)
-            except UserError:
-                continue  # it is reported when it is drawn
-            if total + pixels.nbytes > limit_bytes:
-                break
-            if filled + pixels.nbytes > _CHUNK_BYTES and pending:
-                self._store(pending)
-                pending, filled = [], 0
-            self._places[index] = (len(self._chunks), filled, pixels.shape, pixels.dtype.str)
-            pending.append(pixels.reshape(-1).view(np.uint8))
-            filled += pixels.nbytes
-            total += pixels.nbytes
-        if pending:
-            self._store(pending)
-        log.info("picture cache: %d of %d pictures, %.0f MB of memory", len(self._places), num, total / 1e6)
-
-    def _store(self, pending: list[np.ndarray]) -> None:
-        self._chunks.append(torch.from_numpy(np.concatenate(pending)))
-
-    def get(self, index: int) -> np.ndarray | None:
-        """A view of the cached pixels, or None."""
-        if index not in self._places:
-            return None
-        chunk, start, shape, dtype = self._places[index]
-        stop = start + int(np.prod(shape)) * np.dtype(dtype).itemsize
-        return self._chunks[chunk][start:stop].numpy().view(dtype).reshape(shape)
 
 
 def collate(samples: Sequence[Sample], *, divisor: int = 32) -> Batch:

@@ -206,9 +206,9 @@ class Photometric:
     """Random light and sensor: contrast, brightness, gamma, a colour cast, blur, noise; for 1 or 3 channels, any depth.
 
     At `strength` 1: contrast and gamma within a factor of 1.5, brightness within 0.15 of full scale, the cast of a channel
-    within a factor of 1.1 (three channels only); one picture in five gets a Gaussian blur of sigma up to 0.7 px (a 3 px
-    object survives that), one in three Gaussian noise of standard deviation up to 0.03 of full scale. Others
-    scale with `strength` in proportion.
+    within a factor of 1.1 (colour pictures only: grey ones stay grey, in three channels too); one picture in five gets a
+    Gaussian blur of sigma up to 0.7 px (a 3 px object survives that), one in three Gaussian noise of standard deviation up
+    to 0.03 of full scale. Other strengths scale these in proportion.
     """
 
     strength: float = 1.0
@@ -218,18 +218,20 @@ class Photometric:
         if self.strength <= 0:
             return sample
         curve = rng.uniform(-1, 1, size=3) * self.strength
-        casts = rng.uniform(-1, 1, size=sample.pixels.shape[0]) * self.strength
+        casts = rng.uniform(-1, 1, size=3) * self.strength
         blurred, noisy, sigma, deviation = rng.random(4)
-        pixels = sample.pixels
+        whole = sample.pixels
+        grey = whole.shape[0] == 1 or (torch.equal(whole[0], whole[1]) and torch.equal(whole[1], whole[2]))
+        pixels = whole[:1] if grey else whole
         if blurred < 0.2:
             pixels = blur(pixels, 0.2 + 0.5 * self.strength * sigma)
-        gains = 1.1**casts if len(casts) > 1 else np.ones(1)
+        gains = np.ones(1) if grey else 1.1**casts
         pixels = tone(
             pixels, contrast=1.5 ** curve[0], brightness=0.15 * curve[1], gamma=1.5 ** curve[2], channel_gains=gains
         )
         if noisy < 1 / 3:
             pixels = add_noise(pixels, 0.03 * self.strength * deviation, rng)
-        return replace(sample, pixels=pixels)
+        return replace(sample, pixels=pixels.expand_as(whole).contiguous())
 
 
 def tone(
