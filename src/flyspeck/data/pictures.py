@@ -39,24 +39,25 @@ def read_true(path: Path) -> np.ndarray:
 def shrink_pixels(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """`(H, W, C)` pixels at a smaller `size` (height, width), of the same type.
 
-    Where both sides are divided by whole numbers, each new pixel is the plain mean of its block (`Image.Resampling.BOX`); else
-    `Image.Resampling.LANCZOS` over the whole source (Pillow widens the filter with the factor, so neither aliases).
+    Where both sides are divided by whole numbers, each new pixel is the plain mean of its block, rounded once
+    (`Image.reduce`); else `Image.Resampling.LANCZOS`, whose filter Pillow widens with the factor. Neither aliases.
     """
     height, width = pixels.shape[:2]
     if (height, width) == size:
         return pixels
-    whole = height % size[0] == 0 and width % size[1] == 0
-    method = Image.Resampling.BOX if whole else Image.Resampling.LANCZOS
-    target = (size[1], size[0])
     if pixels.dtype == np.uint8:
         image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-        return np.asarray(image.resize(target, method)).reshape(*size, pixels.shape[2])
+        return np.asarray(_shrunk(image, size)).reshape(*size, pixels.shape[2])
     limits = np.iinfo(pixels.dtype)  # 16 bit: by way of float, a channel at a time
-    channels = [
-        np.asarray(Image.fromarray(pixels[..., c].astype(np.float32)).resize(target, method))
-        for c in range(pixels.shape[2])
-    ]
-    return np.stack(channels, -1).round().clip(limits.min, limits.max).astype(pixels.dtype)
+    bands = [Image.fromarray(pixels[..., c].astype(np.float32)) for c in range(pixels.shape[2])]
+    small = np.stack([np.asarray(_shrunk(band, size)) for band in bands], -1)
+    return small.round().clip(limits.min, limits.max).astype(pixels.dtype)
+
+
+def _shrunk(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    if image.height % size[0] == 0 and image.width % size[1] == 0:
+        return image.reduce((image.width // size[1], image.height // size[0]))
+    return image.resize((size[1], size[0]), Image.Resampling.LANCZOS)
 
 
 def save_pixels(pixels: np.ndarray, path: Path) -> None:
