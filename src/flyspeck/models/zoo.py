@@ -53,6 +53,8 @@ class NeckEntry:
     build: NeckBuilder
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Detector name to the arguments that the neck's paper gives that detector's builder."""
+    fuses: bool = False
+    """Whether it has top-down fusion factors (`fusion`)."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class DetectorEntry:
     widths: Mapping[str, int]
     """Arguments that are channel counts, at width 1."""
     levels: str = "2-6"
+    anchors: bool = True
+    """Whether it takes `anchors` (an anchor-free head regresses from points)."""
 
 
 BACKBONES: dict[str, BackboneEntry] = {
@@ -82,7 +86,7 @@ BACKBONES: dict[str, BackboneEntry] = {
 _SSPNET_PROPOSALS = {"anchors": sspnet_anchors, "rpn": {"negative_weight": weighted_negatives}}
 
 NECKS: dict[str, NeckEntry] = {
-    "fpn": NeckEntry(FPN),
+    "fpn": NeckEntry(FPN, fuses=True),
     "hrfpn": NeckEntry(HRFPN),
     "sspnet": NeckEntry(SSPNet, {"faster_rcnn": _SSPNET_PROPOSALS, "cascade_rcnn": _SSPNET_PROPOSALS}),
 }
@@ -91,7 +95,7 @@ DETECTORS: dict[str, DetectorEntry] = {
     "retinanet": DetectorEntry(retinanet, {"channels": 256}),
     "faster_rcnn": DetectorEntry(faster_rcnn, {"channels": 256, "hidden": 1024}),
     "cascade_rcnn": DetectorEntry(cascade_rcnn, {"channels": 256, "hidden": 1024}),
-    "fcos": DetectorEntry(fcos, {"channels": 256}),
+    "fcos": DetectorEntry(fcos, {"channels": 256}, anchors=False),
 }
 
 
@@ -199,7 +203,8 @@ def assemble(
 ) -> Detector:
     """A detector on a backbone that is built already (and perhaps frozen), with the neck of its name.
 
-    The neck is the name's, or the one the backbone is published with, or the detector's own.
+    The neck is the name's, or the one the backbone is published with, or the detector's own. Where its paper gives the
+    detector other arguments (anchors, sampling), `options` win over them; mappings are merged.
     """
     if name.detector is None:
         raise ValueError("a bare backbone is no detector")
@@ -207,8 +212,21 @@ def assemble(
     neck = None
     if neck_name is not None:
         entry = NECKS[neck_name]
-        neck = entry.build(backbone.features, channels=channels, num_extra=num_extra, norm=options.get("norm"))
-        options = {**entry.options.get(name.detector, {}), **options}
+        fusion = {key: options.pop(key) for key in ("fusion",) if key in options}
+        if fusion.get("fusion") is not None and not entry.fuses:
+            raise UserError(
+                f"the neck {neck_name} has no top-down fusion factors",
+                where="fusion",
+                fix="use fpn, or leave fusion out",
+            )
+        neck = entry.build(
+            backbone.features,
+            channels=channels,
+            num_extra=num_extra,
+            norm=options.get("norm"),
+            **(fusion if entry.fuses else {}),
+        )
+        options = _merged(entry.options.get(name.detector, {}), options)
     return DETECTORS[name.detector].build(
         backbone,
         classes=classes,
@@ -218,6 +236,15 @@ def assemble(
         channels=channels,
         **options,
     )
+
+
+def _merged(implied: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Both; where both have a mapping under one key, that is merged too; else `given` wins."""
+    merged = {**implied, **given}
+    for key in implied.keys() & given.keys():
+        if isinstance(implied[key], Mapping) and isinstance(given[key], Mapping):
+            merged[key] = {**implied[key], **given[key]}
+    return merged
 
 
 @dataclass(frozen=True)

@@ -15,18 +15,20 @@ is an interpretation.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flyspeck.errors import UserError, nearest
 from flyspeck.models.layers import ConvNorm, NormBuilder
 from flyspeck.types import FeatureSpec
 
 Extra = Literal["pool", "conv_c5", "conv_p5"]
 FusionMode = Literal["one", "three", "attention"]
 """Who finds the factors: one learnable number, one per edge (three, on four maps), or a gate on the maps themselves."""
+FUSION_MODES: tuple[str, ...] = get_args(FusionMode)
 
 
 class AttentionGate(nn.Module):
@@ -99,8 +101,9 @@ class FPN(nn.Module):
         """`self.fusion` is a buffer (fixed), a parameter of 1 or `edges` numbers (learnable), or None with `self.gates`."""
         self.gates = nn.ModuleList()
         if isinstance(fusion, str):
-            if fusion not in ("one", "three", "attention"):
-                raise ValueError(f"fusion is a list of factors, 'one', 'three' or 'attention', got '{fusion}'")
+            if fusion not in FUSION_MODES:
+                modes = [*FUSION_MODES, "a list of factors"]
+                raise UserError(f"a pyramid has no fusion '{fusion}'", where="fusion", fix=nearest(fusion, modes))
             if fusion == "attention":
                 self.gates.extend(AttentionGate(channels) for _ in range(edges))
                 self.fusion = None
@@ -109,7 +112,11 @@ class FPN(nn.Module):
             return
         factors = [1.0] * edges if fusion is None else [float(f) for f in fusion]
         if len(factors) != edges:
-            raise ValueError(f"a pyramid on {edges + 1} maps has {edges} top-down edges, got {len(factors)} factors")
+            raise UserError(
+                f"a pyramid on {edges + 1} maps has {edges} top-down edges, got {len(factors)} factors",
+                where="fusion",
+                fix="give one factor an edge, finest first",
+            )
         self.register_buffer("fusion", torch.tensor(factors))
 
     def factor(self, edge: int, lateral: Tensor, above: Tensor) -> Tensor:
