@@ -72,7 +72,7 @@ def summarize(annotations: Annotations, *, check_files: bool = True) -> dict[str
         "images": len(annotations),
         "boxes": annotations.num_boxes,
         "sizes": sizes,
-        "size_shares": {name: round(count / total, 4) for name, count in sizes.items()},
+        "size_shares": {name: round(count / total, 6) for name, count in sizes.items()},
         "objects": _objects(objects),
         "ignore_regions": int(annotations.ignore.sum()),
         "ignore_share": round(float(annotations.ignore.mean()), 4) if annotations.num_boxes else 0.0,
