@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import typer
 
+from flyspeck.data.annotations import Annotations
 from flyspeck.errors import UserError
+from flyspeck.evaluate import DetectionTable, EvaluationResult
 
 
 def evaluate(
@@ -23,6 +26,14 @@ def evaluate(
     merge_kernel: str = typer.Option("cpu", "--merge-kernel", help="NMS rule of the merge: cpu (>=) or cuda (>)."),
     per_class: bool = typer.Option(False, "--per-class", help="Print the numbers of every class too."),
     any_score: bool = typer.Option(False, "--any-score", help="Allow scores outside [0, 1]."),
+    why: bool = typer.Option(False, "--why", help="Errors by size, what they cost, oLRP, recall, calibration."),
+    bootstrap: int = typer.Option(
+        0, "--bootstrap", help="Resamples of the pictures for confidence intervals; 1000 is good."
+    ),
+    against: Path = typer.Option(None, "--against", help="Detections of another run: difference and p-value."),
+    tiles: Path = typer.Option(
+        None, "--tiles", help="COCO json of tiles (with corners): recall by distance to their borders."
+    ),
     list_protocols: bool = typer.Option(False, "--list", help="List the protocols and stop."),
 ) -> None:
     """Score detections against ground truth under a named protocol."""
@@ -44,11 +55,60 @@ def evaluate(
         gt, dt, chosen, any_score=any_score, merge_from=merge_from, merge_kernel=merge_kernel
     )
     result = run(annotations, detections, chosen)
+    reasons = Reasons(why or tiles is not None, bootstrap, against, tiles or merge_from, any_score)
+    text = reasons.add(annotations, detections, result)
     for note in result.notes:
         typer.echo(f"warning: {note}", err=True)
     typer.echo(table(result, per_class=per_class), nl=False)
+    typer.echo(text, nl=False)
     if json_out is not None:
         result.write(json_out)
+
+
+@dataclass(frozen=True)
+class Reasons:
+    """What was asked for beyond the numbers."""
+
+    why: bool
+    samples: int
+    against: Path | None
+    tiles: Path | None
+    any_score: bool
+
+    def add(self, annotations: Annotations, detections: DetectionTable, result: EvaluationResult) -> str:
+        """Put diagnosis, intervals and comparison into `result.extra`; returns them as text."""
+        from flyspeck.evaluate.bootstrap import compare, interval_rows
+        from flyspeck.evaluate.diagnosis import diagnose
+        from flyspeck.evaluate.layouts import read_tiles
+        from flyspeck.evaluate.printing import comparison_text, interval_text
+        from flyspeck.evaluate.protocols import APProtocol
+
+        protocol, text = result.protocol, ""
+        if not (self.why or self.samples or self.against):
+            return text
+        if not isinstance(protocol, APProtocol):
+            what = f"--why, --bootstrap and --against need an AP protocol of ours, not '{protocol.name}'"
+            raise UserError(what, fix="use --protocol flyspeck or tinybenchmark_ap")
+        if 0.5 not in protocol.ious:
+            raise UserError(
+                "they are reckoned at IoU 0.5, which the protocol does not have", where="--iou", fix="add 0.5"
+            )
+        if self.why:
+            tiles = read_tiles(self.tiles, annotations) if self.tiles else None
+            diagnosis = diagnose(annotations, detections, protocol, tiles=tiles)
+            result.extra["why"] = diagnosis.to_dict()
+            text += "\n" + diagnosis.text()
+        at = replace(protocol, ious=(0.5,))
+        if self.samples:
+            rows = interval_rows(annotations, detections, at, samples=self.samples)
+            result.extra["intervals"] = rows
+            text += "\n" + interval_text(rows)
+        if self.against is not None:
+            other = DetectionTable.from_coco(self.against, annotations, any_score=self.any_score)
+            rows = compare(annotations, detections, other, at, samples=self.samples or 1000)
+            result.extra["comparison"] = rows
+            text += "\n" + comparison_text(rows)
+        return text
 
 
 def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:

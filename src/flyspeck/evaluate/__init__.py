@@ -2,6 +2,7 @@
 
 from flyspeck.evaluate.catalogue import PROTOCOLS, customised, protocol_named
 from flyspeck.evaluate.detections import DetectionTable
+from flyspeck.evaluate.diagnosis import Diagnosis, diagnose
 from flyspeck.evaluate.evaluation import evaluate
 from flyspeck.evaluate.protocols import Protocol
 from flyspeck.evaluate.results import EvaluationResult
@@ -9,9 +10,11 @@ from flyspeck.evaluate.results import EvaluationResult
 __all__ = [
     "PROTOCOLS",
     "DetectionTable",
+    "Diagnosis",
     "EvaluationResult",
     "Protocol",
     "customised",
+    "diagnose",
     "evaluate",
     "protocol_named",
 ]

@@ -33,6 +33,8 @@ class Outcome:
     """(N,) bool: counts neither way."""
     counted: np.ndarray
     """(M,) bool: ground truths that count in this bin."""
+    outside: np.ndarray
+    """(N,) bool: the detection's own area is not in this bin."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def prepare(annotations: Annotations, detections: DetectionTable, protocol: APPr
     truths = truth_table(annotations, protocol.ignore, every_class=protocol.every_class)
     by_score = np.lexsort((-found.scores, found.label))
     bounds = np.searchsorted(found.label[by_score], np.arange(len(annotations.classes) + 1))
-    known = matcher(found, truths, protocol.rule)
+    known = matcher(found, truths, protocol.rule, protocol.affinity)
     unfindable = np.zeros(len(truths.ids), bool) if protocol.id_zero_matches else truths.ids == 0
     outcomes = {}
     for area in protocol.bins:
@@ -95,7 +97,7 @@ def _outcome(matching: Matching, ignored: np.ndarray, outside: np.ndarray, unfin
         # The reference stores the matched annotation's id and tests it for being non-zero.
         matched[matched] = ~unfindable[matching.truth[matched]]
     hidden = matching.ignored | (~matched & outside)
-    return Outcome(matching.truth, matched & ~hidden, hidden, ~ignored)
+    return Outcome(matching.truth, matched & ~hidden, hidden, ~ignored, outside)
 
 
 def _drop_under_ignored(

@@ -164,6 +164,20 @@ _COCO_LIKE = (
         ious=(0.25, 0.5, 0.75),
         report="tinybenchmark",
     ),
+    replace(
+        _FLYSPECK,
+        name="flyspeck_centre",
+        source="as flyspeck, matched by centres: 0.5 is a distance of half the object's size",
+        ious=(0.5,),
+        affinity="centre",
+    ),
+    replace(
+        _FLYSPECK,
+        name="flyspeck_nwd",
+        source="as flyspeck, matched by the normalised Wasserstein distance (Wang et al., 2021), C = 12.7 px",
+        ious=(0.5,),
+        affinity="nwd",
+    ),
     APProtocol(
         "visdrone",
         "VisDrone2018-DET-toolkit, calcAccuracy.m and dropObjectsInIgr.m",

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers import read_annotations
 from flyspeck.errors import UserError
+from flyspeck.evaluate.borders import tiles_of_corner_file
 from flyspeck.evaluate.checks import suspicions
 from flyspeck.evaluate.coco_results import read_results
 from flyspeck.evaluate.detections import DetectionTable
@@ -53,3 +58,13 @@ def read_pair(
         detections = read_results(dt, annotations, any_score=any_score)
     found = (*notes, *detections.notes, *suspicions(annotations, detections, protocol))
     return annotations, replace(detections, notes=found)
+
+
+def read_tiles(path: Path, annotations: Annotations) -> dict[Any, np.ndarray]:
+    """Tiles (T, 4) xyxy of each picture id from a COCO json of tiles with `corner`s."""
+    try:
+        return tiles_of_corner_file(json.loads(path.read_bytes()), annotations)
+    except FileNotFoundError:
+        raise UserError("no such file", where=path, fix="check the path") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"not a tile file ({error})", where=path, fix="its images need file_name and corner") from None

@@ -47,6 +47,26 @@ def aligned(cells: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def interval_text(rows: Sequence[dict[str, Any]]) -> str:
+    """AP with its confidence interval by bin."""
+    cells = [["", "AP", "low", "high"]]
+    cells += [[row["area"], percent(row["value"]), percent(row["low"]), percent(row["high"])] for row in rows]
+    level, samples = rows[0]["level"], max(row["samples"] for row in rows)
+    head = f"AP at IoU {rows[0]['iou']:g}, {level:.0%} interval by bootstrap over pictures, {samples} resamples"
+    return f"{head}\n{aligned(cells)}\n"
+
+
+def comparison_text(rows: Sequence[dict[str, Any]]) -> str:
+    """Two runs' AP, their difference with its interval, and the p-value, by bin."""
+    cells = [["", "AP", "other AP", "difference", "low", "high", "p"]]
+    for row in rows:
+        known = row["difference"] is not None
+        numbers = [f"{100 * row[name]:+.2f}" if known else "—" for name in ("difference", "low", "high")]
+        p_value = f"{row['p_value']:.4f}" if known else "—"
+        cells.append([row["area"], percent(row["value"]), percent(row["other"]), *numbers, p_value])
+    return f"paired comparison at IoU {rows[0]['iou']:g}, by bootstrap over pictures\n{aligned(cells)}\n"
+
+
 def _subset(row: dict[str, Any]) -> str:
     if "_per_class" in row["metric"]:
         return f"{row['cls']}, {row['area']}" if "area" in row else str(row["cls"])

@@ -49,6 +49,8 @@ class APProtocol:
     """True: ignored ground truths hold for every class; False: for their own (regions without a class always for every)."""
     drop_under_ignored: float | None = None
     """Detections with at least this share of their area under an ignore region leave before matching (VisDrone)."""
+    affinity: Literal["iou", "centre", "nwd"] = "iou"
+    """What `ious` are thresholds of: IoU; 1 - distance of centres / size of the ground truth; NWD (see `affinity`)."""
     interpolation: Literal["101 points", "area"] = "101 points"
     """Mean precision at 101 recall points, or the area under the curve."""
     class_weights: Literal["equal", "pictures"] = "equal"
@@ -64,7 +66,9 @@ class APProtocol:
         """One line for the head of a table."""
         ious = MEAN_IOU if self.ious == COCO_IOUS else ",".join(f"{iou:g}" for iou in self.ious)
         dets = "/".join(str(count) for count in self.max_dets)
-        return f"{self.name}: AP at IoU {ious}, maxDets {dets}, ignored: {', '.join(self.ignore)}{_matching_text(self.rule)}"
+        measure = {"iou": "IoU", "centre": "centre affinity", "nwd": "NWD"}[self.affinity]
+        words = f"maxDets {dets}, ignored: {', '.join(self.ignore)}{_matching_text(self.rule)}"
+        return f"{self.name}: AP at {measure} {ious}, {words}"
 
 
 @dataclass(frozen=True)

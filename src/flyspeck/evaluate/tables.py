@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
+from flyspeck.evaluate.affinity import affinity_pairs
 from flyspeck.evaluate.detections import DetectionTable
 from flyspeck.evaluate.matching import Matcher, MatchRule, Truths, overlapping_pairs
 
@@ -164,17 +165,20 @@ def ranked(
     )
 
 
-def matcher(found: RankedDetections, truths: TruthTable, rule: MatchRule) -> Matcher:
+def matcher(found: RankedDetections, truths: TruthTable, rule: MatchRule, affinity: str = "iou") -> Matcher:
     """The matcher of ranked detections and ground truths, each within its picture and class."""
     images = int(max(found.image.max(initial=0), truths.image.max(initial=0))) + 1
+    group, truth_group = found.label * images + found.image, truths.label * images + truths.image
     pixel = rule.pixel
     pairs = overlapping_pairs(
         found.boxes,
-        found.label * images + found.image,
+        group,
         truths.boxes,
-        truths.label * images + truths.image,
+        truth_group,
         sides=found.sides + pixel,
         truth_sides=truths.sides + pixel,
         pixel=pixel,
     )
+    if affinity != "iou":
+        pairs = affinity_pairs(found.boxes, group, truths.boxes, truth_group, truths.flagged, pairs, affinity)
     return Matcher(pairs, Truths(truths.area, truths.crowd, truths.flagged), found.area, rule)
