@@ -181,6 +181,13 @@ def test_pictures_are_looked_for_in_the_usual_places(tmp_path: Path) -> None:
     path = write(tmp_path / "annotations" / "instances_val2017.json", [])
     assert read_annotations(path).path(0) == tmp_path / "val2017" / "a.png"
     assert read_annotations(path, images=tmp_path).path(0) == tmp_path / "a.png"
+    # TinyPerson: annotations/corner/task/tiny_set_train_….json, pictures in erase_with_uncertain_dataset/train.
+    erased = tmp_path / "erase_with_uncertain_dataset" / "train"
+    task = tmp_path / "annotations" / "corner" / "task"
+    for folder in (erased, task):
+        folder.mkdir(parents=True)
+    (erased / "a.png").touch()
+    assert read_annotations(write(task / "tiny_set_train_sw640_sh512_all.json", [])).path(0) == erased / "a.png"
 
 
 @pytest.mark.parametrize(

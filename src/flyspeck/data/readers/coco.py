@@ -68,10 +68,11 @@ def _check_shape(content: Any, path: Path) -> None:
 
 
 def usual_places(path: Path) -> list[Path]:
-    """Where pictures lie beside a COCO json, likeliest first."""
-    split = path.stem.removeprefix("instances_")
-    here, above = path.parent, path.parent.parent
-    return [here, here / "images", here / split, above, above / "images", above / split, above / "images" / split]
+    """Where pictures lie beside a COCO json, likeliest first: beside it, or in a folder of the split's name further up."""
+    words = [path.stem.removeprefix("instances_"), *(word for word in ("train", "val", "test") if word in path.stem)]
+    names = ["", "images", *words, *(f"images/{word}" for word in words)]
+    names += [f"erase_with_uncertain_dataset/{word}" for word in words]  # TinyPerson's training pictures
+    return [path.parent, *(folder / name for folder in path.absolute().parents[:4] for name in names)]
 
 
 def _dialect(draft: Draft) -> str:
