@@ -174,6 +174,13 @@ def test_ids_may_be_texts(tmp_path: Path) -> None:
     assert table.box_ids.tolist() == ["k"]
 
 
+def test_entries_without_an_id_are_numbered(tmp_path: Path) -> None:
+    entries = [entry(n, [9 * k, 1, 2, 2]) for k, n in enumerate([5, None, [1], 3])]
+    table = read_annotations(write(tmp_path / "gt.json", entries))
+    assert_array_equal(table.box_ids, [5, 6, 7, 3])
+    assert table.problems == ()
+
+
 def test_pictures_are_looked_for_in_the_usual_places(tmp_path: Path) -> None:
     (tmp_path / "annotations").mkdir()
     (tmp_path / "val2017").mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,7 @@ def _read_boxes(draft: Draft, entries: list[Any], rows: dict[Any, int], exact: b
     boxes[:, 2:] += boxes[:, :2]
     draft.boxes = boxes
     if any("id" in entry for entry in usable):
-        draft.box_ids = [entry.get("id") for entry in usable]
+        draft.box_ids = _box_ids([entry.get("id") for entry in usable])
     if any("area" in entry for entry in usable):
         draft.area = _float_column([entry.get("area") for entry in usable])
     for name in FLAGS:
@@ -169,6 +170,12 @@ def _read_boxes(draft: Draft, entries: list[Any], rows: dict[Any, int], exact: b
             draft.extra[name] = _float_column([entry.get(name) for entry in usable])
     if any("vis_bbox" in entry for entry in usable):
         draft.extra["vis_bbox"] = _float_rows([entry.get("vis_bbox") for entry in usable], 4)
+
+
+def _box_ids(ids: list[Any]) -> list[Any]:
+    """The ids; an entry without a number or text gets a number above all others."""
+    unused = itertools.count(1 + max((key for key in ids if isinstance(key, int)), default=0))
+    return [key if isinstance(key, int | str) else next(unused) for key in ids]
 
 
 def _find(rows: dict[Any, int], key: Any, otherwise: int) -> int:
