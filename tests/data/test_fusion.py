@@ -21,6 +21,7 @@ from flyspeck.data.fusion import (
     axis_overlap,
     best_anchor,
     factors,
+    fusion_facts,
     fusion_statistics,
     point_ranges,
 )
@@ -144,6 +145,16 @@ def test_unknown_picture_size_is_refused_with_the_picture_named():
 def test_no_boxes_at_all():
     with pytest.warns(UserWarning, match="P2"):
         assert statistics(table([], [])).factors == (1.0, 1.0, 1.0)
+
+
+def test_facts_for_data_inspect():
+    assert fusion_facts(table(A, B)) == {
+        "anchors": [8, 16, 32, 64, 128],
+        "counts": {"P2": 10, "P3": 6, "P4": 2, "P5": 1, "P6": 0},
+        "factors": {"a23": 0.6, "a34": 0.333, "a45": 0.5},
+    }
+    assert fusion_facts(table(A, size=(-1, -1))) is None
+    assert fusion_facts(table([], [])) is None
 
 
 # --- the full search, in three arithmetics ---------------------------------------------------------------------------

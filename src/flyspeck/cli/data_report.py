@@ -25,7 +25,12 @@ def lines(facts: dict[str, Any]) -> list[str]:
         if key in facts:
             text += [f"{key.replace('_', ' ')}: {facts[key]['count']}"]
             text += [f"  {entry}" for entry in facts[key]["first"][:5]]
-    return text + _implied(facts["implies"]) + [f"look at: {warning}" for warning in facts["warnings"]]
+    return (
+        text
+        + _implied(facts["implies"])
+        + _fusion(facts["fusion"])
+        + [f"look at: {warning}" for warning in facts["warnings"]]
+    )
 
 
 def _spread(spread: dict[str, float]) -> str:
@@ -61,3 +66,12 @@ def _implied(implied: dict[str, Any] | None) -> list[str]:
         f"  tiles {tiles}: {reasons['tile']}",
         f"  detections a picture {implied['max_detections']}: {reasons['max_detections']}",
     ]
+
+
+def _fusion(fusion: dict[str, Any] | None) -> list[str]:
+    if fusion is None:
+        return []
+    factors = ", ".join(f"{edge} {factor:g}" for edge, factor in fusion["factors"].items())
+    counts = ", ".join(f"{level} {count}" for level, count in fusion["counts"].items())
+    anchors = fusion["anchors"]
+    return [f"  fusion factors (S-alpha, anchors {anchors[0]}-{anchors[-1]} px): {factors}; objects by level: {counts}"]

@@ -23,8 +23,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -242,7 +243,7 @@ def level_counts(
     sizes = annotations.sizes if size is None else np.broadcast_to(np.asarray(size), (len(annotations), 2))
     if len(rows) and (sizes[image] <= 0).any():
         name = annotations.file_names[int(image[(sizes[image] <= 0).any(1)][0])]
-        raise UserError("the size of the picture is not known", where=name, fix="give --size HxW")
+        raise UserError("the size of the picture is not known", where=name, fix="give the size (--size HxW)")
     matches = assign(boxes, np.asarray(sizes, dtype=np.int64)[image])
     if count == "objects":
         key = matches.box * num_levels + matches.level
@@ -270,6 +271,26 @@ def fusion_statistics(
     alphas = factors(counts, levels=names, raw=raw, extra_levels=extra_levels)
     edges = tuple(f"a{low[1:]}{high[1:]}" for low, high in pairwise(names))[: len(alphas)]
     return FusionStatistics(names, tuple(int(n) for n in counts), alphas, edges, unmatched)
+
+
+def fusion_facts(annotations: Annotations) -> dict[str, Any] | None:
+    """S-α for the adaptive RetinaNet of the paper as plain values, or None where there is nothing to count on.
+
+    Pyramid P2-P6, anchors of 8, 16, 32, 64, 128 px in three octaves and ratios ½, 1, 2, each picture's own size.
+    """
+    strides, sizes = (4, 8, 16, 32, 64), (8, 16, 32, 64, 128)
+    sized = annotations.select_images((annotations.sizes > 0).all(1))
+    if (sized.ignore | sized.crowd).all():
+        return None
+    levels = anchor_levels(strides, sizes, ratios=(0.5, 1, 2), octaves=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an empty level shows in the counts
+        found = fusion_statistics(sized, partial(best_anchor, levels=levels), strides, size=None)
+    return {
+        "anchors": list(sizes),
+        "counts": dict(zip(found.levels, found.counts, strict=True)),
+        "factors": dict(zip(found.edges, found.factors, strict=True)),
+    }
 
 
 def factors(

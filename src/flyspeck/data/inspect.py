@@ -12,6 +12,7 @@ import numpy as np
 
 from flyspeck import boxes as bx
 from flyspeck.data.annotations import Annotations
+from flyspeck.data.fusion import fusion_facts
 from flyspeck.data.images import read_size
 from flyspeck.data.implications import imply
 from flyspeck.data.join import join_annotations
@@ -86,6 +87,7 @@ def summarize(annotations: Annotations, *, check_files: bool = True) -> dict[str
         facts["missing_files"], facts["unreadable_files"], facts["wrong_sizes"] = _check_files(annotations)
     implied = imply(annotations)
     facts["implies"] = None if implied is None else asdict(implied)
+    facts["fusion"] = fusion_facts(annotations)
     facts["warnings"] = _warnings(facts)
     return facts
 
