@@ -123,3 +123,35 @@ class Detections:
         """No detections in a picture of `image_size` (H, W)."""
         nothing = np.zeros((0, 4), np.float32)
         return Detections(nothing, np.zeros(0), np.zeros(0, np.int64), image_size, tuple(classes))
+
+    def to_coco(
+        self, *, category_ids: Sequence[int] | None = None, image_id: int | str | None = None
+    ) -> list[dict[str, Any]]:
+        """COCO results; see `flyspeck.infer.convert.to_coco`."""
+        from flyspeck.infer import convert
+
+        return convert.to_coco(self, category_ids=category_ids, image_id=image_id)
+
+    def to_supervision(self) -> Any:
+        """A `supervision.Detections`; needs the extra `supervision`."""
+        from flyspeck.infer import convert
+
+        return convert.to_supervision(self)
+
+    def to_dataframe(self) -> Any:
+        """A pandas data frame with a row for every box; needs the extra `dataframe`."""
+        from flyspeck.infer import convert
+
+        return convert.to_dataframe(self)
+
+    def plot(self, picture: Any, *, max_side: int = 1600, crops: int = 8) -> Any:
+        """A Pillow image of `picture` (array or file) with boxes and enlarged crops; see `flyspeck.infer.convert.plot`."""
+        from flyspeck.infer import convert
+
+        return convert.plot(self, picture, max_side=max_side, crops=crops)
+
+    def save(self, path: Any, picture: Any = None) -> Any:
+        """Write as `.json`, `.csv`, `.txt`, `.geojson` or a picture; see `flyspeck.infer.convert.save`."""
+        from flyspeck.infer import convert
+
+        return convert.save(self, path, picture)

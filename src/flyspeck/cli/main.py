@@ -19,6 +19,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "models": ("flyspeck.cli.models:models", "The models by name, with their papers and counts."),
     "profile": ("flyspeck.cli.profile:profile", "Parameters, GFLOPs, memory and latency of a model."),
     "alpha": ("flyspeck.cli.alpha:alpha", "Fusion factors of a feature pyramid, counted from a data set."),
+    "predict": ("flyspeck.cli.predict:predict", "Find objects in pictures of any size."),
     "eval": ("flyspeck.cli.evaluate:evaluate", "Score detections under a named protocol."),
 }
 

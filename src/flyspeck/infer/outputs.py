@@ -1,0 +1,181 @@
+"""Result files that are whole at any moment: what was written before a full disk or a kill stays readable.
+
+A json file always ends with its closing brackets; each picture's entries overwrite them and put them back in one write.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+from flyspeck.errors import UserError, nearest
+from flyspeck.infer import convert
+from flyspeck.infer.predictor import Result
+from flyspeck.infer.source import GeoReference
+
+FORMATS = ("coco", "csv", "geojson", "yolo")
+
+
+class Writer(ABC):
+    """Takes results one by one."""
+
+    @abstractmethod
+    def add(self, result: Result) -> None:
+        """Write one picture's detections. Raises UserError when the disk does not take them."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Nothing more comes."""
+
+
+class _JsonList:
+    """A json file around a list that grows, valid after every `extend`."""
+
+    def __init__(self, path: Path, *, head: str = "[", tail: str = "\n]\n") -> None:
+        self.path, self._tail, self._empty = path, tail, True
+        self._file = path.open("w+b")
+        self._end = len(head)
+        self._put((head + tail).encode(), 0)
+
+    def extend(self, entries: Sequence[Any]) -> None:
+        """Append entries, all or none of them."""
+        if not entries:
+            return
+        text = ",".join("\n" + json.dumps(entry, separators=(",", ":")) for entry in entries)
+        new = ("" if self._empty else ",") + text
+        self._put((new + self._tail).encode(), self._end)
+        self._end, self._empty = self._end + len(new.encode()), False
+
+    def _put(self, data: bytes, at: int) -> None:
+        try:
+            self._file.seek(at)
+            self._file.write(data)
+            self._file.flush()
+        except OSError as error:
+            # Shrinking always works, and the closing brackets were there before.
+            self._file = self.path.open("r+b")
+            self._file.truncate(at)
+            self._file.seek(at)
+            self._file.write(self._tail.encode())
+            self._file.flush()
+            raise _full(self.path, error) from error
+
+    def close(self) -> None:
+        """Close the file, which is whole already."""
+        self._file.close()
+
+
+class CocoWriter(Writer):
+    """`detections.json`, COCO results, and `images.json` that says which picture each id is, and what the categories are.
+
+    `category_ids` (K,) by class; 1..K when left out.
+    """
+
+    def __init__(self, folder: Path, *, classes: Sequence[str], category_ids: Sequence[int] | None = None) -> None:
+        self._ids = list(category_ids) if category_ids is not None else list(range(1, len(classes) + 1))
+        categories = [{"id": number, "name": name} for number, name in zip(self._ids, classes, strict=True)]
+        head = '{"categories":' + json.dumps(categories) + ',\n"annotations":[],\n"images":['
+        self._results = _JsonList(folder / "detections.json")
+        self._images = _JsonList(folder / "images.json", head=head, tail="\n]}\n")
+
+    def add(self, result: Result) -> None:
+        """See `Writer.add`."""
+        height, width = result.detections.image_size
+        name = str(result.item.name)
+        self._images.extend([{"id": result.item.image_id, "file_name": name, "height": height, "width": width}])
+        ids = self._ids or None
+        self._results.extend(convert.to_coco(result.detections, category_ids=ids, image_id=result.item.image_id))
+
+    def close(self) -> None:
+        """See `Writer.close`."""
+        self._results.close()
+        self._images.close()
+
+
+class CsvWriter(Writer):
+    """`detections.csv`: a line a box, the picture's name first."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "detections.csv"
+        self._file = self.path.open("w", encoding="utf-8", newline="")
+        self._file.write("file_name,image_id,x1,y1,x2,y2,score,label,class,cut\n")
+
+    def add(self, result: Result) -> None:
+        """See `Writer.add`."""
+        found = result.detections
+        name = convert.cell(result.item.name)
+        columns = convert.columns_of(found)
+        cut = found.extra.get("cut")
+        columns = {key: columns[key] for key in ("image_id", "x1", "y1", "x2", "y2", "score", "label", "class")}
+        columns["cut"] = [False] * len(found) if cut is None else cut
+        try:
+            self._file.writelines(f"{name},{line}\n" for line in convert.csv_lines(columns))
+            self._file.flush()
+        except OSError as error:
+            raise _full(self.path, error) from error
+
+    def close(self) -> None:
+        """See `Writer.close`."""
+        self._file.close()
+
+
+class PerPictureWriter(Writer):
+    """One small file a picture: YOLO text under `labels/`, or GeoJSON under `geojson/`."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self.kind = kind
+        self.folder, self.ending = (folder / "labels", ".txt") if kind == "yolo" else (folder / "geojson", ".geojson")
+
+    def add(self, result: Result) -> None:
+        """See `Writer.add`."""
+        path = (self.folder / inside(result.item.name)).with_suffix(self.ending)
+        geo = result.source_geo if isinstance(result.source_geo, GeoReference) else None
+        found = result.detections
+        text = convert.to_yolo(found) if self.kind == "yolo" else json.dumps(convert.to_geojson(found, geo))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise _full(path, error) from error
+
+    def close(self) -> None:
+        """See `Writer.close`."""
+
+
+def open_writers(
+    folder: Path, formats: Sequence[str], *, classes: Sequence[str], category_ids: Sequence[int] | None = None
+) -> list[Writer]:
+    """The writers of `formats` (names out of `FORMATS`) into `folder`, which is made. Raises UserError."""
+    for name in formats:
+        if name not in FORMATS:
+            raise UserError(f"unknown output format '{name}'", fix=nearest(name, FORMATS))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make this folder ({error.strerror})", where=folder) from error
+    writers: list[Writer] = []
+    for name in dict.fromkeys(formats):
+        if name == "coco":
+            writers.append(CocoWriter(folder, classes=classes, category_ids=category_ids))
+        elif name == "csv":
+            writers.append(CsvWriter(folder))
+        else:
+            writers.append(PerPictureWriter(folder, name))
+    return writers
+
+
+def inside(name: str) -> Path:
+    """A picture's name as a relative path that cannot leave its folder."""
+    parts = [part for part in PurePath(name).parts if part not in ("..", ".", PurePath(name).anchor)]
+    return Path(*parts) if parts else Path("picture")
+
+
+def _full(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"could not be written ({error.strerror or error})",
+        where=path,
+        fix="make room and run again with --resume; what was written is whole",
+    )

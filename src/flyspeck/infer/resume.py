@@ -1,0 +1,137 @@
+"""Finished tiles on disk, so that a long job that was stopped goes on where it was.
+
+`tiles-N.jsonl` holds one line a tile: picture, its size, the tile's corners, and the boxes found there, in the frame of the
+picture. The first line says with what they were made (weights, threshold, scale, and so on); a journal made otherwise is
+refused, not mixed. A line that a kill left unfinished is dropped. Several processes can share a folder: each writes a file
+of its own, all are read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flyspeck.errors import UserError
+from flyspeck.infer.predictor import Journal
+from flyspeck.infer.source import Item
+from flyspeck.types import Detections
+
+_Key = tuple[str, int, int, int, int, int, int]
+
+
+class TileJournal(Journal):
+    """Records every finished tile under `folder`; `recall` gives back those of earlier runs.
+
+    `made_with` is anything that json holds and that changes results. With `fresh`, earlier files are removed.
+    """
+
+    def __init__(self, folder: Path, made_with: dict[str, Any], *, fresh: bool = False) -> None:
+        self._done: dict[_Key, dict[str, Any]] = {}
+        self._lock = threading.Lock()
+        # Through json and back, so that tuples compare equal to the lists that are read.
+        self._made_with = json.loads(json.dumps(made_with))
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(folder.glob("tiles*.jsonl")):
+            if fresh:
+                path.unlink()
+            else:
+                self._load(path)
+        self.path = folder / f"tiles-{os.getpid()}.jsonl"
+        self._file = self.path.open("a", encoding="utf-8")
+        self._write({"made_with": self._made_with})
+
+    @property
+    def num_kept(self) -> int:
+        """Tiles that earlier runs finished."""
+        return len(self._done)
+
+    def recall(self, item: Item, size: tuple[int, int], tiles: np.ndarray) -> dict[int, Detections]:
+        """See `Journal.recall`; a picture whose file changed since is done anew."""
+        stamp = _stamp(item)
+        found = {}
+        for row, tile in enumerate(tiles.tolist()):
+            entry = self._done.get((item.name, *size, *tile))
+            if entry is not None and entry["stamp"] == stamp:
+                found[row] = _detections(entry, size, item)
+        return found
+
+    def record(self, item: Item, tile: np.ndarray, found: Detections) -> None:
+        """See `Journal.record`; the line reaches the system before this returns."""
+        entry = {
+            "name": item.name,
+            "stamp": _stamp(item),
+            "size": list(found.image_size),
+            "tile": tile.tolist(),
+            "boxes": found.boxes.astype(float).tolist(),
+            "scores": found.scores.astype(float).tolist(),
+            "labels": found.labels.tolist(),
+            "cut": found.extra.get("cut", np.zeros(len(found), bool)).tolist(),
+            "classes": list(found.classes),
+        }
+        self._write(entry)
+
+    def close(self) -> None:
+        """Close this run's file."""
+        self._file.close()
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        try:
+            with self._lock:
+                self._file.write(json.dumps(entry, separators=(",", ":")) + "\n")
+                self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"could not be written ({error.strerror})", where=self.path, fix="make room and run again with --resume"
+            ) from error
+
+    def _load(self, path: Path) -> None:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file):
+                try:
+                    entry = json.loads(line)
+                except ValueError:
+                    continue  # the line that a kill cut off
+                if "made_with" in entry:
+                    self._check(entry["made_with"], path)
+                elif number == 0:
+                    raise UserError("not a journal of finished tiles", where=path, fix="start without --resume")
+                else:
+                    self._done[(entry["name"], *entry["size"], *entry["tile"])] = entry
+
+    def _check(self, before: dict[str, Any], path: Path) -> None:
+        keys = [k for k in {**before, **self._made_with} if before.get(k) != self._made_with.get(k)]
+        if keys:
+            key = keys[0]
+            raise UserError(
+                f"was made with {key} {before.get(key)}, this run has {self._made_with.get(key)}",
+                where=path,
+                fix="use the same settings, or start without --resume",
+            )
+
+
+def _stamp(item: Item) -> list[int]:
+    """Size and time of change of the picture's file, so that another picture under the same name is noticed."""
+    if not isinstance(item.picture, Path):
+        return []
+    try:
+        status = item.picture.stat()
+    except OSError:
+        return []
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _detections(entry: dict[str, Any], size: tuple[int, int], item: Item) -> Detections:
+    return Detections(
+        np.array(entry["boxes"], np.float32).reshape(-1, 4),
+        np.array(entry["scores"], np.float32),
+        np.array(entry["labels"], np.int64),
+        size,
+        tuple(entry["classes"]),
+        image_id=item.image_id,
+        extra={"cut": np.array(entry["cut"], bool)},
+    )

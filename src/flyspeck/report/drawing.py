@@ -1,0 +1,187 @@
+"""Boxes on pictures, and enlarged crops of what is too small to see there. NumPy and Pillow only.
+
+Outlines are drawn *around* a box, never over it: a 4 px object under a 2 px line would be gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from flyspeck.types import Detections
+
+# Okabe and Ito (2008): told apart by colour-blind readers too; black and the greys are left out.
+COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
+_TOO_SMALL = 24  # px on the drawn picture below which a box is worth a crop
+_CROP, _GAP, _PAPER, _INK = 232, 8, (255, 255, 255), (20, 20, 20)
+_CHUNK = 4096
+
+Read = Callable[[int, int, int, int, tuple[int, int] | None], np.ndarray]
+"""A window reader as `flyspeck.infer.source.Source.read`: (x1, y1, x2, y2, out (h, w)) to (h, w, C)."""
+
+
+@dataclass(frozen=True)
+class Levels:
+    """Values shown as black and white, for pictures that are not 8 bit."""
+
+    low: float = 0
+    high: float = 255
+
+    @staticmethod
+    def of(pixels: np.ndarray) -> Levels:
+        """8-bit pictures as they are; others from their 1st to their 99th percentile."""
+        if pixels.dtype == np.uint8:
+            return Levels()
+        low, high = np.percentile(pixels, [1, 99])
+        return Levels(float(low), float(max(high, low + 1)))
+
+    def show(self, pixels: np.ndarray) -> Image.Image:
+        """`(H, W, C)` pixels as an RGB picture; of other than three channels the first is shown."""
+        scaled = pixels
+        if pixels.dtype != np.uint8:
+            scaled = ((pixels - self.low) / (self.high - self.low) * 255).clip(0, 255).astype(np.uint8)
+        if scaled.shape[2] != 3:
+            scaled = np.repeat(scaled[:, :, :1], 3, axis=2)
+        return Image.fromarray(np.ascontiguousarray(scaled))
+
+
+def draw_boxes(picture: Image.Image, boxes: np.ndarray, labels: np.ndarray, *, width: int = 1) -> Image.Image:
+    """`picture` with outlines just outside `boxes` (N, 4) in its own pixels, coloured by label; changed in place."""
+    draw = ImageDraw.Draw(picture)
+    for (x1, y1, x2, y2), label in zip(np.round(boxes).tolist(), labels.tolist(), strict=True):
+        # Pillow's rectangles include their last pixel.
+        frame = (x1 - width, y1 - width, max(x2, x1 + 1) + width - 1, max(y2, y1 + 1) + width - 1)
+        draw.rectangle(frame, outline=COLOURS[label % len(COLOURS)], width=width)
+    return picture
+
+
+def annotated(read: Read, found: Detections, *, max_side: int = 1600, crops: int = 8) -> Image.Image:
+    """The whole picture, no longer than `max_side`, with its boxes, a legend, and up to `crops` enlarged places.
+
+    `found.image_size` is the picture's (H, W); `read` gives its windows, so that a giant raster is never held whole.
+    """
+    width = found.image_size[1]
+    small = thumbnail(read, found.image_size, max_side)
+    levels, ratio = Levels.of(small), small.shape[1] / width
+    overview = draw_boxes(levels.show(small), found.boxes * ratio, found.labels)
+    places = places_to_enlarge(found, ratio, crops)
+    draw, font = ImageDraw.Draw(overview), ImageFont.load_default(13)
+    for number, place in enumerate(places, start=1):
+        x1, y1, x2, y2 = (place * ratio).tolist()
+        draw.rectangle((x1, y1, x2, y2), outline="white")
+        draw.text((x1 + 2, y1), str(number), fill="white", font=font, stroke_width=2, stroke_fill="black")
+    panels = [_enlarge(read, found, place, levels) for place in places]
+    return _page(overview, panels, _legend(found))
+
+
+def annotate(pixels: np.ndarray, found: Detections, *, max_side: int = 1600, crops: int = 8) -> Image.Image:
+    """`annotated` for a picture in memory, `(H, W)` or `(H, W, C)`."""
+    planes = pixels if pixels.ndim == 3 else pixels[:, :, None]
+    if planes.shape[:2] != tuple(found.image_size):
+        raise ValueError(f"a picture of {planes.shape[:2]} for detections in one of {found.image_size}")
+
+    def read(x1: int, y1: int, x2: int, y2: int, out: tuple[int, int] | None) -> np.ndarray:
+        return _resize(planes[y1:y2, x1:x2], out)
+
+    return annotated(read, found, max_side=max_side, crops=crops)
+
+
+def thumbnail(read: Read, size: tuple[int, int], max_side: int) -> np.ndarray:
+    """The picture of `size` (H, W) at most `max_side` long, `(h, w, C)`, put together from windows of a few thousand pixels."""
+    height, width = size
+    ratio = min(1.0, max_side / max(size))
+    return np.concatenate([_strip(read, y1, min(height, y1 + _CHUNK), width, ratio) for y1 in range(0, height, _CHUNK)])
+
+
+def _strip(read: Read, y1: int, y2: int, width: int, ratio: float) -> np.ndarray:
+    """One strip of the thumbnail; the places of its parts are rounded, so that they tile without gaps."""
+    parts = []
+    high = max(1, round(y2 * ratio) - round(y1 * ratio))
+    for x1 in range(0, width, _CHUNK):
+        x2 = min(width, x1 + _CHUNK)
+        parts.append(read(x1, y1, x2, y2, (high, max(1, round(x2 * ratio) - round(x1 * ratio)))))
+    return np.concatenate(parts, axis=1)
+
+
+def _resize(pixels: np.ndarray, out: tuple[int, int] | None) -> np.ndarray:
+    if out is None or out == pixels.shape[:2]:
+        return pixels
+    planes = []
+    for plane in np.moveaxis(pixels, 2, 0):
+        image = Image.fromarray(np.ascontiguousarray(plane, np.float32))
+        planes.append(np.asarray(image.resize((out[1], out[0]), Image.Resampling.BILINEAR)))
+    return np.stack(planes, axis=2).round().astype(pixels.dtype)
+
+
+def places_to_enlarge(found: Detections, ratio: float, count: int) -> np.ndarray:
+    """Square windows `(n, 4)` of the picture, n <= `count`, around the best of what is drawn smaller than 24 px.
+
+    The window with the highest sum of scores first, then the next among the boxes that are in none yet.
+    """
+    height, width = found.image_size
+    sides = (found.boxes[:, 2:] - found.boxes[:, :2]).max(axis=1, initial=0)
+    small = np.flatnonzero(sides * ratio < _TOO_SMALL)
+    side = min(float(np.clip(8 * np.median(sides[small]), 32, 160)) if len(small) else 32, height, width)
+    centres = (found.boxes[:, :2] + found.boxes[:, 2:]) / 2
+    places = []
+    while len(small) and len(places) < count:
+        cells, cell = np.unique((centres[small] // (side / 2)).astype(np.int64), axis=0, return_inverse=True)
+        best = np.argmax(np.bincount(cell.ravel(), found.scores[small], len(cells)))
+        middle = centres[small[cell.ravel() == best]].mean(axis=0)
+        corner = np.round((middle - side / 2).clip(0, (width - side, height - side)))
+        place = np.concatenate([corner, corner + side])
+        places.append(place)
+        inside = ((centres[small] >= place[:2]) & (centres[small] < place[2:])).all(axis=1)
+        inside |= cell.ravel() == best  # always some progress
+        small = small[~inside]
+    return np.array(places).reshape(-1, 4)
+
+
+def _enlarge(read: Read, found: Detections, place: np.ndarray, levels: Levels) -> Image.Image:
+    height, width = found.image_size
+    x1, y1 = (int(v) for v in place[:2])
+    x2, y2 = min(width, int(np.ceil(place[2]))), min(height, int(np.ceil(place[3])))
+    zoom = _CROP / max(x2 - x1, y2 - y1)
+    crop = levels.show(read(x1, y1, x2, y2, None))
+    crop = crop.resize((max(1, round(crop.width * zoom)), max(1, round(crop.height * zoom))), Image.Resampling.NEAREST)
+    near = (found.boxes[:, 2:] > (x1, y1)).all(axis=1) & (found.boxes[:, :2] < (x2, y2)).all(axis=1)
+    boxes = (found.boxes[near] - np.array([x1, y1, x1, y1])) * zoom
+    draw_boxes(crop, boxes, found.labels[near])
+    draw, font = ImageDraw.Draw(crop), ImageFont.load_default(11)
+    for (left, top, _, _), score in zip(boxes.tolist(), found.scores[near].tolist(), strict=True):
+        draw.text((left, top - 14), f"{score:.2f}", fill="white", font=font, stroke_width=1, stroke_fill="black")
+    return crop
+
+
+def _legend(found: Detections) -> list[tuple[str, str]]:
+    """(colour, text) for every class that was found, most frequent first."""
+    labels, counts = np.unique(found.labels, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    names = [found.classes[k] if k < len(found.classes) else f"class {k}" for k in labels[order].tolist()]
+    colours = [COLOURS[k % len(COLOURS)] for k in labels[order].tolist()]
+    return [(c, f"{name} {n}") for c, name, n in zip(colours, names, counts[order].tolist(), strict=True)]
+
+
+def _page(overview: Image.Image, panels: Sequence[Image.Image], legend: Sequence[tuple[str, str]]) -> Image.Image:
+    """The overview, the crops in columns to its right, and the legend below."""
+    per_column = max(1, (overview.height + _GAP) // (_CROP + 20 + _GAP))
+    columns = -(-len(panels) // per_column)
+    width = overview.width + columns * (_CROP + _GAP)
+    height = max(overview.height, min(per_column, len(panels)) * (_CROP + 20 + _GAP)) + 28
+    page = Image.new("RGB", (max(width, 160), height), _PAPER)
+    page.paste(overview, (0, 0))
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(13)
+    for k, panel in enumerate(panels):
+        x = overview.width + _GAP + (k // per_column) * (_CROP + _GAP)
+        y = (k % per_column) * (_CROP + 20 + _GAP)
+        draw.text((x, y + 2), str(k + 1), fill=_INK, font=font)
+        page.paste(panel, (x, y + 20))
+    x = 4.0
+    for colour, text in legend or [("#FFFFFF", "nothing found")]:
+        draw.rectangle((x, height - 20, x + 10, height - 10), fill=colour)
+        draw.text((x + 16, height - 24), text, fill=_INK, font=font)
+        x += 30 + draw.textlength(text, font=font)
+    return page
