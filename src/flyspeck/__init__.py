@@ -13,6 +13,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from flyspeck.data.annotations import Annotations as Annotations
+    from flyspeck.data.images import read_image as read_image
+    from flyspeck.data.loading import DetectionDataset as DetectionDataset
+    from flyspeck.data.loading import make_loader as make_loader
     from flyspeck.data.policy import CutPolicy as CutPolicy
     from flyspeck.data.readers import read_annotations as read_annotations
     from flyspeck.data.writers import write_coco as write_coco
@@ -26,13 +29,16 @@ if TYPE_CHECKING:
 _HOMES = {
     "Annotations": "flyspeck.data.annotations",
     "CutPolicy": "flyspeck.data.policy",
+    "DetectionDataset": "flyspeck.data.loading",
     "Detections": "flyspeck.types",
     "FeatureSpec": "flyspeck.types",
     "ImageBatch": "flyspeck.types",
     "Sample": "flyspeck.types",
     "Targets": "flyspeck.types",
     "UserError": "flyspeck.errors",
+    "make_loader": "flyspeck.data.loading",
     "read_annotations": "flyspeck.data.readers",
+    "read_image": "flyspeck.data.images",
     "write_coco": "flyspeck.data.writers",
 }
 

@@ -16,6 +16,7 @@ from flyspeck.data import loading, pixel_cache
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.copy_paste import CopyPaste
 from flyspeck.data.loading import DetectionDataset, collate, default_workers, in_order, make_loader
+from flyspeck.data.readers import read_annotations
 from flyspeck.data.sampling import Draw, EpochSampler
 from flyspeck.data.transforms import Compose, Mosaic, Photometric, RandomFlip, RandomScaleCrop, RandomTurn
 from flyspeck.errors import UserError
@@ -333,6 +334,25 @@ def test_nothing_but_broken_pictures(varied):
     with pytest.raises(UserError, match="the picture is broken") as caught:
         list(loader.epoch(0))
     assert "\n" not in str(caught.value)
+
+
+# --- real pictures ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["hituav/val_blk.json", "facemask/val.json", "aerialcars/val.json", "coco453_100/val2017.json"]
+)
+def test_real_sets_go_through(shared, name):
+    file = shared / "data" / name
+    if not file.is_file():
+        pytest.skip(f"{name} is absent")
+    table = read_annotations(file)
+    table = table.select_images(np.linspace(0, len(table) - 1, 6).astype(int))
+    dataset = DetectionDataset(table, channels=3, transform=HEAVY)
+    batches = list(make_loader(dataset, batch_size=3, workers=0).epoch(0))
+    assert len(batches) == 2
+    assert all(images.pixels.float().std() > 5 for images, _, _ in batches)
+    assert sum(len(dataset.raw(index).targets.boxes) for index in range(6)) > 0
 
 
 # --- workers ---------------------------------------------------------------------------------------------------------
