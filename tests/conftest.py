@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says something about the machine's load, nothing about the code.
+settings.register_profile("flyspeck", deadline=None)
+settings.load_profile("flyspeck")
 
 ROOT = Path(__file__).resolve().parent.parent
 

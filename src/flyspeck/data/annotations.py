@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -103,4 +104,4 @@ class Annotations:
     def __iter__(self) -> Iterator[slice]:
         """The row slices of the pictures, in order."""
         bounds = np.searchsorted(self.image_index, np.arange(len(self) + 1))
-        return (slice(int(a), int(b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True))
+        return (slice(int(a), int(b)) for a, b in pairwise(bounds))
