@@ -116,7 +116,7 @@ def test_tile(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_tile_by_the_benchmarks_rules(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rules = {"tinybenchmark_split_by_size": 5, "tinybenchmark_split_by_pieces": 4, "tov_cropped_tiles": 5}
     for rule, count in rules.items():
-        options = ("--size", "40x40", "--overlap", "10x0", "--pieces", "2x1", "--corners-only")
+        options = ("--size", "40x40", "--overlap", "0x10", "--pieces", "1x2", "--corners-only")
         assert run("tile", source, "--rule", rule, *options, "--out", tmp_path / rule) == 0
         assert f"-> {count} tiles" in capsys.readouterr().out
         assert [path.name for path in (tmp_path / rule).iterdir()] == ["corners.json"]
@@ -139,7 +139,7 @@ MISTAKES = {
     "pictures": (("shrink", "SRC", "--out", "o", "--factor", "2", "--pictures", "jpg"), "cannot write 'jpg' pictures"),
     "itself": (("shrink", "SRC", "--out", "OUT", "--factor", "2"), "written over themselves"),
     "rule": (("tile", "SRC", "--out", "o", "--rule", "tov"), "unknown tile rule 'tov'"),
-    "size": (("tile", "SRC", "--out", "o", "--size", "640"), "--size: '640' is no WIDTHxHEIGHT"),
+    "size": (("tile", "SRC", "--out", "o", "--size", "640"), "--size: '640' is no size"),
     "overlap": (("tile", "SRC", "--out", "o", "--overlap", "600"), "cannot overlap by 600x600 px"),
     "policy": (("tile", "SRC", "--out", "o", "--keep", "0.1", "--ignore", "0.5"), "give 0 <= ignore <= keep <= 1"),
 }

@@ -56,7 +56,10 @@ def test_an_object_inside_an_ignore_region_is_still_learnt() -> None:
 
 def test_only_ignore_regions_and_nothing_at_all() -> None:
     anchors = boxes((0, 0, 8, 8), (100, 0, 108, 8))
-    assert max_iou_assign(anchors, NOTHING, boxes((0, 0, 9, 9)), foreground=0.5, background=0.4).tolist() == [IGNORED, BACKGROUND]
+    assert max_iou_assign(anchors, NOTHING, boxes((0, 0, 9, 9)), foreground=0.5, background=0.4).tolist() == [
+        IGNORED,
+        BACKGROUND,
+    ]
     assert max_iou_assign(anchors, NOTHING, NOTHING, foreground=0.5, background=0.4).tolist() == [BACKGROUND] * 2
     assert not under_ignored(anchors, NOTHING).any()
 
@@ -109,4 +112,9 @@ def test_weighted_negatives_follow_their_weights() -> None:
     assigned = torch.full((20,), BACKGROUND)
     weight = torch.zeros(20)
     weight[5:9] = 1
-    assert sorted(sample_balanced(assigned, count=4, positive_share=0.5, negative_weight=weight).tolist()) == [5, 6, 7, 8]
+    assert sorted(sample_balanced(assigned, count=4, positive_share=0.5, negative_weight=weight).tolist()) == [
+        5,
+        6,
+        7,
+        8,
+    ]

@@ -30,7 +30,9 @@ def loud(model: nn.Module, generator: torch.Generator) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith(("cls_logits.weight", "cls_score.weight", "bbox_reg.weight", "bbox_pred.weight")):
-                parameter.normal_(0, 0.3 if "cls" in name and "score" not in name in name else 0.05, generator=generator)
+                parameter.normal_(
+                    0, 0.3 if "cls" in name and "score" not in name in name else 0.05, generator=generator
+                )
             if name.endswith("cls_logits.bias"):
                 parameter.fill_(-2.0)
 

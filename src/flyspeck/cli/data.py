@@ -143,9 +143,9 @@ def tile(
     source: Path = SOURCE,
     out: Path = typer.Option(..., "--out", help="Folder to write."),
     rule: str = typer.Option("flyspeck", "--rule", help="Where the tiles lie; see flyspeck.data.tiling.corners."),
-    size: str = typer.Option("640x512", "--size", help="Tile as WIDTHxHEIGHT in pixels."),
-    overlap: str = typer.Option("50", "--overlap", help="Pixels that tiles share: one number, or XxY."),
-    pieces: str = typer.Option("2x2", "--pieces", help="tinybenchmark_split_by_pieces: COLUMNSxROWS."),
+    size: str = typer.Option("512x640", "--size", help="Tile as HxW in pixels."),
+    overlap: str = typer.Option("50", "--overlap", help="Pixels that tiles share: one number, or HxW."),
+    pieces: str = typer.Option("2x2", "--pieces", help="tinybenchmark_split_by_pieces: ROWSxCOLUMNS."),
     clip: bool = typer.Option(
         False, "--clip", help="TinyBenchmark's rules: clip the last tiles, do not move them back."
     ),
@@ -167,7 +167,7 @@ def tile(
     Writes the tiles and a json of them, and corners.json: the same tiles as the TinyPerson benchmark lists them, by the whole
     pictures' names. Boxes at the cut: kept from a visible share, ignored from another, else dropped.
     """
-    from flyspeck.cli.values import parse_width_height
+    from flyspeck.cli.values import parse_size
     from flyspeck.data.tile_files import write_corners, write_tiles
     from flyspeck.data.tiling import drop_crowded, tile_annotations
 
@@ -177,9 +177,9 @@ def tile(
     tiles = tile_annotations(
         whole,
         rule=rule,
-        size=parse_width_height(size, where="--size"),
-        overlap=int(overlap) if overlap.isdigit() else parse_width_height(overlap, where="--overlap"),
-        pieces=parse_width_height(pieces, where="--pieces"),
+        size=parse_size(size, where="--size"),
+        overlap=int(overlap) if overlap.isdigit() else parse_size(overlap, where="--overlap", least=0),
+        pieces=parse_size(pieces, where="--pieces"),
         fixed_size=not clip,
         policy=_policy(keep, ignore),
     )

@@ -7,10 +7,10 @@ import re
 from flyspeck.errors import UserError
 
 
-def parse_size(text: str, *, where: str = "--size") -> tuple[int, int]:
-    """`512x640` to (height, width) in pixels."""
+def parse_size(text: str, *, where: str = "--size", least: int = 1) -> tuple[int, int]:
+    """`512x640` to (height, width) in pixels, each at least `least`."""
     match = re.fullmatch(r"(\d+)[x×X](\d+)", text.strip())
-    if not match or min(int(n) for n in match.groups()) < 1:
+    if not match or min(int(n) for n in match.groups()) < least:
         raise UserError(f"'{text}' is no size", where=where, fix="write HxW in pixels, such as 512x640")
     return int(match[1]), int(match[2])
 
@@ -34,11 +34,3 @@ def parse_integers(text: str, *, where: str) -> tuple[int, ...]:
     if any(n != int(n) for n in numbers):
         raise UserError(f"'{text}' has a number that is not whole", where=where)
     return tuple(int(n) for n in numbers)
-
-
-def parse_width_height(text: str, *, where: str) -> tuple[int, int]:
-    """`640x512`, width first as pictures are usually named, to (height, width) in pixels."""
-    match = re.fullmatch(r"(\d+)[x×X](\d+)", text.strip())
-    if not match:
-        raise UserError(f"'{text}' is no WIDTHxHEIGHT", where=where, fix="write two whole numbers, such as 640x512")
-    return int(match[2]), int(match[1])

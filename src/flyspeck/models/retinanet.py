@@ -154,13 +154,14 @@ def retinanet(
     neck = neck or FPN(
         backbone.features, channels=channels, num_extra=num_extra, extra="conv_c5", norm=norm, fusion=fusion
     )
+    features: Sequence[FeatureSpec] = neck.features  # type: ignore[assignment]
     return Detector(
         backbone,
         neck,
         RetinaNetHead(
-            neck.features,
+            features,
             num_classes=len(classes),
-            anchors=(anchors or partial(strided_anchors, octaves=3))(neck.features),
+            anchors=(anchors or partial(strided_anchors, octaves=3))(features),
             depth=depth,
             norm=norm,
             suppression=suppression,

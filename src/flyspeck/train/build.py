@@ -7,59 +7,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from flyspeck import boxes as box_algebra
 from flyspeck.data.annotations import Annotations
-from flyspeck.errors import UserError, nearest
+from flyspeck.data.implications import fit_anchors
+from flyspeck.errors import UserError
+from flyspeck.models import zoo
 from flyspeck.models.anchors import strided_anchors
 from flyspeck.models.backbones.freezing import freeze_norms, freeze_stages
-from flyspeck.models.backbones.mobilenet import mobilenet_v2
-from flyspeck.models.backbones.resnet import resnet18, resnet34, resnet50, resnet101
 from flyspeck.models.detector import Detector, PixelNorm
-from flyspeck.models.faster_rcnn import faster_rcnn
 from flyspeck.models.layers import NORMS
 from flyspeck.models.postprocess import Suppression
-from flyspeck.models.retinanet import retinanet
 from flyspeck.train.checkpoint import load_weights, weights_file
 from flyspeck.train.config import AnchorConfig, ModelConfig
 
-_BACKBONES = {
-    "mobilenet_v2": mobilenet_v2,
-    "resnet18": resnet18,
-    "resnet34": resnet34,
-    "resnet50": resnet50,
-    "resnet101": resnet101,
-}
-_DETECTORS = {"retinanet": retinanet, "faster_rcnn": faster_rcnn}
 
-
-def fit_anchors(annotations: Annotations, finest_stride: float) -> AnchorConfig:
-    """Anchors that follow a data set: the size from its smaller objects, the ratios from its shapes.
-
-    The base size is the 25th percentile of the objects' sizes, between one and three strides of the finest level; the
-    ratios (height over width) are the 15th, 50th and 85th percentiles, merged where they differ by less than 1.3.
-    """
+def fitted_anchors(annotations: Annotations, finest_stride: float) -> AnchorConfig:
+    """Anchors that follow a data set (`data.implications.fit_anchors`), in two octave steps a level."""
     objects = annotations.boxes[(annotations.labels >= 0) & ~annotations.ignore]
-    sides = objects[:, 2:] - objects[:, :2]
-    whole = (sides > 0).all(1)
-    objects, sides = objects[whole], sides[whole]
+    objects = objects[box_algebra.area(objects) > 0]
     if len(objects) == 0:
         raise UserError("no boxes to fit anchors to", where=annotations.source, fix="set model.anchors.fit to false")
-    base = float(np.clip(np.quantile(box_algebra.size(objects), 0.25), finest_stride, 3 * finest_stride))
-    ratios: list[float] = []
-    for ratio in np.quantile(sides[:, 1] / sides[:, 0], [0.15, 0.5, 0.85]):
-        if not ratios or ratio / ratios[-1] >= 1.3:
-            ratios.append(round(float(ratio), 2))
-    return AnchorConfig(base_scale=round(base / finest_stride, 2), ratios=ratios, octaves=2)
-
-
-def pyramid_levels(levels: str) -> tuple[int, int]:
-    """`2-6` to (2, 6): first and last pyramid level, at strides 2^first to 2^last."""
-    first, dash, last = levels.partition("-")
-    if not (dash and first.isdigit() and last.isdigit() and 2 <= int(first) <= 5 <= int(last)):
-        raise UserError(f"'{levels}' are no pyramid levels", where="model.levels", fix="write 2-6, 3-7 or the like")
-    return int(first), int(last)
+    base, ratios = fit_anchors(objects, finest_stride)
+    return AnchorConfig(base_scale=round(base / finest_stride, 2), ratios=list(ratios), octaves=2)
 
 
 def build_detector(
@@ -67,42 +36,42 @@ def build_detector(
 ) -> Detector:
     """The detector of a recipe, for pictures of `len(mean)` channels with these statistics in [0, 1].
 
-    `load` False leaves out the backbone's pretrained weights, where a checkpoint follows.
+    `load` False leaves out the backbone's pretrained weights, where a checkpoint follows. What is taken from the training
+    set (fitted anchors, statistical fusion factors) must be filled in already.
     """
-    detector_name, _, backbone_name = model.name.partition(":")
-    for name, known in ((detector_name, _DETECTORS), (backbone_name, _BACKBONES)):
-        if name not in known:
-            raise UserError(f"no '{name}' in '{model.name}'", where="model.name", fix=nearest(name, known))
-    first, last = pyramid_levels(model.levels)
-    backbone = _BACKBONES[backbone_name](
-        width=model.width,
-        weights=model.weights if load else None,
-        outputs=tuple(f"stage{i - 1}" for i in range(first, 6)),
+    name = zoo.parse_name(model.name)
+    if name.detector is None:
+        raise UserError(
+            f"'{model.name}' is a backbone", where="model.name", fix=f"write faster_rcnn:{model.name} or the like"
+        )
+    first, last = zoo.parse_levels(model.levels or zoo.DETECTORS[name.detector].levels)
+    backbone = zoo.build_backbone(
+        name.backbone, width=model.width, weights=model.weights if load else None, first_level=first
     )
     if model.freeze_norms:
         freeze_norms(backbone)
     if model.frozen_stages:
         freeze_stages(backbone, model.frozen_stages)
-    if isinstance(model.fusion, str):
-        raise UserError(f"fusion '{model.fusion}' was not resolved", where="model.fusion")
-    anchors = model.anchors
+    options: dict[str, Any] = dict(model.head)
+    if model.anchors is not None:
+        a = model.anchors
+        options["anchors"] = partial(strided_anchors, base_scale=a.base_scale, ratios=a.ratios, octaves=a.octaves)
+    if model.fusion is not None:
+        options["fusion"] = model.fusion
     try:
-        return _DETECTORS[detector_name](
+        return zoo.assemble(
+            name,
             backbone,
             classes=classes,
             pixel_norm=PixelNorm(mean, std),
+            num_extra=last - 5,
             channels=model.channels,
             norm=NORMS[model.norm],
-            fusion=model.fusion,
-            num_extra=last - 5,
-            anchors=partial(
-                strided_anchors, base_scale=anchors.base_scale, ratios=anchors.ratios, octaves=anchors.octaves
-            ),
             suppression=Suppression(score=model.min_score, iou=model.nms, max_detections=model.max_detections),
-            **model.head,
+            **options,
         )
-    except TypeError as error:
-        raise UserError(str(error), where="model.head", fix=f"see the arguments of {detector_name}") from error
+    except TypeError as error:  # a keyword that this detector's builder does not take
+        raise UserError(f"{name.detector} does not take this: {error}", where="model.head") from error
 
 
 def describe_model(

@@ -37,47 +37,49 @@ class DataConfig(_Strict):
     """Keep decoded pictures in memory (a set of small pictures trains faster)."""
     max_objects: int | None = None
     """Leave out training pictures with more objects (the papers use 200)."""
-    max_broken_share: float = Field(0.0, ge=0, le=1)
+    max_broken_share: float = Field(default=0.0, ge=0, le=1)
     """Share of unreadable pictures that training may skip; they are counted and listed."""
-    train_limit: int | None = Field(None, ge=1)
+    train_limit: int | None = Field(default=None, ge=1)
     """Use only so many training pictures, evenly spread over the file."""
-    val_limit: int | None = Field(None, ge=1)
+    val_limit: int | None = Field(default=None, ge=1)
     """Use only so many validation pictures, evenly spread over the file."""
 
 
 class AugmentConfig(_Strict):
     """What training does to a picture, in the order of the fields. Everything is seeded by epoch and picture."""
 
-    copy_paste: float = Field(0.0, ge=0, le=1)
+    copy_paste: float = Field(default=0.0, ge=0, le=1)
     """Probability of pasting copies of tiny objects from other pictures."""
-    copy_paste_max_objects: int = Field(8, ge=1)
+    copy_paste_max_objects: int = Field(default=8, ge=1)
     """Copies per picture, at most."""
-    copy_paste_max_size: float = Field(32.0, gt=0)
+    copy_paste_max_size: float = Field(default=32.0, gt=0)
     """Only objects up to this size (square root of the area, px) are copied."""
-    flip: float = Field(0.5, ge=0, le=1)
+    flip: float = Field(default=0.5, ge=0, le=1)
     """Probability of a horizontal flip."""
-    vertical_flip: float = Field(0.0, ge=0, le=1)
+    vertical_flip: float = Field(default=0.0, ge=0, le=1)
     """Probability of a vertical flip (pictures from above)."""
-    rot90: float = Field(0.0, ge=0, le=1)
+    rot90: float = Field(default=0.0, ge=0, le=1)
     """Probability of a quarter turn (pictures from straight above)."""
     scale: tuple[float, float] = (1.0, 1.0)
     """Range of the random enlargement before the crop."""
     crop: tuple[int, int] | None = None
     """(height, width) of a random crop; smaller pictures are padded. None keeps the whole picture."""
-    photometric: float = Field(0.0, ge=0, le=1)
+    toward_objects: float = Field(default=0.0, ge=0, le=1)
+    """Probability that the crop is placed around an object; in huge pictures most random crops are empty."""
+    photometric: float = Field(default=0.0, ge=0, le=1)
     """Strength of random brightness, contrast, gamma, noise and blur; 0 is off."""
-    oversample: float = Field(0.0, ge=0)
+    oversample: float = Field(default=0.0, ge=0)
     """Repeat pictures with rare classes or tiny objects: 0 is off, 1 the full repeat factor."""
 
 
 class AnchorConfig(_Strict):
     """Anchors, relative to the pyramid's strides, or fitted to the training set."""
 
-    base_scale: float = Field(2.0, gt=0)
+    base_scale: float = Field(default=2.0, gt=0)
     """Anchor size over stride: 2 gives 8 px at stride 4."""
     ratios: list[float] = [0.5, 1.0, 2.0]
     """Height over width."""
-    octaves: int = Field(1, ge=1)
+    octaves: int = Field(default=1, ge=1)
     """Sizes per level between one level's and the next's."""
     fit: bool = False
     """Take base scale and ratios from the training set's boxes instead, and print them."""
@@ -90,66 +92,67 @@ class ModelConfig(_Strict):
     """DETECTOR:BACKBONE[:NECK], as `flyspeck models` lists them."""
     weights: str | None = None
     """Backbone weights: a torchvision name (IMAGENET1K_V1), a file, or None for random."""
-    width: float = Field(1.0, gt=0)
+    width: float = Field(default=1.0, gt=0)
     """Width multiplier of the backbone."""
-    channels: int = Field(256, ge=4)
+    channels: int = Field(default=256, ge=4)
     """Channels of neck and head: 64 on a laptop, 256 in the papers."""
-    levels: str = "2-6"
-    """Pyramid levels; 2-6 is strides 4 to 64."""
+    levels: str | None = None
+    """Pyramid levels: 2-6 is strides 4 to 64; None takes the detector's own."""
     norm: Literal["none", "bn", "gn"] = "none"
     """Norm layers of neck and head."""
-    frozen_stages: int = Field(0, ge=0)
+    frozen_stages: int = Field(default=0, ge=0)
     """Backbone stages that do not train: 1 freezes the stem and stage 1, 2 also stage 2, and so on; 0 freezes nothing."""
     freeze_norms: bool = False
     """Keep the backbone's norm statistics and weights as loaded."""
-    anchors: AnchorConfig = AnchorConfig()
-    fusion: list[float] | str | None = None
-    """Fusion factors, finest edge first; or a mode such as `statistic` (from the training set)."""
+    anchors: AnchorConfig | None = None
+    """Of detectors that have anchors; None takes the detector's own."""
+    fusion: list[float] | Literal["one", "three", "attention", "statistic"] | None = None
+    """Fusion factors of the pyramid, finest edge first, or who finds them; `statistic` is S-alpha of the training set."""
     head: dict[str, Any] = {}
     """Further keyword arguments of the detector's builder (depth, hidden, samples, …)."""
-    max_detections: int = Field(500, ge=1)
+    max_detections: int = Field(default=500, ge=1)
     """Detections kept per picture."""
-    min_score: float = Field(0.01, ge=0, le=1)
+    min_score: float = Field(default=0.01, ge=0, le=1)
     """Detections with lower scores never leave the model."""
-    nms: float = Field(0.5, gt=0, le=1)
+    nms: float = Field(default=0.5, gt=0, le=1)
     """IoU above which a worse box of the same class is dropped."""
 
 
 class TrainConfig(_Strict):
     """The optimisation."""
 
-    epochs: int = Field(12, ge=1)
-    batch_size: int = Field(8, ge=1)
+    epochs: int = Field(default=12, ge=1)
+    batch_size: int = Field(default=8, ge=1)
     """Pictures per step over all processes; the learning rate belongs to this number."""
-    accumulate: int = Field(1, ge=1)
+    accumulate: int = Field(default=1, ge=1)
     """Split a batch into this many forward passes."""
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: float = Field(0.01, gt=0)
-    backbone_lr: float = Field(1.0, ge=0)
+    lr: float = Field(default=0.01, gt=0)
+    backbone_lr: float = Field(default=1.0, ge=0)
     """Factor on the learning rate of the backbone."""
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(1e-4, ge=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=1e-4, ge=0)
     """Not applied to norm layers and biases."""
-    warmup_steps: int = Field(200, ge=0)
+    warmup_steps: int = Field(default=200, ge=0)
     schedule: Literal["step", "cosine", "constant"] = "step"
     milestones: list[float] = [2 / 3, 11 / 12]
     """Where the step schedule multiplies by 0.1, as shares of the run (8 and 11 of 12 epochs)."""
-    final_lr: float = Field(0.01, ge=0, le=1)
+    final_lr: float = Field(default=0.01, ge=0, le=1)
     """Where the cosine ends, as a share of `lr`."""
     clip_grad: float | None = 35.0
     """Largest norm of the gradient."""
-    ema: float | None = Field(None, gt=0, lt=1)
+    ema: float | None = Field(default=None, gt=0, lt=1)
     """Decay of an exponential moving average of the weights, which is then what is evaluated and kept."""
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = True
     seed: int = 0
     workers: int | None = None
     """Loader processes; None fits them to the machine."""
-    log_every: int = Field(20, ge=1)
+    log_every: int = Field(default=20, ge=1)
     """Steps between two lines of the log."""
-    eval_every: int = Field(1, ge=1)
+    eval_every: int = Field(default=1, ge=1)
     """Epochs between two evaluations; the last epoch is always evaluated."""
-    checkpoint_every: int | None = Field(None, ge=1)
+    checkpoint_every: int | None = Field(default=None, ge=1)
     """Steps between two checkpoints within an epoch; None saves at the end of each epoch only."""
     tensorboard: bool = False
 
@@ -161,7 +164,7 @@ class EvaluateConfig(_Strict):
     """A protocol by name; see `flyspeck eval --help`."""
     best: str = "ap50_tiny"
     """The figure that picks the best checkpoint."""
-    batch_size: int = Field(8, ge=1)
+    batch_size: int = Field(default=8, ge=1)
     tile: tuple[int, int] | None = None
     """(height, width) of inference tiles; None: pictures up to twice the training size go whole."""
 

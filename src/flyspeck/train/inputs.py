@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
+from flyspeck.data.copy_paste import CopyPaste, paste_sources
 from flyspeck.data.loading import DetectionDataset, Loader, default_workers, make_loader
 from flyspeck.data.readers import read_annotations
 from flyspeck.data.sampling import EpochSampler, repeat_factors
@@ -39,13 +39,14 @@ def augmentation(config: AugmentConfig, train: Annotations) -> Transform:
     """The recipe's transforms, in the order of its fields."""
     steps: list[Transform] = []
     if config.copy_paste > 0:
-        from flyspeck.data.copy_paste import CopyPaste
-
+        # Every class is copied equally often: the rare ones are what copying is for.
+        sources = paste_sources(train, max_size=config.copy_paste_max_size, rare_power=1.0)
         steps.append(
             CopyPaste(
-                probability=config.copy_paste,
+                probability=config.copy_paste if sources is not None else 0.0,
                 max_objects=config.copy_paste_max_objects,
                 max_size=config.copy_paste_max_size,
+                sources=sources,
             )
         )
     if config.flip > 0 or config.vertical_flip > 0:
@@ -53,7 +54,7 @@ def augmentation(config: AugmentConfig, train: Annotations) -> Transform:
     if config.rot90 > 0:
         steps.append(RandomTurn(config.rot90))
     if config.crop is not None or config.scale != (1.0, 1.0):
-        steps.append(RandomScaleCrop(scale=config.scale, size=config.crop))
+        steps.append(RandomScaleCrop(scale=config.scale, size=config.crop, toward_objects=config.toward_objects))
     if config.photometric > 0:
         steps.append(Photometric(config.photometric))
     return Compose(tuple(steps))
@@ -102,8 +103,3 @@ def data_hash(*tables: Annotations) -> str:
         for column in (table.sizes, table.image_index, table.boxes, table.labels, table.ignore, table.crowd):
             digest.update(np.ascontiguousarray(column).tobytes())
     return digest.hexdigest()
-
-
-def run_root(recipe: Recipe, runs: Path) -> Path:
-    """Where a recipe's run goes unless told otherwise: `runs/NAME`."""
-    return runs / recipe.name

@@ -180,10 +180,10 @@ def _report_non_finite(
         "sizes": list(images.sizes),
         "ids": list(ids),
         "targets": [{"boxes": t.boxes.cpu(), "labels": t.labels.cpu(), "ignore": t.ignore.cpu()} for t in targets],
-        "losses": {name: float(value) for name, value in losses.items()},
+        "losses": {name: float(value.detach()) for name, value in losses.items()},
     }
     save_state(path, content)
-    named = ", ".join(f"{name} {float(value):g}" for name, value in losses.items())
+    named = ", ".join(f"{name} {value:g}" for name, value in content["losses"].items())
     raise UserError(
         f"the loss is not finite ({named}) on pictures {', '.join(map(str, ids))}",
         where=folder,

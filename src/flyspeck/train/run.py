@@ -7,6 +7,7 @@ A run folder holds `recipe.yaml` (complete), `environment.json` (versions, hardw
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import platform
@@ -23,8 +24,10 @@ from flyspeck.data.annotations import Annotations
 from flyspeck.data.images import read_image
 from flyspeck.data.statistics import pixel_statistics
 from flyspeck.errors import UserError
-from flyspeck.train.build import build_detector, describe_model, fit_anchors, load_detector, pyramid_levels
+from flyspeck.models import zoo
+from flyspeck.train.build import build_detector, describe_model, fitted_anchors, load_detector
 from flyspeck.train.config import Recipe, dump_recipe
+from flyspeck.train.fusion import STATISTIC, recipe_fusion
 from flyspeck.train.inputs import data_hash, read_sets, training_loader
 from flyspeck.train.loop import DetectionObjective, Progress, fit
 from flyspeck.train.measure import measure
@@ -57,14 +60,6 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, reporter: Repor
     }
     if accelerator.is_main_process:
         _describe_run(folder, recipe, description, train_set, val_set)
-    loader = training_loader(
-        recipe,
-        train_set,
-        channels=channels,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        pin_memory=accelerator.device.type == "cuda",
-    )
     measured = partial(
         measure,
         annotations=val_set,
@@ -74,20 +69,30 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, reporter: Repor
         accelerator=accelerator,
         precision=recipe.train.precision,
     )
-    progress = fit(
-        DetectionObjective(detector),
-        detector=detector,
-        batches=lambda epoch, skip: loader.epoch(epoch, start=skip),
-        steps_per_epoch=len(loader) // recipe.train.accumulate,
-        config=recipe.train,
-        folder=folder,
-        description=description,
-        reporter=reporter or _reporters(folder, recipe),
-        accelerator=accelerator,
-        measure=measured,
-        best=recipe.evaluate.best,
-        resume=resume,
-    )
+    with contextlib.closing(
+        training_loader(
+            recipe,
+            train_set,
+            channels=channels,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+    ) as loader:
+        progress = fit(
+            DetectionObjective(detector),
+            detector=detector,
+            batches=lambda epoch, skip: loader.epoch(epoch, start=skip),
+            steps_per_epoch=len(loader) // recipe.train.accumulate,
+            config=recipe.train,
+            folder=folder,
+            description=description,
+            reporter=reporter or _reporters(folder, recipe),
+            accelerator=accelerator,
+            measure=measured,
+            best=recipe.evaluate.best,
+            resume=resume,
+        )
     return _finish(folder, measured, accelerator, progress)
 
 
@@ -111,10 +116,17 @@ def _claim(folder: Path, resume: bool, accelerator: Accelerator) -> None:
 def _resolved(recipe: Recipe, train_set: Annotations) -> Recipe:
     """The recipe with everything that is taken from the training set filled in."""
     model = recipe.model
-    if model.anchors.fit:
-        anchors = fit_anchors(train_set, 2.0 ** pyramid_levels(model.levels)[0])
+    if model.anchors is not None and model.anchors.fit:
+        detector = zoo.parse_name(model.name).detector
+        levels = model.levels or (zoo.DETECTORS[detector].levels if detector else "2-6")
+        anchors = fitted_anchors(train_set, 2.0 ** zoo.parse_levels(levels)[0])
         log.info("anchors fitted to the training set: %s", anchors.model_dump(exclude={"fit"}))
         model = model.model_copy(update={"anchors": anchors})
+    if model.fusion == STATISTIC:
+        found = recipe_fusion(train_set, model, size=None)
+        counts = ", ".join(f"{level} {count}" for level, count in zip(found.levels, found.counts, strict=True))
+        log.info("fusion factors of the training set, finest edge first: %s (%s)", list(found.factors), counts)
+        model = model.model_copy(update={"fusion": list(found.factors)})
     return recipe.model_copy(update={"model": model})
 
 

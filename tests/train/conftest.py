@@ -1,0 +1,77 @@
+"""A data set and a recipe small enough to train in seconds: written to disk and read back like any other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flyspeck.train.config import Recipe, parse_recipe
+
+
+def write_set(folder: Path, pictures: int, *, seed: int = 0, name: str = "set.json") -> Path:
+    """Grey 96x64 pictures of noise with up to three bright squares of 6-12 px, one dark ignore region, COCO json."""
+    rng = np.random.default_rng(seed)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    images, boxes = [], []
+    for i in range(pictures):
+        pixels = rng.integers(90, 150, (64, 96)).astype(np.uint8)
+        file_name = f"images/{name.split('.')[0]}{i:03d}.png"
+        images.append({"id": i + 1, "file_name": file_name, "width": 96, "height": 64})
+        for x in (4, 34, 64)[: int(rng.integers(0, 4))]:
+            side, dx, y = int(rng.integers(6, 13)), int(rng.integers(0, 12)), int(rng.integers(0, 50))
+            pixels[y : y + side, x + dx : x + dx + side] = 250
+            boxes.append({"image_id": i + 1, "bbox": [x + dx, y, side, side], "category_id": 7, "iscrowd": 0})
+        if i % 3 == 0:
+            pixels[50:60, 80:95] = 10
+            boxes.append({"image_id": i + 1, "bbox": [80, 50, 15, 10], "category_id": 7, "iscrowd": 0, "ignore": 1})
+        Image.fromarray(pixels).save(folder / file_name)
+    for number, box in enumerate(boxes, 1):
+        box |= {"id": number, "area": box["bbox"][2] * box["bbox"][3]}
+    content = {"images": images, "annotations": boxes, "categories": [{"id": 7, "name": "square"}]}
+    (folder / name).write_text(json.dumps(content))
+    return folder / name
+
+
+@pytest.fixture(scope="session")
+def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `train.json` (12 pictures) and `val.json` (6)."""
+    folder = tmp_path_factory.mktemp("tiny_set")
+    write_set(folder, 12, seed=1, name="train.json")
+    write_set(folder, 6, seed=2, name="val.json")
+    return folder
+
+
+RecipeMaker = Callable[..., Recipe]
+
+
+@pytest.fixture
+def make_recipe(tiny_set: Path) -> RecipeMaker:
+    """A recipe on `tiny_set`; keyword arguments are sections that are merged over the defaults."""
+
+    def make(**sections: dict[str, Any]) -> Recipe:
+        content: dict[str, Any] = {
+            "data": {"train": str(tiny_set / "train.json"), "val": str(tiny_set / "val.json")},
+            "augment": {"flip": 0.5, "photometric": 0.3},
+            "model": {
+                "name": "retinanet:mobilenet_v2",
+                "width": 0.25,
+                "channels": 16,
+                "norm": "gn",
+                "freeze_norms": True,
+                "anchors": {"octaves": 1},
+                "head": {"depth": 1},
+            },
+            "train": {"epochs": 2, "batch_size": 4, "lr": 0.01, "warmup_steps": 2, "workers": 0, "log_every": 1},
+            "evaluate": {"batch_size": 4},
+        }
+        for name, section in sections.items():
+            content[name] = {**content[name], **section}
+        return parse_recipe(content)
+
+    return make

@@ -1,0 +1,83 @@
+"""What is written survives; what is not ours, or not whole, is refused with a sentence."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from flyspeck.errors import UserError
+from flyspeck.train import checkpoint as c
+
+
+def test_weights_round_trip_with_their_description(tmp_path: Path) -> None:
+    state = {"a": torch.arange(6.0).reshape(2, 3).t(), "b": torch.tensor([1, 2])}
+    c.save_weights(tmp_path / "w.safetensors", state, {"classes": ["Möwe"], "mean": [0.5]})
+    back, description = c.load_weights(tmp_path / "w.safetensors")
+    assert description == {"classes": ["Möwe"], "mean": [0.5]}
+    for name, value in state.items():
+        torch.testing.assert_close(back[name], value)
+    assert os.listdir(tmp_path) == ["w.safetensors"]
+
+
+def test_a_full_disk_leaves_the_file_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "state.pt"
+    c.save_state(path, {"step": 1})
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(c.os, "fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        c.save_state(path, {"step": 2})
+    monkeypatch.undo()
+    assert c.load_state(path) == {"step": 1}
+    assert os.listdir(tmp_path) == ["state.pt"]
+
+
+def test_cut_off_and_foreign_files(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.safetensors"
+    c.save_weights(whole, {"a": torch.ones(1000)}, {})
+    (tmp_path / "cut.safetensors").write_bytes(whole.read_bytes()[:900])
+    (tmp_path / "text.safetensors").write_text("hello")
+    save_file({"a": torch.ones(2)}, tmp_path / "foreign.safetensors")
+    for name, expected in (
+        ("cut", "not a whole"),
+        ("text", "not a whole"),
+        ("foreign", "another program"),
+        ("no", "no such"),
+    ):
+        with pytest.raises(UserError, match=expected) as error:
+            c.load_weights(tmp_path / f"{name}.safetensors")
+        assert name in str(error.value)
+
+
+class Bomb:
+    def __reduce__(self) -> tuple:
+        return os.mkdir, ("bombed",)
+
+
+def test_a_state_that_would_execute_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"step": Bomb()}, tmp_path / "bomb.pt")
+    with pytest.raises(UserError, match="not a whole training state"):
+        c.load_state(tmp_path / "bomb.pt")
+    assert not (tmp_path / "bombed").exists()
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "bomb.pt").read_bytes()[:100])
+    with pytest.raises(UserError, match="not a whole training state"):
+        c.load_state(tmp_path / "cut.pt")
+
+
+def test_weights_file_of_a_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no weights"):
+        c.weights_file(tmp_path)
+    (tmp_path / "last.safetensors").touch()
+    assert c.weights_file(tmp_path).name == "last.safetensors"
+    (tmp_path / "best.safetensors").touch()
+    assert c.weights_file(tmp_path).name == "best.safetensors"
+    with pytest.raises(UserError, match="no such run"):
+        c.weights_file(tmp_path / "absent")

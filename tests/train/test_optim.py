@@ -1,0 +1,73 @@
+"""Parameter groups partition the parameters; the schedule has the values that its words say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from flyspeck.train.config import TrainConfig
+from flyspeck.train.ema import EMA
+from flyspeck.train.optim import build_optimizer, lr_factor, parameter_groups, set_lr
+
+
+class Toy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        self.head = nn.Conv2d(4, 2, 1)
+        self.scale = nn.Parameter(torch.ones(()))
+        self.head.weight.requires_grad_(True)
+
+
+def test_groups_partition_the_trainable_parameters() -> None:
+    toy = Toy()
+    toy.backbone[0].bias.requires_grad_(False)  # type: ignore[union-attr]
+    groups = parameter_groups(toy, lr=0.1, weight_decay=0.5, backbone_lr=0.1)
+    listed = [id(p) for g in groups for p in g["params"]]
+    assert sorted(listed) == sorted(id(p) for p in toy.parameters() if p.requires_grad)
+    by_id = {id(p): (g["weight_decay"], round(g["base_lr"], 6)) for g in groups for p in g["params"]}
+    assert by_id[id(toy.backbone[0].weight)] == (0.5, 0.01)
+    assert by_id[id(toy.backbone[1].weight)] == (0.0, 0.01)  # a norm layer
+    assert by_id[id(toy.head.weight)] == (0.5, 0.1)
+    assert by_id[id(toy.head.bias)] == by_id[id(toy.scale)] == (0.0, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("step", "schedule", "expected"),
+    [
+        (0, "constant", 0.25),  # warm-up over 4 steps
+        (3, "constant", 1.0),
+        (10, "constant", 1.0),
+        (7, "step", 1.0),
+        (8, "step", 0.1),  # 8/12 = 2/3
+        (11, "step", 0.01),
+        (0, "cosine", 0.25),
+        (6, "cosine", 0.01 + 0.99 / 2),  # half way
+    ],
+)
+def test_lr_factor(step: int, schedule: str, expected: float) -> None:
+    config = TrainConfig(schedule=schedule, warmup_steps=4, final_lr=0.01)  # type: ignore[arg-type]
+    assert lr_factor(step, 12, config) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_set_lr_keeps_the_groups_apart(name: str) -> None:
+    optimizer = build_optimizer(Toy(), TrainConfig(optimizer=name, lr=0.2, backbone_lr=0.5))  # type: ignore[arg-type]
+    set_lr(optimizer, 0.1)
+    assert {round(g["lr"], 6) for g in optimizer.param_groups} == {0.02, 0.01}
+
+
+def test_ema_follows_parameters_and_buffers() -> None:
+    toy = Toy()
+    ema = EMA(toy, decay=0.5)
+    before = ema.model.head.weight.clone()
+    with torch.no_grad():
+        toy.head.weight.add_(1)
+        toy.backbone[1].running_mean.add_(2)  # type: ignore[union-attr]
+        toy.backbone[1].num_batches_tracked.add_(3)  # type: ignore[union-attr]
+    ema.update(toy)
+    decay = min(0.5, 2 / 11)  # the first update: (1 + 1) / (10 + 1)
+    torch.testing.assert_close(ema.model.head.weight, before + (1 - decay))
+    torch.testing.assert_close(ema.model.backbone[1].running_mean, torch.full((4,), 2 * (1 - decay)))
+    assert int(ema.model.backbone[1].num_batches_tracked) == 3

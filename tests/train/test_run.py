@@ -1,0 +1,159 @@
+"""Whole runs on a small set: the folder they leave, and runs that stop half way."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flyspeck.errors import UserError
+from flyspeck.train.build import load_described, load_detector
+from flyspeck.train.checkpoint import load_state, load_weights
+from flyspeck.train.config import Recipe, load_recipe
+from flyspeck.train.loop import DetectionObjective
+from flyspeck.train.progress import read_jsonl
+from flyspeck.train.run import train
+
+RecipeMaker = Callable[..., Recipe]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    """Bit for bit needs one order of sums; the tests that compare runs share it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_run_leaves_a_folder_that_explains_itself(make_recipe: RecipeMaker, tmp_path: Path) -> None:
+    recipe = make_recipe(train={"ema": 0.9, "accumulate": 2})
+    figures = train(recipe, tmp_path / "run")
+    assert {"ap50_tiny", "ap50_tiny1", "ap50_all", "ap_all"} <= set(figures)
+    names = {p.name for p in (tmp_path / "run").iterdir()}
+    assert names == {
+        *("recipe.yaml", "environment.json", "metrics.jsonl", "metrics.csv", "state.pt"),
+        *("best.safetensors", "last.safetensors", "detections.json", "evaluation.json"),
+    }
+    assert load_recipe(tmp_path / "run" / "recipe.yaml") == recipe
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert environment["train"]["images"] == 12
+    assert len(environment["data_sha256"]) == 64
+    epochs = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in epochs] == ["1", "2"]
+    records = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert [r["step"] for r in records if r["kind"] == "step"] == [1, 2, 3, 4, 5, 6]
+    detector, description = load_described(tmp_path / "run")
+    assert detector.classes == ("square",)
+    assert description["training_size"] == [64, 96]
+    assert len(description["mean"]) == 1  # the pictures are grey
+    with pytest.raises(UserError, match="holds a run already"):
+        train(recipe, tmp_path / "run")
+
+
+class Stop(Exception):
+    """In place of a kill: nothing of ours catches it."""
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_weights(folder / "last.safetensors")[0]
+
+
+@pytest.mark.parametrize("stop_at", [2, 4])
+def test_a_stopped_run_goes_on_bit_for_bit(
+    make_recipe: RecipeMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+) -> None:
+    recipe = make_recipe(train={"ema": 0.9, "optimizer": "adamw", "lr": 0.001, "checkpoint_every": 1, "eval_every": 2})
+    train(recipe, tmp_path / "whole")
+
+    plain = DetectionObjective.forward
+    calls = 0
+
+    def forward(self: Any, images: Any, targets: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > stop_at:
+            raise Stop
+        return plain(self, images, targets)
+
+    monkeypatch.setattr(DetectionObjective, "forward", forward)
+    with pytest.raises(Stop):
+        train(recipe, tmp_path / "stopped")
+    monkeypatch.undo()
+    assert load_state(tmp_path / "stopped" / "state.pt")["progress"]["step"] == stop_at
+    train(recipe, tmp_path / "stopped", resume=True)
+
+    expected, got = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
+    assert set(expected) == set(got)
+    for name, value in expected.items():
+        assert torch.equal(value, got[name]), name
+    steps = [r["step"] for r in read_jsonl(tmp_path / "stopped" / "metrics.jsonl") if r["kind"] == "step"]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_resume_refuses_another_recipe_and_an_empty_folder(make_recipe: RecipeMaker, tmp_path: Path) -> None:
+    train(make_recipe(train={"epochs": 1}), tmp_path / "run")
+    with pytest.raises(UserError, match="another recipe"):
+        train(make_recipe(train={"epochs": 1, "lr": 0.02}), tmp_path / "run", resume=True)
+    with pytest.raises(UserError, match="nothing to resume"):
+        train(make_recipe(), tmp_path / "new", resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(
+    make_recipe: RecipeMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = DetectionObjective.forward
+
+    def forward(self: Any, images: Any, targets: Any) -> Any:
+        return {**plain(self, images, targets), "box": torch.tensor(float("nan"), requires_grad=True)}
+
+    monkeypatch.setattr(DetectionObjective, "forward", forward)
+    with pytest.raises(UserError, match=r"not finite .*box nan.* on pictures .*lower train.lr"):
+        train(make_recipe(), tmp_path / "run")
+    batch = load_state(tmp_path / "run" / "non_finite_batch.pt")
+    assert batch["pixels"].shape == (4, 1, 64, 96)
+    assert len(batch["ids"]) == len(batch["targets"]) == 4
+
+
+def test_ctrl_c_leaves_the_last_checkpoint(
+    make_recipe: RecipeMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe(train={"checkpoint_every": 1})
+    plain = DetectionObjective.forward
+    calls = 0
+
+    def forward(self: Any, images: Any, targets: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return plain(self, images, targets)
+
+    monkeypatch.setattr(DetectionObjective, "forward", forward)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "run")
+    assert load_state(tmp_path / "run" / "state.pt")["progress"]["step"] == 2
+    load_detector(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [
+        ({"model": {"name": "retinanet:mobilenet_v9"}}, "mobilenet_v2"),
+        ({"model": {"name": "mobilenet_v2"}}, "is a backbone"),
+        ({"model": {"head": {"depht": 3}}}, "does not take this"),
+        ({"train": {"batch_size": 64}}, "12 pictures do not fill one batch of 64"),
+        ({"data": {"train": "/nowhere/train.json"}}, "/nowhere/train.json"),
+        ({"evaluate": {"protocol": "coco_box"}}, "coco_bbox"),
+        ({"evaluate": {"best": "ap50_micro"}}, "no figure 'ap50_micro'"),
+    ],
+)
+def test_mistakes_in_a_recipe(make_recipe: RecipeMaker, tmp_path: Path, section: dict, expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        train(make_recipe(**section), tmp_path / "run")
