@@ -19,7 +19,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "models": ("flyspeck.cli.models:models", "The models by name, with their papers and counts."),
     "profile": ("flyspeck.cli.profile:profile", "Parameters, GFLOPs, memory and latency of a model."),
     "alpha": ("flyspeck.cli.alpha:alpha", "Fusion factors of a feature pyramid, counted from a data set."),
+    "tune": ("flyspeck.cli.tune:app", "Searches that train short runs: the fusion factor by brute force."),
     "predict": ("flyspeck.cli.predict:predict", "Find objects in pictures of any size."),
+    "report": ("flyspeck.cli.report:report", "Runs to one HTML file: numbers by size, curves, worst pictures."),
     "eval": ("flyspeck.cli.evaluate:evaluate", "Score detections under a named protocol."),
 }
 

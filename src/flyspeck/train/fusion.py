@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from functools import partial
 
 import numpy as np
@@ -13,6 +15,8 @@ from flyspeck.models.anchors import AnchorGrid
 from flyspeck.train.build import build_detector
 from flyspeck.train.config import ModelConfig
 
+log = logging.getLogger("flyspeck")
+
 STATISTIC = "statistic"
 """The recipe's word for it; a run resolves it to factors before it builds the model."""
 
@@ -21,7 +25,8 @@ def recipe_fusion(annotations: Annotations, model: ModelConfig, *, size: tuple[i
     """Counts and factors of a training set for the pyramid of `model`.
 
     The head assigns as it does in training: by the anchors it has, or, without any, by FCOS's rule on its points. `size`
-    (height, width) is what the network sees of every picture; None takes each picture's own. Boxes are not scaled.
+    (height, width) is what the network sees of every picture; None takes each picture's own. Boxes are not scaled. An empty
+    level gives the factor 1 and a line in the log.
     """
     with torch.device("meta"):  # shapes only: the statistic asks for anchors and strides, not for weights
         plain = model.model_copy(update={"fusion": None, "weights": None})
@@ -35,4 +40,9 @@ def recipe_fusion(annotations: Annotations, model: ModelConfig, *, size: tuple[i
         assign = partial(assigned_points, strides=strides)
     # Levels above the backbone's last map (C5, stride 32) have no top-down edge of their own.
     extra_levels = sum(stride > 32 for stride in strides)
-    return fusion_statistics(annotations, assign, strides, size=size, extra_levels=extra_levels)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = fusion_statistics(annotations, assign, strides, size=size, extra_levels=extra_levels)
+    for warning in caught:
+        log.warning("%s", warning.message)
+    return found

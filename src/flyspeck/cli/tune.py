@@ -1,0 +1,109 @@
+"""`flyspeck tune`: searches that train short runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from flyspeck.train.config import Recipe
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, rich_markup_mode=None, help="Searches that train short runs."
+)
+
+
+@app.callback()
+def tune() -> None:
+    """Search for a setting by training short runs."""
+
+
+@app.command("alpha")
+def alpha(
+    recipe: Path = typer.Argument(..., help="A recipe (YAML); set its epochs short with --set train.epochs=2."),
+    grid: str = typer.Option("0,0.25,0.5,0.75,1", help="Fusion factors to try, the same on every edge."),
+    statistic: bool = typer.Option(True, help="Also run the statistical factors of the training set (S-alpha)."),
+    seeds: int = typer.Option(1, min=1, help="Runs per factor, with seeds 0, 1, …"),
+    metric: str = typer.Option("", help="Figure to compare; default: the recipe's evaluate.best."),
+    out: Path | None = typer.Option(None, "--out", help="Folder of the runs; default runs/NAME-alpha."),
+    set_: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Change a field of the recipe."),
+    as_json: bool = typer.Option(False, "--json", help="Print json."),
+) -> None:
+    """Train a recipe at every fusion factor of a grid and plot the AP against it (brute force)."""
+    import json
+    import logging
+    from dataclasses import asdict
+
+    from flyspeck.errors import UserError
+    from flyspeck.train.config import load_recipe
+    from flyspeck.train.tune import best_factor, count_edges, mean_by_factor, tune_fusion
+
+    factors = _factors(grid)
+    wanted = load_recipe(recipe, set_)
+    if wanted.model.fusion is not None:
+        raise UserError(
+            "the recipe sets model.fusion, which this search varies", where=recipe, fix="--set model.fusion=null"
+        )
+    folder = out or Path("runs") / f"{wanted.name}-alpha"
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    trials = tune_fusion(
+        wanted,
+        folder,
+        [*factors, "statistic"] if statistic else factors,
+        run=_train,
+        seeds=range(seeds),
+        num_edges=count_edges(wanted.model),
+    )
+    metric = metric or wanted.evaluate.best
+    means = mean_by_factor(trials, metric)
+    best = best_factor(means)
+    summary = {
+        "metric": metric,
+        "best": best,
+        "means": {str(key): value[0] for key, value in means.items()},
+        "trials": [asdict(trial) for trial in trials],
+    }
+    (folder / "alpha.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    plotted = _plot(means, folder / "alpha.png", metric)
+    if as_json:
+        typer.echo(json.dumps(summary))
+        return
+    for key, (mean, low, high) in means.items():
+        spread = f"  ({100 * low:.1f} to {100 * high:.1f})" if seeds > 1 else ""
+        typer.echo(f"  {key!s:>9}  {metric} {100 * mean:5.1f}{spread}{'  <- best' if key == best else ''}")
+    typer.echo(f"{folder / 'alpha.json'}{f', {plotted}' if plotted else ''}")
+
+
+def _factors(grid: str) -> list[float]:
+    from flyspeck.errors import UserError
+
+    try:
+        factors = sorted({float(part) for part in grid.split(",")})
+    except ValueError:
+        raise UserError(f"'{grid}' is no list of numbers", where="--grid", fix="write 0,0.5,1") from None
+    if not all(0 <= factor < 100 for factor in factors):
+        raise UserError(f"'{grid}' has a factor outside of 0 to 100", where="--grid")
+    return factors
+
+
+def _train(recipe: Recipe, folder: Path) -> dict[str, float]:
+    """One run, resumed where it was broken off."""
+    from flyspeck.train.run import train
+
+    typer.echo(f"{folder.name}: fusion {recipe.model.fusion}, seed {recipe.train.seed}", err=True)
+    return train(recipe, folder, resume=(folder / "state.pt").exists())
+
+
+def _plot(means: dict, path: Path, metric: str) -> Path | None:
+    """The plot's path, or None with a note where matplotlib is missing: the figures are not lost for it."""
+    from flyspeck.errors import UserError
+    from flyspeck.report.alpha import plot_factors
+
+    try:
+        plot_factors(means, path, metric=metric)
+    except UserError as error:
+        typer.echo(f"no plot: {error}", err=True)
+        return None
+    return path
