@@ -83,14 +83,17 @@ def _parts(name):
     return profile(model, (128, 160)).parts
 
 
-@pytest.mark.parametrize("detector", DETECTORS)
+WITH_NECK = [name for name, entry in DETECTORS.items() if entry.has_neck]
+
+
+@pytest.mark.parametrize("detector", WITH_NECK)
 @pytest.mark.parametrize("neck", NECKS)
 def test_every_detector_counts_on_every_neck(detector, neck):
     assert all(count > 0 for count in _parts(f"{detector}:resnet18:{neck}").values())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("detector", DETECTORS)
+@pytest.mark.parametrize("detector", WITH_NECK)
 @pytest.mark.parametrize("neck", NECKS)
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_the_whole_grid_counts(detector, neck, backbone):
@@ -103,3 +106,29 @@ def test_options_win_over_width():
     assert isinstance(model, Detector)
     assert {f.channels for f in model.features} == {48}
     assert model.head.num_classes == 2
+
+
+def test_ssd_names():
+    assert parse_name("ssd:vgg16") == ZooName("ssd", "vgg16")
+    assert parse_name("ssd:mobilenet_v1:S1L0-DualPath19-10-S").configuration == "S1L0-DualPath19-10-S"
+    with pytest.raises(UserError, match="no SSD configuration 'fpn'"):
+        parse_name("ssd:vgg16:fpn")
+    with pytest.raises(UserError, match=r"layer 5 has no stride to eliminate"), torch.device("meta"):
+        build("ssd:mobilenet_v1:S1L5")
+
+
+def test_stride_elimination_in_a_backbones_name():
+    with torch.device("meta"):
+        model = build("retinanet:resnet18-S1L1", width=0.25)
+    assert isinstance(model, Detector)
+    assert [f.stride for f in model.features] == [2, 4, 8, 16, 32]
+    plain = _parts("retinanet:resnet18")
+    assert _parts("retinanet:resnet18-S1L1")["head"] == pytest.approx(4 * plain["head"], rel=0.05)
+
+
+def test_narrow_ssd_has_narrow_extras():
+    with torch.device("meta"):
+        model = build("ssd:mobilenet_v1", width=0.25)
+    assert isinstance(model, Detector)
+    assert [f.channels for f in model.features] == [128, 256, 128, 64, 64, 32]
+    assert model.head.num_classes == 80

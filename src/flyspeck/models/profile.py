@@ -31,6 +31,7 @@ from torch.utils._pytree import tree_leaves
 from torchvision.ops import DeformConv2d
 
 from flyspeck.errors import UserError, nearest
+from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.detector import Detector
 from flyspeck.models.roi import BoxHead
 from flyspeck.models.rpn import RPN
@@ -105,14 +106,15 @@ def profile(model: nn.Module, size: tuple[int, int], *, name: str = "", conventi
     flops: dict[str, int] = {}
     with _counting(twin, convention, flops), torch.no_grad(), _PeakMemory() as memory:
         _run_once(twin, size)
-    prefix = "backbone." if isinstance(model, Detector) else ""
-    parts: dict[str, int] = {part: 0 for part in ("backbone", "neck", "head")} if prefix else {}
-    stages: dict[str, int] = {name: 0 for name, _ in _stages(model)}
+    detector = isinstance(model, Detector)
+    parts: dict[str, int] = {part: 0 for part in ("backbone", "neck", "head")} if detector else {}
+    found = _stages_of(model)
+    prefix, stages = found if found is not None else ("", {})
     for path, count in flops.items():
-        part = path.split(".")[0] if prefix else "backbone"
+        part = path.split(".")[0] if detector else "backbone"
         parts[part] = parts.get(part, 0) + count
-        if path.startswith(f"{prefix}stages."):
-            stages[path.removeprefix(f"{prefix}stages.").split(".")[0]] += count
+        if found is not None and path.startswith(prefix):
+            stages[path.removeprefix(prefix).split(".")[0]] += count
     weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     return Profile(
         name=name,
@@ -134,11 +136,12 @@ def count_conv_params(model: nn.Module) -> int:
     return sum(p.numel() for conv in convs for p in conv.parameters(recurse=False))
 
 
-def _stages(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    backbone = model.backbone if isinstance(model, Detector) else model
-    for name, child in backbone.named_children():
-        if name == "stages":
-            yield from child.named_children()
+def _stages_of(model: nn.Module) -> tuple[str, dict[str, int]] | None:
+    """The path of the first chain of stages in `model` (a dual path wraps one), and a zero for each stage."""
+    for path, module in model.named_modules():
+        if isinstance(module, StagedBackbone):
+            return (f"{path}." if path else "") + "stages.", {name: 0 for name in module.stages}
+    return None
 
 
 def _run_once(model: nn.Module, size: tuple[int, int]) -> None:

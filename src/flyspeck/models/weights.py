@@ -50,6 +50,11 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
 
 
+def is_file_name(weights: str | Path) -> bool:
+    """Whether `weights` means a file rather than the name of published weights."""
+    return Path(weights).suffix in _FILE_SUFFIXES or Path(weights).is_file()
+
+
 def save_weights(module: nn.Module, path: str | Path, *, about: Mapping[str, str] | None = None) -> None:
     """Writes `module`'s state dict as safetensors, with `about` (strings) as the file's metadata."""
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
@@ -83,9 +88,8 @@ def load_backbone(
     A file may hold the backbone's own keys (`stages.…`), those of a whole flyspeck detector (`backbone.stages.…`; the
     rest is left out), or foreign ones that `rename` translates.
     """
-    path = Path(weights)
-    if path.suffix in _FILE_SUFFIXES or path.is_file():
-        state, where = read_weights(path), str(path)
+    if is_file_name(weights):
+        state, where = read_weights(weights), str(weights)
     elif torchvision_model is not None:
         state, where = torchvision_weights(torchvision_model, str(weights)), f"{torchvision_model}.{weights}"
     else:

@@ -1,13 +1,18 @@
 """Names to models: `DETECTOR:BACKBONE[:NECK]`, or a bare backbone. Plain functions in plain dictionaries.
 
+SSD has no neck to choose: its third part is a configuration (`ssd:mobilenet_v1:S1L0-DualPath19-10-S`). Any backbone that is
+a chain of stages may carry a stride elimination: `retinanet:resnet50-S1L1`.
+
 To add a part, add one line to `BACKBONES`, `NECKS` or `DETECTORS`. Any combination builds, except those that
 `build` refuses with the reason; `LISTED` names those with published figures, which a test recounts.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +22,10 @@ from flyspeck.errors import UserError, nearest
 from flyspeck.models.backbones.bottom_heavy import bh_hrnet18, bh_hrnet32, bh_resnet50
 from flyspeck.models.backbones.hrnet import hrnet18, hrnet32
 from flyspeck.models.backbones.mobilenet import mobilenet_v2
+from flyspeck.models.backbones.mobilenet_v1 import mobilenet_v1
 from flyspeck.models.backbones.resnet import resnet18, resnet34, resnet50, resnet101
 from flyspeck.models.backbones.staged import StagedBackbone
+from flyspeck.models.backbones.vgg import vgg16
 from flyspeck.models.cascade_rcnn import cascade_rcnn
 from flyspeck.models.detector import Detector, PixelNorm
 from flyspeck.models.faster_rcnn import faster_rcnn
@@ -27,6 +34,8 @@ from flyspeck.models.necks.fpn import FPN
 from flyspeck.models.necks.hrfpn import HRFPN
 from flyspeck.models.necks.sspnet import SSPNet, sspnet_anchors, weighted_negatives
 from flyspeck.models.retinanet import retinanet
+from flyspeck.models.ssd import find_configuration, ssd
+from flyspeck.models.stride import eliminate_strides
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -66,6 +75,10 @@ class DetectorEntry:
     widths: Mapping[str, int]
     """Arguments that are channel counts, at width 1."""
     levels: str = "2-6"
+    classes: int = 1
+    """Foreground classes of the published figures."""
+    has_neck: bool = True
+    """Whether the third part of the name is a neck; otherwise it is a configuration of the detector."""
     anchors: bool = True
     """Whether it takes `anchors` (an anchor-free head regresses from points)."""
 
@@ -80,7 +93,9 @@ BACKBONES: dict[str, BackboneEntry] = {
     "hrnet32": BackboneEntry(hrnet32, picks_outputs=False, neck="hrfpn"),
     "bh_hrnet18": BackboneEntry(bh_hrnet18, picks_outputs=False, neck="hrfpn"),
     "bh_hrnet32": BackboneEntry(bh_hrnet32, picks_outputs=False, neck="hrfpn"),
+    "mobilenet_v1": BackboneEntry(mobilenet_v1),
     "mobilenet_v2": BackboneEntry(mobilenet_v2),
+    "vgg16": BackboneEntry(vgg16),
 }
 
 _SSPNET_PROPOSALS = {"anchors": sspnet_anchors, "rpn": {"negative_weight": weighted_negatives}}
@@ -96,6 +111,7 @@ DETECTORS: dict[str, DetectorEntry] = {
     "faster_rcnn": DetectorEntry(faster_rcnn, {"channels": 256, "hidden": 1024}),
     "cascade_rcnn": DetectorEntry(cascade_rcnn, {"channels": 256, "hidden": 1024}),
     "fcos": DetectorEntry(fcos, {"channels": 256}, anchors=False),
+    "ssd": DetectorEntry(ssd, {}, classes=80, has_neck=False, anchors=False),
 }
 
 
@@ -106,12 +122,24 @@ class ZooName:
     detector: str | None
     """None for a bare backbone."""
     backbone: str
+    """With its stride elimination, if any: `resnet50-S1L1`."""
     neck: str | None = None
+    configuration: str | None = None
+    """The third part, where it is no neck."""
+
+
+_ELIMINATION = re.compile(r"(.+)-(S\d+L\d+(?:-\d+)*)")
+
+
+def split_backbone(name: str) -> tuple[str, str | None]:
+    """`resnet50-S1L1` to (`resnet50`, `S1L1`); a name without elimination to itself and None."""
+    match = _ELIMINATION.fullmatch(name)
+    return (match[1], match[2]) if match else (name, None)
 
 
 def parse_name(name: str) -> ZooName:
     """Takes a name apart; raises UserError that names the part nobody knows and the nearest known one."""
-    if name in BACKBONES:
+    if split_backbone(name)[0] in BACKBONES:
         return ZooName(None, name)
     # A detector's own name may hold a colon (`dpnet:reppoints`), so the longest that fits is it.
     found = max((d for d in DETECTORS if name.startswith(f"{d}:")), key=len, default=None)
@@ -119,12 +147,17 @@ def parse_name(name: str) -> ZooName:
         head, colon, _ = name.partition(":")
         known = DETECTORS if colon else [*BACKBONES, *(m.name for m in LISTED)]
         raise UserError(f"no '{head}' in '{name}'", where="model name", fix=nearest(head, known))
-    backbone, _, neck = name.removeprefix(f"{found}:").partition(":")
-    if backbone not in BACKBONES:
-        raise UserError(f"no backbone '{backbone}' in '{name}'", where="model name", fix=nearest(backbone, BACKBONES))
-    if neck and neck not in NECKS:
-        raise UserError(f"no neck '{neck}' in '{name}'", where="model name", fix=nearest(neck, NECKS))
-    return ZooName(found, backbone, neck or None)
+    backbone, _, third = name.removeprefix(f"{found}:").partition(":")
+    bare = split_backbone(backbone)[0]
+    if bare not in BACKBONES:
+        raise UserError(f"no backbone '{bare}' in '{name}'", where="model name", fix=nearest(bare, BACKBONES))
+    if not DETECTORS[found].has_neck:
+        if third:
+            find_configuration(third, plain=bare == "vgg16")
+        return ZooName(found, backbone, configuration=third or None)
+    if third and third not in NECKS:
+        raise UserError(f"no neck '{third}' in '{name}'", where="model name", fix=nearest(third, NECKS))
+    return ZooName(found, backbone, third or None)
 
 
 def parse_levels(levels: str) -> tuple[int, int]:
@@ -136,22 +169,29 @@ def parse_levels(levels: str) -> tuple[int, int]:
 
 
 def build_backbone(
-    name: str, *, width: float = 1.0, weights: str | Path | None = None, first_level: int = 2
+    name: str, *, width: float = 1.0, weights: str | Path | None = None, first_level: int = 2, **options: Any
 ) -> StagedBackbone:
-    """The backbone `name`; its maps begin at level `first_level` (2: stride 4)."""
-    if name not in BACKBONES:
-        raise UserError(f"no backbone '{name}'", where="model name", fix=nearest(name, BACKBONES))
+    """The backbone `name`; its maps begin at level `first_level` (2: stride 4, where no stride is eliminated).
+
+    `options` are the builder's own: `tf_same`, `folded`, `top_stride`, …
+    """
+    bare, elimination = split_backbone(name)
+    if bare not in BACKBONES:
+        raise UserError(f"no backbone '{bare}'", where="model name", fix=nearest(bare, BACKBONES))
+    if elimination is not None:
+        whole = build_backbone(bare, width=width, weights=weights, first_level=first_level, **options)
+        return eliminate_strides(whole, elimination)
     entry = BACKBONES[name]
     if entry.picks_outputs:
         outputs = tuple(f"stage{i - 1}" for i in range(first_level, 6))
-        return entry.build(width=width, weights=weights, outputs=outputs)
+        return entry.build(width=width, weights=weights, outputs=outputs, **options)
     if first_level != 2:
         raise UserError(
             f"{name} fuses all its maps, so that its pyramid cannot begin at level {first_level}",
             where="levels",
             fix="begin at level 2, or choose a backbone that is a chain of stages",
         )
-    return entry.build(width=width, weights=weights)
+    return entry.build(width=width, weights=weights, **options)
 
 
 def build(
@@ -162,28 +202,36 @@ def build(
     width: float = 1.0,
     levels: str | None = None,
     weights: str | Path | None = None,
+    backbone_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> nn.Module:
     """The model `name`: a `Detector`, or a `StagedBackbone` for a bare backbone's name.
 
     `width` scales every channel count (backbone, neck, head). `levels` (`2-6`) picks the pyramid. `weights` are the
-    backbone's. `options` go to the detector's builder and win over what its name implies: `channels`, `norm`, `anchors`.
+    backbone's. `backbone_options` go to the backbone's builder, `options` to the detector's; they win over what the name
+    implies: `channels`, `norm`, `anchors`.
     """
     parsed = parse_name(name)
+    wanted = dict(backbone_options or {})
     if parsed.detector is None:
-        return build_backbone(parsed.backbone, width=width, weights=weights)
+        return build_backbone(parsed.backbone, width=width, weights=weights, **wanted)
     entry = DETECTORS[parsed.detector]
     first, last = parse_levels(levels or entry.levels)
-    backbone = build_backbone(parsed.backbone, width=width, weights=weights, first_level=first)
+    backbone = build_backbone(parsed.backbone, width=width, weights=weights, first_level=first, **wanted)
     return assemble(
         parsed,
         backbone,
-        classes=classes or ("object",),
+        classes=classes or default_classes(entry.classes),
         pixel_norm=pixel_norm or PixelNorm(IMAGENET_MEAN, IMAGENET_STD),
         num_extra=last - 5,
         **{key: scale_channels(count, width) for key, count in entry.widths.items() if key not in options},
         **options,
     )
+
+
+def default_classes(count: int) -> list[str]:
+    """`object`, or numbered names where there are several."""
+    return ["object"] if count == 1 else [f"class{i}" for i in range(count)]
 
 
 def scale_channels(channels: int, width: float) -> int:
@@ -198,7 +246,7 @@ def assemble(
     classes: Sequence[str],
     pixel_norm: PixelNorm,
     num_extra: int,
-    channels: int,
+    channels: int = 256,
     **options: Any,
 ) -> Detector:
     """A detector on a backbone that is built already (and perhaps frozen), with the neck of its name.
@@ -208,7 +256,15 @@ def assemble(
     """
     if name.detector is None:
         raise ValueError("a bare backbone is no detector")
-    neck_name = name.neck or BACKBONES[name.backbone].neck
+    builder, bare = DETECTORS[name.detector], split_backbone(name.backbone)[0]
+    if not builder.has_neck:
+        # Its layers follow the configuration and the backbone's width: no neck's channels, levels or norms.
+        own = {key: value for key, value in options.items() if key != "norm"}
+        configuration, plain = name.configuration or "base", bare == "vgg16"
+        return builder.build(
+            backbone, classes=classes, pixel_norm=pixel_norm, configuration=configuration, plain=plain, **own
+        )
+    neck_name = name.neck or BACKBONES[bare].neck
     neck = None
     if neck_name is not None:
         entry = NECKS[neck_name]
@@ -227,7 +283,7 @@ def assemble(
             **(fusion if entry.fuses else {}),
         )
         options = _merged(entry.options.get(name.detector, {}), options)
-    return DETECTORS[name.detector].build(
+    return builder.build(
         backbone,
         classes=classes,
         pixel_norm=pixel_norm,
@@ -269,7 +325,9 @@ class Listed:
 
 _NING = "Ning 2023, arXiv:2303.11267"
 _GONG = "Gong 2021, arXiv:2011.02298"
-_TINY, _SSD = (512, 640), (300, 300)
+_MUDASSAR = "Mudassar 2019, BMVC"
+_TINY = (512, 640)
+_ssd = partial(Listed, seed="004", paper=_MUDASSAR, size=(300, 300), convention="ptflops")
 
 LISTED: tuple[Listed, ...] = (
     Listed("resnet50", "002", _NING, _TINY, "mmcv", 23_508_032, 26.91),
@@ -291,6 +349,22 @@ LISTED: tuple[Listed, ...] = (
     Listed("faster_rcnn:resnet50:sspnet", "002", _NING, _TINY, "mmcv", 0, 158.82, counted="none"),
     Listed("faster_rcnn:bh_resnet50:sspnet", "002", _NING, _TINY, "mmcv", 0, 159.03, counted="none"),
     Listed("retinanet:resnet50", "003", _GONG, _TINY, "mmcv", 36.12e6, 177.52, counted="trainable"),
+    _ssd("ssd:mobilenet_v1", params=16.53e6, gflops=2.540),
+    _ssd("ssd:mobilenet_v1:Size512", size=(512, 512), params=16.53e6, gflops=6.993),
+    _ssd("ssd:mobilenet_v1:Early", params=17.32e6, gflops=4.236),
+    _ssd("ssd:mobilenet_v1:Anchor10", params=16.53e6, gflops=2.540),
+    _ssd("ssd:mobilenet_v1:S1L6", params=16.53e6, gflops=8.71),
+    _ssd("ssd:mobilenet_v1:S1L4", params=16.53e6, gflops=9.15),
+    _ssd("ssd:mobilenet_v1:S1L0", params=16.53e6, gflops=9.86),
+    _ssd("ssd:mobilenet_v1:S1L4-Fmap1", params=16.53e6, gflops=9.145),
+    _ssd("ssd:mobilenet_v1:S1L0-Fmap1", params=16.53e6, gflops=9.854),
+    _ssd("ssd:mobilenet_v1:S2L4-6", params=16.53e6, gflops=33.412),
+    _ssd("ssd:mobilenet_v1:S1L0-DualPath19-C", params=19.15e6, gflops=11.86),
+    _ssd("ssd:mobilenet_v1:S1L0-DualPath19-10-C", params=23.85e6, gflops=12.33),
+    _ssd("ssd:mobilenet_v1:S1L0-DualPath19-10-S", params=16.53e6, gflops=10.54),
+    _ssd("ssd:vgg16", params=35.09e6, gflops=35.55),
+    _ssd("ssd:vgg16:S1L2", params=35.09e6, gflops=128.98),
+    _ssd("ssd:vgg16:S1L2-DualPath", params=35.09e6, gflops=154.10),
 )
 
 
@@ -302,10 +376,14 @@ def listed(name: str) -> Listed | None:
 def default_size(name: str) -> tuple[int, int]:
     """(H, W) of the published figures of `name`, or of its paper's tables."""
     entry = listed(name)
-    return entry.size if entry is not None else _TINY
+    if entry is None:
+        return (300, 300) if name.startswith("ssd:") else _TINY
+    return entry.size
 
 
 def default_convention(name: str) -> str:
     """The counting convention of the published figures of `name`, or of its paper's tables."""
     entry = listed(name)
-    return entry.convention if entry is not None else "mmcv"
+    if entry is None:
+        return "ptflops" if name.startswith("ssd:") else "mmcv"
+    return entry.convention

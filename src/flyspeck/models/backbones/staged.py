@@ -11,7 +11,19 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from flyspeck.errors import UserError
 from flyspeck.types import FeatureSpec
+
+
+def check_picture_size(x: Tensor, stride: float) -> None:
+    """Raises UserError for pictures `(B, 3, H, W)` of which one cell of the coarsest map would see more than there is."""
+    height, width = x.shape[-2:]
+    if min(height, width) < stride:
+        raise UserError(
+            f"a picture of {height}x{width} px is smaller than the backbone's largest stride, {stride:g}",
+            where="picture size",
+            fix="pad or enlarge the picture, or choose a backbone with fewer strides (S{n}L{i})",
+        )
 
 
 class StagedBackbone(nn.Module):
@@ -50,6 +62,7 @@ class StagedBackbone(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Pictures `(B, 3, H, W)`, normalised, to one map `(B, C_l, H_l, W_l)` per entry of `features`."""
+        check_picture_size(x, max(spec.stride for spec in self.features))
         return self.run(x)
 
     def run(self, x: Any, *, start: str | None = None, stop: str | None = None) -> list[Tensor]:
