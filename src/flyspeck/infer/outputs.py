@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -56,6 +57,8 @@ class _JsonList:
             self._file.flush()
         except OSError as error:
             # Shrinking always works, and the closing brackets were there before.
+            with suppress(OSError):
+                self._file.close()
             self._file = self.path.open("r+b")
             self._file.truncate(at)
             self._file.seek(at)
@@ -110,6 +113,7 @@ class CsvWriter(Writer):
         columns = convert.columns_of(found)
         cut = found.extra.get("cut")
         columns = {key: columns[key] for key in ("image_id", "x1", "y1", "x2", "y2", "score", "label", "class")}
+        columns["image_id"] = [result.item.image_id] * len(found)
         columns["cut"] = [False] * len(found) if cut is None else cut
         try:
             self._file.writelines(f"{name},{line}\n" for line in convert.csv_lines(columns))

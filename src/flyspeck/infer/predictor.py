@@ -244,7 +244,7 @@ class Predictor:
             last = seen_frames[:, 2:] == (seen[1], seen[0])  # what rounding left over belongs to the last tiles
             frames[:, 2:] = np.where(last, limit[:2], frames[:, 2:])
             return frames, (int(seen_frames[0, 3]), int(seen_frames[0, 2]))
-        side = [max(1, round(t / self.scale)) for t in self.tile]
+        side = [max(1, int(t / self.scale)) for t in self.tile]
         # Rounded up, so that what fits into the overlap at the model's scale still does.
         shared = [min(s - 1, int(np.ceil(o / self.scale))) for o, s in zip(self.overlap, side, strict=True)]
         frames = grid(size, (side[0], side[1]), (shared[0], shared[1]))

@@ -124,7 +124,7 @@ def places_to_enlarge(found: Detections, ratio: float, count: int) -> np.ndarray
     height, width = found.image_size
     sides = (found.boxes[:, 2:] - found.boxes[:, :2]).max(axis=1, initial=0)
     small = np.flatnonzero(sides * ratio < _TOO_SMALL)
-    side = min(float(np.clip(8 * np.median(sides[small]), 32, 160)) if len(small) else 32, height, width)
+    side = min(float(np.clip(5 * np.median(sides[small]), 32, 128)) if len(small) else 32, height, width)
     centres = (found.boxes[:, :2] + found.boxes[:, 2:]) / 2
     places = []
     while len(small) and len(places) < count:
@@ -180,7 +180,7 @@ def _page(overview: Image.Image, panels: Sequence[Image.Image], legend: Sequence
         draw.text((x, y + 2), str(k + 1), fill=_INK, font=font)
         page.paste(panel, (x, y + 20))
     x = 4.0
-    for colour, text in legend or [("#FFFFFF", "nothing found")]:
+    for colour, text in legend or [("#FFFFFF", "no box to draw")]:
         draw.rectangle((x, height - 20, x + 10, height - 10), fill=colour)
         draw.text((x + 16, height - 24), text, fill=_INK, font=font)
         x += 30 + draw.textlength(text, font=font)

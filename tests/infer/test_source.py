@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+from PIL import Image
+
+from flyspeck.errors import UserError
+from flyspeck.infer import raster
+from flyspeck.infer.source import OpenOptions, find_items, open_source, resample
+
+
+def gradient(height: int = 90, width: int = 130, channels: int = 3) -> np.ndarray:
+    y, x = np.mgrid[:height, :width]
+    planes = [(x + y) % 256, x * 2 % 256, y * 2 % 256, (x * y) % 256]
+    return np.stack(planes[:channels], axis=2).astype(np.uint8)
+
+
+def test_arrays_and_memory_maps(tmp_path: Path) -> None:
+    pixels = np.arange(60, dtype=np.uint16).reshape(6, 10)
+    np.save(tmp_path / "a.npy", pixels)
+    for picture in (pixels, tmp_path / "a.npy"):
+        with open_source(picture) as source:
+            assert source.size == (6, 10)
+            assert_array_equal(source.read(2, 1, 5, 4)[:, :, 0], pixels[1:4, 2:5])
+    with pytest.raises(ValueError, match="closed"):
+        source.read(0, 0, 1, 1)
+
+
+def test_a_window_is_its_own_memory() -> None:
+    pixels = gradient()
+    window = open_source(pixels).read(0, 0, 5, 5)
+    window[:] = 0
+    assert pixels[:5, :5].any()
+
+
+def test_picture_files(tmp_path: Path) -> None:
+    Image.fromarray(gradient()).save(tmp_path / "a.png")
+    with open_source(tmp_path / "a.png") as source:
+        assert_array_equal(source.read(10, 20, 30, 50), gradient()[20:50, 10:30])
+
+
+def test_resample_halves_by_averaging() -> None:
+    flat = np.full((8, 8, 1), 40000, np.uint16)
+    assert_array_equal(resample(flat, (4, 4)), np.full((4, 4, 1), 40000))
+    ramp = np.repeat(np.arange(0, 80, 10, dtype=np.uint8)[None, :, None], 8, axis=0)
+    # Pillow's triangle filter of two pixels: inner values are the mean of the ramp there: (10 i + 5) at i = 2.5, 4.5.
+    assert_array_equal(resample(ramp, (4, 4))[0, 1:3, 0], [25, 45])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [("a.npy", b"nonsense", "not an array file"), ("a.png", b"nonsense", "not a picture"), ("a.png", b"", "empty")],
+)
+def test_broken_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        open_source(tmp_path / name)
+
+
+def test_the_limit_on_pixels_names_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(raster, "has_pyvips", lambda: False)
+    Image.fromarray(gradient()).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"over the limit.*flyspeck\[vips\]"):
+        open_source(tmp_path / "a.png", OpenOptions(max_pixels=1000))
+
+
+def test_folders_are_searched_in_order(tmp_path: Path) -> None:
+    for name in ("b.png", "a/z.JPG", "a/b.png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    items, categories = find_items([tmp_path])
+    assert categories is None
+    assert [(i.name, i.image_id) for i in items] == [("a/b.png", 1), ("a/z.JPG", 2), ("b.png", 3)]
+    # The same name from two places is told apart by its path.
+    items, _ = find_items([tmp_path / "b.png", tmp_path / "a/b.png"])
+    assert len({i.name for i in items}) == 2
+
+
+def test_a_coco_json_keeps_its_ids(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    Image.fromarray(gradient()).save(tmp_path / "images" / "x.png")
+    table = {"images": [{"id": 77, "file_name": "x.png"}], "categories": [{"id": 5, "name": "boat"}], "annotations": []}
+    (tmp_path / "t.json").write_text(json.dumps(table))
+    items, categories = find_items([tmp_path / "t.json"])
+    assert items[0].image_id == 77
+    assert items[0].picture == tmp_path / "images" / "x.png"
+    assert categories is not None
+    assert (categories.names, categories.ids) == (("boat",), (5,))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "not a json"), ("[]", "not a COCO"), ('{"images": [], "categories": []}', "no picture")],
+)
+def test_wrong_json(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "t.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        find_items([tmp_path / "t.json"])
+
+
+def test_sources_that_are_not_there(tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text("{}")
+    for sources, message in (
+        ([tmp_path], "no picture"),
+        ([tmp_path / "x"], "no such"),
+        ([tmp_path / "t.json"] * 2, "alone"),
+    ):
+        with pytest.raises(UserError, match=message):
+            find_items(sources)
