@@ -130,14 +130,14 @@ def _best(pairs: Pairs, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ap(inputs: APInputs, outcome: Outcome, classes: int) -> float:
-    return _ap_of(inputs, outcome.hit, ~outcome.ignored, inputs.found.label, outcome.counted, classes)
+    return _ap_of(inputs, outcome.hit, ~outcome.ignored, inputs.found.label, outcome.counted, outcome.counted, classes)
 
 
 def mended_ap(inputs: APInputs, outcome: Outcome, errors: Errors, kind: str, classes: int) -> float:
     """AP with every error of `kind` mended."""
     hit, counts, label = outcome.hit.copy(), ~outcome.ignored, inputs.found.label
     if kind == "missed":
-        return _ap_of(inputs, hit, counts, label, outcome.counted & ~errors.missed, classes)
+        return _ap_of(inputs, hit, counts, label, outcome.counted & ~errors.missed, outcome.counted, classes)
     chosen = errors.kind == KINDS.index(kind)
     counts = counts & ~chosen
     if kind in ("class", "localisation"):
@@ -150,18 +150,25 @@ def mended_ap(inputs: APInputs, outcome: Outcome, errors: Errors, kind: str, cla
         hit[mended], counts[mended] = True, True
         label = label.copy()
         label[mended] = inputs.truths.label[errors.points_at[mended]]
-    return _ap_of(inputs, hit, counts, label, outcome.counted, classes)
+    return _ap_of(inputs, hit, counts, label, outcome.counted, outcome.counted, classes)
 
 
 def _ap_of(
-    inputs: APInputs, hit: np.ndarray, counts: np.ndarray, label: np.ndarray, counted: np.ndarray, classes: int
+    inputs: APInputs,
+    hit: np.ndarray,
+    counts: np.ndarray,
+    label: np.ndarray,
+    counted: np.ndarray,
+    of: np.ndarray,
+    classes: int,
 ) -> float:
-    """Mean AP over classes of detections that `hit`, among those that `counts`."""
+    """Mean AP, over the classes of the ground truths `of`, of detections that `hit`, among those that `counts`."""
     order = np.lexsort((-inputs.found.scores, label))
     order = order[counts[order]]
     bounds = np.searchsorted(label[order], np.arange(classes + 1))
     totals = np.bincount(inputs.truths.label[counted], minlength=classes)
-    values = np.full(classes, -1.0)
+    # A class that loses its last ground truth by the mending of misses keeps the AP it had, which is 0.
+    values = np.where(np.bincount(inputs.truths.label[of], minlength=classes) > 0, 0.0, -1.0)
     for k in np.flatnonzero(totals):
         values[k] = precision_at_recall(hit[order[bounds[k] : bounds[k + 1]]], int(totals[k])).mean()
     return mean_of_known(values)

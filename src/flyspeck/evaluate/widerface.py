@@ -76,7 +76,8 @@ def _average_precision(scores: np.ndarray, hit: np.ndarray, counted: np.ndarray,
 
 
 def _reaching(scores: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """(P,) how many scores are at least each point."""
+    """(P,) how many scores are at least each point; NaN (from a submission of one score only) reaches none."""
+    scores = scores[~np.isnan(scores)]
     return len(scores) - np.searchsorted(np.sort(scores), points, side="left")
 
 
@@ -169,6 +170,8 @@ def read_wider_submission(source: Path, annotations: Annotations) -> DetectionTa
     rows = np.repeat(sorted(numbers), [len(numbers[row]) for row in sorted(numbers)])
     values = np.concatenate([numbers[row] for row in sorted(numbers)])
     notes = []
+    if len(values) and values[:, 4].min() == values[:, 4].max():
+        notes.append("all scores are equal: the reference divides 0 by 0 when it normalises them, and nothing is recalled")
     if not _is_sorted(values[:, 4], rows):
         bad = np.unique(rows[1:][(np.diff(values[:, 4]) > 0) & (np.diff(rows) == 0)])
         notes.append(
