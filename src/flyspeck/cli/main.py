@@ -17,6 +17,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "data": ("flyspeck.cli.data:app", "Annotated pictures: inspect, convert, shrink, tile, generate scenes."),
     "train": ("flyspeck.cli.train:train", "A recipe to a trained detector and its figures."),
     "models": ("flyspeck.cli.models:models", "The models by name, with their papers and counts."),
+    "pretrain": ("flyspeck.cli.pretrain:pretrain", "Train a backbone as a classifier of small pictures."),
     "profile": ("flyspeck.cli.profile:profile", "Parameters, GFLOPs, memory and latency of a model."),
     "alpha": ("flyspeck.cli.alpha:alpha", "Fusion factors of a feature pyramid, counted from a data set."),
     "tune": ("flyspeck.cli.tune:app", "Searches that train short runs: the fusion factor by brute force."),

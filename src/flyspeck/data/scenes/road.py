@@ -146,7 +146,7 @@ class Streets(Terrain):
     ) -> None:
         """Edge lines, centre line, dashes and zebra crossings; none within a junction."""
         fade = np.float32(min(1.0, scale * 0.16 / 0.7 + 0.25))  # a 16 cm line covers part of a pixel only
-        soft = np.float32(max(0.08, 0.5 / scale))
+        soft = max(0.08, 0.5 / scale)
         wear = np.clip(0.85 + 0.15 * texture, 0.3, 1.0) * fade
         for other, limit in zip(others, limits, strict=True):
             wear = wear * (np.abs(other) > limit + 0.5)

@@ -1,0 +1,126 @@
+"""What a report is made of: one `RunReport` a run, from memory or from a run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flyspeck.data.annotations import Annotations
+from flyspeck.errors import UserError
+from flyspeck.evaluate import DetectionTable, EvaluationResult, evaluate, protocol_named
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """One run as the report shows it."""
+
+    name: str
+    annotations: Annotations
+    """Ground truth that the detections are scored against."""
+    detections: DetectionTable
+    evaluation: EvaluationResult
+    history: tuple[Mapping[str, Any], ...] = ()
+    """Epoch records of the training: `epoch`, `seconds`, `losses` (name to mean), `figures` (name to value)."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """What to know of the run, such as model, data and time; shown as it is."""
+
+
+def read_run(folder: Path | str, *, gt: Path | str | None = None, protocol: str | None = None) -> RunReport:
+    """The run in `folder`: `recipe.yaml`, `detections.json`, `evaluation.json`, `metrics.jsonl`.
+
+    The detections are scored anew against the recipe's validation set, or `gt`, under the protocol of `evaluation.json` or
+    the one named. Nothing but json and YAML is read. Raises UserError for a folder that is not a finished run.
+    """
+    folder = Path(folder)
+    recipe_file, found_file = folder / "recipe.yaml", folder / "detections.json"
+    if not recipe_file.is_file():
+        raise UserError(
+            "no recipe.yaml: not a run folder", where=folder, fix="name a folder that `flyspeck train` made"
+        )
+    if not found_file.is_file():
+        raise UserError(
+            "no detections.json: the run is not finished", where=folder, fix="let it finish, or go on with --resume"
+        )
+    recipe = _mapping(recipe_file)
+    annotations = _ground_truth(recipe, gt, recipe_file)
+    detections = DetectionTable.from_coco(found_file, annotations)
+    name = protocol or _stored_protocol(folder / "evaluation.json")
+    evaluation = evaluate(annotations, detections, protocol_named(name))
+    history = tuple(record for record in _lines(folder / "metrics.jsonl") if record.get("kind") == "epoch")
+    return RunReport(folder.name, annotations, detections, evaluation, history, _facts(recipe, folder))
+
+
+def _ground_truth(recipe: Mapping[str, Any], gt: Path | str | None, where: Path) -> Annotations:
+    """The recipe's validation set, read as training read it."""
+    from flyspeck.data.readers import read_annotations
+
+    data = recipe.get("data")
+    if not isinstance(data, dict) or "val" not in data:
+        raise UserError("has no data.val", where=where, fix="give the ground truth with --gt")
+    table = read_annotations(gt or data["val"], format=data.get("format"), classes=data.get("classes"))
+    limit = data.get("val_limit")
+    if gt is None and limit is not None and limit < len(table):
+        import numpy as np
+
+        # the same even spread over the file that training measured on
+        table = table.select_images(np.linspace(0, len(table) - 1, limit).round().astype(np.int64))
+    return table
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"not YAML: {' '.join(str(error).split())}", where=path) from None
+    if not isinstance(content, dict):
+        raise UserError("is not a recipe", where=path)
+    return content
+
+
+def _stored_protocol(path: Path) -> str:
+    """The protocol that the run was measured with; ours where it says none."""
+    if not path.is_file():
+        return "flyspeck"
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["protocol"])
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
+        raise UserError(
+            "is not an evaluation", where=path, fix="measure again: flyspeck eval, or delete the file"
+        ) from None
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a jsonl file; a last line that was cut off is left out."""
+    records: list[dict[str, Any]] = []
+    if not path.is_file():
+        return records
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+def _facts(recipe: Mapping[str, Any], folder: Path) -> dict[str, str]:
+    model, train = recipe.get("model", {}), recipe.get("train", {})
+    facts = {
+        "model": f"{model.get('name', '?')}, width {model.get('width', 1.0)}, {model.get('channels', '?')} channels",
+        "training": f"{train.get('epochs', '?')} epochs, batch {train.get('batch_size', '?')}, {train.get('optimizer', '?')}, "
+        f"learning rate {train.get('lr', '?')}, seed {train.get('seed', '?')}",
+    }
+    environment = folder / "environment.json"
+    if environment.is_file():
+        content = json.loads(environment.read_text(encoding="utf-8"))
+        facts["environment"] = (
+            f"flyspeck {content.get('flyspeck')}, torch {content.get('torch')}, {content.get('device')}"
+        )
+        facts["data sha256"] = str(content.get("data_sha256", ""))
+    return facts

@@ -1,0 +1,99 @@
+"""HTML tables that a screen reader can walk: a caption, and a scope for every header."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from flyspeck.report.runs import RunReport
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str) -> str:
+    """A table of text: `head` names the columns, the first cell of each row names the row."""
+    top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    body = "".join(
+        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'
+        for row in rows
+    )
+    # the wrapper scrolls sideways on a narrow screen; tabindex lets the keyboard do it, the label says what it is
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption, quote=True)}"><table>'
+        f"<caption>{escape(caption)}</caption><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def percent(value: Any) -> str:
+    """A share in percent with one decimal; a dash where there was nothing to find (-1, None or NaN)."""
+    if value is None or not math.isfinite(value) or value < 0:
+        return "–"
+    return f"{100 * value:.1f}"
+
+
+def number(value: float) -> str:
+    """A number for a table cell."""
+    return "–" if not math.isfinite(value) else f"{value:.4g}"
+
+
+def by_size(runs: Sequence[RunReport]) -> str:
+    """Every run's numbers in percent: a table a protocol, a row a subset, a column a metric and run; recall and classes apart."""
+    parts = []
+    for protocol in dict.fromkeys(run.evaluation.protocol.name for run in runs):
+        mine = [run for run in runs if run.evaluation.protocol.name == protocol]
+        text = mine[0].evaluation.protocol.text
+        rows = [
+            (_per_class(row), _metric(row).startswith("AR"), column, row)
+            for column, run in enumerate(mine)
+            for row in run.evaluation.rows
+        ]
+        chosen = [(column, row) for by_class, recall, column, row in rows if not by_class and not recall]
+        parts.append(_pivot(chosen, mine, caption=f"In percent. Protocol {text}"))
+        for summary, by_class_wanted in (("Recall", False), ("By class", True)):
+            chosen = [
+                (c, row) for by_class, recall, c, row in rows if by_class == by_class_wanted and (by_class or recall)
+            ]
+            if chosen:
+                inner = _pivot(chosen, mine, caption=f"{summary}, in percent. Protocol {text}")
+                parts.append(f"<details><summary>{summary} ({escape(protocol)})</summary>{inner}</details>")
+        notes = [f"{run.name}: {note}" for run in mine for note in run.evaluation.notes]
+        parts += [f'<p class="note">{escape(note)}</p>' for note in notes]
+    return "".join(parts)
+
+
+def _pivot(rows: Sequence[tuple[int, dict[str, Any]]], runs: Sequence[RunReport], *, caption: str) -> str:
+    """Rows of (run, evaluation row) as a table; the best of several runs carries a star."""
+    places = list(dict.fromkeys(_place(row) for _, row in rows))
+    metrics = list(dict.fromkeys(_metric(row) for _, row in rows))
+    values = {(_place(row), _metric(row), column): row["value"] for column, row in rows}
+    several = len(runs) > 1
+    head = ["", *(f"{metric} {run.name}" if several else metric for metric in metrics for run in runs)]
+    body = []
+    for place in places:
+        cells = [place]
+        for metric in metrics:
+            mine = [values.get((place, metric, column)) for column in range(len(runs))]
+            known = [v for v in mine if v is not None and v >= 0]
+            best = (min(known) if metric.startswith("MR") else max(known)) if len(known) > 1 else None
+            cells += [percent(v) + (" ★" if v is not None and v == best else "") for v in mine]
+        body.append(cells)
+    return table(head, body, caption=caption)
+
+
+def _per_class(row: dict[str, Any]) -> bool:
+    return "cls" in row or "category" in row or str(row["metric"]).endswith("_per_class")
+
+
+def _metric(row: dict[str, Any]) -> str:
+    """`AP50`, or `AP 0.50:0.95`."""
+    iou = row.get("iou")
+    threshold = f"{round(100 * float(iou))}" if isinstance(iou, float | int) else (f" {iou}" if iou else "")
+    return str(row["metric"]).removesuffix("_per_class") + threshold
+
+
+def _place(row: dict[str, Any]) -> str:
+    """What a row is about: the class, the size, the limit."""
+    where = row.get("area") or row.get("setup") or row.get("setting") or ""
+    limit = f"maxDets {row['max_dets']}" if "max_dets" in row and str(row["metric"]).startswith("AR") else ""
+    parts = (row.get("cls", row.get("category", "")), where, limit)
+    return " ".join(str(part) for part in parts if part != "") or "all"
