@@ -104,7 +104,7 @@ def fit(
         for epoch in range(progress.epoch, config.epochs):
             progress.epoch = epoch
             model.train()
-            meter = _Meter(config)
+            meter = _Meter(accelerator)
             stream = iter(batches(epoch, progress.step_in_epoch * config.accumulate))
             for _ in range(progress.step_in_epoch, steps_per_epoch):
                 torch.manual_seed(_step_seed(config.seed, progress.step, accelerator.process_index))
@@ -114,10 +114,12 @@ def fit(
                     ema.update(detector)
                 progress.step += 1
                 progress.step_in_epoch += 1
-                meter.add(losses, pictures * accelerator.num_processes)
-                if progress.step % config.log_every == 0 and accelerator.is_main_process:
+                meter.add(losses, pictures)
+                if progress.step % config.log_every == 0:
                     lr = optimizer.param_groups[-1]["lr"]
-                    reporter.step({"step": progress.step, "epoch": epoch + 1, "lr": lr, **meter.record()})
+                    record = {"step": progress.step, "epoch": epoch + 1, "lr": lr, **meter.record()}
+                    if accelerator.is_main_process:
+                        reporter.step(record)
                 if config.checkpoint_every and progress.step % config.checkpoint_every == 0:
                     save()
             progress.epoch, progress.step_in_epoch = epoch + 1, 0
@@ -146,7 +148,7 @@ def _train_step(
     config: TrainConfig,
     accelerator: Accelerator,
     folder: Path,
-) -> tuple[dict[str, float], int]:
+) -> tuple[dict[str, Tensor], int]:
     """One optimiser step over `accumulate` batches; the mean losses and the number of pictures of this process."""
     sums: dict[str, Tensor] = {}
     pictures = 0
@@ -168,7 +170,7 @@ def _train_step(
         accelerator.clip_grad_norm_(model.parameters(), config.clip_grad)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return {name: float(value) for name, value in sums.items()}, pictures
+    return sums, pictures
 
 
 def _report_non_finite(
@@ -263,34 +265,45 @@ def _restore(
 
 
 class _Meter:
-    """Means of losses and speed: over the steps since the last line, and over the epoch."""
+    """Means of losses over all processes, and speed: since the last line of the log, and over the epoch."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
         self.begun = self.since = time.monotonic()
-        self.window: list[dict[str, float]] = []
-        self.pictures = 0
-        self.sums: dict[str, float] = {}
-        self.steps = self.total_pictures = 0
+        self.window: list[Tensor] = []
+        self.epoch: list[Tensor] = []
+        self.names: list[str] = []
+        self.pictures = self.total_pictures = 0
 
-    def add(self, losses: dict[str, float], pictures: int) -> None:
-        self.window.append(losses)
-        self.pictures += pictures
-        self.total_pictures += pictures
-        self.steps += 1
-        for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+    def add(self, losses: dict[str, Tensor], pictures: int) -> None:
+        """The losses of a step on `pictures` pictures of this process."""
+        self.names = list(losses)
+        self.window.append(torch.stack([*losses.values()]))
+        self.pictures += pictures * self.accelerator.num_processes
 
     def record(self) -> dict[str, Any]:
+        """Since the last record; called by every process."""
         now = time.monotonic()
-        means = {name: sum(w[name] for w in self.window) / len(self.window) for name in self.window[-1]}
         speed = self.pictures / max(now - self.since, 1e-9)
+        self.total_pictures += self.pictures
+        self.epoch.extend(self.window)
+        losses = self._means(self.window)
         self.window, self.pictures, self.since = [], 0, now
-        return {"losses": means, "images_per_second": round(speed, 2)}
+        return {"losses": losses, "images_per_second": round(speed, 2)}
 
     def epoch_record(self) -> dict[str, Any]:
+        """Over the whole epoch; called by every process."""
+        if self.window:
+            self.record()
         seconds = time.monotonic() - self.begun
         return {
-            "losses": {name: value / max(self.steps, 1) for name, value in self.sums.items()},
+            "losses": self._means(self.epoch),
             "seconds": round(seconds, 2),
             "images_per_second": round(self.total_pictures / max(seconds, 1e-9), 2),
         }
+
+    def _means(self, rows: list[Tensor]) -> dict[str, float]:
+        if not rows:
+            return {}
+        means = self.accelerator.reduce(torch.stack(rows).mean(0), reduction="mean")
+        return dict(zip(self.names, means.tolist(), strict=True))  # type: ignore[union-attr]
