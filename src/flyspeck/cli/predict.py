@@ -75,8 +75,8 @@ def predict(
     category_ids, remarks = match_categories(network.classes, categories)
     for remark in remarks:
         typer.echo(f"note: {remark}", err=True)
-    writers = open_writers(out, format_.split(","), classes=network.classes, category_ids=category_ids)
     journal = _journal(out, fresh=not resume, made_with=_made_with(model, predictor, precision))
+    writers = open_writers(out, format_.split(","), classes=network.classes, category_ids=category_ids)
     if resume:
         typer.echo(f"resumed: {journal.num_kept} tiles kept")
     run = _Run(predictor, out, writers, journal, options, show_score, pictures)
