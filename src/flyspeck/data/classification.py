@@ -1,0 +1,235 @@
+"""Labelled small pictures for pre-training: CIFAR-10 and -100, ImageNet32, folders of classes, packed npz sets.
+
+CIFAR and ImageNet32 come as Python pickles. They are read with an unpickler that can make NumPy arrays and nothing else, so
+that no file can run code. No torch here.
+"""
+
+from __future__ import annotations
+
+import _codecs
+import io
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from flyspeck.errors import UserError
+
+Split = Literal["train", "val"]
+_PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True)
+class LabelledPictures:
+    """Pictures of one size with one class each."""
+
+    pixels: np.ndarray
+    """(N, H, W, 3) uint8, RGB."""
+    labels: np.ndarray
+    """(N,) int64 in 0..K-1."""
+    classes: tuple[str, ...]
+    """(K,) names."""
+    source: str
+    """What was read, in words."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def limit(self, per_class: int) -> LabelledPictures:
+        """The first `per_class` pictures of every class."""
+        order = np.argsort(self.labels, kind="stable")
+        sorted_labels = self.labels[order]
+        rank = np.arange(len(order)) - np.searchsorted(sorted_labels, sorted_labels)
+        keep = np.sort(order[rank < per_class])
+        return LabelledPictures(self.pixels[keep], self.labels[keep], self.classes, self.source)
+
+
+def read_labelled_pictures(folder: Path | str, split: Split, *, size: int = 32) -> LabelledPictures:
+    """The `train` or `val` pictures of a folder in any of the known layouts.
+
+    * CIFAR-10 (`data_batch_1` … and `test_batch`), CIFAR-100 (`train`, `test`, `meta`), ImageNet32 or ImageNet64
+      (`train_data_batch_1` …, `val_data`; pickles or npz): as published.
+    * npz (`train.npz`, `val.npz` or `test.npz`): `data` (concatenated picture files), `offsets`, `labels`, `classes`.
+    * folder of classes (`train/CLASS/*.jpg`, `val/CLASS/*.jpg`): each picture is resized and cropped to `size` squared.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError("no such folder", where=folder)
+    readers: tuple[tuple[str, Callable[[], LabelledPictures]], ...] = (
+        ("data_batch_1", lambda: _cifar10(folder, split)),
+        ("meta", lambda: _cifar100(folder, split)),
+        ("train_data_batch_1", lambda: _imagenet32(folder, split, "")),
+        ("train_data_batch_1.npz", lambda: _imagenet32(folder, split, ".npz")),
+        ("train.npz", lambda: _packed(folder, split)),
+    )
+    for mark, reader in readers:
+        if (folder / mark).is_file():
+            return reader()
+    if (folder / "train").is_dir():
+        return _image_folder(folder, split, size)
+    marks = ", ".join(mark for mark, _ in readers)
+    raise UserError(
+        "no data set of labelled pictures that is known",
+        where=folder,
+        fix=f"give the folder that holds one of {marks}, or train/CLASS/pictures",
+    )
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Loads dictionaries, lists, texts, numbers and NumPy arrays; refuses every other name."""
+
+    _ARRAYS = ("numpy.core.multiarray", "numpy._core.multiarray")
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        if module_name in self._ARRAYS and global_name in ("_reconstruct", "scalar"):
+            return getattr(import_module("numpy._core.multiarray"), global_name)
+        if module_name in ("numpy.core.numeric", "numpy._core.numeric") and global_name == "_frombuffer":
+            return import_module("numpy._core.numeric")._frombuffer
+        if module_name == "numpy" and global_name in ("ndarray", "dtype"):
+            return np.ndarray if global_name == "ndarray" else np.dtype
+        if (module_name, global_name) == ("_codecs", "encode"):  # how Python 3 writes bytes in old protocols
+            return _codecs.encode
+        raise pickle.UnpicklingError(f"the file wants to load {module_name}.{global_name}")
+
+
+def load_arrays(path: Path) -> dict[str, Any]:
+    """The dictionary of a pickle that holds arrays, lists and texts only; its keys as text."""
+    try:
+        with path.open("rb") as file:
+            content = _ArrayUnpickler(file, encoding="bytes").load()
+    except FileNotFoundError:
+        raise UserError("no such file", where=path, fix="the data set is not complete: unpack it again") from None
+    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
+        raise UserError(f"not a data batch that can be read safely ({error})", where=path) from error
+    if not isinstance(content, dict):
+        raise UserError("holds no dictionary", where=path)
+    return {k.decode() if isinstance(k, bytes) else str(k): v for k, v in content.items()}
+
+
+def _planes(flat: Any, where: Path) -> np.ndarray:
+    """`(N, 3*S*S)` red, green and blue planes to `(N, S, S, 3)`."""
+    flat = np.asarray(flat)
+    side = round((flat.shape[-1] / 3) ** 0.5) if flat.ndim == 2 else 0
+    if flat.ndim != 2 or 3 * side * side != flat.shape[1] or flat.dtype != np.uint8:
+        raise UserError(f"'data' is {flat.dtype} of shape {flat.shape}, not uint8 rows of square pictures", where=where)
+    return flat.reshape(-1, 3, side, side).transpose(0, 2, 3, 1)
+
+
+def _from_batches(
+    batches: Sequence[tuple[Path, dict[str, Any]]], label_key: str, classes: Sequence[str], source: str, first: int = 0
+) -> LabelledPictures:
+    for path, batch in batches:
+        for key in ("data", label_key):
+            if key not in batch:
+                raise UserError(f"has no '{key}'", where=path)
+    pixels = np.concatenate([_planes(batch["data"], path) for path, batch in batches])
+    labels = np.concatenate([np.asarray(batch[label_key], dtype=np.int64) for _, batch in batches]) - first
+    return _checked(LabelledPictures(pixels, labels, tuple(classes), source))
+
+
+def _checked(pictures: LabelledPictures) -> LabelledPictures:
+    if len(pictures.pixels) != len(pictures.labels) or len(pictures) == 0:
+        raise UserError(f"{len(pictures.pixels)} pictures and {len(pictures.labels)} labels", where=pictures.source)
+    low, high = int(pictures.labels.min()), int(pictures.labels.max())
+    if low < 0 or high >= len(pictures.classes):
+        raise UserError(f"labels {low} to {high} for {len(pictures.classes)} classes", where=pictures.source)
+    return pictures
+
+
+def _texts(values: Any) -> list[str]:
+    return [v.decode() if isinstance(v, bytes) else str(v) for v in values]
+
+
+def _cifar10(folder: Path, split: Split) -> LabelledPictures:
+    names = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
+    classes = _texts(load_arrays(folder / "batches.meta").get("label_names", range(10)))
+    batches = [(folder / name, load_arrays(folder / name)) for name in names]
+    return _from_batches(batches, "labels", classes, f"CIFAR-10 {split}: {folder}")
+
+
+def _cifar100(folder: Path, split: Split) -> LabelledPictures:
+    path = folder / ("train" if split == "train" else "test")
+    classes = _texts(load_arrays(folder / "meta").get("fine_label_names", range(100)))
+    return _from_batches([(path, load_arrays(path))], "fine_labels", classes, f"CIFAR-100 {split}: {folder}")
+
+
+def _imagenet32(folder: Path, split: Split, suffix: str) -> LabelledPictures:
+    names = [f"train_data_batch_{i}" for i in range(1, 11)] if split == "train" else ["val_data"]
+    paths = [folder / f"{name}{suffix}" for name in names]
+    batches = [(path, _npz(path) if suffix else load_arrays(path)) for path in paths]
+    # Labels count from 1; there are no names in the files.
+    return _from_batches(batches, "labels", [str(i) for i in range(1, 1001)], f"ImageNet32 {split}: {folder}", first=1)
+
+
+def _npz(path: Path) -> dict[str, Any]:
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return {name: content[name] for name in content.files}
+    except FileNotFoundError:
+        raise UserError("no such file", where=path, fix="the data set is not complete: unpack it again") from None
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"not an npz file that can be read safely ({error})", where=path) from error
+
+
+def _packed(folder: Path, split: Split) -> LabelledPictures:
+    path = folder / "train.npz"
+    if split == "val":
+        path = folder / ("val.npz" if (folder / "val.npz").is_file() else "test.npz")
+    content = _npz(path)
+    missing = [name for name in ("data", "offsets", "labels", "classes") if name not in content]
+    if missing:
+        raise UserError(f"has no '{missing[0]}'", where=path)
+    data, offsets = content["data"].tobytes(), content["offsets"]
+    pictures = []
+    for row, (start, stop) in enumerate(pairwise(offsets)):
+        try:
+            with Image.open(io.BytesIO(data[start:stop])) as image:
+                pictures.append(np.asarray(image.convert("RGB")))
+        except (UnidentifiedImageError, OSError) as error:
+            raise UserError(f"picture {row} cannot be decoded ({error})", where=path) from error
+    if len({p.shape for p in pictures}) > 1:
+        raise UserError("holds pictures of several sizes", where=path)
+    classes = tuple(str(c) for c in content["classes"])
+    return _checked(LabelledPictures(np.stack(pictures), content["labels"].astype(np.int64), classes, f"{path}"))
+
+
+def _image_folder(folder: Path, split: Split, size: int) -> LabelledPictures:
+    root = folder / split
+    if split == "val" and not root.is_dir():
+        root = folder / "test"
+    if not root.is_dir():
+        raise UserError(f"has no {split}/ beside train/", where=folder)
+    # The classes are those of train/, so that both splits number them alike.
+    classes = sorted(p.name for p in (folder / "train").iterdir() if p.is_dir())
+    unknown = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name not in classes)
+    if unknown:
+        raise UserError(f"class '{unknown[0]}' is not in train/", where=root)
+    pictures, labels = [], []
+    for label, name in enumerate(classes):
+        files = sorted(p for p in (root / name).glob("*") if p.suffix.lower() in _PICTURE_SUFFIXES)
+        pictures += [_square(p, size) for p in files]
+        labels += [label] * len(files)
+    if not pictures:
+        raise UserError("holds no pictures", where=root, fix=f"put them under {root.name}/CLASS/")
+    labelled = LabelledPictures(np.stack(pictures), np.asarray(labels, np.int64), tuple(classes), f"{root}")
+    return _checked(labelled)
+
+
+def _square(path: Path, size: int) -> np.ndarray:
+    """The middle of a picture whose shorter side is resized to `size`."""
+    try:
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"cannot be decoded ({error})", where=path) from error
+    scale = size / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    left, top = (width - size) // 2, (height - size) // 2
+    return np.asarray(image.crop((left, top, left + size, top + size)))
