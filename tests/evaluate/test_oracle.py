@@ -2,54 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from pycocotools_oracle import as_coco, largest_difference, reference
 from tables_by_hand import random_tables
 
+from flyspeck.data.readers import read_annotations
 from flyspeck.evaluate import DetectionTable, evaluate, protocol_named
 from flyspeck.evaluate.ap import average_precision, prepare
 from flyspeck.evaluate.protocols import COCO_IOUS, COCO_RULE, APProtocol, Bin
-
-
-def reference(annotations, detections, bins: tuple[Bin, ...], max_dets: tuple[int, ...], ious=COCO_IOUS):
-    """pycocotools' precision (T, R, K, A, D) and recall (T, K, A, D)."""
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    content = {
-        "images": [{"id": int(i)} for i in annotations.image_ids],
-        "categories": [
-            {"id": i, "name": n} for i, n in zip(annotations.category_ids, annotations.classes, strict=True)
-        ],
-        "annotations": [
-            {
-                "id": int(annotations.box_ids[row]),
-                "image_id": int(annotations.image_ids[annotations.image_index[row]]),
-                "category_id": int(annotations.extra["category"][row]) + 1,
-                "bbox": annotations.extra["xywh"][row].tolist(),
-                "area": float(annotations.area[row]),
-                "iscrowd": int(annotations.crowd[row]),
-            }
-            for row in range(annotations.num_boxes)
-        ],
-    }
-    with contextlib.redirect_stdout(io.StringIO()):
-        ground = COCO()
-        ground.dataset = content
-        ground.createIndex()
-        evaluator = COCOeval(ground, ground.loadRes(detections.to_coco(annotations)), "bbox")
-        evaluator.params.areaRng = [[area.low, area.high] for area in bins]
-        evaluator.params.areaRngLbl = [area.name for area in bins]
-        evaluator.params.maxDets = list(max_dets)
-        evaluator.params.iouThrs = np.array(ious)
-        evaluator.evaluate()
-        evaluator.accumulate()
-    return evaluator.eval["precision"], evaluator.eval["recall"]
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -60,7 +25,7 @@ def test_matcher_and_curves(seed: int) -> None:
     bins = (Bin("all", 0.0, 1e10), Bin("tiny", 4.0, 64.0), Bin("rest", 64.0, 200.0))
     protocol = APProtocol("coco", "pycocotools", bins, COCO_IOUS, (1, 5, 20), rule=COCO_RULE, id_zero_matches=False)
     arrays = average_precision(prepare(annotations, detections, protocol), protocol)
-    precision, recall = reference(annotations, detections, bins, (1, 5, 20))
+    precision, recall = reference(as_coco(annotations), detections.to_coco(annotations), bins, (1, 5, 20))
     assert_allclose(arrays.precision, precision[..., -1], rtol=0, atol=1e-12)
     assert_allclose(arrays.recall, recall, rtol=0, atol=1e-12)
 
@@ -70,7 +35,7 @@ def test_delegated_coco(seed: int) -> None:
     annotations, detections = random_tables(seed + 60, pictures=3, classes=2)
     assert len(detections)
     areas = (Bin("all", 0, 1e10), Bin("small", 0, 1024.0), Bin("medium", 1024.0, 9216.0), Bin("large", 9216.0, 1e10))
-    precision, recall = reference(annotations, detections, areas, (1, 10, 100))
+    precision, recall = reference(as_coco(annotations), detections.to_coco(annotations), areas, (1, 10, 100))
     result = evaluate(annotations, detections, "coco_bbox")
 
     def mean(values: np.ndarray) -> float:
@@ -108,3 +73,26 @@ def test_max_dets_matters() -> None:
     assert evaluate(annotations, detections, few).value(metric="AR", iou=0.5, area="all") < evaluate(
         annotations, detections, "flyspeck"
     ).value(metric="AR", iou=0.5, area="all")
+
+
+@pytest.mark.slow
+def test_hituav_as_a_detector_would_see_it(shared: Path, tmp_path: Path) -> None:
+    """The real ground truth of 1068 pictures with detections that are jittered, doubled, mislabelled and missing."""
+    gt = shared / "data" / "hituav" / "val_blk.json"
+    if not gt.is_file():
+        pytest.skip("needs hituav beside the project")
+    annotations = read_annotations(gt, for_evaluation=True)
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, annotations.num_boxes, 3 * annotations.num_boxes)
+    sides = annotations.boxes[rows, 2:] - annotations.boxes[rows, :2]
+    shift = rng.normal(0, 0.12, (len(rows), 4)) * np.tile(sides, 2)
+    boxes = np.sort((annotations.boxes[rows] + shift).reshape(-1, 2, 2), axis=1).reshape(-1, 4)
+    detections = DetectionTable.from_columns(
+        image_index=annotations.image_index[rows],
+        boxes=np.round(boxes, 2),
+        scores=np.round(rng.uniform(0, 1, len(rows)), 2),
+        labels=np.maximum(annotations.extra["category"][rows], 0),
+    )
+    dt = tmp_path / "dt.json"
+    detections.write_coco(dt, annotations)
+    assert largest_difference(gt, dt) <= 1e-12

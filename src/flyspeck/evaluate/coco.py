@@ -1,4 +1,8 @@
-"""COCO's own protocol, handed to faster-coco-eval; the columns here become the objects that it reads."""
+"""COCO's own protocol, handed to faster-coco-eval; the columns here become the objects that it reads.
+
+It is plain COCO: only `iscrowd` ignores, and only within its category. Regions of no class (a category like DontCare) have no
+effect, as in pycocotools, where they are a category of their own without objects; `flyspeck` lets them hold for every class.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,16 @@ import numpy as np
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.evaluate.ap import mean_of_known
+from flyspeck.evaluate.collector import paused_collector
 from flyspeck.evaluate.detections import DetectionTable
 from flyspeck.evaluate.protocols import DelegatedCOCO
-from flyspeck.evaluate.tables import TruthTable, image_ranks, truth_table
+from flyspeck.evaluate.tables import TruthTable, image_ranks, own_labels, truth_table
 
 
 def coco_rows(annotations: Annotations, detections: DetectionTable, protocol: DelegatedCOCO) -> list[dict[str, Any]]:
     """COCO's twelve numbers under their usual names, and AP of every class (`AP_per_class`, by `category_id`)."""
-    evaluation = _run(annotations, detections, protocol)
+    with paused_collector():
+        evaluation = _run(annotations, detections, protocol)
     # precision (T, R, K, A, D) and recall (T, K, A, D): IoU, recall point, class, area (all, small, medium, large), maxDets
     precision, recall = evaluation["precision"], evaluation["recall"]
     names = {"AP": (slice(None), 0), "AP50": (slice(0, 1), 0), "AP75": (slice(5, 6), 0)}
@@ -42,7 +48,7 @@ def coco_rows(annotations: Annotations, detections: DetectionTable, protocol: De
 def _run(annotations: Annotations, detections: DetectionTable, protocol: DelegatedCOCO) -> dict[str, Any]:
     from faster_coco_eval import COCO, COCOeval_faster
 
-    truths = truth_table(annotations, ("crowd",))
+    truths = truth_table(annotations.select_boxes(own_labels(annotations) >= 0), ("crowd",))
     ranks = image_ranks(annotations)
     images = [{"id": number} for number in range(1, len(annotations) + 1)]
     categories = [{"id": k + 1, "name": name} for k, name in enumerate(annotations.classes)]
@@ -84,13 +90,10 @@ def _truth_entries(truths: TruthTable) -> list[dict[str, Any]]:
 
 
 def _whole_ids(truths: TruthTable) -> list[int]:
-    """The source's ids where they are whole numbers; copies of a region of every class get new ones."""
+    """The source's ids where they are whole numbers (0 and its flaw included), else 1 to M."""
     if truths.ids.dtype == object:
         return list(range(1, len(truths.ids) + 1))
-    ids = truths.ids.astype(np.int64).copy()
-    copies = np.r_[False, truths.row[1:] == truths.row[:-1]] if len(ids) else np.zeros(0, bool)
-    ids[copies] = max(int(ids.max(initial=0)), 0) + 1 + np.arange(copies.sum())
-    return ids.tolist()
+    return truths.ids.tolist()
 
 
 def _detection_entries(detections: DetectionTable, ranks: np.ndarray) -> list[dict[str, Any]]:

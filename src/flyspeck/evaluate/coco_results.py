@@ -11,6 +11,7 @@ import numpy as np
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.errors import UserError
+from flyspeck.evaluate.collector import paused_collector
 from flyspeck.evaluate.detections import DetectionTable
 
 _FIELDS = ("image_id", "category_id", "bbox", "score")
@@ -43,7 +44,8 @@ def read_results(
 def load_results(path: Path) -> list[Any]:
     """The list in a COCO results file (or under `annotations` of an object)."""
     try:
-        content = json.loads(path.read_bytes())
+        with paused_collector():
+            content = json.loads(path.read_bytes())
     except json.JSONDecodeError as error:
         raise UserError(
             f"not valid json: {error.msg}", where=f"{path}, line {error.lineno}", fix="is the file cut off?"

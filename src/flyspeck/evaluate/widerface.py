@@ -171,7 +171,9 @@ def read_wider_submission(source: Path, annotations: Annotations) -> DetectionTa
     values = np.concatenate([numbers[row] for row in sorted(numbers)])
     notes = []
     if len(values) and values[:, 4].min() == values[:, 4].max():
-        notes.append("all scores are equal: the reference divides 0 by 0 when it normalises them, and nothing is recalled")
+        notes.append(
+            "all scores are equal: the reference divides 0 by 0 when it normalises them, and nothing is recalled"
+        )
     if not _is_sorted(values[:, 4], rows):
         bad = np.unique(rows[1:][(np.diff(values[:, 4]) > 0) & (np.diff(rows) == 0)])
         notes.append(
