@@ -39,12 +39,14 @@ def predict(
     """Find objects in pictures; writes detections.json, images.json and annotated pictures into --out."""
     from flyspeck.cli.values import parse_integers, parse_size
     from flyspeck.infer.merge import MergeRule
-    from flyspeck.infer.outputs import open_writers
+    from flyspeck.infer.outputs import check_formats, open_writers
     from flyspeck.infer.predictor import Predictor
     from flyspeck.infer.source import OpenOptions, find_items
 
     if not 0 <= score <= 1:
         raise UserError(f"a score of {score}", where="--score", fix="choose one from 0 to 1")
+    formats = format_.split(",")
+    check_formats(formats)
     options = OpenOptions(
         max_pixels=int(max_megapixels * 1e6),
         bands=None if bands is None else parse_integers(bands, where="--bands"),
@@ -76,7 +78,7 @@ def predict(
     for remark in remarks:
         typer.echo(f"note: {remark}", err=True)
     journal = _journal(out, fresh=not resume, made_with=_made_with(model, predictor, precision))
-    writers = open_writers(out, format_.split(","), classes=network.classes, category_ids=category_ids)
+    writers = open_writers(out, formats, classes=network.classes, category_ids=category_ids)
     if resume:
         typer.echo(f"resumed: {journal.num_kept} tiles kept")
     run = _Run(predictor, out, writers, journal, options, show_score, pictures)

@@ -149,13 +149,18 @@ class PerPictureWriter(Writer):
         """See `Writer.close`."""
 
 
+def check_formats(formats: Sequence[str]) -> None:
+    """Raise UserError for a name that is not one of `FORMATS`."""
+    for name in formats:
+        if name not in FORMATS:
+            raise UserError(f"unknown output format '{name}'", fix=nearest(name, FORMATS))
+
+
 def open_writers(
     folder: Path, formats: Sequence[str], *, classes: Sequence[str], category_ids: Sequence[int] | None = None
 ) -> list[Writer]:
     """The writers of `formats` (names out of `FORMATS`) into `folder`, which is made. Raises UserError."""
-    for name in formats:
-        if name not in FORMATS:
-            raise UserError(f"unknown output format '{name}'", fix=nearest(name, FORMATS))
+    check_formats(formats)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
