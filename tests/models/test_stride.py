@@ -8,12 +8,18 @@ from torch import nn
 from torch.testing import assert_close
 
 from flyspeck.errors import UserError
+from flyspeck.models.anchors import strided_anchors
 from flyspeck.models.backbones.hrnet import hrnet18
 from flyspeck.models.backbones.mobilenet import mobilenet_v2
 from flyspeck.models.backbones.mobilenet_v1 import mobilenet_v1
 from flyspeck.models.backbones.resnet import resnet18, resnet50
+from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.backbones.vgg import vgg16
-from flyspeck.models.stride import DualPath, eliminate_strides, layers, parse_elimination
+from flyspeck.models.detector import Detector, PixelNorm
+from flyspeck.models.necks.fpn import FPN
+from flyspeck.models.retinanet import RetinaNetHead
+from flyspeck.models.stride import DualPath, detect_finer, eliminate_strides, layers, parse_elimination
+from flyspeck.types import FeatureSpec, ImageBatch
 
 
 def strided(backbone):
@@ -139,6 +145,30 @@ def test_both_paths_reach_the_shared_weights():
         sum(m.square().mean() for m in dual(torch.randn(2, 3, 64, 64))[path]).backward()
         gradients.append(shared.grad.abs().sum())
     assert all(g > 0 for g in gradients)
+
+
+def test_detecting_without_a_stride_is_detecting_in_the_enlarged_picture():
+    """A 1x1 network strided at its very beginning: a picture enlarged by repetition gives the map that it has without."""
+    stem = nn.Sequential(nn.Conv2d(3, 4, 1, stride=2), nn.ReLU())
+    stages = {"stem": stem, "stage1": nn.Sequential(nn.Conv2d(4, 4, 1))}
+    specs = {"stage1": FeatureSpec(4, 2)}
+    torch.manual_seed(0)
+    backbone = StagedBackbone(stages, specs, outputs=("stage1",))
+    neck = FPN(backbone.features, channels=4, num_extra=0)
+    head = RetinaNetHead(neck.features, num_classes=1, anchors=strided_anchors(neck.features), depth=1)
+    for parameter in head.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    norm = PixelNorm([0.0] * 3, [1.0] * 3)
+    detector = Detector(backbone, neck, head, pixel_norm=norm, classes=("x",)).eval()
+    picture = torch.rand(1, 3, 8, 12)
+    enlarged = picture.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    (expected,) = detector.detect(ImageBatch(enlarged, ((16, 24),)))
+    eliminate_strides(backbone, (0,))
+    (found,) = detect_finer(detector, ImageBatch(picture, ((8, 12),)), factor=2)
+    assert len(found) > 0
+    assert_close(torch.from_numpy(found.boxes), torch.from_numpy(expected.boxes) / 2)
+    assert_close(torch.from_numpy(found.scores), torch.from_numpy(expected.scores))
+    assert found.image_size == (8, 12)
 
 
 def test_a_map_before_the_split_is_refused():

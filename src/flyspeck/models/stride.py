@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor, nn
 
 from flyspeck.errors import UserError
 from flyspeck.models.backbones.staged import StagedBackbone
-from flyspeck.types import FeatureSpec
+from flyspeck.models.detector import Detector, to_detections
+from flyspeck.types import Detections, FeatureSpec, ImageBatch
 
 _PATTERN = re.compile(r"S(\d+)L(\d+(?:-\d+)*)")
 _POOLS = (nn.MaxPool2d, nn.AvgPool2d)
@@ -118,6 +120,22 @@ def _neutralise(backbone: StagedBackbone, layer: Layer) -> None:
 
 def _finer(spec: FeatureSpec, factor: int) -> FeatureSpec:
     return FeatureSpec(spec.channels, spec.stride / factor if spec.stride % factor else int(spec.stride // factor))
+
+
+@torch.no_grad()
+def detect_finer(detector: Detector, images: ImageBatch, *, factor: int) -> list[Detections]:
+    """Detections of a detector whose backbone lost strides of total `factor` after its training (section 4.1).
+
+    To its head, maps that grew by `factor` are those of a picture enlarged as much: so the head decodes in that picture's
+    frame (anchors, points and regions as it learnt them), and its boxes are divided by `factor`.
+    """
+    height, width = images.pixels.shape[-2:]
+    sizes = [(h * factor, w * factor) for h, w in images.sizes]
+    raw = detector.head.detect(detector.pyramid(images), (height * factor, width * factor), sizes)
+    return [
+        to_detections(replace(r, boxes=r.boxes / factor), size, detector.classes)
+        for r, size in zip(raw, images.sizes, strict=True)
+    ]
 
 
 class DualPath(nn.Module):
