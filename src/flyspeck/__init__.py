@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from flyspeck.data.readers import read_annotations as read_annotations
     from flyspeck.data.writers import write_coco as write_coco
     from flyspeck.errors import UserError as UserError
+    from flyspeck.infer.merge import MergeRule as MergeRule
+    from flyspeck.infer.predictor import Predictor as Predictor
     from flyspeck.types import Detections as Detections
     from flyspeck.types import FeatureSpec as FeatureSpec
     from flyspeck.types import ImageBatch as ImageBatch
@@ -33,6 +35,8 @@ _HOMES = {
     "Detections": "flyspeck.types",
     "FeatureSpec": "flyspeck.types",
     "ImageBatch": "flyspeck.types",
+    "MergeRule": "flyspeck.infer.merge",
+    "Predictor": "flyspeck.infer.predictor",
     "Sample": "flyspeck.types",
     "Targets": "flyspeck.types",
     "UserError": "flyspeck.errors",

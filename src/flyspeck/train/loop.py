@@ -249,7 +249,8 @@ def _restore(
     description: Mapping[str, Any],
 ) -> Progress:
     state = load_state(path)
-    differing = [key for key in description if state["description"].get(key) != description[key]]
+    before = state["description"]  # of an older version: what it did not note cannot differ
+    differing = [key for key in description if key in before and before[key] != description[key]]
     if differing:
         raise UserError(
             f"this run was started with another {', '.join(differing)}",

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -56,6 +57,7 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, reporter: Repor
         "recipe": _comparable(recipe),
         "data": data_hash(train_set, val_set),
         "training_size": _training_size(recipe, train_set),
+        "object_side_99": _object_side(train_set),
         "protocol": recipe.evaluate.protocol,
     }
     if accelerator.is_main_process:
@@ -148,6 +150,12 @@ def _training_size(recipe: Recipe, train_set: Annotations) -> list[int]:
     if (train_set.sizes > 0).all():
         return [int(side) for side in train_set.sizes.max(0)]
     return list(read_image(train_set.path(0)).shape[:2])
+
+
+def _object_side(train_set: Annotations) -> float:
+    """99th percentile of the objects' longer sides in pixels: what the overlap of tiles must hold. 0 without objects."""
+    boxes = train_set.boxes[~train_set.ignore]
+    return float(np.quantile((boxes[:, 2:] - boxes[:, :2]).max(axis=1), 0.99)) if len(boxes) else 0.0
 
 
 def _say_problems(*tables: Annotations) -> None:
