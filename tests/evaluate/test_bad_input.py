@@ -288,3 +288,13 @@ def test_coco_files_for_protocols_with_their_own_layout(tmp_path: Path, score: C
     assert evaluate(annotations, detections, "voc_devkit_py").value(metric="mAP_area", iou=0.5) == 1.0
     # One score only: the reference's normalisation divides 0 by 0, no threshold is reached, nothing is recalled.
     assert evaluate(annotations, detections, "widerface_val").value(setting="all") == 0.0
+
+
+def test_ground_truth_without_file_names(tmp_path: Path) -> None:
+    """Scoring needs no pictures, so it needs no names of them."""
+    gt, dt = tmp_path / "gt.json", tmp_path / "dt.json"
+    gt.write_text(json.dumps(GT | {"images": [{"id": 14}]}))
+    dt.write_text(json.dumps([DET]))
+    annotations = read_annotations(gt, for_evaluation=True)
+    result = evaluate(annotations, DetectionTable.from_coco(dt, annotations), "coco_bbox")
+    assert result.value(metric="AP50") == pytest.approx(1.0)

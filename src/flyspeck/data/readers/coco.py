@@ -43,7 +43,7 @@ def read_coco(path: Path, options: ReadOptions, content: Any = None) -> Annotati
     content = load_json(path) if content is None else content
     _check_shape(content, path)
     draft = Draft(where=path, root=path.parent)
-    rows = _read_images(draft, content)
+    rows = _read_images(draft, content, nameless=options.for_evaluation)
     draft.root = options.images or find_root(usual_places(path), draft.file_names)
     _read_categories(draft, content["categories"])
     _read_boxes(draft, content["annotations"], rows, exact=options.for_evaluation)
@@ -89,13 +89,15 @@ def _whole(value: Any) -> int | None:
     return int(value) if isinstance(value, int | float) and np.isfinite(value) and value > 0 else None
 
 
-def _read_images(draft: Draft, content: dict[str, Any]) -> dict[Any, int]:
-    """Append the pictures; returns the row of each id."""
+def _read_images(draft: Draft, content: dict[str, Any], *, nameless: bool = False) -> dict[Any, int]:
+    """Append the pictures; returns the row of each id. With `nameless` a picture without file_name is named by its id."""
     rows: dict[Any, int] = {}
     kept = []
     for number, image in enumerate(content["images"], 1):
         entry = image if isinstance(image, dict) else {}
         name, key = entry.get("file_name"), entry.get("id")
+        if nameless and name is None:
+            name = str(key)
         fault = ""
         if isinstance(key, bool) or not isinstance(key, int | str):
             fault = f"has the id {key!r}, neither a whole number nor a text"
