@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from flyspeck.data.readers import read_annotations as read_annotations
     from flyspeck.data.writers import write_coco as write_coco
     from flyspeck.errors import UserError as UserError
+    from flyspeck.evaluate.detections import DetectionTable as DetectionTable
     from flyspeck.infer.merge import MergeRule as MergeRule
     from flyspeck.infer.predictor import Predictor as Predictor
     from flyspeck.types import Detections as Detections
@@ -32,6 +33,7 @@ _HOMES = {
     "Annotations": "flyspeck.data.annotations",
     "CutPolicy": "flyspeck.data.policy",
     "DetectionDataset": "flyspeck.data.loading",
+    "DetectionTable": "flyspeck.evaluate.detections",
     "Detections": "flyspeck.types",
     "FeatureSpec": "flyspeck.types",
     "ImageBatch": "flyspeck.types",
