@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Literal
 
 import numpy as np
@@ -9,14 +10,16 @@ import torch
 
 from flyspeck.errors import UserError
 from flyspeck.models.detector import Detector
+from flyspeck.models.fold import fold_norms
 from flyspeck.types import Detections, ImageBatch
 
 
 class TorchModel:
     """Windows (H, W, C) uint8 or uint16, all of one size, to their `Detections`, on one device.
 
-    Grey windows are repeated for a colour model and colour ones turned to luma (ITU-R 601) for a grey one. `bf16` runs the
-    network under autocast: faster on recent CPUs and GPUs, at slightly different scores.
+    The norms of a copy are folded into its convolutions. Grey windows are repeated for a colour model and colour ones
+    turned to luma (ITU-R 601) for a grey one. `bf16` runs the network under autocast: faster on recent CPUs and GPUs, at
+    slightly different scores.
     """
 
     def __init__(self, detector: Detector, *, device: str = "cpu", precision: Literal["fp32", "bf16"] = "fp32") -> None:
@@ -24,9 +27,12 @@ class TorchModel:
             raise UserError(f"unknown precision '{precision}'", fix="fp32 or bf16")
         self.device = _device(device)
         self.precision = precision
-        self.detector = detector.to(self.device, memory_format=torch.channels_last).eval()  # pyright: ignore[reportCallIssue]
         self.classes = detector.classes
         self.channels = int(detector.pixel_norm.mean.shape[1])
+        mine = copy.deepcopy(detector).eval()  # the caller's keeps its norms, and may train on
+        blank = ImageBatch(torch.zeros(1, self.channels, 128, 128), ((128, 128),))
+        fold_norms(mine, lambda: mine.pyramid(blank))
+        self.detector = mine.to(self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def __call__(self, windows: list[np.ndarray]) -> list[Detections]:
         """Detections of each window in its own frame."""
