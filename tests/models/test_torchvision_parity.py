@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -56,10 +58,10 @@ def copy_in_order(source: nn.Module, target: nn.Module) -> None:
         mine.copy_(value)
 
 
-def torchvision_backbone(extra: nn.Module, first: int) -> BackboneWithFPN:
+def torchvision_backbone(extra: nn.Module, first: int, width: int) -> BackboneWithFPN:
     layers = {f"layer{i}": str(i) for i in range(first, 5)}
     channels = [64 * 2 ** (i - 1) for i in range(first, 5)]
-    return BackboneWithFPN(resnet18(weights=None), layers, channels, CHANNELS, extra)
+    return BackboneWithFPN(resnet18(weights=None), layers, channels, width, extra)
 
 
 def compare(theirs: nn.Module, mine: Detector, pixels: Tensor) -> int:
@@ -82,11 +84,12 @@ def pixels() -> Tensor:
     return torch.rand(2, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(1))
 
 
-def test_retinanet(pixels: Tensor) -> None:
+def build_retinanet(channels: int = CHANNELS) -> tuple[nn.Module, Detector]:
+    """torchvision's and ours, with the same weights."""
     generator = torch.manual_seed(0)
     octaves = tuple((s, s * 2 ** (1 / 3), s * 2 ** (2 / 3)) for s in SIZES)
     theirs = RetinaNet(
-        torchvision_backbone(LastLevelP6P7(512, CHANNELS), 2),
+        torchvision_backbone(LastLevelP6P7(512, channels), 2, channels),
         num_classes=3,
         anchor_generator=AnchorGenerator(octaves, ((0.5, 1.0, 2.0),) * 5),  # type: ignore[arg-type]
         min_size=HEIGHT,
@@ -101,8 +104,8 @@ def test_retinanet(pixels: Tensor) -> None:
         backbone,
         classes="abc",
         pixel_norm=PixelNorm(MEAN, STD),
-        neck=FPN(backbone.features, channels=CHANNELS, num_extra=2, extra="conv_c5"),
-        channels=CHANNELS,
+        neck=FPN(backbone.features, channels=channels, num_extra=2, extra="conv_c5"),
+        channels=channels,
         anchors=lambda _: AnchorGrid(shapes, offset=0),
         suppression=Suppression(max_detections=200),
     )
@@ -113,13 +116,14 @@ def test_retinanet(pixels: Tensor) -> None:
     copy_in_order(theirs.head.regression_head.conv, head.box_tower.convs)  # type: ignore[arg-type]
     copy_in_order(theirs.head.classification_head.cls_logits, head.class_logits)  # type: ignore[arg-type]
     copy_in_order(theirs.head.regression_head.bbox_reg, head.box_deltas)  # type: ignore[arg-type]
-    assert compare(theirs, mine, pixels) > 50
+    return theirs, mine
 
 
-def test_faster_rcnn(pixels: Tensor) -> None:
+def build_faster_rcnn(channels: int = CHANNELS) -> tuple[nn.Module, Detector]:
+    """torchvision's and ours, with the same weights."""
     generator = torch.manual_seed(0)
     theirs = FasterRCNN(
-        torchvision_backbone(LastLevelMaxPool(), 1),
+        torchvision_backbone(LastLevelMaxPool(), 1, channels),
         num_classes=4,
         rpn_anchor_generator=AnchorGenerator(tuple((s,) for s in SIZES), ((0.5, 1.0, 2.0),) * 5),
         min_size=HEIGHT,
@@ -132,7 +136,7 @@ def test_faster_rcnn(pixels: Tensor) -> None:
         staged_resnet18(),
         classes="abc",
         pixel_norm=PixelNorm(MEAN, STD),
-        channels=CHANNELS,
+        channels=channels,
         anchors=lambda _: AnchorGrid(shapes, offset=0),
         pool={"aligned": False},
         suppression=Suppression(max_detections=200),
@@ -151,4 +155,10 @@ def test_faster_rcnn(pixels: Tensor) -> None:
         box_head.class_logits.bias.copy_(predictor.cls_score.bias[order])
         box_head.box_deltas.weight.copy_(predictor.bbox_pred.weight[4:])
         box_head.box_deltas.bias.copy_(predictor.bbox_pred.bias[4:])
+    return theirs, mine
+
+
+@pytest.mark.parametrize("build", [build_retinanet, build_faster_rcnn])
+def test_same_weights_same_boxes(build: Callable[[], tuple[nn.Module, Detector]], pixels: Tensor) -> None:
+    theirs, mine = build()
     assert compare(theirs, mine, pixels) > 50
