@@ -15,6 +15,7 @@ from flyspeck.models.backbones.vgg import vgg16
 from flyspeck.models.detector import PixelNorm
 from flyspeck.models.ssd import L2Norm, Priors, find_configuration, hardest, ssd
 from flyspeck.models.ssd_tables import MOBILENET_V1, VGG16
+from flyspeck.models.zoo import build as build_by_name
 from flyspeck.types import ImageBatch, Targets
 
 
@@ -160,3 +161,18 @@ def test_any_chain_of_stages_hosts_ssd():
 def test_unknown_configurations_are_named(name, message):
     with pytest.raises(UserError, match=message):
         find_configuration(name)
+
+
+def test_ssd_on_imagenet_weights_sees_the_same_with_and_without_its_stride(shared):
+    """The real MobileNetV1: with S1L0 every other pixel of the finer first map is the map of the base network."""
+    weights = shared / "weights" / "mobilenet_v1_0.25_in1k_coral_bnfolded.pt"
+    norm = PixelNorm([0.5] * 3, [0.5] * 3)
+    base = build_by_name("ssd:mobilenet_v1_coral", width=0.25, weights=weights, pixel_norm=norm).eval()
+    finer = build_by_name("ssd:mobilenet_v1_coral:S1L0", width=0.25, weights=weights, pixel_norm=norm).eval()
+    x = (
+        torch.rand(1, 3, 65, 97, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    )  # odd: 'same' pads both sides alike
+    with torch.no_grad():
+        first, fine = (next(m.backbone.stages["stem"].children())(x) for m in (base, finer))
+    assert_close(fine[..., ::2, ::2], first)
+    assert finer.features[0].stride * 2 == base.features[0].stride

@@ -22,7 +22,7 @@ from flyspeck.errors import UserError, nearest
 from flyspeck.models.backbones.bottom_heavy import bh_hrnet18, bh_hrnet32, bh_resnet50
 from flyspeck.models.backbones.hrnet import hrnet18, hrnet32
 from flyspeck.models.backbones.mobilenet import mobilenet_v2
-from flyspeck.models.backbones.mobilenet_v1 import mobilenet_v1
+from flyspeck.models.backbones.mobilenet_v1 import CORAL, mobilenet_v1
 from flyspeck.models.backbones.resnet import resnet18, resnet34, resnet50, resnet101
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.backbones.vgg import vgg16
@@ -94,6 +94,7 @@ BACKBONES: dict[str, BackboneEntry] = {
     "bh_hrnet18": BackboneEntry(bh_hrnet18, picks_outputs=False, neck="hrfpn"),
     "bh_hrnet32": BackboneEntry(bh_hrnet32, picks_outputs=False, neck="hrfpn"),
     "mobilenet_v1": BackboneEntry(mobilenet_v1),
+    "mobilenet_v1_coral": BackboneEntry(partial(mobilenet_v1, **CORAL)),
     "mobilenet_v2": BackboneEntry(mobilenet_v2),
     "vgg16": BackboneEntry(vgg16),
 }
