@@ -14,6 +14,7 @@ from flyspeck.errors import UserError
 
 # verb -> (module:attribute of a typer app or a function, one line of help). Loaded when the verb is called.
 VERBS: dict[str, tuple[str, str]] = {
+    "demo": ("flyspeck.cli.demo:demo", "The whole job on generated pictures, in minutes: start here."),
     "data": ("flyspeck.cli.data:app", "Annotated pictures: inspect, convert, shrink, tile, generate scenes."),
     "train": ("flyspeck.cli.train:train", "A recipe to a trained detector and its figures."),
     "models": ("flyspeck.cli.models:models", "The models by name, with their papers and counts."),

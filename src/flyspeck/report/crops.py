@@ -167,7 +167,7 @@ def _truth_panel(
         (_dashed if lost else _solid)(pen, box, _LOST if lost else _TRUTH)
         size = float(box_algebra.size(view.truths[row]))
         words.append(f"{classes[int(view.truth_labels[row])]} of {size:.0f} px, {FATES[int(view.fates[row])]}")
-    return _uri(image), "Ground truth: " + (_listed(words) or "no object")
+    return data_uri(image), "Ground truth: " + (_listed(words) or "no object")
 
 
 def _found_panel(
@@ -181,7 +181,7 @@ def _found_panel(
         words.append(
             f"{classes[int(view.found_labels[row])]} at score {view.scores[row]:.2f}{', false alarm' if wrong else ''}"
         )
-    return _uri(image), "Detections: " + (_listed(words) or "none")
+    return data_uri(image), "Detections: " + (_listed(words) or "none")
 
 
 def _overview(pixels: np.ndarray, view: _View) -> str:
@@ -199,7 +199,7 @@ def _overview(pixels: np.ndarray, view: _View) -> str:
                 pen.rectangle(corners, outline=_LOST)
             else:
                 pen.ellipse(corners, outline=_TRUTH)
-    return _uri(image)
+    return data_uri(image)
 
 
 def _scaled(box: np.ndarray, window: tuple[int, int, int, int], zoom: float) -> tuple[float, float, float, float]:
@@ -230,7 +230,7 @@ def _listed(words: list[str], most: int = 6) -> str:
     return "; ".join(words[:most]) + rest
 
 
-def _uri(image: Image.Image) -> str:
+def data_uri(image: Image.Image) -> str:
     """WebP as a data URI: a tenth of PNG's size for photographs, and every browser shows it."""
     stream = io.BytesIO()
     image.save(stream, "WEBP", quality=72, method=2)
@@ -242,11 +242,11 @@ def to_html(picture: Picture, number: int) -> str:
     rows = []
     for caption, panels in picture.panels:
         cells = "".join(
-            f"<figure>{_image(uri, alt)}<figcaption>{escape(head)}</figcaption></figure>" for head, uri, alt in panels
+            f"<figure>{image(uri, alt)}<figcaption>{escape(head)}</figcaption></figure>" for head, uri, alt in panels
         )
         rows.append(f'<div class="crop"><p>{escape(caption)}</p><div class="panels">{cells}</div></div>')
     tags = escape("|".join(picture.tags), quote=True)
-    overview = _image(picture.overview, f"{picture.name}: circles mark lost objects, squares false alarms")
+    overview = image(picture.overview, f"{picture.name}: circles mark lost objects, squares false alarms")
     return (
         f'<article class="picture" data-tags="{tags}" aria-labelledby="p{number}">'
         f'<h3 id="p{number}">{number}. {escape(picture.name)}</h3><p>{escape(picture.summary)}</p>'
@@ -254,5 +254,6 @@ def to_html(picture: Picture, number: int) -> str:
     )
 
 
-def _image(uri: str, alt: str) -> str:
+def image(uri: str, alt: str) -> str:
+    """An img element with its text alternative."""
     return f'<img src="{uri}" alt="{escape(alt, quote=True)}" loading="lazy">'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from importlib import resources
 from itertools import pairwise
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from flyspeck import __version__
 from flyspeck import boxes as box_algebra
@@ -17,7 +19,7 @@ from flyspeck.data.writers import write_text
 from flyspeck.errors import UserError
 from flyspeck.report import figures as fig
 from flyspeck.report import tables
-from flyspeck.report.crops import Picture, to_html, worst_pictures
+from flyspeck.report.crops import Picture, data_uri, image, to_html, worst_pictures
 from flyspeck.report.diagnosis import FATES, SIZES, Diagnosis, Rate, diagnose, miss_rates
 from flyspeck.report.runs import RunReport
 
@@ -25,8 +27,24 @@ from flyspeck.report.runs import RunReport
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
+@dataclass(frozen=True)
+class Appendix:
+    """A further section: an annotated picture, and what to say of it."""
+
+    heading: str
+    text: str
+    picture: Image.Image
+    alternative: str
+    """What a screen reader says for the picture."""
+
+
 def build_report(
-    runs: Sequence[RunReport], out: Path | str, *, pictures: int = 40, title: str = "flyspeck report"
+    runs: Sequence[RunReport],
+    out: Path | str,
+    *,
+    pictures: int = 40,
+    title: str = "flyspeck report",
+    appendices: Sequence[Appendix] = (),
 ) -> Path:
     """Write the report on one or several `runs` to the file `out` and return its path.
 
@@ -47,6 +65,8 @@ def build_report(
         ("training", "Training", _training(runs)),
         ("pictures", "Worst pictures", _pictures(shown, problems, runs[0].name, diagnoses[0])),
     ]
+    for number, extra in enumerate(appendices, 1):
+        sections.append((f"appendix-{number}", extra.heading, _appendix(extra)))
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, _page(title, runs, [(key, head, body) for key, head, body in sections if body]))
@@ -297,6 +317,10 @@ def _pictures(pictures: Sequence[Picture], problems: Sequence[str], run: str, di
         f'<form id="filter"><fieldset><legend>Show pictures with</legend>{radios}</fieldset></form>'
         f'<p id="shown" role="status" aria-live="polite">{len(pictures)} of {len(pictures)} pictures shown.</p>{articles}'
     )
+
+
+def _appendix(extra: Appendix) -> str:
+    return f'<p>{escape(extra.text)}</p><div class="views">{image(data_uri(extra.picture), extra.alternative)}</div>'
 
 
 def _figure(head: str, chart: str, summary: str, data: str) -> str:

@@ -1,0 +1,214 @@
+"""`flyspeck demo`: the main job from nothing to one HTML page, on scenes that are generated on the spot."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from flyspeck.errors import UserError
+
+if TYPE_CHECKING:
+    from flyspeck.evaluate import EvaluationResult
+    from flyspeck.report import Appendix
+
+TILE = (256, 320)  # pictures to learn from: as dense as whole ones, and quick
+BIG = (3000, 4000)
+# Everything that a run is, in one file that the reader can change and train again.
+RECIPE = """\
+# Written by `flyspeck demo`: a small anchor-free detector for pictures of 2 cores and a few minutes.
+name: demo
+data:
+  train: train/annotations.json
+  val: val/annotations.json
+  cache: ram
+augment:
+  flip: 0.5
+  vertical_flip: 0.5
+model:
+  name: fcos:resnet18
+  width: 0.25
+  channels: 32
+  levels: 2-5
+  norm: bn
+  head: {{depth: 1}}
+  max_detections: 200
+  min_score: 0.05
+train:
+  epochs: {epochs}
+  batch_size: 8
+  optimizer: adamw
+  lr: 0.003
+  warmup_steps: 50
+  schedule: cosine
+  ema: 0.99
+  precision: {precision}
+  workers: 0
+  eval_every: {eval_every}
+  log_every: 100
+  seed: {seed}
+"""
+
+
+def demo(
+    out: Path = typer.Option(Path("flyspeck-demo"), "--out", help="Folder for everything that the demo makes."),
+    images: int = typer.Option(500, "--images", min=8, help="Scenes to learn from."),
+    val_images: int = typer.Option(120, "--val-images", min=4, help="Scenes to measure on."),
+    epochs: int = typer.Option(16, "--epochs", min=1, help="Passes over them."),
+    seed: int = typer.Option(0, "--seed", min=0, help="Of the scenes and of the training."),
+    big: str = typer.Option(f"{BIG[0]}x{BIG[1]}", "--big", help="Height x width of the large scene."),
+) -> None:
+    """Scenes, training, evaluation, prediction on one large picture, one page: the whole job in a few minutes."""
+    import logging
+
+    from flyspeck.cli.values import parse_size
+    from flyspeck.report import build_report, read_run
+
+    side = parse_size(big, where="--big")
+    if (out / "run").exists() or (out / "train").exists():
+        raise UserError("a demo was made there already", where=out, fix="name another --out, or delete this one")
+    clock = _Clock()
+    logging.basicConfig(level=logging.INFO, format="  %(message)s")
+    logging.getLogger("flyspeck").setLevel(logging.INFO)
+    with clock("painting scenes"):
+        _paint(out, images, val_images, seed)
+    with clock("training"):
+        _train(out, epochs, seed)
+    with clock("measuring on unseen scenes"):
+        run = read_run(out / "run")
+    with clock(f"predicting on one scene of {side[1]} x {side[0]}"):
+        appendix, on_big = _predict(out, side, seed)
+    with clock("writing the page"):
+        title = "flyspeck demo: tiny things in generated scenes"
+        page = build_report([run], out / "report.html", title=title, appendices=[appendix])
+    typer.echo("")
+    typer.echo(run.evaluation.table())
+    typer.echo(f"the large scene: AP50 {_percent(on_big, 'all')}, AP50 of tiny objects {_percent(on_big, 'tiny')}")
+    typer.echo(f"{clock.total:.0f} s in all: {clock.summary}")
+    typer.echo(f"\nThe page: {page.resolve()}\n")
+    typer.echo(_next_steps(out))
+
+
+@dataclass
+class _Clock:
+    """Says what happens, and how long it took."""
+
+    parts: tuple[tuple[str, float], ...] = ()
+
+    @contextmanager
+    def __call__(self, words: str) -> Iterator[None]:
+        typer.echo(f"{words} ...")
+        start = time.perf_counter()
+        yield
+        self.parts += ((words, time.perf_counter() - start),)
+
+    @property
+    def total(self) -> float:
+        """Seconds so far."""
+        return sum(seconds for _, seconds in self.parts)
+
+    @property
+    def summary(self) -> str:
+        """Each part with its seconds."""
+        return ", ".join(f"{words} {seconds:.0f} s" for words, seconds in self.parts)
+
+
+def _paint(out: Path, images: int, val_images: int, seed: int) -> None:
+    """Scenes to learn from, and others, of another seed, to measure on."""
+    from flyspeck.data.loading import default_workers
+    from flyspeck.data.scenes.dataset import write_scenes
+
+    # Three seeds apart for any --seed: no scene to learn from is ever one to measure on.
+    for folder, number, part in (("train", images, 3 * seed), ("val", val_images, 3 * seed + 1)):
+        workers = max(1, default_workers()) if number > 100 else 1
+        write_scenes(out / folder, num_images=number, seed=part, height=TILE[0], width=TILE[1], workers=workers)
+
+
+def _train(out: Path, epochs: int, seed: int) -> None:
+    """The recipe, as a file, and its run."""
+    from flyspeck.train.config import load_recipe
+    from flyspeck.train.run import train
+
+    recipe = out / "recipe.yaml"
+    every = max(1, epochs // 4)
+    text = RECIPE.format(epochs=epochs, precision=_faster_precision(), eval_every=every, seed=seed)
+    recipe.write_text(text, encoding="utf-8")
+    train(load_recipe(recipe), out / "run")
+
+
+def _faster_precision() -> str:
+    """bf16 where this processor computes a convolution faster in it than in fp32: old ones emulate it slowly."""
+    import torch
+
+    x = torch.randn(4, 32, 64, 80).to(memory_format=torch.channels_last)
+    weight = torch.randn(32, 32, 3, 3)
+
+    def seconds(dtype: torch.dtype) -> float:
+        pixels, kernel = x.to(dtype), weight.to(dtype)
+        times = []
+        for _ in range(8):
+            start = time.perf_counter()
+            torch.nn.functional.conv2d(pixels, kernel, padding=1)
+            times.append(time.perf_counter() - start)
+        return min(times[2:])
+
+    return "bf16" if seconds(torch.bfloat16) < 0.8 * seconds(torch.float32) else "fp32"
+
+
+def _predict(out: Path, side: tuple[int, int], seed: int) -> tuple[Appendix, EvaluationResult]:
+    """Tiles over one large scene, merged; its numbers, and the annotated picture."""
+    import numpy as np
+
+    from flyspeck.data.readers import read_annotations
+    from flyspeck.data.scenes.dataset import write_scenes
+    from flyspeck.evaluate import DetectionTable, evaluate
+    from flyspeck.infer.predictor import Predictor
+    from flyspeck.infer.source import open_source
+    from flyspeck.infer.torch_model import TorchModel
+    from flyspeck.report import Appendix
+    from flyspeck.report.drawing import annotated
+    from flyspeck.train.build import load_detector
+
+    truth = read_annotations(
+        write_scenes(out / "large", num_images=1, seed=3 * seed + 2, height=side[0], width=side[1])
+    )
+    tile = tuple(2 * s for s in TILE)
+    predictor = Predictor(TorchModel(load_detector(out / "run")), tile=(tile[0], tile[1]), overlap=64, batch_size=2)
+    start = time.perf_counter()
+    (found,) = predictor.predict(truth.path(0))
+    seconds = time.perf_counter() - start
+    table = DetectionTable.from_list([found], truth)
+    table.write_coco(out / "large" / "detections.json", truth)
+    result = evaluate(truth, table, "flyspeck")
+    strong = found[np.flatnonzero(found.scores >= 0.3)]
+    with open_source(truth.path(0)) as source:
+        picture = annotated(source.read, strong, max_side=1000)
+    picture.save(out / "large" / "annotated.png")
+    objects = int((~truth.ignore).sum())
+    text = (
+        f"{objects} objects in {side[1]} x {side[0]} pixels; {len(strong)} detections of score 0.3 and more, from overlapping "
+        f"tiles, in {seconds:.1f} s. AP50 {_percent(result, 'all')}, of tiny objects {_percent(result, 'tiny')}."
+    )
+    alternative = f"The large scene with {len(strong)} detections, and enlarged crops of some of them"
+    return Appendix("One large picture", text, picture, alternative), result
+
+
+def _percent(result: EvaluationResult, area: str) -> str:
+    from flyspeck.evaluate.printing import percent
+
+    value: Any = result.value(metric="AP", iou=0.5, area=area)
+    return f"{percent(value)} %" if value >= 0 else "– (none there)"
+
+
+def _next_steps(out: Path) -> str:
+    return f"""The same with your own pictures:
+  flyspeck data inspect YOUR/annotations        what is in them (COCO, YOLO, VOC, VisDrone, DOTA, WIDER FACE, ...)
+  edit data.train and data.val in a copy of {out / "recipe.yaml"}
+  flyspeck train YOUR_RECIPE.yaml --out runs/first
+  flyspeck predict --model runs/first YOUR/PICTURES --out found
+  flyspeck report runs/first --out report.html"""
