@@ -98,6 +98,14 @@ def test_classes_must_agree(tmp_path):
         pretrain(build_backbone("resnet18", width=0.06), stripes(9, 0), other, CONFIG, tmp_path)
 
 
+def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path):
+    backbone = build_backbone("resnet18", width=0.06)
+    with torch.no_grad():
+        next(backbone.parameters()).fill_(float("inf"))
+    with pytest.raises(UserError, match=r"epoch 1: the loss is nan; lower the learning rate"):
+        pretrain(backbone, stripes(16, 0), stripes(9, 1), CONFIG, tmp_path)
+
+
 def test_verb(tmp_path, capsys):
     for split, seed in (("train", 0), ("val", 1)):
         data = stripes(24, seed)

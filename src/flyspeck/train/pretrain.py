@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -80,17 +81,11 @@ def pretrain(
                 factor = lr_factor(epoch * steps + step, config.epochs * steps, config)
                 set_lr(optimizer, factor)
                 x = crop_and_flip(_normalised(pictures, norm), size, generator, smallest_crop=smallest_crop)
-                with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.precision == "bf16"):
-                    logits = model(x.to(device, memory_format=torch.channels_last))
-                loss = F.cross_entropy(logits.float(), labels.to(device))
-                if not torch.isfinite(loss):
-                    raise UserError(f"the loss is {float(loss)}", where=f"epoch {epoch + 1}", fix="lower --lr")
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                if config.clip_grad is not None:
-                    torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad)
-                optimizer.step()
-                total += float(loss.detach())
+                total += _step(model, optimizer, x.to(device), labels.to(device), config)
+            if not math.isfinite(total):
+                raise UserError(
+                    f"the loss is {total / steps}", where=f"epoch {epoch + 1}", fix="lower the learning rate"
+                )
             top1 = top1_accuracy(model, val, norm, device=device)
             seconds = time.perf_counter() - started
             table.writerow(
@@ -109,6 +104,19 @@ def pretrain(
                 best = Pretrained(top1, epoch + 1, best.weights)
                 save_weights(backbone, best.weights, about=_about(name, train, best, norm))
     return best
+
+
+def _step(model: Classifier, optimizer: torch.optim.Optimizer, x: Tensor, labels: Tensor, config: TrainConfig) -> float:
+    """One update; returns the loss."""
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        logits = model(x.contiguous(memory_format=torch.channels_last))
+    loss = F.cross_entropy(logits.float(), labels)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if config.clip_grad is not None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad)
+    optimizer.step()
+    return float(loss.detach())
 
 
 def _about(name: str, train: LabelledPictures, best: Pretrained, norm: tuple[np.ndarray, np.ndarray]) -> dict[str, str]:
