@@ -52,7 +52,11 @@ def main() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     tensor = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
     rows = []
-    for name, build in (("retinanet", parity.build_retinanet), ("faster_rcnn", parity.build_faster_rcnn)):
+    for name, build in (
+        ("retinanet", parity.build_retinanet),
+        ("faster_rcnn", parity.build_faster_rcnn),
+        ("fcos", parity.build_fcos),
+    ):
         theirs, mine = build(channels=256)
         theirs.eval()
         model = TorchModel(mine)

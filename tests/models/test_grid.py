@@ -1,4 +1,4 @@
-"""Everything composes: one training step of every backbone x neck x head at small widths, and the pairs that are refused."""
+"""Everything composes: a training step of every backbone x neck x head at small widths, in one run of each backbone."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flyspeck.errors import UserError
 from flyspeck.models.detector import Detector, PixelNorm
-from flyspeck.models.zoo import BACKBONES, DETECTORS, NECKS, ZooName, assemble, build, build_backbone
+from flyspeck.models.zoo import BACKBONES, DETECTORS, NECKS, ZooName, assemble, build_backbone
 from flyspeck.types import ImageBatch, Targets
 
 HEADS = [name for name, entry in DETECTORS.items() if entry.has_neck]
@@ -82,30 +81,3 @@ def test_every_neck_and_head_trains_a_step_on(backbone_name):
     torch.autograd.backward(maps, grads)
     reached = [p.grad is not None for p in backbone.parameters()]
     assert sum(reached) == len(reached)
-
-
-@pytest.mark.parametrize("head", HEADS)
-def test_a_whole_step_changes_every_part(head):
-    torch.manual_seed(0)
-    detector = build(f"{head}:resnet18", width=1 / 16, classes=("a", "b"), **(FEW if "rcnn" in head else {}))
-    assert isinstance(detector, Detector)
-    before = {name: p.detach().clone() for name, p in detector.named_parameters()}
-    finite_step(detector)
-    torch.optim.SGD(detector.parameters(), lr=0.1).step()
-    for part in ("backbone", "neck", "head"):
-        assert any((before[n] - p).abs().max() > 0 for n, p in detector.named_parameters() if n.startswith(part))
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "reason"),
-    [
-        ("fcos:resnet18:sspnet", {"fusion": "one"}, "sspnet has no top-down fusion factors"),
-        ("retinanet:hrnet18", {"fusion": [0.5] * 3}, "hrfpn has no top-down fusion factors"),
-        ("retinanet:hrnet18", {"levels": "3-7"}, "fuses all its maps"),
-        ("faster_rcnn:resnet18", {"fusion": [0.5]}, "3 top-down edges, got 1 factors"),
-        ("faster_rcnn:resnet18:fpnn", {}, "no neck 'fpnn'"),
-    ],
-)
-def test_impossible_pairs_are_refused_with_the_reason(name, options, reason):
-    with torch.device("meta"), pytest.raises(UserError, match=reason):
-        build(name, width=1 / 16, **options)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18
-from torchvision.models.detection import FasterRCNN, RetinaNet
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
@@ -17,6 +17,7 @@ from flyspeck.models.anchors import AnchorGrid, anchor_shapes
 from flyspeck.models.backbones.resnet import resnet18 as staged_resnet18
 from flyspeck.models.detector import Detector, PixelNorm
 from flyspeck.models.faster_rcnn import faster_rcnn
+from flyspeck.models.fcos import fcos
 from flyspeck.models.necks.fpn import FPN
 from flyspeck.models.postprocess import Suppression
 from flyspeck.models.retinanet import retinanet
@@ -158,7 +159,66 @@ def build_faster_rcnn(channels: int = CHANNELS) -> tuple[nn.Module, Detector]:
     return theirs, mine
 
 
+def build_fcos(channels: int = 32) -> tuple[nn.Module, Detector]:
+    """torchvision's and ours, with the same weights. Its group norms are shared by the levels, ours are private to each."""
+    generator = torch.manual_seed(0)
+    theirs = FCOS(
+        torchvision_backbone(LastLevelP6P7(channels, channels), 2, channels),
+        num_classes=3,
+        min_size=HEIGHT,
+        max_size=WIDTH,
+        detections_per_img=200,
+        score_thresh=0.05,
+    )
+    loud(theirs, generator)
+    backbone = staged_resnet18(outputs=("stage2", "stage3", "stage4"))
+    mine = fcos(
+        backbone,
+        classes="abc",
+        pixel_norm=PixelNorm(MEAN, STD),
+        channels=channels,
+        norm=lambda width: nn.GroupNorm(32, width),
+        neck=FPN(backbone.features, channels=channels, num_extra=2, extra="conv_p5"),
+        offset=0.0,
+        range_scale=8.0,
+        suppression=Suppression(iou=0.6, max_detections=200),
+    )
+    copy_backbone(theirs, mine)
+    extra, head = theirs.backbone.fpn.extra_blocks, mine.head  # type: ignore[union-attr]
+    copy_in_order(nn.Sequential(extra.p6, extra.p7), mine.neck.extra_convs)  # type: ignore[arg-type]
+    classes, boxes = theirs.head.classification_head, theirs.head.regression_head
+    for source, tower in ((classes, head.class_tower), (boxes, head.box_tower)):
+        for i in range(4):
+            tower.convs[i] = nn.Conv2d(channels, channels, 3, 1, 1)  # torchvision's have a bias before the norm
+            copy_in_order(source.conv[3 * i], tower.convs[i])
+            for level in range(5):
+                copy_in_order(source.conv[3 * i + 1], tower.norms[level][i])
+    copy_in_order(classes.cls_logits, head.class_logits)  # type: ignore[arg-type]
+    copy_in_order(boxes.bbox_reg, head.box_distances)  # type: ignore[arg-type]
+    copy_in_order(boxes.bbox_ctrness, head.centerness)  # type: ignore[arg-type]
+    return theirs, mine
+
+
 @pytest.mark.parametrize("build", [build_retinanet, build_faster_rcnn])
 def test_same_weights_same_boxes(build: Callable[[], tuple[nn.Module, Detector]], pixels: Tensor) -> None:
     theirs, mine = build()
     assert compare(theirs, mine, pixels) > 50
+
+
+def test_same_weights_same_boxes_of_fcos(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a size that 128 divides: on others torchvision's box unit is the nominal stride, ours the true size of a cell."""
+    monkeypatch.setattr(f"{__name__}.WIDTH", 256)
+    theirs, mine = build_fcos()
+    pixels = torch.rand(2, 3, HEIGHT, 256, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = theirs.eval()(list(pixels))
+    found = mine.eval().detect(ImageBatch(pixels, ((HEIGHT, 256),) * 2))
+    for one, other in zip(found, expected, strict=True):
+        assert len(one) == len(other["scores"]) > 50
+        # The square root of two factors brings scores a rounding apart, so rows may swap: each has its like at most 2 away.
+        theirs_rows = torch.cat([other["boxes"], 100 * other["scores"][:, None], other["labels"][:, None]], 1)
+        columns = (one.boxes, 100 * one.scores[:, None], one.labels[:, None].astype("float32"))
+        mine_rows = torch.cat([torch.from_numpy(column) for column in columns], 1)
+        off, nearest = (mine_rows[:, None] - theirs_rows).abs().amax(-1).min(1)
+        assert float(off.max()) < 1e-2
+        assert int((nearest - torch.arange(len(nearest))).abs().max()) <= 2
