@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from flyspeck.evaluate.detections import DetectionTable as DetectionTable
     from flyspeck.infer.merge import MergeRule as MergeRule
     from flyspeck.infer.predictor import Predictor as Predictor
+    from flyspeck.infer.torch_model import load_predictor as load_predictor
+    from flyspeck.train.build import load_detector as load_detector
+    from flyspeck.train.config import load_recipe as load_recipe
     from flyspeck.types import Detections as Detections
     from flyspeck.types import FeatureSpec as FeatureSpec
     from flyspeck.types import ImageBatch as ImageBatch
@@ -42,6 +45,9 @@ _HOMES = {
     "Sample": "flyspeck.types",
     "Targets": "flyspeck.types",
     "UserError": "flyspeck.errors",
+    "load_detector": "flyspeck.train.build",
+    "load_predictor": "flyspeck.infer.torch_model",
+    "load_recipe": "flyspeck.train.config",
     "make_loader": "flyspeck.data.loading",
     "read_annotations": "flyspeck.data.readers",
     "read_image": "flyspeck.data.images",

@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 
 from flyspeck.cli.main import main
-from flyspeck.cli.predict import default_tiles, match_categories
+from flyspeck.cli.predict import match_categories
 from flyspeck.data.images import read_image
 from flyspeck.errors import UserError
 from flyspeck.infer.predictor import Predictor
 from flyspeck.infer.source import Categories
+from flyspeck.infer.tiles import default_tiles
 from flyspeck.infer.torch_model import TorchModel
 from flyspeck.train.build import build_detector, describe_model, load_detector
 from flyspeck.train.checkpoint import save_weights
@@ -147,7 +148,7 @@ def test_default_tiles_hold_the_objects() -> None:
     assert default_tiles(None, None, {"training_size": [256, 320], "object_side_99": 40}) == ((256, 320), 44)
     assert default_tiles(None, None, {"training_size": [256, 320]}) == ((256, 320), 68)
     assert default_tiles((64, 64), None, {}) == ((64, 64), 32)
-    with pytest.raises(UserError, match="--tile"):
+    with pytest.raises(UserError, match="tile: the weights do not say"):
         default_tiles(None, None, {})
 
 

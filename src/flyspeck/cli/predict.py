@@ -42,6 +42,7 @@ def predict(
     from flyspeck.infer.outputs import check_formats, open_writers
     from flyspeck.infer.predictor import Predictor
     from flyspeck.infer.source import OpenOptions, find_items
+    from flyspeck.infer.tiles import default_tiles
 
     if not 0 <= score <= 1:
         raise UserError(f"a score of {score}", where="--score", fix="choose one from 0 to 1")
@@ -170,30 +171,6 @@ def summary_line(result: Result) -> str:
     skipped = f" ({result.num_skipped} skipped)" if result.num_skipped else ""
     size = f"{found.image_size[0]}x{found.image_size[1]}"
     return f"{result.item.name}: {size}{tiles}{skipped}, {len(found)} boxes{': ' if classes else ''}{classes}"
-
-
-def default_tiles(
-    tile: tuple[int, int] | None, overlap: int | None, description: dict[str, Any], *, whole: bool = False
-) -> tuple[tuple[int, int] | None, int]:
-    """The tile (height, width) and overlap in pixels: what was asked for, else what the training saw.
-
-    An overlap that is not given holds the 99th percentile of the training objects' sides, where the weights say it; else 64 px.
-    It is at most half a tile.
-    """
-    if whole:
-        if overlap is not None:
-            raise UserError("an overlap without tiles", where="--overlap", fix="leave it out, or give --tile HxW")
-        return None, 0
-    if tile is None:
-        if "training_size" not in description:
-            raise UserError(
-                "the weights do not say which size they were trained at", where="--tile", fix="give --tile HxW"
-            )
-        height, width = description["training_size"]
-        tile = (int(height), int(width))
-    if overlap is None:
-        overlap = min(int(description.get("object_side_99", 64)) + 4, min(tile) // 2)
-    return tile, overlap
 
 
 def match_categories(classes: tuple[str, ...], categories: Categories | None) -> tuple[list[int] | None, list[str]]:

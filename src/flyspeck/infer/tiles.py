@@ -9,9 +9,13 @@ Rectangles are integer (x1, y1, x2, y2) pixels of the whole picture, half-open; 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from flyspeck.data.tiling import corners
+from flyspeck.errors import UserError
 
 
 def grid(size: tuple[int, int], tile: tuple[int, int], overlap: int | tuple[int, int]) -> np.ndarray:
@@ -33,3 +37,29 @@ def is_cut(boxes: np.ndarray, tiles: np.ndarray, size: tuple[int, int], toleranc
     low = (boxes[:, :2] <= tiles[:, :2] + tolerance) & (tiles[:, :2] > 0)
     high = (boxes[:, 2:] >= tiles[:, 2:] - tolerance) & (tiles[:, 2:] < np.array([size[1], size[0]]))
     return np.any(low | high, axis=1)
+
+
+def default_tiles(
+    tile: tuple[int, int] | None, overlap: int | None, description: Mapping[str, Any], *, whole: bool = False
+) -> tuple[tuple[int, int] | None, int]:
+    """The tile (height, width) and overlap in pixels: what was asked for, else what the training saw.
+
+    An overlap that is not given holds the 99th percentile of the training objects' sides, where the weights say it; else 64 px.
+    It is at most half a tile.
+    """
+    if whole:
+        if overlap is not None:
+            raise UserError("an overlap without tiles", where="overlap", fix="leave it out, or give a tile")
+        return None, 0
+    if tile is None:
+        if "training_size" not in description:
+            raise UserError(
+                "the weights do not say which size they were trained at",
+                where="tile",
+                fix="give a tile (height, width)",
+            )
+        height, width = description["training_size"]
+        tile = (int(height), int(width))
+    if overlap is None:
+        overlap = min(int(description.get("object_side_99", 64)) + 4, min(tile) // 2)
+    return tile, overlap

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from flyspeck.errors import UserError
+from flyspeck.infer.predictor import Predictor
+from flyspeck.infer.tiles import default_tiles
 from flyspeck.models.detector import Detector
 from flyspeck.models.fold import fold_norms
+from flyspeck.train.build import load_described
 from flyspeck.types import Detections, ImageBatch
 
 
@@ -40,6 +44,24 @@ class TorchModel:
         sizes = tuple((int(w.shape[0]), int(w.shape[1])) for w in windows)
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return self.detector.detect(ImageBatch(pixels, sizes))
+
+
+def load_predictor(
+    path: Path | str,
+    *,
+    device: str = "cpu",
+    precision: Literal["fp32", "bf16"] = "fp32",
+    tile: tuple[int, int] | None = None,
+    overlap: int | None = None,
+    **options: Any,
+) -> Predictor:
+    """The predictor of a run folder or a weights file: pictures of any size in, detections out.
+
+    `tile` (height, width) and `overlap` in pixels default to what the training saw; `options` go to `Predictor`.
+    """
+    detector, description = load_described(path)
+    sides, shared = default_tiles(tile, overlap, description)
+    return Predictor(TorchModel(detector, device=device, precision=precision), tile=sides, overlap=shared, **options)
 
 
 def to_batch(windows: list[np.ndarray]) -> torch.Tensor:
