@@ -91,3 +91,9 @@ def test_impossible_pairs_are_refused_with_the_reason(options, message):
     model = ModelConfig(**{"name": "fcos:resnet18", **SMALL, **options})
     with pytest.raises(UserError, match=message):
         build_detector(model, classes=("a",), mean=(0.5,), std=(0.5,))
+
+
+def test_soft_nms_by_recipe():
+    model = ModelConfig(name="fcos:resnet18", soft_nms="linear", nms=0.3, **SMALL)
+    rule = build_detector(model, classes=("a",), mean=(0.5,), std=(0.5,)).head.suppression
+    assert (rule.soft, rule.iou) == ("linear", 0.3)

@@ -67,7 +67,9 @@ def build_detector(
             num_extra=last - 5,
             channels=model.channels,
             norm=NORMS[model.norm],
-            suppression=Suppression(score=model.min_score, iou=model.nms, max_detections=model.max_detections),
+            suppression=Suppression(
+                score=model.min_score, iou=model.nms, max_detections=model.max_detections, soft=model.soft_nms
+            ),
             **options,
         )
     except TypeError as error:  # a keyword that this detector's builder does not take

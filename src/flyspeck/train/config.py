@@ -116,6 +116,8 @@ class ModelConfig(_Strict):
     """Detections with lower scores never leave the model."""
     nms: float = Field(default=0.5, gt=0, le=1)
     """IoU above which a worse box of the same class is dropped."""
+    soft_nms: Literal["linear", "gaussian"] | None = None
+    """Lower the scores of overlapping boxes instead of dropping them; `nms` is then the linear form's bound."""
 
 
 class TrainConfig(_Strict):
