@@ -13,7 +13,7 @@ def pretrain(
     out: Path = typer.Option(Path("runs/pretrain"), "--out", help="Where weights and log go."),
     epochs: int = typer.Option(30, min=1),
     batch_size: int = typer.Option(128, min=2),
-    lr: float = typer.Option(0.1, min=0.0, help="Largest learning rate, for this batch size."),
+    lr: float = typer.Option(0.05, min=0.0, help="Largest learning rate, for this batch size."),
     weight_decay: float = typer.Option(5e-4, min=0.0),
     warmup_steps: int = typer.Option(200, min=0),
     width: float = typer.Option(1.0, min=0.01, help="Multiplier of the backbone's channel counts."),
