@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from tables_by_hand import found, random_tables, truth
@@ -71,7 +71,14 @@ def test_missed_and_duplicates_gain() -> None:
     assert_allclose(row["delta_ap"]["missed"], (51 + 50 * 2 / 3 - 34 - 22) / 101)
 
 
+def test_no_ground_truth_at_all() -> None:
+    """Every detection is a background error, and nothing has an AP to gain."""
+    for row in error_rows(truth([]), found([(0, 0, A, 0.9)]), PROTOCOL)[:1]:
+        assert (row["background"], row["n_gt"], row["ap"], row["delta_ap"]) == (1, 0, -1.0, {})
+
+
 @settings(max_examples=25, deadline=None)
+@example(30585)  # no ground truth at all
 @given(st.integers(0, 100_000))
 def test_parts_add_up(seed: int) -> None:
     """Every false positive has one kind; the missed are at most those that nothing took; mending never hurts."""

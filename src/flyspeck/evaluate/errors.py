@@ -143,7 +143,8 @@ def mended_ap(inputs: APInputs, outcome: Outcome, errors: Errors, kind: str, cla
     if kind in ("class", "localisation"):
         taken = np.zeros(len(inputs.truths.row), bool)
         taken[outcome.truth[outcome.hit]] = True
-        mended = np.flatnonzero(chosen & ~taken[errors.points_at])
+        mended = np.flatnonzero(chosen)
+        mended = mended[~taken[errors.points_at[mended]]]
         mended = mended[np.argsort(-inputs.found.scores[mended], kind="stable")]
         # The best-scored error of a free ground truth becomes its hit; the rest go.
         mended = mended[np.unique(errors.points_at[mended], return_index=True)[1]]
