@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from flyspeck.errors import UserError
-from flyspeck.models.backbones.bottom_heavy import bh_hrnet18, bh_hrnet32, bh_resnet50, bottom_heavy
+from flyspeck.models.backbones.bottom_heavy import bh_hrnet18, bh_resnet50, bottom_heavy
 from flyspeck.models.backbones.hrnet import HRStage, hrnet18, hrnet32, staged_hrnet
 from flyspeck.models.backbones.mobilenet import mobilenet_v2
 from flyspeck.models.backbones.resnet import resnet18, resnet34, resnet50
