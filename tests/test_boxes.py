@@ -36,8 +36,10 @@ def test_a_one_pixel_shift_of_an_eight_pixel_box() -> None:
 
 def test_boxes_without_area() -> None:
     flat, inside_out = np.array([[3.0, 3, 3, 9]]), np.array([[5.0, 5, 2, 2]])
-    assert b.area(flat)[0] == 0 and b.area(inside_out)[0] == 0
-    assert b.iou(flat, flat)[0, 0] == 0 and b.iod(flat, flat)[0, 0] == 0
+    assert b.area(flat)[0] == 0
+    assert b.area(inside_out)[0] == 0
+    assert b.iou(flat, flat)[0, 0] == 0
+    assert b.iod(flat, flat)[0, 0] == 0
 
 
 @given(corner, side, corner, side)

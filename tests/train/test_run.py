@@ -157,3 +157,16 @@ def test_ctrl_c_leaves_the_last_checkpoint(
 def test_mistakes_in_a_recipe(make_recipe: RecipeMaker, tmp_path: Path, section: dict, expected: str) -> None:
     with pytest.raises(UserError, match=expected):
         train(make_recipe(**section), tmp_path / "run")
+
+
+def test_broken_entries_stop_a_run_unless_their_share_is_allowed(
+    make_recipe: RecipeMaker, tiny_set: Path, tmp_path: Path
+) -> None:
+    content = json.loads((tiny_set / "train.json").read_text())
+    content["annotations"][0]["bbox"][2] = float("nan")
+    broken = tiny_set / "broken.json"
+    broken.write_text(json.dumps(content))
+    number = content["annotations"][0]["id"]
+    with pytest.raises(UserError, match=rf"1 broken entries .*annotation {number}.*max_broken_share"):
+        train(make_recipe(data={"train": str(broken)}), tmp_path / "refused")
+    train(make_recipe(data={"train": str(broken), "max_broken_share": 0.1}, train={"epochs": 1}), tmp_path / "allowed")

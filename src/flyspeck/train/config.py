@@ -38,7 +38,7 @@ class DataConfig(_Strict):
     max_objects: int | None = None
     """Leave out training pictures with more objects (the papers use 200)."""
     max_broken_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of unreadable pictures that training may skip; they are counted and listed."""
+    """Share of unreadable pictures, and of broken annotations, that training may skip; they are counted and listed."""
     train_limit: int | None = Field(default=None, ge=1)
     """Use only so many training pictures, evenly spread over the file."""
     val_limit: int | None = Field(default=None, ge=1)

@@ -45,7 +45,7 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, reporter: Repor
     accelerator = Accelerator()
     _claim(folder, resume, accelerator)
     train_set, val_set = read_sets(recipe.data)
-    _say_problems(train_set, val_set)
+    _judge_problems(recipe.data.max_broken_share, train_set, val_set)
     statistics = pixel_statistics(train_set, channels=recipe.data.channels)
     channels, mean = statistics.channels, statistics.mean
     std = [max(deviation, 1e-3) for deviation in statistics.std]  # a channel that never varies must not divide by 0
@@ -158,11 +158,20 @@ def _object_side(train_set: Annotations) -> float:
     return float(np.quantile((boxes[:, 2:] - boxes[:, :2]).max(axis=1), 0.99)) if len(boxes) else 0.0
 
 
-def _say_problems(*tables: Annotations) -> None:
+def _judge_problems(allowed_share: float, *tables: Annotations) -> None:
+    """Broken entries stop a run, unless the recipe allows their share; then they are counted and the first listed."""
     for table in tables:
-        if table.problems:
-            shown = "; ".join(table.problems[:3])
-            log.warning("%s: %d broken entries left out: %s", table.source, len(table.problems), shown)
+        if not table.problems:
+            continue
+        broken, shown = len(table.problems), "; ".join(table.problems[:3])
+        share = broken / (broken + table.num_boxes)
+        if share > allowed_share:
+            raise UserError(
+                f"{broken} broken entries ({share:.2%} of all, {allowed_share:.2%} allowed): {shown}",
+                where=table.source,
+                fix="mend them (`flyspeck data inspect` lists them all), or raise data.max_broken_share",
+            )
+        log.warning("%s: %d broken entries left out: %s", table.source, broken, shown)
 
 
 def _reporters(folder: Path, recipe: Recipe) -> Reporter:
