@@ -53,6 +53,7 @@ def score(tmp_path: Path) -> Callable[..., int]:
             "on pictures that the ground truth does not have, the first is detection 1 with image_id 99",
         ),
         ({"image_id": "14"}, "image_id is the text '14' where the ground truth has the number 14"),
+        ({"category_id": "3"}, "category_id is the text '3' where the ground truth has the number 3"),
         ({"image_id": None}, "does not have"),
         ({"bbox": [1, 2, 3]}, "detection 1 has the bbox [1, 2, 3]"),
         ({"bbox": [1, 2, float("inf"), 4]}, "four finite numbers"),
@@ -96,7 +97,7 @@ def test_any_score_allows_logits(score: Callable[..., int]) -> None:
 def test_unknown_category_is_said_and_counts_for_nothing(
     score: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert score([DET, DET | {"category_id": 8}, DET | {"category_id": "3"}]) == 0
+    assert score([DET, DET | {"category_id": 8}, DET | {"category_id": "boat"}]) == 0
     assert "2 of 3 detections have a category that the ground truth does not have" in capsys.readouterr().err
 
 

@@ -28,7 +28,7 @@ def evaluate(
     any_score: bool = typer.Option(False, "--any-score", help="Allow scores outside [0, 1]."),
     why: bool = typer.Option(False, "--why", help="Errors by size, what they cost, oLRP, recall, calibration."),
     bootstrap: int = typer.Option(
-        0, "--bootstrap", help="Resamples of the pictures for confidence intervals; 1000 is good."
+        0, "--bootstrap", min=0, help="Resamples of the pictures for confidence intervals; 1000 is good."
     ),
     against: Path = typer.Option(None, "--against", help="Detections of another run: difference and p-value."),
     tiles: Path = typer.Option(
@@ -48,6 +48,8 @@ def evaluate(
         return
     if gt is None or dt is None:
         raise UserError("nothing to score", fix="give --gt and --dt")
+    if merge_kernel not in ("cpu", "cuda"):
+        raise UserError(f"no merge kernel '{merge_kernel}'", where="--merge-kernel", fix="cpu or cuda")
     chosen = customised(
         protocol_named(protocol), size_edges=_numbers(bins, "--bins"), max_dets=max_dets, ious=_numbers(iou, "--iou")
     )

@@ -203,9 +203,11 @@ def _tinybenchmark_rows(arrays: APArrays, protocol: APProtocol, annotations: Ann
             }
             ap, ar = mean_of_known(arrays.precision[t, :, :, a]), mean_of_known(arrays.recall[t, :, a, -1])
             overall += [{"metric": "AP", **key, "value": ap}, {"metric": "AR_max_recall", **key, "value": ar}]
+            if len(annotations.classes) == 1:
+                continue  # it would say the same again
             del key["area_range"]
             by_class += [
-                {"metric": "AP_per_class", "category_id": category, "cls": name, **key}
+                {"metric": "AP_per_class", "category_id": category, "class_name": name, **key}
                 | {"value": mean_of_known(arrays.precision[t, :, k, a])}
                 for k, (category, name) in enumerate(zip(annotations.category_ids, annotations.classes, strict=True))
             ]
@@ -229,7 +231,7 @@ def _size_rows(arrays: APArrays, protocol: APProtocol, annotations: Annotations)
             )
             rows.append({"metric": "AR", **key, "value": mean_of_known(arrays.recall[chosen, :, a, -1])})
             rows += [
-                {"metric": "AP_per_class", "category_id": category, "cls": name, **key}
+                {"metric": "AP_per_class", "category_id": category, "class_name": name, **key}
                 | {"value": mean_of_known(arrays.precision[chosen, :, k, a]), "n_gt": int(arrays.counts[0, k, a, 0])}
                 for k, (category, name) in enumerate(zip(annotations.category_ids, annotations.classes, strict=True))
             ]
@@ -247,7 +249,8 @@ def _coco_rows(arrays: APArrays, protocol: APProtocol, annotations: Annotations)
         for name, iou, at in chosen
     ]
     rows += [
-        {"metric": f"AP_{area.name}", "iou": MEAN_IOU, "area": area.name, "value": _over_classes(ap[:, :, a], arrays)}
+        {"metric": f"AP_{area.name}", "iou": MEAN_IOU, "area": area.name, "max_dets": last}
+        | {"value": _over_classes(ap[:, :, a], arrays)}
         for a, area in bins[1:]
     ]
     rows += [
@@ -256,13 +259,15 @@ def _coco_rows(arrays: APArrays, protocol: APProtocol, annotations: Annotations)
         for d, limit in enumerate(protocol.max_dets)
     ]
     rows += [
-        {"metric": f"AR_{area.name}", "iou": MEAN_IOU, "area": area.name}
+        {"metric": f"AR_{area.name}", "iou": MEAN_IOU, "area": area.name, "max_dets": last}
         | {"value": _over_classes(ar[:, :, a, -1], arrays)}
         for a, area in bins[1:]
     ]
     for k, (category, name) in enumerate(zip(annotations.category_ids, annotations.classes, strict=True)):
         value = mean_of_known(ap[:, k, 0])
-        rows.append({"metric": "AP_per_class", "category_id": category, "cls": name, "iou": MEAN_IOU, "value": value})
+        rows.append(
+            {"metric": "AP_per_class", "category_id": category, "class_name": name, "iou": MEAN_IOU, "value": value}
+        )
     return rows
 
 

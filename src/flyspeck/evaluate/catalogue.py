@@ -154,7 +154,7 @@ _FLYSPECK = APProtocol(
     every_class=True,
 )
 _COCO_LIKE = (
-    DelegatedCOCO("coco_bbox", "pycocotools COCOeval, defaults, by faster-coco-eval"),
+    DelegatedCOCO("coco_bbox", "pycocotools COCOeval, defaults, by faster-coco-eval", quirks=(_ID_ZERO,)),
     _FLYSPECK,
     replace(
         _FLYSPECK,
@@ -287,8 +287,9 @@ def customised(
     changes: dict[str, Any] = {}
     words = []
     if ious is not None:
-        if not ious or not all(0 < iou <= 1 for iou in ious):
-            raise UserError(f"IoU thresholds {list(ious)} are not in (0, 1]", where="--iou", fix="for example 0.25,0.5")
+        if not ious or not all(0 < iou <= 1 for iou in ious) or len(set(ious)) < len(ious):
+            what = f"IoU thresholds {list(ious)} are not in (0, 1], or not all different"
+            raise UserError(what, where="--iou", fix="for example 0.25,0.5")
         changes["ious"] = ious
         words.append("iou=" + ",".join(f"{iou:g}" for iou in ious))
     if max_dets is not None:
@@ -311,7 +312,7 @@ def customised(
 
 
 def _bins_of_edges(base: Protocol, edges: tuple[float, ...]) -> dict[str, Any]:
-    if len(edges) < 2 or any(b <= a for a, b in itertools.pairwise(edges)) or edges[0] < 0:
+    if len(edges) < 2 or not all(b > a for a, b in itertools.pairwise(edges)) or not 0 <= edges[0] < edges[-1] < 1e5:
         raise UserError(
             f"{list(edges)} are no bin edges", where="--bins", fix="give rising sizes in pixels: 2,8,12,20,32"
         )

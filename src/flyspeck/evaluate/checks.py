@@ -9,14 +9,18 @@ from flyspeck.evaluate.detections import DetectionTable
 from flyspeck.evaluate.protocols import APProtocol, DelegatedCOCO, MissRateProtocol, Protocol
 from flyspeck.evaluate.tables import own_labels
 
-FEW = 20  # below this many boxes nothing is suspected
+FEW = 20  # below this many boxes other pixels are not suspected
+FEW_CORNERS = (
+    5  # nor corners below this many: a right box of a small object is rarely wider than its distance to the left
+)
 
 
 def suspicions(annotations: Annotations, detections: DetectionTable, protocol: Protocol) -> tuple[str, ...]:
     """What looks wrong with `detections`, worst first: corners given as sizes, pixels of another picture size, an id of 0."""
     notes = []
     if not len(detections):
-        notes.append("there are no detections: every AP with ground truth is 0")
+        left = " left" if detections.notes else ""
+        notes.append(f"there are no detections{left}: all that there is to find is missed")
     size_note = _corners_as_sizes(annotations, detections) or _other_pixels(annotations, detections)
     if size_note:
         notes.append(size_note)
@@ -39,15 +43,23 @@ def suspicions(annotations: Annotations, detections: DetectionTable, protocol: P
 
 def _frames(annotations: Annotations, detections: DetectionTable) -> tuple[np.ndarray, np.ndarray]:
     """Detections' boxes and their pictures' (width, height), for pictures whose size is known."""
-    sizes = annotations.sizes[detections.image_index][:, ::-1].astype(np.float64)
+    sizes = _sizes(annotations)[detections.image_index]
     known = (sizes > 0).all(1)
     return detections.xywh[known], sizes[known]
+
+
+def _sizes(annotations: Annotations) -> np.ndarray:
+    """(width, height) of every picture; where none is known, a little more than the ground truth reaches stands for it."""
+    sizes = annotations.sizes[:, ::-1].astype(np.float64)
+    if len(annotations.boxes) >= FEW and not (sizes > 0).any():
+        sizes = np.broadcast_to(1.05 * annotations.boxes[:, 2:].max(0), sizes.shape)
+    return sizes
 
 
 def _corners_as_sizes(annotations: Annotations, detections: DetectionTable) -> str | None:
     """Boxes that leave the picture as [x, y, w, h] but lie in it as [x1, y1, x2, y2]."""
     xywh, sizes = _frames(annotations, detections)
-    if len(xywh) < FEW:
+    if len(xywh) < FEW_CORNERS:
         return None
     leaves = ((xywh[:, :2] + xywh[:, 2:]) > sizes + 2).any(1).mean()
     corners = ((xywh[:, 2:] > xywh[:, :2]) & (xywh[:, 2:] <= sizes + 2)).all(1).mean()
@@ -62,7 +74,7 @@ def _corners_as_sizes(annotations: Annotations, detections: DetectionTable) -> s
 def _other_pixels(annotations: Annotations, detections: DetectionTable) -> str | None:
     """Boxes in the pixels of a larger or smaller copy of the picture."""
     xywh, sizes = _frames(annotations, detections)
-    truth_sizes = annotations.sizes[annotations.image_index][:, ::-1].astype(np.float64)
+    truth_sizes = _sizes(annotations)[annotations.image_index]
     known = (truth_sizes > 0).all(1)
     if len(xywh) < FEW or known.sum() < FEW:
         return None

@@ -41,7 +41,7 @@ def coco_rows(annotations: Annotations, detections: DetectionTable, protocol: De
     ]
     for k, (category, name) in enumerate(zip(annotations.category_ids, annotations.classes, strict=True)):
         value = mean_of_known(precision[:, :, k, 0, -1])
-        rows.append({"metric": "AP_per_class", "category_id": category, "cls": name, "value": value})
+        rows.append({"metric": "AP_per_class", "category_id": category, "class_name": name, "value": value})
     return [{"protocol": protocol.name, **row} for row in rows]
 
 

@@ -30,11 +30,9 @@ def read_results(
     entries = load_results(Path(source)) if isinstance(source, Path | str) else list(source)
     if not entries:
         return DetectionTable.empty()
-    image_ids, categories, boxes, scores = _columns(entries, where)
-    xywh = _boxes(boxes, where)
-    values = _scores(scores, where, any_score)
+    image_ids, categories, xywh, values = checked_columns(entries, where, any_score=any_score)
     image_index = _image_rows(image_ids, annotations, where)
-    labels, notes = _labels(categories, annotations)
+    labels, notes = _labels(categories, annotations, where)
     known = labels >= 0
     return DetectionTable.from_columns(
         image_index=image_index[known], xywh=xywh[known], scores=values[known], labels=labels[known], notes=notes
@@ -65,6 +63,14 @@ def load_results(path: Path) -> list[Any]:
             fix='write [{"image_id": …, "category_id": …, "bbox": [x, y, w, h], "score": …}, …]',
         )
     return content
+
+
+def checked_columns(
+    entries: list[Any], where: object, *, any_score: bool = False
+) -> tuple[list[Any], list[Any], np.ndarray, np.ndarray]:
+    """Image ids and category ids as they stand, boxes (N, 4) xywh and scores (N,) in float64; UserError for unsound ones."""
+    image_ids, categories, boxes, scores = _columns(entries, where)
+    return image_ids, categories, _boxes(boxes, where), _scores(scores, where, any_score)
 
 
 def _columns(entries: list[Any], where: object) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
@@ -142,7 +148,7 @@ def _image_rows(image_ids: list[Any], annotations: Annotations, where: object) -
         (value.item() if isinstance(value, np.generic) else value): row
         for row, value in enumerate(annotations.image_ids)
     }
-    rows = [row_of.get(image_id, -1) if isinstance(image_id, int | str) else -1 for image_id in image_ids]
+    rows = [row_of.get(image_id, -1) if isinstance(image_id, int | float | str) else -1 for image_id in image_ids]
     unknown = [number for number, row in enumerate(rows) if row < 0]
     if unknown:
         _complain_of_ids([image_ids[number] for number in unknown], unknown[0], row_of, len(image_ids), where)
@@ -172,16 +178,24 @@ def _complain_of_ids(unknown: list[Any], first: int, row_of: dict[Any, int], tot
     )
 
 
-def _labels(categories: list[Any], annotations: Annotations) -> tuple[np.ndarray, list[str]]:
+def _labels(categories: list[Any], annotations: Annotations, where: object) -> tuple[np.ndarray, list[str]]:
     label_of = {category: label for label, category in enumerate(annotations.category_ids)}
-    labels = [label_of.get(category, -1) if isinstance(category, int) else -1 for category in categories]
+    labels = [label_of.get(category, -1) if isinstance(category, int | float) else -1 for category in categories]
     unknown = [category for category, label in zip(categories, labels, strict=True) if label < 0]
+    for category in unknown:
+        if isinstance(category, str) and category.isdigit() and int(category) in label_of:
+            raise UserError(
+                f"category_id is the text {category!r} where the ground truth has the number {int(category)} "
+                f"(detection {categories.index(category)})",
+                where=where,
+                fix="write category ids as numbers",
+            )
     notes = []
     if unknown:
         shown = (
             ", ".join(repr(value) for value in sorted(set(map(repr, unknown)))[:5]).replace('"', "").replace("'", "")
         )
-        text = " (the ids are texts; write numbers)" if isinstance(unknown[0], str) else ""
+        text = " (category ids are numbers)" if isinstance(unknown[0], str) else ""
         notes.append(
             f"{len(unknown)} of {len(categories)} detections have a category that the ground truth does not have "
             f"({shown}){text}; they count for nothing"

@@ -16,7 +16,7 @@ import numpy as np
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.errors import UserError
-from flyspeck.evaluate.coco_results import load_results, read_results
+from flyspeck.evaluate.coco_results import checked_columns, load_results, read_results
 from flyspeck.evaluate.detections import DetectionTable
 from flyspeck.evaluate.matching import overlapping_pairs
 
@@ -32,7 +32,9 @@ def merge_tile_results(
     except ValueError as error:
         raise UserError(f"not valid json: {error}", where=corners, fix="give the COCO json of the tiles") from None
     wholes = {name: _plain(image) for name, image in zip(annotations.file_names, annotations.image_ids, strict=True)}
-    merged = merge_tiles(load_results(dt), tiles, kernel=kernel, wholes=wholes, where=str(dt))  # pyright: ignore
+    results = load_results(dt)
+    checked_columns(results, dt, any_score=any_score)
+    merged = merge_tiles(results, tiles, kernel=kernel, wholes=wholes, where=str(dt))  # pyright: ignore
     return read_results(merged, annotations, any_score=any_score)
 
 
@@ -67,7 +69,7 @@ def merge_tiles(
         if not mine:
             continue
         xywh = np.array([result["bbox"] for _, result in mine], np.float64).reshape(-1, 4)
-        shift = np.array([corner[tile][:2] for tile, _ in mine], np.float64)
+        shift = np.stack([corner[tile][:2] for tile, _ in mine])
         start = xywh[:, :2] + shift
         boxes = np.concatenate([start, start + xywh[:, 2:]], 1).astype(np.float32)
         scores = np.array([result["score"] for _, result in mine], np.float32)
@@ -86,11 +88,13 @@ def _tile_table(
         images = tiles["images"]
         if wholes is None:
             wholes = {image["file_name"]: image["id"] for image in tiles["old_images"]}
-        corner = {image["id"]: image["corner"] for image in images}
+        corner = {image["id"]: np.asarray(image["corner"], np.float64)[[0, 1, 2, 3]] for image in images}
         names = {image["id"]: image["file_name"] for image in images}
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError) as error:
         raise UserError(
-            f"not a tile file (no {error})", where="--merge-from", fix="tiles need file_name and corner"
+            f"not a tile file ({type(error).__name__}: {error})",
+            where="--merge-from",
+            fix="tiles need file_name and corner",
         ) from None
     whole_of: dict[Any, list[Any]] = {whole: [] for whole in wholes.values()}
     for tile, name in names.items():

@@ -16,7 +16,7 @@ def table(result: EvaluationResult, *, per_class: bool = False) -> str:
     lines: dict[str, dict[tuple[str, str], float | None]] = {}
     flat = all(_subset(row) == "" for row in rows)
     for row in rows:
-        name = row["metric"].removesuffix("_per_class").replace("mAP_", "AP_")
+        name = _metric(row)
         column = ("value", "") if flat else (name, _iou(row))
         line = row["metric"] if flat else _subset(row) or ("mean" if name != row["metric"] else "all")
         if column not in columns:
@@ -25,7 +25,8 @@ def table(result: EvaluationResult, *, per_class: bool = False) -> str:
     head = ["", *(f"{metric}{f'@{iou}' if iou else ''}" for metric, iou in columns)]
     body = [[line, *(percent(values.get(column, -1.0)) for column in columns)] for line, values in lines.items()]
     hint = "" if per_class or not by_class else "(by class: --per-class)\n"
-    return f"{result.protocol.text}\n{aligned([head, *body])}\n{hint}"
+    quirks = f"quirks of the reference: {'; '.join(result.protocol.quirks)}\n" if result.protocol.quirks else ""
+    return f"{result.protocol.text}\n{quirks}{aligned([head, *body])}\n{hint}"
 
 
 def percent(value: float | None) -> str:
@@ -69,11 +70,21 @@ def comparison_text(rows: Sequence[dict[str, Any]]) -> str:
 
 def _subset(row: dict[str, Any]) -> str:
     if "_per_class" in row["metric"]:
-        return f"{row['cls']}, {row['area']}" if "area" in row else str(row["cls"])
+        return f"{row['class_name']}, {row['area']}" if "area" in row else str(row["class_name"])
     for name in ("area", "setup", "setting", "cls"):
         if name in row:
             return str(row[name])
     return ""
+
+
+def _metric(row: dict[str, Any]) -> str:
+    """The metric without what the line and the IoU say already: `AP_tiny` and `AP50` are AP, `AR_tiny` is AR500."""
+    name = row["metric"].removesuffix("_per_class").replace("mAP_", "AP_")
+    area = row.get("area")
+    if area and name.endswith(f"_{area}"):
+        name = name.removesuffix(f"_{area}")
+        name += str(row["max_dets"]) if name == "AR" else ""
+    return "AP" if "iou" in row and name in ("AP50", "AP75") else name
 
 
 def _iou(row: dict[str, Any]) -> str:

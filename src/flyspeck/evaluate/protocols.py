@@ -68,7 +68,8 @@ class APProtocol:
         dets = "/".join(str(count) for count in self.max_dets)
         measure = {"iou": "IoU", "centre": "centre affinity", "nwd": "NWD"}[self.affinity]
         words = f"maxDets {dets}, ignored: {', '.join(self.ignore)}{_matching_text(self.rule)}"
-        return f"{self.name}: AP at {measure} {ious}, {words}"
+        sizes = [(area.name, area.low**0.5, area.high**0.5) for area in self.bins]
+        return f"{self.name}: AP at {measure} {ious}, {words}{_ranges_text('sizes', sizes)}"
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,17 @@ class MissRateProtocol:
         return (
             f"{self.name}: log-average miss rate over FPPI [0.01, 1] at IoU {ious}, by {self.measure}, "
             f"maxDets {self.max_dets}, ignored: {', '.join(self.ignore)}{_matching_text(self.rule)}"
+            f"{_ranges_text(f'{self.measure}s', [(setup.name, setup.low, setup.high) for setup in self.setups])}"
+            f"; visible share {Setup.visible_low:g}+{self._other_visibility()}"
         )
+
+    def _other_visibility(self) -> str:
+        """The setups that take other visible shares than usual."""
+        other = [s for s in self.setups if (s.visible_low, s.visible_high) != (Setup.visible_low, Setup.visible_high)]
+        words = [
+            f"{s.name} {s.visible_low:g}" + ("+" if s.visible_high >= 1 else f"-{s.visible_high:g}") for s in other
+        ]
+        return f" ({', '.join(words)})" if words else ""
 
 
 @dataclass(frozen=True)
@@ -124,11 +135,15 @@ class DelegatedCOCO:
     name: str
     source: str
     max_dets: tuple[int, int, int] = (1, 10, 100)
+    quirks: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
         """One line for the head of a table."""
-        return f"{self.name}: AP at IoU {MEAN_IOU}, maxDets {'/'.join(map(str, self.max_dets))}, ignored: crowd"
+        return (
+            f"{self.name}: AP at IoU {MEAN_IOU}, maxDets {'/'.join(map(str, self.max_dets))}, ignored: crowd; "
+            "sizes in px: s 0-32, m 32-96, l 96+"
+        )
 
 
 @dataclass(frozen=True)
@@ -179,6 +194,18 @@ class WiderProtocol:
 
 
 Protocol = APProtocol | MissRateProtocol | DelegatedCOCO | VOCProtocol | WiderProtocol
+
+
+def _ranges_text(what: str, ranges: list[tuple[str, float, float]]) -> str:
+    """`; sizes in px: tiny 2-20, small 20-32`; nothing where everything is in one range."""
+    if len(ranges) == 1:
+        return ""
+    words = [
+        f"{name} {low:g}-{high:g}" if high < 1e5 else f"{name} {max(low, 0):g}+"
+        for name, low, high in ranges
+        if not name.startswith(f"{low:g}")  # a bin of one's own is called by its range
+    ]
+    return f"; {what} in px: {', '.join(words)}"
 
 
 def _matching_text(rule: MatchRule) -> str:

@@ -164,11 +164,14 @@ def miss_rates(run: RunReport) -> list[Curve]:
     """Miss rate over false positives per picture at IoU 0.5, by size, mean of the classes, in percent."""
     protocol = protocol_named("flyspeck_mr")
     assert isinstance(protocol, MissRateProtocol)
+    names = {
+        setup.name: f"{setup.low:g}-{setup.high:g} px" if setup.high < INFINITE else "all" for setup in protocol.setups
+    }
     curves = []
     for curve in miss_rate_curves(run.annotations, run.detections, replace(protocol, ious=(IOU,))):
         known = curve.miss_rates[curve.truths > 0]
         if len(known):
-            curves.append(Curve(curve.setup, fppi_points(protocol), 100 * known.mean(0)))
+            curves.append(Curve(names[curve.setup], fppi_points(protocol), 100 * known.mean(0)))
     return curves
 
 

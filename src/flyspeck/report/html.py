@@ -20,7 +20,7 @@ from flyspeck.errors import UserError
 from flyspeck.report import figures as fig
 from flyspeck.report import tables
 from flyspeck.report.crops import Picture, data_uri, image, to_html, worst_pictures
-from flyspeck.report.diagnosis import FATES, SIZES, Diagnosis, Rate, diagnose, miss_rates
+from flyspeck.report.diagnosis import FATES, SIZES, Curve, Diagnosis, Rate, diagnose, miss_rates
 from flyspeck.report.runs import RunReport
 
 # What the page may do is stated in the page: run its own script, show its own pictures, and reach nothing else.
@@ -211,7 +211,7 @@ def _miss_rate(diagnosis: Diagnosis) -> str:
         x_label="false positives per picture",
         y_label="miss rate, %",
         x_range=(0.01, 1),
-        y_range=(1, 100),
+        y_range=(_axis_start(lines), 100),
         x_log=True,
         y_log=True,
     )
@@ -219,6 +219,12 @@ def _miss_rate(diagnosis: Diagnosis) -> str:
     head = ["size", *(f"{v:.3g}" for v in (lines[0].x if lines else ()))]
     data = tables.table(head, rows, caption=f"Miss rate in percent at false positives per picture: {name}")
     return _figure(f"{name}: miss rate", chart, "The values", data)
+
+
+def _axis_start(curves: Sequence[Curve]) -> float:
+    """Where a logarithmic axis of percent begins, so that the curves fill it."""
+    least = min((float(curve.y.min()) for curve in curves), default=1.0)
+    return next((start for start in (50.0, 20.0, 10.0, 5.0, 2.0) if start <= least), 1.0)
 
 
 def _data(run: RunReport) -> str:
@@ -231,6 +237,7 @@ def _data(run: RunReport) -> str:
     edges = [0, 2, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, np.inf]
     counts = np.histogram(sizes, edges)[0]
     names = [f"{a:g}–{b:g}" if np.isfinite(b) else f"{a:g} and more" for a, b in pairwise(edges)]
+    regions = int((~objects).sum())
     small = f"{100 * (sizes <= 20).mean():.0f} % at most 20 px"
     chart = fig.bar_chart(
         [fig.Bars("objects", counts.astype(float).tolist())],
@@ -249,7 +256,7 @@ def _data(run: RunReport) -> str:
     classes = tables.table(["class", "objects", "mean size, px"], per_class, caption="Objects by class")
     text = (
         f"<p>{len(sizes)} objects in {len(table)} pictures; sqrt(area) {sizes.mean():.1f} ± {sizes.std():.1f} px, {small}; "
-        f"{int((~objects).sum())} ignore regions.</p>"
+        f"{regions} ignore region{'s' * (regions != 1)}.</p>"
     )
     return f'{text}{_figure("Objects by size", chart, "The counts", data)}<div class="half">{classes}</div>'
 

@@ -81,19 +81,21 @@ def _pivot(rows: Sequence[tuple[int, dict[str, Any]]], runs: Sequence[RunReport]
 
 
 def _per_class(row: dict[str, Any]) -> bool:
-    return "cls" in row or "category" in row or str(row["metric"]).endswith("_per_class")
+    return "cls" in row or str(row["metric"]).endswith("_per_class")
 
 
 def _metric(row: dict[str, Any]) -> str:
     """`AP50`, or `AP 0.50:0.95`."""
     iou = row.get("iou")
-    threshold = f"{round(100 * float(iou))}" if isinstance(iou, float | int) else (f" {iou}" if iou else "")
-    return str(row["metric"]).removesuffix("_per_class") + threshold
+    metric = str(row["metric"]).removesuffix("_per_class").removesuffix(f"_{row.get('area')}")
+    if metric[-1].isdigit():
+        return metric  # AP50, AR100: COCO's own names hold it already
+    return metric + (f"{round(100 * float(iou))}" if isinstance(iou, float | int) else (f" {iou}" if iou else ""))
 
 
 def _place(row: dict[str, Any]) -> str:
     """What a row is about: the class, the size, the limit."""
     where = row.get("area") or row.get("setup") or row.get("setting") or ""
     limit = f"maxDets {row['max_dets']}" if "max_dets" in row and str(row["metric"]).startswith("AR") else ""
-    parts = (row.get("cls", row.get("category", "")), where, limit)
+    parts = (row.get("cls", row.get("class_name", "")), where, limit)
     return " ".join(str(part) for part in parts if part != "") or "all"

@@ -56,12 +56,15 @@ def figures_of(result: EvaluationResult) -> dict[str, float]:
     """
     figures = {}
     for row in result.rows:
-        if "cls" in row or "category" in row or row["value"] is None:
+        if "cls" in row or "category_id" in row or row["value"] is None:
             continue
         iou = row.get("iou")
-        percent = f"{round(float(iou) * 100):d}" if isinstance(iou, float | int) else ""
         place = row.get("area") or row.get("setup") or row.get("setting") or "all"
-        figures[f"{row['metric']}{percent}_{place}".lower()] = float(row["value"])
+        # COCO's own names hold the threshold or the area already: AP50, AP_tiny.
+        metric = row["metric"].removesuffix(f"_{place}")
+        named = not isinstance(iou, float | int) or metric[-1].isdigit()
+        percent = "" if named else f"{round(float(iou) * 100):d}"
+        figures[f"{metric}{percent}_{place}".lower()] = float(row["value"])
     return figures
 
 
