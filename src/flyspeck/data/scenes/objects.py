@@ -60,7 +60,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A projected thing: polygons in picture pixels, in drawing order."""
+    """A projected thing: convex parts in picture pixels, each by points that it is the hull of, in drawing order."""
 
     parts: tuple[tuple[np.ndarray, Colour], ...]
     under: tuple[tuple[np.ndarray, tuple[int, int, int, int]], ...]
@@ -69,7 +69,7 @@ class Drawing:
     @property
     def box(self) -> np.ndarray:
         """The extent `(4,)` xyxy of the parts, not clipped to the picture."""
-        points = np.concatenate([polygon for polygon, _ in self.parts])
+        points = np.concatenate([part for part, _ in self.parts])
         return np.concatenate([points.min(0), points.max(0)])
 
 
@@ -244,7 +244,7 @@ def usual_size(label: int, tilt: float) -> float:
 
 
 def draw_plan(thing: Thing, camera: Camera, light: Light) -> Drawing:
-    """Project a thing: its parts, its shadow and what lies under it, as convex polygons."""
+    """Project a thing: its parts, its shadow and what lies under it."""
     solids, decals, height = _BUILDERS[thing.label](thing)
     c, s = np.cos(thing.heading), np.sin(thing.heading)
     turn = np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]]) * thing.size
@@ -257,20 +257,20 @@ def draw_plan(thing: Thing, camera: Camera, light: Light) -> Drawing:
     flat = camera.project(np.concatenate([space, cast]))
     polygons, start = [], 0
     for points in groups:
-        polygons.append(hull(flat[start : start + len(points)]))
+        polygons.append(flat[start : start + len(points)])
         start += len(points)
     parts = tuple((polygon, colour) for polygon, (_, colour) in zip(polygons, solids, strict=False))
     under: list[tuple[np.ndarray, tuple[int, int, int, int]]] = []
     under += [(polygon, colour) for polygon, (_, colour) in zip(polygons[len(solids) :], decals, strict=True)]
     opacity = int(255 * light.depth * (0.4 if thing.label == BOAT else 1.0))
     if thing.pose != "swimming":
-        under.insert(len(under), (hull(flat[start:]), (8, 10, 18, opacity)))
+        under.insert(len(under), (flat[start:], (8, 10, 18, opacity)))
     return Drawing(parts, tuple(under))
 
 
 def building(solids: list[Solid], camera: Camera) -> Drawing:
     """Project a house, given in metres on the ground; its shadow is painted with the ground."""
-    return Drawing(tuple((hull(camera.project(points)), colour) for points, colour in solids), ())
+    return Drawing(tuple((camera.project(points), colour) for points, colour in solids), ())
 
 
 def hull(points: np.ndarray) -> np.ndarray:
@@ -308,7 +308,8 @@ def paint(canvas: Image.Image, drawing: Drawing) -> None:
         for group in (layer,) if opaque else tuple((item,) for item in layer):
             sprite = Image.new("RGBA", size, (0, 0, 0, 0))
             pen = ImageDraw.Draw(sprite)
-            for polygon, colour in group:
+            for points, colour in group:
+                polygon = hull(points)
                 # the pen fills pixels whose index lies inside; half a fine pixel brings indices to pixel centres
                 pen.polygon([(float(x), float(y)) for x, y in (polygon - shift) * factor - 0.5], fill=colour)
             sprite = sprite.reduce(factor)
