@@ -103,7 +103,9 @@ def test_equals_the_slow_twin_whatever_the_block(seed: int, num_objects: int, nu
 def test_sampling_keeps_its_shares_and_never_draws_ignored() -> None:
     assigned = torch.tensor([0] * 10 + [BACKGROUND] * 50 + [IGNORED] * 40)
     rows = sample_balanced(assigned, count=16, positive_share=0.25)
-    assert len(rows) == 16 and int((assigned[rows] >= 0).sum()) == 4 and not (assigned[rows] == IGNORED).any()
+    assert len(rows) == 16
+    assert int((assigned[rows] >= 0).sum()) == 4
+    assert not (assigned[rows] == IGNORED).any()
     few = sample_balanced(torch.tensor([0, BACKGROUND, IGNORED]), count=16, positive_share=0.5)
     assert sorted(few.tolist()) == [0, 1]
 

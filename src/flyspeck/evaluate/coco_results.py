@@ -179,7 +179,7 @@ def _complain_of_ids(unknown: list[Any], first: int, row_of: dict[Any, int], tot
 
 
 def _labels(categories: list[Any], annotations: Annotations, where: object) -> tuple[np.ndarray, list[str]]:
-    label_of = {category: label for label, category in enumerate(annotations.category_ids)}
+    label_of: dict[float, int] = {category: label for label, category in enumerate(annotations.category_ids)}
     labels = [label_of.get(category, -1) if isinstance(category, int | float) else -1 for category in categories]
     unknown = [category for category, label in zip(categories, labels, strict=True) if label < 0]
     for category in unknown:

@@ -139,8 +139,8 @@ def faster_rcnn(
 
     The neck is an FPN with a subsampled extra level, or `neck`; regions are cut from all levels but the extra ones.
     `hidden` is the width of the box head (256 on a laptop), `proposals` the regions that it looks at (300 on a laptop,
-    where a picture holds fewer objects), `train_proposals` those among which training samples. `rpn`, `pool` and `head` are keyword arguments of `RPN`,
-    `RoIPool` and `FasterRCNNHead`.
+    where a picture holds fewer objects), `train_proposals` those among which training samples. `rpn`, `pool` and `head`
+    are keyword arguments of `RPN`, `RoIPool` and `FasterRCNNHead`.
     """
     neck = neck or FPN(backbone.features, channels=channels, num_extra=num_extra, norm=norm, fusion=fusion)
     features: Sequence[FeatureSpec] = neck.features  # type: ignore[assignment]

@@ -62,8 +62,7 @@ def figures_of(result: EvaluationResult) -> dict[str, float]:
         place = row.get("area") or row.get("setup") or row.get("setting") or "all"
         # COCO's own names hold the threshold or the area already: AP50, AP_tiny.
         metric = row["metric"].removesuffix(f"_{place}")
-        named = not isinstance(iou, float | int) or metric[-1].isdigit()
-        percent = "" if named else f"{round(float(iou) * 100):d}"
+        percent = "" if not isinstance(iou, float | int) or metric[-1].isdigit() else f"{round(iou * 100):d}"
         figures[f"{metric}{percent}_{place}".lower()] = float(row["value"])
     return figures
 
