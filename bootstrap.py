@@ -36,7 +36,9 @@ def set_up(extras: str) -> None:
     """Creates .venv and installs the project with `extras`, unless exactly that is there already."""
     if sys.version_info[:2] < floor():
         sys.exit(f"flyspeck needs Python {'.'.join(map(str, floor()))} or newer; this is {sys.version.split()[0]}")
-    wanted = extras + "".join((HERE / name).read_text(encoding="utf-8") for name in ("pyproject.toml", "constraints.txt"))
+    wanted = extras + "".join(
+        (HERE / name).read_text(encoding="utf-8") for name in ("pyproject.toml", "constraints.txt")
+    )
     stamp, mark = VENV / ".flyspeck", hashlib.sha256(wanted.encode()).hexdigest()
     if PYTHON.exists() and stamp.exists() and stamp.read_text() == mark:
         return
