@@ -51,6 +51,55 @@ def test_command_line(shared: Path, tmp_path: Path) -> None:
     assert not differences(json.loads(out.read_text())["rows"], rows)
 
 
+@pytest.mark.parametrize("moved", [False, True])
+def test_tiles_cut_by_the_command(shared: Path, tmp_path: Path, moved: bool) -> None:
+    """Our own corner file, beside the pictures or not, merges to what the benchmark's gives: its tiles are the same."""
+    folder = shared / "golden" / "merge_a"
+    gt = str(folder / "merged_gt.json")
+    rule = ["--rule", "tinybenchmark_split_by_size", "--corners-only"]
+    assert main(["data", "tile", gt, *rule, "--out", str(tmp_path / "tiles")]) == 0
+    corners = tmp_path / "tiles" / "corners.json"
+    if moved:
+        (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+        corners = corners.rename(tmp_path / "elsewhere" / "deep" / "c.json")
+    # The benchmark numbers tiles from 0, we from 1.
+    theirs = {image["id"]: image for image in json.loads((folder / "corner_gt.json").read_text())["images"]}
+    ours = {(i["whole"], *i["corner"]): i["id"] for i in json.loads(corners.read_text())["images"]}
+    whole = {image["file_name"]: image["id"] for image in json.loads(Path(gt).read_text())["images"]}
+    found = json.loads((folder / "det.json").read_text())
+    for one in found:
+        tile = theirs[one["image_id"]]
+        one["image_id"] = ours[whole[tile["file_name"]], *tile["corner"]]
+    (tmp_path / "dt.json").write_text(json.dumps(found))
+    out = tmp_path / "f.json"
+    line = ["eval", "--gt", gt, "--dt", str(tmp_path / "dt.json"), "--merge-from", str(corners), "--json", str(out)]
+    assert main([*line, "--protocol", "tinybenchmark_ap"]) == 0
+    assert not differences(json.loads(out.read_text())["rows"], expected(folder)["tinybenchmark_ap_after_merge_cpu"])
+
+
+@pytest.mark.parametrize(
+    ("tiles", "words"),
+    [
+        ([], "not a tile file"),
+        ({"images": [{"id": 0}]}, "no file_name"),
+        ({"images": [{"id": 0, "file_name": "img_00021.jpg"}]}, "not a tile file (KeyError: 'corner')"),
+        ({"images": [{"id": 0, "file_name": "img_00021.jpg", "corner": None}]}, "not a tile file"),
+        ({"images": [{"id": 0, "file_name": "x.jpg", "corner": [0, 0, 9, 9]}]}, "no whole picture"),
+    ],
+)
+def test_broken_tile_files(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], tiles: object, words: str
+) -> None:
+    folder = shared / "golden" / "merge_a"
+    (tmp_path / "c.json").write_text(json.dumps(tiles))
+    line = ["--gt", str(folder / "merged_gt.json"), "--dt", str(folder / "det.json")]
+    assert main(["eval", *line, "--merge-from", str(tmp_path / "c.json")]) == 2
+    message = capsys.readouterr().err
+    assert words in message
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+
+
 def test_threshold_side() -> None:
     """Two 9x9 boxes (10x10 with the extra pixel) of which one holds half of the other: IoU exactly 1/2."""
     boxes = np.array([[0, 0, 9, 9], [0, 0, 9, 4]], np.float32)

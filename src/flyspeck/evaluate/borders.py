@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,9 +75,30 @@ def border_rows(
     return rows
 
 
-def tiles_of_corner_file(content: Mapping[str, Any], annotations: Annotations) -> dict[Any, np.ndarray]:
-    """Tiles of each picture id, from a COCO json of tiles (`images` with `file_name` of the whole picture and `corner`)."""
+def wholes_by_tile_name(content: Mapping[str, Any], annotations: Annotations, folder: Path) -> dict[str, Any]:
+    """Ids of the whole pictures, by their own names and by the names that the tiles in `content` have them under.
+
+    A tile names its whole picture as the ground truth does (the benchmarks' files), by a path that leads from `folder`, where
+    the tile file lies, to the same file, or by the id in `whole` (both: `flyspeck data tile`).
+    """
     ids = dict(zip(annotations.file_names, annotations.image_ids.tolist(), strict=True))
+    by_path = {os.path.abspath(annotations.root / name): image_id for name, image_id in ids.items()}
+    known = set(ids.values())
+    for image in content["images"]:
+        name = image["file_name"]
+        if name in ids:
+            continue
+        image_id = by_path.get(os.path.abspath(folder / name), image.get("whole"))
+        if isinstance(image_id, int | str) and image_id in known:
+            ids[name] = image_id
+    return ids
+
+
+def tiles_of_corner_file(
+    content: Mapping[str, Any], annotations: Annotations, folder: Path = Path()
+) -> dict[Any, np.ndarray]:
+    """Tiles of each picture id, from a COCO json of tiles (see `wholes_by_tile_name`) with `corner`s."""
+    ids = wholes_by_tile_name(content, annotations, folder)
     tiles: dict[Any, list[list[float]]] = {}
     for image in content["images"]:
         if image["file_name"] in ids:

@@ -16,6 +16,7 @@ import numpy as np
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.errors import UserError
+from flyspeck.evaluate.borders import wholes_by_tile_name
 from flyspeck.evaluate.coco_results import checked_columns, load_results, read_results
 from flyspeck.evaluate.detections import DetectionTable
 from flyspeck.evaluate.matching import overlapping_pairs
@@ -31,7 +32,11 @@ def merge_tile_results(
         tiles = json.loads(corners.read_bytes())
     except ValueError as error:
         raise UserError(f"not valid json: {error}", where=corners, fix="give the COCO json of the tiles") from None
-    wholes = {name: _plain(image) for name, image in zip(annotations.file_names, annotations.image_ids, strict=True)}
+    try:
+        wholes = wholes_by_tile_name(tiles, annotations, corners.parent)
+    except (KeyError, TypeError, AttributeError):
+        what = "not a tile file (its images have no file_name)"
+        raise UserError(what, where=corners, fix="give the COCO json of the tiles, with corners") from None
     results = load_results(dt)
     checked_columns(results, dt, any_score=any_score)
     merged = merge_tiles(results, tiles, kernel=kernel, wholes=wholes, where=str(dt))  # pyright: ignore
@@ -136,7 +141,3 @@ def suppressed(
         removed[worse[chosen[better]]] = True
         decided |= removed
     return removed
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value

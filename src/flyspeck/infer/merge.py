@@ -12,6 +12,8 @@ What is different from running NMS over everything:
 
 The search for overlaps is near-linear (`flyspeck.infer.pairs`), greedy suppression runs in vectorised rounds.
 
+`merge_tiles` is the other merge: the rule of TinyBenchmark and huicv, for numbers to be compared with published ones.
+
 Sources: NMM after SAHI (Akyon et al., 2022); soft-NMS: Bodla et al., 2017, the Gaussian form (eq. 3); weighted fusion:
 Solovyev et al., 2021, eq. 1, with two deviations: a group forms around its best box rather than around the running mean,
 and it keeps the best score instead of the mean times the share of models, as how many tiles see an object depends on
@@ -27,8 +29,11 @@ from typing import Literal
 import numpy as np
 
 from flyspeck.errors import UserError, nearest
+from flyspeck.evaluate.merging import merge_tiles
 from flyspeck.infer.pairs import BoxIndex
 from flyspeck.types import Detections
+
+__all__ = ["METHODS", "MergeRule", "merge", "merge_tiles"]
 
 METHODS = ("nms", "nmm", "soft-nms", "wbf")
 _COVERED = 0.5  # share of a cut box under a whole one from which it yields
