@@ -116,7 +116,7 @@ def _numbers(runs: Sequence[RunReport]) -> str:
         text = "<p>★ marks the best of several runs; differences within the whiskers below may be chance.</p>" + text
     if facts:
         rows = [[key, *(run.facts.get(key, "–") for run in runs)] for key in facts]
-        text += tables.table(["run", *(run.name for run in runs)], rows, caption="The runs")
+        text += tables.table(["run", *(run.name for run in runs)], rows, caption="The runs", words=True)
     return text
 
 

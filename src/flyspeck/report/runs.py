@@ -122,5 +122,5 @@ def _facts(recipe: Mapping[str, Any], folder: Path) -> dict[str, str]:
         facts["environment"] = (
             f"flyspeck {content.get('flyspeck')}, torch {content.get('torch')}, {content.get('device')}"
         )
-        facts["data sha256"] = str(content.get("data_sha256", ""))
+        facts["data sha256"] = str(content.get("data_sha256", ""))[:16]
     return facts

@@ -10,8 +10,8 @@ from typing import Any
 from flyspeck.report.runs import RunReport
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str) -> str:
-    """A table of text: `head` names the columns, the first cell of each row names the row."""
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str, words: bool = False) -> str:
+    """A table of text: `head` names the columns, the first cell of each row names the row; `words` sets all to the left."""
     top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
     body = "".join(
         f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'
@@ -19,7 +19,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str) -
     )
     # the wrapper scrolls sideways on a narrow screen; tabindex lets the keyboard do it, the label says what it is
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption, quote=True)}"><table>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption, quote=True)}">'
+        f"<table{' class=words' if words else ''}>"
         f"<caption>{escape(caption)}</caption><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
