@@ -24,6 +24,7 @@ def evaluate(
         None, "--merge-from", help="COCO json of the tiles (with corners) that --dt was made on: merge it first."
     ),
     merge_kernel: str = typer.Option("cpu", "--merge-kernel", help="NMS rule of the merge: cpu (>=) or cuda (>)."),
+    classes: str = typer.Option(None, "--classes", help="Score only these classes of the json, with commas between."),
     per_class: bool = typer.Option(False, "--per-class", help="Print the numbers of every class too."),
     any_score: bool = typer.Option(False, "--any-score", help="Allow scores outside [0, 1]."),
     why: bool = typer.Option(False, "--why", help="Errors by size, what they cost, oLRP, recall, calibration."),
@@ -54,7 +55,13 @@ def evaluate(
         protocol_named(protocol), size_edges=_numbers(bins, "--bins"), max_dets=max_dets, ious=_numbers(iou, "--iou")
     )
     annotations, detections = read_pair(
-        gt, dt, chosen, any_score=any_score, merge_from=merge_from, merge_kernel=merge_kernel
+        gt,
+        dt,
+        chosen,
+        any_score=any_score,
+        merge_from=merge_from,
+        merge_kernel=merge_kernel,
+        classes=None if classes is None else [name.strip() for name in classes.split(",")],
     )
     result = run(annotations, detections, chosen)
     reasons = Reasons(why or tiles is not None, bootstrap, against, tiles or merge_from, any_score)

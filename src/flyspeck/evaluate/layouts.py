@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,12 @@ def read_pair(
     any_score: bool = False,
     merge_from: Path | None = None,
     merge_kernel: str = "cpu",
+    classes: Sequence[str] | None = None,
 ) -> tuple[Annotations, DetectionTable]:
-    """Ground truth and detections as `protocol` wants them; what looks wrong is in the detection table's `notes`."""
+    """Ground truth and detections as `protocol` wants them; what looks wrong is in the detection table's `notes`.
+
+    `classes` names those to score, where a COCO json has more; detections of the others count for nothing.
+    """
     for path, option in ((gt, "--gt"), (dt, "--dt"), (merge_from, "--merge-from")):
         if path is not None and not path.exists():
             raise UserError("no such file or folder", where=f"{option} {path}", fix="check the path")
@@ -40,7 +45,7 @@ def read_pair(
         from flyspeck.evaluate.voc_files import read_dota_pair, read_voc_pair
 
         return read_dota_pair(gt, dt, protocol) if protocol.truncate_truth else read_voc_pair(gt, dt)
-    annotations = read_annotations(gt, for_evaluation=True)
+    annotations = read_annotations(gt, classes=classes, for_evaluation=True)
     if dt.is_dir():
         raise UserError(
             f"'{protocol.name}' reads detections from a COCO results json, this is a folder",
