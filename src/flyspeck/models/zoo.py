@@ -33,6 +33,7 @@ from flyspeck.models.fcos import fcos
 from flyspeck.models.necks.fpn import FPN
 from flyspeck.models.necks.hrfpn import HRFPN
 from flyspeck.models.necks.sspnet import SSPNet, sspnet_anchors, weighted_negatives
+from flyspeck.models.reppoints import reppoints
 from flyspeck.models.retinanet import retinanet
 from flyspeck.models.ssd import find_configuration, ssd
 from flyspeck.models.stride import eliminate_strides
@@ -112,6 +113,7 @@ DETECTORS: dict[str, DetectorEntry] = {
     "faster_rcnn": DetectorEntry(faster_rcnn, {"channels": 256, "hidden": 1024}),
     "cascade_rcnn": DetectorEntry(cascade_rcnn, {"channels": 256, "hidden": 1024}),
     "fcos": DetectorEntry(fcos, {"channels": 256}, anchors=False),
+    "reppoints": DetectorEntry(reppoints, {"channels": 256}, anchors=False),
     "ssd": DetectorEntry(ssd, {}, classes=80, has_neck=False, anchors=False),
 }
 
@@ -349,6 +351,7 @@ LISTED: tuple[Listed, ...] = (
     Listed("cascade_rcnn:bh_resnet50:sspnet", "002", _NING, _TINY, "mmcv", 0, 186.83, counted="none"),
     Listed("faster_rcnn:resnet50:sspnet", "002", _NING, _TINY, "mmcv", 0, 158.82, counted="none"),
     Listed("faster_rcnn:bh_resnet50:sspnet", "002", _NING, _TINY, "mmcv", 0, 159.03, counted="none"),
+    Listed("reppoints:resnet50", "000", "Gong et al., DPNet", _TINY, "mmcv", 0, 158.92, counted="none"),
     Listed("retinanet:resnet50", "003", _GONG, _TINY, "mmcv", 36.12e6, 177.52, counted="trainable"),
     _ssd("ssd:mobilenet_v1", params=16.53e6, gflops=2.540),
     _ssd("ssd:mobilenet_v1:Size512", size=(512, 512), params=16.53e6, gflops=6.993),
