@@ -116,8 +116,11 @@ class Detector(nn.Module):
 
     def losses(self, images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
         """Named scalar losses of a batch."""
+        return self.losses_from(self.backbone(self.pixel_norm(images)), images, targets)
+
+    def losses_from(self, maps: Sequence[Tensor], images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
+        """`losses`, where the backbone has run already: `maps` are its feature maps."""
         padded = _height_width(images.pixels)
-        maps = self.backbone(self.pixel_norm(images))
         if isinstance(self.neck, SupervisedNeck):
             maps, neck_losses = self.neck.forward_with_losses(maps, targets, padded)
         else:

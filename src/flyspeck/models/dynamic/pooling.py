@@ -1,0 +1,167 @@
+"""Dynamic pooling: the stride of one backbone stage becomes a bilinear resize by a factor that may change from picture to
+picture ("DPNet: Dynamic Pooling Network for Accurate and Efficient Size-Aware Tiny Object Detection", sec. III).
+
+Which stage: its published 107.80 GFLOPs are reachable only by the stride of stage 2 (C2 to C3); with `stage1`, whose
+stride a ResNet has in the pool of its stem, that pool is what is replaced.
+
+At 0.5 and on even maps the resize (align_corners=False, no antialiasing) is exactly a 2x2 average pool; the static twin is
+therefore a detector with such a pool before its stage, not the strided convolution that the weights were trained with.
+Weights keep their names and values. Anchors and points come from the true ratio of picture to map, so that boxes stay where
+they are at any factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flyspeck.errors import UserError
+from flyspeck.models.backbones.staged import StagedBackbone
+from flyspeck.models.detector import Detector
+from flyspeck.models.dynamic.factors import FACTORS, FactorSwitch
+from flyspeck.types import ImageBatch
+
+_Pool = nn.MaxPool2d | nn.AvgPool2d
+
+
+def resized(size: int, factor: float) -> int:
+    """Cells of a map side of `size` cells after `factor`: rounded, halves up, as a stride of 2 rounds (5 to 3)."""
+    return max(1, int(size * factor + 0.5))
+
+
+class PooledStage(nn.Sequential):
+    """A stage without its stride, after a bilinear resize by the active factor. The children keep their names."""
+
+    def __init__(self, stage: nn.Sequential, switch: FactorSwitch, *, name: str) -> None:
+        super().__init__()
+        for child, module in stage.named_children():
+            self.add_module(child, module)
+        self.switch = switch
+        self.name = name
+        self.kernel = max([_largest(m.kernel_size) for m in stage.modules() if isinstance(m, nn.Conv2d)], default=1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The map `(B, C, H, W)` of the stage before to this stage's; raises UserError where it gets too small."""
+        return super().forward(self.resize(input))
+
+    def resize(self, x: Tensor) -> Tensor:
+        """`(B, C, H, W)` to `(B, C, resized(H), resized(W))` by the active factor."""
+        height, width = x.shape[-2:]
+        size = resized(height, self.switch.active), resized(width, self.switch.active)
+        if min(size) < self.kernel and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+            raise UserError(
+                f"the factor {self.switch.active:g} makes a map of {size[0]}x{size[1]} out of {height}x{width}, smaller "
+                f"than the {self.kernel}x{self.kernel} kernels of {self.name}",
+                where="factors",
+                fix="enlarge or pad the picture, or leave out the smallest factors",
+            )
+        return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+def pool_dynamically(
+    detector: Detector, factors: Sequence[float] = FACTORS, *, stage: str = "stage2", default: float = 0.5
+) -> FactorSwitch:
+    """Replaces the stride 2 of `stage` by a bilinear resize, in place, and returns the switch that says by how much.
+
+    Weights are kept. `default` (the factor outside of `switch.use`) must be among `factors` and stands for the stride.
+    Raises UserError for a detector whose backbone is no chain of stages, or a stage that has no stride of 2.
+    """
+    backbone = staged_backbone(detector)
+    if any(isinstance(s, PooledStage) for s in backbone.stages.values()):
+        raise UserError("the detector has dynamic pooling already", where="detector", fix="convert it once")
+    switch = FactorSwitch(factors, default=default)
+    before, chain = _chain(backbone, stage)
+    if not _remove_stride(chain, list(chain)):
+        # A ResNet's first stage has none: the pool that ends the stage before is its stride.
+        tail = list(backbone.stages[before].children())[-1:]
+        if not (tail and isinstance(tail[0], _Pool) and _remove_stride(backbone.stages[before], tail)):
+            raise UserError(
+                f"{stage} has no stride of 2 that a factor could replace", where="stage", fix="choose another stage"
+            )
+    backbone.stages[stage] = PooledStage(chain, switch, name=stage)
+    return switch
+
+
+def staged_backbone(detector: Detector) -> StagedBackbone:
+    """The detector's backbone; raises UserError where it is no chain of stages (a dual path runs one twice)."""
+    if not isinstance(detector.backbone, StagedBackbone):
+        raise UserError(
+            "dynamic pooling needs a backbone that is a chain of stages",
+            where="backbone",
+            fix="choose a ResNet, MobileNet or VGG without a dual path",
+        )
+    return detector.backbone
+
+
+def _chain(backbone: StagedBackbone, stage: str) -> tuple[str, nn.Sequential]:
+    """The name of the stage before, and the stage."""
+    names = list(backbone.stages)
+    if stage not in names[1:]:
+        raise UserError(f"no stage '{stage}' to pool before", where="stage", fix=f"choose from {', '.join(names[1:])}")
+    before, chain = names[names.index(stage) - 1], backbone.stages[stage]
+    if before in backbone.branches or stage in backbone.branches or not isinstance(chain, nn.Sequential):
+        raise UserError(
+            f"{stage} has parallel branches: no single map to resize",
+            where="stage",
+            fix="choose a backbone that is a chain of stages",
+        )
+    return before, chain
+
+
+def _remove_stride(parent: nn.Module, children: Sequence[nn.Module]) -> bool:
+    """Sets the one stride 2 in `children` to 1, in place; False where there is none or more than one after another."""
+    strided = [c for c in children if any(_stride(m) != 1 for m in c.modules() if isinstance(m, nn.Conv2d | _Pool))]
+    if len(strided) != 1:
+        return False
+    found = [m for m in strided[0].modules() if isinstance(m, nn.Conv2d | _Pool) and _stride(m) != 1]
+    if any(_stride(m) != 2 for m in found):
+        return False
+    for name, child in list(parent.named_modules()):
+        if child in found and isinstance(child, _Pool):
+            holder, _, last = name.rpartition(".")
+            setattr(parent.get_submodule(holder), last, nn.Identity())
+        elif child in found:
+            child.stride = (1, 1)  # type: ignore[assignment]
+    return True
+
+
+def _stride(module: nn.Module) -> int:
+    return _largest(module.stride)  # type: ignore[arg-type]
+
+
+def _largest(value: int | Sequence[int]) -> int:
+    return value if isinstance(value, int) else max(value)
+
+
+def find_switch(detector: Detector) -> FactorSwitch:
+    """The switch of a detector that was made dynamic; raises UserError where there is none."""
+    return _pooled(staged_backbone(detector))[1].switch
+
+
+def split_stage(detector: Detector) -> str:
+    """The last stage before the resize: what the shared prefix ends with."""
+    backbone = staged_backbone(detector)
+    names = list(backbone.stages)
+    return names[names.index(_pooled(backbone)[0]) - 1]
+
+
+def _pooled(backbone: StagedBackbone) -> tuple[str, PooledStage]:
+    for name, stage in backbone.stages.items():
+        if isinstance(stage, PooledStage):
+            return name, stage
+    raise UserError("the detector has no dynamic pooling", where="detector", fix="call pool_dynamically on it first")
+
+
+def run_prefix(detector: Detector, images: ImageBatch) -> tuple[list[Tensor], Tensor]:
+    """What no factor changes: the feature maps before the resize, and the map that is resized."""
+    backbone, stop = staged_backbone(detector), split_stage(detector)
+    maps = backbone.run(detector.pixel_norm(images), stop=stop)
+    return (maps if stop in backbone.outputs else maps[:-1]), maps[-1]
+
+
+def run_rest(detector: Detector, before: Sequence[Tensor], shared: Tensor) -> list[Tensor]:
+    """All feature maps at the active factor, from what `run_prefix` gave."""
+    return [*before, *staged_backbone(detector).run(shared, start=split_stage(detector))]
