@@ -54,6 +54,16 @@ def test_olrp_without_hits_is_one_and_without_truth_unknown() -> None:
     assert rows["tiny3"] == -1.0
 
 
+def test_olrp_parts_are_of_the_classes_that_have_them() -> None:
+    """A class of which nothing is found raises the error and the misses; it has no IoU, precision or score to average."""
+    annotations = truth([(0, 0, A), (0, 1, B)], classes=2)
+    row = olrp_rows(annotations, found([(0, 0, A, 0.9)]), PROTOCOL)[0]
+    assert_allclose([row[name] for name in ("value", "false_negative")], [0.5, 0.5])
+    assert_allclose([row[name] for name in ("localisation", "false_positive", "score")], [0, 0, 0.9], atol=1e-12)
+    row = olrp_rows(annotations, found([]), PROTOCOL)[0]
+    assert [row[name] for name in ("value", "localisation", "score")] == [1.0, -1.0, -1.0]
+
+
 def test_calibration_by_hand() -> None:
     """Two detections of .95 of which one hits, two of .25 of which none does: (2 * .45 + 2 * .25) / 4 = .35."""
     annotations = truth([(0, 0, A)])

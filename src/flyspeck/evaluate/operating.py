@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.evaluate.ap import APInputs, Outcome, prepare
+from flyspeck.evaluate.ap import APInputs, Outcome, mean_of_known, prepare
 from flyspeck.evaluate.detections import DetectionTable
 from flyspeck.evaluate.matching import overlapping_pairs
 from flyspeck.evaluate.protocols import APProtocol
@@ -61,7 +61,8 @@ def olrp_rows(
 
     LRP(s) = (sum over TP of (1 - IoU) / (1 - t) + FP + FN) / (TP + FP + FN) of the detections that score at least s; oLRP is
     its minimum over s. `localisation` (mean 1 - IoU), `false_positive` (1 - precision), `false_negative` (1 - recall) and
-    `score` are those at the minimum, means over classes too.
+    `score` are those at the minimum, means over classes too: over those of which something is kept at the minimum, as a class
+    without detections has neither an IoU nor a precision (-1 if there is none).
     """
     inputs = prepare(annotations, detections, protocol) if inputs is None else inputs
     overlap = _matched_iou(inputs)
@@ -73,7 +74,7 @@ def olrp_rows(
             for k in range(len(annotations.classes))
             if (part := _olrp(inputs, outcome, overlap(outcome), k, iou)) is not None
         ]
-        means = np.array(parts).mean(0).tolist() if parts else [-1.0] * 5
+        means = [mean_of_known(np.array(part)) for part in zip(*parts, strict=True)] if parts else [-1.0] * 5
         names = ("value", "localisation", "false_positive", "false_negative", "score")
         rows.append({"area": area.name, "iou": iou} | dict(zip(names, means, strict=True)))
     return rows
@@ -101,6 +102,9 @@ def _matched_iou(inputs: APInputs) -> Any:
     return overlap
 
 
+NOTHING_KEPT = (1.0, -1.0, -1.0, 1.0, -1.0)  # all is missed; no IoU, precision or score to speak of
+
+
 def _olrp(
     inputs: APInputs, outcome: Outcome, overlap: np.ndarray, label: int, iou: float
 ) -> tuple[float, float, float, float, float] | None:
@@ -111,7 +115,7 @@ def _olrp(
     rows = np.flatnonzero((inputs.found.label == label) & ~outcome.ignored)
     rows = rows[np.argsort(-inputs.found.scores[rows], kind="stable")]
     if not len(rows):
-        return 1.0, 1.0, 1.0, 1.0, 1.0
+        return NOTHING_KEPT
     hit = outcome.hit[rows]
     tp, fp = np.cumsum(hit), np.cumsum(~hit)
     loss = np.cumsum(np.where(hit, 1 - overlap[rows], 0.0))
@@ -120,7 +124,7 @@ def _olrp(
     at = last[int(np.argmin(error[last]))]
     if error[at] >= 1:
         # Saying nothing at all has an error of exactly 1.
-        return 1.0, 1.0, 1.0, 1.0, 1.0
+        return NOTHING_KEPT
     count = max(int(tp[at]), 1)
     wrong, missed = fp[at] / (tp[at] + fp[at]), 1 - tp[at] / total
     return float(error[at]), float(loss[at] / count), float(wrong), float(missed), float(inputs.found.scores[rows[at]])
