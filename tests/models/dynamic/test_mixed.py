@@ -1,0 +1,77 @@
+"""Mixed training: the gradients of the summed loss, with the memory of one factor."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from flyspeck.errors import UserError
+from flyspeck.models.backbones.freezing import freeze_stages
+from flyspeck.models.detector import Detector
+from flyspeck.models.dynamic.mixed import MixedTraining
+from flyspeck.models.dynamic.norms import privatise_norms
+from flyspeck.models.dynamic.pooling import pool_dynamically
+from flyspeck.models.profile import _PeakMemory
+from flyspeck.models.zoo import build
+from flyspeck.types import ImageBatch
+
+
+def converted(detector: Detector) -> Detector:
+    pool_dynamically(detector)
+    privatise_norms(detector)
+    return detector
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "reppoints", "faster_rcnn"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_one_after_another_gives_the_same_gradients(kind, frozen, small, batch):
+    results = []
+    for sequential in (False, True):
+        detector = converted(small(kind))
+        if frozen:
+            freeze_stages(detector.backbone, 1)
+        torch.manual_seed(0)
+        losses = MixedTraining(detector, sequential=sequential)(*batch)
+        (2 * torch.stack(list(losses.values())).sum()).backward()
+        results.append((losses, dict(detector.named_parameters())))
+    (losses, expected), (again, parameters) = results
+    assert list(losses) == list(again)
+    assert "classification at 0.33" in losses or kind == "faster_rcnn"
+    for name, value in losses.items():
+        assert_close(again[name].detach(), value.detach(), atol=1e-5, rtol=1e-5)
+    for name, parameter in expected.items():
+        assert (parameter.grad is None) == (parameters[name].grad is None), name
+        if parameter.grad is not None:
+            size = float(parameter.grad.abs().max())
+            assert_close(parameters[name].grad, parameter.grad, atol=1e-4 * max(size, 1e-3), rtol=1e-3, msg=name)
+
+
+def peak(factors: tuple[float, ...], *, sequential: bool, batch) -> int:
+    torch.manual_seed(0)
+    detector = build("fcos:resnet18", width=0.125, classes=("a", "b"))
+    assert isinstance(detector, Detector)
+    pool_dynamically(detector, factors)
+    privatise_norms(detector)
+    objective = MixedTraining(detector, sequential=sequential)
+    images, targets = batch
+    with _PeakMemory() as memory:
+        torch.stack(list(objective(images, targets).values())).sum().backward()
+    return memory.peak
+
+
+def test_memory_does_not_grow_with_the_factors(batch):
+    """Three factors that cost alike: kept together they need much more than one, one after another hardly more."""
+    images, targets = batch
+    large = (ImageBatch(images.pixels.repeat(2, 1, 1, 1), images.sizes * 2), [*targets, *targets])
+    factors = (0.5, 0.49, 0.48)
+    one = peak((0.5,), sequential=False, batch=large)
+    together = peak(factors, sequential=False, batch=large)
+    after_another = peak(factors, sequential=True, batch=large)
+    assert together > 1.7 * one
+    assert after_another < 1.15 * one
+
+
+def test_a_plain_detector_is_refused(small):
+    with pytest.raises(UserError, match="no dynamic pooling"):
+        MixedTraining(small("fcos"))
