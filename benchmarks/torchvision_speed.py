@@ -1,8 +1,8 @@
 """flyspeck's inference against torchvision's own detectors: same weights, same boxes, in turn in one process.
 
-    python benchmarks/torchvision_speed.py [--size 512x640] [--runs 12] [--threads 2]
+    python benchmarks/torchvision_speed.py [--size 512x640] [--runs 12] [--threads 2] [--precision bf16]
 
-Both sides get decoded pictures and return boxes; both run in fp32. Pairs alternate, the ratio is the median of pair ratios.
+Both sides get decoded pictures and return boxes; torchvision runs in fp32, flyspeck in `--precision`. Pairs alternate, the ratio is the median of pair ratios.
 The weights are random (the time does not depend on them, as long as both see the same number of proposals).
 """
 
@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--size", default="512x640")
     parser.add_argument("--runs", type=int, default=12)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -59,7 +60,7 @@ def main() -> None:
     ):
         theirs, mine = build(channels=256)
         theirs.eval()
-        model = TorchModel(mine)
+        model = TorchModel(mine, precision=options.precision)
 
         def run_theirs(theirs=theirs) -> None:
             with torch.inference_mode():
@@ -70,6 +71,7 @@ def main() -> None:
             "detector": f"{name}:resnet18",
             "size": options.size,
             "threads": options.threads,
+            "precision": options.precision,
             "flyspeck_ms": round(1000 * statistics.median(a), 1),
             "torchvision_ms": round(1000 * statistics.median(b), 1),
             "times_faster": round(statistics.median(y / x for x, y in zip(a, b, strict=True)), 2),
