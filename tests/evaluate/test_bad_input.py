@@ -6,6 +6,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +265,11 @@ def test_broken_dota_results(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     assert words in capsys.readouterr().err
 
 
+def test_corners_in_the_wrong_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(dota(tmp_path, "0 0 9 0 9 9 0 9 plane 0\n", "P1 0.9 10 10 5 5\nP1 0.8 0 0 9 9\n")) == 0
+    assert "1 detections have a right or lower corner before the left" in capsys.readouterr().err
+
+
 def test_broken_voc_annotation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "gt").mkdir()
     (tmp_path / "dt").mkdir()
@@ -299,3 +305,13 @@ def test_ground_truth_without_file_names(tmp_path: Path) -> None:
     annotations = read_annotations(gt, for_evaluation=True)
     result = evaluate(annotations, DetectionTable.from_coco(dt, annotations), "coco_bbox")
     assert result.value(metric="AP50") == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("factor", "words"), [(None, "seems to hold corners"), (2.0, "larger copy"), (1.0, "")])
+def test_suspicions_without_the_pictures_sizes(spread: Any, factor: float | None, words: str) -> None:
+    """Where no picture's size is known, how far the ground truth reaches tells."""
+    unsized = replace(spread, sizes=np.zeros_like(spread.sizes))
+    boxes = spread.boxes if factor is None else spread.extra["xywh"] * factor
+    notes = suspicions(unsized, detected(boxes), protocol_named("flyspeck"))
+    assert words in " ".join(notes)
+    assert bool(words) == bool(notes)

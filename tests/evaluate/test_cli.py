@@ -82,3 +82,30 @@ def test_recall_by_tile_border(shared: Path, tmp_path: Path) -> None:
 def test_why_needs_a_protocol_of_ours(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", "--protocol", "coco_bbox", *files(shared), "--why"]) == 2
     assert "use --protocol flyspeck" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--bins", "nan,3"], ["--bins", "8,2"], ["--iou", "0.5,0.5"], ["--merge-kernel", "gpu"], ["--bootstrap", "-3"]],
+)
+def test_impossible_options(shared: Path, options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", *files(shared), *options]) == 2
+    assert options[0] in capsys.readouterr().err
+
+
+def test_tables_name_sizes_and_quirks(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "--protocol", "aitod", *files(shared, "tiny_b"), "--per-class"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "sizes in px: all 0+, verytiny 0-8, tiny 8-16, small 16-32, medium 32+" in lines[0]
+    assert lines[1].startswith("quirks of the reference: the annotation with id 0")
+    head = "AP@0.50:0.95 AP@0.5 AP@0.75 AR1@0.50:0.95 AR100@0.50:0.95 AR1500@0.50:0.95"
+    assert lines[2].split() == head.split()
+    assert [line.split()[0] for line in lines[3:]] == [
+        "all",
+        "verytiny",
+        "tiny",
+        "small",
+        "medium",
+        "sea_person",
+        "earth_person",
+    ]

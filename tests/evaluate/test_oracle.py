@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
-from pycocotools_oracle import as_coco, largest_difference, reference
+from pycocotools_oracle import as_coco, largest_difference, matcher_difference, reference
 from tables_by_hand import random_tables
 
 from flyspeck.data.readers import read_annotations
@@ -96,3 +96,4 @@ def test_hituav_as_a_detector_would_see_it(shared: Path, tmp_path: Path) -> None
     dt = tmp_path / "dt.json"
     detections.write_coco(dt, annotations)
     assert largest_difference(gt, dt) <= 1e-12
+    assert matcher_difference(gt, dt) <= 1e-12

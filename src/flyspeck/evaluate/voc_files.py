@@ -155,6 +155,12 @@ def _read_results(
             labels.append(classes.index(name))
             numbers.append(_numbers(parts[1:], path, number))
     values = np.array(numbers, np.float64).reshape(-1, 5)
+    turned = int((values[:, 3:] < values[:, 1:3]).any(1).sum())
+    if turned:
+        notes += (
+            f"{turned} detections have a right or lower corner before the left or upper one and match nothing: "
+            "a line is: image score x1 y1 x2 y2",
+        )
     return DetectionTable.from_columns(
         image_index=rows, boxes=values[:, 1:], scores=values[:, 0], labels=labels, notes=notes
     )
