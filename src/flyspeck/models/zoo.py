@@ -23,7 +23,7 @@ from flyspeck.models.backbones.bottom_heavy import bh_hrnet18, bh_hrnet32, bh_re
 from flyspeck.models.backbones.hrnet import hrnet18, hrnet32
 from flyspeck.models.backbones.mobilenet import mobilenet_v2
 from flyspeck.models.backbones.mobilenet_v1 import CORAL, mobilenet_v1
-from flyspeck.models.backbones.resnet import resnet18, resnet34, resnet50, resnet101
+from flyspeck.models.backbones.resnet import resnet18, resnet34, resnet50, resnet101, resnet152, resnext50
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.backbones.vgg import vgg16
 from flyspeck.models.cascade_rcnn import cascade_rcnn
@@ -89,6 +89,8 @@ BACKBONES: dict[str, BackboneEntry] = {
     "resnet34": BackboneEntry(resnet34),
     "resnet50": BackboneEntry(resnet50),
     "resnet101": BackboneEntry(resnet101),
+    "resnet152": BackboneEntry(resnet152),
+    "resnext50": BackboneEntry(resnext50),
     "bh_resnet50": BackboneEntry(bh_resnet50),
     "hrnet18": BackboneEntry(hrnet18, picks_outputs=False, neck="hrfpn"),
     "hrnet32": BackboneEntry(hrnet32, picks_outputs=False, neck="hrfpn"),

@@ -11,7 +11,15 @@ from torch.testing import assert_close
 from flyspeck.errors import UserError
 from flyspeck.models.backbones.freezing import freeze_norms, freeze_stages
 from flyspeck.models.backbones.mobilenet import mobilenet_v2
-from flyspeck.models.backbones.resnet import resnet18, resnet34, resnet50, resnet101
+from flyspeck.models.backbones.resnet import (
+    rename_torchvision,
+    resnet18,
+    resnet34,
+    resnet50,
+    resnet101,
+    resnet152,
+    resnext50,
+)
 from flyspeck.models.weights import save_weights
 
 
@@ -52,7 +60,7 @@ def test_torchvision_weights_name_uses_its_loading_path(shared, monkeypatch, tmp
     assert_close(ours.state_dict()["stages.stage2.1.conv.0.0.weight"], state["features.5.conv.0.0.weight"])
 
 
-@pytest.mark.parametrize("build", [resnet18, resnet34, resnet50, resnet101, mobilenet_v2])
+@pytest.mark.parametrize("build", [resnet18, resnet34, resnet50, resnet101, resnet152, resnext50, mobilenet_v2])
 @pytest.mark.parametrize("width", [1.0, 0.25])
 def test_maps_have_the_promised_channels_and_strides(build, width):
     with torch.device("meta"):
@@ -61,6 +69,18 @@ def test_maps_have_the_promised_channels_and_strides(build, width):
     assert [spec.stride for spec in backbone.features] == [4, 8, 16, 32]
     for spec, feature in zip(backbone.features, maps, strict=True):
         assert feature.shape == (1, spec.channels, 64 // spec.stride, 128 // spec.stride)
+
+
+@pytest.mark.parametrize(("build", "name"), [(resnet152, "resnet152"), (resnext50, "resnext50_32x4d")])
+def test_shapes_are_torchvisions(build, name):
+    with torch.device("meta"):
+        ours, theirs = build(), torchvision.models.get_model(name, weights=None)
+    expected = {rename_torchvision(key): value.shape for key, value in theirs.state_dict().items()}
+    expected.pop(None)
+    assert {key: value.shape for key, value in ours.state_dict().items()} == expected
+    convs = (m for m in theirs.modules() if isinstance(m, torch.nn.Conv2d))
+    for a, b in zip((m for m in ours.modules() if isinstance(m, torch.nn.Conv2d)), convs, strict=True):
+        assert (a.stride, a.padding, a.groups) == (b.stride, b.padding, b.groups)
 
 
 def test_stages_run_one_by_one():

@@ -1,4 +1,4 @@
-"""ResNet-18/34/50/101 (He et al., arXiv:1512.03385) as staged backbones, of torchvision's own blocks.
+"""ResNet-18/34/50/101/152 (He et al., arXiv:1512.03385) and ResNeXt-50 as staged backbones, of torchvision's own blocks.
 
 Stages: `stem` (7x7 stride 2, BN, ReLU, 3x3 max pool stride 2), `stage1` … `stage4` = torchvision's layer1 … layer4;
 C2..C5 lie at strides 4, 8, 16, 32. torchvision's weights load by their name (`weights="IMAGENET1K_V1"`).
@@ -9,6 +9,7 @@ The stride sits on the 3x3 of a bottleneck ("pytorch style"; the papers' counts 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,6 +55,25 @@ def resnet101(
     return _named("resnet101", Bottleneck, (3, 4, 23, 3), width=width, weights=weights, outputs=outputs)
 
 
+def resnet152(
+    *, width: float = 1.0, weights: str | Path | None = None, outputs: Sequence[str] = STAGES
+) -> StagedBackbone:
+    """ResNet-152; see `resnet50` for the arguments."""
+    return _named("resnet152", Bottleneck, (3, 8, 36, 3), width=width, weights=weights, outputs=outputs)
+
+
+def resnext50(
+    *, width: float = 1.0, weights: str | Path | None = None, outputs: Sequence[str] = STAGES
+) -> StagedBackbone:
+    """ResNeXt-50 32x4d (Xie et al., arXiv:1611.05431); see `resnet50` for the arguments.
+
+    `width` below 1 takes fewer groups (a power of two) of four channels in stage 1.
+    """
+    groups = 2 ** min(5, max(0, math.floor(math.log2(32 * width))))
+    name = "resnext50_32x4d"
+    return _named(name, Bottleneck, (3, 4, 6, 3), width=width, weights=weights, outputs=outputs, groups=groups)
+
+
 def _named(
     name: str,
     block: type[BasicBlock] | type[Bottleneck],
@@ -62,8 +82,9 @@ def _named(
     width: float,
     weights: str | Path | None,
     outputs: Sequence[str],
+    groups: int = 1,
 ) -> StagedBackbone:
-    backbone = staged_resnet(block, depths, width=width, outputs=outputs)
+    backbone = staged_resnet(block, depths, width=width, outputs=outputs, groups=groups)
     if weights is not None:
         load_backbone(backbone, weights, torchvision_model=name, rename=rename_torchvision)
     return backbone
@@ -78,10 +99,12 @@ def staged_resnet(
     stem_stride: int = 4,
     width: float = 1.0,
     outputs: Sequence[str] = STAGES,
+    groups: int = 1,
 ) -> StagedBackbone:
     """A ResNet of `depths[i]` blocks in stage `i`, the first of which has stride `strides[i]`.
 
-    `stem` (default: the 7x7 one) maps 3 to `round(64 * width)` channels at `stem_stride`.
+    `stem` (default: the 7x7 one) maps 3 to `round(64 * width)` channels at `stem_stride`. `groups` above
+    1 groups the 3x3 of a bottleneck, which is then twice as wide (ResNeXt).
     """
     channels = scaled(64, width)
     stages: dict[str, nn.Module] = {"stem": imagenet_stem(channels) if stem is None else stem}
@@ -89,7 +112,7 @@ def staged_resnet(
     planes, stride = channels, stem_stride
     inplanes = channels
     for name, depth, step in zip(STAGES, depths, strides, strict=True):
-        stages[name] = residual_stage(block, inplanes, planes, depth, step)
+        stages[name] = residual_stage(block, inplanes, planes, depth, step, groups=groups)
         inplanes, stride = planes * block.expansion, stride * step
         specs[name] = FeatureSpec(inplanes, stride)
         planes *= 2
@@ -113,15 +136,17 @@ def imagenet_stem(channels: int) -> nn.Sequential:
 
 
 def residual_stage(
-    block: type[BasicBlock] | type[Bottleneck], inplanes: int, planes: int, depth: int, stride: int
+    block: type[BasicBlock] | type[Bottleneck], inplanes: int, planes: int, depth: int, stride: int, *, groups: int = 1
 ) -> nn.Sequential:
     """`depth` blocks; the first takes `inplanes` channels at `stride`, with a 1x1 projection where shapes differ."""
+    # torchvision's bottleneck is groups x int(planes x base_width / 64) wide: 2 x planes with this base width.
+    base_width = 64 if groups == 1 else 128 // groups
     out = planes * block.expansion
     projection = None
     if stride != 1 or inplanes != out:
         projection = nn.Sequential(conv1x1(inplanes, out, stride), nn.BatchNorm2d(out))
-    rest = [block(out, planes) for _ in range(depth - 1)]
-    return nn.Sequential(block(inplanes, planes, stride, projection), *rest)
+    rest = [block(out, planes, groups=groups, base_width=base_width) for _ in range(depth - 1)]
+    return nn.Sequential(block(inplanes, planes, stride, projection, groups, base_width), *rest)
 
 
 def init_resnet(*modules: nn.Module) -> None:
