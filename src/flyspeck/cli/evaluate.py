@@ -49,6 +49,9 @@ def evaluate(
         return
     if gt is None or dt is None:
         raise UserError("nothing to score", fix="give --gt and --dt")
+    for path, option in ((against, "--against"), (tiles, "--tiles")):
+        if path is not None and not path.is_file():
+            raise UserError("no such file", where=f"{option} {path}", fix="check the path")
     if merge_kernel not in ("cpu", "cuda"):
         raise UserError(f"no merge kernel '{merge_kernel}'", where="--merge-kernel", fix="cpu or cuda")
     chosen = customised(
