@@ -86,8 +86,15 @@ def test_why_needs_a_protocol_of_ours(shared: Path, capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize(
     "options",
-    [["--bins", "nan,3"], ["--bins", "8,2"], ["--iou", "0.5,0.5"], ["--merge-kernel", "gpu"], ["--bootstrap", "-3"]]
-    + [["--against", "nowhere.json"], ["--tiles", "nowhere.json"]],
+    [
+        ["--bins", "nan,3"],
+        ["--bins", "8,2"],
+        ["--iou", "0.5,0.5"],
+        ["--merge-kernel", "gpu"],
+        ["--bootstrap", "-3"],
+        ["--against", "nowhere.json"],
+        ["--tiles", "nowhere.json"],
+    ],
 )
 def test_impossible_options(shared: Path, options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", *files(shared), *options]) == 2
