@@ -11,7 +11,7 @@ Deviations, all by argument or forced by moving resolutions:
 
 * The first points start on the grid of a 3x3 kernel, so that the deformable convolutions start as plain ones and every cell
   with a box of 1.7 cells (`grid_start`). The authors start all nine in the middle, where boxes have no size and overlap
-  nothing: on small sets that learns far more slowly.
+  nothing: on small sets that learns more slowly.
 * Points lie in the middle of their cells by the true ratio of picture to map (`offset`; mmdetection's lie in the corner: 0).
 * An object's level follows the true cell sizes: `floor(log2(sqrt(wh) / scale))` where they are powers of two.
 * A ReLU stands between P6 and P7, as in all our pyramids. Boxes under ignore regions learn nothing.

@@ -1,0 +1,38 @@
+"""A batch whose pictures take different factors: the prefix runs once on all, the rest once on each group."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from flyspeck.models.detector import Detector, to_detections
+from flyspeck.models.dynamic.pooling import find_switch, run_prefix, run_rest
+from flyspeck.types import Detections, ImageBatch
+
+
+@torch.no_grad()
+def detect_split(detector: Detector, images: ImageBatch, factors: Sequence[float]) -> list[Detections]:
+    """Detections of each picture at its own factor (`factors`, one a picture), in the order of the batch.
+
+    The same as one by one, as long as the detector is in evaluation mode. Raises UserError for an unknown factor.
+    """
+    if len(factors) != len(images.sizes):
+        raise ValueError(f"{len(factors)} factors for {len(images.sizes)} pictures")
+    switch = find_switch(detector)
+    places = [switch.place(factor) for factor in factors]
+    before, shared = run_prefix(detector, images)
+    height, width = int(images.pixels.shape[-2]), int(images.pixels.shape[-1])
+    found: dict[int, Detections] = {}
+    for place in sorted(set(places)):
+        members = [i for i, p in enumerate(places) if p == place]
+        rows = torch.tensor(members, device=shared.device)
+        sizes = [images.sizes[i] for i in members]
+        with switch.use(switch.factors[place]):
+            # A group that is the whole batch needs no copy of its maps.
+            whole = len(members) == len(factors)
+            maps = run_rest(detector, before if whole else [m[rows] for m in before], shared if whole else shared[rows])
+            raw = detector.head.detect(detector.neck(maps), (height, width), sizes)
+        for i, own, size in zip(members, raw, sizes, strict=True):
+            found[i] = to_detections(own, size, detector.classes)
+    return [found[i] for i in range(len(factors))]
