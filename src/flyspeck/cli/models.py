@@ -28,19 +28,24 @@ def models(
     from rich.table import Table
 
     table = Table(box=None, header_style="bold")
-    for heading in ("name", "seed", "paper", "size", "convention", "params", "GFLOPs"):
-        table.add_column(heading, justify="right" if heading in ("size", "params", "GFLOPs") else "left", no_wrap=True)
+    for heading in ("name", "seed", "paper", "size", "convention", "published params", "GFLOPs"):
+        table.add_column(
+            heading, justify="right" if heading in ("size", "published params", "GFLOPs") else "left", no_wrap=True
+        )
     if count:
         table.add_column("counted here: params", justify="right")
         table.add_column("GFLOPs", justify="right")
     for row in rows:
         cells = [row["name"], row["seed"], row["paper"], "{}x{}".format(*row["size"]), row["convention"]]
-        cells += [_millions(row["published_params"]), f"{row['published_gflops']:.2f}"]
+        inexact = "" if row["reproduced"] else "~"
+        cells += [inexact + _millions(row["published_params"]), f"{inexact}{row['published_gflops']:.2f}"]
         if count:
             cells += [_millions(row["params"]), f"{row['gflops']:.3f}"]
         table.add_row(*cells)
     console = Console(width=None if Console().is_terminal else 160)
     console.print(table)
+    if not all(row["reproduced"] for row in rows):
+        console.print("\n~ published, but reproduced to 3 % only: --count shows what is built here", highlight=False)
     if not search:
         console.print("\nAny DETECTOR:BACKBONE[:NECK] of these parts builds:")
         for label, known in (("detectors", DETECTORS), ("backbones", BACKBONES), ("necks", NECKS)):
@@ -60,6 +65,7 @@ def _row(entry: Any, count: bool) -> dict[str, Any]:
         "convention": entry.convention,
         "published_params": entry.params or None,
         "published_gflops": entry.gflops,
+        "reproduced": entry.tolerance <= 1e-3,
     }
     if count:
         import torch
