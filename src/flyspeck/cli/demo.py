@@ -29,14 +29,13 @@ data:
   cache: ram
 augment:
   flip: 0.5
-  vertical_flip: 0.5
 model:
   name: fcos:resnet18
-  width: 0.25
-  channels: 32
+  width: 0.5
+  channels: 48
   levels: 2-5
   norm: bn
-  head: {{depth: 1}}
+  head: {{depth: 2}}
   max_detections: 200
   min_score: 0.05
 train:
@@ -57,9 +56,9 @@ train:
 
 def demo(
     out: Path = typer.Option(Path("flyspeck-demo"), "--out", help="Folder for everything that the demo makes."),
-    images: int = typer.Option(500, "--images", min=8, help="Scenes to learn from."),
+    images: int = typer.Option(800, "--images", min=8, help="Scenes to learn from."),
     val_images: int = typer.Option(120, "--val-images", min=4, help="Scenes to measure on."),
-    epochs: int = typer.Option(16, "--epochs", min=1, help="Passes over them."),
+    epochs: int = typer.Option(14, "--epochs", min=1, help="Passes over them."),
     seed: int = typer.Option(0, "--seed", min=0, help="Of the scenes and of the training."),
     big: str = typer.Option(f"{BIG[0]}x{BIG[1]}", "--big", help="Height x width of the large scene."),
 ) -> None:
@@ -135,7 +134,7 @@ def _train(out: Path, epochs: int, seed: int) -> None:
     from flyspeck.train.run import train
 
     recipe = out / "recipe.yaml"
-    every = max(1, epochs // 4)
+    every = max(1, epochs // 2)
     text = RECIPE.format(epochs=epochs, precision=_faster_precision(), eval_every=every, seed=seed)
     recipe.write_text(text, encoding="utf-8")
     train(load_recipe(recipe), out / "run")
