@@ -170,3 +170,14 @@ def test_broken_entries_stop_a_run_unless_their_share_is_allowed(
     with pytest.raises(UserError, match=rf"1 broken entries .*annotation {number}.*max_broken_share"):
         train(make_recipe(data={"train": str(broken)}), tmp_path / "refused")
     train(make_recipe(data={"train": str(broken), "max_broken_share": 0.1}, train={"epochs": 1}), tmp_path / "allowed")
+
+
+def test_tensorboard_gets_the_losses_and_the_figures(make_recipe: RecipeMaker, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(make_recipe(train={"epochs": 1, "tensorboard": True}), tmp_path / "run")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    assert {"train/classification", "train/box", "train/lr", "val/ap50_tiny"} <= set(events.Tags()["scalars"])
+    assert [e.step for e in events.Scalars("train/box")] == [1, 2, 3]
