@@ -30,14 +30,14 @@ data:
 augment:
   flip: 0.5
 model:
-  name: fcos:resnet18-S1L1  # the stem's pooling keeps its stride: the finest map has stride 2
-  width: 0.25
-  channels: 32
+  name: fcos:resnet18
+  width: 0.5
+  channels: 48
   levels: 2-5
   norm: bn
-  head: {{depth: 1}}
+  head: {{depth: 2}}
   max_detections: 200
-  min_score: 0.02
+  min_score: 0.05
 train:
   epochs: {epochs}
   batch_size: 8
@@ -58,7 +58,7 @@ def demo(
     out: Path = typer.Option(Path("flyspeck-demo"), "--out", help="Folder for everything that the demo makes."),
     images: int = typer.Option(800, "--images", min=8, help="Scenes to learn from."),
     val_images: int = typer.Option(120, "--val-images", min=4, help="Scenes to measure on."),
-    epochs: int = typer.Option(11, "--epochs", min=1, help="Passes over them."),
+    epochs: int = typer.Option(14, "--epochs", min=1, help="Passes over them."),
     seed: int = typer.Option(0, "--seed", min=0, help="Of the scenes and of the training."),
     big: str = typer.Option(f"{BIG[0]}x{BIG[1]}", "--big", help="Height x width of the large scene."),
 ) -> None:
