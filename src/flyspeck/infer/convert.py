@@ -46,7 +46,10 @@ def to_supervision(found: Detections) -> Any:
         raise missing_extra("supervision", "supervision") from None
     data = {"class_name": np.array(class_names(found)), **found.extra}
     return supervision.Detections(
-        xyxy=found.boxes.copy(), confidence=found.scores.copy(), class_id=found.labels.copy(), data=data
+        xyxy=found.boxes.copy(),
+        confidence=found.scores.copy(),
+        class_id=found.labels.copy(),
+        data=data,  # pyright: ignore[reportArgumentType]
     )
 
 

@@ -44,10 +44,11 @@ class RasterioSource(Source):
     def __init__(self, path: Path, options: OpenOptions, *, name: str) -> None:
         try:
             import rasterio
+            import rasterio.errors
         except ImportError:
             raise missing_extra("rasterio", "geo") from None
         self._rasterio: Any = rasterio
-        self._env = {"GDAL_CACHEMAX": _CACHE_MB}
+        self._env: dict[str, Any] = {"GDAL_CACHEMAX": _CACHE_MB}
         try:
             with rasterio.Env(**self._env), warnings.catch_warnings():
                 warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
@@ -244,7 +245,7 @@ class VipsSource(Source):
         try:
             image = pyvips.Image.new_from_file(str(path), access="random").autorot()
             if image.hasalpha():
-                image = image.flatten(background=0)
+                image = image.flatten(background=[0.0])
             if image.format not in ("uchar", "ushort") or image.bands not in (1, 3):
                 image = image.colourspace("srgb")
         except pyvips.Error as error:
