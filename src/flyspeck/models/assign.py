@@ -1,9 +1,12 @@
 """Which anchor learns which object: plain functions on boxes.
 
-Every assigner returns `(A,)` int64: the row of the object that the anchor learns, `BACKGROUND` or `IGNORED`.
+Every assigner returns `(A,)` int64: the row of the object that the anchor learns, `BACKGROUND` or `IGNORED`. The
+interchangeable ones that a recipe names are in `models.assigners`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,8 +15,11 @@ from flyspeck import boxes as box_algebra
 
 BACKGROUND = -1
 IGNORED = -2
-# Largest block of overlaps held at once: 800 objects against 250,000 anchors would be 800 MB in one piece.
-_BLOCK = 1 << 24
+# Most pairs looked at at once: 800 objects against 250,000 anchors would be 800 MB for each number of a pair.
+_BLOCK = 1 << 22
+
+Similarity = Callable[[Tensor, Tensor], Tensor]
+"""Boxes `(N, 4)` and `(M, 4)` to `(N, M)`: 1 for equal boxes, less for others, 0 for strangers."""
 
 
 def max_iou_assign(
@@ -32,37 +38,75 @@ def max_iou_assign(
     `low_quality`, each object also takes the anchors with which it overlaps best, however little: without it, objects of
     a few pixels get no anchor. An anchor that lies under an ignore region (IoD > `ignore_iod`) is never background.
     """
+    return max_similarity_assign(
+        anchors,
+        objects,
+        ignored,
+        similarity=box_algebra.iou,
+        foreground=foreground,
+        background=background,
+        low_quality=low_quality,
+        ignore_iod=ignore_iod,
+    )
+
+
+def max_similarity_assign(
+    anchors: Tensor,
+    objects: Tensor,
+    ignored: Tensor,
+    *,
+    similarity: Similarity,
+    foreground: float,
+    background: float,
+    low_quality: bool = True,
+    ignore_iod: float = 0.5,
+) -> Tensor:
+    """`max_iou_assign` with another `similarity` of boxes in place of IoU."""
     assigned = torch.full((len(anchors),), BACKGROUND, dtype=torch.int64, device=anchors.device)
     if len(objects):
-        best_iou = torch.full((len(anchors),), -1.0, device=anchors.device)
+        best_value = torch.full((len(anchors),), -1.0, device=anchors.device)
         best = torch.zeros_like(assigned)
         rescued: list[tuple[Tensor, Tensor]] = []
-        step = max(1, _BLOCK // max(len(anchors), 1))
+        step = object_block(anchors)
         for start in range(0, len(objects), step):
-            overlap = box_algebra.iou(objects[start : start + step], anchors)  # (n, A)
-            value, row = overlap.max(0)
-            better = value > best_iou
-            best_iou = torch.where(better, value, best_iou)
+            values = similarity(objects[start : start + step], anchors)  # (n, A)
+            value, row = values.max(0)
+            better = value > best_value
+            best_value = torch.where(better, value, best_value)
             best = torch.where(better, row + start, best)
             if low_quality:
-                top = overlap.max(1, keepdim=True).values
-                n, a = torch.nonzero((overlap == top) & (top > 0), as_tuple=True)
+                top = values.max(1, keepdim=True).values
+                n, a = torch.nonzero((values == top) & (top > 0), as_tuple=True)
                 rescued.append((n + start, a))
-        assigned[best_iou >= background] = IGNORED
-        learns = best_iou >= foreground
+        assigned[best_value >= background] = IGNORED
+        learns = best_value >= foreground
         assigned[learns] = best[learns]
         for n, a in rescued:
             assigned[a] = n
-    if len(ignored):
-        assigned[(assigned == BACKGROUND) & under_ignored(anchors, ignored, ignore_iod)] = IGNORED
+    spare_ignored(assigned, anchors, ignored, ignore_iod)
     return assigned
+
+
+def object_block(anchors: Tensor) -> int:
+    """How many objects to look at at once against all `anchors (A, 4)`, so that memory stays bounded."""
+    return max(1, _BLOCK // max(len(anchors), 1))
+
+
+def spare_ignored(assigned: Tensor, anchors: Tensor, ignored: Tensor, threshold: float = 0.5) -> None:
+    """Turns, in place, background that lies under `ignored (N', 4)` into `IGNORED`."""
+    if len(ignored):
+        assigned[(assigned == BACKGROUND) & under_ignored(anchors, ignored, threshold)] = IGNORED
 
 
 def under_ignored(boxes: Tensor, ignored: Tensor, threshold: float = 0.5) -> Tensor:
     """`(A,)` bool: more than `threshold` of the box's own area lies under one ignore region."""
     if len(ignored) == 0:
         return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
-    return box_algebra.iod(boxes, ignored).amax(1) > threshold
+    step = object_block(boxes)
+    under = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    for start in range(0, len(ignored), step):
+        under |= box_algebra.iod(boxes, ignored[start : start + step]).amax(1) > threshold
+    return under
 
 
 def sample_balanced(

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from flyspeck import boxes as box_algebra
 from flyspeck.models.anchors import AnchorBuilder, strided_anchors
+from flyspeck.models.assigners.build import AssignerBuilder
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.detector import Detector, Head, PixelNorm, RawDetections
 from flyspeck.models.faster_rcnn import BOX_WEIGHTS
@@ -158,6 +159,7 @@ def cascade_rcnn(
     train_proposals: int = 1000,
     rpn: dict[str, Any] | None = None,
     pool: dict[str, Any] | None = None,
+    assigner: AssignerBuilder | None = None,
     **head: Any,
 ) -> Detector:
     """Cascade R-CNN on `backbone`; with maps from C2 it is the adaptive one.
@@ -165,7 +167,7 @@ def cascade_rcnn(
     The neck is an FPN with a subsampled extra level, or `neck`; regions are cut from all levels but the extra ones.
     `hidden` is the width of the box heads, `proposals` the regions that the first of them looks at, `train_proposals`
     those among which its training samples. `rpn`, `pool` and `head` are keyword arguments of `RPN`, `RoIPool` and
-    `CascadeRCNNHead`.
+    `CascadeRCNNHead`. `assigner` is the RPN's.
     """
     neck = neck or FPN(backbone.features, channels=channels, num_extra=num_extra, norm=norm, fusion=fusion)
     features: Sequence[FeatureSpec] = neck.features  # type: ignore[assignment]
@@ -182,7 +184,7 @@ def cascade_rcnn(
                 norm=norm,
                 train_rule=ProposalRule(pre_nms=2 * train_proposals, keep=train_proposals),
                 test_rule=ProposalRule(pre_nms=proposals, keep=proposals),
-                **(rpn or {}),
+                **{"assigner": assigner, **(rpn or {})},
             ),
             pool=region_pool,
             box_heads=box_heads,

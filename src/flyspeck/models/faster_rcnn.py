@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from flyspeck import boxes as box_algebra
 from flyspeck.models.anchors import AnchorBuilder, strided_anchors
+from flyspeck.models.assigners.build import AssignerBuilder
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.detector import Detector, Head, PixelNorm, RawDetections
 from flyspeck.models.layers import NormBuilder
@@ -133,6 +134,7 @@ def faster_rcnn(
     train_proposals: int = 1000,
     rpn: dict[str, Any] | None = None,
     pool: dict[str, Any] | None = None,
+    assigner: AssignerBuilder | None = None,
     **head: Any,
 ) -> Detector:
     """Faster R-CNN on `backbone`; with maps from C2 it is the adaptive one.
@@ -140,7 +142,7 @@ def faster_rcnn(
     The neck is an FPN with a subsampled extra level, or `neck`; regions are cut from all levels but the extra ones.
     `hidden` is the width of the box head (256 on a laptop), `proposals` the regions that it looks at (300 on a laptop,
     where a picture holds fewer objects), `train_proposals` those among which training samples. `rpn`, `pool` and `head`
-    are keyword arguments of `RPN`, `RoIPool` and `FasterRCNNHead`.
+    are keyword arguments of `RPN`, `RoIPool` and `FasterRCNNHead`. `assigner` is the RPN's.
     """
     neck = neck or FPN(backbone.features, channels=channels, num_extra=num_extra, norm=norm, fusion=fusion)
     features: Sequence[FeatureSpec] = neck.features  # type: ignore[assignment]
@@ -157,7 +159,7 @@ def faster_rcnn(
                 norm=norm,
                 train_rule=ProposalRule(pre_nms=2 * train_proposals, keep=train_proposals),
                 test_rule=ProposalRule(pre_nms=proposals, keep=proposals),
-                **(rpn or {}),
+                **{"assigner": assigner, **(rpn or {})},
             ),
             pool=region_pool,
             box_head=box_head,

@@ -28,6 +28,8 @@ from torch.nn import functional as F
 
 from flyspeck import boxes as box_algebra
 from flyspeck.models.assign import BACKGROUND, IGNORED
+from flyspeck.models.assigners.base import Priors
+from flyspeck.models.assigners.build import AssignerBuilder
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.detector import Detector, Head, PixelNorm, RawDetections
 from flyspeck.models.layers import ConvTower, NormBuilder, flatten_levels, init_normal
@@ -114,7 +116,12 @@ def centerness(distances: Tensor) -> Tensor:
 
 
 class FCOSHead(Head):
-    """Two towers on every level: class scores; four distances and a centerness."""
+    """Two towers on every level: class scores; four distances and a centerness.
+
+    Which point learns which object is decided by centre sampling (`radius`, `range_scale`), or by `assigner`: then the
+    prior of a point is a square of `prior_scale` cells around it, and a point may learn an object that it lies beside. Its
+    centerness is then that of a point one hundredth of a cell inside, and its distances to the far sides count.
+    """
 
     def __init__(
         self,
@@ -128,9 +135,15 @@ class FCOSHead(Head):
         offset: float = 0.5,
         geometric_mean: bool = True,
         centerness_weighted: bool = True,
+        assigner: AssignerBuilder | None = None,
+        foreground: float = 0.5,
+        background: float = 0.4,
+        prior_scale: float = 2.0,
         suppression: Suppression | None = None,
     ) -> None:
         super().__init__()
+        self.assigner = None if assigner is None else assigner(foreground=foreground, background=background)
+        self.prior_scale = prior_scale
         self.num_classes = num_classes
         self.radius, self.offset = radius, offset
         self.geometric_mean, self.centerness_weighted = geometric_mean, centerness_weighted
@@ -176,10 +189,9 @@ class FCOSHead(Head):
         logits, distances, central = self(maps)
         flat_logits, flat_distances = flatten_levels(logits, self.num_classes), flatten_levels(distances, 4)
         flat_central = flatten_levels(central, 1)[..., 0]
-        points, cells, ranges = self.points([m.shape[-2:] for m in logits], padded, flat_logits.device)
-        assigned = torch.stack(
-            [assign_points(points, cells, ranges, t.objects, t.ignored, radius=self.radius) for t in targets]
-        )
+        map_sizes = [m.shape[-2:] for m in logits]
+        points, cells, ranges = self.points(map_sizes, padded, flat_logits.device)
+        assigned = self.assign(points, cells, ranges, [h * w for h, w in map_sizes], targets)
         picture, row = torch.nonzero(assigned >= 0, as_tuple=True)
         counts = [len(t.objects) for t in targets]
         first = torch.tensor([0, *counts[:-1]], device=assigned.device).cumsum(0)
@@ -201,11 +213,26 @@ class FCOSHead(Head):
         )
         return {"classification": classification, "box": box, "centerness": central_loss}
 
+    def assign(
+        self, points: Tensor, cells: Tensor, ranges: Tensor, counts: Sequence[int], targets: Sequence[Targets]
+    ) -> Tensor:
+        """`(B, A)` row of the picture's objects, `BACKGROUND` or `IGNORED`; `counts` points lie on each level."""
+        if self.assigner is None:
+            found = [assign_points(points, cells, ranges, t.objects, t.ignored, radius=self.radius) for t in targets]
+        else:
+            half = cells * self.prior_scale / 2
+            priors = Priors.on_levels(torch.cat([points - half, points + half], 1), counts)
+            found = [self.assigner(priors, t.objects, t.ignored) for t in targets]
+        return torch.stack(found)
+
     def _box_losses(
         self, distances: Tensor, central: Tensor, points: Tensor, cells: Tensor, objects: Tensor, positives: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Of P positive points: predicted `distances (P, 4)` in cells and centerness logits `(P,)` against `objects`."""
-        goal = centerness(side_distances(points, objects))
+        sides = side_distances(points, objects)
+        if self.assigner is not None:  # a point may lie beside its object
+            sides = torch.maximum(sides, 0.01 * cells[:, [0, 1, 0, 1]])
+        goal = centerness(sides)
         loss = 1 - box_algebra.paired_giou(boxes_around(points, distances, cells), objects)
         if self.centerness_weighted:
             box = (loss * goal).sum() / mean_over_processes(goal.sum(), goal.device, at_least=1e-6)

@@ -19,7 +19,11 @@ from torch import Tensor, nn
 
 from flyspeck import boxes as box_algebra
 from flyspeck.models.anchors import AnchorBuilder, AnchorGrid, strided_anchors
-from flyspeck.models.assign import BACKGROUND, max_iou_assign
+from flyspeck.models.assign import BACKGROUND
+from flyspeck.models.assigners.base import Priors
+from flyspeck.models.assigners.build import AssignerBuilder
+from flyspeck.models.assigners.max_iou import MaxIoU
+from flyspeck.models.assigners.nwd import AITOD_SIZE, nwd_loss
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.detector import Detector, Head, PixelNorm, RawDetections
 from flyspeck.models.layers import ConvTower, NormBuilder, flatten_levels, init_normal
@@ -30,7 +34,11 @@ from flyspeck.types import FeatureSpec, Targets
 
 
 class RetinaNetHead(Head):
-    """Two towers on every level: class scores and box offsets for `anchors.num_per_cell` anchors a cell."""
+    """Two towers on every level: class scores and box offsets for `anchors.num_per_cell` anchors a cell.
+
+    `assigner` is given the thresholds and decides which anchor learns which object (default: `MaxIoU`). `box_loss` is
+    `smooth_l1` on the offsets, or `giou` or `nwd` on the decoded boxes, `nwd` with `nwd_constant` in px.
+    """
 
     def __init__(
         self,
@@ -45,14 +53,15 @@ class RetinaNetHead(Head):
         low_quality: bool = True,
         box_loss: str = "smooth_l1",
         box_weight: float = 1.0,
+        assigner: AssignerBuilder | None = None,
+        nwd_constant: float = AITOD_SIZE,
         suppression: Suppression | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.anchors = anchors
-        self.thresholds = (foreground, background)
-        self.low_quality = low_quality
-        self.box_loss, self.box_weight = box_loss, box_weight
+        self.assigner = (assigner or MaxIoU)(foreground=foreground, background=background, low_quality=low_quality)
+        self.box_loss, self.box_weight, self.nwd_constant = box_loss, box_weight, nwd_constant
         self.suppression = suppression or Suppression()
         channels, per_cell = features[0].channels, anchors.num_per_cell
         self.class_tower = ConvTower(channels, depth, levels=len(features), norm=norm)
@@ -79,8 +88,10 @@ class RetinaNetHead(Head):
         """`classification` (focal) and `box`, both over the number of positive anchors of the batch."""
         logits, deltas = self(maps)
         flat_logits, flat_deltas = flatten_levels(logits, self.num_classes), flatten_levels(deltas, 4)
-        anchors = self.anchors([m.shape[-2:] for m in logits], padded, flat_logits.device)
-        assigned = torch.stack([self.assign(anchors, t) for t in targets])  # (B, A)
+        map_sizes = [m.shape[-2:] for m in logits]
+        anchors = self.anchors(map_sizes, padded, flat_logits.device)
+        priors = Priors.on_levels(anchors, [h * w * self.anchors.num_per_cell for h, w in map_sizes])
+        assigned = torch.stack([self.assigner(priors, t.objects, t.ignored) for t in targets])  # (B, A)
         picture, row = torch.nonzero(assigned >= 0, as_tuple=True)
         objects = torch.cat([t.objects for t in targets])
         labels = torch.cat([t.object_labels for t in targets])
@@ -96,21 +107,11 @@ class RetinaNetHead(Head):
         box = self._box_loss(flat_deltas[picture, row], anchors[row], objects[matched]) / positives
         return {"classification": classification, "box": box * self.box_weight}
 
-    def assign(self, anchors: Tensor, target: Targets) -> Tensor:
-        """`(A,)` object row, background or ignored, for one picture."""
-        foreground, background = self.thresholds
-        return max_iou_assign(
-            anchors,
-            target.objects,
-            target.ignored,
-            foreground=foreground,
-            background=background,
-            low_quality=self.low_quality,
-        )
-
     def _box_loss(self, deltas: Tensor, anchors: Tensor, objects: Tensor) -> Tensor:
         if self.box_loss == "giou":
             return giou_loss(box_algebra.decode(deltas, anchors), objects)
+        if self.box_loss == "nwd":
+            return nwd_loss(box_algebra.decode(deltas, anchors), objects, constant=self.nwd_constant)
         return smooth_l1(deltas, box_algebra.encode(objects, anchors), beta=0.11) / 4
 
     def detect(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,11 @@ from torchvision.ops import batched_nms
 
 from flyspeck import boxes as box_algebra
 from flyspeck.models.anchors import AnchorGrid
-from flyspeck.models.assign import max_iou_assign, sample_balanced
+from flyspeck.models.assign import sample_balanced
+from flyspeck.models.assigners.base import Priors
+from flyspeck.models.assigners.build import AssignerBuilder
+from flyspeck.models.assigners.max_iou import MaxIoU
+from flyspeck.models.assigners.nwd import AITOD_SIZE, nwd_loss
 from flyspeck.models.layers import ConvTower, NormBuilder, flatten_levels, init_normal
 from flyspeck.models.losses import mean_over_processes, smooth_l1
 from flyspeck.types import FeatureSpec, Targets
@@ -36,7 +41,11 @@ class ProposalRule:
 
 
 class RPN(nn.Module):
-    """Objectness and box offsets for every anchor, and the proposals made of them."""
+    """Objectness and box offsets for every anchor, and the proposals made of them.
+
+    `assigner` is given the thresholds `foreground` and `background` and decides which anchor learns which object (default:
+    `MaxIoU`). `box_loss` is `smooth_l1` on the offsets or `nwd` on the decoded boxes, with `nwd_constant` in px.
+    """
 
     def __init__(
         self,
@@ -52,13 +61,18 @@ class RPN(nn.Module):
         foreground: float = 0.7,
         background: float = 0.3,
         negative_weight: NegativeWeight | None = None,
+        assigner: AssignerBuilder | None = None,
+        box_loss: Literal["smooth_l1", "nwd"] = "smooth_l1",
+        box_weight: float = 1.0,
+        nwd_constant: float = AITOD_SIZE,
     ) -> None:
         super().__init__()
         self.anchors = anchors
         self.train_rule = train_rule or ProposalRule(pre_nms=2000, keep=1000)
         self.test_rule = test_rule or ProposalRule()
         self.samples, self.positive_share = samples, positive_share
-        self.thresholds = (foreground, background)
+        self.assigner = (assigner or MaxIoU)(foreground=foreground, background=background)
+        self.box_loss, self.box_weight, self.nwd_constant = box_loss, box_weight, nwd_constant
         self.negative_weight = negative_weight
         channels = features[0].channels
         self.tower = ConvTower(channels, depth, levels=len(features), norm=norm)
@@ -92,17 +106,16 @@ class RPN(nn.Module):
                 flat_logits.detach(), flat_deltas.detach(), sizes, strict=True
             )
         ]
-        losses = {} if targets is None else self._losses(flat_logits, flat_deltas, anchors, targets)
+        priors = Priors.on_levels(anchors, counts)
+        losses = {} if targets is None else self._losses(flat_logits, flat_deltas, priors, targets)
         return proposals, losses
 
-    def _losses(self, logits: Tensor, deltas: Tensor, anchors: Tensor, targets: Sequence[Targets]) -> dict[str, Tensor]:
-        foreground, background = self.thresholds
+    def _losses(self, logits: Tensor, deltas: Tensor, priors: Priors, targets: Sequence[Targets]) -> dict[str, Tensor]:
+        anchors = priors.boxes
         objectness, box = logits.sum() * 0, deltas.sum() * 0
         sampled = 0
         for picture_logits, picture_deltas, target in zip(logits, deltas, targets, strict=True):
-            assigned = max_iou_assign(
-                anchors, target.objects, target.ignored, foreground=foreground, background=background
-            )
+            assigned = self.assigner(priors, target.objects, target.ignored)
             weight = None
             if self.negative_weight is not None:
                 weight = self.negative_weight(anchors, picture_logits.detach(), target.objects)
@@ -112,11 +125,16 @@ class RPN(nn.Module):
             wanted = (assigned[rows] >= 0).to(logits.dtype)
             objectness = objectness + F.binary_cross_entropy_with_logits(picture_logits[rows], wanted, reduction="sum")
             positive = rows[wanted > 0]
-            goal = box_algebra.encode(target.objects[assigned[positive]], anchors[positive])
-            box = box + smooth_l1(picture_deltas[positive], goal, beta=1 / 9)
+            objects = target.objects[assigned[positive]]
+            box = box + self._box_loss(picture_deltas[positive], anchors[positive], objects)
             sampled += len(rows)
         total = mean_over_processes(sampled, logits.device)
-        return {"rpn_objectness": objectness / total, "rpn_box": box / total}
+        return {"rpn_objectness": objectness / total, "rpn_box": box * self.box_weight / total}
+
+    def _box_loss(self, deltas: Tensor, anchors: Tensor, objects: Tensor) -> Tensor:
+        if self.box_loss == "nwd":
+            return nwd_loss(box_algebra.decode(deltas, anchors), objects, constant=self.nwd_constant)
+        return smooth_l1(deltas, box_algebra.encode(objects, anchors), beta=1 / 9)
 
 
 def select_proposals(

@@ -1,0 +1,39 @@
+"""The contract of a label assigner: priors and objects in, the object of every prior out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Priors:
+    """What a head offers to be assigned: one box for each of its A outputs, in pixels of the padded picture."""
+
+    boxes: Tensor
+    """(A, 4) xyxy: the anchors; of a head without anchors, squares around its points."""
+    levels: Tensor
+    """(A,) int64: the pyramid level, 0 the finest."""
+
+    @staticmethod
+    def on_levels(boxes: Tensor, counts: Sequence[int]) -> Priors:
+        """Priors `boxes (A, 4)` of which the first `counts[0]` lie on level 0, the next `counts[1]` on level 1, and so on."""
+        each = torch.tensor(counts, device=boxes.device)
+        levels = torch.arange(len(counts), device=boxes.device).repeat_interleave(each)
+        return Priors(boxes, levels)
+
+
+class Assigner(ABC):
+    """Decides which object each prior of one picture learns. Stateless: the same input, the same answer."""
+
+    @abstractmethod
+    def __call__(self, priors: Priors, objects: Tensor, ignored: Tensor) -> Tensor:
+        """`(A,)` int64: a row of `objects (N, 4)`, or `assign.BACKGROUND`, or `assign.IGNORED`.
+
+        A prior under one of the ignore regions `ignored (N', 4)` is never background. Both may be empty. The memory it
+        takes does not grow with N.
+        """
