@@ -120,12 +120,18 @@ class Detector(nn.Module):
 
     def losses_from(self, maps: Sequence[Tensor], images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
         """`losses`, where the backbone has run already: `maps` are its feature maps."""
+        return self.losses_and_pyramid(maps, images, targets)[0]
+
+    def losses_and_pyramid(
+        self, maps: Sequence[Tensor], images: ImageBatch, targets: Sequence[Targets]
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """`losses_from`, and the maps that the head saw on the way: distillation compares them with a teacher's."""
         padded = _height_width(images.pixels)
         if isinstance(self.neck, SupervisedNeck):
-            maps, neck_losses = self.neck.forward_with_losses(maps, targets, padded)
+            pyramid, neck_losses = self.neck.forward_with_losses(maps, targets, padded)
         else:
-            maps, neck_losses = self.neck(maps), {}
-        return {**self.head.losses(maps, targets, padded, images.sizes), **neck_losses}
+            pyramid, neck_losses = self.neck(maps), {}
+        return {**self.head.losses(pyramid, targets, padded, images.sizes), **neck_losses}, pyramid
 
     @torch.no_grad()
     def detect(self, images: ImageBatch) -> list[Detections]:

@@ -36,6 +36,10 @@ Batch = tuple[ImageBatch, Sequence[Targets], Sequence[int | str]]
 """What a loader yields: pictures, their targets, their ids."""
 
 
+OBSERVED = "observed/"
+"""Begins the names of values that an objective returns to be logged (under `observed`), not minimised."""
+
+
 class DetectionObjective(nn.Module):
     """The plain objective: the detector's own losses."""
 
@@ -44,7 +48,7 @@ class DetectionObjective(nn.Module):
         self.detector = detector
 
     def forward(self, images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
-        """Named losses whose sum is minimised."""
+        """Named losses whose sum is minimised; those that begin with `OBSERVED` are only logged."""
         return self.detector.losses(images, targets)  # type: ignore[operator]
 
 
@@ -159,7 +163,8 @@ def _train_step(
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
             with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 losses = model(images, targets)
-            total = torch.stack([*losses.values()]).sum() / config.accumulate
+            minimised = [value for name, value in losses.items() if not name.startswith(OBSERVED)]
+            total = torch.stack(minimised).sum() / config.accumulate
             if not torch.isfinite(total):
                 _report_non_finite(folder, images, targets, ids, losses)
             accelerator.backward(total)
@@ -288,9 +293,9 @@ class _Meter:
         speed = self.pictures / max(now - self.since, 1e-9)
         self.total_pictures += self.pictures
         self.epoch.extend(self.window)
-        losses = self._means(self.window)
+        means = self._means(self.window)
         self.window, self.pictures, self.since = [], 0, now
-        return {"losses": losses, "images_per_second": round(speed, 2)}
+        return {**means, "images_per_second": round(speed, 2)}
 
     def epoch_record(self) -> dict[str, Any]:
         """Over the whole epoch; called by every process."""
@@ -298,13 +303,18 @@ class _Meter:
             self.record()
         seconds = time.monotonic() - self.begun
         return {
-            "losses": self._means(self.epoch),
+            **self._means(self.epoch),
             "seconds": round(seconds, 2),
             "images_per_second": round(self.total_pictures / max(seconds, 1e-9), 2),
         }
 
-    def _means(self, rows: list[Tensor]) -> dict[str, float]:
+    def _means(self, rows: list[Tensor]) -> dict[str, dict[str, float]]:
+        """`losses`, and `observed` where the objective gives anything to be observed."""
+        found: dict[str, dict[str, float]] = {"losses": {}}
         if not rows:
-            return {}
+            return found
         means = self.accelerator.reduce(torch.stack(rows).mean(0), reduction="mean")
-        return dict(zip(self.names, means.tolist(), strict=True))  # type: ignore[union-attr]
+        for name, value in zip(self.names, means.tolist(), strict=True):  # type: ignore[union-attr]
+            kind = "observed" if name.startswith(OBSERVED) else "losses"
+            found.setdefault(kind, {})[name.removeprefix(OBSERVED)] = value
+        return found
