@@ -19,6 +19,14 @@ def group_norm(channels: int) -> nn.GroupNorm:
 NORMS: dict[str, NormBuilder | None] = {"none": None, "bn": nn.BatchNorm2d, "gn": group_norm}
 
 
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of each cell of a map (Ba et al., 2016), as transformers have it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`(B, C, H, W)` to the same shape."""
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 class ConvNorm(nn.Sequential):
     """A convolution of odd kernel, 'same' padding, and a norm layer if one is given (then without a bias)."""
 

@@ -2,11 +2,12 @@
 
 Published GFLOPs come from different counters, so a figure means nothing without its convention:
 
-* `macs`: multiply-adds of convolutions (deformable ones too) and linear layers; nothing else.
+* `macs`: multiply-adds of convolutions (deformable ones too), linear layers and the products of window attention;
+  nothing else.
 * `mmcv`: the counter of mmcv, which most tiny-object papers print. One multiply-add is one FLOP; a convolution or linear
   layer counts its bias additions; a norm counts 2 x elements; ReLU modules, pools (by their input) and `nn.Upsample` (by
-  its output) count one per element. Functional calls, additions, RoIAlign and deformable convolutions count nothing. A
-  two-stage head runs on 1000 proposals.
+  its output) count one per element. Functional calls, additions, RoIAlign and deformable convolutions count nothing; of
+  window attention its linear layers alone count. A two-stage head runs on 1000 proposals.
 * `ptflops`: the counter of Mudassar and Mukhopadhyay's published code (a fork of ptflops): like `mmcv`, but a ReLU counts
   its input, and `nn.Upsample` counts nothing.
 
@@ -28,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torchvision.models.swin_transformer import ShiftedWindowAttention
 from torchvision.ops import DeformConv2d
 
 from flyspeck.errors import UserError, nearest
@@ -45,7 +47,7 @@ NUM_PROPOSALS = 1000
 _RELUS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU)
 _MAX_POOLS = (nn.MaxPool2d,)
 _POOLS = (*_MAX_POOLS, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-_NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
+_NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,8 @@ def _counter(module: nn.Module, convention: str) -> _Count | None:
     if isinstance(module, _RELUS):
         return lambda _, x, __: x.numel()  # a ReLU's output has the size of its input
     if isinstance(module, _POOLS if convention == "mmcv" else _MAX_POOLS):
+    if isinstance(module, ShiftedWindowAttention):
+        return _attention_macs if convention == "macs" else _attention_linear
         return lambda _, x, __: x.numel()
     if convention == "mmcv" and isinstance(module, nn.Upsample):
         return lambda _, __, y: y.numel()
@@ -228,6 +232,25 @@ class _PeakMemory(TorchDispatchMode):
         super().__init__()
         self.alive, self.peak = 0, 0
         self._seen: dict[int, weakref.ref] = {}
+
+def _attention_tokens(module: Any, inputs: Tensor) -> int:
+    """Cells of `inputs` (B, H, W, C) once they are padded to whole windows."""
+    batch, height, width, _ = inputs.shape
+    high, wide = module.window_size
+    return batch * (-(-height // high) * high) * (-(-width // wide) * wide)
+
+
+def _attention_linear(module: Any, inputs: Tensor, _: Tensor) -> int:
+    # The four projections of a token: three of qkv and the last; their biases once, as a linear layer counts.
+    channels = inputs.shape[-1]
+    return _attention_tokens(module, inputs) * 4 * channels**2 + 4 * channels
+
+
+def _attention_macs(module: Any, inputs: Tensor, _: Tensor) -> int:
+    # Besides the projections, each token meets every token of its window twice: for the weights, and for the mean.
+    channels, window = inputs.shape[-1], module.window_size[0] * module.window_size[1]
+    return _attention_tokens(module, inputs) * (4 * channels**2 + 2 * window * channels)
+
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

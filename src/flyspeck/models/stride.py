@@ -99,9 +99,20 @@ def eliminate_strides(backbone: StagedBackbone, elimination: str | Sequence[int]
                 where="stride elimination",
                 fix=f"layers with a stride are {strided or 'none'}",
             )
+        if _cuts_patches(known[index].module):
+            raise UserError(
+                f"layer {index} cuts the picture into patches that do not overlap: with a stride of 1 it is another layer",
+                where="stride elimination",
+                fix="choose a backbone of convolutions",
+            )
     for index in indices:
         _neutralise(backbone, known[index])
     return backbone
+
+
+def _cuts_patches(module: nn.Module) -> bool:
+    convs = [m for m in module.modules() if isinstance(m, nn.Conv2d) and _stride(m) > 1]
+    return any(max(conv.kernel_size) == _stride(conv) for conv in convs if max(conv.kernel_size) > 2)
 
 
 def _neutralise(backbone: StagedBackbone, layer: Layer) -> None:

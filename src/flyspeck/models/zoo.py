@@ -24,7 +24,9 @@ from flyspeck.models.backbones.hrnet import hrnet18, hrnet32
 from flyspeck.models.backbones.mobilenet import mobilenet_v2
 from flyspeck.models.backbones.mobilenet_v1 import CORAL, mobilenet_v1
 from flyspeck.models.backbones.resnet import resnet18, resnet34, resnet50, resnet101, resnet152, resnext50
+from flyspeck.models.backbones.shufflenet import shufflenet_v2
 from flyspeck.models.backbones.staged import StagedBackbone
+from flyspeck.models.backbones.swin import swin_t
 from flyspeck.models.backbones.vgg import vgg16
 from flyspeck.models.cascade_rcnn import cascade_rcnn
 from flyspeck.models.detector import Detector, PixelNorm
@@ -99,6 +101,8 @@ BACKBONES: dict[str, BackboneEntry] = {
     "mobilenet_v1": BackboneEntry(mobilenet_v1),
     "mobilenet_v1_coral": BackboneEntry(partial(mobilenet_v1, **CORAL)),
     "mobilenet_v2": BackboneEntry(mobilenet_v2),
+    "shufflenet_v2": BackboneEntry(shufflenet_v2),
+    "swin_t": BackboneEntry(swin_t, neck="fpn_ln"),
     "vgg16": BackboneEntry(vgg16),
 }
 
@@ -106,6 +110,7 @@ _SSPNET_PROPOSALS = {"anchors": sspnet_anchors, "rpn": {"negative_weight": weigh
 
 NECKS: dict[str, NeckEntry] = {
     "fpn": NeckEntry(FPN, fuses=True),
+    "fpn_ln": NeckEntry(partial(FPN, input_norm=True), fuses=True),
     "hrfpn": NeckEntry(HRFPN),
     "sspnet": NeckEntry(SSPNet, {"faster_rcnn": _SSPNET_PROPOSALS, "cascade_rcnn": _SSPNET_PROPOSALS}),
 }

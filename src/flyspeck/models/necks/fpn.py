@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flyspeck.errors import UserError, nearest
-from flyspeck.models.layers import ConvNorm, NormBuilder
+from flyspeck.models.layers import ChannelNorm, ConvNorm, NormBuilder
 from flyspeck.types import FeatureSpec
 
 Extra = Literal["pool", "conv_c5", "conv_p5"]
@@ -56,7 +56,8 @@ class FPN(nn.Module):
     `extra` makes the levels above the last: `pool` subsamples the last level (P6 of Faster R-CNN); `conv_c5` and
     `conv_p5` apply 3x3 convolutions of stride 2, the first to the backbone's or the pyramid's last map (RetinaNet).
     `fusion` holds one fixed factor per edge, finest edge first: (alpha_2^3, alpha_3^4, alpha_4^5); None means 1; a
-    `FusionMode` learns them. `sigma` gives the convolutions the paper's sigma-power initialisation.
+    `FusionMode` learns them. `sigma` gives the convolutions the paper's sigma-power initialisation. `input_norm` first
+    normalises each map over its channels: the residual stream of a transformer has no norm of its own at its end.
     """
 
     fusion: Tensor | None
@@ -71,10 +72,12 @@ class FPN(nn.Module):
         norm: NormBuilder | None = None,
         fusion: Sequence[float] | FusionMode | None = None,
         sigma: float | None = None,
+        input_norm: bool = False,
     ) -> None:
         super().__init__()
         edges = len(features) - 1
         self._add_fusion(edges, channels, fusion)
+        self.input_norms = nn.ModuleList(ChannelNorm(f.channels) for f in features) if input_norm else None
         self.inner = nn.ModuleList(ConvNorm(f.channels, channels, 1, norm=norm) for f in features)
         self.layer = nn.ModuleList(ConvNorm(channels, channels, 3, norm=norm) for _ in features)
         self.extra: Extra = extra
@@ -127,6 +130,8 @@ class FPN(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Backbone maps, finest first, to pyramid maps, finest first."""
+        if self.input_norms is not None:
+            maps = [norm(m) for norm, m in zip(self.input_norms, maps, strict=True)]
         inner = [lateral(m) for lateral, m in zip(self.inner, maps, strict=True)]
         for i in range(len(inner) - 2, -1, -1):
             above = F.interpolate(inner[i + 1], size=inner[i].shape[-2:], mode="nearest")

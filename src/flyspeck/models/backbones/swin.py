@@ -1,0 +1,122 @@
+"""Swin-T (Liu et al., arXiv:2103.14030) as a staged backbone, of torchvision's own blocks: a transformer as teacher.
+
+Stages: `stem` cuts patches of 4x4 px (stride 4), `stage1` … `stage4` are torchvision's, each but the first with the
+merging of 2x2 cells before its blocks: C2..C5 of 96, 192, 384, 768 channels at strides 4, 8, 16, 32. Between stages maps
+are `(B, C, H, W)` as in every backbone. Pictures of any size are padded to whole patches; windows and mergings pad too.
+torchvision's weights load by their name (`weights="IMAGENET1K_V1"`).
+
+What leaves a stage is the residual stream as it goes on to the next; detectors on Swin normalise each map that they take
+out of it. That norm belongs to whom takes it: the zoo gives Swin the neck `fpn_ln`. torchvision's last norm is left out.
+
+Without head and last norm: 27,517,818 parameters, 4.490 G multiply-adds at 224x224 (torchvision: 4.491 with the head).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.swin_transformer import PatchMerging, SwinTransformerBlock
+
+from flyspeck.models.backbones.staged import StagedBackbone
+from flyspeck.models.weights import load_backbone
+from flyspeck.types import FeatureSpec
+
+STAGES = ("stage1", "stage2", "stage3", "stage4")
+PATCH, WINDOW = 4, 7
+_DEPTHS = (2, 2, 6, 2)
+
+
+class PatchEmbedding(nn.Module):
+    """Patches of 4x4 px to vectors: one convolution, one norm over the channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, channels, PATCH, stride=PATCH)
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pictures `(B, 3, H, W)` to `(B, C, ceil(H / 4), ceil(W / 4))`; the missing pixels are zeros, right and bottom."""
+        x = self.conv(F.pad(x, (0, -x.shape[-1] % PATCH, 0, -x.shape[-2] % PATCH)))
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class SwinStage(nn.Module):
+    """Optional merging of 2x2 cells, then transformer blocks with windows and shifted windows in turn."""
+
+    def __init__(self, merge: nn.Module | None, blocks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.merge = nn.Identity() if merge is None else merge
+        self.blocks = nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, C, H, W)` to `(B, C, H, W)`, or with merging to `(B, 2C, ceil(H / 2), ceil(W / 2))`."""
+        return self.blocks(self.merge(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+
+
+def swin_t(
+    *,
+    width: float = 1.0,
+    weights: str | Path | None = None,
+    outputs: Sequence[str] = STAGES,
+    stochastic_depth: float = 0.2,
+) -> StagedBackbone:
+    """Swin-T: C2..C5 of 96, 192, 384, 768 channels at strides 4, 8, 16, 32.
+
+    `width` scales channels and heads (3, 6, 12, 24 at width 1; at least one, of a multiple of four channels). `weights` is
+    a torchvision weights name (`IMAGENET1K_V1`) or the path of a local file. `outputs` are the stages whose outputs are
+    feature maps. `stochastic_depth` is the probability with which the last block is skipped in training, rising to it
+    linearly from the first (torchvision's value for ImageNet).
+    """
+    heads = max(1, round(3 * width))
+    channels = 4 * heads * max(1, round(96 * width / (4 * heads)))
+    stages: dict[str, nn.Module] = {"stem": PatchEmbedding(channels)}
+    specs = {"stem": FeatureSpec(channels, PATCH)}
+    done = 0
+    for i, (name, depth) in enumerate(zip(STAGES, _DEPTHS, strict=True)):
+        blocks = [
+            SwinTransformerBlock(
+                channels * 2**i,
+                heads * 2**i,
+                window_size=[WINDOW, WINDOW],
+                shift_size=[(j % 2) * (WINDOW // 2)] * 2,
+                stochastic_depth_prob=stochastic_depth * (done + j) / (sum(_DEPTHS) - 1),
+            )
+            for j in range(depth)
+        ]
+        done += depth
+        stages[name] = SwinStage(PatchMerging(channels * 2 ** (i - 1)) if i else None, blocks)
+        specs[name] = FeatureSpec(channels * 2**i, PATCH * 2**i)
+    for stage in stages.values():
+        _init_projections(stage)
+    backbone = StagedBackbone(stages, specs, outputs=tuple(outputs))
+    if weights is not None:
+        load_backbone(backbone, weights, torchvision_model="swin_t", rename=rename_torchvision)
+    return backbone
+
+
+def _init_projections(stage: nn.Module) -> None:
+    """Truncated normal weights of deviation 0.02 and zero biases in every linear layer (the paper's, as torchvision does)."""
+    for module in stage.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def rename_torchvision(key: str) -> str | None:
+    """torchvision's key to ours: `features.3.0.attn.…` to `stages.stage2.blocks.0.attn.…`; last norm and head to None."""
+    if key.startswith(("norm.", "head.")):
+        return None
+    match = re.fullmatch(r"features\.(\d)\.(.+)", key)
+    if match is None:
+        return key
+    index, rest = int(match[1]), match[2]
+    if index == 0:
+        part, name = rest.split(".")
+        return f"stages.stem.{'conv' if part == '0' else 'norm'}.{name}"
+    stage = f"stages.stage{index // 2 + 1}"
+    return f"{stage}.blocks.{rest}" if index % 2 else f"{stage}.merge.{rest}"
