@@ -23,7 +23,8 @@ BELOW = {
     "report": {"data", "models", "evaluate"},
     "infer": {"data", "models", "evaluate", "train", "report"},
     "export": {"data", "models", "evaluate", "train", "infer"},
-    "cli": {"data", "models", "evaluate", "train", "infer", "export", "report"},
+    "bench": {"data", "models", "evaluate", "train", "infer", "export", "report"},
+    "cli": {"data", "models", "evaluate", "train", "infer", "export", "report", "bench"},
 }
 GROUND = {"boxes", "types", "errors"}
 

@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "alpha": ("flyspeck.cli.alpha:alpha", "Fusion factors of a feature pyramid, counted from a data set."),
     "tune": ("flyspeck.cli.tune:app", "Searches that train short runs: the fusion factor by brute force."),
     "predict": ("flyspeck.cli.predict:predict", "Find objects in pictures of any size."),
+    "bench": ("flyspeck.cli.bench:bench", "Tables of measurements, row by row: the papers' claims on real pictures."),
     "report": ("flyspeck.cli.report:report", "Runs to one HTML file: numbers by size, curves, worst pictures."),
     "eval": ("flyspeck.cli.evaluate:evaluate", "Score detections under a named protocol."),
 }

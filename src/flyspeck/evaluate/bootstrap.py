@@ -127,3 +127,24 @@ def compare(
         p_value = min(1.0, 2 * (tail + 1) / (len(drawn) + 1))
         rows.append(row | {"difference": a - b, "low": low, "high": high, "p_value": p_value, "samples": len(drawn)})
     return rows
+
+
+def drawn_aps(
+    annotations: Annotations,
+    detections: DetectionTable,
+    protocol: APProtocol,
+    *,
+    iou: float = 0.5,
+    samples: int = 1000,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """AP of every bin in each of `samples` resamples of the pictures, `(S,)`; NaN without ground truth in a resample.
+
+    The same pictures, `samples` and `seed` give the same resamples: differences of two runs are paired.
+    """
+    weights = _resamples(len(annotations), samples, seed) if len(annotations) else np.zeros((0, 0))
+    drawn = {}
+    for area, curves in _curves(annotations, detections, protocol, iou).items():
+        values = np.array([_mean_ap(curves, weight) for weight in weights])
+        drawn[area] = np.where(values < 0, np.nan, values)
+    return drawn

@@ -95,10 +95,18 @@ class Latency:
     device: str
 
 
-def profile(model: nn.Module, size: tuple[int, int], *, name: str = "", convention: str = "mmcv") -> Profile:
+def profile(
+    model: nn.Module,
+    size: tuple[int, int],
+    *,
+    name: str = "",
+    convention: str = "mmcv",
+    proposals: int = NUM_PROPOSALS,
+) -> Profile:
     """Counts `model` (a `Detector`, or a backbone or any module that maps one picture) at `size` (H, W).
 
-    `model` itself is not touched. Trainable parameters are counted as they stand: freeze first.
+    A two-stage head counts `proposals` regions; 1000 is mmcv's rule. `model` itself is not touched. Trainable parameters are
+    counted as they stand: freeze first.
     """
     if convention not in CONVENTIONS:
         raise UserError(
@@ -107,7 +115,7 @@ def profile(model: nn.Module, size: tuple[int, int], *, name: str = "", conventi
     twin = copy.deepcopy(model).to("meta").eval()
     flops: dict[str, int] = {}
     with _counting(twin, convention, flops), torch.no_grad(), _PeakMemory() as memory:
-        _run_once(twin, size)
+        _run_once(twin, size, proposals)
     detector = isinstance(model, Detector)
     parts: dict[str, int] = {part: 0 for part in ("backbone", "neck", "head")} if detector else {}
     found = _stages_of(model)
@@ -146,7 +154,7 @@ def _stages_of(model: nn.Module) -> tuple[str, dict[str, int]] | None:
     return None
 
 
-def _run_once(model: nn.Module, size: tuple[int, int]) -> None:
+def _run_once(model: nn.Module, size: tuple[int, int], proposals: int) -> None:
     """Every layer once, on one picture of the meta device."""
     x = torch.empty(1, 3, *size, device="meta")
     if not isinstance(model, Detector):
@@ -160,7 +168,7 @@ def _run_once(model: nn.Module, size: tuple[int, int]) -> None:
     for network in rpn:
         network(maps)
     for box_head in (m for m in model.head.modules() if isinstance(m, BoxHead)):
-        box_head(torch.empty(NUM_PROPOSALS, box_head.fc1.in_features, 1, 1, device="meta"))
+        box_head(torch.empty(proposals, box_head.fc1.in_features, 1, 1, device="meta"))
 
 
 @contextmanager
@@ -191,6 +199,8 @@ def _counter(module: nn.Module, convention: str) -> _Count | None:
         return _conv_macs if convention == "macs" else _conv_macs_and_bias
     if isinstance(module, nn.Linear):
         return _linear_macs if convention == "macs" else _linear_macs_and_bias
+    if isinstance(module, ShiftedWindowAttention):
+        return _attention_macs if convention == "macs" else _attention_linear
     if convention == "macs":
         return _conv_macs if isinstance(module, DeformConv2d) else None
     if isinstance(module, _NORMS):
@@ -199,8 +209,6 @@ def _counter(module: nn.Module, convention: str) -> _Count | None:
     if isinstance(module, _RELUS):
         return lambda _, x, __: x.numel()  # a ReLU's output has the size of its input
     if isinstance(module, _POOLS if convention == "mmcv" else _MAX_POOLS):
-    if isinstance(module, ShiftedWindowAttention):
-        return _attention_macs if convention == "macs" else _attention_linear
         return lambda _, x, __: x.numel()
     if convention == "mmcv" and isinstance(module, nn.Upsample):
         return lambda _, __, y: y.numel()
@@ -225,14 +233,6 @@ def _linear_macs_and_bias(module: Any, inputs: Tensor, output: Tensor) -> int:
     return _linear_macs(module, inputs, output) + (module.out_features if module.bias is not None else 0)
 
 
-class _PeakMemory(TorchDispatchMode):
-    """Follows the bytes of all tensors that operations make while they live; `peak` is the largest sum."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive, self.peak = 0, 0
-        self._seen: dict[int, weakref.ref] = {}
-
 def _attention_tokens(module: Any, inputs: Tensor) -> int:
     """Cells of `inputs` (B, H, W, C) once they are padded to whole windows."""
     batch, height, width, _ = inputs.shape
@@ -251,6 +251,14 @@ def _attention_macs(module: Any, inputs: Tensor, _: Tensor) -> int:
     channels, window = inputs.shape[-1], module.window_size[0] * module.window_size[1]
     return _attention_tokens(module, inputs) * (4 * channels**2 + 2 * window * channels)
 
+
+class _PeakMemory(TorchDispatchMode):
+    """Follows the bytes of all tensors that operations make while they live; `peak` is the largest sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive, self.peak = 0, 0
+        self._seen: dict[int, weakref.ref] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

@@ -8,6 +8,7 @@ import numpy as np
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.copy_paste import CopyPaste, paste_sources
+from flyspeck.data.enlarge import Enlarge, enlarged_table
 from flyspeck.data.loading import DetectionDataset, Loader, default_workers, make_loader
 from flyspeck.data.readers import read_annotations
 from flyspeck.data.sampling import EpochSampler, repeat_factors
@@ -25,11 +26,16 @@ def read_sets(data: DataConfig) -> tuple[Annotations, Annotations]:
     if data.max_objects is not None:
         counts = np.bincount(train.image_index[train.labels >= 0], minlength=len(train))
         train = train.select_images(counts <= data.max_objects)
-    return _limit(train, data.train_limit), _limit(val, data.val_limit)
+    return spread(train, data.train_limit), spread(val, data.val_limit)
 
 
-def _limit(table: Annotations, limit: int | None) -> Annotations:
-    """`limit` pictures, evenly spread over the table: video frames beside each other are nearly the same."""
+def enlargement(data: DataConfig) -> Enlarge:
+    """How the recipe enlarges pictures."""
+    return Enlarge(data.enlarge, data.short_side)
+
+
+def spread(table: Annotations, limit: int | None) -> Annotations:
+    """At most `limit` pictures, evenly spread over the table: video frames beside each other are nearly the same."""
     if limit is None or limit >= len(table):
         return table
     return table.select_images(np.linspace(0, len(table) - 1, limit).round().astype(np.int64))
@@ -74,8 +80,9 @@ def training_loader(
     dataset = DetectionDataset(
         train,
         channels=channels,  # type: ignore[arg-type]
-        transform=augmentation(recipe.augment, train),
+        transform=augmentation(recipe.augment, enlarged_table(train, enlargement(recipe.data))),
         cache=recipe.data.cache,
+        enlarge=enlargement(recipe.data),
         seed=config.seed,
     )
     repeats = None

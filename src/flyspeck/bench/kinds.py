@@ -1,0 +1,280 @@
+"""How each kind of row runs: from a job to a run folder, and from the folder to entries."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flyspeck.bench.results import Entry
+from flyspeck.bench.score import Score, cost, environment, score, share_score
+from flyspeck.bench.table import Job
+from flyspeck.data.annotations import Annotations
+from flyspeck.errors import UserError
+from flyspeck.train.config import Recipe
+
+
+@dataclass(frozen=True)
+class Places:
+    """The folders of this machine."""
+
+    data: Path
+    """Root of the data sets."""
+    runs: Path
+    """Root of the run folders."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job gave."""
+
+    entries: list[Entry]
+    draws: dict[str, dict[str, np.ndarray]]
+
+
+def run(job: Job, places: Places) -> Outcome:
+    """Does a job, from where an earlier attempt was broken off; every row that it needs must be finished."""
+    kinds: dict[str, Callable[[Job, Places], Outcome]] = {
+        "train": _train,
+        "distill": _distill,
+        "pretrain": _pretrain,
+        "evaluate": _evaluate,
+        "external": _external,
+    }
+    return kinds[job.row.kind](job, places)
+
+
+def _train(job: Job, places: Places) -> Outcome:
+    from flyspeck.train.run import train
+
+    recipe, folder = job.recipe(data=places.data, runs=places.runs), job.folder(places.runs)
+    _check_data(job, recipe)
+    train(recipe, folder, resume=_begun(folder))
+    return _of_run(job, recipe, folder)
+
+
+def _distill(job: Job, places: Places) -> Outcome:
+    from flyspeck.train.distill import distill
+
+    recipe, folder = job.recipe(data=places.data, runs=places.runs), job.folder(places.runs)
+    _check_data(job, recipe)
+    distill(recipe, folder, resume=_begun(folder))
+    return _of_run(job, recipe, folder)
+
+
+def _begun(folder: Path) -> bool:
+    """Whether there is a checkpoint to go on from. A run that was killed before its first one begins again."""
+    if (folder / "state.pt").is_file():
+        return True
+    (folder / "recipe.yaml").unlink(missing_ok=True)
+    return False
+
+
+def _check_data(job: Job, recipe: Recipe) -> None:
+    for path in (recipe.data.train, recipe.data.val):
+        if not Path(path).exists():
+            raise UserError("no such file", where=path, fix=f"make it, or give another --data: {job.data.make}")
+
+
+def _of_run(job: Job, recipe: Recipe, folder: Path) -> Outcome:
+    """The entries of a run folder: the run's own, and one for each `detections-VARIANT.json`."""
+    from flyspeck.train.build import load_described
+    from flyspeck.train.inputs import read_sets
+
+    train_set, val_set = read_sets(recipe.data)
+    detector, description = load_described(folder)
+    height, width = description["training_size"]
+    facts = cost(
+        detector,
+        (int(height), int(width)),
+        proposals=recipe.model.head.get("proposals"),
+        latency_runs=job.table.latency_runs,
+    )
+    facts |= {
+        "epochs": recipe.train.epochs,
+        "best_epoch": description["epoch"],
+        "training_pictures": len(train_set),
+        "validation_pictures": len(val_set),
+        "data_sha256": description["data"],
+        "protocol": recipe.evaluate.protocol,
+        "seconds": _seconds(folder / "metrics.jsonl"),
+        **environment(),
+    }
+    scores = {
+        path.stem.removeprefix("detections").removeprefix("-"): path for path in sorted(folder.glob("detections*.json"))
+    }
+    found: list[tuple[str, Score, dict[str, Any]]] = []
+    for variant, path in scores.items():
+        found.append((variant, _scored(job, val_set, path, recipe), facts | _variant_facts(folder, variant)))
+    return _outcome(job, found)
+
+
+def _scored(job: Job, val_set: Annotations, detections: Path, recipe: Recipe) -> Score:
+    return score(val_set, detections, protocol=recipe.evaluate.protocol, bins=job.table.bins)
+
+
+def _variant_facts(folder: Path, variant: str) -> dict[str, Any]:
+    """What the run says of a variant's cost, under `facts` in its evaluation file: `gflops`, `ms`, …"""
+    path = folder / (f"evaluation-{variant}.json" if variant else "evaluation.json")
+    if not path.is_file():
+        return {}
+    facts = json.loads(path.read_text(encoding="utf-8")).get("facts", {})
+    return {name: value for name, value in facts.items() if isinstance(value, int | float | str)}
+
+
+def _seconds(metrics: Path) -> float:
+    """Seconds of training, evaluation left out: those of the epochs that count, however often the run was broken off."""
+    by_epoch: dict[int, float] = {}
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        if record.get("kind") == "epoch":
+            by_epoch[record["epoch"]] = record["seconds"]
+    return round(sum(by_epoch.values()), 1)
+
+
+def _outcome(job: Job, found: list[tuple[str, Score, dict[str, Any]]]) -> Outcome:
+    entries, draws = [], {}
+    for variant, scored, facts in found:
+        entry = Entry(
+            grade=job.grade,
+            row=job.row.name,
+            seed=job.seed,
+            definition=job.definition,
+            variant=variant,
+            figures=scored.figures,
+            intervals=scored.intervals,
+            facts=facts,
+        )
+        entries.append(entry)
+        draws[entry.key] = scored.draws
+    return Outcome(entries, draws)
+
+
+def _pretrain(job: Job, places: Places) -> Outcome:
+    """A pre-training is not resumable: one that was broken off begins again."""
+    from flyspeck.data.classification import read_labelled_pictures
+    from flyspeck.models.zoo import build_backbone
+    from flyspeck.train.config import TrainConfig
+    from flyspeck.train.pretrain import pretrain
+
+    wanted = job.pretraining(data=places.data, runs=places.runs)
+    data = job.table.sets.get(wanted.data)
+    if data is None or data.folder is None:
+        raise UserError(f"'{wanted.data}' is no folder of labelled pictures", where=job.table.where)
+    folder = places.data / data.folder
+    if not folder.is_dir():
+        raise UserError("no such folder", where=folder, fix=f"make it, or give another --data: {data.make}")
+    torch.manual_seed(job.seed)
+    network = build_backbone(wanted.backbone, width=wanted.width, weights=wanted.weights)
+    train_set = read_labelled_pictures(folder, "train", size=wanted.size)
+    val_set = read_labelled_pictures(folder, "val", size=wanted.size)
+    train_set = train_set if wanted.per_class is None else train_set.limit(wanted.per_class)
+    val_set = val_set if wanted.val_per_class is None else val_set.limit(wanted.val_per_class)
+    own = {"epochs", "batch_size", "lr", "weight_decay", "warmup_steps", "precision"}
+    config = TrainConfig(schedule="cosine", seed=job.seed, **wanted.model_dump(include=own))
+    started = time.monotonic()
+    best = pretrain(
+        network,
+        train_set,
+        val_set,
+        config,
+        job.folder(places.runs),
+        name=wanted.backbone,
+        smallest_crop=wanted.smallest_crop,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+    )
+    facts = {
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "epochs": config.epochs,
+        "best_epoch": best.epoch,
+        "training_pictures": len(train_set),
+        "validation_pictures": len(val_set),
+        "seconds": round(time.monotonic() - started, 1),
+        **environment(),
+    }
+    return _outcome(job, [("", share_score(best.top1, len(val_set)), facts)])
+
+
+def _evaluate(job: Job, places: Places) -> Outcome:
+    """Another row's best weights under this row's `model` and `evaluate` settings, on this row's data."""
+    from accelerate import Accelerator
+
+    from flyspeck.train.build import build_detector, load_described
+    from flyspeck.train.inputs import read_sets
+    from flyspeck.train.measure import measure
+
+    recipe, folder = job.recipe(data=places.data, runs=places.runs), job.folder(places.runs)
+    _check_data(job, recipe)
+    source = next(need for need in job.needs() if need.row.name == job.row.weights_of)
+    trained, description = load_described(source.folder(places.runs))
+    _, val_set = read_sets(recipe.data)
+    detector = build_detector(
+        recipe.model, classes=description["classes"], mean=description["mean"], std=description["std"], load=False
+    )
+    try:
+        detector.load_state_dict(trained.state_dict())
+    except RuntimeError as error:
+        raise UserError(
+            f"the weights of '{source.row.name}' do not fit: {str(error).splitlines()[-1].strip()}", where=job.row.name
+        ) from None
+    accelerator = Accelerator()
+    detector.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    started = time.monotonic()
+    measure(
+        detector,
+        val_set,
+        protocol=recipe.evaluate.protocol,
+        channels=len(description["mean"]),
+        batch_size=recipe.evaluate.batch_size,
+        accelerator=accelerator,
+        precision=recipe.train.precision,
+        folder=folder,
+    )
+    height, width = description["training_size"]
+    facts = cost(
+        detector.cpu(),
+        (int(height), int(width)),
+        proposals=recipe.model.head.get("proposals"),
+        latency_runs=job.table.latency_runs,
+    )
+    facts |= {
+        "validation_pictures": len(val_set),
+        "protocol": recipe.evaluate.protocol,
+        "seconds": round(time.monotonic() - started, 1),
+        **environment(),
+    }
+    return _outcome(job, [("", _scored(job, val_set, folder / "detections.json", recipe), facts)])
+
+
+def _external(job: Job, places: Places) -> Outcome:
+    """Scores what another tool left in the job's folder: `detections.json` (COCO results) and `about.json` (facts)."""
+    from flyspeck.data.readers import read_annotations
+
+    folder = job.folder(places.runs)
+    detections, about = folder / "detections.json", folder / "about.json"
+    if not detections.is_file() or not about.is_file():
+        raise UserError(
+            "no detections of another tool",
+            where=folder,
+            fix="put detections.json (COCO results on the table's validation set) and about.json "
+            "(tool, version, parameters, gflops, seconds, hardware, threads) there, or leave the row out with --rows",
+        )
+    facts = json.loads(about.read_text(encoding="utf-8"))
+    if not isinstance(facts, dict) or not all(isinstance(value, int | float | str) for value in facts.values()):
+        raise UserError("is no flat mapping of numbers and words", where=about)
+    if job.data.val is None:
+        raise UserError(f"'{job.row.name}' has no validation set", where=job.table.where)
+    val_set = read_annotations(places.data / job.data.val, classes=job.row.set.get("classes"))
+    protocol, limit = job.row.set.get("protocol", "flyspeck"), job.row.set.get("val_limit")
+    if limit is not None:
+        from flyspeck.train.inputs import spread
+
+        val_set = spread(val_set, limit)
+    scored = score(val_set, detections, protocol=protocol, bins=job.table.bins)
+    return _outcome(job, [("", scored, {"validation_pictures": len(val_set), "protocol": protocol, **facts})])

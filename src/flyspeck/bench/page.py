@@ -1,0 +1,126 @@
+"""Results as text: a table and its verdicts, and the generated part of the page of measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flyspeck.bench.claims import current, seed_means
+from flyspeck.bench.results import Entry, Results, read_results
+from flyspeck.bench.score import interval
+from flyspeck.bench.table import Table
+from flyspeck.errors import UserError
+
+BEGIN = "<!-- tables: begin (flyspeck bench --write-docs) -->"
+END = "<!-- tables: end -->"
+
+
+def write_page(page: Path, tables: Sequence[Table], results_folder: Path) -> int:
+    """Puts every table that has results between the markers of `page`; returns how many. The rest of it stays."""
+    if not page.is_file():
+        raise UserError("no such page", where=page)
+    text = page.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise UserError("the markers are missing", where=page, fix=f"put two lines there: {BEGIN} and {END}")
+    parts = [part for table in tables if (part := markdown(table, results_folder))]
+    body = "\n".join(parts) if parts else "No table has been run yet.\n"
+    page.write_text(f"{before}{BEGIN}\n\n{body}\n{END}{after}", encoding="utf-8")
+    return len(parts)
+
+
+def markdown(table: Table, results_folder: Path) -> str:
+    """A section of the page, or "" for a table without results."""
+    results = read_results(results_folder, table.name)
+    sections = []
+    for grade in table.grades:
+        entries = current(table, results, grade)
+        if entries:
+            sections.append(_grade(table, grade, entries, results))
+    if not sections:
+        return ""
+    about = f"{table.about.strip()}\n\n" if table.about.strip() else ""
+    return f"### {table.title}\n\nAfter {table.source}. {about}" + "\n".join(sections)
+
+
+def summary(table: Table, grade: str, results_folder: Path) -> str:
+    """The table and verdicts of one grade, for a terminal."""
+    results = read_results(results_folder, table.name)
+    entries = current(table, results, grade)
+    return _grade(table, grade, entries, results) if entries else "nothing done yet"
+
+
+def _grade(table: Table, grade: str, entries: list[Entry], results: Results) -> str:
+    lines = _rows(table, entries, results) if entries else []
+    for verdict in results.verdicts:
+        if verdict.grade == grade:
+            lines.append(f"* **{verdict.verdict}**: {verdict.text} ({verdict.detail}.)")
+    total = len(table.rows_of(grade))
+    ran = len({entry.row for entry in entries})
+    left = f" {total - ran} of {total} rows have not been run." if ran < total else ""
+    return f"{_conditions(grade, entries)}{left}\n\n" + "\n".join(lines) + "\n"
+
+
+def _rows(table: Table, entries: list[Entry], results: Results) -> list[str]:
+    """Markdown rows: one for every row and variant, means over seeds, intervals over pictures and seeds."""
+    figures = [name for name in table.figures if any(name in entry.figures for entry in entries)]
+    extra = [name for name in ("top1",) if name not in figures and any(name in e.figures for e in entries)]
+    figures = extra + figures
+    costs = [name for name in _COSTS if any(name in entry.facts for entry in entries)]
+    head = ["row", "seeds", *figures, *(_COSTS[name][0] for name in costs)]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    labels = {row.name: row.label or row.name for row in table.rows}
+    for name in dict.fromkeys(entry.name for entry in entries):
+        own = [entry for entry in entries if entry.name == name]
+        label = labels[own[0].row] + (f", {own[0].variant}" if own[0].variant else "")
+        cells = [_cell(name, own, figure, results) for figure in figures]
+        cells += [_cost(own, cost) for cost in costs]
+        lines.append(f"| {' | '.join([label, str(len(own)), *cells])} |")
+    return [*lines, ""]
+
+
+_COSTS: dict[str, tuple[str, float, int]] = {
+    "parameters": ("M params", 1e-6, 2),
+    "gflops": ("GFLOPs", 1.0, 3),
+    "ms": ("ms", 1.0, 1),
+    "seconds": ("s", 1.0, 0),
+}
+"""Fact to its column's head, factor and decimals."""
+
+
+def _cell(name: str, entries: list[Entry], figure: str, results: Results) -> str:
+    values = [entry.figures[figure] for entry in entries if figure in entry.figures]
+    if len(values) < len(entries):
+        return "-"
+    text = f"{100 * float(np.mean(values)):.1f}"
+    if all(figure in results.draws.get(entry.key, {}) for entry in entries):
+        found = interval(seed_means(name, entries, figure, results))
+        text += f" ({100 * found[0]:.1f}-{100 * found[1]:.1f})" if found else ""
+    return text
+
+
+def _cost(entries: list[Entry], name: str) -> str:
+    _, factor, digits = _COSTS[name]
+    values = [entry.facts[name] for entry in entries if isinstance(entry.facts.get(name), int | float)]
+    return f"{factor * float(np.mean(values)):.{digits}f}" if values else "-"
+
+
+def _conditions(grade: str, entries: list[Entry]) -> str:
+    """One paragraph: where and on what the rows were run."""
+
+    def several(name: str) -> str:
+        values: list[Any] = [entry.facts[name] for entry in entries if entry.facts.get(name) not in (None, "")]
+        return ", ".join(map(str, dict.fromkeys(values)))
+
+    hours = sum(float(e.facts.get("seconds", 0)) for e in entries if not e.variant) / 3600
+    return (
+        f"Grade `{grade}`: {several('training_pictures')} training and {several('validation_pictures')} validation "
+        f"pictures, {several('epochs')} epochs; protocol {several('protocol') or '-'}, figures in %, means over seeds, 95 % "
+        f"intervals by bootstrap over pictures and seeds; GFLOPs are multiply-adds at {several('size') or '-'}. "
+        f"Run on {several('hardware')}, {several('threads')} thread(s), torch {several('torch')}, "
+        f"flyspeck {several('version')} ({several('commit') or 'no commit'}); {hours:.1f} hours of training in all."
+    )

@@ -1,0 +1,111 @@
+"""The grid, row by row: what is finished is skipped, what was broken off goes on, and every row is written at once."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flyspeck.bench.claims import judge
+from flyspeck.bench.kinds import Places, run
+from flyspeck.bench.results import read_results, write_results
+from flyspeck.bench.table import Job, Table, jobs
+from flyspeck.errors import UserError
+
+log = logging.getLogger("flyspeck")
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a job stands."""
+
+    job: Job
+    status: str
+    """`done`, `begun`, `changed` (a result of another definition is there) or `left`."""
+    seconds: float = 0.0
+
+
+def states(table: Table, grade: str, results_folder: Path, runs: Path, **choice: object) -> list[State]:
+    """Every job of a grade and where it stands; `choice` is that of `jobs`."""
+    results = read_results(results_folder, table.name)
+    found = []
+    for job in jobs(table, grade, **choice):  # type: ignore[arg-type]
+        entries = results.finished(grade, job.row.name, job.seed, job.definition)
+        if entries:
+            found.append(State(job, "done", float(entries[0].facts.get("seconds", 0.0))))
+        elif (job.folder(runs) / "state.pt").is_file():
+            found.append(State(job, "begun"))
+        elif any((e.grade, e.row, e.seed) == (grade, job.row.name, job.seed) for e in results.entries):
+            found.append(State(job, "changed"))
+        else:
+            found.append(State(job, "left"))
+    return found
+
+
+def run_table(
+    table: Table,
+    grade: str,
+    *,
+    places: Places,
+    results_folder: Path,
+    rows: list[str] | None = None,
+    seeds: int | None = None,
+    minutes: float | None = None,
+) -> tuple[int, int]:
+    """Runs the unfinished jobs; returns how many were done now and how many are left.
+
+    After `minutes` no further job is begun. A job whose input is missing (an external tool's detections) is passed over with a
+    line in the log, as are those that need it; with `rows` named, it is an error.
+    """
+    started, done = time.monotonic(), 0
+    passed: set[str] = set()
+    todo = list(jobs(table, grade, rows=rows, seeds=seeds))
+    for number, job in enumerate(todo, 1):
+        if _finished(job, results_folder):
+            continue
+        if minutes is not None and time.monotonic() - started > 60 * minutes:
+            break
+        if any(need.key in passed for need in job.needs()):
+            passed.add(job.key)
+            continue
+        log.info("%s %s (%d of %d)", table.name, job.key, number, len(todo))
+        try:
+            # What it builds on was trained elsewhere: the result is here, the weights are not.
+            for need in _absent(job, places.runs):
+                log.info("%s needs the run of %s", job.key, need.key)
+                run(need, places)
+            outcome = run(job, places)
+        except UserError as error:
+            if rows is not None or job.row.kind != "external":
+                raise
+            log.warning("%s passed over: %s", job.key, error)
+            passed.add(job.key)
+            continue
+        # Read again: another process may have written its rows meanwhile.
+        results = read_results(results_folder, table.name)
+        results.replace(outcome.entries, outcome.draws)
+        results.verdicts = judge(table, results)
+        write_results(results_folder, results)
+        done += 1
+    left = sum(not _finished(job, results_folder) for job in todo)
+    return done, left
+
+
+def rejudge(table: Table, results_folder: Path) -> None:
+    """Judges the claims again from the stored resamples, after a table's claims were changed."""
+    results = read_results(results_folder, table.name)
+    if results.entries:
+        results.verdicts = judge(table, results)
+        write_results(results_folder, results)
+
+
+def _finished(job: Job, results_folder: Path) -> bool:
+    results = read_results(results_folder, job.table.name)
+    return bool(results.finished(job.grade, job.row.name, job.seed, job.definition))
+
+
+def _absent(job: Job, runs: Path) -> Sequence[Job]:
+    """The needed jobs whose run folders hold no weights here."""
+    return [need for need in job.needs() if not any(need.folder(runs).glob("*.safetensors"))]

@@ -1,0 +1,111 @@
+"""Detections to the figures, intervals and resampled values of a table, and a model to what it costs."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import flyspeck
+from flyspeck.data.annotations import Annotations
+from flyspeck.evaluate import DetectionTable, customised, evaluate, protocol_named
+from flyspeck.evaluate.bootstrap import drawn_aps
+from flyspeck.evaluate.protocols import APProtocol
+from flyspeck.models.detector import Detector
+from flyspeck.models.profile import NUM_PROPOSALS, measure_latency, profile
+from flyspeck.train.measure import figures_of
+
+SAMPLES = 500
+"""Resamples of the pictures."""
+LEVEL = 0.95
+CONVENTION = "macs"
+"""How a table counts GFLOPs: one multiply-add is one."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """The numbers of one set of detections."""
+
+    figures: dict[str, float]
+    intervals: dict[str, list[float]]
+    draws: dict[str, np.ndarray]
+
+
+def score(annotations: Annotations, detections: Path, *, protocol: str, bins: list[float] | None) -> Score:
+    """Scores a COCO results file; AP50 of every bin gets an interval where the protocol is an AP of COCO's kind."""
+    rule = customised(protocol_named(protocol), size_edges=None if bins is None else tuple(bins))
+    table = DetectionTable.from_coco(detections, annotations)
+    figures = {name: value for name, value in figures_of(evaluate(annotations, table, rule)).items() if value >= 0}
+    draws: dict[str, np.ndarray] = {}
+    if isinstance(rule, APProtocol) and 0.5 in rule.ious and len(annotations) > 1:
+        drawn = drawn_aps(annotations, table, rule, iou=0.5, samples=SAMPLES)
+        draws = {f"ap50_{area}": values for area, values in drawn.items() if f"ap50_{area}" in figures}
+    intervals = {name: found for name, values in draws.items() if (found := interval(values)) is not None}
+    return Score({name: round(value, 5) for name, value in figures.items()}, intervals, draws)
+
+
+def interval(values: np.ndarray) -> list[float] | None:
+    """Percentile interval (low, high) of resampled values; None where fewer than two are known."""
+    known = values[np.isfinite(values)]
+    if len(known) < 2:
+        return None
+    return [round(float(v), 5) for v in np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])]
+
+
+def share_score(share: float, count: int) -> Score:
+    """Of a share of `count` pictures that are right (top-1): binomial resamples."""
+    draws = np.random.default_rng(0).binomial(count, share, SAMPLES) / count
+    return Score({"top1": round(share, 5)}, {"top1": interval(draws) or [share, share]}, {"top1": draws})
+
+
+def cost(detector: Detector, size: tuple[int, int], *, proposals: int | None, latency_runs: int) -> dict[str, Any]:
+    """Parameters and GFLOPs at `size` (H, W), and the milliseconds of one picture where `latency_runs` is not 0."""
+    counted = profile(detector, size, convention=CONVENTION, proposals=proposals or NUM_PROPOSALS)
+    facts: dict[str, Any] = {
+        "parameters": counted.params,
+        "gflops": round(counted.gflops, 4),
+        "size": f"{size[0]}x{size[1]}",
+    }
+    if latency_runs:
+        timed = measure_latency(detector, size, runs=latency_runs)
+        facts |= {name: round(value, 2) for name, value in (("ms", timed.median_ms), ("ms_p90", timed.p90_ms))}
+    return facts
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and threads of this process."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "version": flyspeck.__version__,
+        "commit": _commit(),
+        "torch": torch.__version__.partition("+")[0],
+        "hardware": gpu or _processor(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _processor() -> str:
+    """The processor's name, with how many cores this process may use."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass  # not Linux: the short name must do
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def _commit() -> str:
+    """The last commit of the package's own files, or "" where they are not in a git work tree."""
+    package = Path(flyspeck.__file__).parent
+    command = ["git", "-C", str(package), "log", "-1", "--format=%h", "--", "."]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""

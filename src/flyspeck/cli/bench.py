@@ -1,0 +1,64 @@
+"""`flyspeck bench`: a table of measurements, row by row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+
+def bench(
+    table: str = typer.Argument("", help="Name of a table (benchmarks/tables/NAME.yaml), or a file."),
+    data: Path = typer.Option(Path("data"), "--data", help="Folder of the data sets; the table names what lies in it."),
+    grade: str = typer.Option("cpu", help="Which size of the table: cpu or full."),
+    rows: str = typer.Option("", "--rows", help="Only these rows (and what they need), with commas between."),
+    seeds: int | None = typer.Option(None, "--seeds", min=1, help="At most so many seeds of each row."),
+    minutes: float | None = typer.Option(None, "--minutes", min=0, help="Begin no further row after so many minutes."),
+    list_: bool = typer.Option(False, "--list", help="Say what is done and what is left, and stop."),
+    runs: Path = typer.Option(Path("runs/bench"), "--runs", help="Folder of the run folders."),
+    tables: Path = typer.Option(Path("benchmarks/tables"), "--tables", help="Folder of the tables."),
+    results: Path = typer.Option(Path("benchmarks/results"), "--results", help="Folder of the result files."),
+    threads: int | None = typer.Option(
+        None, "--threads", min=1, help="PyTorch's CPU threads; default: its own choice."
+    ),
+    write_docs: bool = typer.Option(False, "--write-docs", help="Write all results into --docs, and stop."),
+    docs: Path = typer.Option(Path("docs/results.md"), "--docs", help="The page with the markers."),
+) -> None:
+    """Run a table's rows and seeds that are not done yet, and judge its claims."""
+    import logging
+
+    from flyspeck.bench.page import summary, write_page
+    from flyspeck.bench.runner import rejudge, run_table, states
+    from flyspeck.bench.table import find_table, load_table
+    from flyspeck.errors import UserError
+
+    if write_docs:
+        paths = sorted(tables.glob("*.yaml")) if not table else [find_table(table, tables)]
+        written = write_page(docs, [load_table(path) for path in paths], results)
+        typer.echo(f"{docs}: {written} tables")
+        return
+    if not table:
+        known = ", ".join(sorted(path.stem for path in tables.glob("*.yaml")))
+        raise UserError("no table named", where=tables, fix=f"known: {known}" if known else "give a YAML file")
+    wanted = load_table(find_table(table, tables))
+    chosen = [name.strip() for name in rows.split(",")] if rows else None
+    if list_:
+        for state in states(wanted, grade, results, runs, rows=chosen, seeds=seeds):
+            spent = f"  {state.seconds:.0f} s" if state.seconds else ""
+            typer.echo(f"  {state.status:<8} {state.job.row.name:<28} seed {state.job.seed}{spent}")
+        return
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("flyspeck").setLevel(logging.INFO)
+    import torch
+
+    from flyspeck.bench.kinds import Places
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    places = Places(data=data, runs=runs)
+    done, left = run_table(
+        wanted, grade, places=places, results_folder=results, rows=chosen, seeds=seeds, minutes=minutes
+    )
+    rejudge(wanted, results)
+    typer.echo(summary(wanted, grade, results))
+    typer.echo(f"{done} done, {left} left")
