@@ -213,6 +213,15 @@ class FCOSHead(Head):
         )
         return {"classification": classification, "box": box, "centerness": central_loss}
 
+    def priors(self, map_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], device: torch.device) -> Priors:
+        """Squares of `prior_scale` cells around the points of all levels, in pixels of the picture."""
+        points, cells, _ = self.points(map_sizes, padded, device)
+        return self._squares(points, cells, [h * w for h, w in map_sizes])
+
+    def _squares(self, points: Tensor, cells: Tensor, counts: Sequence[int]) -> Priors:
+        half = cells * self.prior_scale / 2
+        return Priors.on_levels(torch.cat([points - half, points + half], 1), counts)
+
     def assign(
         self, points: Tensor, cells: Tensor, ranges: Tensor, counts: Sequence[int], targets: Sequence[Targets]
     ) -> Tensor:
@@ -220,8 +229,7 @@ class FCOSHead(Head):
         if self.assigner is None:
             found = [assign_points(points, cells, ranges, t.objects, t.ignored, radius=self.radius) for t in targets]
         else:
-            half = cells * self.prior_scale / 2
-            priors = Priors.on_levels(torch.cat([points - half, points + half], 1), counts)
+            priors = self._squares(points, cells, counts)
             found = [self.assigner(priors, t.objects, t.ignored) for t in targets]
         return torch.stack(found)
 

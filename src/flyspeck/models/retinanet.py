@@ -88,9 +88,8 @@ class RetinaNetHead(Head):
         """`classification` (focal) and `box`, both over the number of positive anchors of the batch."""
         logits, deltas = self(maps)
         flat_logits, flat_deltas = flatten_levels(logits, self.num_classes), flatten_levels(deltas, 4)
-        map_sizes = [m.shape[-2:] for m in logits]
-        anchors = self.anchors(map_sizes, padded, flat_logits.device)
-        priors = Priors.on_levels(anchors, [h * w * self.anchors.num_per_cell for h, w in map_sizes])
+        priors = self.priors([m.shape[-2:] for m in logits], padded, flat_logits.device)
+        anchors = priors.boxes
         assigned = torch.stack([self.assigner(priors, t.objects, t.ignored) for t in targets])  # (B, A)
         picture, row = torch.nonzero(assigned >= 0, as_tuple=True)
         objects = torch.cat([t.objects for t in targets])
@@ -106,6 +105,11 @@ class RetinaNetHead(Head):
         classification = (focal_loss(flat_logits, wanted) * counted[..., None]).sum() / positives
         box = self._box_loss(flat_deltas[picture, row], anchors[row], objects[matched]) / positives
         return {"classification": classification, "box": box * self.box_weight}
+
+    def priors(self, map_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], device: torch.device) -> Priors:
+        """The anchors of all levels, for maps of (H_l, W_l) seen from a picture of `padded` (H, W) pixels."""
+        counts = [h * w * self.anchors.num_per_cell for h, w in map_sizes]
+        return Priors.on_levels(self.anchors(map_sizes, padded, device), counts)
 
     def _box_loss(self, deltas: Tensor, anchors: Tensor, objects: Tensor) -> Tensor:
         if self.box_loss == "giou":

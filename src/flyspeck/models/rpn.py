@@ -86,6 +86,11 @@ class RPN(nn.Module):
         towers = [self.tower(m, i) for i, m in enumerate(maps)]
         return [self.objectness(t) for t in towers], [self.box_deltas(t) for t in towers]
 
+    def priors(self, map_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], device: torch.device) -> Priors:
+        """The anchors of all levels, for maps of (H_l, W_l) seen from a picture of `padded` (H, W) pixels."""
+        counts = [h * w * self.anchors.num_per_cell for h, w in map_sizes]
+        return Priors.on_levels(self.anchors(map_sizes, padded, device), counts)
+
     def propose(
         self,
         maps: Sequence[Tensor],
@@ -98,7 +103,8 @@ class RPN(nn.Module):
         map_sizes = [m.shape[-2:] for m in logits]
         counts = [h * w * self.anchors.num_per_cell for h, w in map_sizes]
         flat_logits, flat_deltas = flatten_levels(logits, 1)[..., 0], flatten_levels(deltas, 4)
-        anchors = self.anchors(map_sizes, padded, flat_logits.device)
+        priors = self.priors(map_sizes, padded, flat_logits.device)
+        anchors = priors.boxes
         rule = self.test_rule if targets is None else self.train_rule
         proposals = [
             select_proposals(picture_logits, picture_deltas, anchors, counts, size, rule)
@@ -106,7 +112,6 @@ class RPN(nn.Module):
                 flat_logits.detach(), flat_deltas.detach(), sizes, strict=True
             )
         ]
-        priors = Priors.on_levels(anchors, counts)
         losses = {} if targets is None else self._losses(flat_logits, flat_deltas, priors, targets)
         return proposals, losses
 

@@ -19,6 +19,8 @@ from typing import Any
 from torch import nn
 
 from flyspeck.errors import UserError, nearest
+from flyspeck.models.assigners.build import CENTER_SAMPLING
+from flyspeck.models.assigners.build import NAMES as ASSIGNERS
 from flyspeck.models.backbones.bottom_heavy import bh_hrnet18, bh_hrnet32, bh_resnet50
 from flyspeck.models.backbones.hrnet import hrnet18, hrnet32
 from flyspeck.models.backbones.mobilenet import mobilenet_v2
@@ -84,6 +86,8 @@ class DetectorEntry:
     """Whether the third part of the name is a neck; otherwise it is a configuration of the detector."""
     anchors: bool = True
     """Whether it takes `anchors` (an anchor-free head regresses from points)."""
+    assigners: tuple[str, ...] = ()
+    """Names of the label assigners that it takes; without any it assigns by its own rule."""
 
 
 BACKBONES: dict[str, BackboneEntry] = {
@@ -116,10 +120,10 @@ NECKS: dict[str, NeckEntry] = {
 }
 
 DETECTORS: dict[str, DetectorEntry] = {
-    "retinanet": DetectorEntry(retinanet, {"channels": 256}),
-    "faster_rcnn": DetectorEntry(faster_rcnn, {"channels": 256, "hidden": 1024}),
-    "cascade_rcnn": DetectorEntry(cascade_rcnn, {"channels": 256, "hidden": 1024}),
-    "fcos": DetectorEntry(fcos, {"channels": 256}, anchors=False),
+    "retinanet": DetectorEntry(retinanet, {"channels": 256}, assigners=ASSIGNERS),
+    "faster_rcnn": DetectorEntry(faster_rcnn, {"channels": 256, "hidden": 1024}, assigners=ASSIGNERS),
+    "cascade_rcnn": DetectorEntry(cascade_rcnn, {"channels": 256, "hidden": 1024}, assigners=ASSIGNERS),
+    "fcos": DetectorEntry(fcos, {"channels": 256}, anchors=False, assigners=(CENTER_SAMPLING, *ASSIGNERS)),
     "reppoints": DetectorEntry(reppoints, {"channels": 256}, anchors=False),
     "ssd": DetectorEntry(ssd, {}, classes=80, has_neck=False, anchors=False),
 }

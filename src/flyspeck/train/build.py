@@ -13,10 +13,12 @@ from flyspeck.data.implications import fit_anchors
 from flyspeck.errors import UserError
 from flyspeck.models import zoo
 from flyspeck.models.anchors import strided_anchors
+from flyspeck.models.assigners.rfla import receptive_anchors
 from flyspeck.models.backbones.freezing import freeze_norms, freeze_stages
 from flyspeck.models.detector import Detector, PixelNorm
 from flyspeck.models.layers import NORMS
 from flyspeck.models.postprocess import Suppression
+from flyspeck.train.assigners import fields_of, recipe_assigner
 from flyspeck.train.checkpoint import load_weights, weights_file
 from flyspeck.train.config import AnchorConfig, ModelConfig
 
@@ -56,6 +58,11 @@ def build_detector(
     if model.anchors is not None:
         a = model.anchors
         options["anchors"] = partial(strided_anchors, base_scale=a.base_scale, ratios=a.ratios, octaves=a.octaves)
+        if a.receptive_fields:
+            fields = fields_of(backbone, last - 5)
+            options["anchors"] = partial(receptive_anchors, receptive_fields=fields, ratios=a.ratios)
+    if model.assigner is not None:
+        options["assigner"] = recipe_assigner(model.assigner, name.detector, backbone, last - 5)
     if model.fusion is not None:
         options["fusion"] = model.fusion
     try:

@@ -83,6 +83,29 @@ class AnchorConfig(_Strict):
     """Sizes per level between one level's and the next's."""
     fit: bool = False
     """Take base scale and ratios from the training set's boxes instead, and print them."""
+    receptive_fields: bool = False
+    """RFLA's: one size a level, half the backbone's receptive field there; `base_scale` and `octaves` do not count."""
+
+
+class AssignerConfig(_Strict):
+    """Which anchor or point learns which object."""
+
+    name: Literal["max_iou", "nwd", "simd", "rfla", "center_sampling"]
+    """`max_iou` is the anchors' usual rule, `center_sampling` that of FCOS."""
+    foreground: float | None = Field(default=None, ge=0, le=1)
+    """Similarity from which a prior learns an object; None takes the detector's own. Not of `rfla`, which ranks."""
+    background: float | None = Field(default=None, ge=0, le=1)
+    """Similarity below which a prior is background; None takes the detector's own."""
+    constant: float | None = Field(default=None, gt=0)
+    """NWD's C in px; None takes the mean size of the training set's objects."""
+    ratios: tuple[float, float] | None = None
+    """SimD's m and n; None takes them from the training set."""
+    distance: Literal["kl", "wasserstein"] = "kl"
+    """RFLA's distance of receptive field and object."""
+    k: int = Field(default=3, ge=1)
+    """RFLA: priors that each object takes at first."""
+    decay: float = Field(default=0.9, gt=0, le=1)
+    """RFLA: what the fields are shrunk by before each object takes one more."""
 
 
 class ModelConfig(_Strict):
@@ -106,6 +129,8 @@ class ModelConfig(_Strict):
     """Keep the backbone's norm statistics and weights as loaded."""
     anchors: AnchorConfig | None = None
     """Of detectors that have anchors; None takes the detector's own."""
+    assigner: AssignerConfig | None = None
+    """Which prior learns which object; None takes the detector's own rule."""
     fusion: list[float] | Literal["one", "three", "attention", "statistic"] | None = None
     """Fusion factors of the pyramid, finest edge first, or who finds them; `statistic` is S-alpha of the training set."""
     head: dict[str, Any] = {}

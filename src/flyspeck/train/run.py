@@ -26,6 +26,7 @@ from flyspeck.data.images import read_image
 from flyspeck.data.statistics import pixel_statistics
 from flyspeck.errors import UserError
 from flyspeck.models import zoo
+from flyspeck.train.assigners import settled_assigner
 from flyspeck.train.build import build_detector, describe_model, fitted_anchors, load_detector
 from flyspeck.train.config import Recipe, dump_recipe
 from flyspeck.train.fusion import STATISTIC, recipe_fusion
@@ -129,6 +130,11 @@ def _resolved(recipe: Recipe, train_set: Annotations) -> Recipe:
         counts = ", ".join(f"{level} {count}" for level, count in zip(found.levels, found.counts, strict=True))
         log.info("fusion factors of the training set, finest edge first: %s (%s)", list(found.factors), counts)
         model = model.model_copy(update={"fusion": list(found.factors)})
+    if model.assigner is not None:
+        bare = build_detector(
+            model.model_copy(update={"assigner": None}), classes=train_set.classes, mean=[0.5], std=[0.5], load=False
+        )
+        model = model.model_copy(update={"assigner": settled_assigner(model.assigner, bare, train_set)})
     return recipe.model_copy(update={"model": model})
 
 

@@ -1,0 +1,39 @@
+"""Which detectors take an assigner, and what they offer it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from flyspeck.errors import UserError
+from flyspeck.models.assigners.base import Priors
+from flyspeck.models.cascade_rcnn import CascadeRCNNHead
+from flyspeck.models.detector import Detector
+from flyspeck.models.faster_rcnn import FasterRCNNHead
+from flyspeck.models.fcos import FCOSHead
+from flyspeck.models.retinanet import RetinaNetHead
+from flyspeck.models.rpn import RPN
+
+Host = RPN | RetinaNetHead | FCOSHead
+"""The part of a detector that assigns: of a two-stage one, its proposal network."""
+
+
+def assigning_part(detector: Detector) -> Host:
+    """The part of `detector` that takes an assigner; raises UserError where none does."""
+    head = detector.head
+    if isinstance(head, FasterRCNNHead | CascadeRCNNHead):
+        return head.rpn
+    if isinstance(head, RetinaNetHead | FCOSHead):
+        return head
+    raise UserError(
+        f"{type(head).__name__} assigns by a rule of its own",
+        where="assigner",
+        fix="retinanet, tinaface, faster_rcnn, cascade_rcnn and fcos take an assigner",
+    )
+
+
+def priors_of(detector: Detector, size: tuple[int, int]) -> Priors:
+    """What `detector` offers its assigner for a picture of `size` (H, W) pixels."""
+    map_sizes = [(math.ceil(size[0] / f.stride), math.ceil(size[1] / f.stride)) for f in detector.features]
+    return assigning_part(detector).priors(map_sizes, size, torch.device("cpu"))
