@@ -10,6 +10,7 @@ import typer
 from flyspeck.errors import UserError
 
 if TYPE_CHECKING:
+    from flyspeck.data.enlarge import Enlarge
     from flyspeck.infer.predictor import Predictor, Result
     from flyspeck.infer.source import Categories, Item, OpenOptions
 
@@ -20,7 +21,7 @@ def predict(
     out: Path = typer.Option(..., "--out", help="Folder for the results."),
     tile: str = typer.Option(None, "--tile", help="Tile HxW in model pixels, or 'off'; default: the training size."),
     overlap: int = typer.Option(None, "--overlap", help="Pixels that tiles share; the largest object must fit in."),
-    scale: float = typer.Option(1.0, "--scale", help="Model pixels per picture pixel."),
+    scale: float = typer.Option(None, "--scale", help="Model pixels per picture pixel; default: as in training."),
     score: float = typer.Option(0.05, "--score", help="Leave out weaker detections."),
     show_score: float = typer.Option(0.3, "--show-score", help="Draw only boxes of at least this score."),
     merge: str = typer.Option("nms", "--merge", help="nms, nmm, soft-nms or wbf."),
@@ -38,6 +39,7 @@ def predict(
 ) -> None:
     """Find objects in pictures; writes detections.json, images.json and annotated pictures into --out."""
     from flyspeck.cli.values import parse_integers, parse_size
+    from flyspeck.data.enlarge import Enlarge
     from flyspeck.infer.merge import MergeRule
     from flyspeck.infer.outputs import check_formats, open_writers
     from flyspeck.infer.predictor import Predictor
@@ -62,11 +64,12 @@ def predict(
         description,
         whole=tile == "off",
     )
+    enlarge = Enlarge(**description.get("enlarge", {})) if scale is None else Enlarge(scale)
     predictor = Predictor(
         network,
         tile=sides,
         overlap=shared,
-        scale=scale,
+        enlarge=enlarge,
         batch_size=batch_size,
         score_threshold=score,
         merge=rule,
@@ -74,7 +77,9 @@ def predict(
         options=options,
     )
     said = "whole pictures" if sides is None else f"tiles of {sides[0]}x{sides[1]}, overlap {shared}"
-    typer.echo(f"{len(items)} pictures, {said}, scale {scale:g}, score >= {score:g}, merge {merge} {merge_threshold:g}")
+    typer.echo(
+        f"{len(items)} pictures, {said}, {_scale(enlarge)}, score >= {score:g}, merge {merge} {merge_threshold:g}"
+    )
     category_ids, remarks = match_categories(network.classes, categories)
     for remark in remarks:
         typer.echo(f"note: {remark}", err=True)
@@ -212,11 +217,15 @@ def _made_with(model: Path, predictor: Predictor, precision: str) -> dict[str, A
     return {
         "weights": digest[:16],
         "score": predictor.score_threshold,
-        "scale": predictor.scale,
+        "scale": [predictor.enlarge.factor, predictor.enlarge.short_side],
         "precision": precision,
         "bands": options.bands,
         "value range": options.value_range,
     }
+
+
+def _scale(enlarge: Enlarge) -> str:
+    return f"scale {enlarge.factor:g}" if enlarge.short_side is None else f"shorter side {enlarge.short_side} px"
 
 
 def _journal(out: Path, *, fresh: bool, made_with: dict[str, Any]) -> Any:

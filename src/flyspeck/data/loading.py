@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from flyspeck import boxes as box_algebra
 from flyspeck.data.annotations import Annotations
+from flyspeck.data.enlarge import Enlarge, enlarged_table, native_sizes, resample
 from flyspeck.data.images import MAX_PIXELS, read_image
 from flyspeck.data.pixel_cache import LIMIT_BYTES, PixelCache
 from flyspeck.data.sampling import Draw, EpochSampler
@@ -51,6 +52,7 @@ class DetectionDataset(Dataset[Sample]):
 
     Boxes are clipped to the picture; those with nothing left are dropped. Ignored and crowd boxes become ignore regions
     with the label -1. A picture that cannot be read, or is not of the size that the annotations state, raises UserError.
+    With `enlarge`, pictures and boxes come out larger; `annotations` is then the enlarged table.
     """
 
     def __init__(
@@ -62,9 +64,13 @@ class DetectionDataset(Dataset[Sample]):
         cache: Literal["none", "ram"] = "none",
         cache_limit_bytes: int = LIMIT_BYTES,
         max_pixels: int | None = MAX_PIXELS,
+        enlarge: Enlarge | None = None,
         seed: int = 0,
     ) -> None:
-        self.annotations, self.channels, self.transform = annotations, channels, transform
+        self.enlarged = enlarge is not None and enlarge.changes
+        self._native = native_sizes(annotations) if self.enlarged else annotations.sizes
+        self.annotations = annotations if enlarge is None else enlarged_table(annotations, enlarge)
+        self.channels, self.transform = channels, transform
         self.max_pixels, self.seed = max_pixels, seed
         self._cache = PixelCache(self._decode, len(annotations), cache_limit_bytes) if cache == "ram" else None
 
@@ -93,12 +99,13 @@ class DetectionDataset(Dataset[Sample]):
         else:
             tensor = torch.from_numpy(pixels.copy() if self._cache else pixels)  # a transform may write in place
         height, width = tensor.shape[-2:]
+        native = self._native[index] if self.enlarged else (height, width)
         image_id = self.annotations.image_ids[index]
         return Sample(
             pixels=tensor,
             targets=self._targets(index, height, width),
             image_id=image_id if isinstance(image_id, str) else int(image_id),
-            original_size=(height, width),
+            original_size=(int(native[0]), int(native[1])),
         )
 
     def _another(self, rng: np.random.Generator, index: int | None = None) -> Sample:
@@ -109,13 +116,16 @@ class DetectionDataset(Dataset[Sample]):
         """Pixels (C, H, W) uint8 or uint16 from the file."""
         path = self.annotations.path(index)
         pixels = read_image(path, channels=self.channels, max_pixels=self.max_pixels)
-        stated = tuple(int(side) for side in self.annotations.sizes[index])
+        stated = tuple(int(side) for side in self._native[index])
         if min(stated) > 0 and stated != pixels.shape[:2]:
             raise UserError(
                 f"the picture is {pixels.shape[1]} x {pixels.shape[0]} where the annotations say {stated[1]} x {stated[0]}",
                 where=path,
                 fix="correct the annotations (the size counts after the EXIF orientation is applied)",
             )
+        if self.enlarged:
+            height, width = self.annotations.sizes[index].tolist()
+            pixels = resample(pixels, (height, width))
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
     def _targets(self, index: int, height: int, width: int) -> Targets:

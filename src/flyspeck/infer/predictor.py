@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flyspeck.data.enlarge import Enlarge
 from flyspeck.errors import UserError
 from flyspeck.infer.merge import MergeRule, merge
 from flyspeck.infer.source import Item, OpenOptions, Source, open_source
@@ -89,8 +90,8 @@ class Predictor:
 
     `tile` is (height, width) or one number, in pixels that the model sees; None gives it whole pictures. `overlap` is what
     neighbouring tiles share at least, in the same pixels: an object must fit into it to be seen whole. `scale` is model pixels
-    per picture pixel. `gate` may look at a batch of windows and say which to pass to the model. `readers` threads
-    decode ahead of it.
+    per picture pixel, or `enlarge` says it picture by picture. `gate` may look at a batch of windows and say which to pass to
+    the model. `readers` threads decode ahead of it.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Predictor:
         tile: int | tuple[int, int] | None = None,
         overlap: int | tuple[int, int] = 0,
         scale: float = 1.0,
+        enlarge: Enlarge | None = None,
         batch_size: int = 8,
         score_threshold: float = 0.05,
         merge: MergeRule | None = None,
@@ -117,7 +119,8 @@ class Predictor:
         self.overlap = (overlap, overlap) if isinstance(overlap, int) else overlap
         if self.tile is not None:
             grid((1, 1), self.tile, self.overlap)  # refuses an impossible pair before any work
-        self.scale, self.batch_size, self.score_threshold = scale, batch_size, score_threshold
+        self.enlarge = enlarge or Enlarge(scale)
+        self.batch_size, self.score_threshold = batch_size, score_threshold
         self.merge, self.readers, self.options = merge or MergeRule(), readers, options or OpenOptions()
 
     def predict(self, pictures: Picture | Iterable[Picture]) -> list[Detections]:
@@ -223,7 +226,7 @@ class Predictor:
         height, width = window.pixels.shape[:2]
         ratio = np.array([(frame[2] - frame[0]) / width, (frame[3] - frame[1]) / height] * 2)
         boxes = (found.boxes * ratio + np.tile(frame[:2], 2)).astype(np.float32)
-        cut = is_cut(boxes, frame, job.size, tolerance=1 / self.scale)
+        cut = is_cut(boxes, frame, job.size, tolerance=1 / self.enlarge.scale(job.size))
         return replace(
             found, boxes=boxes, image_size=job.size, image_id=job.item.image_id, extra={**found.extra, "cut": cut}
         )
@@ -234,21 +237,21 @@ class Predictor:
         When shrinking, tiles start on pixels that the model sees: at a scale of 1/k all tiles then sample the picture in the same
         phase, and an object of two seen pixels looks the same in both of its tiles.
         """
-        seen = (max(1, round(size[0] * self.scale)), max(1, round(size[1] * self.scale)))
+        seen, scale = self.enlarge.size(size), self.enlarge.scale(size)
         if self.tile is None:
             return np.array([[0, 0, size[1], size[0]]], np.int64), seen
-        if self.scale <= 1:
+        if scale <= 1:
             seen_frames = grid(seen, self.tile, self.overlap)
             limit = np.array([size[1], size[0]] * 2)
-            frames = np.minimum(np.round(seen_frames / self.scale), limit).astype(np.int64)
+            frames = np.minimum(np.round(seen_frames / scale), limit).astype(np.int64)
             last = seen_frames[:, 2:] == (seen[1], seen[0])  # what rounding left over belongs to the last tiles
             frames[:, 2:] = np.where(last, limit[:2], frames[:, 2:])
             return frames, (int(seen_frames[0, 3]), int(seen_frames[0, 2]))
-        side = [max(1, int(t / self.scale)) for t in self.tile]
+        side = [max(1, int(t / scale)) for t in self.tile]
         # Rounded up, so that what fits into the overlap at the model's scale still does.
-        shared = [min(s - 1, int(np.ceil(o / self.scale))) for o, s in zip(self.overlap, side, strict=True)]
+        shared = [min(s - 1, int(np.ceil(o / scale))) for o, s in zip(self.overlap, side, strict=True)]
         frames = grid(size, (side[0], side[1]), (shared[0], shared[1]))
-        return frames, (round(frames[0, 3] * self.scale), round(frames[0, 2] * self.scale))
+        return frames, (round(frames[0, 3] * scale), round(frames[0, 2] * scale))
 
     def _result(self, job: _Job) -> Result:
         if job.problem is not None:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from flyspeck.data.enlarge import resample
 from flyspeck.data.images import EXTENSIONS, MAX_PIXELS, read_image, read_size
 from flyspeck.data.readers.assemble import find_root
 from flyspeck.data.readers.coco import usual_places
@@ -84,19 +84,6 @@ class ArraySource(Source):
     def close(self) -> None:
         """See `Source.close`."""
         self._pixels = None
-
-
-def resample(pixels: np.ndarray, out: tuple[int, int] | None) -> np.ndarray:
-    """`(h, w, C)` pixels at the size `out` (h, w): bilinear, antialiased when shrinking."""
-    if out is None or out == pixels.shape[:2]:
-        return pixels
-    planes = []
-    for channel in np.moveaxis(pixels, 2, 0):
-        # Pillow has no filter for 16-bit grey; floats hold 16 bits exactly.
-        plane = Image.fromarray(channel if pixels.dtype == np.uint8 else channel.astype(np.float32))
-        resized = np.asarray(plane.resize((out[1], out[0]), Image.Resampling.BILINEAR))
-        planes.append(resized if pixels.dtype == np.uint8 else np.round(resized).clip(0, 65535).astype(np.uint16))
-    return np.stack(planes, axis=2)
 
 
 @dataclass(frozen=True)

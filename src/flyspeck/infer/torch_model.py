@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from flyspeck.data.enlarge import Enlarge
 from flyspeck.errors import UserError
 from flyspeck.infer.predictor import Predictor
 from flyspeck.infer.tiles import default_tiles
@@ -57,10 +58,13 @@ def load_predictor(
 ) -> Predictor:
     """The predictor of a run folder or a weights file: pictures of any size in, detections out.
 
-    `tile` (height, width) and `overlap` in pixels default to what the training saw; `options` go to `Predictor`.
+    `tile` (height, width) and `overlap` in pixels and the enlargement default to what the training saw; `options` go to
+    `Predictor`.
     """
     detector, description = load_described(path)
     sides, shared = default_tiles(tile, overlap, description)
+    if "scale" not in options and "enlarge" in description:
+        options.setdefault("enlarge", Enlarge(**description["enlarge"]))
     return Predictor(TorchModel(detector, device=device, precision=precision), tile=sides, overlap=shared, **options)
 
 

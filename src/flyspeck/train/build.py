@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from flyspeck import boxes as box_algebra
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.implications import fit_anchors
@@ -20,7 +22,8 @@ from flyspeck.models.layers import NORMS
 from flyspeck.models.postprocess import Suppression
 from flyspeck.train.assigners import fields_of, recipe_assigner
 from flyspeck.train.checkpoint import load_weights, weights_file
-from flyspeck.train.config import AnchorConfig, ModelConfig
+from flyspeck.train.config import AnchorConfig, DynamicConfig, ModelConfig
+from flyspeck.train.dynamic import make_dynamic
 
 
 def fitted_anchors(annotations: Annotations, finest_stride: float) -> AnchorConfig:
@@ -84,10 +87,16 @@ def build_detector(
 
 
 def describe_model(
-    model: ModelConfig, *, classes: Sequence[str], mean: Sequence[float], std: Sequence[float]
+    model: ModelConfig,
+    *,
+    classes: Sequence[str],
+    mean: Sequence[float],
+    std: Sequence[float],
+    dynamic: DynamicConfig | None = None,
 ) -> dict[str, Any]:
     """What a checkpoint must say so that `load_detector` can build its model again."""
     return {
+        **({} if dynamic is None else {"dynamic": dynamic.model_dump(mode="json")}),
         "model": model.model_dump(mode="json"),
         "classes": list(classes),
         "mean": [float(m) for m in mean],
@@ -98,9 +107,12 @@ def describe_model(
 def detector_from_description(description: Mapping[str, Any]) -> Detector:
     """The detector that `describe_model` described, with random weights."""
     model = ModelConfig.model_validate(description["model"])
-    return build_detector(
+    detector = build_detector(
         model, classes=description["classes"], mean=description["mean"], std=description["std"], load=False
     )
+    if "dynamic" in description:
+        make_dynamic(detector, DynamicConfig.model_validate(description["dynamic"]))
+    return detector
 
 
 def load_detector(path: Path | str) -> Detector:
@@ -116,10 +128,25 @@ def load_described(path: Path | str) -> tuple[Detector, dict[str, Any]]:
     file = weights_file(path)
     state, description = load_weights(file)
     detector = detector_from_description(description)
-    wanted = detector.state_dict()
-    for name, value in wanted.items():
+    _load_state(detector, state, file)
+    return detector.eval(), description
+
+
+def load_into(detector: Detector, path: Path | str) -> None:
+    """Gives `detector` the weights of a run folder or a weights file of the same model and the same classes."""
+    file = weights_file(path)
+    state, description = load_weights(file)
+    if tuple(description["classes"]) != detector.classes:
+        raise UserError(
+            f"weights for the classes {', '.join(description['classes'])}, needs {', '.join(detector.classes)}",
+            where=file,
+        )
+    _load_state(detector, state, file)
+
+
+def _load_state(detector: Detector, state: Mapping[str, Tensor], file: Path) -> None:
+    for name, value in detector.state_dict().items():
         if name not in state or state[name].shape != value.shape:
             got = "nothing" if name not in state else f"shape {tuple(state[name].shape)}"
             raise UserError(f"weights of another model: {name} has {got}, needs {tuple(value.shape)}", where=file)
     detector.load_state_dict(state)
-    return detector.eval(), description

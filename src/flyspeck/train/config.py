@@ -7,13 +7,14 @@ are relative to the recipe's own file.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pydantic
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flyspeck.errors import UserError, nearest
+from flyspeck.train.distill.config import DistillConfig
 
 
 class _Strict(BaseModel):
@@ -43,6 +44,10 @@ class DataConfig(_Strict):
     """Use only so many training pictures, evenly spread over the file."""
     val_limit: int | None = Field(default=None, ge=1)
     """Use only so many validation pictures, evenly spread over the file."""
+    enlarge: float = Field(default=1.0, gt=0)
+    """The network learns from and looks at pictures enlarged so much; results and size bins stay in the files' pixels."""
+    short_side: int | None = Field(default=None, ge=1)
+    """Enlarge (or shrink) each picture until its shorter side has so many pixels; takes the place of `enlarge`."""
 
 
 class AugmentConfig(_Strict):
@@ -196,6 +201,29 @@ class EvaluateConfig(_Strict):
     """(height, width) of inference tiles; None: pictures up to twice the training size go whole."""
 
 
+class DynamicConfig(_Strict):
+    """Dynamic pooling (DPNet): a stage's stride becomes a resize by a factor, and one detector serves all factors."""
+
+    factors: list[float] = [0.5, 0.33, 0.25]
+    """Down-sampling factors; 0.5 is the stride of 2."""
+    default: float = 0.5
+    """The factor that acts where nobody chooses; a `single` training learns at this one."""
+    stage: str = "stage2"
+    """The stage whose stride is replaced."""
+    norms: Literal["shared", "private", "all"] = "private"
+    """Norm layers of each factor (ANM): `private` after the resize, `all` everywhere, `shared` none."""
+    train: Literal["mixed", "single"] = "mixed"
+    """`mixed`: every batch at all factors (MST); `single`: at the default alone. All factors are measured either way."""
+
+    @model_validator(mode="after")
+    def _pairs(self) -> DynamicConfig:
+        if self.train == "single" and self.norms != "shared":
+            raise ValueError("a single training never trains the other factors' norms: set norms to shared")
+        if self.default not in self.factors:
+            raise ValueError(f"the factors {self.factors} do not have the default {self.default:g}")
+        return self
+
+
 class Recipe(_Strict):
     """One run."""
 
@@ -205,6 +233,10 @@ class Recipe(_Strict):
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    dynamic: DynamicConfig | None = None
+    """None: a detector of one resolution."""
+    distill: DistillConfig | None = None
+    """For `flyspeck distill`; None: the detector learns from the ground truth alone."""
 
     @model_validator(mode="after")
     def _pairs(self) -> Recipe:
@@ -215,6 +247,8 @@ class Recipe(_Strict):
         low, high = self.augment.scale
         if not 0 < low <= high:
             raise ValueError(f"augment.scale is a range (low, high) above 0, got ({low}, {high})")
+        if self.data.enlarge != 1 and self.data.short_side is not None:
+            raise ValueError("data.enlarge and data.short_side exclude each other: give one of them")
         return self
 
 
@@ -259,15 +293,24 @@ def parse_recipe(content: dict[str, Any], *, where: Path | str = "recipe") -> Re
 
 
 def resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
-    """The same recipe with the paths of `data` and `model.weights` made absolute; torchvision's names stay."""
+    """The same recipe with its paths (`data`, `model.weights`, `distill`) made absolute; torchvision's names stay."""
     data = {key: str(_absolute(folder, getattr(recipe.data, key))) for key in ("train", "val")}
     weights = recipe.model.weights
     if weights is not None and ("/" in weights or "." in weights):
         weights = str(_absolute(folder, weights))
+    distill = recipe.distill
+    if distill is not None:
+        paths = (
+            {"teacher": distill.teacher}
+            if distill.cache is None
+            else {"teacher": distill.teacher, "cache": distill.cache}
+        )
+        distill = distill.model_copy(update={key: str(_absolute(folder, path)) for key, path in paths.items()})
     return recipe.model_copy(
         update={
             "data": recipe.data.model_copy(update=data),
             "model": recipe.model.model_copy(update={"weights": weights}),
+            "distill": distill,
         }
     )
 
@@ -298,5 +341,6 @@ def _apply(content: dict[str, Any], override: str) -> None:
 def _known_keys(location: tuple[Any, ...]) -> list[str]:
     model: Any = Recipe
     for part in location[:-1]:
-        model = model.model_fields[part].annotation
+        kinds = get_args(model.model_fields[part].annotation) or (model.model_fields[part].annotation,)
+        model = next(kind for kind in kinds if kind is not type(None))  # a section that may be None
     return list(model.model_fields)

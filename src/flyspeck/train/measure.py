@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
 from flyspeck.data.annotations import Annotations
+from flyspeck.data.enlarge import Enlarge, native_sizes
 from flyspeck.data.loading import DetectionDataset, in_order, make_loader
 from flyspeck.evaluate import evaluate
 from flyspeck.evaluate.detections import DetectionTable
@@ -25,11 +28,15 @@ def detect_all(
     batch_size: int,
     accelerator: Accelerator,
     precision: str = "fp32",
+    enlarge: Enlarge | None = None,
 ) -> list[Detections]:
-    """Detections of every picture of the table in its order, whole pictures, shared over the processes."""
+    """Detections of every picture of the table in its order, whole pictures, shared over the processes.
+
+    With `enlarge`, the detector sees enlarged pictures; boxes come back in the pixels of the files.
+    """
     rank, world = accelerator.process_index, accelerator.num_processes
     loader = make_loader(
-        DetectionDataset(annotations, channels=channels),  # type: ignore[arg-type]
+        DetectionDataset(annotations, channels=channels, enlarge=enlarge),  # type: ignore[arg-type]
         batch_size=batch_size,
         sampler=in_order(len(annotations), rank=rank, world_size=world),
         workers=0,
@@ -46,7 +53,17 @@ def detect_all(
     if world > 1:
         found = gather_object(found)
     by_id = {one.image_id: one for one in found}
-    return [by_id[_plain(image_id)] for image_id in annotations.image_ids]
+    ordered = [by_id[_plain(image_id)] for image_id in annotations.image_ids]
+    if enlarge is None or not enlarge.changes:
+        return ordered
+    return [shrunk_back(one, (int(h), int(w))) for one, (h, w) in zip(ordered, native_sizes(annotations), strict=True)]
+
+
+def shrunk_back(found: Detections, size: tuple[int, int]) -> Detections:
+    """Detections in an enlarged picture, in the frame of the file's picture of `size` (H, W)."""
+    height, width = found.image_size
+    ratio = np.array([size[1] / width, size[0] / height] * 2)
+    return replace(found, boxes=found.boxes * ratio, image_size=size)
 
 
 def figures_of(result: EvaluationResult) -> dict[str, float]:
@@ -76,23 +93,33 @@ def measure(
     batch_size: int,
     accelerator: Accelerator,
     precision: str,
+    enlarge: Enlarge | None = None,
     folder: Path | None = None,
+    variant: str | None = None,
 ) -> dict[str, float]:
-    """Figures of `detector` on a set; with `folder`, `detections.json` and `evaluation.json` are left there."""
+    """Figures of `detector` on a set; with `folder`, `detections.json` and `evaluation.json` are left there.
+
+    A `variant` is a part of the files' names: `detections-VARIANT.json`.
+    """
     found = detect_all(
-        detector, annotations, channels=channels, batch_size=batch_size, accelerator=accelerator, precision=precision
+        detector,
+        annotations,
+        channels=channels,
+        batch_size=batch_size,
+        accelerator=accelerator,
+        precision=precision,
+        enlarge=enlarge,
     )
     table = DetectionTable.from_list(found, annotations)
     result = evaluate(annotations, table, protocol)
     if folder is not None and accelerator.is_main_process:
-        table.write_coco(folder / "detections.json", annotations)
-        result.write(folder / "evaluation.json")
+        suffix = "" if variant is None else f"-{variant}"
+        table.write_coco(folder / f"detections{suffix}.json", annotations)
+        result.write(folder / f"evaluation{suffix}.json")
     return figures_of(result)
 
 
 def _named(one: Detections, image_id: int | str) -> Detections:
-    from dataclasses import replace
-
     return replace(one, image_id=_plain(image_id))
 
 

@@ -12,6 +12,8 @@ import json
 import logging
 import platform
 import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,30 +21,73 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 import flyspeck
 from flyspeck.data.annotations import Annotations
+from flyspeck.data.enlarge import enlarged_table
 from flyspeck.data.images import read_image
 from flyspeck.data.statistics import pixel_statistics
 from flyspeck.errors import UserError
 from flyspeck.models import zoo
+from flyspeck.models.detector import Detector
 from flyspeck.train.assigners import settled_assigner
-from flyspeck.train.build import build_detector, describe_model, fitted_anchors, load_detector
+from flyspeck.train.build import build_detector, describe_model, fitted_anchors, load_detector, load_into
 from flyspeck.train.config import Recipe, dump_recipe
+from flyspeck.train.dynamic import best_figure, make_dynamic, measure_factors, objective_of
 from flyspeck.train.fusion import STATISTIC, recipe_fusion
-from flyspeck.train.inputs import data_hash, read_sets, training_loader
-from flyspeck.train.loop import DetectionObjective, Progress, fit
+from flyspeck.train.inputs import data_hash, enlargement, read_sets, training_loader
+from flyspeck.train.loop import Progress, fit
 from flyspeck.train.measure import measure
 from flyspeck.train.progress import Console, Fanout, Reporter, RunFiles, TensorBoard
 
 log = logging.getLogger("flyspeck")
 
 
-def train(recipe: Recipe, folder: Path, *, resume: bool = False, reporter: Reporter | None = None) -> dict[str, float]:
+@dataclass(frozen=True)
+class RunContext:
+    """What a method may build its objective from."""
+
+    recipe: Recipe
+    """With everything filled in that is taken from the training set."""
+    train_set: Annotations
+    channels: int
+    """Of the pictures as they are read."""
+    accelerator: Accelerator
+
+
+def plain_objective(detector: Detector, context: RunContext) -> nn.Module:
+    """The detector's own losses; of a dynamic detector at its factors."""
+    return objective_of(detector, context.recipe.dynamic)
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a training method changes of a run; the defaults are plain training."""
+
+    objective: Callable[[Detector, RunContext], nn.Module] = plain_objective
+    start: Path | None = None
+    """A run folder or checkpoint of the same model, whose weights the run starts from."""
+    note: Mapping[str, Any] = field(default_factory=dict)
+    """Plain values for the checkpoint's description; a resumed run must have the same."""
+
+
+def train(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+    method: Method | None = None,
+) -> dict[str, float]:
     """Runs a recipe into `folder` and returns the figures of its best weights.
 
-    Raises UserError if `folder` holds another run already and `resume` is False.
+    `method` (None: plain training) is how distillation enters. Raises UserError if `folder` holds another run already and
+    `resume` is False, or if the recipe asks for a method that is not given.
     """
+    if recipe.distill is not None and method is None:
+        raise UserError("the recipe has a section 'distill'", where=recipe.name, fix="run it with `flyspeck distill`")
+    method = method or Method()
     accelerator = Accelerator()
     _claim(folder, resume, accelerator)
     train_set, val_set = read_sets(recipe.data)
@@ -50,17 +95,24 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, reporter: Repor
     statistics = pixel_statistics(train_set, channels=recipe.data.channels)
     channels, mean = statistics.channels, statistics.mean
     std = [max(deviation, 1e-3) for deviation in statistics.std]  # a channel that never varies must not divide by 0
-    recipe = _resolved(recipe, train_set)
+    enlarge = enlargement(recipe.data)
+    seen = enlarged_table(train_set, enlarge)  # the network's pixels: anchors and tiles are in them
+    recipe = _resolved(recipe, seen)
     torch.manual_seed(recipe.train.seed)
     detector = build_detector(recipe.model, classes=train_set.classes, mean=mean, std=std)
+    make_dynamic(detector, recipe.dynamic)
     description = {
-        **describe_model(recipe.model, classes=train_set.classes, mean=mean, std=std),
+        **describe_model(recipe.model, classes=train_set.classes, mean=mean, std=std, dynamic=recipe.dynamic),
         "recipe": _comparable(recipe),
         "data": data_hash(train_set, val_set),
-        "training_size": _training_size(recipe, train_set),
-        "object_side_99": _object_side(train_set),
+        "training_size": _training_size(recipe, seen),
+        "object_side_99": _object_side(seen),
+        "enlarge": {"factor": enlarge.factor, "short_side": enlarge.short_side},
         "protocol": recipe.evaluate.protocol,
+        **method.note,
     }
+    if method.start is not None:
+        load_into(detector, method.start)
     if accelerator.is_main_process:
         _describe_run(folder, recipe, description, train_set, val_set)
     measured = partial(
@@ -71,7 +123,10 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, reporter: Repor
         batch_size=recipe.evaluate.batch_size,
         accelerator=accelerator,
         precision=recipe.train.precision,
+        enlarge=enlarge,
     )
+    if recipe.dynamic is not None:
+        measured = partial(measure_factors, measure=measured)
     with contextlib.closing(
         training_loader(
             recipe,
@@ -83,7 +138,7 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, reporter: Repor
         )
     ) as loader:
         progress = fit(
-            DetectionObjective(detector),
+            method.objective(detector, RunContext(recipe, train_set, channels, accelerator)),
             detector=detector,
             batches=lambda epoch, skip: loader.epoch(epoch, start=skip),
             steps_per_epoch=len(loader) // recipe.train.accumulate,
@@ -93,7 +148,7 @@ def train(recipe: Recipe, folder: Path, *, resume: bool = False, reporter: Repor
             reporter=reporter or _reporters(folder, recipe),
             accelerator=accelerator,
             measure=measured,
-            best=recipe.evaluate.best,
+            best=best_figure(recipe.evaluate.best, recipe.dynamic),
             resume=resume,
         )
     return _finish(folder, measured, accelerator, progress)

@@ -1,0 +1,92 @@
+"""Dynamic pooling as a part of a run: a recipe's section to a converted detector, its objective, and its figures.
+
+The rows of DPNet's Table I are switches: `train: single, norms: shared` is SF, `mixed` with `shared` MF, with `private` ANM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from flyspeck.models.detector import Detector
+from flyspeck.models.dynamic.mixed import MixedTraining
+from flyspeck.models.dynamic.norms import privatise_norms
+from flyspeck.models.dynamic.pooling import find_switch, pool_dynamically
+from flyspeck.train.config import DynamicConfig
+from flyspeck.train.loop import DetectionObjective
+from flyspeck.types import ImageBatch, Targets
+
+MEAN = "mean"
+"""The suffix of a figure's mean over all factors: `ap50_tiny@mean`."""
+
+
+def make_dynamic(detector: Detector, config: DynamicConfig | None) -> None:
+    """Converts a detector in place as a recipe's section says; None leaves it as it is."""
+    if config is None:
+        return
+    pool_dynamically(detector, config.factors, stage=config.stage, default=config.default)
+    if config.norms != "shared":
+        privatise_norms(detector, everywhere=config.norms == "all")
+
+
+class SingleFactor(nn.Module):
+    """The detector's own losses at its default factor (SF in Table I)."""
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.switch = find_switch(detector)
+        self.detector = detector
+
+    def forward(self, images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
+        """Named losses of one batch."""
+        with self.switch.use(self.switch.default):
+            return self.detector.losses(images, targets)
+
+
+def objective_of(detector: Detector, config: DynamicConfig | None) -> nn.Module:
+    """What a run minimises."""
+    if config is None:
+        return DetectionObjective(detector)
+    return MixedTraining(detector) if config.train == "mixed" else SingleFactor(detector)
+
+
+def best_figure(name: str, config: DynamicConfig | None) -> str:
+    """The figure that picks the best checkpoint: of a mixed training the mean over its factors."""
+    return name if config is None or config.train == "single" or "@" in name else f"{name}@{MEAN}"
+
+
+def variant(factor: float) -> str:
+    """The name of a factor's files in a run folder: `detections-df0.33.json`."""
+    return f"df{factor:g}"
+
+
+def measure_factors(
+    detector: nn.Module, *, measure: Callable[..., dict[str, float]], folder: Path | None = None, **options: Any
+) -> dict[str, float]:
+    """The figures of `measure(detector, folder=, variant=)` at every factor: `ap50_tiny@0.33`, and their mean `@mean`.
+
+    Without a suffix stand those of the default factor. A mean leaves out factors with nothing to measure (-1).
+    """
+    switch = find_switch(detector)  # type: ignore[arg-type]
+    figures: dict[str, float] = {}
+    named: dict[str, list[float]] = {}
+    for factor in switch.factors:
+        with switch.use(factor):
+            own = measure(detector, folder=folder, variant=variant(factor), **options)
+            if factor == switch.default:
+                figures |= own
+                if folder is not None:
+                    for kind in ("detections", "evaluation"):
+                        source = folder / f"{kind}-{variant(factor)}.json"
+                        if source.exists():
+                            (folder / f"{kind}.json").write_bytes(source.read_bytes())
+        for name, value in own.items():
+            figures[f"{name}@{factor:g}"] = value
+            named.setdefault(name, []).append(value)
+    for name, values in named.items():
+        counted = [v for v in values if v >= 0]
+        figures[f"{name}@{MEAN}"] = sum(counted) / len(counted) if counted else -1.0
+    return figures
