@@ -11,6 +11,7 @@ from flyspeck.data.readers.citypersons import read_citypersons
 from flyspeck.data.readers.coco import read_coco
 from flyspeck.data.readers.detect import FORMATS, detect
 from flyspeck.data.readers.dota import read_dota
+from flyspeck.data.readers.odgt import read_odgt
 from flyspeck.data.readers.table import read_table
 from flyspeck.data.readers.visdrone import read_visdrone
 from flyspeck.data.readers.voc import read_voc
@@ -27,6 +28,7 @@ READERS: dict[str, Callable[[Path, ReadOptions], Annotations]] = {
     "dota": read_dota,
     "voc": read_voc,
     "citypersons": read_citypersons,
+    "odgt": read_odgt,
     "csv": read_table,
 }
 

@@ -1,10 +1,12 @@
-"""CityPersons in the layout of Cityscapes: `gtBboxCityPersons/<split>/<city>/*_gtBboxCityPersons.json`.
+"""CityPersons in both of its own forms: Cityscapes' `gtBboxCityPersons/<split>/<city>/*_gtBboxCityPersons.json`, and the
+authors' `anno_train.mat`, `anno_val.mat` (Zhang et al., CVPR 2017).
 
 CityPersons as COCO json (`height`, `vis_ratio`) is read by the COCO reader.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,32 +14,32 @@ from typing import Any
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, find_root
+from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, find_root, header_size
 from flyspeck.data.readers.coco import load_json
+from flyspeck.data.readers.wider import load_mat
 from flyspeck.errors import UserError
 
+# In the order of the .mat files' class_label 0 to 5.
 LABELS = ("ignore", "pedestrian", "rider", "sitting person", "person (other)", "person group")
 ENDING = "_gtBboxCityPersons.json"
+_VARIABLE = re.compile(r"anno_(train|val|test)(_aligned)?")
 
 
 def read_citypersons(source: Path, options: ReadOptions) -> Annotations:
-    """The table of a CityPersons folder, of one split of it, or of one of its files.
+    """The table of a CityPersons folder, of one split of it, of one of its files, or of an `anno_<split>.mat`.
 
     The class is `pedestrian`; all else is an ignore region, as in its evaluation, unless `classes` asks for it.
     `extra` gets `height` (M,), `vis_bbox` (M, 4) xywh and `vis_ratio` (M,), the visible box's area over the whole's.
     """
-    files = [source] if source.is_file() else sorted(source.rglob(f"*{ENDING}"))
-    if not files:
-        raise UserError(f"no file *{ENDING}", where=source, fix="give the folder gtBboxCityPersons, or one split of it")
     asked = set(options.classes or ("pedestrian",))
     options = replace(
         options, ignore_classes=(*options.ignore_classes, *(name for name in LABELS if name not in asked))
     )
     draft = Draft(where=source, root=source, names=list(LABELS), category_ids=list(range(len(LABELS))))
-    visible: list[list[float]] = []
-    for file in files:
-        _read_file(draft, file, visible)
-    draft.root = options.images or find_root(_usual_places(files[0]), draft.file_names)
+    if source.suffix.lower() == ".mat":
+        visible = _read_mat(draft, source, options)
+    else:
+        visible = _read_files(draft, source, options)
     boxes = np.array(draft.boxes, dtype=np.float64).reshape(-1, 4)
     shown = np.array(visible, dtype=np.float64).reshape(-1, 4)
     full = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
@@ -45,6 +47,60 @@ def read_citypersons(source: Path, options: ReadOptions) -> Annotations:
     draft.extra["vis_bbox"] = shown
     draft.extra["vis_ratio"] = np.divide(shown[:, 2] * shown[:, 3], full, out=np.zeros(len(full)), where=full > 0)
     return assemble(draft, options, f"citypersons: {source.name}")
+
+
+def _read_files(draft: Draft, source: Path, options: ReadOptions) -> list[list[float]]:
+    """Fills the draft from json files; returns the visible boxes, xywh."""
+    files = [source] if source.is_file() else sorted(source.rglob(f"*{ENDING}"))
+    if not files:
+        raise UserError(f"no file *{ENDING}", where=source, fix="give the folder gtBboxCityPersons, or one split of it")
+    visible: list[list[float]] = []
+    for file in files:
+        _read_file(draft, file, visible)
+    draft.root = options.images or find_root(_usual_places(files[0]), draft.file_names)
+    return visible
+
+
+def _read_mat(draft: Draft, path: Path, options: ReadOptions) -> list[list[float]]:
+    """Fills the draft from `anno_<split>_aligned`; returns the visible boxes, xywh.
+
+    It is a row of cells, a picture each, with `im_name` and `bbs`, whose rows are [class_label, x, y, w, h, instance_id, x, y,
+    w, h of the visible box]. The picture's city is the name up to the first `_`.
+    """
+    content = load_mat(path)
+    variable = next((match for match in map(_VARIABLE.fullmatch, content) if match), None)
+    if variable is None or content[variable[0]].dtype != object:
+        raise UserError(
+            "no cells anno_train_aligned or anno_val_aligned", where=path, fix="give CityPersons' anno_val.mat"
+        )
+    visible: list[list[float]] = []
+    for number, cell in enumerate(content[variable[0]].ravel(), 1):
+        fields = cell.dtype.names or ()
+        if not {"im_name", "bbs"} <= set(fields) or cell.size != 1 or cell["im_name"].item().size != 1:
+            draft.problems.append(f"{path.name}, cell {number}: no im_name and bbs")
+            continue
+        name = str(cell["im_name"].item().item())
+        row = draft.add_image(name.removesuffix("_leftImg8bit.png"), f"{name.partition('_')[0]}/{name}")
+        _read_rows(draft, row, f"{path.name}, {name}", np.asarray(cell["bbs"].item(), np.float64), visible)
+    above = path.parent
+    places = [folder / "leftImg8bit" / variable[1] for folder in (above, above.parent, above.parent.parent)]
+    draft.root = options.images or find_root([*places, above], draft.file_names)
+    for row, name in enumerate(draft.file_names):
+        if (draft.root / name).is_file():
+            draft.sizes[row] = header_size(draft, draft.root / name)
+    return visible
+
+
+def _read_rows(draft: Draft, row: int, place: str, rows: np.ndarray, visible: list[list[float]]) -> None:
+    """One picture's `bbs (n, 10)`; a picture without persons has an empty one of any shape."""
+    if rows.size and (rows.ndim != 2 or rows.shape[1] != 10):
+        draft.problems.append(f"{place}: boxes of shape {rows.shape}, not of 10 columns")
+        return
+    for number, values in enumerate(rows.reshape(-1, 10).tolist(), 1):
+        label, (x, y, w, h) = values[0], values[1:5]
+        known = label in range(len(LABELS))
+        draft.add_box(row, (x, y, x + w, y + h), int(label) if known else -2, f"{place}, row {number}")
+        visible.append(values[6:])
 
 
 def _usual_places(file: Path) -> list[Path]:

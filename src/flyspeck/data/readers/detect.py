@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from flyspeck.data.images import EXTENSIONS
+from flyspeck.data.readers.wider import mat_names
 from flyspeck.data.readers.yolo import label_file
 from flyspeck.errors import UserError
 
-FORMATS = ("coco", "visdrone", "wider", "dota", "voc", "yolo", "citypersons", "csv")
+FORMATS = ("coco", "visdrone", "wider", "dota", "voc", "yolo", "citypersons", "odgt", "csv")
 
 
 def detect(source: Path) -> tuple[str, Path]:
@@ -25,7 +26,9 @@ def detect(source: Path) -> tuple[str, Path]:
 def _of_file(path: Path) -> tuple[str, Path] | None:
     if path.name.endswith("_gtBboxCityPersons.json"):
         return "citypersons", path
-    by_ending = {".json": "coco", ".xml": "voc", ".csv": "csv", ".yaml": "yolo", ".yml": "yolo", ".mat": "wider"}
+    if path.suffix.lower() == ".mat":
+        return ("wider" if {"event_list", "gt_list"} & mat_names(path) else "citypersons"), path
+    by_ending = {".json": "coco", ".xml": "voc", ".csv": "csv", ".yaml": "yolo", ".yml": "yolo", ".odgt": "odgt"}
     if path.suffix.lower() in by_ending:
         return by_ending[path.suffix.lower()], path
     if path.suffix.lower() == ".txt" and _first_line(path).lower().endswith(tuple(EXTENSIONS)):
@@ -56,6 +59,8 @@ def _of_folder(folder: Path) -> tuple[str, Path] | None:
         ("csv", sorted(folder.glob("*.csv"))),
         ("wider", sorted(folder.glob("**/wider_face_*_bbx_gt.txt"))),
         ("wider", sorted(folder.glob("wider_face_val.mat"))),
+        ("citypersons", sorted(folder.glob("anno_*.mat"))),
+        ("odgt", sorted(folder.glob("*.odgt")) + sorted((folder / "annotations").glob("*.odgt"))),
     ):
         if len(files) > 1:
             listed = ", ".join(file.relative_to(folder).as_posix() for file in files[:8])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -82,15 +82,24 @@ def _is_zero(line: str) -> bool:
 
 def load_mat(path: Path) -> dict[str, Any]:
     """The content of a MATLAB file (version 5); raises UserError where it is none, or scipy is not installed."""
+    return _of_mat(path, "loadmat")
+
+
+def mat_names(path: Path) -> set[str]:
+    """The names of a MATLAB file's variables, without reading them; raises as `load_mat` does."""
+    return {name for name, *_ in _of_mat(path, "whosmat")}
+
+
+def _of_mat(path: Path, function: Literal["loadmat", "whosmat"]) -> Any:
     try:
-        from scipy.io import loadmat
+        from scipy.io import loadmat, whosmat
         from scipy.io.matlab import MatReadError
     except ImportError:
         raise missing_extra("scipy", "matlab") from None
     if not path.is_file():
         raise UserError("no such file", where=path, fix="check the path")
     try:
-        return loadmat(path)
+        return loadmat(path) if function == "loadmat" else whosmat(path)
     except (MatReadError, ValueError, TypeError, NotImplementedError, OSError) as error:
         what = f"not a MATLAB file that can be read ({error})"
         raise UserError(what, where=path, fix="fetch the official file again") from None
