@@ -55,12 +55,13 @@ class AnchorGrid(nn.Module):
             if len(self._cache) > 64:  # dynamic sizes must not fill the memory
                 self._cache.clear()
             levels = zip(self.shapes, map_sizes, strict=True)
-            self._cache[key] = torch.cat([self._level(shapes, size, padded, device) for shapes, size in levels])
+            self._cache[key] = torch.cat([self.level(shapes, size, padded, device) for shapes, size in levels])
         return self._cache[key]
 
-    def _level(
+    def level(
         self, shapes: Sequence, map_size: tuple[int, int], padded: tuple[int, int], device: torch.device
     ) -> Tensor:
+        """Anchors `(A_l, 4)` of one level, whose cells have `shapes`."""
         rows, columns = map_size
         y = (torch.arange(rows, device=device, dtype=torch.float32) + self.offset) * (padded[0] / rows)
         x = (torch.arange(columns, device=device, dtype=torch.float32) + self.offset) * (padded[1] / columns)

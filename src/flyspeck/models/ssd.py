@@ -160,19 +160,28 @@ class Priors(nn.Module):
 
     def forward(self, map_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], device: torch.device) -> Tensor:
         """Priors for maps of (H_l, W_l) seen from a picture of `padded` (H, W) pixels."""
+        return torch.cat(self.levels(map_sizes, padded, device))
+
+    def levels(
+        self, map_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], device: torch.device
+    ) -> list[Tensor]:
+        """`forward` by map. The choice of the step is one of tensors, so that an exported graph makes it at each size."""
         if len(map_sizes) != len(self.shapes):
             raise ValueError(f"priors for {len(self.shapes)} maps, got {len(map_sizes)}")
         levels = []
+        height, width = (torch.scalar_tensor(side, device=device) for side in padded)
+        nominal = (height == self.picture) & (width == self.picture)
         for (rows, columns), step, shapes in zip(map_sizes, self.steps, self.shapes, strict=True):
-            nominal = padded == (self.picture, self.picture)
-            step_y, step_x = (step, step) if nominal else (padded[0] / rows, padded[1] / columns)
+            nominal_step = torch.scalar_tensor(float(step), device=device)
+            step_y = torch.where(nominal, nominal_step, height / rows)
+            step_x = torch.where(nominal, nominal_step, width / columns)
             y = (torch.arange(rows, device=device, dtype=torch.float32) + 0.5) * step_y
             x = (torch.arange(columns, device=device, dtype=torch.float32) + 0.5) * step_x
-            limit = torch.tensor([padded[1], padded[0]], device=device, dtype=torch.float32)
+            limit = torch.stack([width, height])
             center = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1)[:, :, None, :].minimum(limit)
             half = torch.tensor(shapes, device=device).minimum(limit)[None, None] / 2
             levels.append(torch.cat([center - half, center + half], -1).reshape(-1, 4))
-        return torch.cat(levels)
+        return levels
 
 
 def _shapes(size: float, following: float, ratios: Sequence[float]) -> tuple[tuple[float, float], ...]:

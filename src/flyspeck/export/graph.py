@@ -1,0 +1,102 @@
+"""A trained detector as one function of tensors: bytes in, boxes out. What is written to ONNX, and nothing else.
+
+Input `windows (B, H, W, C)`: uint8, or float32 in [0, 255] (16-bit pictures). Outputs `boxes (B, D, 4)` xyxy pixels of the
+window, `scores (B, D)`, best first, `labels (B, D)` int64 and `counts (B,)` int64, how many of the D are detections. B, H
+and W are free; D is the detector's `max_detections`, or fewer where a window has fewer candidates.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from flyspeck.errors import UserError
+from flyspeck.export.decoding import DECODERS, decode
+from flyspeck.models.backbones.staged import StagedBackbone
+from flyspeck.models.detector import Detector
+from flyspeck.models.fold import fold_norms
+from flyspeck.models.layers import ConvTower
+from flyspeck.types import ImageBatch
+
+INPUT = "windows"
+OUTPUTS = ("boxes", "scores", "labels", "counts")
+
+
+class DetectorGraph(nn.Module):
+    """A copy of `detector` in evaluation mode, its norms folded, that detects as tensors."""
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        check_exportable(detector)
+        mine = copy.deepcopy(detector).eval().requires_grad_(False)
+        for parent in list(mine.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, ConvTower):
+                    setattr(parent, name, LevelTowers(child))
+        norm = mine.pixel_norm
+        blank = ImageBatch(torch.zeros(1, norm.mean.shape[1], 256, 256), ((256, 256),))
+        size = (256, 256)
+        self.num_folded = fold_norms(mine, lambda: mine.head.detect(mine.pyramid(blank), size, [size]))
+        self.backbone, self.neck, self.head = mine.backbone, mine.neck, mine.head
+        self.channels = norm.channels
+        self.limit = mine.head.suppression.max_detections  # type: ignore[union-attr]
+        self.register_buffer("mean", 255 * norm.mean)
+        self.register_buffer("per_std", 1 / (255 * norm.std))
+
+    def forward(self, windows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """See the head of this module."""
+        x = (windows.permute(0, 3, 1, 2).to(torch.float32) - self.mean) * self.per_std
+        if x.shape[1] == 1 and self.channels > 1:
+            x = x.expand(-1, self.channels, -1, -1)
+        size = (windows.shape[1], windows.shape[2])
+        kept = decode(self.head, self.neck(self.backbone(x)), size)  # type: ignore[arg-type]
+        boxes, scores, labels = kept.best(self.limit)  # type: ignore[arg-type]
+        return boxes, scores, labels, (scores > 0).sum(1)
+
+
+class LevelTowers(nn.Module):
+    """A `ConvTower` whose levels have convolutions of their own (equal weights): each then takes up its level's norms."""
+
+    def __init__(self, tower: ConvTower) -> None:
+        super().__init__()
+        levels = [None] if tower.norms is None else list(tower.norms)
+        self.levels = nn.ModuleList(_chain(tower, norms) for norms in levels)
+
+    def forward(self, x: Tensor, level: int) -> Tensor:
+        """As the tower's."""
+        return self.levels[level if len(self.levels) > 1 else 0](x)
+
+
+def _chain(tower: ConvTower, norms: nn.Module | None) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for i, conv in enumerate(tower.convs):
+        layers.append(copy.deepcopy(conv))
+        if norms is not None:
+            layers.append(norms[i])  # type: ignore[index]
+        layers.append(nn.ReLU())
+    return nn.Sequential(*layers)
+
+
+def check_exportable(detector: Detector) -> None:
+    """Raises UserError for what a graph cannot hold."""
+    head = detector.head
+    if not isinstance(head, tuple(DECODERS)):
+        raise UserError(f"{type(head).__name__} has no export", where="model", fix="use the run folder itself")
+    rule = head.suppression  # type: ignore[union-attr]
+    if rule.soft is not None:
+        raise UserError(
+            "soft-NMS has no operator in ONNX",
+            where="model.soft_nms",
+            fix="export with --hard-nms IOU, which suppresses the usual way",
+        )
+    if rule.score < 0:
+        raise UserError(f"a score threshold of {rule.score}", where="model.min_score", fix="0 or more")
+
+
+def stride_of(detector: Detector) -> int:
+    """The largest stride of the backbone: windows must not be smaller."""
+    backbone = detector.backbone
+    features = backbone.features if isinstance(backbone, StagedBackbone) else detector.features
+    return int(max(spec.stride for spec in features))
