@@ -41,6 +41,8 @@ def inspect(
     out: Path | None = typer.Option(None, "--out", help="Folder for sample pictures with boxes, and inspect.json."),
     samples: int = typer.Option(12, "--samples", min=0, help="How many sample pictures to draw into --out."),
     check_files: bool = typer.Option(True, help="Look for each picture and read its header."),
+    assign: bool = typer.Option(False, "--assign", help="Count the positives each label assigner gives to each size."),
+    detector: str = typer.Option("faster_rcnn:mobilenet_v2", "--detector", help="--assign: whose anchors or points."),
     format: str | None = FORMAT,
     images: Path | None = IMAGES,
     classes: str | None = CLASSES,
@@ -60,6 +62,10 @@ def inspect(
         table, facts = inspect_set(
             source, check_files=check_files, format=format, images=images, classes=_names(classes)
         )
+        if assign:
+            from flyspeck.train.positives import positives_by_size
+
+            facts["assign"] = positives_by_size(table, detector)
         if out is not None:
             from flyspeck.data.samples import write_samples
 

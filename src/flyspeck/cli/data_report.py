@@ -30,7 +30,24 @@ def lines(facts: dict[str, Any]) -> list[str]:
         + _implied(facts["implies"])
         + _fusion(facts["fusion"])
         + [f"look at: {warning}" for warning in facts["warnings"]]
+        + _assigned(facts.get("assign"))
     )
+
+
+def _assigned(assign: dict[str, Any] | None) -> list[str]:
+    if assign is None:
+        return []
+    found = assign["assigners"]
+    bins = [name for name, part in next(iter(found.values())).items() if part["objects"]]
+    head = f"{'':>16}" + "".join(f"{name:>16}" for name in bins)
+    text = ["", f"anchors or points of {assign['detector']} for one object (in brackets: objects without any), by size in px,"]
+    text += [f"of {assign['pictures']} pictures:", head]
+    objects = next(iter(found.values()))
+    text.append(f"{'objects':>16}" + "".join(f"{objects[name]['objects']:>16}" for name in bins))
+    for name, parts in found.items():
+        cells = [f"{parts[b]['mean']:.2f} ({parts[b]['none']:.1%})" for b in bins]
+        text.append(f"{name:>16}" + "".join(f"{cell:>16}" for cell in cells))
+    return text
 
 
 def _spread(spread: dict[str, float]) -> str:

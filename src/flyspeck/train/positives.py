@@ -1,0 +1,100 @@
+"""How many priors each label assigner gives to objects of each size: what a detector would learn from on a data set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from flyspeck import boxes as box_algebra
+from flyspeck.data.annotations import Annotations
+from flyspeck.data.inspect import BINS, EDGES
+from flyspeck.errors import UserError
+from flyspeck.models import zoo
+from flyspeck.models.assigners.base import Priors
+from flyspeck.models.assigners.hosts import assigning_part, priors_of
+from flyspeck.models.detector import Detector
+from flyspeck.models.fcos import FCOSHead
+from flyspeck.train.assigners import settled_assigner
+from flyspeck.train.build import build_detector
+from flyspeck.train.config import AssignerConfig, ModelConfig
+from flyspeck.types import Targets
+
+PICTURES = 200
+"""Pictures looked at, evenly spread over the data set."""
+
+
+def positives_by_size(annotations: Annotations, name: str, *, pictures: int = PICTURES) -> dict[str, Any]:
+    """For every assigner that the detector `name` takes: objects, positives and objects without any, by size bin.
+
+    Plain values, ready for json. Pictures of unknown size are left out. Raises UserError for a detector that takes no
+    assigner, and where there is nothing to assign.
+    """
+    host = zoo.parse_name(name).detector
+    names = zoo.DETECTORS[host].assigners if host else ()
+    if not names:
+        can = ", ".join(key for key, entry in zoo.DETECTORS.items() if entry.assigners)
+        raise UserError(f"'{name}' takes no assigner", where="--detector", fix=f"these do: {can}, each with a backbone")
+    known = np.flatnonzero((annotations.sizes > 0).all(1))
+    rows = known[np.unique(np.linspace(0, len(known) - 1, min(pictures, len(known))).round().astype(int))]
+    table = annotations.select_images(rows)
+    if not (~table.ignore).any():
+        raise UserError("no objects to assign", where=annotations.source, fix="look at a set that has some")
+    # Width and channels change nothing about anchors, points and receptive fields.
+    model = ModelConfig(name=name, width=0.25, channels=16)
+    bare = _build(model)
+    found: dict[str, Any] = {}
+    for assigner in names:
+        config = settled_assigner(AssignerConfig(name=assigner), bare, table)  # type: ignore[arg-type]
+        detector = _build(model.model_copy(update={"assigner": config}))
+        found[assigner] = _count(detector, table)
+    return {"detector": name, "pictures": len(table), "assigners": found}
+
+
+def _build(model: ModelConfig) -> Detector:
+    return build_detector(model, classes=["object"], mean=[0.5], std=[0.5], load=False)
+
+
+def _count(detector: Detector, table: Annotations) -> dict[str, dict[str, float]]:
+    """By bin: `objects`, `positives`, their mean for one object, and the share of objects that have `none`."""
+    sizes: list[np.ndarray] = []
+    counts: list[np.ndarray] = []
+    cache: dict[tuple[int, int], Priors] = {}
+    for row, picture in enumerate(table):
+        height, width = (int(side) for side in table.sizes[row])
+        boxes, ignore = table.boxes[picture], table.ignore[picture]
+        if (height, width) not in cache:
+            cache = {(height, width): priors_of(detector, (height, width))}
+        target = _target(boxes, ignore)
+        assigned = _assign(detector, cache[height, width], target, (height, width))
+        sizes.append(box_algebra.size(target.objects.double().numpy()))
+        counts.append(np.bincount(assigned[assigned >= 0].numpy(), minlength=len(target.objects)))
+    size, count = np.concatenate(sizes), np.concatenate(counts)
+    which = np.digitize(size, EDGES) - 1
+    result = {}
+    for number, name in enumerate(BINS):
+        here = count[which == number]
+        result[name] = {
+            "objects": len(here),
+            "positives": int(here.sum()),
+            "mean": round(float(here.mean()), 3) if len(here) else 0.0,
+            "none": round(float((here == 0).mean()), 4) if len(here) else 0.0,
+        }
+    return result
+
+
+def _target(boxes: np.ndarray, ignore: np.ndarray) -> Targets:
+    whole = (boxes[:, 2:] > boxes[:, :2]).all(1)  # training drops boxes without area
+    boxes, ignore = torch.from_numpy(boxes[whole]).float(), torch.from_numpy(ignore[whole])
+    return Targets(boxes, torch.where(ignore, -1, 0), ignore)
+
+
+def _assign(detector: Detector, priors: Priors, target: Targets, size: tuple[int, int]) -> torch.Tensor:
+    part = assigning_part(detector)
+    if isinstance(part, FCOSHead) and part.assigner is None:
+        map_sizes = [(-(-size[0] // int(f.stride)), -(-size[1] // int(f.stride))) for f in detector.features]
+        points, cells, ranges = part.points(map_sizes, size, torch.device("cpu"))
+        return part.assign(points, cells, ranges, [h * w for h, w in map_sizes], [target])[0]
+    assert part.assigner is not None
+    return part.assigner(priors, target.objects, target.ignored)
