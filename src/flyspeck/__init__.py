@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from flyspeck.evaluate.detections import DetectionTable as DetectionTable
     from flyspeck.infer.merge import MergeRule as MergeRule
     from flyspeck.infer.predictor import Predictor as Predictor
-    from flyspeck.infer.torch_model import load_predictor as load_predictor
+    from flyspeck.infer.load import load_predictor as load_predictor
     from flyspeck.train.build import load_detector as load_detector
     from flyspeck.train.config import load_recipe as load_recipe
     from flyspeck.types import Detections as Detections
@@ -46,7 +46,7 @@ _HOMES = {
     "Targets": "flyspeck.types",
     "UserError": "flyspeck.errors",
     "load_detector": "flyspeck.train.build",
-    "load_predictor": "flyspeck.infer.torch_model",
+    "load_predictor": "flyspeck.infer.load",
     "load_recipe": "flyspeck.train.config",
     "make_loader": "flyspeck.data.loading",
     "read_annotations": "flyspeck.data.readers",

@@ -8,7 +8,8 @@ from PIL import Image
 from torch.testing import assert_close
 
 from flyspeck.errors import UserError
-from flyspeck.infer.torch_model import match_channels, to_batch
+from flyspeck.infer.channels import match_channels
+from flyspeck.infer.torch_model import to_batch
 
 
 def test_batches_are_channels_last_and_keep_every_value() -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from flyspeck.data.readers import read_annotations
 from flyspeck.errors import UserError
-from flyspeck.infer.torch_model import load_predictor
+from flyspeck.infer.load import load_predictor
 from flyspeck.models.dynamic.norms import SwitchedNorm
 from flyspeck.models.dynamic.pooling import find_switch
 from flyspeck.train.build import load_described

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def predict(
     source: list[str] = typer.Argument(..., help="Pictures, folders, or one COCO json."),
-    model: Path = typer.Option(..., "--model", help="A run folder or a weights file."),
+    model: Path = typer.Option(..., "--model", help="A run folder, a weights file, or an exported model."),
     out: Path = typer.Option(..., "--out", help="Folder for the results."),
     tile: str = typer.Option(None, "--tile", help="Tile HxW in model pixels, or 'off'; default: the training size."),
     overlap: int = typer.Option(None, "--overlap", help="Pixels that tiles share; the largest object must fit in."),
@@ -40,6 +40,7 @@ def predict(
     """Find objects in pictures; writes detections.json, images.json and annotated pictures into --out."""
     from flyspeck.cli.values import parse_integers, parse_size
     from flyspeck.data.enlarge import Enlarge
+    from flyspeck.infer.load import load_model
     from flyspeck.infer.merge import MergeRule
     from flyspeck.infer.outputs import check_formats, open_writers
     from flyspeck.infer.predictor import Predictor
@@ -57,7 +58,7 @@ def predict(
     )
     rule = MergeRule(method=merge, threshold=merge_threshold)  # pyright: ignore[reportArgumentType]
     items, categories = find_items(source)
-    network, description = _load(model, device, precision)
+    network, description = load_model(model, device=device, precision=precision)
     sides, shared = default_tiles(
         None if tile is None or tile == "off" else parse_size(tile, where="--tile"),
         overlap,
@@ -197,21 +198,18 @@ def match_categories(classes: tuple[str, ...], categories: Categories | None) ->
     return ids, remarks
 
 
-def _load(model: Path, device: str, precision: str) -> tuple[Any, dict[str, Any]]:
-    from flyspeck.infer.torch_model import TorchModel
-    from flyspeck.train.build import load_described
-
-    detector, description = load_described(model)
-    return TorchModel(detector, device=device, precision=precision), description  # pyright: ignore[reportArgumentType]
-
-
 def _made_with(model: Path, predictor: Predictor, precision: str) -> dict[str, Any]:
     """What decides the boxes of a tile: a journal of other settings must not be mixed in."""
     import hashlib
 
-    from flyspeck.train.checkpoint import weights_file
+    from flyspeck.infer.exported import is_exported
 
-    with weights_file(model).open("rb") as file:
+    weights = model
+    if not is_exported(model):
+        from flyspeck.train.checkpoint import weights_file
+
+        weights = weights_file(model)
+    with (weights.with_suffix(".bin") if weights.suffix == ".xml" else weights).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     options = predictor.options
     return {

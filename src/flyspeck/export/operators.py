@@ -77,7 +77,9 @@ def onnx_translations() -> dict[Any, Any]:
             here = op.Equal(level, op.Constant(value_int=i))
             rows = op.Squeeze(op.NonZero(here), op.Constant(value_ints=[0]))
             mine = op.Gather(regions, rows, axis=0)
-            boxes = op.Slice(mine, op.Constant(value_ints=[1]), op.Constant(value_ints=[5]), op.Constant(value_ints=[1]))
+            boxes = op.Slice(
+                mine, op.Constant(value_ints=[1]), op.Constant(value_ints=[5]), op.Constant(value_ints=[1])
+            )
             pictures = op.Cast(op.Gather(mine, op.Constant(value_int=0), axis=1), to=7)
             cuts.append(
                 op.RoiAlign(

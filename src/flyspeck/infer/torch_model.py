@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from flyspeck.data.enlarge import Enlarge
 from flyspeck.errors import UserError
-from flyspeck.infer.predictor import Predictor
-from flyspeck.infer.tiles import default_tiles
+from flyspeck.infer.channels import match_channels
 from flyspeck.models.detector import Detector
 from flyspeck.models.fold import fold_norms
-from flyspeck.train.build import load_described
 from flyspeck.types import Detections, ImageBatch
 
 
@@ -47,48 +43,12 @@ class TorchModel:
             return self.detector.detect(ImageBatch(pixels, sizes))
 
 
-def load_predictor(
-    path: Path | str,
-    *,
-    device: str = "cpu",
-    precision: Literal["fp32", "bf16"] = "fp32",
-    tile: tuple[int, int] | None = None,
-    overlap: int | None = None,
-    **options: Any,
-) -> Predictor:
-    """The predictor of a run folder or a weights file: pictures of any size in, detections out.
-
-    `tile` (height, width) and `overlap` in pixels and the enlargement default to what the training saw; `options` go to
-    `Predictor`.
-    """
-    detector, description = load_described(path)
-    sides, shared = default_tiles(tile, overlap, description)
-    if "scale" not in options and "enlarge" in description:
-        options.setdefault("enlarge", Enlarge(**description["enlarge"]))
-    return Predictor(TorchModel(detector, device=device, precision=precision), tile=sides, overlap=shared, **options)
-
-
 def to_batch(windows: list[np.ndarray]) -> torch.Tensor:
     """Windows (H, W, C) of one size to `(B, C, H, W)`, channels-last in memory: uint8, or float in [0, 1] from uint16."""
     batch = torch.from_numpy(np.stack(windows)) if windows[0].dtype == np.uint8 else None
     if batch is None:
         batch = torch.from_numpy(np.stack(windows).astype(np.float32) / np.float32(65535))
     return batch.permute(0, 3, 1, 2)
-
-
-def match_channels(window: np.ndarray, channels: int) -> np.ndarray:
-    """A window (H, W, C) with as many channels as the model was trained on; a fourth (alpha) is left out."""
-    have = window.shape[2]
-    if have == channels:
-        return window
-    if channels == 1 and have in (3, 4):
-        luma = window[:, :, :3].astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
-        return ((luma + 0x8000) >> 16).astype(window.dtype)[:, :, None]
-    if channels == 3 and have in (1, 2):
-        return np.repeat(window[:, :, :1], 3, axis=2)
-    if channels == 3 and have == 4:
-        return window[:, :, :3]
-    raise UserError(f"a picture of {have} channels for a model of {channels}", fix="choose the bands to read")
 
 
 def _device(name: str) -> torch.device:

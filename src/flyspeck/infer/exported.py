@@ -1,0 +1,110 @@
+"""What exported models share: a batch of windows in, `Detections` out, and what the file says of itself. No torch here.
+
+The graph's inputs and outputs are described in `flyspeck.export.graph`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flyspeck.errors import UserError
+from flyspeck.infer.channels import match_channels
+from flyspeck.types import Detections
+
+KEY = "flyspeck"
+"""Name of the metadata entry, a JSON object."""
+FORMAT = 1
+"""Raised when a file of before could no longer be read rightly."""
+SUFFIXES = (".onnx", ".xml")
+
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""boxes (B, D, 4), scores (B, D), labels (B, D), counts (B,)."""
+
+
+class ExportedModel(ABC):
+    """Windows (H, W, C) uint8 or uint16, all of one size, to their `Detections`, as `TorchModel`."""
+
+    def __init__(self, path: Path, description: Mapping[str, Any]) -> None:
+        self.path = path
+        self.description = dict(description)
+        self.classes = tuple(description["classes"])
+        self.channels = int(description["channels"])
+        self._pixels = np.dtype(description["pixels"])
+        self._smallest = int(description["smallest_side"])
+
+    @abstractmethod
+    def run(self, batch: np.ndarray) -> Arrays:
+        """The graph's outputs for `batch (B, H, W, C)` of the graph's type."""
+
+    def __call__(self, windows: list[np.ndarray]) -> list[Detections]:
+        """Detections of each window in its own frame."""
+        height, width = windows[0].shape[:2]
+        if min(height, width) < self._smallest:
+            raise UserError(
+                f"a picture of {height}x{width} px is smaller than the model's largest stride, {self._smallest}",
+                where="picture size",
+                fix="pad or enlarge the picture",
+            )
+        boxes, scores, labels, counts = self.run(self.to_batch(windows))
+        return [
+            Detections(boxes[i, :n], scores[i, :n], labels[i, :n], (height, width), self.classes)
+            for i, n in enumerate(counts.tolist())
+        ]
+
+    def to_batch(self, windows: list[np.ndarray]) -> np.ndarray:
+        """Windows of one size to `(B, H, W, C)` of the graph's type, with its channels."""
+        batch = np.stack([match_channels(window, self.channels) for window in windows])
+        if self._pixels == np.uint8:
+            if batch.dtype != np.uint8:
+                raise UserError(
+                    "a 16-bit picture for a model of 8-bit ones",
+                    where=self.path,
+                    fix="export with --pixels 16, or give --value-range LOW,HIGH",
+                )
+            return batch
+        return batch.astype(np.float32) if batch.dtype == np.uint8 else batch.astype(np.float32) / np.float32(257)
+
+
+def described(text: str | None, path: Path) -> dict[str, Any]:
+    """The description in a file's metadata entry; raises UserError for a file of another program or a newer format."""
+    if not text:
+        raise UserError("a model of another program: it does not say its classes", where=path, fix="flyspeck export")
+    try:
+        content = json.loads(text)
+        number = content["format"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise UserError("its description cannot be read", where=path, fix="export it again") from None
+    if number != FORMAT:
+        raise UserError(f"a file of format {number}; this version reads {FORMAT}", where=path, fix="export it again")
+    return content
+
+
+def num_threads() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if "sched_getaffinity" in dir(os) else os.cpu_count() or 1
+
+
+def is_exported(path: Path | str) -> bool:
+    """Whether a path names an exported model, by its ending."""
+    return Path(path).suffix.lower() in SUFFIXES
+
+
+def open_exported(path: Path | str, *, device: str = "cpu", precision: str = "fp32") -> ExportedModel:
+    """The model in an `.onnx` or OpenVINO `.xml` file. Raises UserError for one that is cut off or of another program."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError("no such exported model", where=path, fix="check the path")
+    if path.suffix.lower() == ".xml":
+        from flyspeck.infer.openvino_model import OpenVinoModel
+
+        return OpenVinoModel(path, device=device, precision=precision)
+    from flyspeck.infer.onnx_model import OnnxModel
+
+    return OnnxModel(path, device=device, precision=precision)

@@ -1,0 +1,44 @@
+"""Any trained model by its path: a run folder or weights file (torch), or an exported file (no torch)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flyspeck.data.enlarge import Enlarge
+from flyspeck.infer.exported import is_exported, open_exported
+from flyspeck.infer.predictor import Predictor
+from flyspeck.infer.tiles import default_tiles
+
+
+def load_model(path: Path | str, *, device: str = "cpu", precision: str = "fp32") -> tuple[Any, dict[str, Any]]:
+    """The callable that `Predictor` runs, and what the file says of itself (classes, training size, figures)."""
+    if is_exported(path):
+        model = open_exported(path, device=device, precision=precision)
+        return model, model.description
+    from flyspeck.infer.torch_model import TorchModel
+    from flyspeck.train.build import load_described
+
+    detector, description = load_described(path)
+    return TorchModel(detector, device=device, precision=precision), description  # pyright: ignore[reportArgumentType]
+
+
+def load_predictor(
+    path: Path | str,
+    *,
+    device: str = "cpu",
+    precision: str = "fp32",
+    tile: tuple[int, int] | None = None,
+    overlap: int | None = None,
+    **options: Any,
+) -> Predictor:
+    """The predictor of a run folder, a weights file, or an exported model: pictures of any size in, detections out.
+
+    `tile` (height, width) and `overlap` in pixels and the enlargement default to what the training saw; `options` go to
+    `Predictor`.
+    """
+    model, description = load_model(path, device=device, precision=precision)
+    sides, shared = default_tiles(tile, overlap, description)
+    if "scale" not in options and "enlarge" in description:
+        options.setdefault("enlarge", Enlarge(**description["enlarge"]))
+    return Predictor(model, tile=sides, overlap=shared, **options)

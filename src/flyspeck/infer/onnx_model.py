@@ -1,0 +1,50 @@
+"""An exported `.onnx` file, run by ONNX Runtime. No torch here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flyspeck.errors import UserError, missing_extra
+from flyspeck.infer.exported import KEY, Arrays, ExportedModel, described, num_threads
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+
+
+class OnnxModel(ExportedModel):
+    """The model on `device` (cpu, cuda or tensorrt, as far as the installed ONNX Runtime has it)."""
+
+    def __init__(self, path: Path | str, *, device: str = "cpu", precision: str = "fp32") -> None:
+        try:
+            import onnxruntime
+        except ImportError:
+            raise missing_extra("onnxruntime", "export") from None
+        path = Path(path)
+        if precision != "fp32":
+            raise UserError(
+                f"an ONNX file has the precision that it was exported with, not {precision}",
+                where="--precision",
+                fix="leave it out, or export to OpenVINO, which computes in bf16 where asked",
+            )
+        provider = PROVIDERS.get(device)
+        if provider is None or provider not in onnxruntime.get_available_providers():
+            known = [name for name, p in PROVIDERS.items() if p in onnxruntime.get_available_providers()]
+            raise UserError(f"ONNX Runtime has no '{device}' here", where="device", fix=f"choose {' or '.join(known)}")
+        options: Any = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads()
+        options.log_severity_level = 3  # what it says of shapes at level 2 is about itself
+        try:
+            self._session: Any = onnxruntime.InferenceSession(path, options, providers=[provider])
+        except Exception as error:  # the runtime has no common base of its errors
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(f"not a model that ONNX Runtime opens ({reason})", where=path, fix="export again") from None
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        super().__init__(path, described(metadata.get(KEY), path))
+        self._input = self._session.get_inputs()[0].name
+
+    def run(self, batch: np.ndarray) -> Arrays:
+        """See `ExportedModel.run`."""
+        boxes, scores, labels, counts = self._session.run(None, {self._input: batch})
+        return boxes, scores, labels, counts
