@@ -203,7 +203,7 @@ def test_a_hole_is_listed_and_the_rest_is_finished(monkeypatch: pytest.MonkeyPat
     def open_holed(picture: np.ndarray, *_: object, name: str) -> Source:
         return _Holed(picture, name=name)
 
-    monkeypatch.setattr("flyspeck.infer.predictor.open_source", open_holed)
+    monkeypatch.setattr("flyspeck.infer.reading.open_source", open_holed)
     objects = np.array([[2, 70, 6, 74]])
     predictor = Predictor(SeesPlanted(objects), tile=TILE, overlap=OVERLAP)
     (result,) = predictor.stream([plant(SIZE, objects)])

@@ -63,7 +63,7 @@ def test_a_truncated_tiff_leaves_a_hole_and_the_rest(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="segment 8"):
         source.read(64, 64, 96, 96)
     source.close()
-    import flyspeck.infer.predictor as predictor_module
+    import flyspeck.infer.reading as predictor_module
 
     predictor = Predictor(SeesPlanted(objects), tile=32, overlap=8)
     original = predictor_module.open_source

@@ -10,10 +10,10 @@ window, in the window's frame.
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,68 +21,17 @@ import numpy as np
 from flyspeck.data.enlarge import Enlarge
 from flyspeck.errors import UserError
 from flyspeck.infer.merge import MergeRule, merge
-from flyspeck.infer.source import Item, OpenOptions, Source, open_source
+from flyspeck.infer.reading import SEAL, Finished, Job, Journal, Reading, Result, Share, Window, read_window
+from flyspeck.infer.skip import AUDITED, RUN, SKIPPED, SkipReport, SkipRule, report_of, takes_back
+from flyspeck.infer.source import Item, OpenOptions, open_source
 from flyspeck.infer.tiles import grid, is_cut
 from flyspeck.types import Detections
+
+__all__ = ["Finished", "Journal", "Model", "Predictor", "Result", "Share", "concatenate"]
 
 Model = Callable[[list[np.ndarray]], list[Detections]]
 Gate = Callable[[list[np.ndarray]], Sequence[bool]]
 Picture = np.ndarray | str | Path | Item
-TileKey = tuple[int, int, int, int]
-
-
-@dataclass(frozen=True)
-class Result:
-    """What became of one picture."""
-
-    item: Item
-    detections: Detections
-    num_tiles: int = 1
-    num_skipped: int = 0
-    """Tiles that the gate found empty."""
-    holes: tuple[tuple[TileKey, str], ...] = ()
-    """Windows that could not be read, with the reason."""
-    problem: UserError | None = None
-    """Why the picture could not be opened at all; `detections` is then empty and of size (0, 0)."""
-    source_geo: object = None
-    """Its `GeoReference`, if it has one."""
-
-
-@dataclass
-class _Job:
-    """One picture on its way."""
-
-    number: int
-    item: Item
-    tiles: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.int64))
-    size: tuple[int, int] = (0, 0)
-    geo: object = None
-    problem: UserError | None = None
-    found: dict[int, Detections] = field(default_factory=dict)
-    skipped: int = 0
-    holes: list[tuple[TileKey, str]] = field(default_factory=list)
-    waiting: int = 0
-    """Tiles not yet through the model."""
-
-
-@dataclass(frozen=True)
-class _Window:
-    job: _Job
-    tile: int
-    pixels: np.ndarray | None
-    """None where the window could not be read."""
-    trouble: str = ""
-
-
-class Journal:
-    """What keeps finished tiles between runs; this one keeps nothing (`flyspeck.infer.resume` has the one that does)."""
-
-    def recall(self, item: Item, size: tuple[int, int], tiles: np.ndarray) -> dict[int, Detections]:
-        """Detections of the tiles (rows of `tiles`) that an earlier run finished, in the picture's frame."""
-        return {}
-
-    def record(self, item: Item, tile: np.ndarray, found: Detections) -> None:
-        """Called once for each tile that the model has seen."""
 
 
 class Predictor:
@@ -91,7 +40,8 @@ class Predictor:
     `tile` is (height, width) or one number, in pixels that the model sees; None gives it whole pictures. `overlap` is what
     neighbouring tiles share at least, in the same pixels: an object must fit into it to be seen whole. `scale` is model pixels
     per picture pixel, or `enlarge` says it picture by picture. `gate` may look at a batch of windows and say which to pass to
-    the model. `readers` threads decode ahead of it.
+    the model; `skip` looks before a window is read in full (`flyspeck.infer.skip`). `readers` threads decode ahead of the
+    model. `share` is this process's part of the pictures or tiles.
     """
 
     def __init__(
@@ -106,7 +56,9 @@ class Predictor:
         score_threshold: float = 0.05,
         merge: MergeRule | None = None,
         gate: Gate | None = None,
+        skip: SkipRule | None = None,
         readers: int = 1,
+        share: Share | None = None,
         options: OpenOptions | None = None,
     ) -> None:
         for name, value in (("batch_size", batch_size), ("readers", readers)):
@@ -114,7 +66,8 @@ class Predictor:
                 raise UserError(f"{name} is {value}", fix="give at least 1")
         if not 0 < scale < np.inf:
             raise UserError(f"scale is {scale}", fix="give a positive number")
-        self.model, self.gate = model, gate
+        self.model, self.gate, self.skip, self.share = model, gate, skip, share or Share()
+        self.turn: AbstractContextManager = threading.Lock()
         self.tile = (tile, tile) if isinstance(tile, int) else tile
         self.overlap = (overlap, overlap) if isinstance(overlap, int) else overlap
         if self.tile is not None:
@@ -150,38 +103,45 @@ class Predictor:
         `progress` is called with the number of tiles that were just finished.
         """
         journal = journal or Journal()
-        reading = _Reading(self, _items(pictures), journal)
-        done: dict[int, _Job] = {}
+        reading = Reading(self, _items(pictures), journal)
+        done: dict[int, Job] = {}
         next_number = 0
-        pending: dict[tuple[int, ...], list[_Window]] = {}
+        pending: dict[tuple[int, ...], list[Window]] = {}
         try:
             for arrival in reading.arrivals():
-                if isinstance(arrival, _Window):
+                if isinstance(arrival, Window):
                     touched = self._accept(arrival, pending, journal)
-                    _tell(progress, len(touched))
+                    _tell(progress, len(touched) if arrival.tile != SEAL else 0)
                 else:
                     touched = [arrival]
-                    _tell(progress, len(arrival.found))
+                    _tell(progress, len(set(arrival.found) | set(arrival.verdicts)))
                 done.update({job.number: job for job in touched if not job.waiting})
                 while next_number in done:
-                    yield self._result(done.pop(next_number))
+                    yield self._result(done.pop(next_number), journal)
                     next_number += 1
             while pending:
                 touched = self._run(pending.pop(next(iter(pending))), journal)
                 _tell(progress, len(touched))
                 done.update({job.number: job for job in touched if not job.waiting})
             for number in sorted(done):
-                yield self._result(done[number])
+                yield self._result(done[number], journal)
         finally:
             reading.stop()
 
-    def _accept(self, window: _Window, pending: dict[tuple[int, ...], list[_Window]], journal: Journal) -> list[_Job]:
+    def _accept(self, window: Window, pending: dict[tuple[int, ...], list[Window]], journal: Journal) -> list[Job]:
         """Put a window into the batch of its shape; run what is full, or the oldest when too many shapes wait."""
         job = window.job
         if window.pixels is None:
-            x1, y1, x2, y2 = job.tiles[window.tile].tolist()
-            job.holes.append(((x1, y1, x2, y2), window.trouble))
             job.waiting -= 1
+            if window.tile == SEAL:
+                if window.trouble:
+                    fix = "run it again when it is at rest, with --resume"
+                    job.problem = UserError(window.trouble, where=job.item.name, fix=fix)
+            elif window.verdict == SKIPPED:
+                self._skip(window, journal)
+            else:
+                x1, y1, x2, y2 = job.tiles[window.tile].tolist()
+                job.holes.append(((x1, y1, x2, y2), window.trouble))
             return [job]
         shape = (*window.pixels.shape, window.pixels.itemsize)
         pending.setdefault(shape, []).append(window)
@@ -191,7 +151,13 @@ class Predictor:
             return self._run(pending.pop(next(iter(pending))), journal)
         return []
 
-    def _run(self, batch: list[_Window], journal: Journal) -> list[_Job]:
+    def _skip(self, window: Window, journal: Journal) -> None:
+        job = window.job
+        job.verdicts[window.tile] = SKIPPED
+        nothing = Detections.empty(job.size)
+        journal.record(job.item, job.tiles[window.tile], nothing, verdict=SKIPPED, stamp=job.stamp)
+
+    def _run(self, batch: list[Window], journal: Journal) -> list[Job]:
         """The model over one batch; the jobs concerned, one entry a window."""
         jobs = [window.job for window in batch]
         for job in jobs:
@@ -202,19 +168,23 @@ class Predictor:
             passed = [w for w, wanted in zip(batch, verdict, strict=True) if wanted]
             for window, wanted in zip(batch, verdict, strict=True):
                 if not wanted:
-                    window.job.skipped += 1
-                    journal.record(window.job.item, window.job.tiles[window.tile], Detections.empty(window.job.size))
+                    window.job.gated += 1
+                    self._skip(window, journal)
         if passed:
-            found = self.model([w.pixels for w in passed if w.pixels is not None])
+            with self.turn:
+                found = self.model([w.pixels for w in passed if w.pixels is not None])
             if len(found) != len(passed):
                 raise ValueError(f"the model returned {len(found)} results for {len(passed)} windows")
             for window, detections in zip(passed, found, strict=True):
-                placed = self._place(window, detections)
-                window.job.found[window.tile] = placed
-                journal.record(window.job.item, window.job.tiles[window.tile], placed)
+                job, placed = window.job, self._place(window, detections)
+                job.found[window.tile] = placed
+                job.verdicts.pop(window.tile, None)
+                if window.verdict == AUDITED:
+                    job.verdicts[window.tile] = AUDITED
+                journal.record(job.item, job.tiles[window.tile], placed, verdict=window.verdict, stamp=job.stamp)
         return jobs
 
-    def _place(self, window: _Window, found: Detections) -> Detections:
+    def _place(self, window: Window, found: Detections) -> Detections:
         """A window's detections in the frame of the picture, weak ones left out, cut ones marked."""
         job, frame = window.job, window.job.tiles[window.tile]
         assert window.pixels is not None
@@ -253,10 +223,32 @@ class Predictor:
         frames = grid(size, (side[0], side[1]), (shared[0], shared[1]))
         return frames, (round(frames[0, 3] * scale), round(frames[0, 2] * scale))
 
-    def _result(self, job: _Job) -> Result:
+    def _result(self, job: Job, journal: Journal) -> Result:
         if job.problem is not None:
             return Result(job.item, Detections.empty((0, 0)), num_tiles=0, problem=job.problem)
-        order = sorted(job.found)
+        report, unaudited = None, None
+        if self.skip is not None:
+            report = report_of(job.found, job.verdicts, self.skip)
+            if takes_back(report, self.skip):
+                report = report + SkipReport(fell_back=self._run_skipped(job, journal), skipped=-report.skipped)
+            if self.skip.audit == 1:
+                kept = [tile for tile in job.found if job.verdicts.get(tile, RUN) == RUN]
+                unaudited = self._merge(job, kept)
+        skipped = sum(verdict == SKIPPED for verdict in job.verdicts.values())
+        return Result(
+            job.item,
+            self._merge(job, list(job.found)),
+            len(job.tiles),
+            skipped,
+            tuple(sorted(job.holes)),
+            source_geo=job.geo,
+            skip=report,
+            unaudited=unaudited,
+        )
+
+    def _merge(self, job: Job, chosen: list[int]) -> Detections:
+        """One list out of the `chosen` tiles."""
+        order = sorted(chosen)
         merged = Detections.empty(job.size)
         if order:
             parts = [job.found[tile] for tile in order]
@@ -264,9 +256,23 @@ class Predictor:
             merged = concatenate(parts)
             if len(job.tiles) > 1:
                 merged = merge(merged, tiles=job.tiles, tile_index=own, rule=self.merge)
-        merged = replace(merged, image_id=job.item.image_id)
-        holes = tuple(sorted(job.holes))
-        return Result(job.item, merged, len(job.tiles), job.skipped, holes, source_geo=job.geo)
+        return replace(merged, image_id=job.item.image_id)
+
+    def _run_skipped(self, job: Job, journal: Journal) -> int:
+        """Run the tiles that were skipped, as the audit found too much in others like them; how many they were."""
+        missing = sorted(tile for tile, verdict in job.verdicts.items() if verdict == SKIPPED)
+        with open_source(job.item.picture, self.options, name=job.item.name) as source:
+            for start in range(0, len(missing), self.batch_size):
+                windows = [read_window(source, job, tile) for tile in missing[start : start + self.batch_size]]
+                job.waiting += len(windows)
+                for window in windows:
+                    if window.pixels is None:
+                        job.verdicts.pop(window.tile)
+                        self._accept(window, {}, journal)
+                readable = [window for window in windows if window.pixels is not None]
+                if readable:
+                    self._run(readable, journal)
+        return len(missing)
 
 
 def _tell(progress: Callable[[int], None] | None, num_tiles: int) -> None:
@@ -296,81 +302,3 @@ def _items(pictures: Iterable[Picture]) -> Iterator[Item]:
             yield Item(f"array {number}", picture, number)
         else:
             yield Item(str(picture), Path(picture), number)
-
-
-class _Reading:
-    """The reader threads of one stream and the bounded queue between them and the model."""
-
-    def __init__(self, owner: Predictor, items: Iterator[Item], journal: Journal) -> None:
-        self._owner, self._items, self._journal = owner, enumerate(items), journal
-        self._lock, self._stopped = threading.Lock(), threading.Event()
-        self._queue: queue.Queue[_Window | _Job | BaseException | None] = queue.Queue(2 * owner.batch_size)
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(owner.readers)]
-
-    def arrivals(self) -> Iterator[_Window | _Job]:
-        """Jobs, each before its windows, and windows; ends when all pictures are read, raises what a reader raised."""
-        for thread in self._threads:
-            thread.start()
-        running = len(self._threads)
-        while running:
-            arrival = self._queue.get()
-            if arrival is None:
-                running -= 1
-            elif isinstance(arrival, BaseException):
-                raise arrival
-            else:
-                yield arrival
-
-    def stop(self) -> None:
-        """End the threads, whatever they are waiting for."""
-        self._stopped.set()
-        for thread in self._threads:
-            if thread.is_alive():
-                thread.join()
-
-    def _put(self, arrival: _Window | _Job | BaseException | None) -> None:
-        while not self._stopped.is_set():
-            try:
-                return self._queue.put(arrival, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def _work(self) -> None:
-        try:
-            while not self._stopped.is_set():
-                with self._lock:
-                    number, item = next(self._items, (-1, None))
-                if item is None:
-                    break
-                self._read(_Job(number, item))
-        except BaseException as error:
-            self._put(error)
-        self._put(None)
-
-    def _read(self, job: _Job) -> None:
-        owner = self._owner
-        try:
-            source = open_source(job.item.picture, owner.options, name=job.item.name)
-        except UserError as error:
-            job.problem = error
-            self._put(job)
-            return
-        with source:
-            job.size, job.geo = source.size, source.geo
-            job.tiles, seen_size = owner.tiles_of(source.size)
-            job.found = self._journal.recall(job.item, job.size, job.tiles)
-            todo = [tile for tile in range(len(job.tiles)) if tile not in job.found]
-            job.waiting = len(todo)
-            self._put(job)
-            for tile in todo:
-                if self._stopped.is_set():
-                    return
-                self._put(_read_window(source, job, tile, seen_size))
-
-
-def _read_window(source: Source, job: _Job, tile: int, seen_size: tuple[int, int]) -> _Window:
-    x1, y1, x2, y2 = job.tiles[tile].tolist()
-    try:
-        return _Window(job, tile, source.read(x1, y1, x2, y2, seen_size))
-    except UserError as error:
-        return _Window(job, tile, None, error.what)

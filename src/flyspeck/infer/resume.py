@@ -11,17 +11,20 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flyspeck.errors import UserError
-from flyspeck.infer.predictor import Journal
+from flyspeck.infer.reading import Finished, Journal, stamp_of
+from flyspeck.infer.skip import RUN
 from flyspeck.infer.source import Item
 from flyspeck.types import Detections
 
 _Key = tuple[str, int, int, int, int, int, int]
+_TYPES = {"boxes": np.float32, "scores": np.float32, "labels": np.int64, "cut": bool}
 
 
 class TileJournal(Journal):
@@ -50,23 +53,34 @@ class TileJournal(Journal):
         """Tiles that earlier runs finished."""
         return len(self._done)
 
-    def recall(self, item: Item, size: tuple[int, int], tiles: np.ndarray) -> dict[int, Detections]:
+    def recall(
+        self, item: Item, size: tuple[int, int], tiles: np.ndarray, stamp: Sequence[int] | None = None
+    ) -> dict[int, Finished]:
         """See `Journal.recall`; a picture whose file changed since is done anew."""
-        stamp = _stamp(item)
+        now = list(stamp_of(item) if stamp is None else stamp)
         found = {}
         for row, tile in enumerate(tiles.tolist()):
             entry = self._done.get((item.name, *size, *tile))
-            if entry is not None and entry["stamp"] == stamp:
-                found[row] = _detections(entry, size, item)
+            if entry is not None and entry["stamp"] == now:
+                found[row] = Finished(_detections(entry, size, item), entry.get("verdict", RUN))
         return found
 
-    def record(self, item: Item, tile: np.ndarray, found: Detections) -> None:
+    def record(
+        self,
+        item: Item,
+        tile: np.ndarray,
+        found: Detections,
+        *,
+        verdict: str = RUN,
+        stamp: Sequence[int] | None = None,
+    ) -> None:
         """See `Journal.record`; the line reaches the system before this returns."""
         entry = {
             "name": item.name,
-            "stamp": _stamp(item),
+            "stamp": list(stamp_of(item) if stamp is None else stamp),
             "size": list(found.image_size),
             "tile": tile.tolist(),
+            "verdict": verdict,
             "boxes": found.boxes.astype(float).tolist(),
             "scores": found.scores.astype(float).tolist(),
             "labels": found.labels.tolist(),
@@ -101,6 +115,8 @@ class TileJournal(Journal):
                 elif number == 0:
                     raise UserError("not a journal of finished tiles", where=path, fix="start without --resume")
                 else:
+                    for column in ("boxes", "scores", "labels", "cut"):  # lists of numbers take five times the memory
+                        entry[column] = np.array(entry[column], _TYPES[column])
                     self._done[(entry["name"], *entry["size"], *entry["tile"])] = entry
 
     def _check(self, before: dict[str, Any], path: Path) -> None:
@@ -114,24 +130,13 @@ class TileJournal(Journal):
             )
 
 
-def _stamp(item: Item) -> list[int]:
-    """Size and time of change of the picture's file, so that another picture under the same name is noticed."""
-    if not isinstance(item.picture, Path):
-        return []
-    try:
-        status = item.picture.stat()
-    except OSError:
-        return []
-    return [status.st_size, status.st_mtime_ns]
-
-
 def _detections(entry: dict[str, Any], size: tuple[int, int], item: Item) -> Detections:
     return Detections(
-        np.array(entry["boxes"], np.float32).reshape(-1, 4),
-        np.array(entry["scores"], np.float32),
-        np.array(entry["labels"], np.int64),
+        entry["boxes"].reshape(-1, 4),
+        entry["scores"],
+        entry["labels"],
         size,
         tuple(entry["classes"]),
         image_id=item.image_id,
-        extra={"cut": np.array(entry["cut"], bool)},
+        extra={"cut": entry["cut"]},
     )
