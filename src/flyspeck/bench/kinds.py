@@ -60,11 +60,11 @@ def _train(job: Job, places: Places) -> Outcome:
 
 
 def _distill(job: Job, places: Places) -> Outcome:
-    from flyspeck.train.distill import distill
+    from flyspeck.train.distill.stages import train_student
 
     recipe, folder = job.recipe(data=places.data, runs=places.runs), job.folder(places.runs)
     _check_data(job, recipe)
-    distill(recipe, folder, resume=_begun(folder))
+    train_student(recipe, folder, resume=_begun(folder) or (folder / "distilled").is_dir())
     return _of_run(job, recipe, folder)
 
 

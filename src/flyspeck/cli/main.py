@@ -17,6 +17,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "demo": ("flyspeck.cli.demo:demo", "The whole job on generated pictures, in minutes: start here."),
     "data": ("flyspeck.cli.data:app", "Annotated pictures: inspect, convert, shrink, tile, generate scenes."),
     "train": ("flyspeck.cli.train:train", "A recipe to a trained detector and its figures."),
+    "distill": ("flyspeck.cli.distill:distill", "A small student that learns from a large teacher."),
     "models": ("flyspeck.cli.models:models", "The models by name, with their papers and counts."),
     "pretrain": ("flyspeck.cli.pretrain:pretrain", "Train a backbone as a classifier of small pictures."),
     "profile": ("flyspeck.cli.profile:profile", "Parameters, GFLOPs, memory and latency of a model."),

@@ -201,6 +201,7 @@ def _comparable(recipe: Recipe) -> dict[str, Any]:
     content["data"].pop("cache")
     for key in ("train", "val"):  # a moved data set is the same data set: the hash tells
         content["data"].pop(key)
+    content.pop("distill")  # what matters of it is noted apart, with the teacher's hash in place of its path
     return content
 
 

@@ -1,0 +1,293 @@
+"""The stages of a distillation, one after the other: teacher, student, fine-tuning on the ground truth, table.
+
+The folder becomes the run folder of the final student; `teacher/` inside it is that of a teacher that was trained too,
+`distilled/` that of the student before a fine-tuning. A finished stage says so in `stage.json`, one that was broken off goes
+on from its last checkpoint. The student's checkpoints hold the detector alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from flyspeck.data.loading import DetectionDataset
+from flyspeck.errors import UserError
+from flyspeck.models.detector import Detector
+from flyspeck.train.build import load_described
+from flyspeck.train.checkpoint import replace_file
+from flyspeck.train.config import Recipe, load_recipe
+from flyspeck.train.distill.cache import open_cache, versions
+from flyspeck.train.distill.config import DistillConfig
+from flyspeck.train.distill.objective import Source, build_objective
+from flyspeck.train.distill.table import Row, Table, cost_row, level_similarities, write_table
+from flyspeck.train.distill.teacher import AsStudent, Observe, Teacher, TeacherSource, shared_classes, weights_hash
+from flyspeck.train.inputs import enlargement, read_sets
+from flyspeck.train.measure import measure
+from flyspeck.train.run import Method, RunContext, train
+
+log = logging.getLogger("flyspeck")
+
+
+@dataclass(frozen=True)
+class TrainedTeacher:
+    """A teacher with the file it came from."""
+
+    detector: Detector
+    description: dict[str, Any]
+    scale: float
+    hash: str
+
+
+def distill(recipe: Recipe, folder: Path, *, resume: bool = False, against: Sequence[Path] = ()) -> Table:
+    """Runs all stages of `recipe.distill` and returns the table, which is left in `folder` too (`table.md`, `table.json`).
+
+    `folder` becomes the run folder of the final student. `against` are other run folders for the table. With `resume`,
+    finished stages are kept and a broken one goes on.
+    """
+    config = _section(recipe)
+    teacher = find_teacher(recipe, folder, resume=resume)
+    teacher_figures = _measure_teacher(recipe, folder / "teacher.json", teacher)
+    figures = train_student(recipe, folder, teacher=teacher, resume=resume)
+    best = recipe.evaluate.best
+    if teacher_figures.get(best, -1) < figures.get(best, -1):
+        log.warning(
+            "the teacher is worse than the student on the validation set: %s %.1f against %.1f",
+            best,
+            100 * teacher_figures[best],
+            100 * figures[best],
+        )
+    runs = [folder / "distilled", folder] if config.finetune.epochs else [folder]
+    return _table(recipe, folder, teacher, teacher_figures, [*runs, *against])
+
+
+def train_student(
+    recipe: Recipe, folder: Path, *, teacher: TrainedTeacher | None = None, resume: bool = False
+) -> dict[str, float]:
+    """The stages of the student alone: its run folder is `folder`, that before a fine-tuning `folder/distilled`.
+
+    `teacher` None finds it as the recipe says. Returns the figures of the best weights.
+    """
+    config = _section(recipe)
+    if config.cache is not None:
+        versions(recipe.augment)  # what cannot be cached is said before a teacher trains for hours
+    if (folder / "recipe.yaml").is_file() and not resume:
+        raise UserError("holds a run already", where=folder, fix="choose another --out, or go on with --resume")
+    teacher = teacher or find_teacher(recipe, folder, resume=resume)
+    method = _student_method(config, teacher)
+    if config.finetune.epochs == 0:
+        return _stage(recipe, folder, resume, method)
+    before = folder / "distilled"
+    _stage(recipe, before, resume, method)
+    own = {**method.note["distill"], "stage": "fine-tuned"}
+    return _stage(_finetuning(recipe, config), folder, resume, Method(start=before, note={"distill": own}))
+
+
+def _section(recipe: Recipe) -> DistillConfig:
+    if recipe.distill is None:
+        raise UserError("the recipe has no section 'distill'", where=recipe.name, fix="train it with `flyspeck train`")
+    if recipe.dynamic is not None:
+        raise UserError(
+            "a student of several resolutions cannot be distilled", where="dynamic", fix="leave one of the sections out"
+        )
+    return recipe.distill
+
+
+# --- the teacher ------------------------------------------------------------------------------------------------------
+
+
+def find_teacher(recipe: Recipe, folder: Path, *, resume: bool = False) -> TrainedTeacher:
+    """The teacher that the recipe names; a recipe is trained first, into `folder/teacher`."""
+    config = _section(recipe)
+    path = Path(config.teacher)
+    if path.suffix in (".yaml", ".yml"):
+        own = load_recipe(path)
+        if own.distill is not None:
+            raise UserError("the teacher's recipe distils itself", where=path, fix="name the run folder of its student")
+        _stage(own, folder / "teacher", resume, Method())
+        path = folder / "teacher"
+    detector, description = load_described(path)
+    return TrainedTeacher(detector, description, _scale(recipe, description), weights_hash(detector))
+
+
+def _scale(recipe: Recipe, description: dict[str, Any]) -> float:
+    """How much the teacher's pictures are enlarged over the student's."""
+    config = _section(recipe)
+    if config.teacher_scale is not None:
+        return config.teacher_scale
+    own, theirs = enlargement(recipe.data), description.get("enlarge", {"factor": 1.0, "short_side": None})
+    if own.short_side == theirs["short_side"]:
+        return 1.0 if own.short_side is not None else theirs["factor"] / own.factor
+    raise UserError(
+        "teacher and student enlarge their pictures by different rules (data.short_side)",
+        where="distill.teacher_scale",
+        fix="say how much larger the teacher sees what the student sees",
+    )
+
+
+def _measure_teacher(recipe: Recipe, file: Path, teacher: TrainedTeacher) -> dict[str, float]:
+    """The teacher's figures on the student's validation set; measured once."""
+    made_of = {"teacher": teacher.hash, "scale": teacher.scale, "protocol": recipe.evaluate.protocol}
+    if file.is_file():
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["of"] == made_of:
+            return content["figures"]
+    accelerator = Accelerator()
+    train_set, val_set = read_sets(recipe.data)
+    _, _, remarks = shared_classes(train_set.classes, teacher.detector.classes)
+    for remark in remarks:
+        log.warning("classes: %s", remark)
+    view = AsStudent(teacher.detector, scale=teacher.scale, classes=train_set.classes).to(accelerator.device)
+    figures = measure(
+        view,
+        val_set,
+        protocol=recipe.evaluate.protocol,
+        channels=len(teacher.description["mean"]),
+        batch_size=recipe.evaluate.batch_size,
+        accelerator=accelerator,
+        precision=recipe.train.precision,
+        enlarge=enlargement(recipe.data),
+    )
+    if accelerator.is_main_process:
+        _write(file, {"of": made_of, "figures": figures})
+    best = recipe.evaluate.best
+    log.info("teacher on the student's validation set: %s %.1f", best, 100 * figures.get(best, float("nan")))
+    return figures
+
+
+# --- the student ------------------------------------------------------------------------------------------------------
+
+
+def _student_method(config: DistillConfig, teacher: TrainedTeacher) -> Method:
+    if config.method == "none":
+        return Method(note={"distill": {"method": "none"}})
+    own = config.model_dump(mode="json", exclude={"teacher", "teacher_scale", "cache", "cache_limit_gb", "finetune"})
+    note = {"distill": {**own, "teacher": teacher.hash, "scale": teacher.scale}}
+
+    def objective(detector: Detector, context: RunContext) -> nn.Module:
+        whole = Teacher(teacher.detector, scale=teacher.scale)
+        _check_channels(context.channels, teacher.description)
+        return build_objective(config, detector, whole, lambda observe: _source(config, whole, observe, context))
+
+    return Method(objective=objective, note=note)
+
+
+def _source(config: DistillConfig, teacher: Teacher, observe: Observe, context: RunContext) -> Source:
+    if config.cache is None:
+        return TeacherSource(teacher, observe)
+    recipe, accelerator = context.recipe, context.accelerator
+    dataset = DetectionDataset(context.train_set, channels=context.channels, enlarge=enlargement(recipe.data))  # type: ignore[arg-type]
+    with accelerator.main_process_first():
+        return open_cache(
+            Path(config.cache),
+            dataset,
+            teacher,
+            observe,
+            augment=recipe.augment,
+            limit_bytes=config.cache_limit_gb * 1e9,
+            batch_size=recipe.evaluate.batch_size,
+            device=accelerator.device,
+            precision=recipe.train.precision,
+        )
+
+
+def _check_channels(channels: int, description: dict[str, Any]) -> None:
+    if len(description["mean"]) != channels:
+        raise UserError(
+            f"the teacher reads pictures of {len(description['mean'])} channel(s), the student of {channels}",
+            where="distill.teacher",
+            fix="set data.channels alike",
+        )
+
+
+def _finetuning(recipe: Recipe, config: DistillConfig) -> Recipe:
+    plan = recipe.train.model_copy(
+        update={"epochs": config.finetune.epochs, "lr": recipe.train.lr * config.finetune.lr, "eval_every": 1}
+    )
+    return recipe.model_copy(update={"train": plan, "name": f"{recipe.name}-finetuned"})
+
+
+def _stage(recipe: Recipe, folder: Path, resume: bool, method: Method) -> dict[str, float]:
+    """One stage: the figures of a finished one, or those of the run, which goes on where it was broken off."""
+    done = folder / "stage.json"
+    if done.is_file():
+        if not resume:
+            raise UserError("holds a run already", where=folder, fix="choose another --out, or go on with --resume")
+        _check_same(done, recipe, method)
+        return json.loads(done.read_text(encoding="utf-8"))["figures"]
+    begun = (folder / "state.pt").is_file()
+    if resume and not begun:  # broken off before its first checkpoint: there is nothing to go on from
+        (folder / "recipe.yaml").unlink(missing_ok=True)
+    figures = train(recipe, folder, resume=resume and begun, method=method)
+    if Accelerator().is_main_process:
+        _write(done, {"figures": figures, "of": _identity(recipe, method)})
+    return figures
+
+
+def _identity(recipe: Recipe, method: Method) -> dict[str, Any]:
+    content = recipe.model_dump(mode="json", exclude={"distill": True, "name": True, "data": {"train", "val", "cache"}})
+    return {"recipe": content, "note": dict(method.note)}
+
+
+def _check_same(done: Path, recipe: Recipe, method: Method) -> None:
+    before = json.loads(done.read_text(encoding="utf-8"))["of"]
+    now = json.loads(json.dumps(_identity(recipe, method)))
+    if before != now:
+        parts = [key for key in now["recipe"] if before["recipe"].get(key) != now["recipe"][key]]
+        parts += ["distill"] if before["note"] != now["note"] else []
+        raise UserError(
+            f"this stage was finished with another {', '.join(parts)}",
+            where=done.parent,
+            fix="use the recipe it was made with, or choose another --out",
+        )
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    def write(temporary: Path) -> None:
+        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, write)
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def _table(
+    recipe: Recipe,
+    folder: Path,
+    teacher: TrainedTeacher,
+    teacher_figures: dict[str, float],
+    runs: Sequence[Path],
+) -> Table:
+    """Figures, costs and similarity to the teacher of every model; measured on the main process only."""
+    loaded = [(path, *load_described(path)) for path in runs]
+    height, width = loaded[0][2]["training_size"]
+    seen = (round(height * teacher.scale), round(width * teacher.scale))
+    rows: list[Row] = [cost_row("teacher", teacher.detector.to("cpu"), seen, teacher_figures)]
+    _, val_set = read_sets(recipe.data)
+    whole = Teacher(teacher.detector, scale=teacher.scale)
+    dataset = DetectionDataset(val_set, channels=len(teacher.description["mean"]), enlarge=enlargement(recipe.data))  # type: ignore[arg-type]
+    for path, detector, description in loaded:
+        about = description.get("distill", {})
+        words = " ".join(part for part in (about.get("method"), about.get("stage")) if part)
+        rows.append(
+            cost_row(
+                f"{path.name} ({words})" if words else path.name,
+                detector,
+                tuple(description["training_size"]),
+                description["figures"],
+                similarity=level_similarities(detector, whole, dataset),
+            )
+        )
+    table = Table(size=(int(height), int(width)), threads=torch.get_num_threads(), rows=rows)
+    if Accelerator().is_main_process:
+        write_table(table, folder)
+    return table

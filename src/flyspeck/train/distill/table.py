@@ -1,0 +1,128 @@
+"""The one table at the end: what teacher and students find, and what they cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from flyspeck.data.loading import DetectionDataset, collate
+from flyspeck.errors import UserError
+from flyspeck.models.detector import Detector
+from flyspeck.models.profile import measure_latency, profile
+from flyspeck.train.distill.features import FeatureTerms
+from flyspeck.train.distill.levels import match_levels
+from flyspeck.train.distill.teacher import Teacher
+
+COLUMNS = {
+    "AP": "ap_all",
+    "AP_small": "ap_small",
+    "AP50_tiny": "ap50_tiny",
+    "AP50_tiny1": "ap50_tiny1",
+    "AP50_tiny2": "ap50_tiny2",
+    "AP50_tiny3": "ap50_tiny3",
+    "AP50": "ap50_all",
+    "AP75": "ap75_all",
+}
+"""Heading to the figure's name; figures that a protocol does not have are dashes."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model."""
+
+    name: str
+    figures: Mapping[str, float]
+    params: int
+    gflops: float
+    """Multiply-adds of a forward pass on one picture as the model sees it, in units of 1e9."""
+    ms: float
+    """Median wall time of one picture, detection included."""
+    similarity: Mapping[str, float] = field(default_factory=dict)
+    """Linear CKA of each level with the teacher's, on validation pictures."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """All models; the first row is the teacher."""
+
+    size: tuple[int, int]
+    """(H, W) of the pictures that the students see."""
+    threads: int
+    rows: Sequence[Row]
+
+    def text(self) -> str:
+        """As Markdown: figures in percent, costs, and how many times more the teacher costs."""
+        levels = list(dict.fromkeys(level for row in self.rows for level in row.similarity))
+        alike = [f"CKA {level}" for level in levels]
+        head = ["model", *COLUMNS, "parameters (M)", "GFLOPs", "ms", "teacher / model", *alike]
+        teacher = self.rows[0]
+        body = []
+        for row in self.rows:
+            ratios = (teacher.params / row.params, teacher.gflops / row.gflops, teacher.ms / row.ms)
+            body.append(
+                [
+                    row.name,
+                    *(_percent(row.figures.get(name)) for name in COLUMNS.values()),
+                    f"{row.params / 1e6:.3f}",
+                    f"{row.gflops:.3f}",
+                    f"{row.ms:.1f}",
+                    " / ".join(f"{ratio:.1f}x" for ratio in ratios),
+                    *(f"{row.similarity[level]:.2f}" if level in row.similarity else "-" for level in levels),
+                ]
+            )
+        lines = [head, ["---"] * len(head), *body]
+        height, width = self.size
+        note = (
+            f"Figures in percent. Students see {width}x{height}; multiply-adds count 1000 proposals in a two-stage head; ms:"
+            f" one picture, {self.threads} thread{'s' if self.threads > 1 else ''}. teacher / model: parameters, GFLOPs, ms."
+        )
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{note}\n"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None or value < 0 else f"{100 * value:.1f}"
+
+
+def cost_row(
+    name: str,
+    detector: Detector,
+    size: tuple[int, int],
+    figures: Mapping[str, float],
+    *,
+    similarity: Mapping[str, float] | None = None,
+) -> Row:
+    """The row of a trained detector that sees pictures of `size` (H, W); it is timed here and now."""
+    counted = profile(detector, size, convention="macs")
+    timed = measure_latency(detector, size, runs=10)
+    return Row(name, dict(figures), counted.params, counted.gflops, timed.median_ms, dict(similarity or {}))
+
+
+@torch.no_grad()
+def level_similarities(
+    student: Detector, teacher: Teacher, dataset: DetectionDataset, *, pictures: int = 16
+) -> dict[str, float]:
+    """Mean linear CKA of each common level over `pictures` of a set, evenly spread; empty without a common level."""
+    try:
+        pairs = match_levels(student.features, teacher.detector.features, teacher_scale=teacher.scale)
+    except UserError:  # the table has room for a model that cannot be compared
+        return {}
+    terms = FeatureTerms(pairs, wanted=[])
+    sums = dict.fromkeys((pair.name for pair in pairs), 0.0)
+    rows = np.unique(np.linspace(0, len(dataset) - 1, min(pictures, len(dataset))).round().astype(int))
+    for row in rows:
+        images = collate([dataset.raw(int(row))]).images
+        found = terms.similarities(student.pyramid(images), teacher.outputs(images, terms.observe))
+        for name, value in found.items():
+            sums[name] += float(value) / len(rows)
+    return sums
+
+
+def write_table(table: Table, folder: Path) -> None:
+    """`table.json` and `table.md` in `folder`."""
+    (folder / "table.json").write_text(json.dumps(asdict(table), indent=1), encoding="utf-8")
+    (folder / "table.md").write_text(table.text(), encoding="utf-8")
