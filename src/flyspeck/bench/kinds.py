@@ -116,7 +116,9 @@ def _of_run(job: Job, recipe: Recipe, folder: Path) -> Outcome:
 
 
 def _scored(job: Job, val_set: Annotations, detections: Path, recipe: Recipe) -> Score:
-    return score(val_set, detections, protocol=recipe.evaluate.protocol, bins=job.table.bins)
+    return score(
+        val_set, detections, protocol=recipe.evaluate.protocol, bins=job.table.bins, bin_scale=job.row.bin_scale
+    )
 
 
 def _variant_facts(folder: Path, variant: str) -> dict[str, Any]:
@@ -276,5 +278,5 @@ def _external(job: Job, places: Places) -> Outcome:
         from flyspeck.train.inputs import spread
 
         val_set = spread(val_set, limit)
-    scored = score(val_set, detections, protocol=protocol, bins=job.table.bins)
+    scored = score(val_set, detections, protocol=protocol, bins=job.table.bins, bin_scale=job.row.bin_scale)
     return _outcome(job, [("", scored, {"validation_pictures": len(val_set), "protocol": protocol, **facts})])

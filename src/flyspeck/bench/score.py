@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ import torch
 
 import flyspeck
 from flyspeck.data.annotations import Annotations
+from flyspeck.errors import UserError
 from flyspeck.evaluate import DetectionTable, customised, evaluate, protocol_named
 from flyspeck.evaluate.bootstrap import drawn_aps
-from flyspeck.evaluate.protocols import APProtocol
+from flyspeck.evaluate.protocols import INFINITE, APProtocol, Bin
 from flyspeck.models.detector import Detector
 from flyspeck.models.profile import NUM_PROPOSALS, measure_latency, profile
 from flyspeck.train.measure import figures_of
@@ -37,9 +38,19 @@ class Score:
     draws: dict[str, np.ndarray]
 
 
-def score(annotations: Annotations, detections: Path, *, protocol: str, bins: list[float] | None) -> Score:
-    """Scores a COCO results file; AP50 of every bin gets an interval where the protocol is an AP of COCO's kind."""
+def score(
+    annotations: Annotations, detections: Path, *, protocol: str, bins: list[float] | None, bin_scale: float = 1.0
+) -> Score:
+    """Scores a COCO results file; AP50 of every bin gets an interval where the protocol is an AP of COCO's kind.
+
+    `bin_scale` multiplies the bounds of the bins (lengths in pixels): for a set with the same objects at another size.
+    """
     rule = customised(protocol_named(protocol), size_edges=None if bins is None else tuple(bins))
+    if bin_scale != 1:
+        if not isinstance(rule, APProtocol):
+            raise UserError(f"the bins of '{protocol}' cannot be scaled", where="bin_scale")
+        scaled = [Bin(b.name, b.low * bin_scale**2, min(INFINITE, b.high * bin_scale**2)) for b in rule.bins]
+        rule = replace(rule, bins=tuple(scaled))
     table = DetectionTable.from_coco(detections, annotations)
     figures = {name: value for name, value in figures_of(evaluate(annotations, table, rule)).items() if value >= 0}
     draws: dict[str, np.ndarray] = {}

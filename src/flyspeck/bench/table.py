@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -100,6 +100,9 @@ class Row(_Strict):
     """The grades that have this row; none named: all."""
     data: str | None = None
     """Key of another data set than the grade's."""
+    bin_scale: float = Field(default=1.0, gt=0)
+    """Pixels of that set per pixel of the grade's: the bounds of the size bins are multiplied, so that a bin holds the same
+    objects."""
 
 
 class Claim(_Strict):
@@ -254,6 +257,7 @@ class Job:
         """Eight hex digits of all that decides its result, those of the rows it needs included."""
         grade = self.table.grades[self.grade]
         parts = [self.row.kind, self.content, self.seed, self.row.data or grade.data, self.table.bins]
+        parts += [self.row.bin_scale] if self.row.bin_scale != 1 else []
         parts += [job.definition for job in self.needs()]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
 
@@ -341,15 +345,14 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 
 def _set(content: dict[str, Any], key: str, value: Any) -> None:
-    """Sets `section.key`; a mapping for a section is merged into it."""
+    """Sets `section.key`; sections that are not there are made."""
     *parents, last = key.split(".")
     place = content
     for parent in parents:
         if not isinstance(place.get(parent), dict):
             place[parent] = {}
         place = place[parent]
-    both = isinstance(value, Mapping) and isinstance(place.get(last), dict)
-    place[last] = {**place[last], **value} if both else value
+    place[last] = value
 
 
 def _first(error: pydantic.ValidationError) -> str:

@@ -15,13 +15,25 @@ from flyspeck.data.writers import write_coco
 from flyspeck.errors import UserError
 
 
-def small_sizes(sizes: np.ndarray, *, factor: float | None = None, short_side: int | None = None) -> np.ndarray:
-    """New sizes `(I, 2)` for pictures of `sizes` (I, 2), (height, width): by `factor`, or to a shorter side of `short_side` px.
+def small_sizes(
+    sizes: np.ndarray,
+    *,
+    factor: float | None = None,
+    short_side: int | None = None,
+    size: tuple[int, int] | None = None,
+) -> np.ndarray:
+    """New sizes `(I, 2)` for pictures of `sizes` (I, 2), (height, width): by `factor`, to a shorter side of `short_side` px, or
+    all of one `size`, whatever that does to their proportions (SSD's way).
 
     Rounded to whole pixels, at least 1; a picture whose shorter side is no longer than `short_side` stays as it is.
     """
-    if (factor is None) == (short_side is None):
-        raise UserError("give either a factor or a short side", fix="--factor 2, or --short-side 100")
+    if sum(option is not None for option in (factor, short_side, size)) != 1:
+        raise UserError("give one of factor, short side and size", fix="--factor 2, --short-side 100 or --size 300x300")
+    if size is not None:
+        if min(size) < 1 or (sizes < size).any():
+            what = f"{size[0]}x{size[1]} is larger than the smallest picture" if min(size) >= 1 else f"a size of {size}"
+            raise UserError(what, fix="give a height and width that shrink every picture")
+        return np.tile(np.array(size, np.int64), (len(sizes), 1))
     if factor is not None:
         if not 1 <= factor < np.inf:
             raise UserError(f"a factor of {factor} does not shrink", fix="give a factor of 1 or more")
@@ -66,6 +78,7 @@ def shrink(
     name: str,
     factor: float | None = None,
     short_side: int | None = None,
+    size: tuple[int, int] | None = None,
     picture_format: str = "png",
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
@@ -83,12 +96,10 @@ def shrink(
     ]
     if any(source.resolve() == target.resolve() for source, target, _ in jobs[:1]):
         raise UserError("the pictures would be written over themselves", where=out, fix="give another --out")
-    work = partial(_shrink_one, factor=factor, short_side=short_side)
-    small_sizes(
-        np.ones((1, 2), dtype=np.int64), factor=factor, short_side=short_side
-    )  # a wrong option fails before any work
+    rule = partial(small_sizes, factor=factor, short_side=short_side, size=size)
+    rule(np.ones((0, 2), dtype=np.int64))  # a wrong option fails before any work
     true_sizes, faults = annotations.sizes.copy(), {}
-    for row, result in enumerate(in_parallel(work, jobs, workers)):
+    for row, result in enumerate(in_parallel(partial(_shrink_one, rule=rule), jobs, workers)):
         if isinstance(result, str):
             faults[row] = result
         else:
@@ -101,7 +112,7 @@ def shrink(
             f"no picture could be read; the first: {faults[0]}", where=annotations.root, fix="give --images"
         )
     read = replace(annotations, sizes=true_sizes).select_images(good)
-    small = scale_annotations(read, small_sizes(read.sizes, factor=factor, short_side=short_side))
+    small = scale_annotations(read, rule(read.sizes))
     small = replace(
         small,
         root=Path(out),
@@ -113,7 +124,7 @@ def shrink(
 
 
 def _shrink_one(
-    job: tuple[Path, Path, tuple[int, int]], factor: float | None, short_side: int | None
+    job: tuple[Path, Path, tuple[int, int]], rule: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[int, int] | str:
     """Shrink one file; returns its (height, width) before, or what was wrong."""
     source, target, listed = job
@@ -124,6 +135,9 @@ def _shrink_one(
     size = pixels.shape[:2]
     if listed[0] > 0 and listed != size:
         return f"{source}: is {size[1]}x{size[0]} px, the annotations say {listed[1]}x{listed[0]}"
-    new = small_sizes(np.array([size]), factor=factor, short_side=short_side)[0]
+    try:
+        new = rule(np.array([size]))[0]
+    except UserError as error:
+        return f"{source}: {error}"
     save_pixels(shrink_pixels(pixels, (int(new[0]), int(new[1]))), target)
     return size

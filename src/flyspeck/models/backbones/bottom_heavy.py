@@ -61,6 +61,16 @@ def bh_resnet50(
     return bh_resnet(Bottleneck, (7, 6, 2, 1), width=width, weights=weights, outputs=outputs)
 
 
+def bh_resnet18(
+    *, width: float = 1.0, weights: str | Path | None = None, outputs: Sequence[str] = STAGES
+) -> StagedBackbone:
+    """ResNet-18's bottom-heavy twin by the paper's rule: (3, 3, 1, 1) basic blocks, each stage with stride 2. Not in the paper.
+
+    11.85 GFLOPs at 512x640 where ResNet-18 has 11.90 (`mmcv`); half the parameters.
+    """
+    return bh_resnet(BasicBlock, (3, 3, 1, 1), width=width, weights=weights, outputs=outputs)
+
+
 def bh_resnet(
     block: type[BasicBlock] | type[Bottleneck],
     depths: Sequence[int],
