@@ -86,8 +86,8 @@ def _count(detector: Detector, table: Annotations) -> dict[str, dict[str, float]
 
 def _target(boxes: np.ndarray, ignore: np.ndarray) -> Targets:
     whole = (boxes[:, 2:] > boxes[:, :2]).all(1)  # training drops boxes without area
-    boxes, ignore = torch.from_numpy(boxes[whole]).float(), torch.from_numpy(ignore[whole])
-    return Targets(boxes, torch.where(ignore, -1, 0), ignore)
+    learnt, ignored = torch.from_numpy(boxes[whole]).float(), torch.from_numpy(ignore[whole])
+    return Targets(learnt, torch.where(ignored, -1, 0), ignored)
 
 
 def _assign(detector: Detector, priors: Priors, target: Targets, size: tuple[int, int]) -> torch.Tensor:

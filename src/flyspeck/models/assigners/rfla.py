@@ -16,7 +16,8 @@ the RPN's anchors: `anchors: {receptive_fields: true}` in a recipe. With other a
 level's ERF times the anchor's sides over the level's mean anchor.
 
 Deviations: fields are those of the backbone in use (`models.receptive`), where the paper takes ResNet-50's for all; an output
-wanted by two objects goes to the one it fits best, not to the last in the file; the fields are shrunk in a copy (the
+wanted by two objects goes to the one it fits best, not to the last in the file, and an object that lost all of its own to
+others (two things in one place) takes the best that is free; the fields are shrunk in a copy (the
 authors' code shrinks the anchors themselves). As in their code, priors that tie with the k-th are taken too, and a prior
 with a distance of 0.8 or more that nobody took is ignored rather than background.
 
@@ -94,8 +95,20 @@ class RFLA(Assigner):
             assigned[nearest >= self.ignore_from] = IGNORED
             assigned = torch.where(second >= 0, second, assigned)
             assigned = torch.where(first >= 0, first, assigned)
+            self._serve_the_starved(assigned, fields, objects)
         spare_ignored(assigned, priors.boxes, ignored)
         return assigned
+
+    def _serve_the_starved(self, assigned: Tensor, fields: Tensor, objects: Tensor) -> None:
+        """Gives, in place, each object that others left without any prior the best of those that nobody has."""
+        served = torch.zeros(len(objects), dtype=torch.bool, device=assigned.device)
+        served[assigned[assigned >= 0]] = True
+        for row in torch.nonzero(~served).squeeze(1).tolist():
+            values = self.similarity(objects[row : row + 1], fields)[0]
+            values[assigned >= 0] = -1.0
+            best = int(values.argmax())
+            if values[best] >= 0:
+                assigned[best] = row
 
     def fields(self, priors: Priors) -> Tensor:
         """The effective receptive fields of all priors as boxes `(A, 4)`."""
