@@ -1,0 +1,199 @@
+"""`export_model`: a trained detector to a file that finds the same boxes without torch, or no file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flyspeck.errors import UserError
+from flyspeck.export.onnx import describe, trace, write_onnx
+from flyspeck.export.openvino import write_openvino
+from flyspeck.export.parity import AP, BOX_PX, SCORE, TIE_SHARE, Difference, Rule, ap_by_size, ap_table, compare
+from flyspeck.export.pictures import PictureSet, detect, named_set, run_sets, tiles_of
+from flyspeck.infer.exported import open_exported
+from flyspeck.infer.torch_model import TorchModel
+from flyspeck.models.detector import Detector
+from flyspeck.train.build import load_described
+
+SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to make, and what to prove it on."""
+
+    format: str = "onnx"
+    int8: bool = False
+    bits: int = 8
+    """Of a channel of a picture: 16 takes 8 too, as float32."""
+    hard_nms: float | None = None
+    """IoU of the suppression in place of the trained one; a detector with soft-NMS needs it."""
+    check: Path | None = None
+    """Pictures or annotations to check on; None: the run's validation set."""
+    check_limit: int = 48
+    calibrate: Path | None = None
+    """Pictures to calibrate INT8 on; None: the run's training set, or `check`."""
+    calibration_tiles: int = 64
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and what the check found."""
+
+    path: Path
+    difference: Difference
+    ap: Mapping[str, Mapping[str, float]]
+    """AP50 by size of `eager` and `exported`; empty where the pictures have no annotations."""
+
+
+def export_model(run: Path, out: Path, options: ExportOptions, *, say: Say = print) -> Exported:
+    """Writes `out` if it finds the detector's boxes on real pictures; else raises UserError and leaves nothing.
+
+    INT8 finds other boxes by its nature: it is written after the fp32 graph has passed, with what it costs by size bin.
+    """
+    _check_options(out, options)
+    detector, description = load_described(run)
+    if options.hard_nms is not None:
+        detector = with_hard_nms(detector, options.hard_nms)
+    checked, calibrated = _sets(run, options, detector.classes)
+    rule = _rule(detector)
+    told = describe(detector, description, bits=options.bits)
+    say(f"tracing {told['model'] or 'the detector'}")
+    graph = trace(detector, bits=options.bits)
+    temporary = out.with_name(f".{out.stem}.{os.getpid()}.part{out.suffix}")
+    try:
+        _write(graph, temporary, told)
+        say(f"checking on {len(checked.paths)} pictures of {checked.name}")
+        eager, reference = detect(TorchModel(detector), checked, description, score=rule.score)
+        found, windows = detect(open_exported(temporary), checked, description, score=rule.score)
+        difference = compare(reference, windows, rule)
+        ap = _accuracy(checked, eager=eager, exported=found)
+        say(difference.text)
+        _require_parity(difference, ap, out)
+        told = {**told, "parity": {"pictures": len(checked.paths), **difference.to_dict(), "ap50": ap}}
+        if options.int8:
+            graph, told, ap = _quantised(graph, temporary, told, options, (checked, calibrated), eager, say)
+        elif ap:
+            say(ap_table(ap))
+        _write(graph, temporary, told)
+        _move(temporary, out)
+    finally:
+        for part in (temporary, temporary.with_suffix(".bin")):
+            part.unlink(missing_ok=True)
+    return Exported(out, difference, ap)
+
+
+def with_hard_nms(detector: Detector, iou: float) -> Detector:
+    """The detector with plain class-wise suppression at `iou`, in place."""
+    if not 0 < iou <= 1:
+        raise UserError(f"an IoU of {iou}", where="--hard-nms", fix="choose one above 0 and up to 1")
+    head: Any = detector.head
+    head.suppression = replace(head.suppression, soft=None, iou=iou)
+    return detector
+
+
+def _check_options(out: Path, options: ExportOptions) -> None:
+    if options.format not in SUFFIX:
+        raise UserError(f"no format '{options.format}'", where="--format", fix="onnx or openvino")
+    if out.suffix.lower() != SUFFIX[options.format]:
+        raise UserError(
+            f"'{out.name}' is no name for {options.format}", where="--out", fix=f"end it with {SUFFIX[options.format]}"
+        )
+    if options.check_limit < 1 or options.calibration_tiles < 1:
+        raise UserError("no pictures to check or calibrate on", where="--check-limit", fix="give at least 1")
+    if not out.parent.is_dir():
+        raise UserError("no such folder", where=out.parent, fix="make it first")
+
+
+def _sets(run: Path, options: ExportOptions, classes: tuple[str, ...]) -> tuple[PictureSet, PictureSet]:
+    """Pictures to check on and to calibrate on."""
+    train = None
+    if options.check is not None:
+        check = named_set(options.check, classes)
+    else:
+        train, check = run_sets(run)
+    if options.calibrate is not None:
+        train = named_set(options.calibrate, classes)
+    return check.spread(options.check_limit), train or check
+
+
+def _rule(detector: Detector) -> Rule:
+    rule: Any = detector.head.suppression  # type: ignore[union-attr]
+    return Rule(rule.score, rule.iou, rule.max_detections)
+
+
+def _write(graph: Any, path: Path, description: Mapping[str, Any]) -> None:
+    try:
+        (write_openvino if path.suffix == ".xml" else write_onnx)(graph, path, description)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"could not be written ({reason})", where=path.parent, fix="free some space") from error
+
+
+def _move(temporary: Path, out: Path) -> None:
+    if out.suffix == ".xml":
+        os.replace(temporary.with_suffix(".bin"), out.with_suffix(".bin"))
+    os.replace(temporary, out)
+
+
+def _accuracy(pictures: PictureSet, **found: list[Any]) -> dict[str, dict[str, float]]:
+    if pictures.annotations is None:
+        return {}
+    return {name: ap_by_size(pictures.annotations, one) for name, one in found.items()}
+
+
+def _require_parity(difference: Difference, ap: Mapping[str, Mapping[str, float]], out: Path) -> None:
+    """Raises UserError where the exported model does not find the same."""
+    if difference.boxes == 0:
+        raise UserError(
+            "the detector finds nothing in the pictures: nothing could be compared",
+            where="--check",
+            fix="give pictures with objects, or train it first",
+        )
+    faults = []
+    if not difference.same:
+        limits = f"{BOX_PX} px, {SCORE:g} in score, ties in {TIE_SHARE:.1%} of the boxes"
+        faults.append(f"boxes differ beyond the limits ({limits}): {difference.text}")
+    if ap and abs(ap["exported"]["tiny"] - ap["eager"]["tiny"]) > AP:
+        faults.append(f"AP50 of tiny objects is {ap['exported']['tiny']:.4f}, was {ap['eager']['tiny']:.4f}")
+    if faults:
+        raise UserError(
+            "not exported: " + "; ".join(faults), where=out, fix="use the run folder; please report this model"
+        )
+
+
+def _quantised(
+    graph: Any,
+    temporary: Path,
+    told: Mapping[str, Any],
+    options: ExportOptions,
+    sets: tuple[PictureSet, PictureSet],
+    eager: list[Any],
+    say: Say,
+) -> tuple[Any, dict[str, Any], dict[str, dict[str, float]]]:
+    """The INT8 graph, its description, and AP50 by size before and after."""
+    from flyspeck.export.quantize import quantise
+
+    checked, calibrated = sets
+    model = open_exported(temporary)
+    tiles = tiles_of(calibrated, told, limit=options.calibration_tiles)
+    say(f"calibrating INT8 on {len(tiles)} tiles of {calibrated.name}")
+    graph = quantise(graph, [model.to_batch([tile]) for tile in tiles])
+    told = {**told, "precision": "int8", "calibration_tiles": len(tiles)}
+    _write(graph, temporary, told)
+    found, _ = detect(open_exported(temporary), checked, told, score=told["suppression"]["score"])
+    ap = _accuracy(checked, eager=eager, int8=found)
+    counts = np.array([sum(map(len, eager)), sum(map(len, found))])
+    say(f"INT8 finds {counts[1]} boxes where fp32 finds {counts[0]}")
+    if ap:
+        told["int8_ap50"] = ap
+        say(ap_table(ap))
+    else:
+        say("its loss cannot be stated: the pictures have no annotations")
+    return graph, dict(told), ap

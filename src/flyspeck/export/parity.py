@@ -1,0 +1,151 @@
+"""Are these the same boxes? An exported model against the detector it was made of, window by window and as AP by size.
+
+Two runs of the same mathematics differ in the last digits, and a last digit may decide which of two equal boxes suppresses the
+other, or whether a score reaches the threshold. Such a box has no partner though nothing is wrong; it is counted apart, as a
+tie, and only if the other side shows the very box that took its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from flyspeck import boxes as box_algebra
+from flyspeck.data.annotations import Annotations
+from flyspeck.evaluate import DetectionTable, evaluate
+from flyspeck.types import Detections
+
+BOX_PX = 0.5
+SCORE = 1e-3
+AP = 1e-3
+TIE_SHARE = 1e-3
+"""Ties allowed, as a share of the boxes: more are no accident."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The detector's own suppression, which says what can be a tie."""
+
+    score: float
+    iou: float
+    max_detections: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What a comparison found."""
+
+    windows: int
+    boxes: int
+    """Of the reference."""
+    box_px: float
+    """Largest difference of a side among boxes that have a partner."""
+    score: float
+    """Likewise of scores."""
+    ties: int
+    unmatched: int
+    """Boxes of either side without a partner within the limits, ties left out."""
+
+    @property
+    def same(self) -> bool:
+        """Whether the boxes count as equal."""
+        return self.unmatched == 0 and self.ties <= max(1, TIE_SHARE * self.boxes)
+
+    @property
+    def text(self) -> str:
+        """One line."""
+        apart = f", {self.ties} ties" if self.ties else ""
+        apart += f", {self.unmatched} boxes WITHOUT a partner" if self.unmatched else ""
+        return (
+            f"{self.boxes} boxes in {self.windows} windows: sides within {self.box_px:.2g} px, "
+            f"scores within {self.score:.2g}{apart}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the description in an exported file."""
+        return {
+            "windows": self.windows,
+            "boxes": self.boxes,
+            "box_px": round(self.box_px, 6),
+            "score": round(self.score, 8),
+            "ties": self.ties,
+            "unmatched": self.unmatched,
+        }
+
+
+def compare(reference: Sequence[Detections], exported: Sequence[Detections], rule: Rule) -> Difference:
+    """Detections of the same windows by both models."""
+    total, ties, unmatched, box_px, score = 0, 0, 0, 0.0, 0.0
+    for one, other in zip(reference, exported, strict=True):
+        total += len(one)
+        for mine, theirs in ((one, other), (other, one)):
+            px, apart = _nearest(mine, theirs)
+            alone = ~((px <= BOX_PX) & (apart <= SCORE))
+            if (~alone).any():
+                box_px, score = max(box_px, px[~alone].max()), max(score, apart[~alone].max())
+            excused = _ties(mine, theirs, np.flatnonzero(alone), rule)
+            ties, unmatched = ties + excused, unmatched + int(alone.sum()) - excused
+    return Difference(len(reference), total, float(box_px), float(score), ties, unmatched)
+
+
+def _nearest(mine: Detections, theirs: Detections) -> tuple[np.ndarray, np.ndarray]:
+    """To each of `mine`, the partner of its class: largest difference of a side `(N,)` and of the score `(N,)`."""
+    if not len(mine) or not len(theirs):
+        return np.full(len(mine), np.inf), np.full(len(mine), np.inf)
+    px = np.abs(mine.boxes[:, None] - theirs.boxes[None]).max(2)
+    apart = np.abs(mine.scores[:, None] - theirs.scores[None])
+    # Equal weight to both limits: of two boxes in one place the one with the same score is the partner.
+    cost = px / BOX_PX + apart / SCORE + np.where(mine.labels[:, None] == theirs.labels[None], 0, np.inf)
+    best = cost.argmin(1)
+    rows = np.arange(len(mine))
+    same = np.isfinite(cost[rows, best])
+    return np.where(same, px[rows, best], np.inf), np.where(same, apart[rows, best], np.inf)
+
+
+def _ties(mine: Detections, theirs: Detections, alone: np.ndarray, rule: Rule) -> int:
+    """How many of the rows `alone` of `mine` the other side lacks for a last digit."""
+    if not len(alone):
+        return 0
+    boxes, scores = mine.boxes[alone], mine.scores[alone]
+    lowest = rule.score if len(theirs) < rule.max_detections else max(rule.score, theirs.scores.min())
+    excused = scores <= lowest + SCORE
+    if len(theirs):
+        iou = box_algebra.iou(boxes, theirs.boxes)
+        same = mine.labels[alone][:, None] == theirs.labels[None]
+        ahead = theirs.scores[None] - scores[:, None]
+        swapped = (np.abs(ahead) <= SCORE) & (iou > rule.iou - 1e-3)  # its equal was kept in its place
+        border = (ahead >= 0) & (np.abs(iou - rule.iou) <= 1e-3)  # a better box overlaps it by just the threshold
+        excused |= (same & (swapped | border)).any(1)
+    return int(excused.sum())
+
+
+def ap_by_size(annotations: Annotations, found: Sequence[Detections]) -> dict[str, float]:
+    """AP50 of each size bin of the `flyspeck` protocol; -1 where there was nothing to find."""
+    result = evaluate(annotations, DetectionTable.from_list(found, annotations), "flyspeck")
+    return {
+        str(row["area"]): float(row["value"])
+        for row in result.rows
+        if row["metric"] == "AP" and row.get("iou") == 0.5 and "cls" not in row and "category_id" not in row
+    }
+
+
+def ap_table(columns: dict[str, dict[str, float]]) -> str:
+    """AP50 by size as text, one column a model, in percent; behind the first, the difference to it."""
+    names = list(columns)
+    first = columns[names[0]]
+    lines = ["AP50     " + "".join(f"{name:>18}" for name in names)]
+    for area in first:
+        cells = [f"{_percent(first[area]):>18}"]
+        for name in names[1:]:
+            value = columns[name][area]
+            gap = f" ({100 * (value - first[area]):+.2f})" if value >= 0 and first[area] >= 0 else ""
+            cells.append(f"{_percent(value) + gap:>18}")
+        lines.append(f"{area:<9}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def _percent(value: float) -> str:
+    return "–" if value < 0 else f"{100 * value:.2f}"
