@@ -62,9 +62,9 @@ class Farmland(Terrain):
         """Parcels, rows, tractor lines, hedges, the track, trees."""
         u, v = ground.rotated(self.angle)
         wander = ground.noise(rng, 14.0, 1.0)
-        iu = np.searchsorted(self.edges_u, (u + 0.25 * wander).ravel()).reshape(u.shape)
-        iv = np.searchsorted(self.edges_v, (v + 0.25 * wander).ravel()).reshape(u.shape)
-        parcel = (iu * (len(self.edges_v) + 1) + iv).astype(np.int32)
+        iu = np.searchsorted(self.edges_u.astype(np.float32), u + 0.25 * wander)
+        iv = np.searchsorted(self.edges_v.astype(np.float32), v + 0.25 * wander)
+        parcel = iu * (len(self.edges_v) + 1) + iv
         turn = self.row_turn[parcel]
         across = v * np.cos(turn).astype(np.float32) - u * np.sin(turn).astype(np.float32)
         spacing = self.row_spacing[parcel]
@@ -74,8 +74,11 @@ class Farmland(Terrain):
         rows = np.sin((across + 0.05 * texture) * (2 * np.pi / spacing)) * (self.row_strength * visible)[parcel]
         growth = ground.noise(rng, 45.0, 3.0)
         share = np.clip(0.5 + 0.5 * rows + 0.16 * growth + 0.16 * texture, 0, 1).astype(np.float32)
-        soil, gain = self.soil.T.astype(np.float32), (self.crop - self.soil).T.astype(np.float32)
-        canvas = np.stack([s[parcel] + g[parcel] * share for s, g in zip(soil, gain, strict=True)])
+        canvas = np.empty((3, *share.shape), np.float32)
+        for plane, soil, crop in zip(canvas, self.soil.T, self.crop.T, strict=True):
+            plane[:] = (crop - soil).astype(np.float32)[parcel]
+            plane *= share
+            plane += soil.astype(np.float32)[parcel]
         tram = np.abs(np.mod(across, 18.0) - 9.0)
         lines = (smoothstep(0.28, 0.1, np.abs(tram - 0.9)) * (self.row_strength * 0.55)[parcel]).astype(np.float32)
         blend(canvas, (112, 96, 74), lines * np.float32(min(1.0, ground.scale / 3)))
@@ -88,9 +91,11 @@ class Farmland(Terrain):
     def _paint_borders(self, canvas: np.ndarray, u: np.ndarray, v: np.ndarray, texture: np.ndarray) -> None:
         """Grass margins between parcels."""
         for coordinate, edges in ((u, self.edges_u), (v, self.edges_v)):
+            nearest = np.full(coordinate.shape, np.inf, np.float32)
             for edge in edges:
-                margin = smoothstep(1.5, 0.5, np.abs(coordinate - np.float32(edge)) + 0.35 * texture)
-                blend(canvas, (84, 100, 54), margin * 0.8)
+                np.minimum(nearest, np.abs(coordinate - np.float32(edge)), out=nearest)
+            if len(edges):
+                blend(canvas, (84, 100, 54), smoothstep(1.5, 0.5, nearest + 0.35 * texture) * np.float32(0.8))
 
     def _paint_track(self, canvas: np.ndarray, v: np.ndarray, texture: np.ndarray, wander: np.ndarray) -> None:
         """A dirt track: two pale ruts and a grassy middle."""

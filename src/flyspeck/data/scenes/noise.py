@@ -44,8 +44,14 @@ def fractal(
 
 def smoothstep(low: float, high: float, x: Field) -> Field:
     """0 below `low`, 1 above `high`, smooth between (`low` > `high` gives the falling edge)."""
-    t = np.clip((x - np.float32(low)) / np.float32(high - low), 0, 1)
-    return t * t * (3 - 2 * t)
+    t = x - np.float32(low)
+    t *= np.float32(1 / (high - low))
+    np.clip(t, 0, 1, out=t)
+    curve = t * -2
+    curve += 3
+    t *= t
+    t *= curve
+    return t
 
 
 def blend(canvas: np.ndarray, colour: np.ndarray | tuple[float, ...], alpha: Field) -> None:

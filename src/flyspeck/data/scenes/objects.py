@@ -8,6 +8,7 @@ projected parts, exactly; shadows, towels, splashes and wakes lie outside it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -92,17 +93,20 @@ _ANGLES = np.linspace(0, 2 * np.pi, 9)[:-1]
 _CIRCLE = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], 1)
 
 
+@cache  # of a few dozen shapes; nobody writes into them
 def _disc(x: float, y: float, z: float, rx: float, ry: float) -> np.ndarray:
     """A level ellipse of 8 points, `(8, 3)`."""
     return np.concatenate([_CIRCLE * (rx, ry) + (x, y), np.full((8, 1), z)], 1)
 
 
+@cache
 def _ball(x: float, y: float, z: float, r: float) -> np.ndarray:
     """Two crossed circles, whose hull looks round from every side, `(16, 3)`."""
     upright = np.stack([x + r * _CIRCLE[:, 0], np.full(8, y), z + r * _CIRCLE[:, 1]], 1)
     return np.concatenate([_disc(x, y, z, r, r), upright])
 
 
+@cache
 def _slab(x1: float, x2: float, half: float, z: float) -> np.ndarray:
     """A level rectangle with cut corners, `(8, 3)`; `x` runs along the thing's heading."""
     c = min(0.22 * half, 0.15 * (x2 - x1))
@@ -275,20 +279,26 @@ def building(solids: list[Solid], camera: Camera) -> Drawing:
 
 def hull(points: np.ndarray) -> np.ndarray:
     """Convex hull of `(N, 2)` points, by Andrew's monotone chain."""
-    ordered = sorted(map(tuple, points.tolist()))
+    ordered = sorted(points.tolist())
+    return np.array(_half_hull(ordered) + _half_hull(ordered[::-1]))
 
-    def half(sequence: list[tuple[float, float]]) -> list[tuple[float, float]]:
-        chain: list[tuple[float, float]] = []
-        for x, y in sequence:
-            while len(chain) > 1:
-                (ax, ay), (bx, by) = chain[-2], chain[-1]
-                if (bx - ax) * (y - ay) - (by - ay) * (x - ax) > 0:
-                    break
-                chain.pop()
-            chain.append((x, y))
-        return chain[:-1]
 
-    return np.array(half(ordered) + half(ordered[::-1]))
+def _half_hull(ordered: list[list[float]]) -> list[list[float]]:
+    """The turning points of a chain along sorted points, but its last."""
+    chain: list[list[float]] = []
+    size = 0
+    for point in ordered:
+        x, y = point
+        while size > 1:
+            ax, ay = chain[-2]
+            bx, by = chain[-1]
+            if (bx - ax) * (y - ay) > (by - ay) * (x - ax):
+                break
+            chain.pop()
+            size -= 1
+        chain.append(point)
+        size += 1
+    return chain[:-1]
 
 
 def paint(canvas: Image.Image, drawing: Drawing) -> None:
@@ -302,15 +312,13 @@ def paint(canvas: Image.Image, drawing: Drawing) -> None:
         return
     extent = max(right - left, bottom - top)
     factor = 8 if extent <= 24 else 4 if extent <= 120 else 2
+    window = (int(left), int(top), int(right), int(bottom))
     size = ((right - left) * factor, (bottom - top) * factor)
+    fine = canvas.resize(size, Image.Resampling.NEAREST, window)
+    pen = ImageDraw.Draw(fine, "RGBA")  # blends what is not opaque
     shift = np.array([left, top], np.float64)
-    for layer, opaque in ((drawing.under, False), (drawing.parts, True)):
-        for group in (layer,) if opaque else tuple((item,) for item in layer):
-            sprite = Image.new("RGBA", size, (0, 0, 0, 0))
-            pen = ImageDraw.Draw(sprite)
-            for points, colour in group:
-                polygon = hull(points)
-                # the pen fills pixels whose index lies inside; half a fine pixel brings indices to pixel centres
-                pen.polygon([(float(x), float(y)) for x, y in (polygon - shift) * factor - 0.5], fill=colour)
-            sprite = sprite.reduce(factor)
-            canvas.paste(sprite, (int(left), int(top)), sprite.getchannel("A"))
+    for points, colour in (*drawing.under, *drawing.parts):
+        # the pen fills pixels whose index lies inside; half a fine pixel brings indices to pixel centres
+        polygon = (hull(points) - shift) * factor - 0.5
+        pen.polygon(polygon.ravel().tolist(), fill=colour)
+    canvas.paste(fine.reduce(factor), window[:2])

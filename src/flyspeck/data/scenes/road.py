@@ -201,12 +201,17 @@ def _box_alpha(along: Field, across: Field, a: float, b: float, soft: float) -> 
 
 def _paint_house_shadow(canvas: np.ndarray, ground: Ground, light: Light, roof: np.ndarray) -> None:
     """The shadow of a house: its footprint swept along the light, in steps close enough to look swept."""
-    shade = np.zeros((ground.height, ground.width), np.float32)
-    for step in np.linspace(0, 1, 6):
-        view, along, across = _window(ground, roof, light.offset * roof[5] * step)
-        if view is not None:
-            shade[view] = np.maximum(shade[view], _box_alpha(along, across, roof[3], roof[4], 0.2))
-    canvas *= 1 - shade * np.float32(light.depth)
+    steps = [_window(ground, roof, light.offset * roof[5] * step) for step in np.linspace(0, 1, 6)]
+    seen = [(view, along, across) for view, along, across in steps if view is not None]
+    if not seen:
+        return
+    top, left = (min(view[axis].start for view, _, _ in seen) for axis in (0, 1))
+    bottom, right = (max(view[axis].stop for view, _, _ in seen) for axis in (0, 1))
+    shade = np.zeros((bottom - top, right - left), np.float32)
+    for (rows, columns), along, across in seen:
+        part = shade[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+        np.maximum(part, _box_alpha(along, across, roof[3], roof[4], 0.2), out=part)
+    canvas[:, top:bottom, left:right] *= 1 - shade * np.float32(light.depth)
 
 
 def _house(roof: np.ndarray, light_from: float) -> list[Solid]:
