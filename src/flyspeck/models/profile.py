@@ -8,6 +8,9 @@ Published GFLOPs come from different counters, so a figure means nothing without
   layer counts its bias additions; a norm counts 2 x elements; ReLU modules, pools (by their input) and `nn.Upsample` (by
   its output) count one per element. Functional calls, additions, RoIAlign and deformable convolutions count nothing; of
   window attention its linear layers alone count. A two-stage head runs on 1000 proposals.
+* `thop`: the counter of that name (ultralytics/thop 0.1), which TinaFace's figures need: multiply-adds of convolutions and
+  linear layers without their biases; batch and instance norms count 4 x elements; group norms, ReLUs, max pools, deformable
+  convolutions and everything functional nothing. (Its few operations of average pools are left out.)
 * `ptflops`: the counter of Mudassar and Mukhopadhyay's published code (a fork of ptflops): like `mmcv`, but a ReLU counts
   its input, and `nn.Upsample` counts nothing.
 
@@ -39,7 +42,7 @@ from flyspeck.models.roi import BoxHead
 from flyspeck.models.rpn import RPN
 from flyspeck.types import ImageBatch
 
-Convention = Literal["macs", "mmcv", "ptflops"]
+Convention = Literal["macs", "mmcv", "thop", "ptflops"]
 CONVENTIONS: tuple[str, ...] = get_args(Convention)
 NUM_PROPOSALS = 1000
 """Proposals that a two-stage head is counted with, per cascade stage too (mmcv's rule)."""
@@ -195,6 +198,8 @@ _Count = Callable[[Any, Tensor, Tensor], int]
 
 def _counter(module: nn.Module, convention: str) -> _Count | None:
     """How `module` counts under `convention`, or None where it counts nothing."""
+    if convention == "thop":
+        return _thop_counter(module)
     if isinstance(module, nn.Conv2d):
         return _conv_macs if convention == "macs" else _conv_macs_and_bias
     if isinstance(module, nn.Linear):
@@ -212,6 +217,17 @@ def _counter(module: nn.Module, convention: str) -> _Count | None:
         return lambda _, x, __: x.numel()
     if convention == "mmcv" and isinstance(module, nn.Upsample):
         return lambda _, __, y: y.numel()
+    return None
+
+
+def _thop_counter(module: nn.Module) -> _Count | None:
+    if isinstance(module, nn.Conv2d):
+        return _conv_macs
+    if isinstance(module, nn.Linear):
+        return _linear_macs
+    if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.modules.instancenorm._InstanceNorm):
+        affine = module.weight is not None
+        return lambda _, x, __: (4 if affine else 2) * x.numel()
     return None
 
 

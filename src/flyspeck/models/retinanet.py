@@ -19,15 +19,15 @@ from torch import Tensor, nn
 
 from flyspeck import boxes as box_algebra
 from flyspeck.models.anchors import AnchorBuilder, AnchorGrid, strided_anchors
-from flyspeck.models.assign import BACKGROUND
 from flyspeck.models.assigners.base import Priors
 from flyspeck.models.assigners.build import AssignerBuilder
+from flyspeck.models.assigners.dense import dense_targets
 from flyspeck.models.assigners.max_iou import MaxIoU
 from flyspeck.models.assigners.nwd import AITOD_SIZE, nwd_loss
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.detector import Detector, Head, PixelNorm, RawDetections
 from flyspeck.models.layers import ConvTower, NormBuilder, flatten_levels, init_normal
-from flyspeck.models.losses import focal_loss, giou_loss, mean_over_processes, smooth_l1
+from flyspeck.models.losses import focal_loss, giou_loss, smooth_l1
 from flyspeck.models.necks.fpn import FPN, FusionMode
 from flyspeck.models.postprocess import Suppression, suppress, topk_per_level
 from flyspeck.types import FeatureSpec, Targets
@@ -90,20 +90,9 @@ class RetinaNetHead(Head):
         flat_logits, flat_deltas = flatten_levels(logits, self.num_classes), flatten_levels(deltas, 4)
         priors = self.priors([m.shape[-2:] for m in logits], padded, flat_logits.device)
         anchors = priors.boxes
-        assigned = torch.stack([self.assigner(priors, t.objects, t.ignored) for t in targets])  # (B, A)
-        picture, row = torch.nonzero(assigned >= 0, as_tuple=True)
-        objects = torch.cat([t.objects for t in targets])
-        labels = torch.cat([t.object_labels for t in targets])
-        counts = [len(t.objects) for t in targets]
-        first = torch.tensor([0, *counts[:-1]], device=assigned.device).cumsum(0)
-        matched = first[picture] + assigned[picture, row]
-
-        wanted = torch.zeros_like(flat_logits)
-        wanted[picture, row, labels[matched]] = 1
-        counted = assigned >= BACKGROUND  # neither between the thresholds nor under an ignore region
-        positives = mean_over_processes(len(picture), assigned.device)
-        classification = (focal_loss(flat_logits, wanted) * counted[..., None]).sum() / positives
-        box = self._box_loss(flat_deltas[picture, row], anchors[row], objects[matched]) / positives
+        found = dense_targets(priors, targets, self.assigner, self.num_classes)
+        classification = (focal_loss(flat_logits, found.wanted) * found.counted[..., None]).sum() / found.positives
+        box = self._box_loss(flat_deltas[found.picture, found.row], anchors[found.row], found.objects) / found.positives
         return {"classification": classification, "box": box * self.box_weight}
 
     def priors(self, map_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], device: torch.device) -> Priors:

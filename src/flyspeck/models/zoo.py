@@ -41,6 +41,7 @@ from flyspeck.models.reppoints import reppoints
 from flyspeck.models.retinanet import retinanet
 from flyspeck.models.ssd import find_configuration, ssd
 from flyspeck.models.stride import eliminate_strides
+from flyspeck.models.tinaface import tinaface, tinaface_gn_dcn
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -126,6 +127,8 @@ DETECTORS: dict[str, DetectorEntry] = {
     "cascade_rcnn": DetectorEntry(cascade_rcnn, {"channels": 256, "hidden": 1024}, assigners=ASSIGNERS),
     "fcos": DetectorEntry(fcos, {"channels": 256}, anchors=False, assigners=(CENTER_SAMPLING, *ASSIGNERS)),
     "reppoints": DetectorEntry(reppoints, {"channels": 256}, anchors=False),
+    "tinaface": DetectorEntry(tinaface, {"channels": 256}, levels="2-7", assigners=ASSIGNERS),
+    "tinaface_gn_dcn": DetectorEntry(tinaface_gn_dcn, {"channels": 256}, levels="2-7", assigners=ASSIGNERS),
     "ssd": DetectorEntry(ssd, {}, classes=80, has_neck=False, anchors=False),
 }
 
@@ -363,6 +366,10 @@ LISTED: tuple[Listed, ...] = (
     Listed("cascade_rcnn:bh_resnet50:sspnet", "002", _NING, _TINY, "mmcv", 0, 186.83, counted="none"),
     Listed("faster_rcnn:resnet50:sspnet", "002", _NING, _TINY, "mmcv", 0, 158.82, counted="none"),
     Listed("faster_rcnn:bh_resnet50:sspnet", "002", _NING, _TINY, "mmcv", 0, 159.03, counted="none"),
+    Listed("tinaface:resnet50", "002", _NING, _TINY, "thop", 0, 191.30, counted="none"),
+    Listed("tinaface:bh_resnet50", "002", _NING, _TINY, "thop", 0, 191.54, counted="none"),
+    Listed("tinaface_gn_dcn:resnet50", "002", _NING, _TINY, "thop", 0, 184.29, counted="none"),
+    Listed("tinaface_gn_dcn:bh_resnet50", "002", _NING, _TINY, "thop", 0, 188.60, counted="none"),
     Listed("reppoints:resnet50", "000", "Gong et al., DPNet", _TINY, "mmcv", 0, 158.92, counted="none"),
     Listed("retinanet:resnet50", "003", _GONG, _TINY, "mmcv", 36.12e6, 177.52, counted="trainable"),
     _ssd("ssd:mobilenet_v1", params=16.53e6, gflops=2.540),

@@ -14,8 +14,9 @@ from flyspeck.models.faster_rcnn import FasterRCNNHead
 from flyspeck.models.fcos import FCOSHead
 from flyspeck.models.retinanet import RetinaNetHead
 from flyspeck.models.rpn import RPN
+from flyspeck.models.tinaface import TinaFaceHead
 
-Host = RPN | RetinaNetHead | FCOSHead
+Host = RPN | RetinaNetHead | FCOSHead | TinaFaceHead
 """The part of a detector that assigns: of a two-stage one, its proposal network."""
 
 
@@ -24,7 +25,7 @@ def assigning_part(detector: Detector) -> Host:
     head = detector.head
     if isinstance(head, FasterRCNNHead | CascadeRCNNHead):
         return head.rpn
-    if isinstance(head, RetinaNetHead | FCOSHead):
+    if isinstance(head, RetinaNetHead | FCOSHead | TinaFaceHead):
         return head
     raise UserError(
         f"{type(head).__name__} assigns by a rule of its own",

@@ -56,7 +56,8 @@ class FPN(nn.Module):
     `extra` makes the levels above the last: `pool` subsamples the last level (P6 of Faster R-CNN); `conv_c5` and
     `conv_p5` apply 3x3 convolutions of stride 2, the first to the backbone's or the pyramid's last map (RetinaNet).
     `fusion` holds one fixed factor per edge, finest edge first: (alpha_2^3, alpha_3^4, alpha_4^5); None means 1; a
-    `FusionMode` learns them. `sigma` gives the convolutions the paper's sigma-power initialisation. `input_norm` first
+    `FusionMode` learns them. `sigma` gives the convolutions the paper's sigma-power initialisation. `upsample` is how the map
+    above is enlarged. `input_norm` first
     normalises each map over its channels: the residual stream of a transformer has no norm of its own at its end.
     """
 
@@ -72,6 +73,7 @@ class FPN(nn.Module):
         norm: NormBuilder | None = None,
         fusion: Sequence[float] | FusionMode | None = None,
         sigma: float | None = None,
+        upsample: Literal["nearest", "bilinear"] = "nearest",
         input_norm: bool = False,
     ) -> None:
         super().__init__()
@@ -81,6 +83,7 @@ class FPN(nn.Module):
         self.inner = nn.ModuleList(ConvNorm(f.channels, channels, 1, norm=norm) for f in features)
         self.layer = nn.ModuleList(ConvNorm(channels, channels, 3, norm=norm) for _ in features)
         self.extra: Extra = extra
+        self.upsample = upsample
         first = features[-1].channels if extra == "conv_c5" else channels
         self.extra_convs = nn.ModuleList(
             ConvNorm(first if i == 0 else channels, channels, 3, stride=2, norm=norm)
@@ -134,7 +137,7 @@ class FPN(nn.Module):
             maps = [norm(m) for norm, m in zip(self.input_norms, maps, strict=True)]
         inner = [lateral(m) for lateral, m in zip(self.inner, maps, strict=True)]
         for i in range(len(inner) - 2, -1, -1):
-            above = F.interpolate(inner[i + 1], size=inner[i].shape[-2:], mode="nearest")
+            above = F.interpolate(inner[i + 1], size=inner[i].shape[-2:], mode=self.upsample)
             inner[i] = inner[i] + self.factor(i, inner[i], inner[i + 1]).to(above.dtype) * above
         levels = [layer(m) for layer, m in zip(self.layer, inner, strict=True)]
         if self.extra == "pool":

@@ -1,0 +1,66 @@
+"""Deformable convolution (Dai et al., 2017, arXiv:1703.06211) and group norms in a residual backbone that was built without."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck
+from torchvision.ops import DeformConv2d
+
+from flyspeck.models.backbones.staged import StagedBackbone
+from flyspeck.models.layers import NormBuilder
+
+
+class DeformableConv(nn.Module):
+    """A convolution whose k x k samples lie where another convolution says: an offset in x and y for each.
+
+    The offsets start at 0, so that it starts as the plain convolution.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int = 0) -> None:
+        super().__init__()
+        self.offset = nn.Conv2d(inputs, 2 * kernel**2, kernel, stride, padding)
+        self.conv = DeformConv2d(inputs, outputs, kernel, stride, padding, bias=False)
+        nn.init.zeros_(self.offset.weight)
+        nn.init.zeros_(self.offset.bias)  # type: ignore[arg-type]
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, C, H, W)` to `(B, C', H', W')`."""
+        return self.conv(x, self.offset(x))
+
+
+def make_deformable(backbone: StagedBackbone, stages: Sequence[str] = ("stage3", "stage4")) -> StagedBackbone:
+    """Replaces, in place, the 3x3 convolution of every bottleneck of `stages` by a deformable one with its weights.
+
+    Raises ValueError where there is no bottleneck with an ungrouped 3x3.
+    """
+    changed = 0
+    for name in stages:
+        for block in backbone.stages[name].modules():
+            if isinstance(block, Bottleneck) and block.conv2.groups == 1:
+                old = block.conv2
+                new = DeformableConv(
+                    old.in_channels,
+                    old.out_channels,
+                    old.kernel_size[0],
+                    stride=old.stride[0],
+                    padding=old.padding[0],  # type: ignore[arg-type]
+                )
+                new.conv.weight.data.copy_(old.weight.data)
+                block.conv2 = new  # type: ignore[assignment]
+                changed += 1
+    if not changed:
+        raise ValueError(f"no bottleneck in {', '.join(stages)} to make deformable")
+    return backbone
+
+
+def replace_batch_norms(module: nn.Module, norm: NormBuilder) -> nn.Module:
+    """Replaces, in place, every BatchNorm2d below `module` by `norm(channels)`, which starts as the identity's scale."""
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, norm(child.num_features))
+        else:
+            replace_batch_norms(child, norm)
+    return module
