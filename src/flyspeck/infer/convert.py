@@ -123,7 +123,7 @@ def to_geojson(found: Detections, geo: GeoReference | None = None) -> dict[str, 
         name = geo.crs.replace("EPSG:", "urn:ogc:def:crs:EPSG::") if geo.crs.startswith("EPSG:") else geo.crs
         collection["crs"] = {"type": "name", "properties": {"name": name}}
     frame = "pixels" if geo is None else "map"
-    rings = _rings(found.boxes.astype(np.float64), geo).tolist()
+    outlines = rings(found.boxes.astype(np.float64), geo).tolist()
     names = class_names(found)
     collection["features"] = [
         {
@@ -131,12 +131,12 @@ def to_geojson(found: Detections, geo: GeoReference | None = None) -> dict[str, 
             "geometry": {"type": "Polygon", "coordinates": [ring]},
             "properties": {"class": name, "label": label, "score": round(score, 7), "frame": frame},
         }
-        for ring, name, label, score in zip(rings, names, found.labels.tolist(), found.scores.tolist(), strict=True)
+        for ring, name, label, score in zip(outlines, names, found.labels.tolist(), found.scores.tolist(), strict=True)
     ]
     return collection
 
 
-def _rings(boxes: np.ndarray, geo: GeoReference | None) -> np.ndarray:
+def rings(boxes: np.ndarray, geo: GeoReference | None) -> np.ndarray:
     """Closed outlines `(N, 5, 2)` of boxes, in map coordinates where `geo` is given."""
     corners = boxes[:, [0, 1, 0, 3, 2, 3, 2, 1, 0, 1]].reshape(-1, 5, 2)
     if geo is None:

@@ -6,7 +6,6 @@ A json file always ends with its closing brackets; each picture's entries overwr
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path, PurePath
@@ -14,22 +13,12 @@ from typing import Any
 
 from flyspeck.errors import UserError, nearest
 from flyspeck.infer import convert
-from flyspeck.infer.predictor import Result
+from flyspeck.infer.geopackage import GeoPackageWriter
+from flyspeck.infer.reading import Result
 from flyspeck.infer.source import GeoReference
+from flyspeck.infer.writer import Writer, disk_full
 
-FORMATS = ("coco", "csv", "geojson", "yolo")
-
-
-class Writer(ABC):
-    """Takes results one by one."""
-
-    @abstractmethod
-    def add(self, result: Result) -> None:
-        """Write one picture's detections. Raises UserError when the disk does not take them."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Nothing more comes."""
+FORMATS = ("coco", "csv", "geojson", "gpkg", "yolo")
 
 
 class _JsonList:
@@ -64,7 +53,7 @@ class _JsonList:
             self._file.seek(at)
             self._file.write(self._tail.encode())
             self._file.flush()
-            raise _full(self.path, error) from error
+            raise disk_full(self.path, error) from error
 
     def close(self) -> None:
         """Close the file, which is whole already."""
@@ -119,7 +108,7 @@ class CsvWriter(Writer):
             self._file.writelines(f"{name},{line}\n" for line in convert.csv_lines(columns))
             self._file.flush()
         except OSError as error:
-            raise _full(self.path, error) from error
+            raise disk_full(self.path, error) from error
 
     def close(self) -> None:
         """See `Writer.close`."""
@@ -143,7 +132,7 @@ class PerPictureWriter(Writer):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
         except OSError as error:
-            raise _full(path, error) from error
+            raise disk_full(path, error) from error
 
     def close(self) -> None:
         """See `Writer.close`."""
@@ -171,6 +160,8 @@ def open_writers(
             writers.append(CocoWriter(folder, classes=classes, category_ids=category_ids))
         elif name == "csv":
             writers.append(CsvWriter(folder))
+        elif name == "gpkg":
+            writers.append(GeoPackageWriter(folder))
         else:
             writers.append(PerPictureWriter(folder, name))
     return writers
@@ -180,11 +171,3 @@ def inside(name: str) -> Path:
     """A picture's name as a relative path that cannot leave its folder."""
     parts = [part for part in PurePath(name).parts if part not in ("..", ".", PurePath(name).anchor)]
     return Path(*parts) if parts else Path("picture")
-
-
-def _full(path: Path, error: OSError) -> UserError:
-    return UserError(
-        f"could not be written ({error.strerror or error})",
-        where=path,
-        fix="make room and run again with --resume; what was written is whole",
-    )
