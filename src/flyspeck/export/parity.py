@@ -2,7 +2,8 @@
 
 Two runs of the same mathematics differ in the last digits, and a last digit may decide which of two equal boxes suppresses the
 other, or whether a score reaches the threshold. Such a box has no partner though nothing is wrong; it is counted apart, as a
-tie, and only if the other side shows the very box that took its place.
+tie, and only if the other side shows the very box that took its place: its equal in score, which overlaps it. Where it stood
+in a row of overlapping boxes, those that this frees or suppresses in turn belong to the same tie.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from flyspeck.types import Detections
 BOX_PX = 0.5
 SCORE = 1e-3
 AP = 1e-3
-TIE_SHARE = 1e-3
+IOU = 1e-3
+"""How near the suppression's threshold an overlap is undecided."""
+TIE_SHARE = 2e-3
 """Ties allowed, as a share of the boxes: more are no accident."""
 
 
@@ -81,13 +84,15 @@ def compare(reference: Sequence[Detections], exported: Sequence[Detections], rul
     total, ties, unmatched, box_px, score = 0, 0, 0, 0.0, 0.0
     for one, other in zip(reference, exported, strict=True):
         total += len(one)
+        lone = []
         for mine, theirs in ((one, other), (other, one)):
             px, apart = _nearest(mine, theirs)
             alone = ~((px <= BOX_PX) & (apart <= SCORE))
             if (~alone).any():
                 box_px, score = max(box_px, px[~alone].max()), max(score, apart[~alone].max())
-            excused = _ties(mine, theirs, np.flatnonzero(alone), rule)
-            ties, unmatched = ties + excused, unmatched + int(alone.sum()) - excused
+            lone.append(np.flatnonzero(alone))
+        excused = _ties(one, other, (lone[0], lone[1]), rule)
+        ties, unmatched = ties + excused, unmatched + len(lone[0]) + len(lone[1]) - excused
     return Difference(len(reference), total, float(box_px), float(score), ties, unmatched)
 
 
@@ -105,21 +110,34 @@ def _nearest(mine: Detections, theirs: Detections) -> tuple[np.ndarray, np.ndarr
     return np.where(same, px[rows, best], np.inf), np.where(same, apart[rows, best], np.inf)
 
 
-def _ties(mine: Detections, theirs: Detections, alone: np.ndarray, rule: Rule) -> int:
-    """How many of the rows `alone` of `mine` the other side lacks for a last digit."""
-    if not len(alone):
-        return 0
-    boxes, scores = mine.boxes[alone], mine.scores[alone]
+def _ties(one: Detections, other: Detections, lone: tuple[np.ndarray, np.ndarray], rule: Rule) -> int:
+    """How many of the rows without a partner, `lone` of either side, are there or not for a last digit."""
+    excused = [_is_tie(one, other, lone[0], rule), _is_tie(other, one, lone[1], rule)]
+    mine, theirs = one[lone[0]], other[lone[1]]
+    linked = _conflicts(mine, theirs, rule)  # (n, m): one of the two cannot be where the other is
+    for _ in range(len(mine) + len(theirs)):
+        before = sum(int(e.sum()) for e in excused)
+        excused[0] |= (linked & excused[1][None]).any(1)
+        excused[1] |= (linked & excused[0][:, None]).any(0)
+        if sum(int(e.sum()) for e in excused) == before:
+            break
+    return sum(int(e.sum()) for e in excused)
+
+
+def _conflicts(mine: Detections, theirs: Detections, rule: Rule) -> np.ndarray:
+    same = mine.labels[:, None] == theirs.labels[None]
+    return same & (box_algebra.iou(mine.boxes, theirs.boxes) > rule.iou - IOU)
+
+
+def _is_tie(mine: Detections, theirs: Detections, alone: np.ndarray, rule: Rule) -> np.ndarray:
+    """Which of the rows `alone` of `mine` the other side lacks for a last digit of their own."""
+    own = mine[alone]
     lowest = rule.score if len(theirs) < rule.max_detections else max(rule.score, theirs.scores.min())
-    excused = scores <= lowest + SCORE
-    if len(theirs):
-        iou = box_algebra.iou(boxes, theirs.boxes)
-        same = mine.labels[alone][:, None] == theirs.labels[None]
-        ahead = theirs.scores[None] - scores[:, None]
-        swapped = (np.abs(ahead) <= SCORE) & (iou > rule.iou - 1e-3)  # its equal was kept in its place
-        border = (ahead >= 0) & (np.abs(iou - rule.iou) <= 1e-3)  # a better box overlaps it by just the threshold
-        excused |= (same & (swapped | border)).any(1)
-    return int(excused.sum())
+    ahead = theirs.scores[None] - own.scores[:, None]
+    conflict = _conflicts(own, theirs, rule)
+    swapped = np.abs(ahead) <= SCORE  # its equal was kept in its place
+    border = (ahead >= 0) & (box_algebra.iou(own.boxes, theirs.boxes) <= rule.iou + IOU)  # just the threshold apart
+    return (own.scores <= lowest + SCORE) | (conflict & (swapped | border)).any(1)
 
 
 def ap_by_size(annotations: Annotations, found: Sequence[Detections]) -> dict[str, float]:
