@@ -182,10 +182,10 @@ class RandomScaleCrop:
         # The window is cut before it is resized: the work grows with what is kept, not with the enlarged picture.
         tall = height if out[0] == whole[0] else max(1, min(height, round(out[0] / factor)))
         wide = width if out[1] == whole[1] else max(1, min(width, round(out[1] / factor)))
-        y, x = self._place(sample, (tall, wide), rng)
+        y, x = self.place(sample, (tall, wide), rng)
         return resize(crop(sample, (x, y, x + wide, y + tall), self.policy), out)
 
-    def _place(self, sample: Sample, window: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
+    def place(self, sample: Sample, window: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
         """Top left corner (y, x) of a window of `window` (H, W) px."""
         free = (sample.pixels.shape[1] - window[0], sample.pixels.shape[2] - window[1])
         objects = sample.targets.objects

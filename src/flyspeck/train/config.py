@@ -71,6 +71,8 @@ class AugmentConfig(_Strict):
     """(height, width) of a random crop; smaller pictures are padded. None keeps the whole picture."""
     toward_objects: float = Field(default=0.0, ge=0, le=1)
     """Probability that the crop is placed around an object; in huge pictures most random crops are empty."""
+    square_crops: list[float] = []
+    """In place of `scale`: cut a square of one of these shares of the shorter side around an object, and resize it to `crop`."""
     photometric: float = Field(default=0.0, ge=0, le=1)
     """Strength of random brightness, contrast, gamma, noise and blur; 0 is off."""
     oversample: float = Field(default=0.0, ge=0)
@@ -166,11 +168,13 @@ class TrainConfig(_Strict):
     weight_decay: float = Field(default=1e-4, ge=0)
     """Not applied to norm layers and biases."""
     warmup_steps: int = Field(default=200, ge=0)
-    schedule: Literal["step", "cosine", "constant"] = "step"
+    schedule: Literal["step", "cosine", "cosine_restarts", "constant"] = "step"
     milestones: list[float] = [2 / 3, 11 / 12]
     """Where the step schedule multiplies by 0.1, as shares of the run (8 and 11 of 12 epochs)."""
     final_lr: float = Field(default=0.01, ge=0, le=1)
     """Where the cosine ends, as a share of `lr`."""
+    restart_epochs: int = Field(default=30, ge=1)
+    """Epochs of one cosine of `cosine_restarts`, which then begins again at the full rate."""
     clip_grad: float | None = 35.0
     """Largest norm of the gradient."""
     ema: float | None = Field(default=None, gt=0, lt=1)
@@ -247,6 +251,11 @@ class Recipe(_Strict):
         low, high = self.augment.scale
         if not 0 < low <= high:
             raise ValueError(f"augment.scale is a range (low, high) above 0, got ({low}, {high})")
+        squares, crop = self.augment.square_crops, self.augment.crop
+        if squares and (crop is None or crop[0] != crop[1]):
+            raise ValueError(f"augment.square_crops are resized to augment.crop: give a square one, such as [640, 640], not {crop}")
+        if any(not 0 < share <= 1 for share in squares):
+            raise ValueError(f"augment.square_crops are shares of the shorter side in (0, 1], got {squares}")
         if self.data.enlarge != 1 and self.data.short_side is not None:
             raise ValueError("data.enlarge and data.short_side exclude each other: give one of them")
         return self

@@ -12,6 +12,7 @@ from flyspeck.data.enlarge import Enlarge, enlarged_table
 from flyspeck.data.loading import DetectionDataset, Loader, default_workers, make_loader
 from flyspeck.data.readers import read_annotations
 from flyspeck.data.sampling import EpochSampler, repeat_factors
+from flyspeck.data.square_crop import RandomSquareCrop
 from flyspeck.data.transforms import Compose, Photometric, RandomFlip, RandomScaleCrop, RandomTurn, Transform
 from flyspeck.errors import UserError
 from flyspeck.train.config import AugmentConfig, DataConfig, Recipe
@@ -59,7 +60,9 @@ def augmentation(config: AugmentConfig, train: Annotations) -> Transform:
         steps.append(RandomFlip(config.flip, config.vertical_flip))
     if config.rot90 > 0:
         steps.append(RandomTurn(config.rot90))
-    if config.crop is not None or config.scale != (1.0, 1.0):
+    if config.square_crops and config.crop is not None:
+        steps.append(RandomSquareCrop(config.crop[0], tuple(config.square_crops)))
+    elif config.crop is not None or config.scale != (1.0, 1.0):
         steps.append(RandomScaleCrop(scale=config.scale, size=config.crop, toward_objects=config.toward_objects))
     if config.photometric > 0:
         steps.append(Photometric(config.photometric))

@@ -51,7 +51,9 @@ def lr_factor(step: int, total_steps: int, config: TrainConfig) -> float:
     """What the learning rate is multiplied by at `step` (0-based) of `total_steps`: warm-up times schedule."""
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     progress = step / max(total_steps, 1)
-    if config.schedule == "cosine":
+    if config.schedule == "cosine_restarts":
+        progress = progress * config.epochs / config.restart_epochs % 1
+    if config.schedule in ("cosine", "cosine_restarts"):
         low = config.final_lr
         return warmup * (low + (1 - low) * (1 + math.cos(math.pi * progress)) / 2)
     if config.schedule == "step":
