@@ -23,8 +23,9 @@ BELOW = {
     "report": {"data", "models", "evaluate"},
     "infer": {"data", "models", "evaluate", "train", "report"},
     "export": {"data", "models", "evaluate", "train", "infer"},
+    "explain": {"data", "models", "train", "infer", "report"},
     "bench": {"data", "models", "evaluate", "train", "infer", "export", "report"},
-    "cli": {"data", "models", "evaluate", "train", "infer", "export", "report", "bench"},
+    "cli": {"data", "models", "evaluate", "train", "infer", "export", "report", "bench", "explain"},
 }
 GROUND = {"boxes", "types", "errors"}
 

@@ -87,6 +87,14 @@ def _check_alike(runs: Sequence[RunReport]) -> None:
 
 
 def _page(title: str, runs: Sequence[RunReport], sections: Sequence[tuple[str, str, str]]) -> str:
+    data = runs[0].annotations
+    names, source = ", ".join(run.name for run in runs), data.source or "the ground truth"
+    lead = f"{names} on {source}: {len(data)} pictures, {int((~data.ignore).sum())} objects."
+    return render_page(title, lead, sections)
+
+
+def render_page(title: str, lead: str, sections: Sequence[tuple[str, str, str]]) -> str:
+    """A whole page of `sections` (key, heading, HTML text), with its style and script in it; `title` and `lead` are text."""
     style = resources.files("flyspeck.report").joinpath("page.css").read_text(encoding="utf-8")
     script = resources.files("flyspeck.report").joinpath("page.js").read_text(encoding="utf-8")
     links = "".join(f'<li><a href="#{key}">{escape(head)}</a></li>' for key, head, _ in sections)
@@ -94,9 +102,6 @@ def _page(title: str, runs: Sequence[RunReport], sections: Sequence[tuple[str, s
         f'<section id="{key}" aria-labelledby="h-{key}"><h2 id="h-{key}">{escape(head)}</h2>{text}</section>'
         for key, head, text in sections
     )
-    data = runs[0].annotations
-    names, source = ", ".join(run.name for run in runs), data.source or "the ground truth"
-    lead = f"{names} on {source}: {len(data)} pictures, {int((~data.ignore).sum())} objects."
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'

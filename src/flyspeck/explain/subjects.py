@@ -1,0 +1,113 @@
+"""The models that are explained, and pictures as each of them takes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flyspeck.data.enlarge import Enlarge, resample
+from flyspeck.errors import UserError
+from flyspeck.explain.cases import Window
+from flyspeck.explain.similarity import View
+from flyspeck.infer.torch_model import match_channels, to_batch
+from flyspeck.models.detector import Detector
+from flyspeck.train.build import load_described
+from flyspeck.types import ImageBatch
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained detector under a name."""
+
+    name: str
+    detector: Detector
+    enlarge: Enlarge
+    """As its training saw pictures."""
+    history: dict[str, list[tuple[float, float]]]
+    """Level to (epoch, similarity to its teacher), where its training logged that."""
+
+    def view(self, pixels: np.ndarray, boxes: np.ndarray, region: Window) -> View:
+        """`region` of a picture `(H, W, C)` with its `boxes (N, 4)`, as this model takes it."""
+        x1, y1, x2, y2 = region
+        cut = pixels[y1:y2, x1:x2]
+        size = self.enlarge.size((cut.shape[0], cut.shape[1]))
+        ready = match_channels(resample(cut, size), int(self.detector.pixel_norm.mean.shape[1]))
+        ratio = np.array([size[1] / cut.shape[1], size[0] / cut.shape[0]] * 2)
+        device = self.detector.pixel_norm.mean.device
+        images = ImageBatch(to_batch([np.ascontiguousarray(ready)]).to(device), (size,))
+        inside = box_rows(boxes, region)
+        return View(images, (boxes[inside] - np.array([x1, y1, x1, y1])) * ratio)
+
+
+def load_subjects(paths: Sequence[Path], *, device: str = "cpu") -> list[Subject]:
+    """The models of run folders or weights files, named after their folders, with more of the path where names are equal."""
+    target = _device(device)
+    subjects = []
+    for path, name in zip(paths, _names(paths), strict=True):
+        detector, description = load_described(path)
+        enlarge = Enlarge(**description.get("enlarge", {}))
+        moved = detector.to(target, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        subjects.append(Subject(name, moved, enlarge, read_similarities(path)))
+    return subjects
+
+
+def read_similarities(path: Path) -> dict[str, list[tuple[float, float]]]:
+    """`P2` to (epoch, value) from the figures `similarity_P2` in a run folder's `metrics.jsonl`; empty where it has none."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    file = path / "metrics.jsonl"
+    if not file.is_file():
+        return found
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            record: dict[str, Any] = json.loads(line)
+        except json.JSONDecodeError:
+            break  # cut off in the middle of a line
+        if record.get("kind") != "epoch":
+            continue
+        for group in ("observed", "figures"):
+            for key, value in record.get(group, {}).items():
+                if key.startswith("similarity_"):
+                    found.setdefault(key.removeprefix("similarity_"), []).append((float(record["epoch"]), float(value)))
+    return found
+
+
+def region_around(window: Window, size: tuple[int, int], most: int) -> Window:
+    """The part of a picture of `size` (H, W) that is shown to the models: all of it, or `most` px a side about `window`."""
+    spans = []
+    for low, high, length in ((window[0], window[2], size[1]), (window[1], window[3], size[0])):
+        side = min(length, max(most, high - low))
+        start = int(np.clip((low + high - side) // 2, 0, length - side))
+        spans.append((start, start + side))
+    (x1, x2), (y1, y2) = spans
+    return x1, y1, x2, y2
+
+
+def box_rows(boxes: np.ndarray, region: Window) -> np.ndarray:
+    """Rows of `boxes (N, 4)` whose centres lie in `region`."""
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    return np.flatnonzero(((centre >= region[:2]) & (centre < region[2:])).all(1))
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Folder names, or file names without endings; with the folder above where that is not enough, else numbered."""
+    whole = [path.resolve() for path in paths]
+    for depth in (1, 2, 3):
+        names = ["/".join(p.with_suffix("").parts[-depth:] if p.is_file() else p.parts[-depth:]) for p in whole]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{name} ({number})" for number, name in enumerate(names, 1)]
+
+
+def _device(name: str) -> torch.device:
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("no CUDA device was found", where="--device", fix="use --device cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise UserError(f"unknown device '{name}'", where="--device", fix="cpu or cuda") from None
