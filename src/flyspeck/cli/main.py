@@ -20,6 +20,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "distill": ("flyspeck.cli.distill:distill", "A small student that learns from a large teacher."),
     "models": ("flyspeck.cli.models:models", "The models by name, with their papers and counts."),
     "pretrain": ("flyspeck.cli.pretrain:pretrain", "Train a backbone as a classifier of small pictures."),
+    "dpnet": ("flyspeck.cli.dpnet:dpnet", "Dynamic pooling: factor labels, the predictor, what it trades."),
     "profile": ("flyspeck.cli.profile:profile", "Parameters, GFLOPs, memory and latency of a model."),
     "alpha": ("flyspeck.cli.alpha:alpha", "Fusion factors of a feature pyramid, counted from a data set."),
     "tune": ("flyspeck.cli.tune:app", "Searches that train short runs: the fusion factor by brute force."),

@@ -94,6 +94,14 @@ class PixelNorm(nn.Module):
         return x.contiguous(memory_format=torch.channels_last)
 
 
+class Router(nn.Module, ABC):
+    """Decides, picture by picture, how a detector runs (the predictor of dynamic pooling)."""
+
+    @abstractmethod
+    def detect(self, detector: Detector, images: ImageBatch) -> list[Detections]:
+        """Detections of each picture in the order of the batch, in its frame."""
+
+
 class Detector(nn.Module):
     """Final: the composition of three parts. Training and detecting are separate functions, whatever `self.training` is."""
 
@@ -104,6 +112,8 @@ class Detector(nn.Module):
         self.pixel_norm = pixel_norm
         self.backbone, self.neck, self.head = backbone, neck, head
         self.classes = tuple(classes)
+        self.router: Router | None = None
+        """None: every picture is treated alike."""
 
     @property
     def features(self) -> tuple[FeatureSpec, ...]:
@@ -136,6 +146,8 @@ class Detector(nn.Module):
     @torch.no_grad()
     def detect(self, images: ImageBatch) -> list[Detections]:
         """Detections of each picture, in the frame of the batch."""
+        if self.router is not None:
+            return self.router.detect(self, images)
         raw = self.head.detect(self.pyramid(images), _height_width(images.pixels), images.sizes)
         return [to_detections(r, size, self.classes) for r, size in zip(raw, images.sizes, strict=True)]
 

@@ -23,7 +23,7 @@ from flyspeck.models.postprocess import Suppression
 from flyspeck.train.assigners import fields_of, recipe_assigner
 from flyspeck.train.checkpoint import load_weights, weights_file
 from flyspeck.train.config import AnchorConfig, DynamicConfig, ModelConfig
-from flyspeck.train.dynamic import make_dynamic
+from flyspeck.train.dynamic import make_dynamic, restore_predictor
 
 
 def fitted_anchors(annotations: Annotations, finest_stride: float) -> AnchorConfig:
@@ -112,6 +112,8 @@ def detector_from_description(description: Mapping[str, Any]) -> Detector:
     )
     if "dynamic" in description:
         make_dynamic(detector, DynamicConfig.model_validate(description["dynamic"]))
+    if "predictor" in description:
+        restore_predictor(detector, description["predictor"])
     return detector
 
 

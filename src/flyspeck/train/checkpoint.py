@@ -43,6 +43,15 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_json(path: Path, content: Any) -> None:
+    """Plain values as JSON, whole or not at all."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+
+    replace_file(path, write)
+
+
 def save_weights(path: Path, state: dict[str, torch.Tensor], description: dict[str, Any]) -> None:
     """Weights as safetensors; `description` (JSON) says how to build the model that they fit."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}

@@ -205,6 +205,32 @@ class EvaluateConfig(_Strict):
     """(height, width) of inference tiles; None: pictures up to twice the training size go whole."""
 
 
+class PredictorConfig(_Strict):
+    """DPNet's factor predictor (DFP), trained on the frozen detector when its training has ended."""
+
+    guidance: bool = True
+    """Labels from the guidance loss (Algorithm 2); False: from the detector's own losses."""
+    ratio: float = Field(default=1.1, ge=1)
+    """T: a factor is good enough where its loss is at most so many times the least."""
+    widths: list[int] | None = None
+    """Channels of the blocks; None fits them to the host (128, 128, 256, 256 on a ResNet-50)."""
+    pool: int = Field(default=4, ge=1)
+    """The map is average-pooled by this before the predictor."""
+    statistics: bool = True
+    """Learn the statistic branch too."""
+    weight: float = Field(default=1.0, gt=0)
+    """lambda: the factors' loss against the statistics'."""
+    rule: Literal["cheapest", "argmax"] = "cheapest"
+    """The smallest factor that is probably good enough (the paper's aim), or the most probable one (its Eq. 4)."""
+    threshold: float = Field(default=0.5, ge=0)
+    """Of `cheapest`: the probability from which a factor is good enough."""
+    epochs: int = Field(default=40, ge=1)
+    batch_size: int = Field(default=32, ge=2)
+    lr: float = Field(default=0.001, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    seed: int = 0
+
+
 class DynamicConfig(_Strict):
     """Dynamic pooling (DPNet): a stage's stride becomes a resize by a factor, and one detector serves all factors."""
 
@@ -218,6 +244,8 @@ class DynamicConfig(_Strict):
     """Norm layers of each factor (ANM): `private` after the resize, `all` everywhere, `shared` none."""
     train: Literal["mixed", "single"] = "mixed"
     """`mixed`: every batch at all factors (MST); `single`: at the default alone. All factors are measured either way."""
+    predictor: PredictorConfig | None = None
+    """Also train the predictor, at the end of the run, into its folder `dpnet`; `flyspeck dpnet fit` does it later."""
 
     @model_validator(mode="after")
     def _pairs(self) -> DynamicConfig:

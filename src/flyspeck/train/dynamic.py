@@ -5,7 +5,7 @@ The rows of DPNet's Table I are switches: `train: single, norms: shared` is SF, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.mixed import MixedTraining
 from flyspeck.models.dynamic.norms import privatise_norms
 from flyspeck.models.dynamic.pooling import find_switch, pool_dynamically
+from flyspeck.models.dynamic.predictor import Decision
+from flyspeck.models.dynamic.router import attach_predictor
 from flyspeck.train.config import DynamicConfig
 from flyspeck.train.loop import DetectionObjective
 from flyspeck.types import ImageBatch, Targets
@@ -30,6 +32,12 @@ def make_dynamic(detector: Detector, config: DynamicConfig | None) -> None:
     pool_dynamically(detector, config.factors, stage=config.stage, default=config.default)
     if config.norms != "shared":
         privatise_norms(detector, everywhere=config.norms == "all")
+
+
+def restore_predictor(detector: Detector, described: Mapping[str, Any]) -> None:
+    """Attaches the predictor that a checkpoint's description tells of, with random weights."""
+    decision = Decision(described["rule"], float(described["threshold"]))
+    attach_predictor(detector, widths=described["widths"], pool=int(described["pool"]), decision=decision)
 
 
 class SingleFactor(nn.Module):
@@ -72,6 +80,8 @@ def measure_factors(
     """
     switch = find_switch(detector)  # type: ignore[arg-type]
     figures: dict[str, float] = {}
+    if detector.router is not None:
+        raise ValueError("a detector with a predictor takes its own factors; measure it as any other")
     named: dict[str, list[float]] = {}
     for factor in switch.factors:
         with switch.use(factor):

@@ -33,8 +33,9 @@ from flyspeck.models import zoo
 from flyspeck.models.detector import Detector
 from flyspeck.train.assigners import settled_assigner
 from flyspeck.train.build import build_detector, describe_model, fitted_anchors, load_detector, load_into
-from flyspeck.train.config import Recipe, dump_recipe
+from flyspeck.train.config import PredictorConfig, Recipe, dump_recipe
 from flyspeck.train.dynamic import best_figure, make_dynamic, measure_factors, objective_of
+from flyspeck.train.dynamic_fit import FOLDER, fit_predictor, measure_routed, open_run
 from flyspeck.train.fusion import STATISTIC, recipe_fusion
 from flyspeck.train.inputs import data_hash, enlargement, read_sets, training_loader
 from flyspeck.train.loop import Progress, fit
@@ -151,16 +152,27 @@ def train(
             best=best_figure(recipe.evaluate.best, recipe.dynamic),
             resume=resume,
         )
-    return _finish(folder, measured, accelerator, progress)
+    return _finish(recipe, folder, measured, accelerator, progress)
 
 
-def _finish(folder: Path, measured: Any, accelerator: Accelerator, progress: Progress) -> dict[str, float]:
+def _finish(
+    recipe: Recipe, folder: Path, measured: Any, accelerator: Accelerator, progress: Progress
+) -> dict[str, float]:
     """Figures, detections and evaluation of the best weights."""
     accelerator.wait_for_everyone()
     best = load_detector(folder / "best.safetensors").to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     figures = measured(best, folder=folder)
+    if recipe.dynamic is not None and recipe.dynamic.predictor is not None and accelerator.is_main_process:
+        figures |= _with_predictor(folder, recipe.dynamic.predictor, str(accelerator.device))
     log.info("best epoch %d: %s", progress.best_epoch, " ".join(f"{k} {v:.3f}" for k, v in figures.items()))
     return figures
+
+
+def _with_predictor(folder: Path, config: PredictorConfig, device: str) -> dict[str, float]:
+    """Trains the predictor of a dynamic detector into a folder of its own; its figures are named `ap50_tiny@dpnet`."""
+    opened = open_run(folder)
+    where, _ = fit_predictor(opened, config, device=device)
+    return {f"{name}@{FOLDER}": value for name, value in measure_routed(opened, where).items()}
 
 
 def _claim(folder: Path, resume: bool, accelerator: Accelerator) -> None:

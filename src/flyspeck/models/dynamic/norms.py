@@ -86,6 +86,7 @@ def at_factor(detector: Detector, factor: float) -> Detector:
         parent, _, child = name.rpartition(".")
         setattr(twin.get_submodule(parent), child, norm.copies[place])
     switch.factors, switch.default, switch.index = (factor,), factor, 0
+    twin.router = None  # there is nothing left to choose
     return twin
 
 

@@ -1,0 +1,317 @@
+"""Training the predictor on a frozen detector (DPNet, Algorithm 1, lines 14-19).
+
+The detector never changes, so the map that the predictor reads is computed and pooled once a picture; an epoch over what is
+kept then takes seconds. The result is a run folder of its own, `dpnet` inside the detector's: weights of both, the recipe,
+and the predictor's word on the validation pictures.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flyspeck.data.annotations import Annotations
+from flyspeck.data.enlarge import Enlarge
+from flyspeck.data.loading import DetectionDataset, in_order, make_loader
+from flyspeck.errors import UserError
+from flyspeck.models.detector import Detector
+from flyspeck.models.dynamic.pooling import find_switch, run_prefix
+from flyspeck.models.dynamic.predictor import (
+    Decision,
+    FactorPredictor,
+    object_statistics,
+    predictor_losses,
+)
+from flyspeck.models.dynamic.router import FactorRouter, attach_predictor
+from flyspeck.train.build import load_described
+from flyspeck.train.checkpoint import save_weights, write_json
+from flyspeck.train.config import PredictorConfig, Recipe, load_recipe
+from flyspeck.train.dynamic_labels import FactorLosses, compute_losses, fingerprint, losses_file, read_losses, select
+from flyspeck.train.inputs import enlargement, read_sets
+from flyspeck.train.measure import measure
+
+log = logging.getLogger("flyspeck")
+
+FOLDER = "dpnet"
+"""The run folder of detector and predictor, inside the detector's."""
+CHOICES = "factor-probabilities-val.json"
+_LIMIT_BYTES = 4 << 30
+
+
+@dataclass(frozen=True)
+class DynamicRun:
+    """A run folder with a dynamic detector, opened."""
+
+    folder: Path
+    recipe: Recipe
+    detector: Detector
+    description: Mapping[str, Any]
+
+    @property
+    def channels(self) -> int:
+        """Of the pictures as they are read."""
+        return len(self.description["mean"])
+
+    @property
+    def enlarge(self) -> Enlarge:
+        """How pictures are enlarged for the network."""
+        return enlargement(self.recipe.data)
+
+    def sets(self) -> tuple[Annotations, Annotations]:
+        """Training and validation table."""
+        return read_sets(self.recipe.data)
+
+    def losses(
+        self,
+        part: str,
+        *,
+        guidance: bool = True,
+        again: bool = False,
+        device: str = "cpu",
+        table: Annotations | None = None,
+    ) -> FactorLosses:
+        """The losses of the `train` or `val` set: those in the folder, or computed and kept there.
+
+        Raises UserError for kept ones of another detector, unless `again`.
+        """
+        path = losses_file(self.folder, part=part, guidance=guidance)
+        if path.exists() and not again:
+            return read_losses(path, detector=fingerprint(self.detector.state_dict()))
+        annotations = table if table is not None else self.sets()[0 if part == "train" else 1]
+        found = compute_losses(
+            self.detector,
+            annotations,
+            channels=self.channels,
+            enlarge=self.enlarge,
+            guidance=guidance,
+            batch_size=self.recipe.evaluate.batch_size,
+            device=device,
+            precision=self.recipe.train.precision,
+        )
+        found.write(path)
+        return found
+
+
+def open_run(folder: Path) -> DynamicRun:
+    """The run folder of a dynamic detector; raises UserError for one that is not dynamic."""
+    if not (folder / "recipe.yaml").is_file():
+        raise UserError("not a run folder", where=folder, fix="give the folder that `flyspeck train` left")
+    recipe = load_recipe(folder / "recipe.yaml")
+    if recipe.dynamic is None:
+        raise UserError("a run without dynamic pooling", where=folder, fix="train a recipe with a section `dynamic`")
+    detector, description = load_described(folder)
+    find_switch(detector)
+    return DynamicRun(folder, recipe, detector, description)
+
+
+@dataclass(frozen=True)
+class PooledMaps:
+    """What the predictor sees of every picture, kept in half precision."""
+
+    maps: list[Tensor]
+    """(C, H, W) each."""
+    statistics: Tensor
+    """(N, 4), see `STATISTICS`."""
+    image_ids: tuple[int | str, ...]
+
+
+@torch.no_grad()
+def pooled_maps(
+    run: DynamicRun, annotations: Annotations, predictor: FactorPredictor, *, device: str = "cpu"
+) -> PooledMaps:
+    """The pooled map before the resize of every picture, in the order of the table."""
+    loader = make_loader(
+        DetectionDataset(annotations, channels=run.channels, enlarge=run.enlarge),  # type: ignore[arg-type]
+        batch_size=run.recipe.evaluate.batch_size,
+        sampler=in_order(len(annotations)),
+        workers=0,
+        drop_last=False,
+    )
+    detector = run.detector.eval().to(device)
+    maps: list[Tensor] = []
+    statistics, ids, held = [], [], 0
+    for images, targets, image_ids in loader.epoch(0):
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=run.recipe.train.precision == "bf16"):
+            shared = run_prefix(detector, images.to(device))[1]
+        padded = int(images.pixels.shape[-2]), int(images.pixels.shape[-1])
+        for one, size in zip(shared, images.sizes, strict=True):
+            height, width = (-(-c * s // p) for c, s, p in zip(one.shape[-2:], size, padded, strict=True))
+            maps.append(predictor.pooled(one[None, :, :height, :width].float())[0].half().cpu())
+            held += maps[-1].nbytes
+        if held > _LIMIT_BYTES:
+            raise UserError(
+                f"the maps of {len(maps)} of {len(annotations)} pictures take {held / 1e9:.1f} GB already",
+                where="dynamic.predictor",
+                fix="raise dynamic.predictor.pool, or lower data.train_limit",
+            )
+        statistics.extend(object_statistics(t) for t in targets)
+        ids.extend(image_ids)
+    return PooledMaps(maps, torch.stack(statistics), tuple(ids))
+
+
+def train_predictor(
+    predictor: FactorPredictor, data: PooledMaps, labels: np.ndarray, config: PredictorConfig, *, device: str = "cpu"
+) -> list[dict[str, float]]:
+    """Algorithm 1, lines 17-19: AdamW with a cosine over `config.epochs`; returns the mean losses of each epoch.
+
+    Pictures of one size form a batch; each is mirrored every other time.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    wanted = torch.from_numpy(labels.astype(np.float32))
+    by_size: dict[tuple[int, ...], list[int]] = {}
+    for row, one in enumerate(data.maps):
+        by_size.setdefault(tuple(one.shape), []).append(row)
+    groups = [(torch.tensor(rows), torch.stack([data.maps[r] for r in rows])) for rows in by_size.values()]
+    predictor.to(device).train()
+    optimizer = torch.optim.AdamW(predictor.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs)
+    history = []
+    for _ in range(config.epochs):
+        sums: dict[str, float] = {}
+        batches = [
+            (rows[part], maps[part])
+            for rows, maps in groups
+            for part in torch.randperm(len(rows), generator=generator).split(config.batch_size)
+            if len(part) > 1 or len(rows) == 1  # batch norm needs two pictures, or two cells
+        ]
+        for rows, maps in batches:
+            x = maps.float().to(device)
+            if torch.rand((), generator=generator) < 0.5:
+                x = x.flip(-1)
+            logits, statistics = predictor.from_pooled(x)
+            losses = predictor_losses(
+                logits, statistics, wanted[rows].to(device), data.statistics[rows].to(device), weight=config.weight
+            )
+            if not config.statistics:
+                losses.pop("statistic")
+            optimizer.zero_grad(set_to_none=True)
+            torch.stack(list(losses.values())).sum().backward()
+            optimizer.step()
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + float(value.detach()) * len(rows)
+        schedule.step()
+        history.append({name: value / sum(len(rows) for rows, _ in batches) for name, value in sums.items()})
+    predictor.eval().to("cpu")
+    return history
+
+
+def fit_predictor(
+    run: DynamicRun, config: PredictorConfig, *, out: Path | None = None, device: str = "cpu"
+) -> tuple[Path, FactorRouter]:
+    """Labels, training, and a run folder with both; returns the folder and the router, attached to `run.detector`."""
+    folder = out or run.folder / FOLDER
+    if folder.resolve() == run.folder.resolve():
+        raise UserError("would overwrite the detector's own run", where=folder, fix="choose another --out")
+    train_set, val_set = run.sets()
+    run.detector.router = None
+    losses = run.losses("train", guidance=config.guidance, device=device, table=train_set)
+    torch.manual_seed(config.seed)
+    router = attach_predictor(
+        run.detector, widths=config.widths, pool=config.pool, decision=Decision(config.rule, config.threshold)
+    )
+    start = time.monotonic()
+    data = pooled_maps(run, train_set, router.predictor, device=device)
+    cached = time.monotonic()
+    labels = select(losses, data.image_ids).labels(config.ratio)
+    history = train_predictor(router.predictor, data, labels, config, device=device)
+    log.info(
+        "predictor: %d parameters, maps of %d pictures %.1f s, %d epochs %.1f s, losses %s",
+        sum(p.numel() for p in router.predictor.parameters()), len(data.maps), cached - start, config.epochs,
+        time.monotonic() - cached, " ".join(f"{k} {v:.3f}" for k, v in history[-1].items()),
+    )  # fmt: skip
+    maps = pooled_maps(run, val_set, router.predictor, device=device)
+    probabilities = predicted(router.predictor, maps)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_probabilities(folder / CHOICES, maps.image_ids, router.switch.factors, probabilities)
+    for name in ("recipe.yaml", "environment.json"):
+        if (run.folder / name).exists():
+            shutil.copyfile(run.folder / name, folder / name)
+    told = {
+        **run.description,
+        "predictor": {"widths": config.widths, "pool": config.pool, "rule": config.rule, "threshold": config.threshold},
+        "predictor_trained": {"config": config.model_dump(mode="json"), "history": history},
+        "detector_sha256": losses.detector,
+        "choices": calibration(probabilities),
+    }
+    save_weights(folder / "best.safetensors", run.detector.state_dict(), told)
+    return folder, router
+
+
+def measure_routed(run: DynamicRun, folder: Path) -> dict[str, float]:
+    """Figures of `run.detector` with its predictor on the validation set; its files are left in `folder`.
+
+    Beside them stand those of the single factors, copied from the detector's own run where it has them.
+    """
+    from accelerate import Accelerator
+
+    accelerator = Accelerator()
+    run.detector.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    figures = measure(
+        run.detector,
+        run.sets()[1],
+        protocol=run.recipe.evaluate.protocol,
+        channels=run.channels,
+        batch_size=run.recipe.evaluate.batch_size,
+        accelerator=accelerator,
+        precision=run.recipe.train.precision,
+        enlarge=run.enlarge,
+        folder=folder,
+    )
+    for source in sorted(run.folder.glob("*-df*.json")):
+        shutil.copyfile(source, folder / source.name)
+    return figures
+
+
+@torch.no_grad()
+def predicted(predictor: FactorPredictor, data: PooledMaps) -> np.ndarray:
+    """`(N, m)` probabilities of pooled maps, one picture at a time."""
+    logits = torch.cat([predictor.from_pooled(one[None].float())[0] for one in data.maps])
+    return logits.sigmoid().numpy()
+
+
+def calibration(probabilities: np.ndarray, *, steps: int = 50) -> list[list[float]]:
+    """Rows `[threshold, share of pictures at each factor …]` for `Decision("cheapest", threshold)`, threshold ascending.
+
+    This is what a budget is looked up in; it says what the choice costs, nothing of how good it is.
+    """
+    inner = np.unique(np.quantile(probabilities, np.linspace(0, 1, steps + 1)).round(6))
+    rows = []
+    for threshold in [0.0, *inner.tolist(), 1.001]:
+        chosen = Decision("cheapest", threshold).choose(probabilities)
+        shares = np.bincount(chosen, minlength=probabilities.shape[1]) / max(1, len(chosen))
+        rows.append([float(threshold), *shares.tolist()])
+    return rows
+
+
+def write_probabilities(path: Path, image_ids: Any, factors: Any, probabilities: np.ndarray) -> None:
+    """The predictor's word on a set, as JSON."""
+    content = {
+        "factors": list(factors),
+        "image_ids": list(image_ids),
+        "probabilities": np.round(probabilities.astype(float), 6).tolist(),
+    }
+    write_json(path, content)
+
+
+def read_probabilities(path: Path) -> tuple[tuple[int | str, ...], tuple[float, ...], np.ndarray]:
+    """Picture ids, factors and `(N, m)` probabilities that `write_probabilities` wrote."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        ids, factors = tuple(content["image_ids"]), tuple(content["factors"])
+        return ids, factors, np.asarray(content["probabilities"], np.float64).reshape(len(ids), len(factors))
+    except FileNotFoundError:
+        raise UserError("no predictor here", where=path.parent, fix="train it with `flyspeck dpnet fit RUN`") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"not the predictor's probabilities ({error})", where=path, fix="fit the predictor again"
+        ) from None

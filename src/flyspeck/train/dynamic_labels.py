@@ -1,0 +1,187 @@
+"""Which factor each picture wants, and why: the predictor's labels, computed once with the frozen detector and kept in the
+run folder beside a fingerprint of its weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flyspeck.data.annotations import Annotations
+from flyspeck.data.enlarge import Enlarge
+from flyspeck.data.loading import DetectionDataset, in_order, make_loader
+from flyspeck.errors import UserError
+from flyspeck.models.detector import Detector
+from flyspeck.models.dynamic.guidance import RATIO, factor_labels, factor_losses
+from flyspeck.models.dynamic.pooling import find_switch
+from flyspeck.train.checkpoint import write_json
+
+ROUTER = "router."
+"""Begins the names of the predictor's weights, which are no part of the detector that labels belong to."""
+
+
+@dataclass(frozen=True)
+class FactorLosses:
+    """L^(j) of every picture of a set at every factor."""
+
+    image_ids: tuple[int | str, ...]
+    factors: tuple[float, ...]
+    """Largest first."""
+    losses: np.ndarray
+    """(N, m) float64."""
+    guidance: bool
+    """Whether these are guidance losses or the detector's own."""
+    detector: str
+    """Fingerprint of the detector's weights."""
+    objects: np.ndarray
+    """(N,) int64 objects in each picture."""
+
+    def labels(self, ratio: float = RATIO) -> np.ndarray:
+        """(N, m) bool, Eq. 10."""
+        return factor_labels(self.losses, ratio=ratio)
+
+    def wanted(self, ratio: float = RATIO, *, rule: str = "cheapest") -> np.ndarray:
+        """(N,) place of the factor that each picture should take.
+
+        `cheapest` of those that are good enough, or with `argmax` the one with the least loss (of equals the largest).
+        """
+        if rule == "argmax":
+            return self.losses.argmin(1)
+        good = self.labels(ratio)
+        return good.shape[1] - 1 - good[:, ::-1].argmax(1)
+
+    def write(self, path: Path) -> None:
+        """As JSON."""
+        content = {
+            "detector_sha256": self.detector,
+            "guidance": self.guidance,
+            "factors": list(self.factors),
+            "image_ids": list(self.image_ids),
+            "objects": self.objects.tolist(),
+            "losses": np.round(self.losses, 6).tolist(),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, content)
+
+
+def read_losses(path: Path, *, detector: str | None = None) -> FactorLosses:
+    """What `FactorLosses.write` wrote; raises UserError for losses of another detector than the fingerprint `detector`."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found = FactorLosses(
+            image_ids=tuple(content["image_ids"]),
+            factors=tuple(float(f) for f in content["factors"]),
+            losses=np.asarray(content["losses"], np.float64).reshape(len(content["image_ids"]), -1),
+            guidance=bool(content["guidance"]),
+            detector=content["detector_sha256"],
+            objects=np.asarray(content["objects"], np.int64),
+        )
+    except FileNotFoundError:
+        raise UserError("no labels here", where=path, fix="compute them with `flyspeck dpnet labels RUN`") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"not a file of labels ({error})", where=path, fix="compute them again") from None
+    if detector is not None and found.detector != detector:
+        raise UserError(
+            "these labels were made with other weights than the detector has now",
+            where=path,
+            fix="compute them again: `flyspeck dpnet labels RUN --again`",
+        )
+    return found
+
+
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a detector's weights, the predictor's left out."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        if not name.startswith(ROUTER):
+            digest.update(name.encode())
+            digest.update(state[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def compute_losses(
+    detector: Detector,
+    annotations: Annotations,
+    *,
+    channels: int,
+    enlarge: Enlarge | None = None,
+    guidance: bool = True,
+    batch_size: int = 8,
+    device: torch.device | str = "cpu",
+    precision: str = "fp32",
+) -> FactorLosses:
+    """L^(j) of every picture, whole pictures, in the order of the table. The detector's mode and device are restored."""
+    place = torch.device(device)
+    was_training, home = detector.training, detector.pixel_norm.mean.device
+    detector.eval().to(place)
+    loader = make_loader(
+        DetectionDataset(annotations, channels=channels, enlarge=enlarge),  # type: ignore[arg-type]
+        batch_size=batch_size,
+        sampler=in_order(len(annotations)),
+        workers=0,
+        drop_last=False,
+    )
+    found, ids, objects = [], [], []
+    for images, targets, image_ids in loader.epoch(0):
+        with torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16"):
+            found.append(factor_losses(detector, images.to(place), [t.to(place) for t in targets], guidance=guidance))
+        ids.extend(image_ids)
+        objects.extend(len(t.objects) for t in targets)
+    detector.train(was_training).to(home)
+    return FactorLosses(
+        image_ids=tuple(ids),
+        factors=find_switch(detector).factors,
+        losses=np.concatenate(found),
+        guidance=guidance,
+        detector=fingerprint(detector.state_dict()),
+        objects=np.asarray(objects, np.int64),
+    )
+
+
+def losses_file(folder: Path, *, part: str, guidance: bool) -> Path:
+    """Where a run folder keeps the losses of its `train` or `val` set."""
+    return folder / f"factor-losses-{part}{'' if guidance else '-own'}.json"
+
+
+def select(losses: FactorLosses, image_ids: Any) -> FactorLosses:
+    """The rows of some pictures, in their order; raises UserError where one is missing."""
+    place = {image_id: row for row, image_id in enumerate(losses.image_ids)}
+    missing = [i for i in image_ids if i not in place]
+    if missing:
+        raise UserError(f"no labels of {len(missing)} pictures, such as {missing[0]}", fix="compute the labels again")
+    rows = [place[i] for i in image_ids]
+    return replace(losses, image_ids=tuple(image_ids), losses=losses.losses[rows], objects=losses.objects[rows])
+
+
+def summary(found: FactorLosses, *, ratio: float = RATIO) -> list[str]:
+    """Lines for a reader: how many pictures want which factor, and why."""
+    labels = found.labels(ratio)
+    cheapest, least = found.wanted(ratio), found.wanted(ratio, rule="argmax")
+    kind = "guidance loss" if found.guidance else "detector's own loss"
+    lines = [
+        f"{len(found.image_ids)} pictures, {kind}, T = {ratio:g}, detector {found.detector[:12]}",
+        f"{'factor':>7} {'good enough':>12} {'cheapest good':>14} {'least loss':>11} {'mean loss':>10}"
+        f" {'objects a picture':>18} {'loss over the least, where it is not good enough':>50}",
+    ]
+    relative = found.losses / np.maximum(found.losses.min(1, keepdims=True), 1e-12)
+    for place, factor in enumerate(found.factors):
+        mine, poor = cheapest == place, ~labels[:, place]
+        objects = f"{found.objects[mine].mean():.1f}" if mine.any() else "-"
+        worse = f"x {np.median(relative[poor, place]):.2f} (median)" if poor.any() else "-"
+        lines.append(
+            f"{factor:>7g} {int(labels[:, place].sum()):>12d} {int(mine.sum()):>14d} {int((least == place).sum()):>11d}"
+            f" {found.losses[:, place].mean():>10.4f} {objects:>18} {worse:>50}"
+        )
+    combinations, counts = np.unique(labels, axis=0, return_counts=True)
+    for row, count in sorted(zip(combinations.tolist(), counts.tolist(), strict=True), key=lambda pair: -pair[1]):
+        names = ", ".join(f"{f:g}" for f, yes in zip(found.factors, row, strict=True) if yes)
+        lines.append(f"  {count:>6d} pictures: {names} good enough")
+    return lines
