@@ -22,6 +22,8 @@ def predict(
     tile: str = typer.Option(None, "--tile", help="Tile HxW in model pixels, or 'off'; default: the training size."),
     overlap: int = typer.Option(None, "--overlap", help="Pixels that tiles share; the largest object must fit in."),
     scale: float = typer.Option(None, "--scale", help="Model pixels per picture pixel; default: as in training."),
+    scales: str = typer.Option(None, "--scales", help="See each tile at all of these sizes and merge, as in 0.5,1,2."),
+    flip: bool = typer.Option(False, "--flip", help="See each tile mirrored too, and merge."),
     score: float = typer.Option(0.05, "--score", help="Leave out weaker detections."),
     show_score: float = typer.Option(0.3, "--show-score", help="Draw only boxes of at least this score."),
     merge: str = typer.Option("nms", "--merge", help="nms, nmm, soft-nms or wbf."),
@@ -38,10 +40,11 @@ def predict(
     resume: bool = typer.Option(False, "--resume", help="Keep the tiles that an earlier run finished."),
 ) -> None:
     """Find objects in pictures; writes detections.json, images.json and annotated pictures into --out."""
-    from flyspeck.cli.values import parse_integers, parse_size
+    from flyspeck.cli.values import parse_integers, parse_numbers, parse_size
     from flyspeck.data.enlarge import Enlarge
     from flyspeck.infer.load import load_model
     from flyspeck.infer.merge import MergeRule
+    from flyspeck.infer.multiscale import MultiScale
     from flyspeck.infer.outputs import check_formats, open_writers
     from flyspeck.infer.predictor import Predictor
     from flyspeck.infer.source import OpenOptions, find_items
@@ -66,8 +69,10 @@ def predict(
         whole=tile == "off",
     )
     enlarge = Enlarge(**description.get("enlarge", {})) if scale is None else Enlarge(scale)
+    views = (1.0,) if scales is None else parse_numbers(scales, where="--scales")
+    many = len(views) > 1 or views != (1.0,) or flip
     predictor = Predictor(
-        network,
+        MultiScale(network, views, flip=flip, rule=rule) if many else network,
         tile=sides,
         overlap=shared,
         enlarge=enlarge,
@@ -84,7 +89,8 @@ def predict(
     category_ids, remarks = match_categories(network.classes, categories)
     for remark in remarks:
         typer.echo(f"note: {remark}", err=True)
-    journal = _journal(out, fresh=not resume, made_with=_made_with(model, predictor, precision))
+    made_with = _made_with(model, predictor, precision) | ({"views": [*views, flip]} if many else {})
+    journal = _journal(out, fresh=not resume, made_with=made_with)
     writers = open_writers(out, formats, classes=network.classes, category_ids=category_ids)
     if resume:
         typer.echo(f"resumed: {journal.num_kept} tiles kept")
