@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from torchvision.models.detection import FCOS as TorchvisionFCOS
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
+from flyspeck.errors import UserError
 from flyspeck.models.assign import BACKGROUND, IGNORED
 from flyspeck.models.fcos import FCOSHead, assign_points, boxes_around, centerness, grid_points, size_ranges
 from flyspeck.models.layers import group_norm
@@ -29,13 +30,13 @@ def map_sizes(padded=PADDED, strides=STRIDES) -> list[tuple[int, int]]:
     return [(math.ceil(padded[0] / s), math.ceil(padded[1] / s)) for s in strides]
 
 
-def assign(objects: list, ignored: Tensor = NOTHING, *, padded=PADDED) -> tuple[Tensor, Tensor]:
+def assign(objects: list, ignored: Tensor = NOTHING, *, padded=PADDED, reach: float = 0.0) -> tuple[Tensor, Tensor]:
     sizes = map_sizes(padded)
     points, cells = grid_points(sizes, padded, torch.device("cpu"))
     counts = torch.tensor([h * w for h, w in sizes])
     ranges = torch.tensor(size_ranges(STRIDES)).repeat_interleave(counts, 0)
     boxes = torch.tensor(objects, dtype=torch.float32).reshape(-1, 4)
-    return points, assign_points(points, cells, ranges, boxes, ignored)
+    return points, assign_points(points, cells, ranges, boxes, ignored, reach=reach)
 
 
 def head(num_classes: int = 2, **options) -> FCOSHead:
@@ -83,7 +84,9 @@ def test_equal_areas_go_to_the_first():
     assert assigned[(points == 10).all(1)][0] == 0
 
 
-def naive(objects: Tensor, points: Tensor, sizes: list[tuple[int, int]], radius: float = 1.5) -> list[int]:
+def naive(
+    objects: Tensor, points: Tensor, sizes: list[tuple[int, int]], radius: float = 1.5, reach: float = 0.0
+) -> list[int]:
     """Point by point, object by object."""
     result, start = [], 0
     for (low, high), stride, (h, w) in zip(size_ranges(STRIDES), STRIDES, sizes, strict=True):
@@ -93,7 +96,8 @@ def naive(objects: Tensor, points: Tensor, sizes: list[tuple[int, int]], radius:
                 sides = (x - x1, y - y1, x2 - x, y2 - y)
                 off = max(abs(x - (x1 + x2) / 2), abs(y - (y1 + y2) / 2))
                 area = (x2 - x1) * (y2 - y1)
-                if min(sides) > 0 and low < max(sides) <= high and off < radius * stride and area < best_area:
+                near = min(sides) > 0 or (reach > 0 and off <= reach * stride)
+                if near and low < max(sides) <= high and off < radius * stride and area < best_area:
                     best, best_area = n, area
             result.append(best)
         start += h * w
@@ -104,13 +108,26 @@ def naive(objects: Tensor, points: Tensor, sizes: list[tuple[int, int]], radius:
 @given(
     st.lists(
         st.tuples(st.integers(-20, 250), st.integers(-20, 250), st.integers(1, 40), st.integers(1, 200)), max_size=6
-    )
+    ),
+    st.sampled_from([0.0, 0.5, 1.0]),
 )
-def test_assignment_equals_the_slow_twin(quarters):
+def test_assignment_equals_the_slow_twin(quarters, reach):
     """Quarter pixels and quarter sizes: exact in float32, with centres on cell borders and equal areas."""
     objects = torch.tensor([[x / 2, y / 2, x / 2 + w / 2, y / 2 + h / 2] for x, y, w, h in quarters]).reshape(-1, 4)
-    points, assigned = assign(objects.tolist(), padded=(64, 128))
-    assert assigned.tolist() == naive(objects, points, map_sizes((64, 128)))
+    points, assigned = assign(objects.tolist(), padded=(64, 128), reach=reach)
+    assert assigned.tolist() == naive(objects, points, map_sizes((64, 128)), reach=reach)
+
+
+@pytest.mark.parametrize("side", range(1, 9))
+def test_with_a_reach_of_half_a_cell_every_object_has_a_point(side):
+    for shift in range(17):  # in steps of 1/2 and 1/4 px away from a point at (10, 10)
+        x, y = 10 + shift / 2, 10 + shift / 4
+        box = [x - side / 2, y - side / 2, x + side / 2, y + side / 2]
+        points, assigned = assign([box], reach=0.5)
+        finest = points[: 32 * 48]
+        nearest = (finest - torch.tensor([x, y])).abs().amax(1).argmin()
+        assert assigned[nearest] == 0
+        assert (assigned == 0).sum() >= (assign([box])[1] == 0).sum()
 
 
 def test_blocks_of_objects_do_not_change_the_assignment(monkeypatch):
@@ -139,6 +156,45 @@ def test_distances_are_in_cells_of_the_true_size():
     assert_close(box, torch.tensor([[6.0, 4, 22, 52]]))
 
 
+def test_center_boxes_by_hand():
+    """Offset of the centre (0.5, -0.25) cells and half sides exp(0) and exp(log 2) cells, at a scale of 1."""
+    fcos_head = head(boxes="center")
+    outputs = torch.tensor([0.5, -0.25, 0.0, math.log(2)]).view(1, 4, 1, 1)
+    # left 1 - 0.5, top 2 + 0.25, right 1 + 0.5, bottom 2 - 0.25
+    assert_close(fcos_head._distances(outputs, 0).flatten(), torch.tensor([0.5, 2.25, 1.5, 1.75]))
+    # a box beside its point has a negative distance, and a wild output a finite size
+    beside = torch.tensor([3.0, 0, -1, 1e6]).view(1, 4, 1, 1)
+    distances = fcos_head._distances(beside, 0).flatten()
+    assert distances[0] < 0 < distances[2]
+    assert torch.isfinite(distances).all()
+    # at the start, boxes of two cells in the middle of the cell
+    assert_close(fcos_head.box_distances.bias.detach(), torch.zeros(4))
+
+
+def test_the_quality_of_iou_is_learnt_from_the_boxes_predicted():
+    """One point, (10, 10), predicts [8, 8, 12, 12] for an object [8, 8, 12, 10.5]: an IoU of 10 / 16."""
+    fcos_head = head(num_classes=1, boxes="center", quality="iou")
+    with torch.no_grad():
+        for conv in (fcos_head.box_distances, fcos_head.centerness):
+            conv.weight.zero_()
+        fcos_head.box_distances.bias.copy_(torch.tensor([0.0, 0, math.log(0.5), math.log(0.5)]))
+        fcos_head.centerness.bias.fill_(1.5)
+    losses = fcos_head.losses(maps(), [target([[8, 8, 12, 10.5]])], PADDED, [PADDED])
+    assert set(losses) == {"classification", "box", "iou"}
+    iou = 4 * 2.5 / 16
+    expected = nn.functional.binary_cross_entropy_with_logits(torch.tensor(1.5), torch.tensor(iou))
+    assert_close(losses["iou"], expected)
+    assert_close(losses["box"], torch.tensor(1 - iou))  # the hull is the union
+    losses["iou"].backward()
+    assert fcos_head.box_distances.bias.grad is None or not fcos_head.box_distances.bias.grad.any()
+
+
+@pytest.mark.parametrize("option", [{"boxes": "centre"}, {"quality": "IoU"}])
+def test_an_unknown_choice_is_refused(option):
+    with pytest.raises(UserError, match="is no choice"):
+        head(**option)
+
+
 @pytest.mark.parametrize("side", range(1, 9))
 def test_a_box_of_a_few_pixels_around_a_point_is_learnt_by_it(side):
     points, assigned = assign([[10 - side / 2, 10 - side / 2, 10 + side / 2, 10 + side / 2]])
@@ -159,8 +215,9 @@ def test_a_box_of_a_few_pixels_around_a_point_is_learnt_by_it(side):
     ],
     ids=["none", "two-on-one-spot", "areas-16-and-20", "only-ignored", "between-points", "800"],
 )
-def test_losses_are_finite_and_have_gradients(given_target):
-    fcos_head = head()
+@pytest.mark.parametrize("options", [{}, {"reach": 0.5, "boxes": "center", "quality": "iou"}, {"reach": 1.0}], ids=str)
+def test_losses_are_finite_and_have_gradients(given_target, options):
+    fcos_head = head(**options)
     losses = fcos_head.losses(maps(), [given_target], PADDED, [PADDED])
     total = torch.stack(list(losses.values())).sum()
     assert torch.isfinite(total)

@@ -13,6 +13,12 @@ level's range is `(low, high]`, so that no distance belongs to two levels or to 
 class score and centerness (`geometric_mean`; the first version multiplied them); points inside ignore regions learn
 nothing; the bias of the distances starts at 1 stride, because ReLU is dead where all of them start negative.
 
+For objects smaller than a cell, which often contain no point at all (at stride 4, half of those of 2-3 px and a third of
+those of 3-4 px), there are three options beyond the paper: `reach` lets the nearest points learn an object that they lie
+beside; `boxes="center"` regresses centre and size, so that a box need not contain its point; `quality="iou"` weights scores
+by a predicted IoU (as Wu et al., arXiv:1912.05992) in place of the centerness, which is 0 there. The last two are needed
+with the first.
+
 Numbers (640x512, one class, ResNet-50, P2-P6 with P6 convolved from P5): 174.74 GFLOPs; with BH-ResNet50 174.95.
 """
 
@@ -20,13 +26,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flyspeck import boxes as box_algebra
+from flyspeck.errors import UserError, nearest
 from flyspeck.models.assign import BACKGROUND, IGNORED
 from flyspeck.models.assigners.base import Priors
 from flyspeck.models.assigners.build import AssignerBuilder
@@ -40,6 +47,8 @@ from flyspeck.types import FeatureSpec, Targets
 
 # Largest block of (object, point) pairs held at once.
 _BLOCK = 1 << 20
+# Of a half side in cells, as a logarithm: 400 cells, so that no wild output overflows.
+_LARGEST = 6.0
 
 
 def size_ranges(strides: Sequence[float], *, scale: float = 4.0) -> tuple[tuple[float, float], ...]:
@@ -72,11 +81,13 @@ def assign_points(
     ignored: Tensor,
     *,
     radius: float = 1.5,
+    reach: float = 0.0,
 ) -> Tensor:
     """The row of `objects (N, 4)` that each point learns `(A,)`, `BACKGROUND`, or `IGNORED` inside an ignore region.
 
     A point claims an object that contains it, whose centre is less than `radius` cells away along both axes, and whose
-    farthest side is at a distance in the point's range `(low, high]` (`ranges (A, 2)`); of several, the smallest.
+    farthest side is at a distance in the point's range `(low, high]` (`ranges (A, 2)`); of several, the smallest. One whose
+    centre is at most `reach` cells away along both axes counts as containing it: from 0.5 on, each has a point.
     """
     assigned = torch.full((len(points),), BACKGROUND, dtype=torch.int64, device=points.device)
     # Smallest first, in double precision, stable: then the first block that claims a point keeps it.
@@ -84,7 +95,7 @@ def assign_points(
     step = max(1, _BLOCK // max(len(points), 1))
     for start in range(0, len(objects), step):
         rows = order[start : start + step]
-        claims = _claims(points, cells, ranges, objects[rows], radius)  # (n, A)
+        claims = _claims(points, cells, ranges, objects[rows], radius, reach)  # (n, A)
         claimed, first = claims.max(0)  # the first True is the smallest object
         fresh = claimed & (assigned == BACKGROUND)
         assigned[fresh] = rows[first[fresh]]
@@ -95,12 +106,15 @@ def assign_points(
     return assigned
 
 
-def _claims(points: Tensor, cells: Tensor, ranges: Tensor, objects: Tensor, radius: float) -> Tensor:
+def _claims(points: Tensor, cells: Tensor, ranges: Tensor, objects: Tensor, radius: float, reach: float) -> Tensor:
     """`(n, A)` bool: which points may learn which objects."""
     sides = side_distances(points, objects[:, None])  # (n, A, 4)
     off_center = (points - box_algebra.center(objects)[:, None]).abs()
     far = sides.amax(-1)
-    claims = (sides.amin(-1) > 0) & (far > ranges[:, 0]) & (far <= ranges[:, 1])
+    claims = sides.amin(-1) > 0
+    if reach > 0:
+        claims |= (off_center <= reach * cells).all(-1)
+    claims &= (far > ranges[:, 0]) & (far <= ranges[:, 1])
     return claims & (off_center < radius * cells).all(-1)
 
 
@@ -121,6 +135,9 @@ class FCOSHead(Head):
     Which point learns which object is decided by centre sampling (`radius`, `range_scale`), or by `assigner`: then the
     prior of a point is a square of `prior_scale` cells around it, and a point may learn an object that it lies beside. Its
     centerness is then that of a point one hundredth of a cell inside, and its distances to the far sides count.
+
+    `boxes` is what the four outputs of the box branch are: `sides`, the distances to the sides, or `center`, the offset of
+    the centre in cells and the logarithms of half the size in cells. `quality` is what scores are weighted by.
     """
 
     def __init__(
@@ -131,10 +148,13 @@ class FCOSHead(Head):
         depth: int = 4,
         norm: NormBuilder | None = None,
         radius: float = 1.5,
+        reach: float = 0.0,
         range_scale: float = 4.0,
         offset: float = 0.5,
         geometric_mean: bool = True,
         centerness_weighted: bool = True,
+        boxes: Literal["sides", "center"] = "sides",
+        quality: Literal["centerness", "iou"] = "centerness",
         assigner: AssignerBuilder | None = None,
         foreground: float = 0.5,
         background: float = 0.4,
@@ -145,7 +165,10 @@ class FCOSHead(Head):
         self.assigner = None if assigner is None else assigner(foreground=foreground, background=background)
         self.prior_scale = prior_scale
         self.num_classes = num_classes
-        self.radius, self.offset = radius, offset
+        _one_of("boxes", boxes, ("sides", "center"))
+        _one_of("quality", quality, ("centerness", "iou"))
+        self.radius, self.reach, self.offset = radius, reach, offset
+        self.boxes, self.quality = boxes, quality
         self.geometric_mean, self.centerness_weighted = geometric_mean, centerness_weighted
         self.ranges = size_ranges([f.stride for f in features], scale=range_scale)
         self.suppression = suppression or Suppression(iou=0.6, pre_nms=2000, max_detections=1000)
@@ -159,17 +182,28 @@ class FCOSHead(Head):
         for conv in (self.class_logits, self.box_distances, self.centerness):
             init_normal(conv)
         nn.init.constant_(self.class_logits.bias, -math.log((1 - 0.01) / 0.01))  # type: ignore[arg-type]
-        nn.init.ones_(self.box_distances.bias)  # type: ignore[arg-type]
+        nn.init.constant_(self.box_distances.bias, float(boxes == "sides"))  # type: ignore[arg-type]
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Class logits `(B, K, H_l, W_l)`, distances in cells `(B, 4, …)` ≥ 0 and centerness logits `(B, 1, …)` per level."""
+        """Class logits `(B, K, H_l, W_l)`, distances in cells `(B, 4, …)` and quality logits `(B, 1, …)` per level.
+
+        The distances are those to the left, upper, right and lower side; those of `sides` are at least 0.
+        """
         logits, distances, central = [], [], []
         for i, m in enumerate(maps):
             logits.append(self.class_logits(self.class_tower(m, i)))
             x = self.box_tower(m, i)
-            distances.append(F.relu(self.box_distances(x) * self.scales[i]))
+            distances.append(self._distances(self.box_distances(x), i))
             central.append(self.centerness(x))
         return logits, distances, central
+
+    def _distances(self, outputs: Tensor, level: int) -> Tensor:
+        """What the box branch says at a level, as distances `(B, 4, …)` in cells."""
+        if self.boxes == "sides":
+            return F.relu(outputs * self.scales[level])
+        offset, size = outputs.float().split(2, 1)
+        half = size.clamp(max=_LARGEST).exp() * self.scales[level]
+        return torch.cat([half - offset, half + offset], 1)
 
     def points(self, map_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], device: torch.device) -> Any:
         """Points `(A, 2)`, cells `(A, 2)` and ranges `(A, 2)` of all levels, in pixels."""
@@ -185,7 +219,7 @@ class FCOSHead(Head):
         padded: tuple[int, int],
         sizes: Sequence[tuple[int, int]],
     ) -> dict[str, Tensor]:
-        """`classification` (focal), `box` (GIoU) and `centerness`, over the positive points of the batch."""
+        """`classification` (focal), `box` (GIoU) and `centerness` (or `iou`), over the positive points of the batch."""
         logits, distances, central = self(maps)
         flat_logits, flat_distances = flatten_levels(logits, self.num_classes), flatten_levels(distances, 4)
         flat_central = flatten_levels(central, 1)[..., 0]
@@ -203,7 +237,7 @@ class FCOSHead(Head):
         counted = assigned != IGNORED
         positives = mean_over_processes(len(picture), assigned.device)
         classification = (focal_loss(flat_logits, wanted) * counted[..., None]).sum() / positives
-        box, central_loss = self._box_losses(
+        box, quality_loss = self._box_losses(
             flat_distances[picture, row],
             flat_central[picture, row],
             points[row],
@@ -211,7 +245,7 @@ class FCOSHead(Head):
             objects[matched],
             positives,
         )
-        return {"classification": classification, "box": box, "centerness": central_loss}
+        return {"classification": classification, "box": box, self.quality: quality_loss}
 
     def priors(self, map_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], device: torch.device) -> Priors:
         """Squares of `prior_scale` cells around the points of all levels, in pixels of the picture."""
@@ -227,7 +261,10 @@ class FCOSHead(Head):
     ) -> Tensor:
         """`(B, A)` row of the picture's objects, `BACKGROUND` or `IGNORED`; `counts` points lie on each level."""
         if self.assigner is None:
-            found = [assign_points(points, cells, ranges, t.objects, t.ignored, radius=self.radius) for t in targets]
+            found = [
+                assign_points(points, cells, ranges, t.objects, t.ignored, radius=self.radius, reach=self.reach)
+                for t in targets
+            ]
         else:
             priors = self._squares(points, cells, counts)
             found = [self.assigner(priors, t.objects, t.ignored) for t in targets]
@@ -236,13 +273,17 @@ class FCOSHead(Head):
     def _box_losses(
         self, distances: Tensor, central: Tensor, points: Tensor, cells: Tensor, objects: Tensor, positives: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Of P positive points: predicted `distances (P, 4)` in cells and centerness logits `(P,)` against `objects`."""
-        sides = side_distances(points, objects)
-        if self.assigner is not None:  # a point may lie beside its object
-            sides = torch.maximum(sides, 0.01 * cells[:, [0, 1, 0, 1]])
-        goal = centerness(sides)
-        loss = 1 - box_algebra.paired_giou(boxes_around(points, distances, cells), objects)
-        if self.centerness_weighted:
+        """Of P positive points: predicted `distances (P, 4)` in cells and quality logits `(P,)` against `objects`."""
+        predicted = boxes_around(points, distances, cells)
+        loss = 1 - box_algebra.paired_giou(predicted, objects)
+        if self.quality == "iou":
+            goal = box_algebra.paired_iou(predicted.detach(), objects).clamp(0, 1)
+        else:
+            sides = side_distances(points, objects)
+            if self.assigner is not None or self.reach > 0:  # a point may lie beside its object
+                sides = torch.maximum(sides, 0.01 * cells[:, [0, 1, 0, 1]])
+            goal = centerness(sides)
+        if self.quality == "centerness" and self.centerness_weighted:
             box = (loss * goal).sum() / mean_over_processes(goal.sum(), goal.device, at_least=1e-6)
         else:
             box = loss.sum() / positives
@@ -266,6 +307,11 @@ class FCOSHead(Head):
             boxes = boxes_around(points[rows], picture_distances[rows], cells[rows])
             found.append(suppress(boxes, picture_scores[rows, classes], classes, size, self.suppression))
         return found
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UserError(f"'{value}' is no choice", where=f"model.head.{name}", fix=nearest(value, known))
 
 
 def boxes_around(points: Tensor, distances: Tensor, cells: Tensor) -> Tensor:

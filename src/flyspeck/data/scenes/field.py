@@ -75,10 +75,9 @@ class Farmland(Terrain):
         growth = ground.noise(rng, 45.0, 3.0)
         share = np.clip(0.5 + 0.5 * rows + 0.16 * growth + 0.16 * texture, 0, 1).astype(np.float32)
         canvas = np.empty((3, *share.shape), np.float32)
-        for plane, soil, crop in zip(canvas, self.soil.T, self.crop.T, strict=True):
-            plane[:] = (crop - soil).astype(np.float32)[parcel]
-            plane *= share
-            plane += soil.astype(np.float32)[parcel]
+        for channel, (soil, crop) in enumerate(zip(self.soil.T, self.crop.T, strict=True)):
+            np.multiply((crop - soil).astype(np.float32)[parcel], share, out=canvas[channel])
+            canvas[channel] += soil.astype(np.float32)[parcel]
         tram = np.abs(np.mod(across, 18.0) - 9.0)
         lines = (smoothstep(0.28, 0.1, np.abs(tram - 0.9)) * (self.row_strength * 0.55)[parcel]).astype(np.float32)
         blend(canvas, (112, 96, 74), lines * np.float32(min(1.0, ground.scale / 3)))
