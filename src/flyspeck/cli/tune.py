@@ -107,3 +107,48 @@ def _plot(means: dict, path: Path, metric: str) -> Path | None:
         typer.echo(f"no plot: {error}", err=True)
         return None
     return path
+
+
+@app.command("look")
+def look(
+    run: Path = typer.Argument(..., help="A run folder; its recipe names the pictures."),
+    steps: int = typer.Option(600, "--steps", min=1, help="Training steps of 16 windows."),
+    shrink: int = typer.Option(2, "--shrink", min=1, help="Detector pixels along a side for each of the look's."),
+    lost: float = typer.Option(0.02, "--lost", help="Share of found validation objects that it may pass over."),
+) -> None:
+    """Train the first look that lets `predict --skip` pass over empty tiles; writes look.safetensors into the run."""
+    from flyspeck.errors import UserError
+    from flyspeck.evaluate import DetectionTable
+    from flyspeck.train.checkpoint import load_weights, weights_file
+    from flyspeck.train.config import load_recipe
+    from flyspeck.train.inputs import enlargement, read_sets, spread
+    from flyspeck.train.presence import LOOK_FILE, LookSettings, found_objects, save_look, train_look
+
+    if not 0 <= lost < 1:
+        raise UserError(f"a share of {lost}", where="--lost", fix="choose one from 0 to below 1")
+    if not (run / "recipe.yaml").is_file():
+        raise UserError("no run folder with a recipe.yaml", where=run)
+    data = load_recipe(run / "recipe.yaml").data
+    train, val = read_sets(data)
+    _, description = load_weights(weights_file(run))
+    settings = LookSettings(shrink=shrink, steps=steps, lost=lost)
+    val = spread(val, settings.max_pictures)
+    results = run / "detections.json"
+    findable = found_objects(val, DetectionTable.from_coco(results, val)) if results.is_file() else None
+    network, calibration = train_look(
+        train,
+        val,
+        mean=description["mean"],
+        std=description["std"],
+        enlarge=enlargement(data),
+        settings=settings,
+        findable=findable,
+        progress=lambda step, loss: typer.echo(f"  step {step}/{steps} loss {loss:.3f}"),
+    )
+    save_look(run / LOOK_FILE, network, settings, calibration)
+    whose = "validation objects that the detector finds" if results.is_file() else "validation objects"
+    kept = f", {100 * calibration.empty_kept:.0f} % of {calibration.empty_windows} empty windows run"
+    typer.echo(
+        f"{run / LOOK_FILE}: threshold {calibration.threshold:.3f}, passes over {100 * calibration.lost:.2f} % of "
+        f"{calibration.objects} {whose}, each taken alone{kept if calibration.empty_windows else ''}"
+    )
