@@ -48,6 +48,7 @@ class _OneOfEach(nn.Module):
         ("macs", 64 * 27 + 16 * 20),
         ("mmcv", (64 * 27 + 64) + 128 + 64 + 64 + 16 + 64 + (16 * 20 + 5)),
         ("ptflops", (64 * 27 + 64) + 128 + 64 + 64 + (16 * 20 + 5)),
+        ("thop", 64 * 27 + 4 * 64 + 16 * 20),
     ],
 )
 def test_conventions_on_one_layer_of_each_kind(convention, expected):

@@ -71,3 +71,13 @@ def test_ema_follows_parameters_and_buffers() -> None:
     torch.testing.assert_close(ema.model.head.weight, before + (1 - decay))
     torch.testing.assert_close(ema.model.backbone[1].running_mean, torch.full((4,), 2 * (1 - decay)))
     assert int(ema.model.backbone[1].num_batches_tracked) == 3
+
+
+def test_a_cosine_that_restarts() -> None:
+    config = TrainConfig(schedule="cosine_restarts", warmup_steps=0, final_lr=0.01, epochs=6, restart_epochs=2)
+    factors = [lr_factor(step, 60, config) for step in range(60)]  # ten steps an epoch, twenty a cosine
+    assert factors[0] == factors[20] == factors[40] == 1
+    assert factors[:20] == pytest.approx(factors[20:40])
+    assert factors[10] == pytest.approx(0.01 + 0.99 / 2)
+    assert factors[19] < 0.02
+    assert all(a > b for a, b in zip(factors[:19], factors[1:20], strict=True))
