@@ -104,6 +104,15 @@ def test_a_larger_picture_has_more_objects_not_larger_ones():
     assert 0.6 < size[1] / size[0] < 1.6
 
 
+def test_a_denser_scene_has_more_objects_of_the_same_size():
+    sparse, dense = (scenes_annotations(60, seed=5, height=256, width=320, density=d) for d in (1.0, 3.0))
+    counts = [(~table.ignore).sum() for table in (sparse, dense)]
+    sizes = [np.median(B.size(table.boxes[~table.ignore])) for table in (sparse, dense)]
+    assert 1.8 < counts[1] / counts[0] < 3.5
+    assert 0.7 < sizes[1] / sizes[0] < 1.4
+    assert_array_equal(scenes_annotations(4, seed=5).boxes, scenes_annotations(4, seed=5, density=1.0).boxes)
+
+
 @pytest.mark.parametrize("label", [PERSON, BOAT, CAR])
 @pytest.mark.parametrize("pixels_per_metre", [2.0, 9.0, 30.0])
 @pytest.mark.parametrize("tilt", [0.05, 0.7])
@@ -201,6 +210,8 @@ def test_command(tmp_path, capsys):
         ({"kind": "see"}, "did you mean 'sea'"),
         ({"height": 8}, "height 8 is out of range"),
         ({"width": 10**6}, "width 1000000 is out of range"),
+        ({"density": 0}, "density 0 is out of range"),
+        ({"density": float("nan")}, "density nan is out of range"),
     ],
 )
 def test_wrong_arguments_say_so(arguments, words):

@@ -229,6 +229,7 @@ def scenes(
     seed: int = typer.Option(0, "--seed", min=0, help="The same seed gives the same pictures, byte for byte."),
     size: str = typer.Option("512x640", "--size", help="Height x width of the pictures."),
     kind: str | None = typer.Option(None, "--kind", help="Only one kind: sea, field or road."),
+    density: float = typer.Option(1.0, "--density", help="How many times as many things as usual."),
     workers: int = WORKERS,
 ) -> None:
     """Generate pictures of sea, fields and roads from a drone, with tiny persons, boats and cars."""
@@ -243,6 +244,7 @@ def scenes(
             height=height,
             width=width,
             kind=kind,
+            density=density,
             workers=workers,
             progress=progress.update,
         )

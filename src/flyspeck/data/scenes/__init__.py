@@ -20,6 +20,7 @@ from flyspeck.errors import UserError, nearest
 __all__ = ["CLASSES", "KINDS", "Scene", "generate_scene", "plan", "scene_seed"]
 
 _SMALLEST_SIDE, _LARGEST_SIDE = 32, 20_000
+_DENSEST = 20
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,12 @@ def _generators(seed: int | tuple[int, ...]) -> tuple[np.random.Generator, np.ra
 
 
 def plan(
-    seed: int | tuple[int, ...], *, height: int = 512, width: int = 640, kind: str | None = None
+    seed: int | tuple[int, ...],
+    *,
+    height: int = 512,
+    width: int = 640,
+    kind: str | None = None,
+    density: float = 1.0,
 ) -> tuple[ScenePlan, np.random.Generator]:
     """The plan of a scene, and the stream that paints it; `kind` is drawn where it is not given."""
     for name, side in (("height", height), ("width", width)):
@@ -61,20 +67,28 @@ def plan(
             raise UserError(f"{name} {side} is out of range", fix=f"use {_SMALLEST_SIDE} to {_LARGEST_SIDE} pixels")
     if kind is not None and kind not in KINDS:
         raise UserError(f"no kind of scene is called '{kind}'", fix=nearest(kind, KINDS))
+    if not 0 < density <= _DENSEST:
+        raise UserError(f"density {density:g} is out of range", fix=f"use more than 0, and at most {_DENSEST}")
     layout_rng, paint_rng = _generators(seed)
     drawn = KINDS[int(layout_rng.integers(len(KINDS)))]
-    return plan_scene(layout_rng, height=height, width=width, kind=kind or drawn), paint_rng
+    return plan_scene(layout_rng, height=height, width=width, kind=kind or drawn, density=density), paint_rng
 
 
 def generate_scene(
-    seed: int | tuple[int, ...], *, height: int = 512, width: int = 640, kind: str | None = None
+    seed: int | tuple[int, ...],
+    *,
+    height: int = 512,
+    width: int = 640,
+    kind: str | None = None,
+    density: float = 1.0,
 ) -> Scene:
     """One picture of `height` x `width` pixels with its boxes.
 
     `seed` is a number, or a tuple such as `scene_seed(seed, index)`; `kind` is sea, field or road, drawn if None. A larger
-    picture shows more ground at the same scale, so that its objects are as tiny.
+    picture shows more ground at the same scale, so that its objects are as tiny. `density` multiplies how many things are put
+    there; where they find no room, there are fewer.
     """
     from flyspeck.data.scenes.render import render
 
-    scene, rng = plan(seed, height=height, width=width, kind=kind)
+    scene, rng = plan(seed, height=height, width=width, kind=kind, density=density)
     return Scene(render(scene, rng), scene.boxes, scene.labels, scene.ignore, scene.kind)

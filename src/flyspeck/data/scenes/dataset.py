@@ -6,6 +6,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -26,7 +27,13 @@ def scene_name(seed: int, index: int) -> str:
 
 
 def scenes_annotations(
-    num_images: int, seed: int, *, height: int = 512, width: int = 640, kind: str | None = None
+    num_images: int,
+    seed: int,
+    *,
+    height: int = 512,
+    width: int = 640,
+    kind: str | None = None,
+    density: float = 1.0,
 ) -> Annotations:
     """The boxes of `num_images` scenes; nothing is painted, so it takes milliseconds a picture.
 
@@ -35,7 +42,8 @@ def scenes_annotations(
     """
     if num_images < 1:
         raise UserError(f"{num_images} pictures asked for", fix="ask for at least 1")
-    plans = [plan(scene_seed(seed, i), height=height, width=width, kind=kind)[0] for i in range(num_images)]
+    asked: dict[str, Any] = {"height": height, "width": width, "kind": kind, "density": density}
+    plans = [plan(scene_seed(seed, i), **asked)[0] for i in range(num_images)]
     counts = [len(p.boxes) for p in plans]
     boxes = np.concatenate([p.boxes for p in plans])
     ignore = np.concatenate([p.ignore for p in plans])
@@ -64,6 +72,7 @@ def write_scenes(
     height: int = 512,
     width: int = 640,
     kind: str | None = None,
+    density: float = 1.0,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
@@ -76,9 +85,10 @@ def write_scenes(
     target = out / ANNOTATION_FILE
     if target.exists():
         raise UserError("a data set is there already", where=target, fix="name another folder, or delete this one")
-    table = scenes_annotations(num_images, seed, height=height, width=width, kind=kind)
+    asked: dict[str, Any] = {"height": height, "width": width, "kind": kind, "density": density}
+    table = scenes_annotations(num_images, seed, **asked)
     (out / PICTURE_FOLDER).mkdir(parents=True, exist_ok=True)
-    tasks = [(str(out), seed, index, height, width, kind) for index in range(num_images)]
+    tasks = [(str(out), seed, index, asked) for index in range(num_images)]
     if workers > 1 and num_images > 1:
         with multiprocessing.get_context("spawn").Pool(min(workers, num_images)) as pool:
             _count(pool.imap_unordered(_write_one, tasks, chunksize=4), num_images, progress)
@@ -94,10 +104,10 @@ def _count(done: Iterable[None], total: int, progress: Callable[[int, int], None
             progress(number, total)
 
 
-def _write_one(task: tuple[str, int, int, int, int, str | None]) -> None:
+def _write_one(task: tuple[str, int, int, dict[str, Any]]) -> None:
     """Paint one scene and write it, by way of a temporary name."""
-    out, seed, index, height, width, kind = task
-    scene = generate_scene(scene_seed(seed, index), height=height, width=width, kind=kind)
+    out, seed, index, asked = task
+    scene = generate_scene(scene_seed(seed, index), **asked)
     path = Path(out) / scene_name(seed, index)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     # level 1: grain does not compress, and higher levels cost more time than painting does

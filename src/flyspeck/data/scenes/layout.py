@@ -272,17 +272,17 @@ def _sample_camera(rng: np.random.Generator, main: int, height: int, width: int)
     return Camera(height, width, size / usual_size(main, tilt), tilt, focal)
 
 
-def _crowd_size(rng: np.random.Generator, height: int, width: int) -> int:
+def _crowd_size(rng: np.random.Generator, height: int, width: int, density: float) -> int:
     """How many objects: alone, some, or a crowd; grows with the picture's area."""
     mode = rng.choice(3, p=[0.25, 0.5, 0.25])
     count = (rng.uniform(1, 4), rng.uniform(5, 30), np.exp(rng.uniform(np.log(30), np.log(110))))[mode]
-    return max(1, int(count * height * width / _REFERENCE_AREA))
+    return max(1, int(count * density * height * width / _REFERENCE_AREA))
 
 
 _MAIN_SHARES = {"sea": (0.55, 0.45, 0.0), "field": (0.6, 0.0, 0.4), "road": (0.4, 0.0, 0.6)}
 
 
-def plan_scene(rng: np.random.Generator, *, height: int, width: int, kind: str) -> ScenePlan:
+def plan_scene(rng: np.random.Generator, *, height: int, width: int, kind: str, density: float = 1.0) -> ScenePlan:
     """Plan a scene of `kind`: camera, light, terrain, things with their boxes, ignore regions."""
     main = int(rng.choice(3, p=_MAIN_SHARES[kind]))
     camera = _sample_camera(rng, main, height, width)
@@ -296,7 +296,7 @@ def plan_scene(rng: np.random.Generator, *, height: int, width: int, kind: str) 
     placer = _Placer(camera, light, terrain)
     crowd = _place_crowd(rng, placer, terrain, area) if rng.random() < 0.16 else np.zeros((0, 4))
     members = len(placer.things)
-    count = _crowd_size(rng, height, width)
+    count = _crowd_size(rng, height, width, density)
     dense = 0.5 if count > 40 else 0.25
     largest = 0.45 * min(height, width)
     order = [main] + [k for k in (PERSON, BOAT, CAR) if k != main]
