@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from flyspeck.bench.results import Entry
-from flyspeck.bench.score import Score, cost, environment, score, share_score
+from flyspeck.bench.score import Score, cost, environment, factor_cost, score, share_score
 from flyspeck.bench.table import Job
 from flyspeck.data.annotations import Annotations
 from flyspeck.errors import UserError
@@ -82,6 +82,13 @@ def _check_data(job: Job, recipe: Recipe) -> None:
             raise UserError("no such file", where=path, fix=f"make it, or give another --data: {job.data.make}")
 
 
+def rescore(job: Job, places: Places, before: list[Entry]) -> Outcome:
+    """Scores a finished training's run folder again; what is known of its hardware and versions stays."""
+    outcome = _of_run(job, job.recipe(data=places.data, runs=places.runs), job.folder(places.runs))
+    kept = {name: before[0].facts[name] for name in (*environment(), "ms", "ms_p90") if name in before[0].facts}
+    return Outcome([replace(entry, facts=entry.facts | kept) for entry in outcome.entries], outcome.draws)
+
+
 def _of_run(job: Job, recipe: Recipe, folder: Path) -> Outcome:
     """The entries of a run folder: the run's own, and one for each `detections-VARIANT.json`."""
     from flyspeck.train.build import load_described
@@ -90,12 +97,8 @@ def _of_run(job: Job, recipe: Recipe, folder: Path) -> Outcome:
     train_set, val_set = read_sets(recipe.data)
     detector, description = load_described(folder)
     height, width = description["training_size"]
-    facts = cost(
-        detector,
-        (int(height), int(width)),
-        proposals=recipe.model.head.get("proposals"),
-        latency_runs=job.table.latency_runs,
-    )
+    size, proposals = (int(height), int(width)), recipe.model.head.get("proposals")
+    facts = cost(detector, size, proposals=proposals, latency_runs=job.table.latency_runs)
     facts |= {
         "epochs": recipe.train.epochs,
         "best_epoch": description["epoch"],
@@ -111,7 +114,8 @@ def _of_run(job: Job, recipe: Recipe, folder: Path) -> Outcome:
     }
     found: list[tuple[str, Score, dict[str, Any]]] = []
     for variant, path in scores.items():
-        found.append((variant, _scored(job, val_set, path, recipe), facts | _variant_facts(folder, variant)))
+        own = factor_cost(detector, variant, size, proposals=proposals, latency_runs=job.table.latency_runs)
+        found.append((variant, _scored(job, val_set, path, recipe), facts | own))
     return _outcome(job, found)
 
 
@@ -119,15 +123,6 @@ def _scored(job: Job, val_set: Annotations, detections: Path, recipe: Recipe) ->
     return score(
         val_set, detections, protocol=recipe.evaluate.protocol, bins=job.table.bins, bin_scale=job.row.bin_scale
     )
-
-
-def _variant_facts(folder: Path, variant: str) -> dict[str, Any]:
-    """What the run says of a variant's cost, under `facts` in its evaluation file: `gflops`, `ms`, …"""
-    path = folder / (f"evaluation-{variant}.json" if variant else "evaluation.json")
-    if not path.is_file():
-        return {}
-    facts = json.loads(path.read_text(encoding="utf-8")).get("facts", {})
-    return {name: value for name, value in facts.items() if isinstance(value, int | float | str)}
 
 
 def _seconds(metrics: Path) -> float:
@@ -165,6 +160,10 @@ def _pretrain(job: Job, places: Places) -> Outcome:
     from flyspeck.train.config import TrainConfig
     from flyspeck.train.pretrain import pretrain
 
+    done = job.folder(places.runs) / "entry.json"
+    if done.is_file():  # for another table
+        known = json.loads(done.read_text(encoding="utf-8"))
+        return _outcome(job, [("", share_score(known["top1"], known["facts"]["validation_pictures"]), known["facts"])])
     wanted = job.pretraining(data=places.data, runs=places.runs)
     data = job.table.sets.get(wanted.data)
     if data is None or data.folder is None:
@@ -200,6 +199,7 @@ def _pretrain(job: Job, places: Places) -> Outcome:
         "seconds": round(time.monotonic() - started, 1),
         **environment(),
     }
+    done.write_text(json.dumps({"top1": best.top1, "facts": facts}, indent=1), encoding="utf-8")
     return _outcome(job, [("", share_score(best.top1, len(val_set)), facts)])
 
 
@@ -208,7 +208,7 @@ def _evaluate(job: Job, places: Places) -> Outcome:
     from accelerate import Accelerator
 
     from flyspeck.train.build import build_detector, load_described
-    from flyspeck.train.inputs import read_sets
+    from flyspeck.train.inputs import enlargement, read_sets
     from flyspeck.train.measure import measure
 
     recipe, folder = job.recipe(data=places.data, runs=places.runs), job.folder(places.runs)
@@ -236,6 +236,7 @@ def _evaluate(job: Job, places: Places) -> Outcome:
         batch_size=recipe.evaluate.batch_size,
         accelerator=accelerator,
         precision=recipe.train.precision,
+        enlarge=enlargement(recipe.data),
         folder=folder,
     )
     height, width = description["training_size"]

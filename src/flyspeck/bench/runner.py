@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flyspeck.bench.claims import judge
-from flyspeck.bench.kinds import Places, run
+from flyspeck.bench.kinds import Places, rescore, run
 from flyspeck.bench.results import read_results, write_results
 from flyspeck.bench.table import Job, Table, jobs
 from flyspeck.errors import UserError
@@ -91,6 +91,20 @@ def run_table(
         done += 1
     left = sum(not _finished(job, results_folder) for job in todo)
     return done, left
+
+
+def rescore_table(table: Table, grade: str, *, places: Places, results_folder: Path) -> int:
+    """Scores every finished training whose run folder is here again, without training; returns how many."""
+    count = 0
+    for job in jobs(table, grade):
+        results = read_results(results_folder, table.name)
+        before = results.finished(grade, job.row.name, job.seed, job.definition)
+        if before and job.row.kind in ("train", "distill") and (job.folder(places.runs) / "detections.json").is_file():
+            outcome = rescore(job, places, before)
+            results.replace(outcome.entries, outcome.draws)
+            write_results(results_folder, results)
+            count += 1
+    return count
 
 
 def rejudge(table: Table, results_folder: Path) -> None:

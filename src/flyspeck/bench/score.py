@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from flyspeck.evaluate import DetectionTable, customised, evaluate, protocol_nam
 from flyspeck.evaluate.bootstrap import drawn_aps
 from flyspeck.evaluate.protocols import INFINITE, APProtocol, Bin
 from flyspeck.models.detector import Detector
+from flyspeck.models.dynamic.pooling import find_switch
 from flyspeck.models.profile import NUM_PROPOSALS, measure_latency, profile
 from flyspeck.train.measure import figures_of
 
@@ -87,6 +89,17 @@ def cost(detector: Detector, size: tuple[int, int], *, proposals: int | None, la
         timed = measure_latency(detector, size, runs=latency_runs)
         facts |= {name: round(value, 2) for name, value in (("ms", timed.median_ms), ("ms_p90", timed.p90_ms))}
     return facts
+
+
+def factor_cost(
+    detector: Detector, variant: str, size: tuple[int, int], *, proposals: int | None, latency_runs: int
+) -> dict[str, Any]:
+    """`cost` at the factor of a variant `df0.33` of a dynamic detector; empty for any other variant."""
+    factor = re.fullmatch(r"df([0-9.]+)", variant)
+    if factor is None:
+        return {}
+    with find_switch(detector).use(float(factor[1])):
+        return cost(detector, size, proposals=proposals, latency_runs=latency_runs)
 
 
 def environment() -> dict[str, Any]:

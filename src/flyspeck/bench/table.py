@@ -262,7 +262,9 @@ class Job:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
 
     def folder(self, runs: Path) -> Path:
-        """Its run folder below `runs`; another definition has another folder."""
+        """Its run folder below `runs`; another definition has another folder. Tables share their pre-trainings."""
+        if self.row.kind == "pretrain":
+            return runs / "pretrained" / f"{self.content.get('backbone', 'backbone')}-seed{self.seed}-{self.definition}"
         return runs / self.table.name / self.grade / self.row.name / f"seed{self.seed}-{self.definition}"
 
     def recipe(self, *, data: Path, runs: Path) -> Recipe:
@@ -282,7 +284,8 @@ class Job:
             raise UserError(_first(error), where=f"{self.table.where}: {self.row.name}") from None
 
     def _placed(self, data: Path, runs: Path) -> dict[str, Any]:
-        """`content` with `${data}` and `${run:ROW}` replaced."""
+        """`content` with `${data}`, `${run:ROW}` and `${cache}` (a folder that the row's seeds share) replaced."""
+        cache = runs / self.table.name / self.grade / "cache" / self.row.name
         folders = {job.row.name: str(job.folder(runs).resolve()) for job in self.needs()}
 
         def place(value: Any) -> Any:
@@ -291,7 +294,8 @@ class Job:
             if isinstance(value, list):
                 return [place(entry) for entry in value]
             if isinstance(value, str):
-                return _REFERENCE.sub(lambda m: folders[m[1]], value).replace("${data}", str(data.resolve()))
+                value = _REFERENCE.sub(lambda m: folders[m[1]], value)
+                return value.replace("${data}", str(data.resolve())).replace("${cache}", str(cache.resolve()))
             return value
 
         return place(self.content)

@@ -21,6 +21,7 @@ def bench(
     threads: int | None = typer.Option(
         None, "--threads", min=1, help="PyTorch's CPU threads; default: its own choice."
     ),
+    rescore: bool = typer.Option(False, "--rescore", help="Score finished runs again instead of training more."),
     write_docs: bool = typer.Option(False, "--write-docs", help="Write all results into --docs, and stop."),
     docs: Path = typer.Option(Path("docs/results.md"), "--docs", help="The page with the markers."),
 ) -> None:
@@ -28,7 +29,7 @@ def bench(
     import logging
 
     from flyspeck.bench.page import summary, write_page
-    from flyspeck.bench.runner import rejudge, run_table, states
+    from flyspeck.bench.runner import rejudge, rescore_table, run_table, states
     from flyspeck.bench.table import find_table, load_table
     from flyspeck.errors import UserError
 
@@ -56,6 +57,10 @@ def bench(
     if threads is not None:
         torch.set_num_threads(threads)
     places = Places(data=data, runs=runs)
+    if rescore:
+        typer.echo(f"{rescore_table(wanted, grade, places=places, results_folder=results)} runs scored again")
+        rejudge(wanted, results)
+        return
     done, left = run_table(
         wanted, grade, places=places, results_folder=results, rows=chosen, seeds=seeds, minutes=minutes
     )

@@ -1,0 +1,205 @@
+"""A whole table on a small set: rows that are done, broken off or changed, the files they leave, the page made of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from flyspeck.bench import runner
+from flyspeck.bench.kinds import Places
+from flyspeck.bench.page import BEGIN, END, write_page
+from flyspeck.bench.results import read_results
+from flyspeck.bench.runner import rejudge, rescore_table, run_table, states
+from flyspeck.bench.table import Table, load_table
+from flyspeck.cli.main import main
+from flyspeck.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:
+    """Bit for bit needs one order of sums."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def write_set(folder: Path, name: str, pictures: int, seed: int) -> None:
+    """Dark 64x48 pictures with one or two bright squares of 6-10 px."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    images, boxes = [], []
+    for i in range(1, pictures + 1):
+        pixels = rng.integers(60, 90, (48, 64)).astype(np.uint8)
+        images.append({"id": i, "file_name": f"{name}{i}.png", "width": 64, "height": 48})
+        for x in (4, 36)[: 1 + i % 2]:
+            side, y = int(rng.integers(6, 11)), int(rng.integers(0, 36))
+            pixels[y : y + side, x : x + side] = 250
+            box = {"image_id": i, "bbox": [x, y, side, side], "area": side**2, "category_id": 1, "iscrowd": 0}
+            boxes.append(box | {"id": len(boxes) + 1})
+        Image.fromarray(pixels).save(folder / f"{name}{i}.png")
+    content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "square"}]}
+    (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+BASE = {
+    "data": {"channels": 1},
+    "model": {
+        "name": "retinanet:mobilenet_v2",
+        "width": 0.25,
+        "channels": 16,
+        "norm": "gn",
+        "anchors": {"octaves": 1},
+        "head": {"depth": 1},
+    },
+    "train": {"epochs": 2, "batch_size": 4, "warmup_steps": 2, "workers": 0, "eval_every": 2},
+    "evaluate": {"best": "ap50_all"},
+}
+TABLE = {
+    "name": "small",
+    "title": "A small table",
+    "source": "nowhere",
+    "sets": {"squares": {"train": "squares/train.json", "val": "squares/val.json", "make": "the test"}},
+    "grades": {"cpu": {"base": "base.yaml", "data": "squares"}},
+    "rows": [
+        {"name": "plain", "seeds": [0, 1]},
+        {"name": "again", "set": {"model.weights": "${run:plain}/best.safetensors", "train.epochs": 1}},
+        {"name": "strict", "kind": "evaluate", "weights_of": "plain", "set": {"model.min_score": 0.9}},
+        {"name": "other", "kind": "external"},
+    ],
+    "claims": [
+        {"text": "training on helps", "row": "again", "than": "plain", "figure": "ap50_all"},
+        {"text": "another tool is worse", "row": "plain", "than": "other", "figure": "ap50_all"},
+    ],
+}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with data, a base recipe and a table."""
+    write_set(tmp_path / "data" / "squares", "train", 8, 1)
+    write_set(tmp_path / "data" / "squares", "val", 5, 2)
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(BASE))
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(TABLE))
+    return tmp_path
+
+
+def load(place: Path) -> tuple[Table, dict[str, Any]]:
+    places = Places(data=place / "data", runs=place / "runs")
+    return load_table(place / "small.yaml"), {"places": places, "results_folder": place / "results"}
+
+
+def test_rows_are_run_once_and_leave_results(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table, where = load(place)
+    assert run_table(table, "cpu", **where) == (4, 1)  # the other tool has left nothing yet
+    results = read_results(place / "results", "small")
+    assert [(e.row, e.seed) for e in results.entries] == [("plain", 0), ("again", 0), ("strict", 0), ("plain", 1)]
+    first = results.entries[0]
+    low, high = first.intervals["ap50_all"]
+    assert 0 <= low <= high <= 1
+    assert first.facts["parameters"] > 0
+    assert first.facts["validation_pictures"] == 5
+    assert str(place) not in "".join(p.read_text() for p in (place / "results").glob("small.[jc]*"))
+    # A stricter score threshold cannot find more.
+    assert results.entries[2].figures["ar50_all"] <= first.figures["ar50_all"]
+    assert [verdict.verdict for verdict in results.verdicts][1] == "not run"
+
+    def never(*_: object) -> None:
+        raise AssertionError("a finished row was run again")
+
+    monkeypatch.setattr(runner, "run", never)
+    with pytest.raises(AssertionError):  # only what is left: the external row
+        run_table(table, "cpu", **where)
+    assert run_table(table, "cpu", rows=["plain", "again"], **where) == (0, 0)
+
+
+def test_the_same_seed_gives_the_same_number(place: Path) -> None:
+    table, where = load(place)
+    run_table(table, "cpu", rows=["plain"], **where)
+    first = read_results(place / "results", "small")
+    shutil.rmtree(place / "runs")
+    shutil.rmtree(place / "results")
+    run_table(table, "cpu", rows=["plain"], **where)
+    second = read_results(place / "results", "small")
+    assert [e.figures for e in first.entries] == [e.figures for e in second.entries]
+    assert first.entries[0].figures != first.entries[1].figures  # another seed
+
+
+def test_a_broken_run_goes_on_and_a_changed_row_begins_anew(place: Path) -> None:
+    table, where = load(place)
+    folder = states(table, "cpu", place / "results", place / "runs")[0].job.folder(place / "runs")
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text("killed before its first checkpoint")
+    assert run_table(table, "cpu", rows=["plain"], seeds=1, **where) == (1, 0)
+    assert [s.status for s in states(table, "cpu", place / "results", place / "runs", rows=["plain"])] == [
+        "done",
+        "left",
+    ]
+    (place / "base.yaml").write_text(yaml.safe_dump(BASE | {"augment": {"flip": 0.0}}))
+    table, _ = load(place)
+    assert next(s.status for s in states(table, "cpu", place / "results", place / "runs", seeds=1)) == "changed"
+
+
+def test_no_row_begins_after_the_minutes(place: Path) -> None:
+    table, where = load(place)
+    done, left = run_table(table, "cpu", minutes=0.0, rows=["plain"], **where)
+    assert (done, left) == (0, 2)
+
+
+def test_another_tools_detections_are_scored(place: Path) -> None:
+    table, where = load(place)
+    job = next(s.job for s in states(table, "cpu", place / "results", place / "runs") if s.job.row.name == "other")
+    folder = job.folder(place / "runs")
+    with pytest.raises(UserError, match="no detections of another tool"):
+        run_table(table, "cpu", rows=["other"], **where)
+    truth = json.loads((place / "data/squares/val.json").read_text())["annotations"]
+    found = [{key: box[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9} for box in truth]
+    folder.mkdir(parents=True)
+    (folder / "detections.json").write_text(json.dumps(found))
+    (folder / "about.json").write_text(json.dumps({"tool": "by hand", "gflops": 0.0}))
+    run_table(table, "cpu", rows=["other"], **where)
+    (entry,) = read_results(place / "results", "small").entries
+    assert entry.figures["ap50_all"] == 1.0
+    assert entry.facts["tool"] == "by hand"
+
+
+def test_runs_are_scored_again_and_the_page_keeps_what_is_hand_written(place: Path) -> None:
+    table, where = load(place)
+    run_table(table, "cpu", rows=["plain"], seeds=1, **where)
+    before = read_results(place / "results", "small").entries
+    assert rescore_table(table, "cpu", **where) == 1
+    rejudge(table, place / "results")
+    assert read_results(place / "results", "small").entries == before
+    page = place / "results.md"
+    page.write_text(f"# Mine\n\n{BEGIN}\nold\n{END}\n\nlast words\n")
+    assert write_page(page, [table], place / "results") == 1
+    text = page.read_text()
+    assert text.startswith("# Mine\n")
+    assert text.endswith("last words\n")
+    assert "old" not in text
+    assert "| plain | 1 |" in text
+    assert "2 of 4 rows" not in text
+    assert "3 of 4 rows have not been run" in text
+    write_page(page, [table], place / "results")
+    assert page.read_text() == text  # writing twice changes nothing
+
+
+def test_the_command_lists_and_refuses(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--data", str(place / "data"), "--runs", str(place / "runs"), "--results", str(place / "results")]
+    assert main(["bench", str(place / "small.yaml"), "--list", *options]) == 0
+    assert capsys.readouterr().out.count("left") == 5
+    assert main(["bench", str(place / "small.yaml"), "--rows", "plane", *options]) == 2
+    assert "plain" in capsys.readouterr().err
+    assert main(["bench", "smal", "--tables", str(place)]) == 2
+    assert "small" in capsys.readouterr().err
+    shutil.rmtree(place / "data")
+    assert main(["bench", str(place / "small.yaml"), *options]) == 2
+    assert "give another --data" in capsys.readouterr().err

@@ -1,0 +1,126 @@
+"""Table files: what they refuse, what a row's definition depends on, and every shipped table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from flyspeck.bench.table import find_table, jobs, load_table
+from flyspeck.errors import UserError
+from flyspeck.models.profile import profile
+from flyspeck.models.zoo import build_backbone
+from flyspeck.train.build import build_detector
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLES = sorted((ROOT / "benchmarks" / "tables").glob("*.yaml"))
+
+
+def table(folder: Path, **changes: Any) -> Path:
+    (folder / "base.yaml").write_text(yaml.safe_dump({"data": {"train": "a", "val": "b"}, "train": {"epochs": 3}}))
+    content = {
+        "name": "t",
+        "title": "T",
+        "source": "S",
+        "sets": {"d": {"train": "d/train.json", "val": "d/val.json", "make": "by hand"}},
+        "grades": {"cpu": {"base": "base.yaml", "data": "d"}},
+        "rows": [
+            {"name": "a", "seeds": [0, 1]},
+            {"name": "b", "set": {"model.weights": "${run:a}/best.safetensors"}, "seeds": [1, 2]},
+        ],
+    }
+    path = folder / "t.yaml"
+    path.write_text(yaml.safe_dump(content | changes))
+    return path
+
+
+def test_jobs_come_by_turns_of_seeds_and_bring_what_they_need(tmp_path: Path) -> None:
+    loaded = load_table(table(tmp_path))
+    assert [job.key for job in jobs(loaded, "cpu")] == ["cpu/a/0", "cpu/b/1", "cpu/a/1", "cpu/b/2"]
+    assert [job.key for job in jobs(loaded, "cpu", rows=["b"], seeds=1)] == ["cpu/a/0", "cpu/b/1"]
+    needs = {job.key: [need.key for need in job.needs()] for job in jobs(loaded, "cpu", rows=["b"])}
+    assert needs["cpu/b/1"] == ["cpu/a/1"]  # the same seed where there is one
+    assert needs["cpu/b/2"] == ["cpu/a/0"]  # else the first
+
+
+def test_a_definition_knows_the_recipe_but_no_path(tmp_path: Path) -> None:
+    def definitions(path: Path) -> dict[str, str]:
+        return {job.key: job.definition for job in jobs(load_table(path), "cpu")}
+
+    before = definitions(table(tmp_path))
+    assert len(set(before.values())) == 4
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    assert definitions(table(moved)) == before
+    changed = table(tmp_path, rows=[{"name": "a", "seeds": [0, 1], "set": {"train.lr": 0.5}}])
+    assert definitions(changed)["cpu/a/0"] != before["cpu/a/0"]
+    # What a row needs is a part of it.
+    both = yaml.safe_load(table(tmp_path).read_text())["rows"]
+    both[0]["set"] = {"train.lr": 0.5}
+    assert definitions(table(tmp_path, rows=both))["cpu/b/1"] != before["cpu/b/1"]
+
+
+def test_recipes_get_the_paths_of_this_machine(tmp_path: Path) -> None:
+    loaded = load_table(table(tmp_path))
+    _, b, *_ = jobs(loaded, "cpu")
+    recipe = b.recipe(data=tmp_path / "data", runs=tmp_path / "runs")
+    assert recipe.data.train == str((tmp_path / "data/d/train.json").resolve())
+    assert recipe.train.seed == 1
+    assert recipe.model.weights is not None
+    assert Path(recipe.model.weights).parent == b.needs()[0].folder(tmp_path / "runs").resolve()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rows": [{"name": "a"}, {"name": "a"}]}, "two rows are called 'a'"),
+        ({"rows": [{"name": "b", "set": {"model.weights": "${run:a}/x"}}, {"name": "a"}]}, "above it"),
+        ({"rows": [{"name": "a", "grades": ["huge"]}]}, "huge"),
+        ({"claims": [{"text": "x", "row": "a", "than": "c"}]}, "row in a claim called 'c'"),
+        ({"claims": [{"text": "x", "row": "a"}]}, "either row and than"),
+        ({"figure": ["ap50_tiny"]}, "figure"),
+    ],
+)
+def test_mistakes_in_a_table_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_table(table(tmp_path, **changes))
+
+
+def test_a_misspelt_table_finds_its_neighbour(tmp_path: Path) -> None:
+    table(tmp_path).rename(tmp_path / "strides.yaml")
+    with pytest.raises(UserError, match="strides"):
+        find_table("stride", tmp_path)
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)
+def test_every_row_of_every_shipped_table_builds(path: Path, tmp_path: Path) -> None:
+    loaded = load_table(path)
+    assert set(loaded.grades) == {"cpu", "full"}
+    built = set()
+    for grade in loaded.grades:
+        for job in jobs(loaded, grade, seeds=1):
+            places = {"data": tmp_path, "runs": tmp_path}
+            if job.row.kind == "pretrain":
+                wanted = job.pretraining(**places)
+                assert loaded.sets[wanted.data].folder is not None
+                with torch.device("meta"):
+                    build_backbone(wanted.backbone, width=wanted.width)
+            elif job.row.kind != "external":
+                recipe = job.recipe(**places)
+                # What is taken from the training set is left out here.
+                model = recipe.model.model_copy(update={"fusion": None, "assigner": None})
+                if model.model_dump_json() in built:
+                    continue
+                built.add(model.model_dump_json())
+                with torch.device("meta"):
+                    build_detector(model, classes=("object",), mean=(0.5,), std=(0.5,), load=False)
+
+
+def test_resnet18_and_its_twin_cost_the_same() -> None:
+    with torch.device("meta"):
+        pair = [build_backbone(name) for name in ("resnet18", "bh_resnet18")]
+    first, second = (profile(net, (512, 640)).gflops for net in pair)
+    assert abs(first / second - 1) < 0.01
