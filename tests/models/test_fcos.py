@@ -156,28 +156,13 @@ def test_distances_are_in_cells_of_the_true_size():
     assert_close(box, torch.tensor([[6.0, 4, 22, 52]]))
 
 
-def test_center_boxes_by_hand():
-    """Offset of the centre (0.5, -0.25) cells and half sides exp(0) and exp(log 2) cells, at a scale of 1."""
-    fcos_head = head(boxes="center")
-    outputs = torch.tensor([0.5, -0.25, 0.0, math.log(2)]).view(1, 4, 1, 1)
-    # left 1 - 0.5, top 2 + 0.25, right 1 + 0.5, bottom 2 - 0.25
-    assert_close(fcos_head._distances(outputs, 0).flatten(), torch.tensor([0.5, 2.25, 1.5, 1.75]))
-    # a box beside its point has a negative distance, and a wild output a finite size
-    beside = torch.tensor([3.0, 0, -1, 1e6]).view(1, 4, 1, 1)
-    distances = fcos_head._distances(beside, 0).flatten()
-    assert distances[0] < 0 < distances[2]
-    assert torch.isfinite(distances).all()
-    # at the start, boxes of two cells in the middle of the cell
-    assert_close(fcos_head.box_distances.bias.detach(), torch.zeros(4))
-
-
 def test_the_quality_of_iou_is_learnt_from_the_boxes_predicted():
     """One point, (10, 10), predicts [8, 8, 12, 12] for an object [8, 8, 12, 10.5]: an IoU of 10 / 16."""
-    fcos_head = head(num_classes=1, boxes="center", quality="iou")
+    fcos_head = head(num_classes=1, quality="iou")
     with torch.no_grad():
         for conv in (fcos_head.box_distances, fcos_head.centerness):
             conv.weight.zero_()
-        fcos_head.box_distances.bias.copy_(torch.tensor([0.0, 0, math.log(0.5), math.log(0.5)]))
+        fcos_head.box_distances.bias.fill_(0.5)
         fcos_head.centerness.bias.fill_(1.5)
     losses = fcos_head.losses(maps(), [target([[8, 8, 12, 10.5]])], PADDED, [PADDED])
     assert set(losses) == {"classification", "box", "iou"}
@@ -189,10 +174,9 @@ def test_the_quality_of_iou_is_learnt_from_the_boxes_predicted():
     assert fcos_head.box_distances.bias.grad is None or not fcos_head.box_distances.bias.grad.any()
 
 
-@pytest.mark.parametrize("option", [{"boxes": "centre"}, {"quality": "IoU"}])
-def test_an_unknown_choice_is_refused(option):
-    with pytest.raises(UserError, match="is no choice"):
-        head(**option)
+def test_an_unknown_quality_is_refused():
+    with pytest.raises(UserError, match="'IoU' is no quality"):
+        head(quality="IoU")
 
 
 @pytest.mark.parametrize("side", range(1, 9))
@@ -215,7 +199,7 @@ def test_a_box_of_a_few_pixels_around_a_point_is_learnt_by_it(side):
     ],
     ids=["none", "two-on-one-spot", "areas-16-and-20", "only-ignored", "between-points", "800"],
 )
-@pytest.mark.parametrize("options", [{}, {"reach": 0.5, "boxes": "center", "quality": "iou"}, {"reach": 1.0}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"reach": 0.5, "quality": "iou"}, {"reach": 1.0}], ids=str)
 def test_losses_are_finite_and_have_gradients(given_target, options):
     fcos_head = head(**options)
     losses = fcos_head.losses(maps(), [given_target], PADDED, [PADDED])

@@ -14,10 +14,9 @@ class score and centerness (`geometric_mean`; the first version multiplied them)
 nothing; the bias of the distances starts at 1 stride, because ReLU is dead where all of them start negative.
 
 For objects smaller than a cell, which often contain no point at all (at stride 4, half of those of 2-3 px and a third of
-those of 3-4 px), there are three options beyond the paper: `reach` lets the nearest points learn an object that they lie
-beside; `boxes="center"` regresses centre and size, so that a box need not contain its point; `quality="iou"` weights scores
-by a predicted IoU (as Wu et al., arXiv:1912.05992) in place of the centerness, which is 0 there. The last two are needed
-with the first.
+those of 3-4 px), there are two options beyond the paper: `reach` lets the nearest points learn an object that they lie
+beside (a predicted box then touches its point), and `quality="iou"` weights scores by a predicted IoU (as Wu et al.,
+arXiv:1912.05992) in place of the centerness, which is 0 there.
 
 Numbers (640x512, one class, ResNet-50, P2-P6 with P6 convolved from P5): 174.74 GFLOPs; with BH-ResNet50 174.95.
 """
@@ -47,8 +46,7 @@ from flyspeck.types import FeatureSpec, Targets
 
 # Largest block of (object, point) pairs held at once.
 _BLOCK = 1 << 20
-# Of a half side in cells, as a logarithm: 400 cells, so that no wild output overflows.
-_LARGEST = 6.0
+QUALITIES = ("centerness", "iou")
 
 
 def size_ranges(strides: Sequence[float], *, scale: float = 4.0) -> tuple[tuple[float, float], ...]:
@@ -136,8 +134,7 @@ class FCOSHead(Head):
     prior of a point is a square of `prior_scale` cells around it, and a point may learn an object that it lies beside. Its
     centerness is then that of a point one hundredth of a cell inside, and its distances to the far sides count.
 
-    `boxes` is what the four outputs of the box branch are: `sides`, the distances to the sides, or `center`, the offset of
-    the centre in cells and the logarithms of half the size in cells. `quality` is what scores are weighted by.
+    `quality` is what scores are weighted by: the centerness, or the predicted IoU.
     """
 
     def __init__(
@@ -153,7 +150,6 @@ class FCOSHead(Head):
         offset: float = 0.5,
         geometric_mean: bool = True,
         centerness_weighted: bool = True,
-        boxes: Literal["sides", "center"] = "sides",
         quality: Literal["centerness", "iou"] = "centerness",
         assigner: AssignerBuilder | None = None,
         foreground: float = 0.5,
@@ -165,10 +161,10 @@ class FCOSHead(Head):
         self.assigner = None if assigner is None else assigner(foreground=foreground, background=background)
         self.prior_scale = prior_scale
         self.num_classes = num_classes
-        _one_of("boxes", boxes, ("sides", "center"))
-        _one_of("quality", quality, ("centerness", "iou"))
+        if quality not in QUALITIES:
+            raise UserError(f"'{quality}' is no quality", where="model.head.quality", fix=nearest(quality, QUALITIES))
         self.radius, self.reach, self.offset = radius, reach, offset
-        self.boxes, self.quality = boxes, quality
+        self.quality = quality
         self.geometric_mean, self.centerness_weighted = geometric_mean, centerness_weighted
         self.ranges = size_ranges([f.stride for f in features], scale=range_scale)
         self.suppression = suppression or Suppression(iou=0.6, pre_nms=2000, max_detections=1000)
@@ -182,28 +178,17 @@ class FCOSHead(Head):
         for conv in (self.class_logits, self.box_distances, self.centerness):
             init_normal(conv)
         nn.init.constant_(self.class_logits.bias, -math.log((1 - 0.01) / 0.01))  # type: ignore[arg-type]
-        nn.init.constant_(self.box_distances.bias, float(boxes == "sides"))  # type: ignore[arg-type]
+        nn.init.ones_(self.box_distances.bias)  # type: ignore[arg-type]
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Class logits `(B, K, H_l, W_l)`, distances in cells `(B, 4, …)` and quality logits `(B, 1, …)` per level.
-
-        The distances are those to the left, upper, right and lower side; those of `sides` are at least 0.
-        """
+        """Class logits `(B, K, H_l, W_l)`, distances in cells `(B, 4, …)` ≥ 0 and quality logits `(B, 1, …)` per level."""
         logits, distances, central = [], [], []
         for i, m in enumerate(maps):
             logits.append(self.class_logits(self.class_tower(m, i)))
             x = self.box_tower(m, i)
-            distances.append(self._distances(self.box_distances(x), i))
+            distances.append(F.relu(self.box_distances(x) * self.scales[i]))
             central.append(self.centerness(x))
         return logits, distances, central
-
-    def _distances(self, outputs: Tensor, level: int) -> Tensor:
-        """What the box branch says at a level, as distances `(B, 4, …)` in cells."""
-        if self.boxes == "sides":
-            return F.relu(outputs * self.scales[level])
-        offset, size = outputs.float().split(2, 1)
-        half = size.clamp(max=_LARGEST).exp() * self.scales[level]
-        return torch.cat([half - offset, half + offset], 1)
 
     def points(self, map_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], device: torch.device) -> Any:
         """Points `(A, 2)`, cells `(A, 2)` and ranges `(A, 2)` of all levels, in pixels."""
@@ -307,11 +292,6 @@ class FCOSHead(Head):
             boxes = boxes_around(points[rows], picture_distances[rows], cells[rows])
             found.append(suppress(boxes, picture_scores[rows, classes], classes, size, self.suppression))
         return found
-
-
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise UserError(f"'{value}' is no choice", where=f"model.head.{name}", fix=nearest(value, known))
 
 
 def boxes_around(points: Tensor, distances: Tensor, cells: Tensor) -> Tensor:
