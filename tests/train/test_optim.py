@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -80,4 +82,4 @@ def test_a_cosine_that_restarts() -> None:
     assert factors[:20] == pytest.approx(factors[20:40])
     assert factors[10] == pytest.approx(0.01 + 0.99 / 2)
     assert factors[19] < 0.02
-    assert all(a > b for a, b in zip(factors[:19], factors[1:20], strict=True))
+    assert all(a > b for a, b in pairwise(factors[:20]))
