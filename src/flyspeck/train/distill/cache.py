@@ -1,7 +1,7 @@
 """A teacher's outputs on disk: computed once for every picture of the training set, read back in every epoch.
 
 A folder holds `index.json` (whose outputs, of which pictures), `keys.npy` (a digest of the pixels of each picture) and one
-`NAME.npy` for each output, half precision except coordinates. Pictures are found by the digest of their pixels as the
+`NAME.npy` for each output, maps in half precision. Pictures are found by the digest of their pixels as the
 student sees them: a picture that is not the cached one cannot be mistaken for it. So only those augmentations are
 possible that give each picture in a few exact versions: none, or flips (all versions are kept).
 """
@@ -24,7 +24,7 @@ from flyspeck.data.loading import DetectionDataset, collate
 from flyspeck.data.transforms import flip_horizontal, flip_vertical
 from flyspeck.errors import UserError
 from flyspeck.train.config import AugmentConfig
-from flyspeck.train.distill.teacher import Observe, Teacher, TeacherOutputs, weights_hash
+from flyspeck.train.distill.teacher import Observe, Teacher, TeacherOutputs
 from flyspeck.types import ImageBatch, Sample
 
 log = logging.getLogger("flyspeck")
@@ -113,7 +113,7 @@ def open_cache(
         sample = teacher.outputs(first.images.to(device), observe)
     made_of = {
         "version": VERSION,
-        "teacher": weights_hash(teacher.detector),
+        "teacher": teacher.hash,
         "scale": teacher.scale,
         "precision": precision,
         "pictures": _names_hash(dataset.annotations, flips),
@@ -140,7 +140,11 @@ def open_cache(
             found = teacher.outputs(images.to(device), observe)
         rows = slice(start, start + len(batch))
         for name, tensor in found.items():
-            arrays[name][rows] = _stored(tensor)
+            stored = _stored(tensor)
+            if not np.isfinite(stored).all():
+                raise UserError(f"'{name}' of the teacher does not fit half precision", where="distill.cache",
+                                fix="train without --cache-teacher")  # fmt: skip
+            arrays[name][rows] = stored
         keys[rows] = np.array([np.void(digest(one.pixels)) for one in batch])
         start += len(batch)
     for array in arrays.values():
@@ -217,11 +221,11 @@ def _batches(dataset: DetectionDataset, flips: list[tuple[bool, bool]], batch_si
 
 
 def _stored(tensor: torch.Tensor) -> np.ndarray:
-    """As it lies in the file: maps with the channels last, as they are in memory; half precision."""
+    """As it lies in the file: maps in half precision, with the channels last, as they are in memory."""
     moved = tensor.permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor
-    # Coordinates of boxes stay precise: half precision would move a tiny box by a quarter of a pixel.
-    precise = tensor.ndim == 3 and tensor.shape[-1] == 4
-    return moved.detach().cpu().to(torch.float32 if precise else torch.float16).numpy()
+    if tensor.ndim != 4:  # boxes, scores and sums are small and stay precise
+        return moved.detach().cpu().to(torch.float32).numpy()
+    return moved.detach().cpu().to(torch.float16).numpy()
 
 
 def _file(folder: Path, name: str) -> Path:

@@ -42,54 +42,76 @@ class FeatureTerms(nn.Module):
         self.adapters = build_adapters([p for p in pairs if any(f"{term} {p.name}" in self.wanted for term in TERMS)])
 
     def observe(self, teacher: Detector, images: ImageBatch) -> TeacherOutputs:
-        """The teacher's maps by the name of the student's level."""
+        """The teacher's maps by the name of the student's level, and their summaries (`P2 cells`, `P2 channels`, …)."""
         pyramid = teacher.pyramid(images)
-        return {pair.name: pyramid[pair.teacher] for pair in self.pairs}
+        found: TeacherOutputs = {}
+        for pair in self.pairs:
+            found[pair.name] = pyramid[pair.teacher]
+            summary = _summary(found[pair.name], self._terms_of(pair.name))
+            found |= {f"{pair.name} {part}": value for part, value in summary.items()}
+        return found
+
+    def _terms_of(self, name: str) -> list[str]:
+        return [term for term in TERMS if f"{term} {name}" in self.wanted]
 
     def forward(
         self, maps: Sequence[Tensor], given: TeacherOutputs, images: ImageBatch, targets: Sequence[Targets]
     ) -> dict[str, Tensor]:
-        """Unweighted terms of a batch from the student's pyramid `maps` and the teacher's maps."""
+        """Unweighted terms of a batch from the student's pyramid `maps` and what was observed of the teacher."""
         found: dict[str, Tensor] = {}
         for pair in self.pairs:
-            student = maps[pair.student]
-            teacher = resized(given[pair.name].float(), _size(student))
+            wanted = self._terms_of(pair.name)
+            if not wanted:
+                continue
+            student, teacher = maps[pair.student], resized(given[pair.name], _size(maps[pair.student]))
+            mask = _mask(images, student)
+            if mask is not None:
+                student, teacher = student * mask.to(student.dtype), teacher * mask.to(teacher.dtype)
+            if mask is not None or teacher is not given[pair.name]:  # what was summed up was not what is compared
+                summary = _summary(teacher, wanted)
+            else:
+                summary = {part: given[f"{pair.name} {part}"] for part in _parts(wanted)}
             with torch.autocast(student.device.type, enabled=False):
-                found |= self._level(pair.name, student.float(), teacher, images, targets)
+                terms_here = self._level(pair.name, wanted, student, teacher, summary, images, targets)
+            found |= {f"{term} {pair.name}": value for term, value in terms_here.items()}
         return found
 
-    def _adapt(self, name: str, student: Tensor, mask: Tensor | None) -> Tensor:
-        adapted = self.adapters[name](student)
-        return adapted if mask is None else adapted * mask
-
     def _level(
-        self, name: str, student: Tensor, teacher: Tensor, images: ImageBatch, targets: Sequence[Targets]
+        self,
+        name: str,
+        wanted: Sequence[str],
+        student: Tensor,
+        teacher: Tensor,
+        summary: TeacherOutputs,
+        images: ImageBatch,
+        targets: Sequence[Targets],
     ) -> dict[str, Tensor]:
-        wanted = [term for term in TERMS if f"{term} {name}" in self.wanted]
-        mask = _mask(images, student)
-        if mask is not None:
-            student, teacher = student * mask, teacher * mask
-        adapted = self._adapt(name, student, mask) if "spatial" in wanted or "semantic" in wanted else None
-        power = teacher.square().mean().clamp(min=1e-12)
+        adapter = self.adapters[name]
+        power = summary["cells"].mean().clamp(min=1e-12)
         found: dict[str, Tensor] = {}
-        attention = None
-        if "semantic" in wanted or self.rule.attention_weighted:
-            attention = terms.spatial_attention(teacher)
+        where = terms.attention(summary["cells"])
         if "spatial" in wanted:
             weights = self._weights(teacher, images, targets)
             if self.rule.attention_weighted:
-                weights = terms.attended(weights, attention)  # type: ignore[arg-type]
-            found["spatial"] = terms.pixel_l2(adapted, teacher, weights) / power  # type: ignore[arg-type]
+                weights = terms.attended(weights, where)
+            if isinstance(adapter, nn.Conv2d):
+                kernel, bias = _matrix(adapter)
+                distance = terms.adapted_l2(student, kernel, bias, teacher, weights, energy=summary["cells"])
+            else:
+                distance = terms.pixel_l2(student.float(), teacher.float(), weights)
+            found["spatial"] = distance / power
         if "semantic" in wanted:
-            where = terms.attention_l2(terms.spatial_attention(student), attention)  # type: ignore[arg-type]
-            which = terms.attention_l2(terms.channel_attention(adapted), terms.channel_attention(teacher))  # type: ignore[arg-type]
-            found["semantic"] = where + which
+            own = terms.channel_energy(student)
+            if isinstance(adapter, nn.Conv2d):
+                own = terms.adapted_channels(student, *_matrix(adapter))
+            found["semantic"] = terms.attention_l2(terms.attention(terms.cell_energy(student)), where)
+            found["semantic"] += terms.attention_l2(terms.attention(own), terms.attention(summary["channels"]))
         if "contextual" in wanted:
-            own, theirs = terms.pool_regions(student), terms.pool_regions(teacher)
+            regions, theirs = terms.pool_regions(student), summary["regions"]
             # Averaging and a 1x1 convolution can change places: 21 regions are cheaper to adapt than all cells.
-            pooled = terms.context_l2(self.adapters[name](own[..., None])[..., 0], theirs) / power
-            found["contextual"] = pooled + terms.relation_l2(terms.relations(own), terms.relations(theirs))
-        return {f"{term} {name}": value for term, value in found.items()}
+            found["contextual"] = terms.context_l2(adapter(regions[..., None])[..., 0], theirs) / power
+            found["contextual"] += terms.relation_l2(terms.relations(regions), terms.relations(theirs))
+        return found
 
     def _weights(self, teacher: Tensor, images: ImageBatch, targets: Sequence[Targets]) -> Tensor:
         height, width = images.pixels.shape[-2:]
@@ -106,11 +128,27 @@ class FeatureTerms(nn.Module):
     def similarities(self, maps: Sequence[Tensor], given: TeacherOutputs) -> dict[str, Tensor]:
         """Linear CKA of the student's and the teacher's map of each level."""
         return {
-            pair.name: terms.similarity(
-                maps[pair.student], resized(given[pair.name].float(), _size(maps[pair.student]))
-            )
+            pair.name: terms.similarity(maps[pair.student], resized(given[pair.name], _size(maps[pair.student])))
             for pair in self.pairs
         }
+
+
+def _parts(wanted: Sequence[str]) -> list[str]:
+    """The sums of a teacher's map that the terms need."""
+    needed = {"cells": bool(wanted), "channels": "semantic" in wanted, "regions": "contextual" in wanted}
+    return [part for part, on in needed.items() if on]
+
+
+def _summary(teacher: Tensor, wanted: Sequence[str]) -> TeacherOutputs:
+    """`cells (B, H, W)`, `channels (B, C)` and `regions (B, C, R)` of a teacher's map, as far as they are needed."""
+    how = {"cells": terms.cell_energy, "channels": terms.channel_energy, "regions": terms.pool_regions}
+    return {part: how[part](teacher) for part in _parts(wanted)}
+
+
+def _matrix(adapter: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Weight `(C_T, C_S)` and bias of a 1x1 convolution."""
+    assert adapter.bias is not None
+    return adapter.weight[:, :, 0, 0], adapter.bias
 
 
 def _size(maps: Tensor) -> tuple[int, int]:

@@ -87,10 +87,11 @@ def build_adapters(pairs: Sequence[LevelPair]) -> nn.ModuleDict:
 
 
 def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """`(B, C, H, W)` to `size` (H, W): averaged where it shrinks, bilinear where it grows, untouched where it fits."""
+    """`(B, C, H, W)` to `size` (H, W): averaged where it shrinks, bilinear where it grows (both float32), or untouched."""
     height, width = maps.shape[-2:]
     if (height, width) == tuple(size):
         return maps
+    maps = maps.float()
     if size[0] <= height and size[1] <= width:
         return F.interpolate(maps, size=size, mode="area")
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)

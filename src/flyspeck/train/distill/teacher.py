@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flyspeck.models.detector import Detector
+from flyspeck.models.fold import fold_norms
 from flyspeck.types import Detections, ImageBatch
 
 TeacherOutputs = dict[str, Tensor]
@@ -22,21 +24,29 @@ Observe = Callable[[Detector, ImageBatch], TeacherOutputs]
 class Teacher:
     """A trained detector that looks at every picture enlarged by `scale`.
 
-    It is no `nn.Module` on purpose: a module that holds it neither trains, saves nor counts it.
+    It is no `nn.Module` on purpose: a module that holds it neither trains, saves nor counts it. What runs is a copy with the
+    batch norms folded into the convolutions (`models.fold`), which gives the same maps in less time; `detector` itself is not
+    touched.
     """
 
-    def __init__(self, detector: Detector, *, scale: float = 1.0) -> None:
-        self.detector = detector.eval().requires_grad_(False)
-        self.scale = scale
-        self.device: torch.device | None = None
+    def __init__(self, detector: Detector, *, scale: float = 1.0, fold: bool = True) -> None:
+        self.detector, self.scale = detector, scale
+        self.hash = weights_hash(detector)
+        self._running = copy.deepcopy(detector).eval().requires_grad_(False)
+        if fold:
+            channels = self._running.pixel_norm.mean.shape[1]
+            blank = ImageBatch(torch.zeros(1, channels, 64, 64), ((64, 64),))
+            with torch.no_grad():
+                fold_norms(self._running, lambda: self._running.pyramid(blank))
+        self._device: torch.device | None = None
 
     @torch.no_grad()
     def outputs(self, images: ImageBatch, observe: Observe) -> TeacherOutputs:
         """What `observe` takes from the teacher's look at `images`; tensors without a gradient."""
-        if self.device != images.pixels.device:
-            self.device = images.pixels.device
-            self.detector.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return observe(self.detector, enlarged(images, self.scale))
+        if self._device != images.pixels.device:
+            self._device = images.pixels.device
+            self._running.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return observe(self._running, enlarged(images, self.scale))
 
 
 class TeacherSource:

@@ -9,6 +9,9 @@ compare and leaves the rest open; how it is resolved here, and after whom:
 * L_contextual: averages of the map over grids of 1, 2 and 4 regions a side, and the cosines between all regions
   (relations, after Park et al., 2019, arXiv:1904.05068).
 
+The 1x1 adapter that takes the student's channels to the teacher's is linear, so that sums over cells can be taken before it:
+`adapted_l2` and `adapted_channels` give what `pixel_l2` and `channel_energy` give of the adapted map, without making that map.
+
 Every map is `(B, C, H, W)`; student and teacher have one shape, after adapters and resizing, where a function takes both.
 Terms are means over the pictures, so that a batch of any size gives one scale. All of them are 0 for equal maps.
 """
@@ -16,6 +19,7 @@ Terms are means over the pictures, so that a batch of any size gives one scale. 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,17 +40,100 @@ def pixel_l2(student: Tensor, teacher: Tensor, weights: Tensor | None = None) ->
     return (distance * weights).sum((1, 2)).mean()
 
 
-def spatial_attention(maps: Tensor) -> Tensor:
-    """Where: `(B, H, W)`, mean squares over the channels, of unit length over the cells of a picture."""
-    energy = maps.square().mean(1)
+def adapted_l2(
+    student: Tensor, weight: Tensor, bias: Tensor, teacher: Tensor, weights: Tensor, *, energy: Tensor
+) -> Tensor:
+    """`pixel_l2` of the map that a 1x1 convolution with `weight (C_T, C_S)` and `bias (C_T,)` makes of `student`.
+
+    Sum over cells of w |A s + b - t|^2, multiplied out: two matrix products with the teacher's map, forward and backward, and
+    nothing of its size is written. `energy (B, H, W)` is `cell_energy(teacher)`. The maps are multiplied in the precision of
+    `student`, everything else is float32.
+    """
+    channels = teacher.shape[1]
+    share = (weights / len(weights)).reshape(-1, 1)
+    matrix = torch.cat([weight, bias[:, None]], 1)
+    constant = channels * (energy.reshape(-1, 1) * share).sum()
+    return (_AdaptedDistance.apply(student, _precise(matrix), teacher, share) + constant) / channels  # type: ignore[operator]
+
+
+class _AdaptedDistance(torch.autograd.Function):
+    """Sum over cells of w (|A x|^2 - 2 t A x), x a cell of `student (B, C_S, H, W)` with a 1 behind, A `matrix (C_T, C_S + 1)`.
+
+    t is the cell of `teacher (B, C_T, H, W)`, w that of `share (B*H*W, 1)`; teacher and weights get no gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, matrix: Tensor, teacher: Tensor, share: Tensor) -> Tensor:
+        own = _with_one(student)
+        weighted = own * share
+        second = weighted.T @ own
+        theirs = teacher.permute(0, 2, 3, 1).reshape(-1, teacher.shape[1]).to(student.dtype)
+        cross = _precise(weighted.to(student.dtype).T @ theirs)
+        ctx.save_for_backward(student, matrix, theirs, share, second, cross)
+        return (matrix.T @ matrix * second).sum() - 2 * (matrix.T * cross).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        student, matrix, theirs, share, second, cross = ctx.saved_tensors
+        pull = 2 * upstream[0]
+        to_matrix = pull * (matrix @ second - cross.T)
+        batch, channels, height, width = student.shape
+        square = (matrix.T @ matrix)[:, :channels].to(student.dtype)
+        flat = student.permute(0, 2, 3, 1).reshape(-1, channels)
+        step = torch.addmm(square[-1], flat, square[:-1]) - theirs @ matrix[:, :channels].to(student.dtype)
+        to_student = (step * (pull * share).to(student.dtype)).view(batch, height, width, channels)
+        return to_student.permute(0, 3, 1, 2), to_matrix, None, None
+
+
+class _Moments(torch.autograd.Function):
+    """Second moments `(B, C, C)` of cells `(B, N, C)`: the mean of x x^T; the product's symmetry halves the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, cells: Tensor) -> Tensor:
+        ctx.save_for_backward(cells)
+        return cells.transpose(1, 2) @ cells / cells.shape[1]
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        (cells,) = ctx.saved_tensors
+        return cells @ ((upstream[0] + upstream[0].transpose(1, 2)) / cells.shape[1])
+
+
+def _precise(values: Tensor) -> Tensor:
+    """At least float32."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _with_one(maps: Tensor) -> Tensor:
+    """The map as `(cells, C + 1)`, the last column 1, at least float32."""
+    flat = _precise(maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1]))
+    return torch.cat([flat, flat.new_ones(len(flat), 1)], 1)
+
+
+def cell_energy(maps: Tensor) -> Tensor:
+    """Mean squares over the channels, `(B, H, W)` float32."""
+    dtype = torch.promote_types(maps.dtype, torch.float32)
+    return torch.linalg.vector_norm(maps, dim=1, dtype=dtype).square() / maps.shape[1]
+
+
+def channel_energy(maps: Tensor) -> Tensor:
+    """Mean squares over the cells, `(B, C)` float32."""
+    squares = _precise(maps.permute(0, 2, 3, 1).flatten(1, 2)).square()
+    cells = squares.shape[1]
+    # A product with ones: sums over an outer dimension are several times slower.
+    return (squares.new_full((1, cells), 1 / cells) @ squares)[:, 0]
+
+
+def adapted_channels(student: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`channel_energy` of the map that a 1x1 convolution makes of `student`: from its second moments."""
+    cells = _with_one(student).unflatten(0, (len(student), -1))
+    matrix = _precise(torch.cat([weight, bias[:, None]], 1))
+    return ((matrix @ _Moments.apply(cells)) * matrix).sum(-1)  # type: ignore[operator]
+
+
+def attention(energy: Tensor) -> Tensor:
+    """Energies of cells `(B, H, W)` or channels `(B, C)` at unit length: where, or which channels."""
     return F.normalize(energy.flatten(1), dim=1).view_as(energy)
-
-
-def channel_attention(maps: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Which channels: `(B, C)`, mean squares over the cells, of unit length; `weights (B, H, W)` as in `pixel_l2`."""
-    squares = maps.square()
-    energy = squares.mean((2, 3)) if weights is None else (squares * weights[:, None]).sum((2, 3))
-    return F.normalize(energy, dim=1)
 
 
 def attention_l2(student: Tensor, teacher: Tensor) -> Tensor:
@@ -55,8 +142,13 @@ def attention_l2(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def pool_regions(maps: Tensor, grids: Sequence[int] = GRIDS) -> Tensor:
-    """Averages over g x g regions for every g of `grids`: `(B, C, R)`, R = sum of g^2."""
-    return torch.cat([F.adaptive_avg_pool2d(maps, g).flatten(2) for g in grids], 2)
+    """Averages over g x g regions for every g of `grids`: `(B, C, R)` float32, R = sum of g^2."""
+    finest = max(grids)
+    exact = all(finest % g == 0 for g in grids) and maps.shape[-2] % finest == 0 and maps.shape[-1] % finest == 0
+    # Where the regions tile each other, one pass over the map serves all of them.
+    source = F.adaptive_avg_pool2d(maps, finest) if exact else maps
+    source = _precise(source)
+    return torch.cat([F.adaptive_avg_pool2d(source, g).flatten(2) for g in grids], 2)
 
 
 def context_l2(student: Tensor, teacher: Tensor) -> Tensor:
