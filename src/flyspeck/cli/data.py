@@ -209,6 +209,63 @@ def tile(
     typer.echo(f"{len(whole)} pictures -> {len(tiles)} tiles, {tiles.num_boxes} boxes{left_out} -> {out}")
 
 
+@app.command("scale-match")
+def scale_match(
+    source: Path = SOURCE,
+    target: Path = typer.Option(..., "--target", help="The data set whose object sizes are wanted."),
+    out: Path = typer.Option(..., "--out", help="Folder to write: images/, a COCO json, a report and its picture."),
+    method: str = typer.Option("msm", "--method", help="sm (sizes drawn), msm (mapped), sm+ (every object by itself)."),
+    size: str | None = typer.Option(None, "--size", help="HxW: tile larger pictures, pad smaller ones to this."),
+    overlap: int = typer.Option(0, "--overlap", min=0, help="Pixels that tiles of --size share."),
+    bins: int = typer.Option(100, "--bins", help="Bins of the rectified histogram."),
+    max_scale: float = typer.Option(2.0, "--max-scale", help="Nothing is enlarged by more."),
+    min_side: float = typer.Option(1.0, "--min-side", help="Objects with a shorter side are dropped, px."),
+    probability: float = typer.Option(1.0, "--probability", help="sm+: share of pictures done object by object."),
+    seed: int = typer.Option(0, "--seed", help="The same seed draws the same sizes."),
+    name: str | None = typer.Option(None, "--name", help="Name of the json; otherwise that of the source."),
+    pictures: str = PICTURES,
+    workers: int = WORKERS,
+    as_json: bool = typer.Option(False, "--json", help="The report as one json object on stdout."),
+    format: str | None = FORMAT,
+    images: Path | None = IMAGES,
+    classes: str | None = CLASSES,
+) -> None:
+    """Give the objects of SOURCE the sizes of those of --target, to pre-train on (Scale Match, MSM, SM+)."""
+    import json
+
+    from flyspeck.cli.data_report import match_lines
+    from flyspeck.cli.values import parse_size
+    from flyspeck.data.scale_match import MatchRule
+    from flyspeck.data.scale_match_files import scale_match as match
+
+    rule = MatchRule(
+        method=method,  # type: ignore[arg-type]
+        bins=bins,
+        max_scale=max_scale,
+        min_side=min_side,
+        probability=probability,
+        seed=seed,
+    )
+    picture_format = _picture_format(pictures)
+    wanted = _read(target, None, None, None)
+    table = _read(source, format, images, classes)
+    with _Progress("matching") as progress:
+        written, report = match(
+            table,
+            wanted,
+            out,
+            rule,
+            name=name or _json_name(source),
+            size=None if size is None else parse_size(size, where="--size"),
+            overlap=overlap,
+            picture_format=picture_format,
+            workers=workers,
+            progress=progress.update,
+        )
+    _list_problems(written.problems[len(table.problems) :], "pictures left out")
+    typer.echo(json.dumps(report, indent=1) if as_json else "\n".join(match_lines(report, out)))
+
+
 def _policy(keep: float | None, ignore: float | None) -> Any:
     from flyspeck.data.policy import CutPolicy
 

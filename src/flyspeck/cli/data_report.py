@@ -50,6 +50,28 @@ def _assigned(assign: dict[str, Any] | None) -> list[str]:
     return text
 
 
+def match_lines(report: dict[str, Any], out: Any) -> list[str]:
+    """What Scale Match changed."""
+    text = [f"{'':>8}{'objects':>9}{'mean':>8}{'sd':>8}   5, 25, 50, 75, 95 % of the sizes, px"]
+    for name, part in report["sizes"].items():
+        quantiles = ", ".join(f"{value:.1f}" for value in part["percentiles"].values())
+        text.append(f"{name:>8}{report['objects'][name]:>9}{part['mean']:>8.1f}{part['sd']:>8.1f}   {quantiles}")
+    px, log = report["wasserstein_px"], report["wasserstein_log2"]
+    text.append(
+        f"Wasserstein distance to the target: {px['before']:.2f} px before, {px['after']:.2f} px after"
+        f" ({log['before']:.2f} and {log['after']:.2f} octaves)"
+    )
+    if report["capped"]:
+        what = "objects or pictures" if report["method"] == "sm+" else "pictures"
+        text.append(
+            f"note: {report['capped']} {what} should have been enlarged beyond the limit (by up to"
+            f" {report['largest_scale_wanted']:g}) and were capped: see --max-scale"
+        )
+    if report["dropped"]:
+        text.append(f"note: {report['dropped']} objects got too small and were dropped: see --min-side")
+    return [*text, f"{report['written']['pictures']} pictures, {report['written']['boxes']} boxes -> {out}"]
+
+
 def _spread(spread: dict[str, float]) -> str:
     return f"mean {spread['mean']:.1f}, median {spread['median']:.0f}, most {spread['max']}"
 
