@@ -55,10 +55,9 @@ class Kept:
 
 def decode(head: Head, maps: Sequence[Tensor], size: Size) -> Kept:
     """Detections of any head from its maps and the (H, W) of the pictures; raises UserError for one that has no export."""
-    for kind, function in DECODERS.items():
-        if isinstance(head, kind):
-            return function(head, maps, size)
-    raise UserError(f"{type(head).__name__} has no export", where="model", fix="use the run folder itself")
+    if type(head) not in DECODERS:
+        raise UserError(f"{type(head).__name__} has no export", where="model", fix="use the run folder itself")
+    return DECODERS[type(head)](head, maps, size)
 
 
 def _rows(values: Tensor, order: Tensor) -> Tensor:

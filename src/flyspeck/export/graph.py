@@ -82,7 +82,7 @@ def _chain(tower: ConvTower, norms: nn.Module | None) -> nn.Sequential:
 def check_exportable(detector: Detector) -> None:
     """Raises UserError for what a graph cannot hold."""
     head = detector.head
-    if not isinstance(head, tuple(DECODERS)):
+    if type(head) not in DECODERS:
         raise UserError(f"{type(head).__name__} has no export", where="model", fix="use the run folder itself")
     rule = head.suppression  # type: ignore[union-attr]
     if rule.soft is not None:

@@ -30,25 +30,29 @@ def trace(detector: Detector, *, bits: int = 8) -> Any:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise missing_extra(error.name or "onnx", "export") from None
-    if bits not in PIXELS:
-        raise UserError(f"pixels of {bits} bits", where="--pixels", fix="8 or 16")
     graph = DetectorGraph(detector).eval()
     # Sizes that differ from each other and from every channel count: no two may be taken for one symbol.
     example = torch.zeros(2, 256, 320, graph.mean.shape[1], dtype=torch.uint8 if bits == 8 else torch.float32)
     free = torch.export.Dim.DYNAMIC
     with torch.no_grad(), warnings.catch_warnings(), _quiet("onnxscript"), _quiet("torch.onnx"):
         warnings.simplefilter("ignore")  # about torch's own internals: what the graph computes is checked afterwards
-        program = torch.onnx.export(
-            graph,
-            (example,),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=[INPUT],
-            output_names=list(OUTPUTS),
-            dynamic_shapes=({0: free, 1: free, 2: free},),
-            custom_translation_table=onnx_translations(),
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                graph,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=list(OUTPUTS),
+                dynamic_shapes=({0: free, 1: free, 2: free},),
+                custom_translation_table=onnx_translations(),
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            reason = " ".join(str(error.__cause__ or error).split())[:200]
+            raise UserError(
+                f"the network holds what ONNX has no operator for ({reason})", where="model", fix="use the run folder"
+            ) from error
     assert program is not None
     return _tidy(program.model_proto)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from flyspeck.errors import UserError
-from flyspeck.export.onnx import describe, trace, write_onnx
+from flyspeck.export.onnx import PIXELS, describe, trace, write_onnx
 from flyspeck.export.openvino import write_openvino
 from flyspeck.export.parity import AP, BOX_PX, SCORE, TIE_SHARE, Difference, Rule, ap_by_size, ap_table, compare
 from flyspeck.export.pictures import PictureSet, detect, named_set, run_sets, tiles_of
@@ -105,6 +105,8 @@ def _check_options(out: Path, options: ExportOptions) -> None:
         raise UserError(
             f"'{out.name}' is no name for {options.format}", where="--out", fix=f"end it with {SUFFIX[options.format]}"
         )
+    if options.bits not in PIXELS:
+        raise UserError(f"pixels of {options.bits} bits", where="--pixels", fix="8 or 16")
     if options.check_limit < 1 or options.calibration_tiles < 1:
         raise UserError("no pictures to check or calibrate on", where="--check-limit", fix="give at least 1")
     if not out.parent.is_dir():

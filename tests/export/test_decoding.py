@@ -1,0 +1,60 @@
+"""Every head's decoding as tensors finds what the head finds picture by picture."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+from tiny_exports import make_detector
+
+from flyspeck.errors import UserError
+from flyspeck.export.graph import DetectorGraph, check_exportable
+from flyspeck.export.parity import Rule, compare
+from flyspeck.types import Detections, ImageBatch
+
+HEADS = {
+    "fcos:resnet18": {"norm": "bn"},
+    "retinanet:resnet18": {"norm": "gn"},
+    "reppoints:resnet18": {"norm": "gn"},
+    "faster_rcnn:resnet18": {"head": {"hidden": 16, "proposals": 60}},
+    "cascade_rcnn:resnet18": {"head": {"hidden": 16, "proposals": 60}, "nms": 0.3},
+    "ssd:mobilenet_v1": {"levels": None, "norm": "bn", "max_detections": 3000, "spread": 0.03},
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("size", [(96, 128), (75, 97)])
+def test_the_graph_finds_what_the_detector_finds(name: str, size: tuple[int, int]) -> None:
+    detector, config = make_detector(name, **HEADS[name])
+    if name.startswith("ssd") and size == (96, 128):
+        size = (300, 300)  # the nominal size, at which SSD takes its table's steps
+    pixels = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (2, *size, 3), np.uint8))
+    wanted = detector.detect(ImageBatch(pixels.permute(0, 3, 1, 2), (size, size)))
+    with torch.no_grad():
+        boxes, scores, labels, counts = DetectorGraph(detector).eval()(pixels)
+    found = [
+        Detections(boxes[i, :n].numpy(), scores[i, :n].numpy(), labels[i, :n].numpy(), size)
+        for i, n in enumerate(counts.tolist())
+    ]
+    assert min(len(w) for w in wanted) > 10
+    assert len({round(float(s), 4) for s in wanted[0].scores}) > 5  # not all alike: the order means something
+    rule = Rule(config.min_score, config.nms or 0.5, config.max_detections)
+    difference = compare(wanted, found, rule)
+    assert difference.unmatched == 0, difference.text
+    assert difference.ties <= max(2, 0.002 * difference.boxes), difference.text
+    assert (np.diff(scores.numpy(), axis=1) <= 0).all()
+    assert_allclose(scores[0, counts[0] :].numpy(), 0)
+
+
+def test_private_norms_of_a_tower_are_folded() -> None:
+    detector, _ = make_detector("fcos:resnet18", norm="bn")
+    graph = DetectorGraph(detector)
+    assert not [m for m in graph.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert [m for m in detector.modules() if isinstance(m, torch.nn.BatchNorm2d)]  # the caller's keeps its own
+
+
+def test_what_a_graph_cannot_hold_is_refused() -> None:
+    detector, _ = make_detector("fcos:resnet18", soft_nms="linear")
+    with pytest.raises(UserError, match="--hard-nms"):
+        check_exportable(detector)
