@@ -26,15 +26,15 @@ HEIGHT, WIDTH = 128, 160
 
 @dataclass(frozen=True)
 class Squares:
-    """Pictures of 128x160 with two to five squares of 6-14 px each, brighter (class 0) or darker (1) than the noise."""
+    """Pictures of 128x160 with two to five squares of 6-14 px each (or of other sides), brighter (class 0) or darker (1) than the noise."""
 
     images: ImageBatch
     targets: list[Targets]
     classes: tuple[str, ...] = CLASSES
 
 
-def make_squares(pictures: int = 4, *, seed: int = 0) -> Squares:
-    """The same pictures for the same seed; squares do not touch."""
+def make_squares(pictures: int = 4, *, seed: int = 0, sides: tuple[int, int] = (6, 14)) -> Squares:
+    """The same pictures for the same seed; squares of `sides` (shortest, longest) px do not touch."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(96, 160, (pictures, 3, HEIGHT, WIDTH)).astype(np.uint8)
     targets = []
@@ -43,7 +43,7 @@ def make_squares(pictures: int = 4, *, seed: int = 0) -> Squares:
         labels: list[int] = []
         wanted = int(rng.integers(2, 6))
         while len(boxes) < wanted:
-            side = int(rng.integers(6, 15))
+            side = int(rng.integers(sides[0], sides[1] + 1))
             x, y = int(rng.integers(0, WIDTH - side)), int(rng.integers(0, HEIGHT - side))
             box = [x, y, x + side, y + side]
             if any(x < b[2] + 4 and b[0] < box[2] + 4 and y < b[3] + 4 and b[1] < box[3] + 4 for b in boxes):
@@ -107,6 +107,12 @@ def squares() -> Squares:
     return make_squares()
 
 
+@pytest.fixture(scope="session")
+def specks() -> Squares:
+    """Squares of 2 and 3 px."""
+    return make_squares(sides=(2, 3))
+
+
 @pytest.fixture
 def small_backbone() -> Callable[..., StagedBackbone]:
     """`small_backbone(width=8)`, seeded."""
@@ -122,16 +128,18 @@ def pixel_norm() -> PixelNorm:
 
 @pytest.fixture
 def learn(squares: Squares) -> Callable[..., float]:
-    """`learn(detector, steps=80, lr=3e-3)`: AdamW on the squares, one-cycle; returns AP at IoU 0.5 on them."""
+    """`learn(detector, steps=80, lr=3e-3, on=squares)`: AdamW on the squares, one-cycle; returns AP at IoU 0.5 on them."""
 
-    def train(detector: Detector, *, steps: int = 80, lr: float = 3e-3, clip: float = 10.0) -> float:
+    def train(
+        detector: Detector, *, steps: int = 80, lr: float = 3e-3, clip: float = 10.0, on: Squares = squares
+    ) -> float:
         torch.manual_seed(0)
         random.seed(0)
         detector.train()
         optimizer = torch.optim.AdamW(detector.parameters(), lr=lr, weight_decay=1e-4)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps)
         for step in range(steps):
-            losses = detector.losses(squares.images, squares.targets)
+            losses = detector.losses(on.images, on.targets)
             total: Tensor = torch.stack(list(losses.values())).sum()
             assert torch.isfinite(total), f"step {step}: {losses}"
             optimizer.zero_grad()
@@ -140,7 +148,7 @@ def learn(squares: Squares) -> Callable[..., float]:
             optimizer.step()
             schedule.step()
         detector.eval()
-        return ap50(detector.detect(squares.images), squares.targets)
+        return ap50(detector.detect(on.images), on.targets)
 
     return train
 
