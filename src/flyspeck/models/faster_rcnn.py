@@ -8,8 +8,9 @@ half-pixel correction (`aligned`); the number of samples is counted over all pro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +33,29 @@ BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 """Scale of the second stage's regression targets (its offsets are smaller than the first's)."""
 
 
+BoxLoss = Callable[[Tensor, Tensor], Tensor]
+"""Offsets `(N, 4)` and their goals to the sum of a loss."""
+
+
+class RegionSampler(Protocol):
+    """Which regions train the box head."""
+
+    def __call__(
+        self, regions: Tensor, target: Targets, assigned: Tensor, *, count: int, positive_share: float
+    ) -> Tensor:
+        """Rows of `regions (P, 4)`; `assigned (P,)` says what each learns, as `models.assign` does."""
+        ...
+
+
+def _draw(regions: Tensor, target: Targets, assigned: Tensor, *, count: int, positive_share: float) -> Tensor:
+    return sample_balanced(assigned, count=count, positive_share=positive_share)
+
+
 class FasterRCNNHead(Head):
-    """A region proposal network, RoIAlign on the levels that `pool` names, and one box head."""
+    """A region proposal network, RoIAlign on the levels that `pool` names, and one box head.
+
+    `sampler` (default: at random) and `box_loss` (default: smooth L1 with `box_beta`) are those of the box head.
+    """
 
     def __init__(
         self,
@@ -45,13 +67,17 @@ class FasterRCNNHead(Head):
         positive_share: float = 0.25,
         foreground: float = 0.5,
         box_beta: float = 1 / 9,
+        sampler: RegionSampler | None = None,
+        box_loss: BoxLoss | None = None,
         suppression: Suppression | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = box_head.num_classes
         self.rpn, self.pool, self.box_head = rpn, pool, box_head
         self.samples, self.positive_share = samples, positive_share
-        self.foreground, self.box_beta = foreground, box_beta
+        self.foreground = foreground
+        self.sampler = sampler or _draw
+        self.box_loss = box_loss or partial(smooth_l1, beta=box_beta)
         self.suppression = suppression or Suppression()
 
     def losses(
@@ -74,7 +100,7 @@ class FasterRCNNHead(Head):
         total = mean_over_processes(len(label), label.device)
         positive = torch.nonzero(label < self.num_classes).squeeze(1)
         column = torch.zeros_like(positive) if self.box_head.class_agnostic else label[positive]
-        box = smooth_l1(deltas[positive, column], goal[positive], beta=self.box_beta)
+        box = self.box_loss(deltas[positive, column], goal[positive])
         return {
             **losses,
             "classification": F.cross_entropy(logits, label, reduction="sum") / total,
@@ -84,7 +110,7 @@ class FasterRCNNHead(Head):
     def sample(self, proposals: Tensor, target: Targets) -> tuple[Tensor, Tensor, Tensor]:
         """Regions `(S, 4)` of one picture to train on, their labels `(S,)` (K is background) and box goals `(S, 4)`."""
         regions, assigned = assign_regions(proposals, target, foreground=self.foreground, background=self.foreground)
-        rows = sample_balanced(assigned, count=self.samples, positive_share=self.positive_share)
+        rows = self.sampler(regions, target, assigned, count=self.samples, positive_share=self.positive_share)
         region, matched = regions[rows], assigned[rows]
         label = torch.full_like(matched, self.num_classes)
         goal = torch.zeros_like(region)

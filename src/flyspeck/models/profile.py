@@ -2,7 +2,7 @@
 
 Published GFLOPs come from different counters, so a figure means nothing without its convention:
 
-* `macs`: multiply-adds of convolutions (deformable ones too), linear layers and the products of window attention;
+* `macs`: multiply-adds of convolutions (deformable and transposed ones too), linear layers and the products of window attention;
   nothing else.
 * `mmcv`: the counter of mmcv, which most tiny-object papers print. One multiply-add is one FLOP; a convolution or linear
   layer counts its bias additions; a norm counts 2 x elements; ReLU modules, pools (by their input) and `nn.Upsample` (by
@@ -38,6 +38,7 @@ from torchvision.ops import DeformConv2d
 from flyspeck.errors import UserError, nearest
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.detector import Detector
+from flyspeck.models.grid_rcnn import POOLED, GridBranch, RegionClassifier
 from flyspeck.models.roi import BoxHead
 from flyspeck.models.rpn import RPN
 from flyspeck.types import ImageBatch
@@ -46,6 +47,8 @@ Convention = Literal["macs", "mmcv", "thop", "ptflops"]
 CONVENTIONS: tuple[str, ...] = get_args(Convention)
 NUM_PROPOSALS = 1000
 """Proposals that a two-stage head is counted with, per cascade stage too (mmcv's rule)."""
+NUM_GRIDS = 100
+"""Detections that a grid branch is counted with (mmdetection's rule)."""
 
 _RELUS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU)
 _MAX_POOLS = (nn.MaxPool2d,)
@@ -170,8 +173,10 @@ def _run_once(model: nn.Module, size: tuple[int, int], proposals: int) -> None:
         return
     for network in rpn:
         network(maps)
-    for box_head in (m for m in model.head.modules() if isinstance(m, BoxHead)):
+    for box_head in (m for m in model.head.modules() if isinstance(m, BoxHead | RegionClassifier)):
         box_head(torch.empty(proposals, box_head.fc1.in_features, 1, 1, device="meta"))
+    for grid in (m for m in model.head.modules() if isinstance(m, GridBranch)):
+        grid(torch.empty(NUM_GRIDS, grid.inputs, POOLED, POOLED, device="meta"))
 
 
 @contextmanager
@@ -202,6 +207,8 @@ def _counter(module: nn.Module, convention: str) -> _Count | None:
         return _thop_counter(module)
     if isinstance(module, nn.Conv2d):
         return _conv_macs if convention == "macs" else _conv_macs_and_bias
+    if isinstance(module, nn.ConvTranspose2d):
+        return _deconv_macs if convention == "macs" else _deconv_macs_and_bias
     if isinstance(module, nn.Linear):
         return _linear_macs if convention == "macs" else _linear_macs_and_bias
     if isinstance(module, ShiftedWindowAttention):
@@ -238,6 +245,16 @@ def _conv_macs(module: Any, _: Tensor, output: Tensor) -> int:
 
 def _conv_macs_and_bias(module: Any, inputs: Tensor, output: Tensor) -> int:
     return _conv_macs(module, inputs, output) + (output.numel() if module.bias is not None else 0)
+
+
+def _deconv_macs(module: Any, inputs: Tensor, _: Tensor) -> int:
+    # Every cell of the input is spread over a kernel of each output channel of its group.
+    kernel_height, kernel_width = module.kernel_size
+    return inputs.numel() * kernel_height * kernel_width * (module.out_channels // module.groups)
+
+
+def _deconv_macs_and_bias(module: Any, inputs: Tensor, output: Tensor) -> int:
+    return _deconv_macs(module, inputs, output) + (output.numel() if module.bias is not None else 0)
 
 
 def _linear_macs(module: Any, _: Tensor, output: Tensor) -> int:

@@ -10,7 +10,7 @@ to a pyramid level; objects always get their best anchor (`low_quality`), and an
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -32,12 +32,16 @@ from flyspeck.models.necks.fpn import FPN, FusionMode
 from flyspeck.models.postprocess import Suppression, suppress, topk_per_level
 from flyspeck.types import FeatureSpec, Targets
 
+Objective = Callable[[Tensor, Tensor, Tensor, Sequence[Targets]], dict[str, Tensor]]
+
 
 class RetinaNetHead(Head):
     """Two towers on every level: class scores and box offsets for `anchors.num_per_cell` anchors a cell.
 
     `assigner` is given the thresholds and decides which anchor learns which object (default: `MaxIoU`). `box_loss` is
-    `smooth_l1` on the offsets, or `giou` or `nwd` on the decoded boxes, `nwd` with `nwd_constant` in px.
+    `smooth_l1` on the offsets, or `giou` or `nwd` on the decoded boxes, `nwd` with `nwd_constant` in px. `objective` takes
+    the place of assigner and losses (FreeAnchor): class logits `(B, A, K)`, offsets `(B, A, 4)`, anchors and targets to
+    named losses.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class RetinaNetHead(Head):
         box_weight: float = 1.0,
         assigner: AssignerBuilder | None = None,
         nwd_constant: float = AITOD_SIZE,
+        objective: Objective | None = None,
         suppression: Suppression | None = None,
     ) -> None:
         super().__init__()
@@ -62,6 +67,7 @@ class RetinaNetHead(Head):
         self.anchors = anchors
         self.assigner = (assigner or MaxIoU)(foreground=foreground, background=background, low_quality=low_quality)
         self.box_loss, self.box_weight, self.nwd_constant = box_loss, box_weight, nwd_constant
+        self.objective = objective
         self.suppression = suppression or Suppression()
         channels, per_cell = features[0].channels, anchors.num_per_cell
         self.class_tower = ConvTower(channels, depth, levels=len(features), norm=norm)
@@ -85,11 +91,13 @@ class RetinaNetHead(Head):
         padded: tuple[int, int],
         sizes: Sequence[tuple[int, int]],
     ) -> dict[str, Tensor]:
-        """`classification` (focal) and `box`, both over the number of positive anchors of the batch."""
+        """`classification` (focal) and `box`, both over the number of positive anchors of the batch; or the objective's own."""
         logits, deltas = self(maps)
         flat_logits, flat_deltas = flatten_levels(logits, self.num_classes), flatten_levels(deltas, 4)
         priors = self.priors([m.shape[-2:] for m in logits], padded, flat_logits.device)
         anchors = priors.boxes
+        if self.objective is not None:
+            return self.objective(flat_logits, flat_deltas, anchors, targets)
         found = dense_targets(priors, targets, self.assigner, self.num_classes)
         classification = (focal_loss(flat_logits, found.wanted) * found.counted[..., None]).sum() / found.positives
         box = self._box_loss(flat_deltas[found.picture, found.row], anchors[found.row], found.objects) / found.positives

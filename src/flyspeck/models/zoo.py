@@ -34,6 +34,9 @@ from flyspeck.models.cascade_rcnn import cascade_rcnn
 from flyspeck.models.detector import Detector, PixelNorm
 from flyspeck.models.faster_rcnn import faster_rcnn
 from flyspeck.models.fcos import fcos
+from flyspeck.models.free_anchor import free_anchor
+from flyspeck.models.grid_rcnn import grid_rcnn
+from flyspeck.models.libra_rcnn import libra_rcnn
 from flyspeck.models.necks.fpn import FPN
 from flyspeck.models.necks.hrfpn import HRFPN
 from flyspeck.models.necks.sspnet import SSPNet, sspnet_anchors, weighted_negatives
@@ -112,19 +115,23 @@ BACKBONES: dict[str, BackboneEntry] = {
     "vgg16": BackboneEntry(vgg16),
 }
 
+_TWO_STAGES = ("faster_rcnn", "cascade_rcnn", "libra_rcnn", "grid_rcnn")
 _SSPNET_PROPOSALS = {"anchors": sspnet_anchors, "rpn": {"negative_weight": weighted_negatives}}
 
 NECKS: dict[str, NeckEntry] = {
     "fpn": NeckEntry(FPN, fuses=True),
     "fpn_ln": NeckEntry(partial(FPN, input_norm=True), fuses=True),
     "hrfpn": NeckEntry(HRFPN),
-    "sspnet": NeckEntry(SSPNet, {"faster_rcnn": _SSPNET_PROPOSALS, "cascade_rcnn": _SSPNET_PROPOSALS}),
+    "sspnet": NeckEntry(SSPNet, dict.fromkeys(_TWO_STAGES, _SSPNET_PROPOSALS)),
 }
 
 DETECTORS: dict[str, DetectorEntry] = {
     "retinanet": DetectorEntry(retinanet, {"channels": 256}, assigners=ASSIGNERS),
     "faster_rcnn": DetectorEntry(faster_rcnn, {"channels": 256, "hidden": 1024}, assigners=ASSIGNERS),
     "cascade_rcnn": DetectorEntry(cascade_rcnn, {"channels": 256, "hidden": 1024}, assigners=ASSIGNERS),
+    "free_anchor": DetectorEntry(free_anchor, {"channels": 256}),
+    "libra_rcnn": DetectorEntry(libra_rcnn, {"channels": 256, "hidden": 1024}, assigners=ASSIGNERS),
+    "grid_rcnn": DetectorEntry(grid_rcnn, {"channels": 256, "hidden": 1024, "point_channels": 64}),
     "fcos": DetectorEntry(fcos, {"channels": 256}, anchors=False, assigners=(CENTER_SAMPLING, *ASSIGNERS)),
     "reppoints": DetectorEntry(reppoints, {"channels": 256}, anchors=False),
     "tinaface": DetectorEntry(tinaface, {"channels": 256}, levels="2-7", assigners=ASSIGNERS),
