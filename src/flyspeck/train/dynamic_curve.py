@@ -1,0 +1,195 @@
+"""What the choice of factors trades: accuracy against GFLOPs, from one evaluation of every factor.
+
+The detections of all factors are there already; a choice takes those of one factor for each picture, so any threshold,
+random choice or oracle is evaluated without running a network again (DPNet, Tables I, II and VII).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flyspeck.data.annotations import Annotations
+from flyspeck.errors import UserError
+from flyspeck.evaluate import DetectionTable, evaluate, protocol_named
+from flyspeck.evaluate.bootstrap import compare, interval_rows
+from flyspeck.evaluate.protocols import APProtocol
+from flyspeck.models.dynamic.predictor import Decision
+from flyspeck.train.measure import figures_of
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Everything that a choice of factors chooses from, for one set of pictures."""
+
+    annotations: Annotations
+    factors: tuple[float, ...]
+    """Largest first."""
+    tables: tuple[DetectionTable, ...]
+    """The whole set's detections at each factor."""
+    gflops: tuple[float, ...]
+    """Of one picture at each factor, without the predictor."""
+    predictor_gflops: float
+    protocol: str
+    figure: str
+    """The figure that counts, as `figures_of` names it."""
+
+    def chosen(self, places: np.ndarray) -> DetectionTable:
+        """The detections of each picture at its own place among the factors, `places (I,)`."""
+        parts = [table.select(places[table.image_index] == place) for place, table in enumerate(self.tables)]
+        return DetectionTable.from_columns(
+            image_index=np.concatenate([p.image_index for p in parts]),
+            scores=np.concatenate([p.scores for p in parts]),
+            labels=np.concatenate([p.labels for p in parts]),
+            xywh=np.concatenate([p.xywh for p in parts]),
+            boxes=np.concatenate([p.boxes for p in parts]),
+        )
+
+    def point(self, places: np.ndarray, *, predictor: bool) -> dict[str, Any]:
+        """Figures and cost of a choice; `predictor` adds the predictor's own GFLOPs."""
+        figures = figures_of(evaluate(self.annotations, self.chosen(places), self.protocol))
+        if self.figure not in figures:
+            raise UserError(f"no figure '{self.figure}'", where="figure", fix=f"known: {', '.join(figures)}")
+        shares = np.bincount(places, minlength=len(self.factors)) / max(1, len(places))
+        return {
+            "figure": figures[self.figure],
+            "gflops": float(shares @ np.array(self.gflops)) + self.predictor_gflops * predictor,
+            "shares": {f"{f:g}": float(s) for f, s in zip(self.factors, shares, strict=True)},
+            "figures": {name: value for name, value in figures.items() if "50_" in name},
+        }
+
+
+def tradeoff(
+    candidates: Candidates,
+    probabilities: np.ndarray,
+    *,
+    decision: Decision,
+    oracles: Mapping[str, np.ndarray] | None = None,
+    draws: int = 3,
+    steps: int = 20,
+    samples: int = 500,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """All points as plain values: `static`, `chosen`, `argmax`, `curve`, `random`, `oracle`, `against_static`.
+
+    `probabilities (I, m)` are the predictor's; `chosen` is `decision`. `random` gives the same shares of factors to pictures
+    at random, `draws` times (Table II). `oracles` are places by name (Table VII). `against_static` compares the chosen
+    with the largest factor by `samples` paired resamples of the pictures.
+    """
+    count = len(candidates.annotations)
+    if len(probabilities) != count:
+        raise ValueError(f"{len(probabilities)} rows of probabilities for {count} pictures")
+    rng = np.random.default_rng(seed)
+    mine = decision.choose(probabilities)
+    found: dict[str, Any] = {
+        "protocol": candidates.protocol,
+        "figure": candidates.figure,
+        "pictures": count,
+        "factors": list(candidates.factors),
+        "gflops": list(candidates.gflops),
+        "predictor_gflops": candidates.predictor_gflops,
+        "static": [
+            {"factor": factor, **candidates.point(np.full(count, place), predictor=False)}
+            for place, factor in enumerate(candidates.factors)
+        ],
+        "chosen": {"rule": decision.rule, "threshold": decision.threshold, **candidates.point(mine, predictor=True)},
+        "argmax": candidates.point(Decision("argmax").choose(probabilities), predictor=True),
+        "random": [candidates.point(rng.permutation(mine), predictor=False) for _ in range(draws)],
+        "oracle": {name: candidates.point(places, predictor=False) for name, places in (oracles or {}).items()},
+        "curve": [],
+    }
+    for threshold in thresholds(probabilities, steps):
+        places = Decision("cheapest", threshold).choose(probabilities)
+        point = {"threshold": threshold, **candidates.point(places, predictor=True)}
+        point["random"] = [candidates.point(rng.permutation(places), predictor=False)["figure"] for _ in range(draws)]
+        found["curve"].append(point)
+    found["against_static"] = _against(candidates, mine, np.zeros(count, np.int64), samples=samples, seed=seed)
+    return found
+
+
+def thresholds(probabilities: np.ndarray, steps: int) -> list[float]:
+    """From all pictures at the smallest factor (0) to all at the largest (above 1), in steps of equal change."""
+    inner = np.unique(np.quantile(probabilities, np.linspace(0, 1, steps)).round(6)).tolist()
+    return [0.0, *(t for t in inner if 0 < t <= 1), 1.001]
+
+
+def _against(
+    candidates: Candidates, ours: np.ndarray, theirs: np.ndarray, *, samples: int, seed: int
+) -> dict[str, Any] | None:
+    """The chosen's interval and its paired difference to another choice at IoU 0.5; None for protocols without AP."""
+    protocol = protocol_named(candidates.protocol)
+    if not isinstance(protocol, APProtocol) or samples < 1 or len(candidates.annotations) < 2:
+        return None
+    area = candidates.figure.partition("_")[2]
+    a, b = candidates.chosen(ours), candidates.chosen(theirs)
+    rows = compare(candidates.annotations, a, b, protocol, samples=samples, seed=seed)
+    own = interval_rows(candidates.annotations, a, protocol, samples=samples, seed=seed)
+    mine = next((row for row in rows if row["area"] == area), None)
+    if mine is None or mine["difference"] is None:
+        return None
+    interval = next(row for row in own if row["area"] == area)
+    return {**{k: mine[k] for k in ("area", "value", "other", "difference", "p_value", "samples")},
+            "difference_low": mine["low"], "difference_high": mine["high"],
+            "low": interval["low"], "high": interval["high"]}  # fmt: skip
+
+
+def cheapest_equal(found: Mapping[str, Any], *, drop: float = 0.0) -> dict[str, Any] | None:
+    """The cheapest point of the curve whose figure is at least the largest static factor's, less `drop`; None if none is."""
+    bound = found["static"][0]["figure"] - drop
+    good = [p for p in found["curve"] if p["figure"] >= bound]
+    return min(good, key=lambda p: p["gflops"], default=None)
+
+
+def lines(found: Mapping[str, Any]) -> list[str]:
+    """The points as a table for a terminal."""
+    base = found["static"][0]["gflops"]
+    head = f"{'':<28} {found['figure']:>10} {'GFLOPs':>8} {'of ' + format(found['factors'][0], 'g'):>8}  pictures by factor"
+
+    def row(name: str, point: Mapping[str, Any]) -> str:
+        shares = ", ".join(f"{f}: {100 * s:.0f} %" for f, s in point["shares"].items() if s)
+        ratio = 100 * point["gflops"] / base
+        return f"{name:<28} {100 * point['figure']:>10.2f} {point['gflops']:>8.3f} {ratio:>6.1f} %  {shares}"
+
+    rows = [head]
+    rows += [row(f"static {p['factor']:g}", p) for p in found["static"]]
+    chosen = found["chosen"]
+    rows.append(row(f"DPNet, {chosen['rule']} {chosen['threshold']:g}", chosen))
+    rows.append(row("DPNet, argmax", found["argmax"]))
+    rows += [row(f"random {i}", p) for i, p in enumerate(found["random"], 1)]
+    if found["random"]:
+        mean = np.mean([p["figure"] for p in found["random"]])
+        rows.append(f"{'random, mean':<28} {100 * mean:>10.2f}")
+    rows += [row(f"oracle, {name}", p) for name, p in found["oracle"].items()]
+    equal = cheapest_equal(found)
+    rows.append(
+        f"no point of the curve reaches static {found['factors'][0]:g}"
+        if equal is None
+        else row(f"cheapest as good, p >= {equal['threshold']:.3f}", equal)
+    )
+    against = found["against_static"]
+    if against is not None:
+        rows.append(
+            f"DPNet {100 * against['value']:.2f} [{100 * against['low']:.2f}, {100 * against['high']:.2f}], against static"
+            f" {found['factors'][0]:g}: {100 * against['difference']:+.2f} [{100 * against['difference_low']:+.2f},"
+            f" {100 * against['difference_high']:+.2f}], p = {against['p_value']:.3f}"
+        )
+    return rows
+
+
+def read_tables(folder: Path, factors: Sequence[float], annotations: Annotations) -> tuple[DetectionTable, ...]:
+    """The detections of each factor that a run left; raises UserError where one is missing."""
+    found = []
+    for factor in factors:
+        path = folder / f"detections-df{factor:g}.json"
+        if not path.is_file():
+            raise UserError(
+                f"no detections at the factor {factor:g}",
+                where=path,
+                fix="give a run folder that `flyspeck train` ended",
+            )
+        found.append(DetectionTable.from_coco(path, annotations))
+    return tuple(found)
