@@ -26,7 +26,7 @@ HEIGHT, WIDTH = 128, 160
 
 @dataclass(frozen=True)
 class Squares:
-    """Pictures of 128x160 with two to five squares each, brighter (class 0) or darker (1) than the noise; 6-14 px, if not said."""
+    """Pictures of 128x160 with two to five squares each, of 6-14 px if not said, brighter (class 0) or darker (1) than noise."""
 
     images: ImageBatch
     targets: list[Targets]
