@@ -1,6 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +14,7 @@ import torch
 from PIL import Image
 
 from flyspeck.cli.main import main
-from flyspeck.cli.predict import match_categories
+from flyspeck.cli.prediction import match_categories
 from flyspeck.data.images import read_image
 from flyspeck.errors import UserError
 from flyspeck.infer.predictor import Predictor
@@ -52,18 +57,27 @@ def test_a_folder_of_pictures(
     run_folder: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    formats = "coco,csv,geojson,yolo"
+    formats = "coco,csv,geojson,gpkg,yolo"
     asked = ("--score", 0, "--show-score", 0, "--format", formats)
     assert predict("--model", run_folder, pictures, "--out", out, *asked) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("2 pictures, tiles of 64x96, overlap 32")
-    assert said[1].startswith("a.png: 100x150, 6 tiles, ")
-    assert said[2].startswith("sub/b.png: 40x50, ")
+    assert said[1] == "trained at 64x96"
+    assert said[2].startswith("note: with this overlap 3.0 times the picture is run")
+    assert said[3].startswith("a.png: 100x150, 6 tiles, ")
+    assert said[4].startswith("sub/b.png: 40x50, ")
     results = json.loads((out / "detections.json").read_text())
     table = json.loads((out / "images.json").read_text())
     assert {i["file_name"]: i["id"] for i in table["images"]} == {"a.png": 1, "sub/b.png": 2}
     assert [c["name"] for c in table["categories"]] == ["car", "boat"]
-    for name in ("pictures/a.png", "pictures/sub/b.png", "labels/sub/b.txt", "geojson/a.geojson", "detections.csv"):
+    for name in (
+        "pictures/a.png",
+        "pictures/sub/b.png",
+        "labels/sub/b.txt",
+        "geojson/a.geojson",
+        "detections.csv",
+        "detections.gpkg",
+    ):
         assert (out / name).is_file()
     # The same through the library.
     model = TorchModel(load_detector(run_folder))
@@ -127,6 +141,7 @@ def test_resume_keeps_the_tiles(
         (["--precision", "int4"], "unknown precision"),
         (["--value-range", "5"], "--value-range"),
         (["--batch-size", "0"], "batch_size"),
+        (["--skip", "--skip-audit", "2"], "skip: audit"),
     ],
 )
 def test_wrong_options_end_in_one_line(
@@ -155,3 +170,122 @@ def test_default_tiles_hold_the_objects() -> None:
 def test_categories_by_name() -> None:
     assert match_categories(("a", "b"), None) == (None, [])
     assert match_categories(("a", "b"), Categories(("b", "a"), (7, 2))) == ([2, 7], [])
+
+
+def test_skipping_says_what_it_did(
+    run_folder: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The random detector is sure of nothing at any size, so every tile but the audited ones is passed over.
+    asked = ("--model", run_folder, pictures, "--score", 0, "--show-score", 0, "--tile", "48x48", "--overlap", 8)
+    assert predict(*asked, "--out", tmp_path / "o", "--skip", "--skip-audit", 0) == 0
+    said = capsys.readouterr().out
+    assert "'flyspeck tune look RUN' trains a better first look" in said
+    assert "skip: 14 of 14 tiles not run" in said
+    assert "95 %: at most" in said
+
+
+def test_the_cost_of_skipping_is_measured_on_annotated_pictures(
+    run_folder: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [{"id": 7, "file_name": "a.png", "width": 150, "height": 100}]
+    categories = [{"id": 1, "name": "car"}]
+    model = TorchModel(load_detector(run_folder))
+    found = Predictor(model, tile=(64, 96), overlap=32, score_threshold=0).predict([pictures / "a.png"])[0]
+    boxes = [[float(x1), float(y1), float(x2 - x1), float(y2 - y1)] for x1, y1, x2, y2 in found.boxes[:4]]
+    annotations = [
+        {"id": k, "image_id": 7, "category_id": 1, "bbox": b, "area": b[2] * b[3], "iscrowd": 0}
+        for k, b in enumerate(boxes, 1)
+    ]
+    table = {"images": images, "categories": categories, "annotations": annotations}
+    (pictures / "t.json").write_text(json.dumps(table))
+    asked = ("--model", run_folder, pictures / "t.json", "--score", 0, "--show-score", 0)
+    assert predict(*asked, "--out", tmp_path / "o", "--skip-check") == 0
+    said = capsys.readouterr().out
+    # All four are the detector's own boxes; with the look blind to them, skipping would have lost every one.
+    assert "recall of 4 annotated objects (IoU 0.5, score >= 0): 100.0 % with all tiles, 0.0 % with skipping" in said
+    assert len(json.loads((tmp_path / "o" / "detections.json").read_text())) == len(found)
+
+
+def test_heat_maps(run_folder: Path, pictures: Path, tmp_path: Path) -> None:
+    asked = ("--model", run_folder, pictures / "a.png", "--score", 0, "--show-score", 0, "--heat")
+    assert predict(*asked, "--out", tmp_path / "o") == 0
+    assert (tmp_path / "o" / "pictures" / "a.heat.png").is_file()
+
+
+def test_a_video(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("av")
+    pytest.importorskip("trackers")
+    from fractions import Fraction
+
+    from flyspeck.infer.video import VideoInfo, VideoReader, VideoWriter
+
+    writer = VideoWriter(tmp_path / "a.mp4", VideoInfo((64, 96), Fraction(5), 6))
+    for k in range(6):
+        writer.add(np.full((64, 96, 3), 20 * k, np.uint8))
+    writer.close()
+    asked = ("--model", run_folder, tmp_path / "a.mp4", "--out", tmp_path / "o", "--score", 0, "--show-score", 0.005)
+    assert predict(*asked, "--every", 2) == 0
+    said = capsys.readouterr().out
+    assert "a.mp4, tiles of 64x96" in said
+    assert "frames/s from decoding to the annotated video" in said
+    film = VideoReader(tmp_path / "o" / "a.tracked.mp4")
+    assert film.info.size == (64, 96)
+    assert len(list(film.frames())) == 3
+    film.close()
+    table = json.loads((tmp_path / "o" / "images.json").read_text())
+    assert [i["file_name"] for i in table["images"]] == ["a.mp4#000001", "a.mp4#000002", "a.mp4#000003"]
+    assert (tmp_path / "o" / "tracks.csv").read_text().startswith("frame,seconds,track")
+    assert predict(*asked, "--resume") == 2
+    assert "alone and in one go" in capsys.readouterr().err
+
+
+def _as_process(rank: int, world: int, arguments: list[str], port: int) -> subprocess.Popen[str]:
+    launched = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", **{key: str(value) for key, value in launched.items()}}
+    command = [sys.executable, "-m", "flyspeck.cli.main", "predict", *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+@pytest.mark.slow  # two processes that each import torch
+def test_two_processes_and_a_killed_one(run_folder: Path, pictures: Path, tmp_path: Path) -> None:
+    alone, many = tmp_path / "alone", tmp_path / "many"
+    asked = ["--model", str(run_folder), str(pictures), "--score", "0", "--pictures", "0", "--tile", "32x32"]
+    asked += ["--overlap", "8", "--batch-size", "1"]
+    assert predict(*asked, "--out", alone) == 0
+    both = [_as_process(rank, 2, [*asked, "--out", str(many)], port) for port in [_free_port()] for rank in (0, 1)]
+    said = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert "process 2 of 2" in said[1]
+    assert json.loads((many / "detections.json").read_text()) == json.loads((alone / "detections.json").read_text())
+    # A process was killed: half of its journal, and the last line cut off, is all that is left of its work.
+    journals = sorted((many / "tiles").glob("*.jsonl"), key=lambda path: path.stat().st_size)
+    lines = journals[-1].read_text().splitlines(keepends=True)
+    kept = len(lines) // 2
+    journals[-1].write_text("".join(lines[:kept]) + lines[kept][:30])
+    tiles = sum(
+        "made_with" not in line for path in journals for line in path.read_text().splitlines() if line.endswith("}")
+    )
+    (many / "detections.json").unlink()
+    port = _free_port()
+    again = [_as_process(rank, 2, [*asked, "--out", str(many), "--resume"], port) for rank in (0, 1)]
+    said = [process.communicate(timeout=300)[0] for process in again]
+    assert [process.returncode for process in again] == [0, 0], said
+    assert f"resumed: {tiles} tiles kept" in said[0]
+    done = sum(int(re.search(r"process \d of 2: (\d+) tiles", text).group(1)) for text in said)  # pyright: ignore
+    total = json.loads((alone / "detections.json").read_text())
+    assert json.loads((many / "detections.json").read_text()) == total
+    assert done == sum(tiles_of(alone)) - tiles
+
+
+def tiles_of(out: Path) -> list[int]:
+    """Tiles in each journal of a folder of results."""
+    return [
+        sum("made_with" not in line for line in path.read_text().splitlines())
+        for path in (out / "tiles").glob("*.jsonl")
+    ]

@@ -14,7 +14,7 @@ from flyspeck.infer.skip import ContrastLook, DetectorLook, FirstLook, SkipRepor
 from flyspeck.infer.source import ArraySource
 from flyspeck.types import Detections
 
-SIZE = (320, 320)
+SIZE = (640, 640)
 OBJECTS = np.array([[4, 4, 9, 9], [100, 100, 106, 104], [108, 108, 112, 112]])
 
 
@@ -31,7 +31,7 @@ class _SeesSomething(FirstLook):
 
 def run(objects: np.ndarray, rule: SkipRule, **options: object) -> tuple[Result, SeesPlanted]:
     model = SeesPlanted(objects, proud=False)
-    predictor = Predictor(model, tile=32, overlap=8, skip=rule, **options)  # pyright: ignore[reportArgumentType]
+    predictor = Predictor(model, tile=64, overlap=16, skip=rule, **options)  # pyright: ignore[reportArgumentType]
     (result,) = predictor.stream([plant(SIZE, objects)])
     return result, model
 
@@ -41,14 +41,14 @@ def test_empty_tiles_are_neither_read_in_full_nor_run(monkeypatch: pytest.Monkey
     real = ArraySource.read
 
     def counted(self: ArraySource, x1: int, y1: int, x2: int, y2: int, out: tuple[int, int] | None = None):
-        if out == (32, 32):
+        if out == (64, 64):
             full.append((x1, y1, x2, y2))
         return real(self, x1, y1, x2, y2, out)
 
     monkeypatch.setattr(ArraySource, "read", counted)
     look = _SeesSomething()
     result, model = run(OBJECTS, SkipRule(look=look, threshold=0.5, audit=0))
-    assert set(look.shapes) == {(16, 16, 1)}
+    assert set(look.shapes) == {(32, 32, 1)}
     assert len(look.shapes) == result.num_tiles  # each looked at once, the trial included
     assert sum(model.batches) == len(full) == result.num_tiles - result.num_skipped < result.num_tiles / 4
     got = result.detections.boxes[np.lexsort(result.detections.boxes.T)]
@@ -56,7 +56,7 @@ def test_empty_tiles_are_neither_read_in_full_nor_run(monkeypatch: pytest.Monkey
 
 
 def test_a_dense_picture_is_run_after_a_short_trial() -> None:
-    yy, xx = np.mgrid[2:300:12, 2:300:12]
+    yy, xx = np.mgrid[2:620:12, 2:620:12]
     objects = np.stack([xx.ravel(), yy.ravel(), xx.ravel() + 4, yy.ravel() + 4], axis=1)
     look = _SeesSomething()
     result, _ = run(objects, SkipRule(look=look, threshold=0.5))
@@ -68,7 +68,7 @@ def test_a_dense_picture_is_run_after_a_short_trial() -> None:
 def test_the_audit_finds_out_a_blind_look_and_everything_is_run() -> None:
     look = _SeesSomething(blind=True)
     rule = SkipRule(look=look, threshold=0.5, audit=0.5)
-    yy, xx = np.mgrid[2:300:20, 2:300:20]
+    yy, xx = np.mgrid[2:620:20, 2:620:20]
     objects = np.stack([xx.ravel(), yy.ravel(), xx.ravel() + 4, yy.ravel() + 4], axis=1)
     result, model = run(objects, rule)
     assert result.num_skipped == 0
@@ -86,7 +86,7 @@ def test_without_audit_nothing_is_known_and_said_so() -> None:
 
 
 def test_an_audit_of_everything_gives_both_results() -> None:
-    far = np.array([[4, 4, 9, 9], [200, 200, 205, 205]])
+    far = np.array([[4, 4, 9, 9], [400, 400, 405, 405]])
 
     class HalfBlind(_SeesSomething):
         def __call__(self, windows: list[np.ndarray]) -> np.ndarray:
@@ -138,7 +138,7 @@ def test_a_resumed_job_keeps_what_was_skipped(tmp_path: Path) -> None:
     for expected_runs in (True, False):
         model = SeesPlanted(OBJECTS)
         journal = TileJournal(tmp_path / "j", {})
-        (result,) = Predictor(model, tile=32, overlap=8, skip=rule).stream([tmp_path / "a.npy"], journal=journal)
+        (result,) = Predictor(model, tile=64, overlap=16, skip=rule).stream([tmp_path / "a.npy"], journal=journal)
         journal.close()
         assert bool(model.batches) == expected_runs
         results.append(result)

@@ -1,4 +1,4 @@
-"""`flyspeck predict`: pictures of any size to detections, result files and annotated pictures."""
+"""`flyspeck predict`: pictures of any size, and videos, to detections, result files and annotated pictures."""
 
 from __future__ import annotations
 
@@ -10,45 +10,52 @@ import typer
 from flyspeck.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from flyspeck.cli.prediction import Prediction
     from flyspeck.data.enlarge import Enlarge
-    from flyspeck.infer.predictor import Predictor, Result
-    from flyspeck.infer.source import Categories, Item, OpenOptions
+    from flyspeck.infer.predictor import Predictor
+    from flyspeck.infer.processes import Processes
+    from flyspeck.infer.skip import SkipRule
+    from flyspeck.infer.source import Categories, Item
 
 
 def predict(
-    source: list[str] = typer.Argument(..., help="Pictures, folders, or one COCO json."),
+    source: list[str] = typer.Argument(..., help="Pictures, folders, one COCO json, or one video."),
     model: Path = typer.Option(..., "--model", help="A run folder, a weights file, or an exported model."),
     out: Path = typer.Option(..., "--out", help="Folder for the results."),
     tile: str = typer.Option(None, "--tile", help="Tile HxW in model pixels, or 'off'; default: the training size."),
     overlap: int = typer.Option(None, "--overlap", help="Pixels that tiles share; the largest object must fit in."),
     scale: float = typer.Option(None, "--scale", help="Model pixels per picture pixel; default: as in training."),
-    scales: str = typer.Option(None, "--scales", help="See each tile at all of these sizes and merge, as in 0.5,1,2."),
-    flip: bool = typer.Option(False, "--flip", help="See each tile mirrored too, and merge."),
     score: float = typer.Option(0.05, "--score", help="Leave out weaker detections."),
-    show_score: float = typer.Option(0.3, "--show-score", help="Draw only boxes of at least this score."),
+    show_score: float = typer.Option(0.3, "--show-score", help="Draw, track and count only from this score."),
     merge: str = typer.Option("nms", "--merge", help="nms, nmm, soft-nms or wbf."),
     merge_threshold: float = typer.Option(0.4, "--merge-threshold", help="Overlap from which two boxes are one."),
     batch_size: int = typer.Option(8, "--batch-size", help="Tiles in one pass."),
     readers: int = typer.Option(1, "--readers", help="Threads that decode ahead."),
     device: str = typer.Option("cpu", "--device", help="cpu, cuda, cuda:1, mps."),
     precision: str = typer.Option("fp32", "--precision", help="fp32 or bf16."),
-    format_: str = typer.Option("coco", "--format", help="Some of coco,csv,geojson,yolo."),
+    format_: str = typer.Option("coco", "--format", help="Some of coco,csv,geojson,gpkg,yolo."),
     pictures: int = typer.Option(100, "--pictures", help="Draw the first N pictures; 0 draws none."),
+    heat: bool = typer.Option(False, "--heat", help="A heat map of each, not only of pictures over 8000 px."),
     bands: str = typer.Option(None, "--bands", help="Bands of a raster, as in 4,3,2."),
     value_range: str = typer.Option(None, "--value-range", help="LOW,HIGH: raster values of black and white."),
     max_megapixels: float = typer.Option(200, "--max-megapixels", help="Largest picture decoded in one piece."),
     resume: bool = typer.Option(False, "--resume", help="Keep the tiles that an earlier run finished."),
+    skip: bool = typer.Option(False, "--skip", help="Pass over tiles that a cheap first look finds empty."),
+    skip_audit: float = typer.Option(0.05, "--skip-audit", help="Share of the empty tiles that is run all the same."),
+    skip_check: bool = typer.Option(False, "--skip-check", help="Run every tile and say what --skip would have lost."),
+    every: int = typer.Option(1, "--every", help="Of a video, every Nth frame."),
 ) -> None:
     """Find objects in pictures; writes detections.json, images.json and annotated pictures into --out."""
-    from flyspeck.cli.values import parse_integers, parse_numbers, parse_size
-    from flyspeck.data.enlarge import Enlarge
+    from flyspeck.cli.values import parse_integers
     from flyspeck.infer.load import load_model
     from flyspeck.infer.merge import MergeRule
-    from flyspeck.infer.multiscale import MultiScale
-    from flyspeck.infer.outputs import check_formats, open_writers
+    from flyspeck.infer.outputs import check_formats
     from flyspeck.infer.predictor import Predictor
-    from flyspeck.infer.source import OpenOptions, find_items
-    from flyspeck.infer.tiles import default_tiles
+    from flyspeck.infer.processes import Processes
+    from flyspeck.infer.source import OpenOptions
+    from flyspeck.infer.video import is_video
 
     if not 0 <= score <= 1:
         raise UserError(f"a score of {score}", where="--score", fix="choose one from 0 to 1")
@@ -60,182 +67,177 @@ def predict(
         value_range=None if value_range is None else _range(value_range),
     )
     rule = MergeRule(method=merge, threshold=merge_threshold)  # pyright: ignore[reportArgumentType]
-    items, categories = find_items(source)
-    network, description = load_model(model, device=device, precision=precision)
-    sides, shared = default_tiles(
-        None if tile is None or tile == "off" else parse_size(tile, where="--tile"),
-        overlap,
-        description,
-        whole=tile == "off",
-    )
-    enlarge = Enlarge(**description.get("enlarge", {})) if scale is None else Enlarge(scale)
-    views = (1.0,) if scales is None else parse_numbers(scales, where="--scales")
-    many = len(views) > 1 or views != (1.0,) or flip
+    film = next((Path(s) for s in source if is_video(s)), None)
+    if film is not None and (len(source) > 1 or resume):
+        raise UserError("a video is predicted alone and in one go", where=film, fix="give it alone, without --resume")
+    items, categories = _items(source) if film is None else ([], None)
+    processes = Processes.from_environment()
+    network, description = load_model(model, device=processes.device(device), precision=precision)
+    sides, shared, enlarge = _tiling(tile, overlap, scale, description)
     predictor = Predictor(
-        MultiScale(network, views, flip=flip, rule=rule) if many else network,
+        network,
         tile=sides,
         overlap=shared,
         enlarge=enlarge,
         batch_size=batch_size,
         score_threshold=score,
         merge=rule,
+        skip=_skip_rule(model, network, skip_audit, show_score, check=skip_check) if skip or skip_check else None,
         readers=readers,
         options=options,
     )
-    said = "whole pictures" if sides is None else f"tiles of {sides[0]}x{sides[1]}, overlap {shared}"
-    typer.echo(
-        f"{len(items)} pictures, {said}, {_scale(enlarge)}, score >= {score:g}, merge {merge} {merge_threshold:g}"
-    )
-    category_ids, remarks = match_categories(network.classes, categories)
-    for remark in remarks:
-        typer.echo(f"note: {remark}", err=True)
-    made_with = _made_with(model, predictor, precision) | ({"views": [*views, flip]} if many else {})
-    journal = _journal(out, fresh=not resume, made_with=made_with)
-    writers = open_writers(out, formats, classes=network.classes, category_ids=category_ids)
-    if resume:
-        typer.echo(f"resumed: {journal.num_kept} tiles kept")
-    run = _Run(predictor, out, writers, journal, options, show_score, pictures)
-    run.all(items)
+    if processes.leads:
+        what = f"{len(items)} pictures" if film is None else film.name
+        typer.echo(_settings(what, predictor, description, f"merge {merge} {merge_threshold:g}"))
+    if film is not None:
+        _video(film, predictor, out, formats, show=show_score, every=every, draw=pictures > 0)
+        return
+    job = _Job(model, precision, out, formats, source, items, categories, resume)
+    job.run(predictor, processes, pictures=pictures, show_score=show_score, heat=heat, check=skip_check)
 
 
-class _Run:
-    """The loop over the results, and what it counted."""
+class _Job:
+    """From what was asked for to the loop over the results."""
 
     def __init__(
         self,
-        predictor: Predictor,
+        model: Path,
+        precision: str,
         out: Path,
-        writers: list[Any],
-        journal: Any,
-        options: OpenOptions,
-        show: float,
-        pictures: int,
+        formats: list[str],
+        source: list[str],
+        items: list[Item],
+        categories: Categories | None,
+        resume: bool,
     ) -> None:
-        self.predictor, self.out, self.writers, self.journal = predictor, out, writers, journal
-        self.options, self.show, self.pictures = options, show, pictures
-        self.boxes, self.done, self.bad = 0, 0, 0
+        self.model, self.precision, self.out, self.formats = model, precision, out, formats
+        self.source, self.items, self.categories, self.resume = source, items, categories, resume
 
-    def all(self, items: list[Item]) -> None:
-        """Everything; raises UserError at the end if a picture or a part of one could not be read."""
+    def run(
+        self, predictor: Predictor, processes: Processes, *, pictures: int, show_score: float, heat: bool, check: bool
+    ) -> None:
+        """On one process, or this process's part and, for the first one, the result of all."""
+        from dataclasses import replace
+
+        from flyspeck.cli.prediction import Drawing, Prediction, made_with, match_categories, open_journal
+        from flyspeck.infer.outputs import open_writers
+        from flyspeck.infer.reading import Share
+
+        settings = made_with(self.model, predictor, self.precision)
+        ids, remarks = match_categories(predictor.model.classes, self.categories)  # pyright: ignore
+        run = Prediction(
+            predictor, self.out, predictor.options, Drawing(pictures=pictures, score=show_score, heat=heat)
+        )
+        if processes.leads:
+            for remark in remarks:
+                typer.echo(f"note: {remark}", err=True)
+            journal = open_journal(self.out, fresh=not self.resume, made_with=settings)
+            if self.resume:
+                typer.echo(f"resumed: {journal.num_kept} tiles kept")
+            journal.close()
+        processes.wait()
+        if processes.world > 1:
+            self._part(run, processes, settings)
+            if not processes.leads:
+                return
+            predictor.share = Share()
+            if predictor.skip is not None:  # each process has judged its own audit already
+                predictor.skip = replace(predictor.skip, max_loss=1.0)
+        journal = open_journal(self.out, fresh=False, made_with=settings)
+        run = replace(run, done=0, tiles=0, truth=_truth(self.source) if check and self.categories else None)
+        run.writers = open_writers(self.out, self.formats, classes=predictor.model.classes, category_ids=ids)  # pyright: ignore
+        run.all(self.items, journal)
+
+    def _part(self, run: Prediction, processes: Processes, settings: dict[str, Any]) -> None:
         import time
 
+        from flyspeck.cli.prediction import open_journal
+
         start = time.perf_counter()
-        tiles = 0
-        try:
-            for result in self.predictor.stream(items, journal=self.journal):
-                self.one(result)
-                tiles += result.num_tiles
-        finally:
-            for writer in self.writers:
-                writer.close()
-            self.journal.close()
-        seconds = time.perf_counter() - start
-        typer.echo(f"{self.out}: {self.boxes} boxes in {self.done} pictures, {tiles} tiles, {seconds:.1f} s")
-        if self.bad:
-            raise UserError(
-                f"{self.bad} of {len(items)} pictures could not be read, wholly or in part",
-                fix="see the lines above; everything else was written",
-            )
-
-    def one(self, result: Result) -> None:
-        """Write one picture's results and its line of summary."""
-        if result.problem is not None:
-            self.bad += 1
-            typer.echo(f"error: {result.problem}", err=True)
-            return
-        for (x1, y1, x2, y2), reason in result.holes:
-            typer.echo(f"error: {result.item.name}: no result for {x1},{y1} to {x2},{y2}: {reason}", err=True)
-        self.bad += bool(result.holes)
-        for writer in self.writers:
-            writer.add(result)
-        if self.done < self.pictures:
-            self._draw(result)
-        self.done += 1
-        self.boxes += len(result.detections)
-        typer.echo(summary_line(result))
-
-    def _draw(self, result: Result) -> None:
-        """An annotated picture: PNG, as JPEG would blur what is to be seen."""
-        from flyspeck.infer.outputs import inside
-        from flyspeck.infer.source import open_source
-        from flyspeck.report.drawing import annotated
-
-        found = result.detections
-        path = (self.out / "pictures" / inside(result.item.name)).with_suffix(".png")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open_source(result.item.picture, self.options, name=result.item.name) as source:
-                annotated(source.read, found[found.scores >= self.show]).save(path)
-        except UserError as error:
-            typer.echo(f"note: not drawn: {error}", err=True)
+        run.predictor.share = processes.share(len(self.items))
+        journal = open_journal(self.out, fresh=False, made_with=settings)
+        run.part(self.items, journal)
+        typer.echo(
+            f"process {processes.rank + 1} of {processes.world}: {journal.num_written} tiles, {time.perf_counter() - start:.1f} s"
+        )
+        processes.wait()
 
 
-def summary_line(result: Result) -> str:
-    """One line a picture: name, size, tiles, boxes by class."""
-    from collections import Counter
+def _items(source: list[str]) -> tuple[list[Item], Categories | None]:
+    from flyspeck.infer.source import find_items
 
-    from flyspeck.infer.convert import class_names
-
-    found = result.detections
-    counts = Counter(class_names(found)).most_common(5)
-    classes = ", ".join(f"{name} {n}" for name, n in counts)
-    tiles = f", {result.num_tiles} tiles" if result.num_tiles > 1 else ""
-    skipped = f" ({result.num_skipped} skipped)" if result.num_skipped else ""
-    size = f"{found.image_size[0]}x{found.image_size[1]}"
-    return f"{result.item.name}: {size}{tiles}{skipped}, {len(found)} boxes{': ' if classes else ''}{classes}"
+    return find_items(source)
 
 
-def match_categories(classes: tuple[str, ...], categories: Categories | None) -> tuple[list[int] | None, list[str]]:
-    """The category id of each class: that of the same name in the COCO json; and remarks for the user.
+def _tiling(
+    tile: str | None, overlap: int | None, scale: float | None, description: dict[str, Any]
+) -> tuple[tuple[int, int] | None, int, Enlarge]:
+    from flyspeck.cli.values import parse_size
+    from flyspeck.data.enlarge import Enlarge
+    from flyspeck.infer.tiles import default_tiles
 
-    Classes that the json does not have get new numbers behind its own. Without a json: None, that is 1..K.
-    """
-    if categories is None:
-        return None, []
-    by_name = dict(zip(categories.names, categories.ids, strict=True))
-    ids, remarks, free = [], [], 1 + max(categories.ids, default=0)
-    for name in classes:
-        if name not in by_name:
-            remarks.append(f"class '{name}' is not in the json; its category id is {free}")
-            ids.append(free)
-            free += 1
-        else:
-            ids.append(by_name[name])
-    return ids, remarks
+    asked = None if tile is None or tile == "off" else parse_size(tile, where="--tile")
+    sides, shared = default_tiles(asked, overlap, description, whole=tile == "off")
+    return sides, shared, Enlarge(**description.get("enlarge", {})) if scale is None else Enlarge(scale)
 
 
-def _made_with(model: Path, predictor: Predictor, precision: str) -> dict[str, Any]:
-    """What decides the boxes of a tile: a journal of other settings must not be mixed in."""
-    import hashlib
+def _settings(what: str, predictor: Predictor, description: dict[str, Any], merge: str) -> str:
+    """What was chosen, and what it follows from."""
+    sides, shared = predictor.tile, predictor.overlap[0]
+    said = "whole pictures" if sides is None else f"tiles of {sides[0]}x{sides[1]}, overlap {shared}"
+    line = f"{what}, {said}, {_scale(predictor.enlarge)}, score >= {predictor.score_threshold:g}, {merge}"
+    trained = description.get("training_size")
+    if trained is not None:
+        line += f"\ntrained at {trained[0]}x{trained[1]}"
+        if "object_side_99" in description:
+            line += f", where 99 % of the objects were at most {description['object_side_99']:.0f} px long"
+    if sides is not None:
+        waste = sides[0] * sides[1] / ((sides[0] - shared) * (sides[1] - shared))
+        if waste > 2:
+            line += f"\nnote: with this overlap {waste:.1f} times the picture is run; larger tiles or less overlap are faster"
+    return line
 
-    from flyspeck.infer.exported import is_exported
 
-    weights = model
-    if not is_exported(model):
-        from flyspeck.train.checkpoint import weights_file
+def _skip_rule(model: Path, network: Any, audit: float, score: float, *, check: bool) -> SkipRule:
+    """The look of the run folder where `flyspeck tune look` left one, else the detector itself on a coarse picture."""
+    from flyspeck.infer.skip import DetectorLook, SkipRule
 
-        weights = weights_file(model)
-    with (weights.with_suffix(".bin") if weights.suffix == ".xml" else weights).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    options = predictor.options
-    return {
-        "weights": digest[:16],
-        "score": predictor.score_threshold,
-        "scale": [predictor.enlarge.factor, predictor.enlarge.short_side],
-        "precision": precision,
-        "bands": options.bands,
-        "value range": options.value_range,
-    }
+    path = (model if model.is_dir() else model.parent) / "look.safetensors"
+    share = 1.0 if check else audit
+    if path.is_file():
+        from flyspeck.infer.presence import PresenceLook
+
+        look = PresenceLook(path)
+        typer.echo(
+            f"skip: {path.name} at 1/{look.shrink} of the size, threshold {look.threshold:.3f}; in validation it passed over "
+            f"{100 * look.calibration['lost']:.1f} % of the objects, each taken alone"
+        )
+        return SkipRule(look=look, threshold=look.threshold, audit=share, score=score)
+    typer.echo("skip: by the detector itself at 1/4 of the size; 'flyspeck tune look RUN' trains a better first look")
+    return SkipRule(look=DetectorLook(network, shrink=4), threshold=0.1, audit=share, score=score)
+
+
+def _truth(source: list[str]) -> dict[int | str, np.ndarray]:
+    """The annotated objects (N, 4) of each picture of a COCO json."""
+    from flyspeck.data.readers import read_annotations
+
+    table = read_annotations(source[0])
+    counts = (table.labels >= 0) & ~table.ignore
+    return {key: table.boxes[counts & (table.image_index == row)] for row, key in enumerate(table.image_ids.tolist())}
+
+
+def _video(
+    film: Path, predictor: Predictor, out: Path, formats: list[str], *, show: float, every: int, draw: bool
+) -> None:
+    from flyspeck.cli.predict_video import predict_video
+    from flyspeck.infer.outputs import open_writers
+
+    writers = open_writers(out, formats, classes=predictor.model.classes)  # pyright: ignore[reportFunctionMemberAccess]
+    predict_video(film, predictor, out, writers, show=show, every=every, draw=draw)
 
 
 def _scale(enlarge: Enlarge) -> str:
     return f"scale {enlarge.factor:g}" if enlarge.short_side is None else f"shorter side {enlarge.short_side} px"
-
-
-def _journal(out: Path, *, fresh: bool, made_with: dict[str, Any]) -> Any:
-    from flyspeck.infer.resume import TileJournal
-
-    return TileJournal(out / "tiles", made_with, fresh=fresh)
 
 
 def _range(text: str) -> tuple[float, float]:

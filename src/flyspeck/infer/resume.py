@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ class TileJournal(Journal):
 
     def __init__(self, folder: Path, made_with: dict[str, Any], *, fresh: bool = False) -> None:
         self._done: dict[_Key, dict[str, Any]] = {}
+        self.num_written = 0
         self._lock = threading.Lock()
         # Through json and back, so that tuples compare equal to the lists that are read.
         self._made_with = json.loads(json.dumps(made_with))
@@ -44,7 +46,8 @@ class TileJournal(Journal):
                 path.unlink()
             else:
                 self._load(path)
-        self.path = folder / f"tiles-{os.getpid()}.jsonl"
+        # Processes of several machines may share a folder, and their numbers with each other.
+        self.path = folder / f"tiles-{platform.node() or 'local'}-{os.getpid()}.jsonl"
         self._file = self.path.open("a", encoding="utf-8")
         self._write({"made_with": self._made_with})
 
@@ -88,6 +91,7 @@ class TileJournal(Journal):
             "classes": list(found.classes),
         }
         self._write(entry)
+        self.num_written += 1
 
     def close(self) -> None:
         """Close this run's file."""

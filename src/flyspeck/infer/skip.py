@@ -141,12 +141,13 @@ class SkipRule:
         seen: tuple[int, int],
         turn: AbstractContextManager,
     ) -> Iterator[tuple[int, float]]:
-        coarse = (max(1, round(seen[0] / self.look.shrink)), max(1, round(seen[1] / self.look.shrink)))
+        # Not below what a network of stride 32 takes.
+        coarse = tuple(max(round(side / self.look.shrink), min(side, 32)) for side in seen)
         windows, kept = [], []
         for row in rows:
             x1, y1, x2, y2 = tiles[row].tolist()
             try:
-                windows.append(source.read(x1, y1, x2, y2, coarse))
+                windows.append(source.read(x1, y1, x2, y2, (coarse[0], coarse[1])))
                 kept.append(row)
             except UserError:
                 yield row, 1.0
