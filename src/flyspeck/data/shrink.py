@@ -23,16 +23,15 @@ def small_sizes(
     size: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """New sizes `(I, 2)` for pictures of `sizes` (I, 2), (height, width): by `factor`, to a shorter side of `short_side` px, or
-    all of one `size`, whatever that does to their proportions (SSD's way).
+    all of one `size`, whatever that does to their proportions (SSD's way; a smaller picture is enlarged).
 
     Rounded to whole pixels, at least 1; a picture whose shorter side is no longer than `short_side` stays as it is.
     """
     if sum(option is not None for option in (factor, short_side, size)) != 1:
         raise UserError("give one of factor, short side and size", fix="--factor 2, --short-side 100 or --size 300x300")
     if size is not None:
-        if min(size) < 1 or (sizes < size).any():
-            what = f"{size[0]}x{size[1]} is larger than the smallest picture" if min(size) >= 1 else f"a size of {size}"
-            raise UserError(what, fix="give a height and width that shrink every picture")
+        if min(size) < 1:
+            raise UserError(f"a size of {size[0]}x{size[1]}", fix="give a height and a width of 1 or more")
         return np.tile(np.array(size, np.int64), (len(sizes), 1))
     if factor is not None:
         if not 1 <= factor < np.inf:
@@ -135,9 +134,6 @@ def _shrink_one(
     size = pixels.shape[:2]
     if listed[0] > 0 and listed != size:
         return f"{source}: is {size[1]}x{size[0]} px, the annotations say {listed[1]}x{listed[0]}"
-    try:
-        new = rule(np.array([size]))[0]
-    except UserError as error:
-        return f"{source}: {error}"
+    new = rule(np.array([size]))[0]
     save_pixels(shrink_pixels(pixels, (int(new[0]), int(new[1]))), target)
     return size

@@ -1,0 +1,38 @@
+"""Every recipe that is shipped parses, names a protocol and a figure that exist, and builds its model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from flyspeck.data.prepare import SETS
+from flyspeck.evaluate import PROTOCOLS
+from flyspeck.train.build import build_detector
+from flyspeck.train.config import load_recipe
+from flyspeck.train.dynamic import make_dynamic
+
+ROOT = Path(__file__).resolve().parents[2] / "recipes"
+RECIPES = sorted(ROOT.rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_shipped_recipe_builds(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.evaluate.protocol in PROTOCOLS
+    # What is taken from the training set, and weights that are not here, are left out.
+    model = recipe.model.model_copy(update={"fusion": None, "assigner": None})
+    if model.anchors is not None and model.anchors.fit:
+        model = model.model_copy(update={"anchors": None})
+    with torch.device("meta"):
+        detector = build_detector(model, classes=("object",), mean=(0.5,), std=(0.5,), load=False)
+        make_dynamic(detector, recipe.dynamic)
+    strides = [feature.stride for feature in detector.features]
+    assert np.all(np.diff(strides) >= 0)
+
+
+def test_the_papers_sets_have_recipes() -> None:
+    words = " ".join(path.read_text(encoding="utf-8") for path in (ROOT / "papers").rglob("*") if path.is_file())
+    assert [name for name in SETS if name not in words] == []
