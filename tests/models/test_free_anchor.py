@@ -9,8 +9,11 @@ import torch
 from torch.testing import assert_close
 
 from flyspeck import boxes as box_algebra
+from flyspeck.errors import UserError
 from flyspeck.models.anchors import AnchorGrid
+from flyspeck.models.assigners.hosts import assigning_part
 from flyspeck.models.free_anchor import FreeAnchorLoss, mean_max
+from flyspeck.models.zoo import build
 from flyspeck.types import Targets
 
 
@@ -149,3 +152,10 @@ def test_a_crowd_of_800():
     target = Targets(crowd, torch.arange(800) % 2, torch.zeros(800, dtype=torch.bool))
     found = FreeAnchorLoss()(torch.zeros(1, len(boxes), 2), torch.zeros(1, len(boxes), 4), boxes, [target])
     assert all(torch.isfinite(v) and v >= 0 for v in found.values())
+
+
+def test_it_takes_no_assigner():
+    with torch.device("meta"):
+        detector = build("free_anchor:resnet18", width=0.125)
+    with pytest.raises(UserError, match="FreeAnchorLoss matches anchors by itself"):
+        assigning_part(detector)

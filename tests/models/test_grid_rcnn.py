@@ -7,7 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
+from flyspeck.models import profile as profiling
 from flyspeck.models.detector import Detector
 from flyspeck.models.grid_rcnn import (
     HALF,
@@ -20,6 +22,7 @@ from flyspeck.models.grid_rcnn import (
     grid_targets,
     jittered,
 )
+from flyspeck.models.profile import profile
 from flyspeck.models.zoo import build
 from flyspeck.types import ImageBatch, Targets
 
@@ -163,3 +166,14 @@ def test_detections_lie_in_the_picture_and_nothing_found_is_an_empty_list():
     detector.head.suppression = type(detector.head.suppression)(score=1.0)
     (none,) = detector.detect(pictures())
     assert len(none) == 0
+
+
+def test_the_branch_is_counted_with_a_hundred_grids():
+    detector, branch = small(), small().head.grid
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        branch(torch.zeros(100, 16, 14, 14))
+    whole = profile(detector, (64, 96), convention="macs").gflops * 1e9
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(profiling, "NUM_GRIDS", 0)
+        without = profile(detector, (64, 96), convention="macs").gflops * 1e9
+    assert whole - without == pytest.approx(counter.get_total_flops() / 2, rel=1e-6)

@@ -25,6 +25,12 @@ def assigning_part(detector: Detector) -> Host:
     head = detector.head
     if isinstance(head, FasterRCNNHead | CascadeRCNNHead):
         return head.rpn
+    if isinstance(head, RetinaNetHead) and head.objective is not None:
+        raise UserError(
+            f"{type(head.objective).__name__} matches anchors by itself",
+            where="assigner",
+            fix="retinanet takes an assigner",
+        )
     if isinstance(head, RetinaNetHead | FCOSHead | TinaFaceHead):
         return head
     raise UserError(
