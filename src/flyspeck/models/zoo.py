@@ -21,7 +21,7 @@ from torch import nn
 from flyspeck.errors import UserError, nearest
 from flyspeck.models.assigners.build import CENTER_SAMPLING
 from flyspeck.models.assigners.build import NAMES as ASSIGNERS
-from flyspeck.models.backbones.bottom_heavy import bh_hrnet18, bh_hrnet32, bh_resnet18, bh_resnet50
+from flyspeck.models.backbones.bottom_heavy import bh_hrnet18, bh_hrnet32, bh_resnet14, bh_resnet18, bh_resnet50
 from flyspeck.models.backbones.hrnet import hrnet18, hrnet32
 from flyspeck.models.backbones.mobilenet import mobilenet_v2
 from flyspeck.models.backbones.mobilenet_v1 import CORAL, mobilenet_v1
@@ -102,6 +102,7 @@ BACKBONES: dict[str, BackboneEntry] = {
     "resnet152": BackboneEntry(resnet152),
     "resnext50": BackboneEntry(resnext50),
     "bh_resnet18": BackboneEntry(bh_resnet18),
+    "bh_resnet14": BackboneEntry(bh_resnet14),
     "bh_resnet50": BackboneEntry(bh_resnet50),
     "hrnet18": BackboneEntry(hrnet18, picks_outputs=False, neck="hrfpn"),
     "hrnet32": BackboneEntry(hrnet32, picks_outputs=False, neck="hrfpn"),

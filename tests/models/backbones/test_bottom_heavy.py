@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from torch.testing import assert_close
 
 from flyspeck.errors import UserError
-from flyspeck.models.backbones.bottom_heavy import bh_hrnet18, bh_resnet50, bottom_heavy
+from flyspeck.models.backbones.bottom_heavy import bh_hrnet18, bh_resnet14, bh_resnet50, bottom_heavy
 from flyspeck.models.backbones.hrnet import HRStage, hrnet18, hrnet32, staged_hrnet
 from flyspeck.models.backbones.mobilenet import mobilenet_v2
 from flyspeck.models.backbones.resnet import resnet18, resnet34, resnet50
@@ -114,3 +115,13 @@ def test_networks_without_movable_blocks_are_refused():
         bottom_heavy(on_meta(hrnet18, width=0.25))
     with pytest.raises(UserError, match="no block can be moved"):
         bottom_heavy(on_meta(resnet18, width=0.25), keep=1.0)
+
+
+def test_the_small_one_has_no_pool_and_the_usual_maps():
+    """Two, two, one and one blocks of two convolutions, one for each of four projections, and the stem: 17."""
+    backbone = bh_resnet14(width=0.25)
+    assert not any(isinstance(m, nn.MaxPool2d) for m in backbone.modules())
+    assert sum(isinstance(m, nn.Conv2d) for m in backbone.modules()) == 1 + 2 * (2 + 2 + 1 + 1) + 4
+    assert [(f.channels, f.stride) for f in backbone.features] == [(16, 4), (32, 8), (64, 16), (128, 32)]
+    maps = backbone(torch.zeros(1, 3, 64, 96))
+    assert [tuple(m.shape) for m in maps] == [(1, 16, 16, 24), (1, 32, 8, 12), (1, 64, 4, 6), (1, 128, 2, 3)]

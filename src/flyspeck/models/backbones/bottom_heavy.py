@@ -71,16 +71,32 @@ def bh_resnet18(
     return bh_resnet(BasicBlock, (3, 3, 1, 1), width=width, weights=weights, outputs=outputs)
 
 
+def bh_resnet14(
+    *, width: float = 1.0, weights: str | Path | None = None, outputs: Sequence[str] = STAGES
+) -> StagedBackbone:
+    """A small one to train from nothing: (2, 2, 1, 1) basic blocks, each stage with stride 2. Not in the paper.
+
+    Its stem is one 3x3 convolution of stride 2: a quarter of the time of the paper's, which convolves the whole picture and
+    pools, and no pool forgets where in its window a thing of a few pixels lies.
+    """
+    channels = scaled(64, width)
+    stem = nn.Sequential(
+        nn.Conv2d(3, channels, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
+    )
+    return bh_resnet(BasicBlock, (2, 2, 1, 1), stem=stem, width=width, weights=weights, outputs=outputs)
+
+
 def bh_resnet(
     block: type[BasicBlock] | type[Bottleneck],
     depths: Sequence[int],
     *,
+    stem: nn.Module | None = None,
     width: float = 1.0,
     weights: str | Path | None = None,
     outputs: Sequence[str] = STAGES,
 ) -> StagedBackbone:
-    """A ResNet with the paper's stem (total stride 2) and stride 2 in every stage."""
-    stem = bottom_heavy_stem(scaled(64, width))
+    """A ResNet with the paper's stem, or another to `64 * width` channels at stride 2, and stride 2 in every stage."""
+    stem = bottom_heavy_stem(scaled(64, width)) if stem is None else stem
     backbone = staged_resnet(
         block, depths, strides=(2, 2, 2, 2), stem=stem, stem_stride=2, width=width, outputs=outputs
     )
