@@ -23,6 +23,7 @@ from flyspeck.models.postprocess import Suppression
 from flyspeck.train.assigners import fields_of, recipe_assigner
 from flyspeck.train.checkpoint import load_weights, weights_file
 from flyspeck.train.config import AnchorConfig, DynamicConfig, ModelConfig
+from flyspeck.train.start import take_over
 from flyspeck.train.dynamic import make_dynamic, restore_predictor
 
 
@@ -69,7 +70,7 @@ def build_detector(
     if model.fusion is not None:
         options["fusion"] = model.fusion
     try:
-        return zoo.assemble(
+        detector = zoo.assemble(
             name,
             backbone,
             classes=classes,
@@ -84,6 +85,9 @@ def build_detector(
         )
     except TypeError as error:  # a keyword that this detector's builder does not take
         raise UserError(f"{name.detector} does not take this: {error}", where="model.head") from error
+    if load and model.start is not None:
+        take_over(detector, model.start)
+    return detector
 
 
 def describe_model(

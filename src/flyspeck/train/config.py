@@ -122,6 +122,8 @@ class ModelConfig(_Strict):
     """DETECTOR:BACKBONE[:NECK], as `flyspeck models` lists them."""
     weights: str | None = None
     """Backbone weights: a torchvision name (IMAGENET1K_V1), a file, or None for random."""
+    start: str | None = None
+    """Fine-tuning: a run folder or weights file whose tensors are taken over where name and shape agree."""
     width: float = Field(default=1.0, gt=0)
     """Width multiplier of the backbone."""
     channels: int = Field(default=256, ge=4)
@@ -330,11 +332,12 @@ def parse_recipe(content: dict[str, Any], *, where: Path | str = "recipe") -> Re
 
 
 def resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
-    """The same recipe with its paths (`data`, `model.weights`, `distill`) made absolute; torchvision's names stay."""
+    """The same recipe with its paths (`data`, `model`, `distill`) made absolute; torchvision's names stay."""
     data = {key: str(_absolute(folder, getattr(recipe.data, key))) for key in ("train", "val")}
     weights = recipe.model.weights
     if weights is not None and ("/" in weights or "." in weights):
         weights = str(_absolute(folder, weights))
+    start = None if recipe.model.start is None else str(_absolute(folder, recipe.model.start))
     distill = recipe.distill
     if distill is not None:
         paths = (
@@ -346,7 +349,7 @@ def resolve_paths(recipe: Recipe, folder: Path) -> Recipe:
     return recipe.model_copy(
         update={
             "data": recipe.data.model_copy(update=data),
-            "model": recipe.model.model_copy(update={"weights": weights}),
+            "model": recipe.model.model_copy(update={"weights": weights, "start": start}),
             "distill": distill,
         }
     )
