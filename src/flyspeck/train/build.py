@@ -23,8 +23,8 @@ from flyspeck.models.postprocess import Suppression
 from flyspeck.train.assigners import fields_of, recipe_assigner
 from flyspeck.train.checkpoint import load_weights, weights_file
 from flyspeck.train.config import AnchorConfig, DynamicConfig, ModelConfig
-from flyspeck.train.start import take_over
 from flyspeck.train.dynamic import make_dynamic, restore_predictor
+from flyspeck.train.start import take_over
 
 
 def fitted_anchors(annotations: Annotations, finest_stride: float) -> AnchorConfig:
