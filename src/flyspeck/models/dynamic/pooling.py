@@ -104,7 +104,7 @@ def _chain(backbone: StagedBackbone, stage: str) -> tuple[str, nn.Sequential]:
     before, chain = names[names.index(stage) - 1], backbone.stages[stage]
     if before in backbone.branches or stage in backbone.branches or not isinstance(chain, nn.Sequential):
         raise UserError(
-            f"{stage} has parallel branches: no single map to resize",
+            f"{stage} has parallel branches or merges cells: no stride of a single map that a factor could replace",
             where="stage",
             fix="choose a backbone that is a chain of stages",
         )
