@@ -45,6 +45,11 @@ def predict(
     skip: bool = typer.Option(False, "--skip", help="Pass over tiles that a cheap first look finds empty."),
     skip_audit: float = typer.Option(0.05, "--skip-audit", help="Share of the empty tiles that is run all the same."),
     skip_check: bool = typer.Option(False, "--skip-check", help="Run every tile and say what --skip would have lost."),
+    budget: str = typer.Option(
+        None, "--budget", help="Of a detector with factors: mean cost, as in 0.6GFLOPs or 12ms."
+    ),
+    quality: float = typer.Option(None, "--quality", help="Of a detector with factors: 0 the cheapest, 1 the largest."),
+    factor: float = typer.Option(None, "--factor", help="Of a detector with factors: this one for everything."),
     every: int = typer.Option(1, "--every", help="Of a video, every Nth frame."),
 ) -> None:
     """Find objects in pictures; writes detections.json, images.json and annotated pictures into --out."""
@@ -72,7 +77,11 @@ def predict(
         raise UserError("a video is predicted alone and in one go", where=film, fix="give it alone, without --resume")
     items, categories = _items(source) if film is None else ([], None)
     processes = Processes.from_environment()
-    network, description = load_model(model, device=processes.device(device), precision=precision)
+    asked: dict[str, Any] = {"budget": budget, "quality": quality, "factor": factor}
+    choice = {name: value for name, value in asked.items() if value is not None}
+    network, description = load_model(
+        model, device=processes.device(device), precision=precision, choice=choice, tile=_tile(tile)
+    )
     sides, shared, enlarge = _tiling(tile, overlap, scale, description)
     predictor = Predictor(
         network,
@@ -92,8 +101,10 @@ def predict(
     if film is not None:
         _video(film, predictor, out, formats, show=show_score, every=every, draw=pictures > 0)
         return
-    job = _Job(model, precision, out, formats, source, items, categories, resume)
+    job = _Job(model, precision, choice, out, formats, source, items, categories, resume)
     job.run(predictor, processes, pictures=pictures, show_score=show_score, heat=heat, check=skip_check)
+    if processes.leads and "predictor" in description:
+        _say_factors(network)
 
 
 class _Job:
@@ -103,6 +114,7 @@ class _Job:
         self,
         model: Path,
         precision: str,
+        choice: dict[str, Any],
         out: Path,
         formats: list[str],
         source: list[str],
@@ -110,7 +122,7 @@ class _Job:
         categories: Categories | None,
         resume: bool,
     ) -> None:
-        self.model, self.precision, self.out, self.formats = model, precision, out, formats
+        self.model, self.precision, self.choice, self.out, self.formats = model, precision, choice, out, formats
         self.source, self.items, self.categories, self.resume = source, items, categories, resume
 
     def run(
@@ -123,7 +135,7 @@ class _Job:
         from flyspeck.infer.outputs import open_writers
         from flyspeck.infer.reading import Share
 
-        settings = made_with(self.model, predictor, self.precision)
+        settings = {**made_with(self.model, predictor, self.precision), **self.choice}
         ids, remarks = match_categories(predictor.model.classes, self.categories)  # pyright: ignore
         run = Prediction(
             predictor, self.out, predictor.options, Drawing(pictures=pictures, score=show_score, heat=heat)
@@ -169,15 +181,27 @@ def _items(source: list[str]) -> tuple[list[Item], Categories | None]:
     return find_items(source)
 
 
+def _tile(tile: str | None) -> tuple[int, int] | None:
+    from flyspeck.cli.values import parse_size
+
+    return None if tile is None or tile == "off" else parse_size(tile, where="--tile")
+
+
+def _say_factors(network: Any) -> None:
+    """How many pictures or tiles took which factor (`TorchModel.taken`)."""
+    total = sum(network.taken.values())
+    if total:
+        counts = ", ".join(f"{f:g}: {n} ({100 * n / total:.0f} %)" for f, n in network.taken.items())
+        typer.echo(f"pictures or tiles by factor: {counts}")
+
+
 def _tiling(
     tile: str | None, overlap: int | None, scale: float | None, description: dict[str, Any]
 ) -> tuple[tuple[int, int] | None, int, Enlarge]:
-    from flyspeck.cli.values import parse_size
     from flyspeck.data.enlarge import Enlarge
     from flyspeck.infer.tiles import default_tiles
 
-    asked = None if tile is None or tile == "off" else parse_size(tile, where="--tile")
-    sides, shared = default_tiles(asked, overlap, description, whole=tile == "off")
+    sides, shared = default_tiles(_tile(tile), overlap, description, whole=tile == "off")
     return sides, shared, Enlarge(**description.get("enlarge", {})) if scale is None else Enlarge(scale)
 
 

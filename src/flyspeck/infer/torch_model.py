@@ -11,6 +11,8 @@ import torch
 from flyspeck.errors import UserError
 from flyspeck.infer.channels import match_channels
 from flyspeck.models.detector import Detector
+from flyspeck.models.dynamic.pooling import is_dynamic
+from flyspeck.models.dynamic.router import FactorRouter, FoldedFactors
 from flyspeck.models.fold import fold_norms
 from flyspeck.types import Detections, ImageBatch
 
@@ -30,10 +32,19 @@ class TorchModel:
         self.precision = precision
         self.classes = detector.classes
         self.channels = int(detector.pixel_norm.mean.shape[1])
-        mine = copy.deepcopy(detector).eval()  # the caller's keeps its norms, and may train on
-        blank = ImageBatch(torch.zeros(1, self.channels, 128, 128), ((128, 128),))
-        fold_norms(mine, lambda: mine.pyramid(blank))
+        # The caller's keeps its norms, and may train on.
+        mine: Detector | FoldedFactors = (
+            _folded(detector) if not is_dynamic(detector) else FoldedFactors(detector).eval()
+        )
         self.detector = mine.to(self.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    @property
+    def taken(self) -> dict[float, int]:
+        """Of a detector that chooses its factor: how many windows took which so far; empty for any other."""
+        router = self.detector.router
+        if not isinstance(router, FactorRouter):
+            return {}
+        return dict(zip(router.switch.factors, router.taken.tolist(), strict=True))
 
     def __call__(self, windows: list[np.ndarray]) -> list[Detections]:
         """Detections of each window in its own frame."""
@@ -41,6 +52,14 @@ class TorchModel:
         sizes = tuple((int(w.shape[0]), int(w.shape[1])) for w in windows)
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return self.detector.detect(ImageBatch(pixels, sizes))
+
+
+def _folded(detector: Detector) -> Detector:
+    """A copy for inference, norms folded into the convolutions."""
+    mine = copy.deepcopy(detector).eval()
+    blank = ImageBatch(torch.zeros(1, int(mine.pixel_norm.mean.shape[1]), 128, 128), ((128, 128),))
+    fold_norms(mine, lambda: mine.pyramid(blank))
+    return mine
 
 
 def to_batch(windows: list[np.ndarray]) -> torch.Tensor:

@@ -136,6 +136,12 @@ def _largest(value: int | Sequence[int]) -> int:
     return value if isinstance(value, int) else max(value)
 
 
+def is_dynamic(detector: Detector) -> bool:
+    """Whether `pool_dynamically` has been called on it."""
+    backbone = detector.backbone
+    return isinstance(backbone, StagedBackbone) and any(isinstance(s, PooledStage) for s in backbone.stages.values())
+
+
 def find_switch(detector: Detector) -> FactorSwitch:
     """The switch of a detector that was made dynamic; raises UserError where there is none."""
     return _pooled(staged_backbone(detector))[1].switch

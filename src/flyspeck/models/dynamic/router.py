@@ -28,6 +28,7 @@ class FactorRouter(Router):
         self.switch = switch
         self.decision = decision or Decision()
         self.taken = np.zeros(len(switch.factors), np.int64)
+        self.always: int | None = None
 
     @torch.no_grad()
     def probabilities(self, shared: Tensor, images: ImageBatch) -> np.ndarray:
@@ -41,9 +42,15 @@ class FactorRouter(Router):
             logits = torch.cat([self.predictor(part.float())[0] for part in parts])
         return logits.float().sigmoid().cpu().numpy()
 
+    def choose_always(self, place: int | None) -> None:
+        """Every picture takes the factor at `place`, the predictor running all the same (for timing); None ends it."""
+        self.always = place
+
     def places(self, shared: Tensor, images: ImageBatch) -> list[int]:
         """The place of each picture's factor among the detector's factors."""
         chosen = self.decision.choose(self.probabilities(shared, images))
+        if self.always is not None:
+            chosen = np.full(len(chosen), self.always)
         self.taken += np.bincount(chosen, minlength=len(self.taken))
         return chosen.tolist()
 
