@@ -12,33 +12,51 @@ import torch
 import yaml
 from PIL import Image
 from torch import nn
-from torchvision.ops import DeformConv2d
 
 from flyspeck.models.detector import Detector
 from flyspeck.train.build import build_detector, describe_model
 from flyspeck.train.checkpoint import save_weights
 from flyspeck.train.config import ModelConfig
+from flyspeck.types import ImageBatch
 
 CLASSES = ("dot", "dash")
 HEIGHT, WIDTH = 96, 128
 
 
-def make_detector(name: str, spread: float = 0.3, **model: object) -> tuple[Detector, ModelConfig]:
+def make_detector(name: str, **model: object) -> tuple[Detector, ModelConfig]:
     """A detector of the zoo, narrow, in evaluation mode, whose scores are spread out as a trained one's are."""
     content = {"name": name, "width": 0.125, "channels": 16, "levels": "4-5", "min_score": 0.02, "max_detections": 50}
     config = ModelConfig.model_validate({**content, **model})
     torch.manual_seed(0)
     detector = build_detector(config, classes=CLASSES, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)).eval()
     with torch.no_grad():
-        for key, module in detector.named_modules():
+        for module in detector.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.running_mean.normal_(0, 0.1)
                 module.running_var.uniform_(0.5, 1.5)
-            if isinstance(module, nn.Conv2d | nn.Linear | DeformConv2d) and (
-                "class" in key or "logits" in key or "objectness" in key
-            ):
-                module.weight.normal_(0, spread)
+    spread_scores(detector)
     return detector, config
+
+
+@torch.no_grad()
+def spread_scores(detector: Detector) -> None:
+    """Scales every layer that gives scores so that logits deviate by 1.5: no two scores are equal, none is saturated."""
+
+    def scale(layer: nn.Module, _: object, output: torch.Tensor) -> torch.Tensor:
+        if layer not in done:
+            done.add(layer)
+            layer.weight.mul_(1.5 / output.std().clamp(min=1e-6))
+        return output
+
+    done: set[nn.Module] = set()
+    words = ("class_logits", "class_out", "objectness")
+    named = dict(detector.named_modules()).items()
+    layers = [m for key, m in named if isinstance(m, nn.Conv2d | nn.Linear) and any(w in key for w in words)]
+    hooks = [layer.register_forward_hook(scale) for layer in layers]
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 300, 300), np.uint8))
+    detector.detect(ImageBatch(pixels, ((300, 300),)))
+    for hook in hooks:
+        hook.remove()
 
 
 def write_pictures(folder: Path, number: int, *, seed: int, name: str) -> Path:
