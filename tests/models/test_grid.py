@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from flyspeck.errors import UserError
 from flyspeck.models.detector import Detector, PixelNorm
-from flyspeck.models.zoo import BACKBONES, DETECTORS, NECKS, ZooName, assemble, build_backbone
+from flyspeck.models.zoo import BACKBONES, DETECTORS, NECKS, ZooName, assemble, build, build_backbone
 from flyspeck.types import ImageBatch, Targets
 
-HEADS = [name for name, entry in DETECTORS.items() if entry.has_neck]
+DEFORMABLE = ("tinaface_gn_dcn",)  # changes its backbone, which must have bottlenecks: no part of the grid
+HEADS = [name for name, entry in DETECTORS.items() if entry.has_neck and name not in DEFORMABLE]
 SIZE = (64, 96)
 FEW = {"proposals": 20, "train_proposals": 20, "hidden": 16}
 
@@ -81,3 +83,11 @@ def test_every_neck_and_head_trains_a_step_on(backbone_name):
     torch.autograd.backward(maps, grads)
     reached = [p.grad is not None for p in backbone.parameters()]
     assert sum(reached) == len(reached)
+
+
+@pytest.mark.parametrize("head", DEFORMABLE)
+def test_deformable_heads_train_on_bottlenecks_and_refuse_other_blocks(head):
+    torch.manual_seed(0)
+    finite_step(build(f"{head}:resnet50", width=1 / 16, classes=("a", "b")))
+    with pytest.raises(UserError, match="no bottleneck"):
+        build(f"{head}:resnet18", width=1 / 16)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from flyspeck.errors import UserError
 from flyspeck.models import zoo
 from flyspeck.models.backbones.mobilenet import mobilenet_v2
 from flyspeck.models.backbones.resnet import resnet50
@@ -149,7 +150,7 @@ def test_a_backbone_becomes_deformable_without_changing_what_it_computes() -> No
         assert_close(new, old, atol=1e-4, rtol=1e-3)
     replace_batch_norms(backbone, group_norm)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in backbone.modules())
-    with pytest.raises(ValueError, match="no bottleneck"):
+    with pytest.raises(UserError, match="no bottleneck"):
         make_deformable(mobilenet_v2(width=0.25))
 
 

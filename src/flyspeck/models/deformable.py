@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 from torchvision.ops import DeformConv2d
 
+from flyspeck.errors import UserError
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.layers import NormBuilder
 
@@ -34,10 +35,10 @@ class DeformableConv(nn.Module):
 def make_deformable(backbone: StagedBackbone, stages: Sequence[str] = ("stage3", "stage4")) -> StagedBackbone:
     """Replaces, in place, the 3x3 convolution of every bottleneck of `stages` by a deformable one with its weights.
 
-    Raises ValueError where there is no bottleneck with an ungrouped 3x3.
+    Raises UserError where there is no bottleneck with an ungrouped 3x3.
     """
     changed = 0
-    for name in stages:
+    for name in [name for name in stages if name in backbone.stages]:
         for block in backbone.stages[name].modules():
             if isinstance(block, Bottleneck) and block.conv2.groups == 1:
                 old = block.conv2
@@ -52,7 +53,10 @@ def make_deformable(backbone: StagedBackbone, stages: Sequence[str] = ("stage3",
                 block.conv2 = new  # type: ignore[assignment]
                 changed += 1
     if not changed:
-        raise ValueError(f"no bottleneck in {', '.join(stages)} to make deformable")
+        raise UserError(
+            f"no bottleneck in {', '.join(stages)} to make deformable",
+            fix="take a backbone of bottlenecks, such as resnet50",
+        )
     return backbone
 
 
