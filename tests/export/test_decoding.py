@@ -20,7 +20,7 @@ HEADS = {
     "reppoints:resnet18": {"norm": "gn"},
     "faster_rcnn:resnet18": {"head": {"hidden": 16, "proposals": 60}},
     "cascade_rcnn:resnet18": {"head": {"hidden": 16, "proposals": 60}, "nms": 0.3},
-    "ssd:mobilenet_v1": {"levels": None, "norm": "bn", "max_detections": 3000, "nms": 1.0, "min_score": 0.5},
+    "ssd:mobilenet_v1": {"levels": None, "norm": "bn", "max_detections": 3000, "nms": 1.0, "min_score": 0.8},
 }
 
 
