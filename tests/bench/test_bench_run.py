@@ -7,11 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
 
 from flyspeck.bench import runner
 from flyspeck.bench.kinds import Places
@@ -32,37 +30,6 @@ def one_thread() -> Any:
     torch.set_num_threads(before)
 
 
-def write_set(folder: Path, name: str, pictures: int, seed: int) -> None:
-    """Dark 64x48 pictures with one or two bright squares of 6-10 px."""
-    rng = np.random.default_rng(seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    images, boxes = [], []
-    for i in range(1, pictures + 1):
-        pixels = rng.integers(60, 90, (48, 64)).astype(np.uint8)
-        images.append({"id": i, "file_name": f"{name}{i}.png", "width": 64, "height": 48})
-        for x in (4, 36)[: 1 + i % 2]:
-            side, y = int(rng.integers(6, 11)), int(rng.integers(0, 36))
-            pixels[y : y + side, x : x + side] = 250
-            box = {"image_id": i, "bbox": [x, y, side, side], "area": side**2, "category_id": 1, "iscrowd": 0}
-            boxes.append(box | {"id": len(boxes) + 1})
-        Image.fromarray(pixels).save(folder / f"{name}{i}.png")
-    content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "square"}]}
-    (folder / f"{name}.json").write_text(json.dumps(content))
-
-
-BASE = {
-    "data": {"channels": 1},
-    "model": {
-        "name": "retinanet:mobilenet_v2",
-        "width": 0.25,
-        "channels": 16,
-        "norm": "gn",
-        "anchors": {"octaves": 1},
-        "head": {"depth": 1},
-    },
-    "train": {"epochs": 2, "batch_size": 4, "warmup_steps": 2, "workers": 0, "eval_every": 2},
-    "evaluate": {"best": "ap50_all"},
-}
 TABLE = {
     "name": "small",
     "title": "A small table",
@@ -83,13 +50,11 @@ TABLE = {
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def place(squares: Path, base: dict[str, Any]) -> Path:
     """A folder with data, a base recipe and a table."""
-    write_set(tmp_path / "data" / "squares", "train", 8, 1)
-    write_set(tmp_path / "data" / "squares", "val", 5, 2)
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(BASE))
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(TABLE))
-    return tmp_path
+    (squares / "base.yaml").write_text(yaml.safe_dump(base))
+    (squares / "small.yaml").write_text(yaml.safe_dump(TABLE))
+    return squares
 
 
 def load(place: Path) -> tuple[Table, dict[str, Any]]:
@@ -133,7 +98,7 @@ def test_the_same_seed_gives_the_same_number(place: Path) -> None:
     assert first.entries[0].figures != first.entries[1].figures  # another seed
 
 
-def test_a_broken_run_goes_on_and_a_changed_row_begins_anew(place: Path) -> None:
+def test_a_broken_run_goes_on_and_a_changed_row_begins_anew(place: Path, base: dict[str, Any]) -> None:
     table, where = load(place)
     folder = states(table, "cpu", place / "results", place / "runs")[0].job.folder(place / "runs")
     folder.mkdir(parents=True)
@@ -143,7 +108,7 @@ def test_a_broken_run_goes_on_and_a_changed_row_begins_anew(place: Path) -> None
         "done",
         "left",
     ]
-    (place / "base.yaml").write_text(yaml.safe_dump(BASE | {"augment": {"flip": 0.0}}))
+    (place / "base.yaml").write_text(yaml.safe_dump(base | {"augment": {"flip": 0.0}}))
     table, _ = load(place)
     assert next(s.status for s in states(table, "cpu", place / "results", place / "runs", seeds=1)) == "changed"
 

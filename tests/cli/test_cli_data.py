@@ -134,7 +134,7 @@ MISTAKES = {
     ),
     "writer": (("convert", "SRC", "--to", "voc", "--out", "o"), "--to: cannot write 'voc'"),
     "folder": (("convert", "SRC", "--out", "OUT"), "is a folder; name the json file to write"),
-    "no factor": (("shrink", "SRC", "--out", "o"), "give either a factor or a short side"),
+    "no factor": (("shrink", "SRC", "--out", "o"), "give one of factor, short side and size"),
     "grow": (("shrink", "SRC", "--out", "o", "--factor", "0.5"), "a factor of 0.5 does not shrink"),
     "pictures": (("shrink", "SRC", "--out", "o", "--factor", "2", "--pictures", "jpg"), "cannot write 'jpg' pictures"),
     "itself": (("shrink", "SRC", "--out", "OUT", "--factor", "2"), "written over themselves"),

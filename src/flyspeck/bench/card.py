@@ -1,0 +1,210 @@
+"""A model card and a small weights file of a run, to publish: what it is, what it was measured on, and how to use it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from flyspeck.bench.score import CONVENTION, LEVEL, SAMPLES, Score, cost, environment, score
+from flyspeck.data.annotations import Annotations
+from flyspeck.data.readers import read_annotations
+from flyspeck.errors import UserError
+from flyspeck.evaluate import protocol_named
+from flyspeck.models.detector import Detector
+from flyspeck.train.build import load_described
+from flyspeck.train.checkpoint import load_weights, save_weights, weights_file
+from flyspeck.train.config import Recipe, load_recipe
+from flyspeck.train.inputs import enlargement, spread
+from flyspeck.train.measure import measure
+
+TOLERANCE = 0.002
+"""How much AP50 may move by rounding the weights, in [0, 1]; more, and they stay in single precision."""
+WEIGHTS, CARD = "model.safetensors", "README.md"
+
+
+@dataclass(frozen=True)
+class Words:
+    """What only its maker can say of a model."""
+
+    title: str
+    data: str
+    """The data set, its source and licence."""
+    licence: str
+    """Of the weights."""
+    notes: str = ""
+    """What to know before using it: where it fails, how the checkpoint was picked."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What rounding the weights to half precision changes, on some validation pictures."""
+
+    figure: str
+    pictures: int
+    single: float
+    half: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the rounded weights may take the place of the others."""
+        return abs(self.single - self.half) <= TOLERANCE
+
+
+def write_card(
+    run: Path,
+    out: Path,
+    words: Words,
+    *,
+    gt: Path | None = None,
+    parity_pictures: int = 200,
+    speed: bool = False,
+) -> Parity:
+    """Writes `model.safetensors` and `README.md` of a finished run into `out`.
+
+    The weights are in half precision where AP50 on `parity_pictures` validation pictures stays within `TOLERANCE`; the
+    model computes as before. Paths of this machine are taken out of the weights' description. `gt` replaces the recipe's
+    validation set where the data have moved. `speed` times the model here and now, which wants a quiet machine.
+    """
+    recipe = load_recipe(run / "recipe.yaml", [] if gt is None else [f"data.val={gt.resolve()}"])
+    if not (run / "detections.json").is_file():
+        raise UserError("no detections.json: the run is not finished", where=run, fix="go on with --resume")
+    val_set = spread(
+        read_annotations(recipe.data.val, format=recipe.data.format, classes=_classes(run)), recipe.data.val_limit
+    )
+    figures = score(val_set, run / "detections.json", protocol=recipe.evaluate.protocol, bins=None)
+    detector, description = load_described(run)
+    state, _ = load_weights(weights_file(run))
+    out.mkdir(parents=True, exist_ok=True)
+    half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    parity = _parity(detector, half, spread(val_set, parity_pictures), recipe)
+    save_weights(out / WEIGHTS, half if parity.holds else state, published(description))
+    text = card(recipe, description, figures, words, parity, detector=detector, val_set=val_set, run=run, speed=speed)
+    megabytes = (out / WEIGHTS).stat().st_size / 1e6
+    (out / CARD).write_text(text.replace("@SIZE@", f"{megabytes:.1f} MB"), encoding="utf-8")
+    return parity
+
+
+def _classes(run: Path) -> list[str]:
+    return list(load_weights(weights_file(run))[1]["classes"])
+
+
+def published(description: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's description without paths: a file of weights keeps its name only."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: clean(entry) for key, entry in value.items()}
+        if isinstance(value, list):
+            return [clean(entry) for entry in value]
+        return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+    return clean(description)
+
+
+@torch.no_grad()
+def _parity(detector: Detector, half: dict[str, torch.Tensor], pictures: Annotations, recipe: Recipe) -> Parity:
+    """AP50 on all sizes with both weights, both computed in single precision."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator()
+    single = {name: value.clone() for name, value in detector.state_dict().items()}
+    figure = "ap50_all" if recipe.evaluate.protocol.startswith("flyspeck") else recipe.evaluate.best
+    found = []
+    for state in (single, half):
+        detector.load_state_dict(state)
+        figures = measure(
+            detector.to(accelerator.device),
+            pictures,
+            protocol=recipe.evaluate.protocol,
+            channels=len(detector.pixel_norm.mean.flatten()),
+            batch_size=recipe.evaluate.batch_size,
+            accelerator=accelerator,
+            precision="fp32",
+            enlarge=enlargement(recipe.data),
+        )
+        found.append(figures[figure])
+    finite = all(bool(torch.isfinite(value).all()) for value in half.values() if value.is_floating_point())
+    detector.load_state_dict(single)
+    return Parity(figure, len(pictures), found[0], found[1] if finite else float("inf"))
+
+
+def card(
+    recipe: Recipe,
+    description: dict[str, Any],
+    figures: Score,
+    words: Words,
+    parity: Parity,
+    *,
+    detector: Detector,
+    val_set: Annotations,
+    run: Path,
+    speed: bool = False,
+) -> str:
+    """The card as Markdown; `@SIZE@` stands for the size of the weights file."""
+    height, width = (int(side) for side in description["training_size"])
+    costs = cost(detector.cpu(), (height, width), proposals=recipe.model.head.get("proposals"), latency_runs=20 * speed)
+    known = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+    dtype = "half" if parity.holds else "single"
+    here = environment()
+    lines = [
+        f"# {words.title}",
+        "",
+        f"`{WEIGHTS}` (@SIZE@, {dtype} precision): {recipe.model.name}, {recipe.model.channels} channels, "
+        f"{costs['parameters'] / 1e6:.2f} M parameters, {costs['gflops']:.2f} GFLOPs ({CONVENTION}) at {height}x{width}.",
+        f"Classes: {', '.join(description['classes'])}. Trained with flyspeck {known['flyspeck']}.",
+        "",
+        "```console",
+        f"flyspeck predict pictures/ --model {WEIGHTS} --out found",
+        "```",
+        "",
+        f"* **Weights' licence**: {words.licence}",
+        f"* **Data**: {words.data}; {known['train']['images']} pictures to learn from, {known['val']['images']} to measure on; "
+        f"sha256 of the tables {description['data'][:16]}.",
+        f"* **Protocol**: {protocol_named(recipe.evaluate.protocol).text}.",  # type: ignore[union-attr]
+        f"* **Checkpoint**: epoch {description['epoch']} of {recipe.train.epochs}, picked by `{recipe.evaluate.best}` on the "
+        "pictures that the figures below are of.",
+        f"* **Training**: seed {recipe.train.seed}, {known['threads']} thread(s) on {known['device']}, "
+        f"{_minutes(run):.0f} minutes.",
+        f"* **Half precision**: {parity.figure} on {parity.pictures} pictures {100 * parity.single:.2f} before rounding, "
+        f"{100 * parity.half:.2f} after.",
+        "",
+        *_table(figures, val_set),
+        "",
+        f"In brackets: {LEVEL:.0%} intervals, {SAMPLES} resamples of the pictures, which are taken as independent; frames of "
+        "one flight or film are not, so that they are too narrow.",
+    ]
+    if speed:
+        threads = f"{here['threads']} thread(s) of {here['hardware']}"
+        lines += ["", f"Speed: {costs['ms']:.1f} ms a picture, one by one (median of 20, {threads}, single precision)."]
+    if words.notes:
+        lines += ["", words.notes.strip()]
+    lines += ["", "## Recipe", "", "```yaml", _recipe_text(recipe).strip(), "```", ""]
+    return "\n".join(lines)
+
+
+def _table(figures: Score, val_set: Annotations) -> list[str]:
+    """AP and recall by size."""
+    areas = [name.removeprefix("ap50_") for name in figures.figures if name.startswith("ap50_")]
+    lines = ["| objects | AP50, % | AP, % | recall at IoU 0.5, % |", "|---|---|---|---|"]
+    for area in areas:
+        low, high = figures.intervals.get(f"ap50_{area}", [float("nan")] * 2)
+        ap, ar = figures.figures.get(f"ap_{area}"), figures.figures.get(f"ar50_{area}")
+        cells = [f"{100 * figures.figures[f'ap50_{area}']:.1f} ({100 * low:.1f}-{100 * high:.1f})"]
+        cells += ["-" if value is None else f"{100 * value:.1f}" for value in (ap, ar)]
+        lines.append(f"| {area} | {' | '.join(cells)} |")
+    return [*lines, "", f"{val_set.num_boxes} boxes in {len(val_set)} pictures."]
+
+
+def _minutes(run: Path) -> float:
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return sum(record["seconds"] for record in map(json.loads, lines) if record["kind"] == "epoch") / 60
+
+
+def _recipe_text(recipe: Recipe) -> str:
+    """The recipe with file names in the place of paths."""
+    return yaml.safe_dump(published(recipe.model_dump(mode="json")), sort_keys=False)
