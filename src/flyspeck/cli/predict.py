@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,11 @@ if TYPE_CHECKING:
 
     from flyspeck.cli.prediction import Prediction
     from flyspeck.data.enlarge import Enlarge
+    from flyspeck.infer.merge import MergeRule
     from flyspeck.infer.predictor import Predictor
     from flyspeck.infer.processes import Processes
     from flyspeck.infer.skip import SkipRule
-    from flyspeck.infer.source import Categories, Item
+    from flyspeck.infer.source import Categories, Item, OpenOptions
 
 
 def predict(
@@ -27,6 +29,8 @@ def predict(
     tile: str = typer.Option(None, "--tile", help="Tile HxW in model pixels, or 'off'; default: the training size."),
     overlap: int = typer.Option(None, "--overlap", help="Pixels that tiles share; the largest object must fit in."),
     scale: float = typer.Option(None, "--scale", help="Model pixels per picture pixel; default: as in training."),
+    scales: str = typer.Option(None, "--scales", help="See each tile at all of these sizes and merge, as in 0.5,1,2."),
+    flip: bool = typer.Option(False, "--flip", help="See each tile mirrored too, and merge."),
     score: float = typer.Option(0.05, "--score", help="Leave out weaker detections."),
     show_score: float = typer.Option(0.3, "--show-score", help="Draw, track and count only from this score."),
     merge: str = typer.Option("nms", "--merge", help="nms, nmm, soft-nms or wbf."),
@@ -53,29 +57,16 @@ def predict(
     every: int = typer.Option(1, "--every", help="Of a video, every Nth frame."),
 ) -> None:
     """Find objects in pictures; writes detections.json, images.json and annotated pictures into --out."""
-    from flyspeck.cli.values import parse_integers
+    from flyspeck.cli.prediction import made_with
     from flyspeck.infer.load import load_model
     from flyspeck.infer.merge import MergeRule
-    from flyspeck.infer.outputs import check_formats
     from flyspeck.infer.predictor import Predictor
     from flyspeck.infer.processes import Processes
-    from flyspeck.infer.source import OpenOptions
-    from flyspeck.infer.video import is_video
 
-    if not 0 <= score <= 1:
-        raise UserError(f"a score of {score}", where="--score", fix="choose one from 0 to 1")
-    formats = format_.split(",")
-    check_formats(formats)
-    options = OpenOptions(
-        max_pixels=int(max_megapixels * 1e6),
-        bands=None if bands is None else parse_integers(bands, where="--bands"),
-        value_range=None if value_range is None else _range(value_range),
-    )
+    formats = _checked(score, format_)
+    options = _open_options(max_megapixels, bands, value_range)
     rule = MergeRule(method=merge, threshold=merge_threshold)  # pyright: ignore[reportArgumentType]
-    film = next((Path(s) for s in source if is_video(s)), None)
-    if film is not None and (len(source) > 1 or resume):
-        raise UserError("a video is predicted alone and in one go", where=film, fix="give it alone, without --resume")
-    items, categories = _items(source) if film is None else ([], None)
+    film, items, categories = _sources(source, resume)
     processes = Processes.from_environment()
     asked: dict[str, Any] = {"budget": budget, "quality": quality, "factor": factor}
     choice = {name: value for name, value in asked.items() if value is not None}
@@ -83,8 +74,9 @@ def predict(
         model, device=processes.device(device), precision=precision, choice=choice, tile=_tile(tile)
     )
     sides, shared, enlarge = _tiling(tile, overlap, scale, description)
+    seer, views = _views(network, scales, flip, rule)
     predictor = Predictor(
-        network,
+        seer,
         tile=sides,
         overlap=shared,
         enlarge=enlarge,
@@ -99,31 +91,29 @@ def predict(
         what = f"{len(items)} pictures" if film is None else film.name
         typer.echo(_settings(what, predictor, description, f"merge {merge} {merge_threshold:g}"))
     if film is not None:
-        _video(film, predictor, out, formats, show=show_score, every=every, draw=pictures > 0)
+        _video(film, predictor, out, formats, network.classes, show=show_score, every=every, draw=pictures > 0)
         return
-    job = _Job(model, precision, choice, out, formats, source, items, categories, resume)
+    made = {**made_with(model, predictor, precision), **choice, **views}
+    where = {"out": out, "formats": formats, "source": source, "items": items, "categories": categories}
+    job = _Job(made=made, classes=network.classes, resume=resume, **where)
     job.run(predictor, processes, pictures=pictures, show_score=show_score, heat=heat, check=skip_check)
     if processes.leads and "predictor" in description:
         _say_factors(network)
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Job:
     """From what was asked for to the loop over the results."""
 
-    def __init__(
-        self,
-        model: Path,
-        precision: str,
-        choice: dict[str, Any],
-        out: Path,
-        formats: list[str],
-        source: list[str],
-        items: list[Item],
-        categories: Categories | None,
-        resume: bool,
-    ) -> None:
-        self.model, self.precision, self.choice, self.out, self.formats = model, precision, choice, out, formats
-        self.source, self.items, self.categories, self.resume = source, items, categories, resume
+    made: dict[str, Any]
+    """What decides the boxes of a tile."""
+    classes: tuple[str, ...]
+    out: Path
+    formats: list[str]
+    source: list[str]
+    items: list[Item]
+    categories: Categories | None
+    resume: bool
 
     def run(
         self, predictor: Predictor, processes: Processes, *, pictures: int, show_score: float, heat: bool, check: bool
@@ -131,43 +121,42 @@ class _Job:
         """On one process, or this process's part and, for the first one, the result of all."""
         from dataclasses import replace
 
-        from flyspeck.cli.prediction import Drawing, Prediction, made_with, match_categories, open_journal
+        from flyspeck.cli.prediction import Drawing, Prediction, match_categories, open_journal
         from flyspeck.infer.outputs import open_writers
         from flyspeck.infer.reading import Share
 
-        settings = {**made_with(self.model, predictor, self.precision), **self.choice}
-        ids, remarks = match_categories(predictor.model.classes, self.categories)  # pyright: ignore
+        ids, remarks = match_categories(self.classes, self.categories)
         run = Prediction(
             predictor, self.out, predictor.options, Drawing(pictures=pictures, score=show_score, heat=heat)
         )
         if processes.leads:
             for remark in remarks:
                 typer.echo(f"note: {remark}", err=True)
-            journal = open_journal(self.out, fresh=not self.resume, made_with=settings)
+            journal = open_journal(self.out, fresh=not self.resume, made_with=self.made)
             if self.resume:
                 typer.echo(f"resumed: {journal.num_kept} tiles kept")
             journal.close()
         processes.wait()
         if processes.world > 1:
-            self._part(run, processes, settings)
+            self._part(run, processes)
             if not processes.leads:
                 return
             predictor.share = Share()
             if predictor.skip is not None:  # each process has judged its own audit already
                 predictor.skip = replace(predictor.skip, max_loss=1.0)
-        journal = open_journal(self.out, fresh=False, made_with=settings)
+        journal = open_journal(self.out, fresh=False, made_with=self.made)
         run = replace(run, done=0, tiles=0, truth=_truth(self.source) if check and self.categories else None)
-        run.writers = open_writers(self.out, self.formats, classes=predictor.model.classes, category_ids=ids)  # pyright: ignore
+        run.writers = open_writers(self.out, self.formats, classes=self.classes, category_ids=ids)
         run.all(self.items, journal)
 
-    def _part(self, run: Prediction, processes: Processes, settings: dict[str, Any]) -> None:
+    def _part(self, run: Prediction, processes: Processes) -> None:
         import time
 
         from flyspeck.cli.prediction import open_journal
 
         start = time.perf_counter()
         run.predictor.share = processes.share(len(self.items))
-        journal = open_journal(self.out, fresh=False, made_with=settings)
+        journal = open_journal(self.out, fresh=False, made_with=self.made)
         run.part(self.items, journal)
         typer.echo(
             f"process {processes.rank + 1} of {processes.world}: {journal.num_written} tiles, {time.perf_counter() - start:.1f} s"
@@ -175,10 +164,38 @@ class _Job:
         processes.wait()
 
 
-def _items(source: list[str]) -> tuple[list[Item], Categories | None]:
-    from flyspeck.infer.source import find_items
+def _checked(score: float, formats: str) -> list[str]:
+    """The formats, where they and the score can be used."""
+    from flyspeck.infer.outputs import check_formats
 
-    return find_items(source)
+    if not 0 <= score <= 1:
+        raise UserError(f"a score of {score}", where="--score", fix="choose one from 0 to 1")
+    check_formats(formats.split(","))
+    return formats.split(",")
+
+
+def _sources(source: list[str], resume: bool) -> tuple[Path | None, list[Item], Categories | None]:
+    """One video, or pictures with the categories of their json."""
+    from flyspeck.infer.source import find_items
+    from flyspeck.infer.video import is_video
+
+    film = next((Path(s) for s in source if is_video(s)), None)
+    if film is None:
+        return None, *find_items(source)
+    if len(source) > 1 or resume:
+        raise UserError("a video is predicted alone and in one go", where=film, fix="give it alone, without --resume")
+    return film, [], None
+
+
+def _open_options(max_megapixels: float, bands: str | None, value_range: str | None) -> OpenOptions:
+    from flyspeck.cli.values import parse_integers
+    from flyspeck.infer.source import OpenOptions
+
+    return OpenOptions(
+        max_pixels=int(max_megapixels * 1e6),
+        bands=None if bands is None else parse_integers(bands, where="--bands"),
+        value_range=None if value_range is None else _range(value_range),
+    )
 
 
 def _tile(tile: str | None) -> tuple[int, int] | None:
@@ -193,6 +210,17 @@ def _say_factors(network: Any) -> None:
     if total:
         counts = ", ".join(f"{f:g}: {n} ({100 * n / total:.0f} %)" for f, n in network.taken.items())
         typer.echo(f"pictures or tiles by factor: {counts}")
+
+
+def _views(network: Any, scales: str | None, flip: bool, rule: MergeRule) -> tuple[Any, dict[str, Any]]:
+    """The model with all the views of a tile that are asked for, and what a journal has to know of them."""
+    from flyspeck.cli.values import parse_numbers
+    from flyspeck.infer.multiscale import MultiScale
+
+    views = (1.0,) if scales is None else tuple(parse_numbers(scales, where="--scales"))
+    if views == (1.0,) and not flip:
+        return network, {}
+    return MultiScale(network, views, flip=flip, rule=rule), {"views": [*views, flip]}
 
 
 def _tiling(
@@ -251,12 +279,20 @@ def _truth(source: list[str]) -> dict[int | str, np.ndarray]:
 
 
 def _video(
-    film: Path, predictor: Predictor, out: Path, formats: list[str], *, show: float, every: int, draw: bool
+    film: Path,
+    predictor: Predictor,
+    out: Path,
+    formats: list[str],
+    classes: tuple[str, ...],
+    *,
+    show: float,
+    every: int,
+    draw: bool,
 ) -> None:
     from flyspeck.cli.predict_video import predict_video
     from flyspeck.infer.outputs import open_writers
 
-    writers = open_writers(out, formats, classes=predictor.model.classes)  # pyright: ignore[reportFunctionMemberAccess]
+    writers = open_writers(out, formats, classes=classes)
     predict_video(film, predictor, out, writers, show=show, every=every, draw=draw)
 
 

@@ -114,7 +114,7 @@ def look(
     run: Path = typer.Argument(..., help="A run folder; its recipe names the pictures."),
     steps: int = typer.Option(600, "--steps", min=1, help="Training steps of 16 windows."),
     shrink: int = typer.Option(2, "--shrink", min=1, help="Detector pixels along a side for each of the look's."),
-    lost: float = typer.Option(0.02, "--lost", help="Share of found validation objects that it may pass over."),
+    lost: float = typer.Option(0.05, "--lost", help="Share of found validation objects that it may pass over."),
 ) -> None:
     """Train the first look that lets `predict --skip` pass over empty tiles; writes look.safetensors into the run."""
     from flyspeck.errors import UserError

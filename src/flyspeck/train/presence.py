@@ -44,7 +44,7 @@ class LookSettings:
     """Of each set; held in memory, shrunk."""
     crop: tuple[int, int] = (128, 160)
     """(h, w) in coarse pixels that is learnt from at once."""
-    lost: float = 0.02
+    lost: float = 0.05
     """Share of the validation objects, each taken alone, that the threshold may miss."""
     seed: int = 0
 

@@ -1,0 +1,228 @@
+"""Whether tiles lose objects at their borders: `python benchmarks/seams.py RUN [--size 3000x4000] [--pictures 2]`.
+
+Three checks on one detector that was trained on generated scenes, none of which needs the detector to be good:
+
+* planted: one well-visible object, cut out of a scene, is pasted onto every kind of tile border and corner of a plain ground,
+  at many offsets; each must be found once. What the detector does not find even where one tile holds it whole, in the middle,
+  is counted apart.
+* neighbours: two copies 3 px apart, across a seam, must stay two; compared with the same pairs in the middle of a tile.
+* scenes: recall of objects within 20 px of a tile's border against recall elsewhere, with Wilson intervals of 95 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from flyspeck.boxes import iou
+from flyspeck.data.scenes import generate_scene
+from flyspeck.infer.predictor import Predictor
+from flyspeck.infer.tiles import grid
+from flyspeck.infer.torch_model import TorchModel
+from flyspeck.train.build import load_detector
+from flyspeck.types import Detections
+
+TILE, OVERLAP, SCORE, NEAR, GAP = (256, 320), 64, 0.3, 20, 3
+
+
+def wilson(hits: int, trials: int) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson, 1927)."""
+    if not trials:
+        return 0.0, 1.0
+    z, p = 1.959964, hits / trials
+    middle = (p + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z / (1 + z * z / trials) * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials**2))
+    return middle - half, middle + half
+
+
+def lines(size: tuple[int, int]) -> tuple[list[int], list[int]]:
+    """x and y of the tile borders inside a picture."""
+    frames = grid(size, TILE, OVERLAP)
+    x = sorted({int(v) for v in frames[:, [0, 2]].ravel()} - {0, size[1]})
+    y = sorted({int(v) for v in frames[:, [1, 3]].ravel()} - {0, size[0]})
+    return x, y
+
+
+def choose_object(model: TorchModel, seeds: range) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The surest object of 6 to 16 px: its cut-out (h, w, 3) with a margin, its box in that, the mean colour of its ground."""
+    best: tuple[float, np.ndarray, np.ndarray, np.ndarray] | None = None
+    for seed in seeds:
+        scene = generate_scene(seed, height=256, width=320)
+        found = model([scene.pixels])[0]
+        objects = scene.boxes[~scene.ignore]
+        if not len(objects) or not len(found):
+            continue
+        overlap = iou(objects, found.boxes) * (found.scores >= 0.6)
+        for k in np.flatnonzero(overlap.max(axis=1) > 0.7):
+            x1, y1, x2, y2 = objects[k]
+            side, margin = max(x2 - x1, y2 - y1), 4
+            left, top, right, bottom = (
+                int(x1) - margin,
+                int(y1) - margin,
+                int(np.ceil(x2)) + margin,
+                int(np.ceil(y2)) + margin,
+            )
+            clear = (iou(objects, np.array([[left, top, right, bottom]], float))[:, 0] > 0).sum() == 1
+            if not (6 <= side <= 16 and clear and left >= 0 and top >= 0 and right <= 320 and bottom <= 256):
+                continue
+            score = float(found.scores[overlap[k].argmax()])
+            if best is None or score > best[0]:
+                patch = scene.pixels[top:bottom, left:right]
+                edge = np.concatenate([patch[0], patch[-1], patch[:, 0], patch[:, -1]])
+                best = (score, patch, np.array([x1 - left, y1 - top, x2 - left, y2 - top]), edge.mean(axis=0))
+    if best is None:
+        raise SystemExit("no object in these scenes is found surely enough to be planted")
+    return best[1:]
+
+
+def plant(ground: np.ndarray, patch: np.ndarray, box: np.ndarray, at: tuple[int, int]) -> np.ndarray:
+    """Paste the object with its corner at (x, y), softly at the patch's rim; its box in the picture."""
+    x, y = at[0] - round(box[0]), at[1] - round(box[1])
+    high, wide = patch.shape[:2]
+    from_edge = [np.minimum(np.arange(n), np.arange(n)[::-1]) for n in (high, wide)]
+    rim = np.minimum.outer(*from_edge)
+    alpha = (rim / 3).clip(0, 1)[:, :, None]
+    part = ground[y : y + high, x : x + wide]
+    ground[y : y + high, x : x + wide] = (patch * alpha + part * (1 - alpha)).round().astype(np.uint8)
+    return box + np.array([x, y, x, y])
+
+
+def hits(found: Detections, boxes: np.ndarray) -> np.ndarray:
+    """How many detections of at least SCORE have their centre within each box grown by half."""
+    strong = found.boxes[found.scores >= SCORE]
+    centre = (strong[:, :2] + strong[:, 2:]) / 2
+    side = boxes[:, 2:] - boxes[:, :2]
+    grown = np.concatenate([boxes[:, :2] - side / 4, boxes[:, 2:] + side / 4], axis=1)
+    inside = (centre[None] > grown[:, None, :2]) & (centre[None] < grown[:, None, 2:])
+    return inside.all(axis=2).sum(axis=1)
+
+
+def plain_ground(size: tuple[int, int], colour: np.ndarray, seed: int) -> np.ndarray:
+    noise = np.random.default_rng(seed).normal(0, 3, (*size, 3))
+    return (colour + noise).clip(0, 255).astype(np.uint8)
+
+
+def planted(model: TorchModel, patch: np.ndarray, box: np.ndarray, colour: np.ndarray) -> dict:
+    """Every border and every corner, ten offsets each, as many pictures as keep the objects apart."""
+    size = (600, 800)
+    xs, ys = lines(size)
+    side = int(max(box[2:] - box[:2]).round())
+    places = [(x + d, y + e) for x in xs for y in ys for d in (-side, -side // 2, 0) for e in (-side, -side // 2, 0)]
+    places += [
+        (x + d, y) for x in xs for y in range(20, size[0] - 60, 45) for d in (-side, 1 - side, -side // 2, -1, 0)
+    ]
+    places += [
+        (x, y + d) for y in ys for x in range(20, size[1] - 60, 45) for d in (-side, 1 - side, -side // 2, -1, 0)
+    ]
+    middle = [(x, y) for x in (40, 100) for y in (40, 100)]  # inside the first tile, far from its borders
+    seams, control = [0, 0, 0], [0, 0, 0]  # none, one, more
+    while places:
+        now: list[tuple[int, int]] = []
+        for place in places:
+            if all(abs(place[0] - x) > 30 or abs(place[1] - y) > 30 for x, y in [*now, *middle]):
+                now.append(place)
+        places = [p for p in places if p not in now]
+        ground = plain_ground(size, colour, len(places))
+        boxes = np.array([plant(ground, patch, box, at) for at in [*now, *middle]])
+        (found,) = Predictor(model, tile=TILE, overlap=OVERLAP, batch_size=4).predict(ground)
+        counts = hits(found, boxes)
+        for count in counts[: len(now)]:
+            seams[min(2, int(count))] += 1
+        for count in counts[len(now) :]:
+            control[min(2, int(count))] += 1
+    names = ("none", "once", "twice")
+    return {key: dict(zip(names, n, strict=True)) for key, n in (("seams", seams), ("middle", control))}
+
+
+def neighbours(model: TorchModel, patch: np.ndarray, box: np.ndarray, colour: np.ndarray) -> dict:
+    """Pairs GAP px apart: across seams, and in the middle of a tile."""
+    size = (600, 800)
+    xs, _ = lines(size)
+    side = round(box[2] - box[0])
+    core = patch[round(box[1]) : round(box[3]), round(box[0]) : round(box[2])]
+    kept = {"seams": [0, 0], "middle": [0, 0]}
+    for shift in range(-GAP - 1, 2):
+        ground = plain_ground(size, colour, shift + 50)
+        pairs, where = [], []
+        for y in range(30, size[0] - 40, 50):
+            for x, kind in [(x + shift, "seams") for x in xs] + [(70 + shift, "middle")]:
+                pair = []
+                for left in (x - side, x + GAP):
+                    high, wide = core.shape[:2]
+                    ground[y : y + high, left : left + wide] = core
+                    pair.append([left, y, left + wide, y + high])
+                pairs.append(pair)
+                where.append(kind)
+        (found,) = Predictor(model, tile=TILE, overlap=OVERLAP, batch_size=4).predict(ground)
+        boxes = np.array(pairs, float)
+        both = (_exactly(found, boxes[:, 0]) & _exactly(found, boxes[:, 1])).tolist()
+        for kind, good in zip(where, both, strict=True):
+            kept[kind][0] += int(good)
+            kept[kind][1] += 1
+    return {kind: {"two": two, "pairs": pairs} for kind, (two, pairs) in kept.items()}
+
+
+def _exactly(found: Detections, boxes: np.ndarray) -> np.ndarray:
+    """Which boxes have exactly one detection whose centre lies in them."""
+    strong = found.boxes[found.scores >= SCORE]
+    centre = (strong[:, :2] + strong[:, 2:]) / 2
+    return ((centre[None] > boxes[:, None, :2]) & (centre[None] < boxes[:, None, 2:])).all(axis=2).sum(axis=1) == 1
+
+
+def scenes(model: TorchModel, size: tuple[int, int], pictures: int) -> dict:
+    """Recall (IoU 0.5, score 0.3) near borders and elsewhere."""
+    counts = {"near": [0, 0], "elsewhere": [0, 0]}
+    xs, ys = lines(size)
+    for seed in range(pictures):
+        scene = generate_scene((seed, 5), height=size[0], width=size[1])
+        (found,) = Predictor(model, tile=TILE, overlap=OVERLAP, batch_size=4).predict(scene.pixels)
+        objects = scene.boxes[~scene.ignore]
+        strong = found.boxes[found.scores >= SCORE]
+        seen = iou(objects, strong).max(axis=1, initial=0) >= 0.5
+        near = np.zeros(len(objects), bool)
+        for axis, borders in ((0, xs), (1, ys)):
+            for border in borders:
+                near |= (objects[:, axis] < border + NEAR) & (objects[:, axis + 2] > border - NEAR)
+        for key, chosen in (("near", near), ("elsewhere", ~near)):
+            counts[key][0] += int(seen[chosen].sum())
+            counts[key][1] += int(chosen.sum())
+    out = {}
+    for key, (good, total) in counts.items():
+        low, high = wilson(good, total)
+        out[key] = {"found": good, "objects": total, "recall": good / max(1, total), "low": low, "high": high}
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--size", default="3000x4000")
+    parser.add_argument("--pictures", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, default=None, help="json for the figures")
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    height, width = (int(v) for v in asked.size.split("x"))
+    model = TorchModel(load_detector(asked.run))
+    patch, box, colour = choose_object(model, range(40))
+    figures = {"planted": planted(model, patch, box, colour)}
+    print("planted", json.dumps(figures["planted"]), flush=True)
+    figures["neighbours"] = neighbours(model, patch, box, colour)
+    print("neighbours", json.dumps(figures["neighbours"]), flush=True)
+    figures["scenes"] = scenes(model, (height, width), asked.pictures)
+    for key, row in figures["scenes"].items():
+        print(
+            f"{key}: {row['found']} of {row['objects']}, recall {100 * row['recall']:.1f} % "
+            f"({100 * row['low']:.1f} to {100 * row['high']:.1f})"
+        )
+    if asked.out is not None:
+        asked.out.write_text(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()
