@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -50,7 +52,7 @@ def batch() -> tuple[ImageBatch, list[Targets]]:
 
 
 def objective(
-    student: Detector, teacher: Detector, *, scale: float = 1.0, **fields: object
+    student: Detector, teacher: Detector, *, scale: float = 1.0, **fields: Any
 ) -> FeatureObjective | ResponseObjective:
     whole = Teacher(teacher, scale=scale)
     config = DistillConfig(teacher="given", **fields)  # type: ignore[arg-type]
@@ -123,11 +125,11 @@ def test_the_student_comes_closer_to_the_teacher(batch: tuple[ImageBatch, list[T
 def test_lambda_and_level_weights_multiply(batch: tuple[ImageBatch, list[Targets]]) -> None:
     student, teacher = detector("retinanet").eval(), detector("retinanet", channels=12)
 
-    def spatial(**fields: object) -> Tensor:
+    def spatial(**fields: Any) -> Tensor:
         torch.manual_seed(0)  # the adapters
         return objective(student, teacher, **fields)(*batch)["kd_spatial"].detach()
 
-    both = {"levels": [2, 3], "semantic": 0.0, "contextual": 0.0}
+    both: dict[str, Any] = {"levels": [2, 3], "semantic": 0.0, "contextual": 0.0}
     first, second = spatial(spatial=[1.0, 0.0], **both), spatial(spatial=[0.0, 1.0], **both)
     assert float(first) > 0 < float(second)
     torch.manual_seed(0)

@@ -118,10 +118,11 @@ def cell_energy(maps: Tensor) -> Tensor:
 
 def channel_energy(maps: Tensor) -> Tensor:
     """Mean squares over the cells, `(B, C)` float32."""
-    squares = _precise(maps.permute(0, 2, 3, 1).flatten(1, 2)).square()
-    cells = squares.shape[1]
+    squares = maps.permute(0, 2, 3, 1).flatten(1, 2).square()
+    if squares.dtype == torch.float16:  # 256 squared is beyond its range
+        squares = maps.permute(0, 2, 3, 1).flatten(1, 2).float().square()
     # A product with ones: sums over an outer dimension are several times slower.
-    return (squares.new_full((1, cells), 1 / cells) @ squares)[:, 0]
+    return _precise(squares.new_ones(1, squares.shape[1]) @ squares)[:, 0] / squares.shape[1]
 
 
 def adapted_channels(student: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
