@@ -7,14 +7,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from flyspeck.bench import runner
 from flyspeck.bench.kinds import Places
-from flyspeck.bench.page import BEGIN, END, write_page
-from flyspeck.bench.results import read_results
+from flyspeck.bench.page import BEGIN, END, markdown, write_page
+from flyspeck.bench.results import read_results, write_results
 from flyspeck.bench.runner import rejudge, rescore_table, run_table, states
 from flyspeck.bench.table import Table, load_table
 from flyspeck.cli.main import main
@@ -30,7 +32,7 @@ def one_thread() -> Any:
     torch.set_num_threads(before)
 
 
-TABLE = {
+TABLE: dict[str, Any] = {
     "name": "small",
     "title": "A small table",
     "source": "nowhere",
@@ -134,6 +136,50 @@ def test_another_tools_detections_are_scored(place: Path) -> None:
     (entry,) = read_results(place / "results", "small").entries
     assert entry.figures["ap50_all"] == 1.0
     assert entry.facts["tool"] == "by hand"
+
+
+def test_a_pretraining_and_a_distillation_are_rows_too(place: Path) -> None:
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for brightness, name in ((40, "dark"), (200, "bright")):
+            folder = place / "data" / "small" / split / name
+            folder.mkdir(parents=True)
+            for i in range(4):
+                pixels = (brightness + rng.integers(0, 20, (32, 32, 3))).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    student = {"teacher": "${run:teacher}", "method": "hierarchical", "levels": [3, 4, 5]}
+    content = TABLE | {
+        "sets": TABLE["sets"] | {"small": {"folder": "small", "make": "the test"}},
+        "grades": {
+            "cpu": {
+                "base": "base.yaml",
+                "data": "squares",
+                "set": {"train.epochs": 1},
+                "pretrain": {"data": "small", "width": 0.25, "epochs": 1, "batch_size": 4, "size": 32},
+            }
+        },
+        "rows": [
+            {"name": "classifier", "kind": "pretrain", "set": {"backbone": "mobilenet_v2"}, "seeds": [3]},
+            {"name": "teacher", "set": {"model.weights": "${run:classifier}/backbone.safetensors"}},
+            {"name": "student", "kind": "distill", "set": {"distill": student}},
+        ],
+        "claims": [],
+    }
+    (place / "small.yaml").write_text(yaml.safe_dump(content))
+    table, where = load(place)
+    assert run_table(table, "cpu", rows=["student"], **where) == (3, 0)
+    first, *_, last = read_results(place / "results", "small").entries
+    assert set(first.figures) == {"top1"}
+    assert first.facts["validation_pictures"] == 8
+    assert "ap50_all" in last.figures
+    assert "top1" in markdown(table, place / "results")
+    # The weights are elsewhere, say after a clone: what the student needs is trained again, what is finished stays.
+    shutil.rmtree(place / "runs")
+    results = read_results(place / "results", "small")
+    results.entries.pop()
+    write_results(place / "results", results)
+    assert run_table(table, "cpu", **where) == (1, 0)
+    assert read_results(place / "results", "small").entries[-1].figures == last.figures
 
 
 def test_runs_are_scored_again_and_the_page_keeps_what_is_hand_written(place: Path) -> None:

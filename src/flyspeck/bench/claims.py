@@ -51,8 +51,10 @@ def _verdict(claim: Claim, grade: str, entries: list[Entry], results: Results) -
         verdict, detail = _pair(claim, by_row, results)
     seeds = sorted({len(found) for found in by_row.values()})
     words = "1 seed" if seeds == [1] else f"{'-'.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))} seeds"
-    noise = "; one seed: training's own noise is not in the interval" if seeds[0] == 1 else ""
-    return Verdict(grade, claim.text, verdict, f"{detail}; {words}{noise}")
+    noise = "; training's own noise is not in the interval" if seeds[0] == 1 else ""
+    # One seed can show a difference of two trainings, not of two methods: the verdict says so itself.
+    weak = seeds[0] == 1 and verdict != UNDECIDED
+    return Verdict(grade, claim.text, f"{verdict} (one seed)" if weak else verdict, f"{detail}; {words}{noise}")
 
 
 def seed_means(name: str, entries: list[Entry], figure: str, results: Results) -> np.ndarray:

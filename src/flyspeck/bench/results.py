@@ -57,7 +57,7 @@ class Verdict:
     grade: str
     text: str
     verdict: str
-    """`holds`, `does not hold`, `undecided`, or `not run`."""
+    """`holds`, `does not hold`, `undecided`, or `not run`; the first two with `(one seed)` where a row has only one."""
     detail: str = ""
     """The numbers, in words."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,10 +71,7 @@ def run_table(
             continue
         log.info("%s %s (%d of %d)", table.name, job.key, number, len(todo))
         try:
-            # What it builds on was trained elsewhere: the result is here, the weights are not.
-            for need in _absent(job, places.runs):
-                log.info("%s needs the run of %s", job.key, need.key)
-                run(need, places)
+            _provide(job, places)
             outcome = run(job, places)
         except UserError as error:
             if rows is not None or job.row.kind != "external":
@@ -120,6 +116,10 @@ def _finished(job: Job, results_folder: Path) -> bool:
     return bool(results.finished(job.grade, job.row.name, job.seed, job.definition))
 
 
-def _absent(job: Job, runs: Path) -> Sequence[Job]:
-    """The needed jobs whose run folders hold no weights here."""
-    return [need for need in job.needs() if not any(need.folder(runs).glob("*.safetensors"))]
+def _provide(job: Job, places: Places) -> None:
+    """Runs what `job` builds on and was trained elsewhere: the results are here, the weights are not."""
+    for need in job.needs():
+        if not any(need.folder(places.runs).glob("*.safetensors")):
+            log.info("%s needs the run of %s", job.key, need.key)
+            _provide(need, places)
+            run(need, places)
