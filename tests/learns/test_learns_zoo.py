@@ -8,7 +8,7 @@ import torch
 from flyspeck.models.detector import Detector
 from flyspeck.models.zoo import DETECTORS, LISTED, build, parse_name
 
-NAMES = [m.name for m in LISTED if parse_name(m.name).detector is not None]
+NAMES = [m.name for m in LISTED if parse_name(m.name).detector is not None and not parse_name(m.name).dynamic]
 WITH_NECK = [name for name in NAMES if DETECTORS[parse_name(name).detector].has_neck]
 
 

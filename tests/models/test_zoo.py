@@ -9,6 +9,7 @@ from flyspeck.errors import UserError
 from flyspeck.models.backbones.freezing import freeze_norms, freeze_stages
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.detector import Detector
+from flyspeck.models.dynamic.cost import profile_factors
 from flyspeck.models.profile import profile
 from flyspeck.models.zoo import BACKBONES, DETECTORS, LISTED, NECKS, ZooName, build, parse_levels, parse_name
 
@@ -18,13 +19,21 @@ def test_published_counts(entry):
     with torch.device("meta"):
         model = build(entry.name)
     backbone = model.backbone if isinstance(model, Detector) else model
-    if entry.counted == "trainable":
+    if entry.counted.startswith("trainable"):
         assert isinstance(backbone, StagedBackbone)
         freeze_stages(backbone, 1)
-        freeze_norms(backbone)
+        if entry.counted == "trainable":
+            freeze_norms(backbone)
     found = profile(model, entry.size, convention=entry.convention)
-    assert found.gflops == pytest.approx(entry.gflops, rel=entry.tolerance)
-    params = {"all": found.params, "conv": found.params_conv, "trainable": found.params_trainable, "none": 0}
+    if entry.mean_of_factors:
+        costs = [cost.gflops for cost in profile_factors(model, entry.size, convention=entry.convention).values()]
+        assert costs[-1] < entry.gflops < costs[0]
+    else:
+        assert found.gflops == pytest.approx(entry.gflops, rel=entry.tolerance)
+    trainable = found.params_trainable
+    params = {
+        "all": found.params, "conv": found.params_conv, "trainable": trainable, "trainable_norms": trainable, "none": 0
+    }  # fmt: skip
     assert params[entry.counted] == pytest.approx(entry.params, rel=entry.tolerance)
     assert sum(found.parts.values()) == pytest.approx(found.gflops)
     assert sum(found.stages.values()) == pytest.approx(found.parts["backbone"])

@@ -15,7 +15,8 @@ def models(
     as_json: bool = typer.Option(False, "--json", help="Print json."),
 ) -> None:
     """The models by name, with their paper and counts, and the parts that any name may combine."""
-    from flyspeck.models.zoo import BACKBONES, DETECTORS, LISTED, NECKS
+    from flyspeck.models.listed import LISTED
+    from flyspeck.models.zoo import BACKBONES, DETECTORS, DYNAMIC, NECKS
 
     rows = [_row(entry, count) for entry in LISTED if search in entry.name]
     if as_json:
@@ -46,6 +47,10 @@ def models(
     console.print(table)
     if not all(row["reproduced"] for row in rows):
         console.print("\n~ published, but reproduced to 3 % only: --count shows what is built here", highlight=False)
+    if any(row["mean_of_factors"] for row in rows):
+        console.print(
+            f"{DYNAMIC} the GFLOPs are a mean over a data set's factors; counted is the largest", highlight=False
+        )
     if not search:
         console.print("\nAny DETECTOR:BACKBONE[:NECK] of these parts builds:")
         for label, known in (("detectors", DETECTORS), ("backbones", BACKBONES), ("necks", NECKS)):
@@ -65,6 +70,7 @@ def _row(entry: Any, count: bool) -> dict[str, Any]:
         "convention": entry.convention,
         "published_params": entry.params or None,
         "published_gflops": entry.gflops,
+        "mean_of_factors": entry.mean_of_factors,
         "reproduced": entry.tolerance <= 1e-3,
     }
     if count:

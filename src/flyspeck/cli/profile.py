@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
 
     from flyspeck.models.profile import Profile
@@ -37,11 +39,11 @@ def profile(
     from flyspeck.cli.values import parse_size
     from flyspeck.models.backbones.freezing import freeze_norms, freeze_stages
     from flyspeck.models.detector import Detector
+    from flyspeck.models.listed import default_convention, default_size
     from flyspeck.models.profile import measure_latency
     from flyspeck.models.profile import profile as count
-    from flyspeck.models.zoo import default_convention, default_size
 
-    found = []
+    found, by_factor = [], []
     for name in names:
         picture = parse_size(size) if size else default_size(name)
         with torch.device("meta"):
@@ -56,6 +58,7 @@ def profile(
             real = _build(name, classes=classes, levels=levels, width=width)
             result = replace(result, latency=measure_latency(real, picture, runs=runs, threads=threads, device=device))
         found.append(result)
+        by_factor.append(_factors(model, picture, name=name, convention=result.convention))
     if plot is not None:
         from flyspeck.report.stage_shares import plot_stage_shares
 
@@ -63,11 +66,16 @@ def profile(
     if as_json:
         import json
 
-        content = [result.to_json() for result in found]
+        content = [
+            {**result.to_json(), **({} if factors is None else factors)}
+            for result, factors in zip(found, by_factor, strict=True)
+        ]
         typer.echo(json.dumps(content[0] if len(content) == 1 else content))
     else:
-        for result in found:
+        for result, factors in zip(found, by_factor, strict=True):
             _print(result)
+            if factors is not None:
+                _print_factors(factors)
 
 
 def _build(name: str, *, classes: int | None, levels: str | None, width: float) -> nn.Module:
@@ -77,13 +85,43 @@ def _build(name: str, *, classes: int | None, levels: str | None, width: float) 
         return build(name, classes=_class_names(classes), levels=levels, width=width)
     from flyspeck.train.build import build_detector
     from flyspeck.train.config import load_recipe
+    from flyspeck.train.dynamic import make_dynamic
 
     recipe = load_recipe(name)
     model = recipe.model
     if isinstance(model.fusion, str):
         model = model.model_copy(update={"fusion": None})  # factors change no count
     labels = _class_names(classes) or recipe.data.classes or ["object"]
-    return build_detector(model, classes=labels, mean=[0.5] * 3, std=[0.25] * 3, load=False)
+    detector = build_detector(model, classes=labels, mean=[0.5] * 3, std=[0.25] * 3, load=False)
+    make_dynamic(detector, recipe.dynamic)
+    return detector
+
+
+def _factors(
+    model: nn.Module, size: tuple[int, int], *, name: str, convention: str
+) -> dict[str, dict[str, dict[str, float]] | float] | None:
+    """GFLOPs of a dynamic detector at each factor, predictor included, and the predictor's own; None for any other."""
+    from flyspeck.models.detector import Detector
+    from flyspeck.models.dynamic.cost import predictor_gflops, profile_factors
+    from flyspeck.models.dynamic.pooling import is_dynamic
+
+    if not isinstance(model, Detector) or not is_dynamic(model):
+        return None
+    costs = profile_factors(model, size, name=name, convention=convention)
+    return {
+        "factors": {
+            f"{factor:g}": {"gflops": cost.gflops, **{f"{part}_gflops": g for part, g in cost.parts.items()}}
+            for factor, cost in costs.items()
+        },
+        "predictor_gflops": predictor_gflops(model, size, convention=convention),
+    }
+
+
+def _print_factors(found: Mapping[str, Any]) -> None:
+    for factor, cost in found["factors"].items():
+        typer.echo(f"  factor {factor:<9} {cost['gflops']:>14.3f}  GFLOPs")
+    if found["predictor_gflops"]:
+        typer.echo(f"    of it, predictor {found['predictor_gflops']:>10.3f}")
 
 
 def _class_names(count: int | None) -> list[str] | None:

@@ -4,14 +4,15 @@ SSD has no neck to choose: its third part is a configuration (`ssd:mobilenet_v1:
 a chain of stages may carry a stride elimination: `retinanet:resnet50-S1L1`.
 
 To add a part, add one line to `BACKBONES`, `NECKS` or `DETECTORS`. Any combination builds, except those that
-`build` refuses with the reason; `LISTED` names those with published figures, which a test recounts.
+`build` refuses with the reason; `listed.LISTED` names those with published figures, which a test recounts.
+`dpnet:` in front of a detector makes it dynamic.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,15 @@ from flyspeck.models.backbones.swin import swin_t
 from flyspeck.models.backbones.vgg import vgg16
 from flyspeck.models.cascade_rcnn import cascade_rcnn
 from flyspeck.models.detector import Detector, PixelNorm
+from flyspeck.models.dynamic.norms import privatise_norms
+from flyspeck.models.dynamic.pooling import pool_dynamically
+from flyspeck.models.dynamic.router import attach_predictor
 from flyspeck.models.faster_rcnn import faster_rcnn
 from flyspeck.models.fcos import fcos
 from flyspeck.models.free_anchor import free_anchor
 from flyspeck.models.grid_rcnn import grid_rcnn
 from flyspeck.models.libra_rcnn import libra_rcnn
+from flyspeck.models.listed import LISTED
 from flyspeck.models.necks.fpn import FPN
 from flyspeck.models.necks.hrfpn import HRFPN
 from flyspeck.models.necks.sspnet import SSPNet, sspnet_anchors, weighted_negatives
@@ -116,6 +121,9 @@ BACKBONES: dict[str, BackboneEntry] = {
     "vgg16": BackboneEntry(vgg16),
 }
 
+DYNAMIC = "dpnet:"
+"""Stands in front of the name of a detector that is made dynamic; its pyramid and classes are those of DPNet's TinyCOCO."""
+_DYNAMIC_LEVELS, _DYNAMIC_CLASSES = "3-7", 80
 _TWO_STAGES = ("faster_rcnn", "cascade_rcnn", "libra_rcnn", "grid_rcnn")
 _SSPNET_PROPOSALS = {"anchors": sspnet_anchors, "rpn": {"negative_weight": weighted_negatives}}
 
@@ -152,6 +160,8 @@ class ZooName:
     neck: str | None = None
     configuration: str | None = None
     """The third part, where it is no neck."""
+    dynamic: bool = False
+    """`dpnet:` in front: dynamic pooling at DPNet's three factors, private norms, and a predictor with random weights."""
 
 
 _ELIMINATION = re.compile(r"(.+)-(S\d+L\d+(?:-\d+)*)")
@@ -167,6 +177,15 @@ def parse_name(name: str) -> ZooName:
     """Takes a name apart; raises UserError that names the part nobody knows and the nearest known one."""
     if split_backbone(name)[0] in BACKBONES:
         return ZooName(None, name)
+    if name.startswith(DYNAMIC):
+        host = parse_name(name.removeprefix(DYNAMIC))
+        if host.detector is None or not DETECTORS[host.detector].has_neck:
+            raise UserError(
+                f"'{name}' has no detector with a pyramid to make dynamic",
+                where="model name",
+                fix="write dpnet:reppoints:resnet50",
+            )
+        return replace(host, dynamic=True)
     # A detector's own name may hold a colon (`dpnet:reppoints`), so the longest that fits is it.
     found = max((d for d in DETECTORS if name.startswith(f"{d}:")), key=len, default=None)
     if found is None:
@@ -242,12 +261,12 @@ def build(
     if parsed.detector is None:
         return build_backbone(parsed.backbone, width=width, weights=weights, **wanted)
     entry = DETECTORS[parsed.detector]
-    first, last = parse_levels(levels or entry.levels)
+    first, last = parse_levels(levels or (_DYNAMIC_LEVELS if parsed.dynamic else entry.levels))
     backbone = build_backbone(parsed.backbone, width=width, weights=weights, first_level=first, **wanted)
     return assemble(
         parsed,
         backbone,
-        classes=classes or default_classes(entry.classes),
+        classes=classes or default_classes(_DYNAMIC_CLASSES if parsed.dynamic else entry.classes),
         pixel_norm=pixel_norm or PixelNorm(IMAGENET_MEAN, IMAGENET_STD),
         num_extra=last - 5,
         **{key: scale_channels(count, width) for key, count in entry.widths.items() if key not in options},
@@ -309,7 +328,7 @@ def assemble(
             **(fusion if entry.fuses else {}),
         )
         options = _merged(entry.options.get(name.detector, {}), options)
-    return builder.build(
+    detector = builder.build(
         backbone,
         classes=classes,
         pixel_norm=pixel_norm,
@@ -318,6 +337,11 @@ def assemble(
         channels=channels,
         **options,
     )
+    if name.dynamic:
+        pool_dynamically(detector)
+        privatise_norms(detector)
+        attach_predictor(detector)
+    return detector
 
 
 def _merged(implied: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -327,94 +351,3 @@ def _merged(implied: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
         if isinstance(implied[key], Mapping) and isinstance(given[key], Mapping):
             merged[key] = {**implied[key], **given[key]}
     return merged
-
-
-@dataclass(frozen=True)
-class Listed:
-    """A model with published figures."""
-
-    name: str
-    seed: str
-    """Number of the seed paper: 000, 002, 003 or 004."""
-    paper: str
-    size: tuple[int, int]
-    """(H, W) of the figures."""
-    convention: str
-    params: float
-    """Parameters as published, or counted where the paper gives none; see `counted`."""
-    gflops: float
-    counted: str = "all"
-    """Which parameters: `all`, `conv` (convolutions), `trainable` (stem, stage 1 and norms frozen), `none`."""
-    tolerance: float = 1e-3
-    """Relative; above 1e-3 the paper's figure is not reproduced exactly, and the module says why."""
-
-
-_NING = "Ning 2023, arXiv:2303.11267"
-_GONG = "Gong 2021, arXiv:2011.02298"
-_MUDASSAR = "Mudassar 2019, BMVC"
-_TINY = (512, 640)
-_ssd = partial(Listed, seed="004", paper=_MUDASSAR, size=(300, 300), convention="ptflops")
-
-LISTED: tuple[Listed, ...] = (
-    Listed("resnet50", "002", _NING, _TINY, "mmcv", 23_508_032, 26.91),
-    Listed("bh_resnet50", "002", _NING, _TINY, "mmcv", 10_948_160, 27.12),
-    Listed("hrnet32", "002", _NING, _TINY, "mmcv", 29.31e6, 51.93),
-    Listed("hrnet18", "002", _NING, _TINY, "mmcv", 9.56e6, 21.71),
-    Listed("bh_hrnet18", "002", _NING, _TINY, "mmcv", 5.85e6, 21.66, tolerance=0.03),
-    Listed("bh_hrnet32", "002", _NING, _TINY, "mmcv", 12.36e6, 51.89, tolerance=0.03),
-    Listed("faster_rcnn:resnet50", "002", _NING, _TINY, "mmcv", 41.348e6, 75.58),
-    Listed("faster_rcnn:bh_resnet50", "002", _NING, _TINY, "mmcv", 28.788e6, 75.79),
-    Listed("faster_rcnn:hrnet32", "002", _NING, _TINY, "mmcv", 0, 100.66, counted="none"),
-    Listed("faster_rcnn:hrnet18", "002", _NING, _TINY, "mmcv", 0, 69.33, counted="none"),
-    Listed("fcos:resnet50", "002", _NING, _TINY, "mmcv", 0, 174.74, counted="none"),
-    Listed("fcos:bh_resnet50", "002", _NING, _TINY, "mmcv", 0, 174.95, counted="none"),
-    Listed("retinanet:resnet50:sspnet", "002", _NING, _TINY, "mmcv", 0, 260.06, counted="none"),
-    Listed("retinanet:bh_resnet50:sspnet", "002", _NING, _TINY, "mmcv", 0, 260.27, counted="none"),
-    Listed("cascade_rcnn:resnet50:sspnet", "002", _NING, _TINY, "mmcv", 0, 186.62, counted="none"),
-    Listed("cascade_rcnn:bh_resnet50:sspnet", "002", _NING, _TINY, "mmcv", 0, 186.83, counted="none"),
-    Listed("faster_rcnn:resnet50:sspnet", "002", _NING, _TINY, "mmcv", 0, 158.82, counted="none"),
-    Listed("faster_rcnn:bh_resnet50:sspnet", "002", _NING, _TINY, "mmcv", 0, 159.03, counted="none"),
-    Listed("tinaface:resnet50", "002", _NING, _TINY, "thop", 0, 191.30, counted="none"),
-    Listed("tinaface:bh_resnet50", "002", _NING, _TINY, "thop", 0, 191.54, counted="none"),
-    Listed("tinaface_gn_dcn:resnet50", "002", _NING, _TINY, "thop", 0, 184.29, counted="none"),
-    Listed("tinaface_gn_dcn:bh_resnet50", "002", _NING, _TINY, "thop", 0, 188.60, counted="none"),
-    Listed("reppoints:resnet50", "000", "Gong et al., DPNet", _TINY, "mmcv", 0, 158.92, counted="none"),
-    Listed("retinanet:resnet50", "003", _GONG, _TINY, "mmcv", 36.12e6, 177.52, counted="trainable"),
-    _ssd("ssd:mobilenet_v1", params=16.53e6, gflops=2.540),
-    _ssd("ssd:mobilenet_v1:Size512", size=(512, 512), params=16.53e6, gflops=6.993),
-    _ssd("ssd:mobilenet_v1:Early", params=17.32e6, gflops=4.236),
-    _ssd("ssd:mobilenet_v1:Anchor10", params=16.53e6, gflops=2.540),
-    _ssd("ssd:mobilenet_v1:S1L6", params=16.53e6, gflops=8.71),
-    _ssd("ssd:mobilenet_v1:S1L4", params=16.53e6, gflops=9.15),
-    _ssd("ssd:mobilenet_v1:S1L0", params=16.53e6, gflops=9.86),
-    _ssd("ssd:mobilenet_v1:S1L4-Fmap1", params=16.53e6, gflops=9.145),
-    _ssd("ssd:mobilenet_v1:S1L0-Fmap1", params=16.53e6, gflops=9.854),
-    _ssd("ssd:mobilenet_v1:S2L4-6", params=16.53e6, gflops=33.412),
-    _ssd("ssd:mobilenet_v1:S1L0-DualPath19-C", params=19.15e6, gflops=11.86),
-    _ssd("ssd:mobilenet_v1:S1L0-DualPath19-10-C", params=23.85e6, gflops=12.33),
-    _ssd("ssd:mobilenet_v1:S1L0-DualPath19-10-S", params=16.53e6, gflops=10.54),
-    _ssd("ssd:vgg16", params=35.09e6, gflops=35.55),
-    _ssd("ssd:vgg16:S1L2", params=35.09e6, gflops=128.98),
-    _ssd("ssd:vgg16:S1L2-DualPath", params=35.09e6, gflops=154.10),
-)
-
-
-def listed(name: str) -> Listed | None:
-    """The published figures of `name`, if there are any."""
-    return next((m for m in LISTED if m.name == name), None)
-
-
-def default_size(name: str) -> tuple[int, int]:
-    """(H, W) of the published figures of `name`, or of its paper's tables."""
-    entry = listed(name)
-    if entry is None:
-        return (300, 300) if name.startswith("ssd:") else _TINY
-    return entry.size
-
-
-def default_convention(name: str) -> str:
-    """The counting convention of the published figures of `name`, or of its paper's tables."""
-    entry = listed(name)
-    if entry is None:
-        return "ptflops" if name.startswith("ssd:") else "mmcv"
-    return entry.convention

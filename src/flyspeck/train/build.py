@@ -50,6 +50,11 @@ def build_detector(
         raise UserError(
             f"'{model.name}' is a backbone", where="model.name", fix=f"write faster_rcnn:{model.name} or the like"
         )
+    if name.dynamic:
+        raise UserError(
+            f"'{model.name}' is a name to count with", where="model.name",
+            fix=f"write {model.name.removeprefix(zoo.DYNAMIC)}, and a section `dynamic`",
+        )  # fmt: skip
     first, last = zoo.parse_levels(model.levels or zoo.DETECTORS[name.detector].levels)
     backbone = zoo.build_backbone(
         name.backbone, width=model.width, weights=model.weights if load else None, first_level=first
