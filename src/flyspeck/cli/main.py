@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "tune": ("flyspeck.cli.tune:app", "Searches that train short runs: the fusion factor by brute force."),
     "predict": ("flyspeck.cli.predict:predict", "Find objects in pictures of any size."),
     "export": ("flyspeck.cli.export:export", "A detector as ONNX or OpenVINO, with the same boxes."),
+    "benchmark": ("flyspeck.cli.benchmark:benchmark", "What each engine costs and finds on this machine."),
     "card": ("flyspeck.cli.card:card", "A run to a small weights file with its model card."),
     "bench": ("flyspeck.cli.bench:bench", "Tables of measurements, row by row: the papers' claims on real pictures."),
     "explain": ("flyspeck.cli.explain:explain", "What a model looks at: Grad-CAM, attention, teacher beside student."),
