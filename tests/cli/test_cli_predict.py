@@ -172,6 +172,31 @@ def test_categories_by_name() -> None:
     assert match_categories(("a", "b"), Categories(("b", "a"), (7, 2))) == ([2, 7], [])
 
 
+def test_a_truncated_geotiff_is_finished_but_for_its_holes(
+    run_folder: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rasterio = pytest.importorskip("rasterio")
+    pixels = np.random.default_rng(1).integers(0, 4000, (3, 256, 256)).astype(np.uint16)
+    settings = {"driver": "GTiff", "width": 256, "height": 256, "count": 3, "dtype": "uint16", "tiled": True}
+    settings |= {
+        "blockxsize": 64,
+        "blockysize": 64,
+        "crs": "EPSG:32617",
+        "transform": rasterio.Affine(1, 0, 5, 0, -1, 9),
+    }
+    path = pictures / "c.tif"
+    with rasterio.open(path, "w", **settings) as file:
+        file.write(pixels)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
+    asked = ("--model", run_folder, pictures, "--out", tmp_path / "o", "--score", 0, "--pictures", 0)
+    assert predict(*asked, "--tile", "64x64", "--overlap", 0, "--format", "coco,gpkg") == 2
+    said = capsys.readouterr()
+    assert "c.tif: no result for" in said.err
+    assert "1 of 3 pictures could not be read, wholly or in part" in said.err
+    assert "bands 1,2,3 of 3, uint16 0 to 65535 as black to white" in said.err
+    assert {r["image_id"] for r in json.loads((tmp_path / "o" / "detections.json").read_text())} == {1, 2, 3}
+
+
 def test_skipping_says_what_it_did(
     run_folder: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

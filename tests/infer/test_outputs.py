@@ -65,6 +65,24 @@ def test_a_full_disk_leaves_what_was_written_readable(tmp_path: Path) -> None:
     assert [r["image_id"] for r in json.loads((tmp_path / "detections.json").read_text())] == [1, 1]
 
 
+class _TextFillsUp(_FillsUp):
+    def write(self, data: str) -> int:
+        self.file.write(data[:20])  # pyright: ignore[reportAttributeAccessIssue]
+        self.file.flush()  # pyright: ignore[reportAttributeAccessIssue]
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_leaves_no_half_line_in_the_csv(tmp_path: Path) -> None:
+    writer = outputs.CsvWriter(tmp_path)
+    writer.add(result(1))
+    writer._file = _TextFillsUp(writer._file)  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(UserError, match="No space left"):
+        writer.add(result(2))
+    writer.close()
+    lines = (tmp_path / "detections.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["file_name", "d/1.png", "d/1.png"]
+
+
 def test_every_format(tmp_path: Path) -> None:
     for writer in outputs.open_writers(tmp_path, outputs.FORMATS, classes=("a",)):
         writer.add(result(4))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -288,3 +289,26 @@ def test_no_pictures_and_broken_arrays() -> None:
     for wrong in (np.zeros((4, 4), np.float32), np.zeros((0, 4), np.uint8), np.zeros(4, np.uint8)):
         with pytest.raises(UserError, match="uint8 or uint16"):
             predictor.predict(wrong)
+
+
+def test_a_picture_that_changes_while_it_is_read_has_no_result(tmp_path: Path) -> None:
+    objects = np.array([[2, 2, 6, 6], [100, 80, 104, 84]])
+    first, second = tmp_path / "a.npy", tmp_path / "b.npy"
+    for path in (first, second):
+        np.save(path, plant(SIZE, objects))
+
+    class Disturbs(SeesPlanted):
+        def __call__(self, windows: list[np.ndarray]) -> list[Detections]:
+            if not self.batches:
+                np.save(first, plant((SIZE[0], SIZE[1]), objects[:1]))
+                os.utime(first, ns=(1, 1))
+            return super().__call__(windows)
+
+    # A batch of one and many tiles: the reader is still at the first picture when the model sees its first tile.
+    predictor = Predictor(Disturbs(objects), tile=16, overlap=8, batch_size=1)
+    changed, still = predictor.stream([first, second])
+    assert changed.problem is not None
+    assert "changed while it was read" in str(changed.problem)
+    assert len(changed.detections) == 0
+    assert still.problem is None
+    found_once(still.detections, objects)

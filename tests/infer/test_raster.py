@@ -152,3 +152,24 @@ def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     arguments = (tmp_path / "a.tif", OpenOptions()) if kind == "RasterioSource" else (tmp_path / "a.tif",)
     with pytest.raises(UserError, match=rf"flyspeck\[{extra}\]"):
         getattr(raster, kind)(*arguments, name="a")
+
+
+def test_bands_and_scale_are_stated(tmp_path: Path) -> None:
+    write_geotiff(tmp_path / "a.tif", pixels_of(np.uint16, 5), **geo_settings())
+    with open_source(tmp_path / "a.tif") as source:
+        assert source.note == "bands 1,2,3 of 5, uint16 0 to 65535 as black to white"
+    with open_source(tmp_path / "a.tif", OpenOptions(bands=(5,), value_range=(0, 4000))) as source:
+        assert source.note == "bands 5 of 5, uint16 0 to 4000 as black to white"
+        assert source.read(0, 0, 4, 4).dtype == np.uint8
+    write_geotiff(tmp_path / "b.tif", pixels_of(), **geo_settings())
+    with open_source(tmp_path / "b.tif") as source:
+        assert source.note == ""
+
+
+def test_a_picture_packed_beyond_belief_is_refused_until_the_limit_is_raised(tmp_path: Path) -> None:
+    pytest.importorskip("pyvips")
+    Image.fromarray(np.zeros((3000, 3000), np.uint8)).save(tmp_path / "a.png", optimize=True)
+    with pytest.raises(UserError, match=r"9 megapixels in 0\.0 MB.*--max-megapixels"):
+        open_source(tmp_path / "a.png", OpenOptions(max_pixels=1_000_000))
+    with open_source(tmp_path / "a.png", OpenOptions(max_pixels=10_000_000)) as source:
+        assert source.size == (3000, 3000)

@@ -50,6 +50,7 @@ class Prediction:
     bad: int = 0
     tiles: int = 0
     skip: SkipReport | None = None
+    notes: set[str] = field(default_factory=set)
     recalled: list[int] = field(default_factory=lambda: [0, 0, 0])
     """Annotated objects, those found by all tiles, those found by the tiles that are not skipped."""
 
@@ -91,6 +92,9 @@ class Prediction:
         for (x1, y1, x2, y2), reason in result.holes:
             typer.echo(f"error: {result.item.name}: no result for {x1},{y1} to {x2},{y2}: {reason}", err=True)
         self.bad += bool(result.holes)
+        if result.note and result.note not in self.notes:
+            self.notes.add(result.note)
+            typer.echo(f"note: {result.item.name}: {result.note} (--bands, --value-range)", err=True)
         for writer in self.writers:
             writer.add(result)
         if self.done < self.drawing.pictures:

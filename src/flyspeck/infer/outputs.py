@@ -6,6 +6,7 @@ A json file always ends with its closing brackets; each picture's entries overwr
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path, PurePath
@@ -93,7 +94,9 @@ class CsvWriter(Writer):
     def __init__(self, folder: Path) -> None:
         self.path = folder / "detections.csv"
         self._file = self.path.open("w", encoding="utf-8", newline="")
-        self._file.write("file_name,image_id,x1,y1,x2,y2,score,label,class,cut\n")
+        head = "file_name,image_id,x1,y1,x2,y2,score,label,class,cut\n"
+        self._file.write(head)
+        self._whole = len(head)  # bytes up to the end of the last picture
 
     def add(self, result: Result) -> None:
         """See `Writer.add`."""
@@ -104,11 +107,17 @@ class CsvWriter(Writer):
         columns = {key: columns[key] for key in ("image_id", "x1", "y1", "x2", "y2", "score", "label", "class")}
         columns["image_id"] = [result.item.image_id] * len(found)
         columns["cut"] = [False] * len(found) if cut is None else cut
+        text = "".join(f"{name},{line}\n" for line in convert.csv_lines(columns))
         try:
-            self._file.writelines(f"{name},{line}\n" for line in convert.csv_lines(columns))
+            self._file.write(text)
             self._file.flush()
         except OSError as error:
+            with suppress(OSError):
+                self._file.close()
+            os.truncate(self.path, self._whole)
+            self._file = self.path.open("a", encoding="utf-8", newline="")
             raise disk_full(self.path, error) from error
+        self._whole += len(text.encode())
 
     def close(self) -> None:
         """See `Writer.close`."""

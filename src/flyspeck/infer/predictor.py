@@ -242,6 +242,7 @@ class Predictor:
             skipped,
             tuple(sorted(job.holes)),
             source_geo=job.geo,
+            note=job.note,
             skip=report,
             unaudited=unaudited,
         )

@@ -69,6 +69,11 @@ class RasterioSource(Source):
             1,
         )
         self._bands = self._choose_bands(options.bands, count, path)
+        if count not in (1, 3) or dtype != "uint8":
+            low, high = self._range or (0, 65535 if dtype == "uint16" else 255)
+            self.note = (
+                f"bands {','.join(map(str, self._bands))} of {count}, {dtype} {low:g} to {high:g} as black to white"
+            )
         if dtype not in ("uint8", "uint16") and self._range is None:
             self.close()
             raise UserError(

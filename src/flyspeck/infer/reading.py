@@ -41,6 +41,8 @@ class Result:
     """Why the picture could not be opened, or not be trusted; `detections` is then empty and of size (0, 0)."""
     source_geo: object = None
     """Its `GeoReference`, if it has one."""
+    note: str = ""
+    """`Source.note`: which bands and what scale."""
     skip: SkipReport | None = None
     """What skipping did, where it was asked for."""
     unaudited: Detections | None = None
@@ -115,6 +117,7 @@ class Job:
     """(h, w) at which the model sees each tile."""
     stamp: tuple[int, ...] = ()
     geo: object = None
+    note: str = ""
     problem: UserError | None = None
     found: dict[int, Detections] = field(default_factory=dict)
     verdicts: dict[int, str] = field(default_factory=dict)
@@ -221,7 +224,7 @@ class Reading:
             self._put(job)
             return
         with source:
-            job.size, job.geo = source.size, source.geo
+            job.size, job.geo, job.note = source.size, source.geo, source.note
             job.tiles, job.seen = owner.tiles_of(source.size)
             for tile, finished in self._journal.recall(job.item, job.size, job.tiles, job.stamp).items():
                 if finished.verdict != RUN:

@@ -23,6 +23,7 @@ from flyspeck.data.readers.coco import usual_places
 from flyspeck.errors import UserError, missing_extra
 
 _TIFF = (".tif", ".tiff")
+_BOMB = 100  # pixels a byte; photographs have 1 to 10, blank scans some tens
 _ONE_PIECE = 50_000_000  # pixels; larger TIFFs are read by windows where an extra is there to do it
 
 
@@ -43,6 +44,8 @@ class Source(ABC):
     size: tuple[int, int]
     """(H, W) in pixels."""
     geo: GeoReference | None = None
+    note: str = ""
+    """How the file's values became the pixels, where that is a choice: bands and scale."""
 
     @abstractmethod
     def read(self, x1: int, y1: int, x2: int, y2: int, out: tuple[int, int] | None = None) -> np.ndarray:
@@ -166,6 +169,12 @@ def _by_vips(path: Path, options: OpenOptions, name: str, pixels: int) -> Source
     from flyspeck.infer import raster
 
     if raster.has_pyvips():
+        if path.suffix.lower() not in _TIFF and pixels > _BOMB * path.stat().st_size:
+            raise UserError(
+                f"{pixels / 1e6:.0f} megapixels in {path.stat().st_size / 1e6:.1f} MB, more than a photograph can be packed",
+                where=path,
+                fix="raise the limit (--max-megapixels) if the file is to be trusted",
+            )
         return raster.VipsSource(path, name=name)
     extra = "geo" if path.suffix.lower() in _TIFF else "vips"
     raise UserError(
