@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from flyspeck.data.writers import write_coco as write_coco
     from flyspeck.errors import UserError as UserError
     from flyspeck.evaluate.detections import DetectionTable as DetectionTable
+    from flyspeck.infer.load import load_predictor as load_predictor
     from flyspeck.infer.merge import MergeRule as MergeRule
     from flyspeck.infer.predictor import Predictor as Predictor
-    from flyspeck.infer.load import load_predictor as load_predictor
     from flyspeck.train.build import load_detector as load_detector
     from flyspeck.train.config import load_recipe as load_recipe
     from flyspeck.types import Detections as Detections

@@ -40,7 +40,10 @@ def _assigned(assign: dict[str, Any] | None) -> list[str]:
     found = assign["assigners"]
     bins = [name for name, part in next(iter(found.values())).items() if part["objects"]]
     head = f"{'':>16}" + "".join(f"{name:>16}" for name in bins)
-    text = ["", f"anchors or points of {assign['detector']} for one object (in brackets: objects without any), by size in px,"]
+    text = [
+        "",
+        f"anchors or points of {assign['detector']} for one object (in brackets: objects without any), by size in px,",
+    ]
     text += [f"of {assign['pictures']} pictures:", head]
     objects = next(iter(found.values()))
     text.append(f"{'objects':>16}" + "".join(f"{objects[name]['objects']:>16}" for name in bins))

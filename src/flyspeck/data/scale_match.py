@@ -15,8 +15,9 @@ the bins between are narrow although a few objects are huge.
 
 Deviations: objects of one size share the middle of their quantiles (the code divides by 0 there); pictures without
 objects get the median scale of the others (the code has a constant); SM+ moves boxes, since annotation tables hold no
-masks, so that a patch brings some of its surroundings, and inpaints by Telea's method; of its probabilistic structure inpainting, whose text could
-not be read in full, what is here is a probability with which a picture is treated object by object, and else by MSM.
+masks, so that a patch brings some of its surroundings, and inpaints by Telea's method; of its probabilistic structure
+inpainting, whose text could not be read in full, what is here is a probability with which a picture is treated object by
+object, and else by MSM.
 
 Figures: on TinyPerson, Faster R-CNN-FPN has an AP50_tiny of 47.35, with SM 51.33, with SM+ 51.46 (Ning, 2023, Table 2). They
 were not reproduced here: neither TinyPerson nor COCO could be had whole. What was measured: docs/papers/scale_match.md.

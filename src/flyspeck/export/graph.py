@@ -27,6 +27,9 @@ OUTPUTS = ("boxes", "scores", "labels", "counts")
 class DetectorGraph(nn.Module):
     """A copy of `detector` in evaluation mode, its norms folded, that detects as tensors."""
 
+    mean: Tensor
+    per_std: Tensor
+
     def __init__(self, detector: Detector) -> None:
         super().__init__()
         check_exportable(detector)
@@ -41,7 +44,7 @@ class DetectorGraph(nn.Module):
         self.num_folded = fold_norms(mine, lambda: mine.head.detect(mine.pyramid(blank), size, [size]))
         self.backbone, self.neck, self.head = mine.backbone, mine.neck, mine.head
         self.channels = norm.channels
-        self.limit = mine.head.suppression.max_detections  # type: ignore[union-attr]
+        self.limit = mine.head.suppression.max_detections
         self.register_buffer("mean", 255 * norm.mean)
         self.register_buffer("per_std", 1 / (255 * norm.std))
 
@@ -84,7 +87,7 @@ def check_exportable(detector: Detector) -> None:
     head = detector.head
     if type(head) not in DECODERS:
         raise UserError(f"{type(head).__name__} has no export", where="model", fix="use the run folder itself")
-    rule = head.suppression  # type: ignore[union-attr]
+    rule = head.suppression
     if rule.soft is not None:
         raise UserError(
             "soft-NMS has no operator in ONNX",

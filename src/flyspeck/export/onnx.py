@@ -59,7 +59,7 @@ def trace(detector: Detector, *, bits: int = 8) -> Any:
 
 def describe(detector: Detector, description: Mapping[str, Any], *, bits: int = 8) -> dict[str, Any]:
     """What an exported file says of itself, for JSON: enough to tile, run and judge it without the run folder."""
-    norm, rule = detector.pixel_norm, detector.head.suppression  # type: ignore[union-attr]
+    norm, rule = detector.pixel_norm, detector.head.suppression
     model = description.get("model")
     return {
         "format": FORMAT,

@@ -56,7 +56,9 @@ def _(maps: list[Tensor], regions: Tensor, level: Tensor, output: int, sampling:
 
 def onnx_translations() -> dict[Any, Any]:
     """For `torch.onnx.export(custom_translation_table=...)`: the two operators in ONNX."""
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
+
+    op: Any = opset18  # its type constraints cannot follow values through one another
 
     def nms_mask_onnx(boxes: Any, scores: Any, iou: float, threshold: float, limit: int) -> Any:
         chosen = op.NonMaxSuppression(

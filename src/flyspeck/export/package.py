@@ -93,8 +93,7 @@ def with_hard_nms(detector: Detector, iou: float) -> Detector:
     """The detector with plain class-wise suppression at `iou`, in place."""
     if not 0 < iou <= 1:
         raise UserError(f"an IoU of {iou}", where="--hard-nms", fix="choose one above 0 and up to 1")
-    head: Any = detector.head
-    head.suppression = replace(head.suppression, soft=None, iou=iou)
+    detector.head.suppression = replace(detector.head.suppression, soft=None, iou=iou)
     return detector
 
 
@@ -126,7 +125,7 @@ def _sets(run: Path, options: ExportOptions, classes: tuple[str, ...]) -> tuple[
 
 
 def _rule(detector: Detector) -> Rule:
-    rule: Any = detector.head.suppression  # type: ignore[union-attr]
+    rule = detector.head.suppression
     return Rule(rule.score, rule.iou, rule.max_detections)
 
 

@@ -32,6 +32,7 @@ def quantise(model: Any, batches: Sequence[np.ndarray]) -> Any:
         raise missing_extra(error.name or "onnxruntime", "export") from None
     if not batches:
         raise UserError("no pictures to calibrate on", fix="give some with --calibrate")
+    reader: Any = _Tiles(batches)  # by its methods: the base class is in the extra
     with tempfile.TemporaryDirectory() as folder, _errors_only():
         before, prepared, after = (Path(folder) / f"{name}.onnx" for name in ("before", "prepared", "after"))
         before.write_bytes(model.SerializeToString())
@@ -40,7 +41,7 @@ def quantise(model: Any, batches: Sequence[np.ndarray]) -> Any:
         quantize_static(
             prepared,
             after,
-            _Tiles(batches),
+            reader,
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             activation_type=QuantType.QUInt8,

@@ -11,11 +11,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from flyspeck.types import Detections, FeatureSpec, ImageBatch, Targets
+
+if TYPE_CHECKING:
+    from flyspeck.models.postprocess import Suppression
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Head(nn.Module, ABC):
     """What a detector asks of its head. `padded` is (H, W) of the padded batch, `sizes` the true (H, W) of each picture."""
 
     num_classes: int
+    suppression: Suppression
+    """How candidates become detections; replaced to export or to look at what is suppressed."""
 
     @abstractmethod
     def losses(

@@ -283,7 +283,9 @@ class Recipe(_Strict):
             raise ValueError(f"augment.scale is a range (low, high) above 0, got ({low}, {high})")
         squares, crop = self.augment.square_crops, self.augment.crop
         if squares and (crop is None or crop[0] != crop[1]):
-            raise ValueError(f"augment.square_crops are resized to augment.crop: give a square, as [640, 640], not {crop}")
+            raise ValueError(
+                f"augment.square_crops are resized to augment.crop: give a square, as [640, 640], not {crop}"
+            )
         if any(not 0 < share <= 1 for share in squares):
             raise ValueError(f"augment.square_crops are shares of the shorter side in (0, 1], got {squares}")
         if self.data.enlarge != 1 and self.data.short_side is not None:

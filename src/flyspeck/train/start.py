@@ -35,7 +35,9 @@ def take_over(detector: Detector, path: Path | str) -> int:
         )
     detector.load_state_dict(fits, strict=False)
     kept = [name for name in own if name not in fits and not name.startswith("pixel_norm.")]
-    log.info("started from %s: %d tensors taken over, %d left as they were (%s)", file, len(fits), len(kept), _some(kept))
+    log.info(
+        "started from %s: %d tensors taken over, %d left as they were (%s)", file, len(fits), len(kept), _some(kept)
+    )
     return len(fits)
 
 

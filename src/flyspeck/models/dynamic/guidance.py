@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from flyspeck import boxes as box_algebra
-from flyspeck.models.detector import Detector, RawDetections
+from flyspeck.models.detector import Detector, Head, RawDetections
 from flyspeck.models.dynamic.pooling import find_switch, run_prefix, run_rest
 from flyspeck.models.losses import focal_loss
 from flyspeck.types import ImageBatch, Targets
@@ -95,7 +94,7 @@ def _focal(scores: Tensor, wanted: float) -> Tensor:
 
 
 @contextmanager
-def unsuppressed(head: Any) -> Iterator[None]:
+def unsuppressed(head: Head) -> Iterator[None]:
     """Inside, `head.detect` returns its predictions before non-maximum suppression."""
     before = head.suppression
     head.suppression = replace(before, score=MIN_SCORE, iou=1.0, max_detections=1 << 30, soft=None)
