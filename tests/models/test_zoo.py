@@ -93,12 +93,14 @@ def _parts(name):
 
 
 WITH_NECK = [name for name, entry in DETECTORS.items() if entry.has_neck]
+BOTTLENECKS_ONLY = ("tinaface_gn_dcn",)  # makes the bottlenecks of its backbone deformable, and refuses one without
 
 
 @pytest.mark.parametrize("detector", WITH_NECK)
 @pytest.mark.parametrize("neck", NECKS)
 def test_every_detector_counts_on_every_neck(detector, neck):
-    assert all(count > 0 for count in _parts(f"{detector}:resnet18:{neck}").values())
+    backbone = "resnet50" if detector in BOTTLENECKS_ONLY else "resnet18"
+    assert all(count > 0 for count in _parts(f"{detector}:{backbone}:{neck}").values())
 
 
 @pytest.mark.slow
@@ -106,6 +108,8 @@ def test_every_detector_counts_on_every_neck(detector, neck):
 @pytest.mark.parametrize("neck", NECKS)
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_the_whole_grid_counts(detector, neck, backbone):
+    if detector in BOTTLENECKS_ONLY and not backbone.startswith(("resnet50", "resnet101", "resnet152", "bh_resnet50")):
+        pytest.skip("its backbone has no bottlenecks")
     assert all(count > 0 for count in _parts(f"{detector}:{backbone}:{neck}").values())
 
 
