@@ -39,8 +39,9 @@ FIGURES = ("ap50_all", "ap50_tiny1", "ap50_tiny2", "ap50_tiny3", "ap50_small", "
 
 def as_faces(table: Annotations) -> Annotations:
     """The same boxes, all of one class."""
+    one = {name: np.where(column >= 0, 0, -1) for name, column in table.extra.items() if name == "category"}
     labels = np.where(table.labels >= 0, 0, -1)
-    return replace(table, labels=labels, classes=("face",), category_ids=(1,))
+    return replace(table, labels=labels, extra=table.extra | one, classes=("face",), category_ids=(1,))
 
 
 def as_face(found: Detections) -> Detections:
