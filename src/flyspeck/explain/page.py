@@ -11,10 +11,10 @@ from PIL import Image
 
 from flyspeck.explain.cases import Case
 from flyspeck.explain.subjects import Subject
-from flyspeck.report import figures as fig
 from flyspeck.report import tables
 from flyspeck.report.crops import data_uri, image
 from flyspeck.report.html import render_page
+from flyspeck.report.similarity import similarity_figure
 
 
 @dataclass(frozen=True)
@@ -109,21 +109,5 @@ def _similarity(similarity: Sequence[dict[str, Any]], names: Sequence[str]) -> s
 
 
 def _history(subject: Subject) -> str:
-    series = [
-        fig.Series(level, [e for e, _ in points], [v for _, v in points]) for level, points in subject.history.items()
-    ]
-    chart = fig.line_chart(
-        series,
-        title=f"Similarity to the teacher: {subject.name}",
-        description="Linear CKA of student and teacher on the training batches over the epochs, one line a level.",
-        x_label="epoch",
-        y_label="CKA",
-        y_range=(0, 1),
-    )
-    rows = [
-        [level, *(tables.number(v) for v in (points[0][1], points[-1][1]))] for level, points in subject.history.items()
-    ]
-    data = tables.table(
-        ["level", "first epoch", "last epoch"], rows, caption=f"Similarity to the teacher: {subject.name}"
-    )
-    return f'<figure class="half"><h3>{escape(subject.name)}</h3>{chart}</figure>{data}'
+    chart, data = similarity_figure(subject.name, subject.history, heading=subject.name)
+    return chart + data

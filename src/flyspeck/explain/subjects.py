@@ -17,6 +17,7 @@ from flyspeck.explain.cases import Window
 from flyspeck.explain.similarity import View
 from flyspeck.infer.torch_model import match_channels, to_batch
 from flyspeck.models.detector import Detector
+from flyspeck.report.similarity import History, similarity_history
 from flyspeck.train.build import load_described
 from flyspeck.types import ImageBatch
 
@@ -29,7 +30,7 @@ class Subject:
     detector: Detector
     enlarge: Enlarge
     """As its training saw pictures."""
-    history: dict[str, list[tuple[float, float]]]
+    history: History
     """Level to (epoch, similarity to its teacher), where its training logged that."""
 
     def view(self, pixels: np.ndarray, boxes: np.ndarray, region: Window) -> View:
@@ -57,24 +58,18 @@ def load_subjects(paths: Sequence[Path], *, device: str = "cpu") -> list[Subject
     return subjects
 
 
-def read_similarities(path: Path) -> dict[str, list[tuple[float, float]]]:
+def read_similarities(path: Path) -> History:
     """`P2` to (epoch, value) from the figures `similarity_P2` in a run folder's `metrics.jsonl`; empty where it has none."""
-    found: dict[str, list[tuple[float, float]]] = {}
     file = path / "metrics.jsonl"
     if not file.is_file():
-        return found
+        return {}
+    records: list[dict[str, Any]] = []
     for line in file.read_text(encoding="utf-8").splitlines():
         try:
-            record: dict[str, Any] = json.loads(line)
+            records.append(json.loads(line))
         except json.JSONDecodeError:
             break  # cut off in the middle of a line
-        if record.get("kind") != "epoch":
-            continue
-        for group in ("observed", "figures"):
-            for key, value in record.get(group, {}).items():
-                if key.startswith("similarity_"):
-                    found.setdefault(key.removeprefix("similarity_"), []).append((float(record["epoch"]), float(value)))
-    return found
+    return similarity_history(record for record in records if record.get("kind") == "epoch")
 
 
 def region_around(window: Window, size: tuple[int, int], most: int) -> Window:

@@ -22,6 +22,7 @@ from flyspeck.report import tables
 from flyspeck.report.crops import Picture, data_uri, image, to_html, worst_pictures
 from flyspeck.report.diagnosis import FATES, SIZES, Curve, Diagnosis, Rate, diagnose, miss_rates
 from flyspeck.report.runs import RunReport
+from flyspeck.report.similarity import similarity_figure, similarity_history
 
 # What the page may do is stated in the page: run its own script, show its own pictures, and reach nothing else.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -283,6 +284,10 @@ def _training(runs: Sequence[RunReport]) -> str:
             y_label=unit,
         )
         parts.append(f'<figure class="half"><h3>{escape(head)}</h3>{chart}</figure>')
+    for run in runs:
+        if likeness := similarity_history(run.history):
+            chart, data = similarity_figure(run.name, likeness, heading=f"similarity to the teacher, {run.name}")
+            parts += [chart, _behind(f"Similarity by level, {run.name}", data)]
     rows = []
     for run in runs:
         for record in run.history:
