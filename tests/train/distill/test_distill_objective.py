@@ -202,6 +202,17 @@ def test_dense_terms_follow_the_teachers_confidence() -> None:
     assert_close(distance, torch.tensor(1.0 - 0.11 / 2), atol=1e-4, rtol=0)
 
 
+def test_softened_background_outweighs_an_object() -> None:
+    # One object that the student misses among 1000 anchors of background, on which both are sure, if not equally.
+    teacher, student = torch.full((1, 1000, 1), -9.0), torch.full((1, 1000, 1), -6.0)
+    teacher[0, 0] = 5.0
+    parts = {}
+    for temperature in (1.0, 2.0):
+        apart = bernoulli_kl(student, teacher, temperature=temperature)[0, :, 0]
+        parts[temperature] = float(apart[1:].sum() / apart[0])
+    assert parts[1.0] < 0.5 < 3 < parts[2.0]
+
+
 def test_gradient_norms_become_proportional() -> None:
     torch.manual_seed(0)
     m = torch.randn(2, 3, 4, 4, requires_grad=True)

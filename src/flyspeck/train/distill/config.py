@@ -54,7 +54,10 @@ class DistillConfig(BaseModel):
     adaptive: Literal["none", "uncertainty", "gradient_norm"] = "none"
     """Weights that follow training: learnt uncertainty of each term, or gradients of one length."""
     temperature: float = Field(default=2.0, gt=0)
-    """Of softened class scores (`response`)."""
+    """Of class scores that are a softmax (`response`)."""
+    sigmoid_temperature: float = Field(default=1.0, gt=0)
+    """Of scores that are sigmoids, objectness included (`response`). Above 1, the tens of thousands of anchors that show
+    background outweigh the objects."""
     regions: int = Field(default=128, ge=1)
     """The teacher's best proposals a picture, which both box heads look at (`response` of two-stage detectors)."""
     teacher_scale: float | None = Field(default=None, gt=0)

@@ -112,6 +112,7 @@ def response_terms(
         student,
         teacher.detector,
         temperature=config.temperature,
+        sigmoid_temperature=config.sigmoid_temperature,
         regions=config.regions,
         teacher_scale=teacher.scale,
     )

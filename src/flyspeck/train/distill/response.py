@@ -1,9 +1,10 @@
 """The response-based baseline: the student learns the teacher's class scores and boxes (Hinton et al., 2015,
 arXiv:1503.02531; for two-stage detectors Chen et al., NeurIPS 2017).
 
-A one-stage head is compared at every anchor or point: per-class Bernoulli distributions for sigmoid scores, softened by the
-temperature, and box outputs. Nearly all anchors show background, so sums are divided by the teacher's total confidence, and
-box terms count each anchor by it. A two-stage head is compared twice: the proposal network like a one-stage head, and both
+A one-stage head is compared at every anchor or point: per-class Bernoulli distributions for sigmoid scores, and box outputs.
+Nearly all anchors show background, so sums are divided by the teacher's total confidence, and box terms count each anchor by
+it; softening by a temperature of its own (`sigmoid_temperature`) is off by default, because it lifts the scores of all that
+background. A two-stage head is compared twice: the proposal network like a one-stage head, and both
 box heads on the teacher's best proposals, by softmax with the temperature.
 
 Both heads must be of one kind, on the same anchors or points; classes are aligned by name.
@@ -61,7 +62,14 @@ class ResponseTerms(nn.Module):
     """The terms of final outputs; `observe` and `forward` as in `FeatureTerms`, with `watched(student)` in between."""
 
     def __init__(
-        self, student: Detector, teacher: Detector, *, temperature: float, regions: int, teacher_scale: float = 1.0
+        self,
+        student: Detector,
+        teacher: Detector,
+        *,
+        temperature: float,
+        regions: int,
+        sigmoid_temperature: float = 1.0,
+        teacher_scale: float = 1.0,
     ) -> None:
         super().__init__()
         _check_heads(student, teacher, teacher_scale)
@@ -73,7 +81,7 @@ class ResponseTerms(nn.Module):
                 fix="use a teacher of the same classes, or a method of features",
             )
         self.classes = (own, theirs)
-        self.temperature, self.regions = temperature, regions
+        self.temperature, self.sigmoid_temperature, self.regions = temperature, sigmoid_temperature, regions
 
     def observe(self, teacher: Detector, images: ImageBatch) -> TeacherOutputs:
         """The teacher's dense outputs, and of a two-stage teacher its regions and what it says of them."""
@@ -112,11 +120,11 @@ class ResponseTerms(nn.Module):
             own["boxes"],
             given["logits"].float()[..., teacher_columns] if pick else given["logits"].float(),
             given["boxes"].float(),
-            temperature=self.temperature,
+            temperature=self.sigmoid_temperature,
         )
         if isinstance(head, FCOSHead):
             confidence = torch.sigmoid(given["logits"].float()[..., teacher_columns]).amax(-1, keepdim=True)
-            apart = bernoulli_kl(own["centerness"], given["centerness"].float(), temperature=self.temperature)
+            apart = bernoulli_kl(own["centerness"], given["centerness"].float(), temperature=self.sigmoid_temperature)
             found["centerness"] = (apart * confidence).sum() / confidence.sum().clamp(min=1.0)
         if isinstance(head, FasterRCNNHead):
             found |= self._region_terms(head, maps, given, images)
