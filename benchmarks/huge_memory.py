@@ -1,17 +1,19 @@
-"""Peak memory and time on giant rasters: `python benchmarks/huge_memory.py RUN --size 12000x9000`, then with twice the sides.
+"""Peak memory and time on giant rasters: `python benchmarks/huge_memory.py RUN`.
 
-A tiled GeoTIFF of that width and height is generated from repeated scenes (once; --keep names it), then predicted to the
-result files by this process. What is reported: resident memory after import and model load, the peak beyond it while
-predicting, read every 20 ms, the process's own high-water mark, seconds for each megapixel, and boxes. `--limit` ends with an
-error when the peak beyond model load is over it. `--spots` takes a train-free detector of bright spots in place of RUN's.
+Tiled GeoTIFFs are generated from repeated scenes (`--folder` keeps them) and predicted to COCO and GeoPackage, each in a
+process of its own: 12000x9000 and 24000x18000 by RUN's detector, its score threshold set so that a megapixel gives `--boxes`
+boxes; then 20000x15000 and 40000x30000 by a detector of bright spots that needs no training, so that reading, merging and
+writing are what counts. Reported: resident memory after import and model load, the peak beyond it while predicting (read every
+20 ms), the process's own high-water mark, and seconds a megapixel. Last, a merge of a million boxes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from verdict import RESULTS, Claim, at_most, conclude
 
 from flyspeck.data.scenes import generate_scene
 from flyspeck.infer.outputs import open_writers
@@ -96,59 +99,53 @@ class Watch:
         self._thread.join()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path, nargs="?", help="a run folder; left out with --spots")
-    parser.add_argument("--size", default="12000x9000", help="width x height")
-    parser.add_argument("--spots", action="store_true")
-    parser.add_argument("--tile", default="512x640")
-    parser.add_argument("--overlap", type=int, default=64)
-    parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--readers", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--keep", type=Path, default=None, help="where the raster lies, or is to lie")
-    parser.add_argument("--limit", type=float, default=0, help="MB beyond model load")
-    parser.add_argument("--out", type=Path, default=None, help="json for the figures")
-    asked = parser.parse_args()
-    width, height = (int(v) for v in asked.size.split("x"))
+def network_spots(model: Any, path: Path, tile: tuple[int, int], boxes: float) -> float:
+    """The score from which the tiles along the raster's first rows give `boxes` a megapixel."""
+    import rasterio
+
+    scores, pixels = [], 0
+    with rasterio.open(path) as file:
+        for x in range(0, min(file.width, 16 * tile[1]) - tile[1], 2 * tile[1]):
+            window = np.moveaxis(file.read(window=((0, tile[0]), (x, x + tile[1]))), 0, 2)
+            scores.append(model([window])[0].scores)
+            pixels += tile[0] * tile[1]
+    ranked = np.sort(np.concatenate(scores))[::-1]
+    return float(ranked[min(len(ranked) - 1, round(boxes * pixels / 1e6))])
+
+
+def predict_one(asked: argparse.Namespace, path: Path) -> dict[str, Any]:
+    """Figures of one raster, in this process."""
     tile = tuple(int(v) for v in asked.tile.split("x"))
+    model, classes, score = bright_spots, ("spot",), 0.0
+    if not asked.spots:
+        import torch
+
+        from flyspeck.infer.torch_model import TorchModel
+        from flyspeck.train.build import load_detector
+
+        torch.set_num_threads(asked.threads)
+        model = TorchModel(load_detector(asked.run))
+        classes, score = model.classes, network_spots(model, path, tile, asked.boxes)
+    import rasterio  # noqa: F401 - loaded before the base is taken, as the model is
+
+    predictor = Predictor(
+        model, tile=tile, overlap=asked.overlap, batch_size=asked.batch_size, score_threshold=score, readers=1
+    )
     with tempfile.TemporaryDirectory() as folder:
-        path = asked.keep or Path(folder) / "huge.tif"
-        if not path.is_file():
-            start = time.perf_counter()
-            write_raster(path, width, height)
-            print(
-                f"{path.name}: {width}x{height}, {path.stat().st_size / 1e6:.0f} MB, {time.perf_counter() - start:.0f} s to make"
-            )
-        model: Any = bright_spots
-        classes = ("spot",)
-        if not asked.spots:
-            import torch
-
-            from flyspeck.infer.torch_model import TorchModel
-            from flyspeck.train.build import load_detector
-
-            if asked.threads:
-                torch.set_num_threads(asked.threads)
-            model = TorchModel(load_detector(asked.run))
-            classes = model.classes
-        import rasterio  # noqa: F401 - loaded before the base is taken, as the model is
-
-        predictor = Predictor(
-            model, tile=(tile[0], tile[1]), overlap=asked.overlap, batch_size=asked.batch_size, readers=asked.readers
-        )
         journal = TileJournal(Path(folder) / "tiles", {}, fresh=True)
         writers = open_writers(Path(folder), ("coco", "gpkg"), classes=classes)
         base, start = resident_mb(), time.perf_counter()
+        cpu = time.process_time()
         with Watch() as watch:
             (result,) = predictor.stream([Item("huge.tif", path, 1)], journal=journal)
             for writer in writers:
                 writer.add(result)
                 writer.close()
-        seconds = time.perf_counter() - start
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
         journal.close()
     pixels = result.detections.image_size[0] * result.detections.image_size[1] / 1e6
-    figures = {
+    return {
+        "detector": "bright spots" if asked.spots else asked.run.name,
         "megapixels": pixels,
         "tiles": result.num_tiles,
         "boxes": len(result.detections),
@@ -156,14 +153,77 @@ def main() -> None:
         "peak_beyond_base_mb": round(watch.peak - base),
         "high_water_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "seconds": round(seconds, 1),
-        "seconds_per_megapixel": round(seconds / pixels, 4),
-        "machine": platform.processor() or platform.machine(),
+        "cpu_seconds": round(cpu, 1),
+        "cpu_ms_per_megapixel": round(1000 * cpu / pixels, 3),
     }
-    print("  ".join(f"{key} {value}" for key, value in figures.items()))
-    if asked.out is not None:
-        asked.out.write_text(json.dumps(figures, indent=1))
-    if asked.limit and watch.peak - base > asked.limit:
-        raise SystemExit(f"the peak is over the limit of {asked.limit:.0f} MB")
+
+
+def claims_of(rows: dict[str, dict[str, Any]], merged: dict[str, Any]) -> list[Claim]:
+    """The verdicts on what was run."""
+    claims = []
+    for name in ("12000x9000", "24000x18000"):
+        if name in rows:
+            what = f"{name}, {rows[name]['boxes']} boxes: the peak beyond import and model load stays under 400 MB"
+            claims.append(at_most(what, rows[name]["peak_beyond_base_mb"], 400, " MB"))
+    if "40000x30000" in rows:
+        what = f"40000x30000, {rows['40000x30000']['boxes']} boxes: the whole process stays under 2 GB"
+        claims.append(at_most(what, rows["40000x30000"]["high_water_mb"], 2000, " MB"))
+    for small, large in (("12000x9000", "24000x18000"), ("20000x15000", "40000x30000")):
+        if small in rows and large in rows:
+            ratio = rows[large]["cpu_ms_per_megapixel"] / rows[small]["cpu_ms_per_megapixel"]
+            what = f"time is linear in the area: a megapixel of {large} costs no more than 1.1 of one of {small}"
+            claims.append(at_most(what, ratio, 1.1, "x"))
+    claims.append(at_most(f"a merge of {merged['boxes']} boxes takes under 10 s", merged["seconds"], 10, " s"))
+    return claims
+
+
+def merge_a_million(count: int) -> dict[str, Any]:
+    """Seconds of the default merge of that many boxes, read as `benchmarks/merge.py` makes them."""
+    from merge import reported
+
+    from flyspeck.infer.merge import merge
+
+    found, tiles, owner = reported(count)
+    start = time.perf_counter()
+    kept = merge(found, tiles=tiles, tile_index=owner)
+    return {"boxes": len(found), "kept": len(kept), "seconds": round(time.perf_counter() - start, 2)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--sizes", default="12000x9000,24000x18000", help="width x height, by RUN's detector")
+    parser.add_argument("--spot-sizes", default="20000x15000,40000x30000", help="by the detector of bright spots")
+    parser.add_argument("--boxes", type=float, default=180, help="a megapixel; 180 are 19,500 on 12000x9000")
+    parser.add_argument("--merge-boxes", type=int, default=1_000_000)
+    parser.add_argument("--tile", default="512x640")
+    parser.add_argument("--overlap", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--folder", type=Path, help="where the rasters lie, or are to lie")
+    parser.add_argument("--out", type=Path, default=RESULTS / "huge_memory.json")
+    parser.add_argument("--spots", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.one:
+        print(json.dumps(predict_one(asked, asked.one)))
+        return
+    rows: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = asked.folder or Path(scratch)
+        for sizes, extra in ((asked.sizes, []), (asked.spot_sizes, ["--spots"])):
+            for size in filter(None, sizes.split(",")):
+                path = folder / f"huge-{size}.tif"
+                if not path.is_file():
+                    width, height = (int(v) for v in size.split("x"))
+                    write_raster(path, width, height)
+                call = [sys.executable, __file__, *sys.argv[1:], *extra, "--one", str(path)]
+                done = subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True)
+                rows[size] = json.loads(done.stdout.splitlines()[-1])
+                print(f"{size}:", "  ".join(f"{key} {value}" for key, value in rows[size].items()), flush=True)
+    merged = merge_a_million(asked.merge_boxes)
+    figures = {"tile": asked.tile, "overlap": asked.overlap, "threads": asked.threads, "rasters": rows, "merge": merged}
+    conclude(figures, claims_of(rows, merged), asked.out)
 
 
 if __name__ == "__main__":

@@ -1,45 +1,52 @@
 """flyspeck against SAHI and supervision's InferenceSlicer: one detector, one large picture, as many tiles, end to end.
 
-    python benchmarks/sahi_compare.py --run RUN [--exported MODEL.onnx|MODEL.xml ...] [--repeats 5] [--threads 2] [--out FILE]
-    python benchmarks/sahi_compare.py --torchvision fasterrcnn_mobilenet_v3_large_320_fpn --score 0.02
+    python benchmarks/sahi_compare.py RUN [--engines onnx,openvino] [--size 3000x4000] [--repeats 5] [--threads 2] [--out FILE]
 
 Needs `pip install sahi==0.12.8` beside the extras `export` and `supervision`. All get the decoded picture (decoding is timed
 apart) and return merged boxes of at least `--score`. SAHI runs with `batch_size=8` through its own wrapper of torchvision
 detectors, which passes the tiles one by one, and once more through a wrapper that passes batches ("sahi batched").
 Methods alternate; a figure is the median over rounds, a ratio the median of ratios within a round. The network's own time is
-that of the same model on the same tiles, cut beforehand, in batches of 8. With `--torchvision` weights are random and the
-detector is torchvision's own: times only, no AP.
+that of the same model on the same tiles, cut beforehand, in batches of 8.
+
+Two detectors. torchvision's own Faster R-CNN (`--torchvision`) with random weights, its score threshold set so that a tile
+gives `--boxes` boxes: times only. And RUN, trained on generated scenes, behind torchvision's interface: eager and as
+exported engines (`--engines`), with AP on the picture, which is such a scene.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from verdict import RESULTS, Claim, at_least, at_most, conclude
 
+from flyspeck.data.annotations import Annotations
 from flyspeck.data.images import read_image
 from flyspeck.data.readers import read_annotations
+from flyspeck.data.scenes import KINDS
 from flyspeck.data.scenes.dataset import write_scenes
 from flyspeck.evaluate import DetectionTable, evaluate
-from flyspeck.infer.load import load_model
+from flyspeck.export.benchmark import build_engines, check_engines
+from flyspeck.export.pictures import PictureSet
 from flyspeck.infer.merge import MergeRule
 from flyspeck.infer.predictor import Predictor
 from flyspeck.infer.tiles import grid
 from flyspeck.infer.torch_model import TorchModel
-from flyspeck.train.build import load_detector
+from flyspeck.train.build import load_described, load_detector
 from flyspeck.types import Detections, ImageBatch
 
 SIDE, OVERLAP, BATCH, IOU = 320, 64, 8, 0.5
+SLACK = 0.1  # points of AP50: the methods merge by rules of their own
 Model = Callable[[list[np.ndarray]], list[Detections]]
 
 
@@ -190,62 +197,114 @@ def _by_size(tiles: list[np.ndarray], model: Model) -> list[Detections]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path)
-    parser.add_argument("--torchvision")
-    parser.add_argument("--exported", type=Path, nargs="*", default=[])
-    parser.add_argument("--precision", default="fp32", help="of an OpenVINO file: fp32 or bf16")
-    parser.add_argument("--size", default="3000x4000")
+    parser.add_argument("run", type=Path, help="a run folder; its detector knows the classes of generated scenes")
+    parser.add_argument("--torchvision", default="fasterrcnn_mobilenet_v3_large_320_fpn", help="'' leaves it out")
+    parser.add_argument("--boxes", type=int, default=11, help="boxes a tile of torchvision's detector")
+    parser.add_argument("--engines", default="onnx,openvino,openvino bf16", help="exported forms of RUN; '' for none")
+    parser.add_argument("--kind", default="sea", choices=KINDS, help="of the generated scene")
+    parser.add_argument("--size", default="3000x4000", help="height x width")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--score", type=float, default=0.25)
-    parser.add_argument("--skip", nargs="*", default=[], help="methods to leave out, such as sahi")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--skip", nargs="*", default=[], help="methods to leave out, such as 'sahi batched'")
+    parser.add_argument("--out", type=Path, default=RESULTS / "sahi_compare.json")
     options = parser.parse_args()
-    if (options.run is None) == (options.torchvision is None):
-        sys.exit("give one of --run and --torchvision")
     torch.set_num_threads(options.threads)
     height, width = (int(v) for v in options.size.split("x"))
+    reports = []
     with tempfile.TemporaryDirectory() as folder:
-        truth = read_annotations(write_scenes(Path(folder), num_images=1, seed=2, height=height, width=width))
-        path = truth.path(0)
+        scenes = write_scenes(Path(folder), num_images=1, seed=2, height=height, width=width, kind=options.kind)
+        truth = read_annotations(scenes)
         start = time.perf_counter()
-        picture = np.asarray(read_image(path))
+        picture = np.asarray(read_image(truth.path(0)))
         decoding = time.perf_counter() - start
-        methods = _methods(options)
-        seconds, found = _rounds(methods, picture, options.repeats)
-        report = _report(options, seconds, found, decoding, None if options.torchvision else truth)
-        report["tiles"] = len(grid((height, width), (SIDE, SIDE), OVERLAP))
-    print(_text(report))
-    if options.out:
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+        if options.torchvision:
+            methods, score = _torchvision_methods(options, picture)
+            found = _rounds(_without(methods, options.skip), picture, options.repeats)
+            reports.append(_report(options.torchvision, score, *found, None))
+        found = _rounds(_without(_run_methods(options), options.skip), picture, options.repeats)
+        reports.append(_report(str(load_described(options.run)[1]["model"]["name"]), options.score, *found, truth))
+    tiles = len(grid((height, width), (SIDE, SIDE), OVERLAP))
+    print(f"{options.size}, {tiles} tiles of {SIDE}, {options.threads} threads, decoding {decoding:.2f} s")
+    claims = []
+    for report in reports:
+        print(_text(report))
+        claims += _claims(report)
+    figures = {"size": options.size, "tiles": tiles, "objects": len(truth.boxes), "threads": options.threads}
+    figures |= {"versions": _versions(), "decoding_seconds": decoding, "detectors": reports}
+    conclude(figures, claims, options.out)
 
 
-def _methods(options: argparse.Namespace) -> dict[str, Callable[[np.ndarray], Any]]:
-    if options.run is not None:
-        module: nn.Module = AsTorchvision(options.run).eval()
-        eager, _ = load_model(options.run)
-        classes = len(eager.classes)
-    else:
-        import torchvision
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("sahi", "supervision", "torch", "torchvision", "onnxruntime", "openvino")}
 
-        torch.manual_seed(0)
-        module = torchvision.models.get_model(options.torchvision, weights=None, weights_backbone=None, num_classes=4)
-        module = module.eval()
-        eager, classes = as_model(module), 4
+
+def _without(
+    methods: dict[str, Callable[[np.ndarray], Any]], names: list[str]
+) -> dict[str, Callable[[np.ndarray], Any]]:
+    return {name: method for name, method in methods.items() if name not in names}
+
+
+def _torchvision_methods(
+    options: argparse.Namespace, picture: np.ndarray
+) -> tuple[dict[str, Callable[[np.ndarray], Any]], float]:
+    """The methods, and the score from which a tile has as many boxes as asked for."""
+    import torchvision
+
+    torch.manual_seed(0)
+    module = torchvision.models.get_model(options.torchvision, weights=None, weights_backbone=None, num_classes=4)
+    tiles = [np.ascontiguousarray(picture[:SIDE, x : x + SIDE]) for x in range(0, picture.shape[1] - SIDE, 2 * SIDE)]
+    _spread_scores(module.eval(), tiles)
+    model = as_model(module)
+    scores = np.sort(np.concatenate([found.scores for found in model(tiles)]))[::-1]
+    score = float(scores[min(len(scores) - 1, options.boxes * len(tiles))])
+    return {
+        "network": network_method(model),
+        "flyspeck": flyspeck_method(model, score),
+        "sahi": sahi_method(module, score, 4, batched=False),
+        "sahi batched": sahi_method(module, score, 4, batched=True),
+        "supervision": supervision_method(model, score),
+    }, score
+
+
+@torch.no_grad()
+def _spread_scores(module: nn.Module, tiles: list[np.ndarray]) -> None:
+    """Random weights give every box the same score; statistics of the norms from `tiles` and a wider last layer do not."""
+    pictures = [torch.from_numpy(tile).permute(2, 0, 1).float() / 255 for tile in tiles]
+    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None
+        norm.train()
+    module(pictures)
+    module.eval()
+    last, logits = module.roi_heads.box_predictor.cls_score, []  # type: ignore[union-attr]
+    hook = last.register_forward_hook(lambda _, __, out: logits.append(out))  # type: ignore[union-attr]
+    module(pictures)
+    hook.remove()
+    last.weight.mul_(2 / torch.cat(logits).std(dim=0, keepdim=True).T)  # type: ignore[union-attr]
+
+
+def _run_methods(options: argparse.Namespace) -> dict[str, Callable[[np.ndarray], Any]]:
+    module = AsTorchvision(options.run).eval()
+    detector, description = load_described(options.run)
+    eager = TorchModel(detector)
     methods: dict[str, Callable[[np.ndarray], Any]] = {
         "network": network_method(eager),
         "flyspeck": flyspeck_method(eager, options.score),
-        "sahi": sahi_method(module, options.score, classes, batched=False),
-        "sahi batched": sahi_method(module, options.score, classes, batched=True),
+        "sahi": sahi_method(module, options.score, len(eager.classes), batched=False),
+        "sahi batched": sahi_method(module, options.score, len(eager.classes), batched=True),
         "supervision": supervision_method(eager, options.score),
     }
-    for path in options.exported:
-        precision = options.precision if path.suffix == ".xml" else "fp32"
-        model, told = load_model(path, precision=precision)
-        name = f"{path.name} {told['precision'] if told['precision'] != 'fp32' else precision}"
+    names = [name.strip() for name in options.engines.split(",") if name.strip()]
+    check_engines(names)
+    nothing = PictureSet((), None, "nothing")  # no engine that is calibrated on pictures
+    built = build_engines(detector, description, names, nothing, num_tiles=0, say=lambda line: None)
+    for name, model in built.items():
+        if isinstance(model, str):
+            sys.exit(f"{name}: {model}")
         methods[f"network, {name}"] = network_method(model)
         methods[f"flyspeck, {name}"] = flyspeck_method(model, options.score)
-    return {name: method for name, method in methods.items() if name not in options.skip}
+    return methods
 
 
 def _rounds(
@@ -265,43 +324,67 @@ def _rounds(
 
 
 def _report(
-    options: argparse.Namespace, seconds: dict[str, list[float]], found: dict[str, Any], decoding: float, truth: Any
+    detector: str, score: float, seconds: dict[str, list[float]], found: dict[str, Any], truth: Annotations | None
 ) -> dict[str, Any]:
     rows = []
     for name, times in seconds.items():
         own = "network" if "," not in name else "network," + name.split(",", 1)[1]
         row: dict[str, Any] = {"method": name, "seconds": statistics.median(times), "rounds": times}
         if own in seconds:
-            pairs = zip(times, seconds[own], strict=True)
-            row["of_network"] = statistics.median(a / b for a, b in pairs)
-        if "sahi" in seconds:
-            row["sahi_over_this"] = statistics.median(a / b for a, b in zip(seconds["sahi"], times, strict=True))
+            row["of_network"] = statistics.median(a / b for a, b in zip(times, seconds[own], strict=True))
+        for other in ("sahi", "supervision"):
+            if other in seconds:
+                pairs = zip(seconds[other], times, strict=True)
+                row[f"{other}_over_this"] = statistics.median(a / b for a, b in pairs)
         if found[name] is not None:
             row["boxes"] = len(found[name])
             if truth is not None:
                 result = evaluate(truth, DetectionTable.from_list([found[name]], truth), "flyspeck")
                 row["ap50"] = {a: result.value(metric="AP", iou=0.5, area=a) for a in ("all", "tiny")}
         rows.append(row)
-    return {
-        "detector": str(options.torchvision or options.run.name),
-        "size": options.size,
-        "threads": options.threads,
-        "score": options.score,
-        "decoding_seconds": decoding,
-        "rows": rows,
-    }
+    return {"detector": detector, "score": score, "rows": rows}
+
+
+def _claims(report: dict[str, Any]) -> list[Claim]:
+    """The verdicts; of several exported engines the fastest is judged."""
+    rows = {row["method"]: row for row in report["rows"]}
+    eager, named = rows["flyspeck"], report["detector"]
+    claims = [
+        at_most(f"{named}: eager, all of it takes at most 1.08 of the network's own time", eager["of_network"], 1.08)
+    ]
+    for other, factor in (("sahi", 1.35), ("supervision", 1.0)):
+        if other in rows:
+            what = f"{named}: eager at least {factor:g} times as fast as {other}"
+            claims.append(at_least(what, eager[f"{other}_over_this"], factor, "x"))
+    exported = [row for name, row in rows.items() if name.startswith("flyspeck, ")]
+    if exported:
+        best = min(exported, key=lambda row: row["seconds"])
+        engine = best["method"].removeprefix("flyspeck, ")
+        what = f"{named}, {engine}: all of it takes at most 1.25 of the engine's own time"
+        claims.append(at_most(what, best["of_network"], 1.25))
+        if "sahi" in rows:
+            claims.append(
+                at_least(f"{named}, {engine}: at least 4 times as fast as sahi", best["sahi_over_this"], 4, "x")
+            )
+            for area in ("all", "tiny"):
+                gap = 100 * (best["ap50"][area] - rows["sahi"]["ap50"][area])
+                claims.append(at_least(f"{named}, {engine}: AP50 ({area}) not below sahi's", gap, -SLACK, " points"))
+    return claims
 
 
 def _text(report: dict[str, Any]) -> str:
-    lines = [f"{report['size']}, {report['tiles']} tiles of {SIDE}, decoding {report['decoding_seconds']:.2f} s"]
-    lines.append(f"{'method':<34}{'s':>8}{'/network':>10}{'SAHI/this':>11}{'boxes':>8}{'AP50':>7}{'tiny':>7}")
+    lines = [f"{report['detector']}, score from {report['score']:.3f}"]
+    heads = ("s", "/network", "SAHI/this", "sv/this", "boxes", "AP50", "tiny")
+    lines.append(f"{'method':<26}" + "".join(f"{head:>11}" for head in heads))
     for row in report["rows"]:
         ap = row.get("ap50", {})
-        cells = [f"{100 * ap[a]:.1f}" if a in ap else "–" for a in ("all", "tiny")]
-        lines.append(
-            f"{row['method']:<34}{row['seconds']:>8.2f}{row.get('of_network', 0):>10.3f}"
-            f"{row.get('sahi_over_this', 0):>11.2f}{row.get('boxes', '–'):>8}{cells[0]:>7}{cells[1]:>7}"
-        )
+        cells = [f"{row['seconds']:.2f}"]
+        cells += [
+            f"{row[key]:.3f}" if key in row else "–"
+            for key in ("of_network", "sahi_over_this", "supervision_over_this")
+        ]
+        cells += [str(row.get("boxes", "–")), *(f"{100 * ap[a]:.2f}" if a in ap else "–" for a in ("all", "tiny"))]
+        lines.append(f"{row['method']:<26}" + "".join(f"{cell:>11}" for cell in cells))
     return "\n".join(lines)
 
 

@@ -10,7 +10,6 @@ repeats; on a machine with other work, `cpu_ratio` (processor time with skipping
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import tempfile
@@ -21,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from verdict import RESULTS, at_least, at_most, conclude
 
 from flyspeck.boxes import iou
 from flyspeck.data.scenes import KINDS, plan
@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--threshold", type=float, default=None, help="of the look; the trained one's own by default")
     parser.add_argument("--audit", type=float, default=0.05)
     parser.add_argument("--dense-only", action="store_true")
-    parser.add_argument("--out", type=Path, default=None, help="json for the figures")
+    parser.add_argument("--out", type=Path, default=RESULTS / "skip.json")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     height, width = (int(v) for v in asked.size.split("x"))
@@ -151,20 +151,22 @@ def main() -> None:
                 rows.append(row)
                 print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
     sparse = [row for row in rows if row["picture"].startswith("sparse")]
+    claims = []
     if sparse:
         objects = sum(row["objects"] for row in sparse)
         lost = sum((row["recall"] - row["recall_skip"]) * row["objects"] for row in sparse if row["objects"])
         total = sum(row["plain_s"] for row in sparse) / sum(row["skip_s"] for row in sparse)
-        print(
-            f"sparse: {total:.2f} times as fast, {100 * lost / max(1, objects):.2f} points of recall lost ({objects} objects)"
+        claims.append(
+            at_least("on sparse pictures skipping is at least 3 times as fast, merge included", total, 3, "x")
         )
+        what = f"it costs under 1 point of the recall of {objects} objects"
+        claims.append(at_most(what, 100 * lost / max(1, objects), 1, " points"))
     for row in rows:
         if row["picture"].startswith("dense"):
-            print(
-                f"dense: {100 * (row['skip_s'] / row['plain_s'] - 1):+.1f} % time, {100 * (row['cpu_ratio'] - 1):+.1f} % work"
-            )
-    if asked.out is not None:
-        asked.out.write_text(json.dumps({"threads": asked.threads, "threshold": threshold, "rows": rows}, indent=1))
+            more = 100 * (row["skip_s"] / row["plain_s"] - 1)
+            claims.append(at_most("on a dense picture it costs under 3 % of the time", more, 3, " %"))
+    figures = {"threads": asked.threads, "look": asked.look, "threshold": threshold, "audit": asked.audit, "rows": rows}
+    conclude(figures, claims, asked.out)
 
 
 if __name__ == "__main__":
