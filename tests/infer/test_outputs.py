@@ -176,3 +176,28 @@ def test_the_plain_journal_keeps_nothing() -> None:
     journal, item = Journal(), Item("a", np.zeros((2, 2), np.uint8), 1)
     journal.record(item, np.array([0, 0, 2, 2]), Detections.empty((2, 2)))
     assert journal.recall(item, (2, 2), np.array([[0, 0, 2, 2]])) == {}
+
+
+def test_a_widerface_submission_comes_back_as_it_went(tmp_path: Path) -> None:
+    from flyspeck.data.annotations import Annotations
+    from flyspeck.evaluate.widerface import read_wider_submission
+
+    boxes = np.array([[1, 2, 5, 8], [10.25, 3.125, 11.25, 4.5], [0, 0, 7, 9]], np.float32)
+    found = Detections(boxes, np.array([0.25, 0.875, 1 / 3], np.float32), np.zeros(3), (30, 40), ("face",))
+    writer = outputs.PerPictureWriter(tmp_path, "widerface")
+    for name, one in (("0--Parade/0_Parade_a.jpg", found), ("1--Shop/b.jpg", found[:0])):
+        writer.add(Result(Item(f"images/{name}", np.zeros((30, 40), np.uint8), 1), one))
+    path = tmp_path / "widerface" / "images" / "0--Parade" / "0_Parade_a.txt"
+    assert path.read_text().splitlines()[:3] == ["0_Parade_a.jpg", "3", "10.25 3.125 1 1.375 0.875"]
+    ids = np.array(["0--Parade/0_Parade_a", "1--Shop/b"], object)
+    none = np.zeros(0)
+    table = Annotations(
+        image_ids=ids, file_names=("a.jpg", "b.jpg"), sizes=np.full((2, 2), -1), image_index=none.astype(int),
+        boxes=np.zeros((0, 4)), labels=none.astype(int), area=none, ignore=none.astype(bool), crowd=none.astype(bool),
+        box_ids=none.astype(int), classes=("face",), category_ids=(1,),
+    )  # fmt: skip
+    again = read_wider_submission(tmp_path / "widerface", table)
+    assert again.notes == ()
+    assert_array_equal(again.image_index, [0, 0, 0])
+    assert_array_equal(again.boxes, boxes[[1, 2, 0]])
+    assert_array_equal(again.scores.astype(np.float32), found.scores[[1, 2, 0]])

@@ -19,7 +19,7 @@ from flyspeck.models.assigners.rfla import RFLA
 from flyspeck.models.assigners.simd import SimD
 from flyspeck.train.assigners import settled_assigner, simd_ratios
 from flyspeck.train.build import build_detector, load_detector
-from flyspeck.train.config import AssignerConfig, ModelConfig, Recipe
+from flyspeck.train.config import AssignerConfig, ModelConfig, Recipe, dump_recipe
 from flyspeck.train.positives import positives_by_size
 from flyspeck.train.run import train
 
@@ -126,6 +126,30 @@ def test_positives_by_size(tmp_path: Path) -> None:
     assert found["assigners"]["center_sampling"]["[2,8)"]["mean"] == 1
     with pytest.raises(UserError, match="takes no assigner"):
         positives_by_size(read_annotations(path), "reppoints:mobilenet_v2")
+
+
+def test_positives_of_a_recipes_own_anchors(tmp_path: Path, make_recipe: Callable[..., Recipe]) -> None:
+    path = write_set(tmp_path, [[8, 8, 6, 6], [20, 20, 6, 6]], pictures=2)
+    # Anchors of 6 px on a stride of 4 fit these objects; those of 64 px do not, and each takes the few that overlap it best.
+    counts = {}
+    for scale in (1.5, 16.0):
+        anchors = {"base_scale": scale, "ratios": [1.0]}
+        recipe = make_recipe(model={"anchors": anchors, "assigner": {"name": "max_iou", "foreground": 0.25}})
+        file = tmp_path / f"{scale}.yaml"
+        file.write_text(dump_recipe(recipe))
+        counts[scale] = positives_by_size(read_annotations(path), str(file))["assigners"]
+    plain = make_recipe(model={"anchors": {"base_scale": 1.5, "ratios": [1.0]}})
+    (tmp_path / "plain.yaml").write_text(dump_recipe(plain))
+    counts["plain"] = positives_by_size(read_annotations(path), str(tmp_path / "plain.yaml"))["assigners"]
+    few, many = counts["plain"]["max_iou"]["[2,8)"]["mean"], counts[1.5]["max_iou"]["[2,8)"]["mean"]
+    assert 1 <= few < many  # the recipe's threshold of 0.25 against the host's
+    assert counts[1.5]["nwd"]["[2,8)"]["mean"] > counts[16.0]["nwd"]["[2,8)"]["mean"]
+    fitted = make_recipe(model={"anchors": {"fit": True}})
+    (tmp_path / "fit.yaml").write_text(dump_recipe(fitted))
+    found = positives_by_size(read_annotations(path), str(tmp_path / "fit.yaml"))["assigners"]
+    assert found["max_iou"]["[2,8)"]["none"] == 0
+    with pytest.raises(UserError, match="no such recipe"):
+        positives_by_size(read_annotations(path), str(tmp_path / "gone.yaml"))
 
 
 def test_inspect_prints_the_table_and_the_json(tmp_path: Path) -> None:

@@ -42,7 +42,9 @@ def inspect(
     samples: int = typer.Option(12, "--samples", min=0, help="How many sample pictures to draw into --out."),
     check_files: bool = typer.Option(True, help="Look for each picture and read its header."),
     assign: bool = typer.Option(False, "--assign", help="Count the positives each label assigner gives to each size."),
-    detector: str = typer.Option("faster_rcnn:mobilenet_v2", "--detector", help="--assign: whose anchors or points."),
+    detector: str = typer.Option(
+        "faster_rcnn:mobilenet_v2", "--detector", help="--assign: whose anchors or points; a recipe too."
+    ),
     format: str | None = FORMAT,
     images: Path | None = IMAGES,
     classes: str | None = CLASSES,

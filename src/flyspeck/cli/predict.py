@@ -39,7 +39,7 @@ def predict(
     readers: int = typer.Option(1, "--readers", help="Threads that decode ahead."),
     device: str = typer.Option("cpu", "--device", help="cpu, cuda, cuda:1, mps."),
     precision: str = typer.Option("fp32", "--precision", help="fp32 or bf16."),
-    format_: str = typer.Option("coco", "--format", help="Some of coco,csv,geojson,gpkg,yolo."),
+    format_: str = typer.Option("coco", "--format", help="Some of coco,csv,geojson,gpkg,widerface,yolo."),
     pictures: int = typer.Option(100, "--pictures", help="Draw the first N pictures; 0 draws none."),
     heat: bool = typer.Option(False, "--heat", help="A heat map of each, not only of pictures over 8000 px."),
     bands: str = typer.Option(None, "--bands", help="Bands of a raster, as in 4,3,2."),

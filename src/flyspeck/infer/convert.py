@@ -112,6 +112,19 @@ def to_yolo(found: Detections) -> str:
     return "".join(f"{k} {' '.join(f'{v:.8g}' for v in box)} {score:.6g}\n" for k, box, score in rows)
 
 
+def to_widerface(found: Detections, name: str) -> str:
+    """WIDER FACE's submission of the picture `name`: its name, the number of boxes, lines `x y w h score`, best score first.
+
+    Boxes are in pixels. The benchmark asks for a file with a count of 0 where nothing was found.
+    """
+    order = np.argsort(-found.scores, kind="stable")
+    corners = found.boxes[order].astype(np.float64)
+    xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+    rows = zip(xywh.tolist(), found.scores[order].tolist(), strict=True)
+    lines = [" ".join(f"{value:.9g}" for value in (*box, score)) for box, score in rows]
+    return "".join(f"{line}\n" for line in (name, str(len(lines)), *lines))
+
+
 def to_geojson(found: Detections, geo: GeoReference | None = None) -> dict[str, Any]:
     """A GeoJSON FeatureCollection, a polygon for every box, in the coordinate system of the picture.
 

@@ -19,7 +19,7 @@ from flyspeck.infer.reading import Result
 from flyspeck.infer.source import GeoReference
 from flyspeck.infer.writer import Writer, disk_full
 
-FORMATS = ("coco", "csv", "geojson", "gpkg", "yolo")
+FORMATS = ("coco", "csv", "geojson", "gpkg", "widerface", "yolo")
 
 
 class _JsonList:
@@ -124,24 +124,34 @@ class CsvWriter(Writer):
         self._file.close()
 
 
+_PLACES = {"yolo": ("labels", ".txt"), "geojson": ("geojson", ".geojson"), "widerface": ("widerface", ".txt")}
+
+
 class PerPictureWriter(Writer):
-    """One small file a picture: YOLO text under `labels/`, or GeoJSON under `geojson/`."""
+    """One small file a picture: YOLO text under `labels/`, GeoJSON under `geojson/`, or WIDER FACE's under `widerface/`."""
 
     def __init__(self, folder: Path, kind: str) -> None:
         self.kind = kind
-        self.folder, self.ending = (folder / "labels", ".txt") if kind == "yolo" else (folder / "geojson", ".geojson")
+        self.folder, self.ending = folder / _PLACES[kind][0], _PLACES[kind][1]
 
     def add(self, result: Result) -> None:
         """See `Writer.add`."""
         path = (self.folder / inside(result.item.name)).with_suffix(self.ending)
-        geo = result.source_geo if isinstance(result.source_geo, GeoReference) else None
-        found = result.detections
-        text = convert.to_yolo(found) if self.kind == "yolo" else json.dumps(convert.to_geojson(found, geo))
+        text = self._text(result)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
         except OSError as error:
             raise disk_full(path, error) from error
+
+    def _text(self, result: Result) -> str:
+        found = result.detections
+        if self.kind == "yolo":
+            return convert.to_yolo(found)
+        if self.kind == "widerface":
+            return convert.to_widerface(found, PurePath(result.item.name).name)
+        geo = result.source_geo if isinstance(result.source_geo, GeoReference) else None
+        return json.dumps(convert.to_geojson(found, geo))
 
     def close(self) -> None:
         """See `Writer.close`."""

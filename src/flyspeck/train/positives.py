@@ -17,39 +17,57 @@ from flyspeck.models.assigners.hosts import assigning_part, priors_of
 from flyspeck.models.detector import Detector
 from flyspeck.models.fcos import FCOSHead
 from flyspeck.train.assigners import settled_assigner
-from flyspeck.train.build import build_detector
-from flyspeck.train.config import AssignerConfig, ModelConfig
+from flyspeck.train.build import build_detector, fitted_anchors
+from flyspeck.train.config import AssignerConfig, ModelConfig, load_recipe
 from flyspeck.types import Targets
 
 PICTURES = 200
 """Pictures looked at, evenly spread over the data set."""
 
 
-def positives_by_size(annotations: Annotations, name: str, *, pictures: int = PICTURES) -> dict[str, Any]:
-    """For every assigner that the detector `name` takes: objects, positives and objects without any, by size bin.
+def positives_by_size(annotations: Annotations, detector: str, *, pictures: int = PICTURES) -> dict[str, Any]:
+    """For every assigner that `detector` takes: objects, positives and objects without any, by size bin.
 
-    Plain values, ready for json. Pictures of unknown size are left out. Raises UserError for a detector that takes no
-    assigner, and where there is nothing to assign.
+    `detector` is a zoo name, with that detector's own anchors, or the path of a recipe, with the recipe's. Plain values, ready
+    for json. Pictures of unknown size are left out. Raises UserError for a detector that takes no assigner, and where there
+    is nothing to assign.
     """
-    host = zoo.parse_name(name).detector
+    model, own = _model(detector)
+    host = zoo.parse_name(model.name).detector
     names = zoo.DETECTORS[host].assigners if host else ()
     if not names:
         can = ", ".join(key for key, entry in zoo.DETECTORS.items() if entry.assigners)
-        raise UserError(f"'{name}' takes no assigner", where="--detector", fix=f"these do: {can}, each with a backbone")
+        raise UserError(
+            f"'{model.name}' takes no assigner", where="--detector", fix=f"these do: {can}, each with a backbone"
+        )
     known = np.flatnonzero((annotations.sizes > 0).all(1))
     rows = known[np.unique(np.linspace(0, len(known) - 1, min(pictures, len(known))).round().astype(int))]
     table = annotations.select_images(rows)
     if not (~table.ignore).any():
         raise UserError("no objects to assign", where=annotations.source, fix="look at a set that has some")
-    # Width and channels change nothing about anchors, points and receptive fields.
-    model = ModelConfig(name=name, width=0.25, channels=16)
+    if model.anchors is not None and model.anchors.fit:
+        finest = zoo.parse_levels(model.levels or zoo.DETECTORS[host].levels)[0]  # type: ignore[index]
+        model = model.model_copy(update={"anchors": fitted_anchors(table, 2.0**finest)})
     bare = _build(model)
     found: dict[str, Any] = {}
     for assigner in names:
-        config = settled_assigner(AssignerConfig(name=assigner), bare, table)  # type: ignore[arg-type]
-        detector = _build(model.model_copy(update={"assigner": config}))
-        found[assigner] = _count(detector, table)
-    return {"detector": name, "pictures": len(table), "assigners": found}
+        asked = own if own is not None and own.name == assigner else AssignerConfig(name=assigner)  # type: ignore[arg-type]
+        config = settled_assigner(asked, bare, table)
+        found[assigner] = _count(_build(model.model_copy(update={"assigner": config})), table)
+    return {"detector": detector, "pictures": len(table), "assigners": found}
+
+
+def _model(detector: str) -> tuple[ModelConfig, AssignerConfig | None]:
+    """A small model with the anchors of a zoo name or of a recipe, and the recipe's assigner.
+
+    Width and channels change nothing about anchors, points and receptive fields.
+    """
+    if not detector.endswith((".yaml", ".yml")):
+        return ModelConfig(name=detector, width=0.25, channels=16), None
+    given = load_recipe(detector).model
+    return ModelConfig(
+        name=given.name, levels=given.levels, anchors=given.anchors, width=min(given.width, 0.25), channels=16
+    ), given.assigner
 
 
 def _build(model: ModelConfig) -> Detector:

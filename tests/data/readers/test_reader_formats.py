@@ -187,6 +187,18 @@ def test_wider_mat(tmp_path: Path) -> None:
     assert table.image_ids.tolist() == ["0--Parade/a.jpg", "0--Parade/b.jpg", "1--Handshaking/c.jpg"]
     assert_array_equal(table.boxes, [[1, 2, 4, 6], [5, 6, 5, 14], [9, 8, 16, 14]])
     assert_array_equal(table.image_index, [0, 0, 2])
+    assert "kept_easy" not in table.extra
+    # The benchmark's other files: which faces count, numbered from 1 in each picture.
+    for name, first, last in (("easy", [2], []), ("medium", [1, 2], []), ("hard", [1, 2], [1])):
+        listed = {"gt_list": cell(cell(np.array(first), np.zeros((0, 1))), cell(np.array(last)))}
+        scipy_io.savemat(tmp_path / f"wider_{name}_val.mat", listed)
+    table = read_annotations(path, for_evaluation=True)
+    assert_array_equal(table.extra["kept_easy"], [False, True, False])
+    assert_array_equal(table.extra["kept_hard"], [True, True, True])
+    assert_array_equal(read_annotations(path).extra["kept_easy"], [False, False])  # without the face of no width
+    scipy_io.savemat(tmp_path / "wider_hard_val.mat", {"gt_list": cell(cell(np.array([1])))})
+    with pytest.raises(UserError, match=r"lists 1 pictures, wider_face_val\.mat has 3"):
+        read_annotations(path)
     path.write_bytes(b"not a mat file at all, but long enough to have a header" * 10)
     with pytest.raises(UserError, match="not a MATLAB file"):
         read_annotations(path)

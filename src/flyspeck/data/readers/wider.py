@@ -11,12 +11,15 @@ from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, find_root, header_size, numbers, read_lines
 from flyspeck.errors import UserError, missing_extra
 
+SETTINGS = ("easy", "medium", "hard")
 ATTRIBUTES = ("blur", "expression", "illumination", "invalid", "occlusion", "pose")
 
 
 def read_wider(path: Path, options: ReadOptions) -> Annotations:
     """The table of a WIDER FACE text file, or of a `wider_face_val.mat`. Faces marked invalid are ignore regions.
 
+    The .mat of the benchmark's `eval_tools/ground_truth` has three others beside it, which faces count as easy, medium and
+    hard: where they are found, `extra` has `kept_easy`, `kept_medium` and `kept_hard`, which `widerface_val` scores.
     Picture ids and file names are `event/name.jpg`; faces without width or height (11 in the validation set) are left out as
     broken entries, unless the reading is `for_evaluation`.
     """
@@ -111,10 +114,30 @@ def _read_mat(draft: Draft, path: Path) -> None:
         raise UserError(
             "no event_list, file_list and face_bbx_list", where=path, fix="give WIDER FACE's wider_face_val.mat"
         )
+    counted = _counted_faces(path, sum(len(files) for (files,) in content["file_list"]))
+    kept: dict[str, list[bool]] = {name: [] for name in counted}
     events = zip(content["event_list"], content["file_list"], content["face_bbx_list"], strict=True)
     for (event,), (files,), (faces,) in events:
         for (name,), (boxes,) in zip(files, faces, strict=True):
             title = f"{event.item()}/{name.item()}.jpg"
             row = draft.add_image(title, title)
+            for setting, pictures in counted.items():
+                kept[setting] += [number in pictures[row] for number in range(1, len(boxes) + 1)]
             for number, (x, y, w, h) in enumerate(np.asarray(boxes, dtype=np.float64), 1):
                 draft.add_box(row, (x, y, x + w, y + h), 0, f"{path.name}, {title}, face {number}")
+    draft.extra |= {f"kept_{name}": np.array(flags, bool) for name, flags in kept.items()}
+
+
+def _counted_faces(path: Path, pictures: int) -> dict[str, list[set[int]]]:
+    """By setting, the faces of each picture that count, from 1; empty where the benchmark's other files are not."""
+    places = {name: path.with_name(f"wider_{name}_val.mat") for name in SETTINGS}
+    if path.name != "wider_face_val.mat" or not all(place.is_file() for place in places.values()):
+        return {}
+    counted = {}
+    for name, place in places.items():
+        parts = load_mat(place).get("gt_list", [])
+        counted[name] = [set(np.asarray(one).reshape(-1).tolist()) for (part,) in parts for (one,) in part]
+        if len(counted[name]) != pictures:
+            what = f"lists {len(counted[name])} pictures, {path.name} has {pictures}"
+            raise UserError(what, where=place, fix="fetch the official file again")
+    return counted
