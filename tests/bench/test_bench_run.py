@@ -15,7 +15,7 @@ from PIL import Image
 
 from flyspeck.bench import runner
 from flyspeck.bench.kinds import Places
-from flyspeck.bench.page import BEGIN, END, markdown, write_page
+from flyspeck.bench.page import BEGIN, END, markdown, overview, write_page
 from flyspeck.bench.results import read_results, write_results
 from flyspeck.bench.runner import rejudge, rescore_table, run_table, states
 from flyspeck.bench.table import Table, load_table
@@ -115,6 +115,48 @@ def test_a_broken_run_goes_on_and_a_changed_row_begins_anew(place: Path, base: d
     assert next(s.status for s in states(table, "cpu", place / "results", place / "runs", seeds=1)) == "changed"
 
 
+def test_an_extra_row_without_its_data_is_passed_over(place: Path) -> None:
+    nowhere = {"train": "nowhere/train.json", "val": "nowhere/val.json", "make": "the test"}
+    content = TABLE | {
+        "sets": TABLE["sets"] | {"nowhere": nowhere},
+        "rows": [{"name": "missing", "data": "nowhere", "extra": True}],
+        "claims": [],
+    }
+    (place / "small.yaml").write_text(yaml.safe_dump(content))
+    table, where = load(place)
+    assert run_table(table, "cpu", **where) == (0, 1)
+    with pytest.raises(UserError, match="no such file"):
+        run_table(table, "cpu", rows=["missing"], **where)
+
+
+def test_weights_are_measured_under_the_factors_that_training_counted(place: Path) -> None:
+    rows = [
+        {"name": "counted", "set": {"model.fusion": "statistic"}},
+        {
+            "name": "missed",
+            "kind": "evaluate",
+            "weights_of": "counted",
+            "set": {"model.fusion": "statistic", "evaluate.protocol": "tinybenchmark_mr"},
+            "extra": True,
+        },
+    ]
+    (place / "small.yaml").write_text(yaml.safe_dump(TABLE | {"rows": rows, "claims": []}))
+    table, where = load(place)
+    assert run_table(table, "cpu", **where) == (2, 0)
+    assert 0 <= read_results(place / "results", "small").entries[1].figures["mr50_tiny"] <= 1
+
+
+def test_the_page_says_what_was_to_be_run_and_what_was(place: Path) -> None:
+    table, where = load(place)
+    rows = [row.model_copy(update={"extra": row.name == "again"}) for row in table.rows]
+    table = table.model_copy(update={"rows": rows})
+    assert "| small | cpu | 0 of 4 | all | 0 of 1 | - |" in overview([table], place / "results")
+    run_table(table, "cpu", rows=["plain"], seeds=1, **where)
+    assert "| small | cpu | 1 of 4 | strict, other, plain (seed 1) | 0 of 1 | 0.0 |" in overview(
+        [table], place / "results"
+    )
+
+
 def test_no_row_begins_after_the_minutes(place: Path) -> None:
     table, where = load(place)
     done, left = run_table(table, "cpu", minutes=0.0, rows=["plain"], **where)
@@ -209,6 +251,8 @@ def test_the_command_lists_and_refuses(place: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out.count("left") == 5
     assert main(["bench", str(place / "small.yaml"), "--rows", "plane", *options]) == 2
     assert "plain" in capsys.readouterr().err
+    assert main(["bench", "small", "--write-docs", *options]) == 2
+    assert "all tables" in capsys.readouterr().err
     assert main(["bench", "smal", "--tables", str(place)]) == 2
     assert "small" in capsys.readouterr().err
     shutil.rmtree(place / "data")

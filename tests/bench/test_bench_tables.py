@@ -46,6 +46,16 @@ def test_jobs_come_by_turns_of_seeds_and_bring_what_they_need(tmp_path: Path) ->
     assert needs["cpu/b/2"] == ["cpu/a/0"]  # else the first
 
 
+def test_extra_rows_come_after_every_seed_of_the_others(tmp_path: Path) -> None:
+    rows = [{"name": "a", "extra": True, "seeds": [0, 1]}, {"name": "b", "seeds": [0, 1]}]
+    loaded = load_table(table(tmp_path, rows=rows))
+    keys = [job.key for job in jobs(loaded, "cpu")]
+    assert keys == ["cpu/b/0", "cpu/b/1", "cpu/a/0", "cpu/a/1"]
+    plain = [{key: value for key, value in row.items() if key != "extra"} for row in rows]
+    before = {job.key: job.definition for job in jobs(load_table(table(tmp_path, rows=plain)), "cpu")}
+    assert {job.key: job.definition for job in jobs(loaded, "cpu")} == before  # the order decides no result
+
+
 def test_a_definition_knows_the_recipe_but_no_path(tmp_path: Path) -> None:
     def definitions(path: Path) -> dict[str, str]:
         return {job.key: job.definition for job in jobs(load_table(path), "cpu")}
@@ -79,6 +89,10 @@ def test_recipes_get_the_paths_of_this_machine(tmp_path: Path) -> None:
         ({"rows": [{"name": "a"}, {"name": "a"}]}, "two rows are called 'a'"),
         ({"rows": [{"name": "b", "set": {"model.weights": "${run:a}/x"}}, {"name": "a"}]}, "above it"),
         ({"rows": [{"name": "a", "grades": ["huge"]}]}, "huge"),
+        (
+            {"rows": [{"name": "a", "extra": True}, {"name": "b", "set": {"model.weights": "${run:a}/x"}}]},
+            "'b' needs 'a', which is extra",
+        ),
         ({"claims": [{"text": "x", "row": "a", "than": "c"}]}, "row in a claim called 'c'"),
         ({"claims": [{"text": "x", "row": "a"}]}, "either row and than"),
         ({"figure": ["ap50_tiny"]}, "figure"),

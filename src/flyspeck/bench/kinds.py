@@ -17,7 +17,7 @@ from flyspeck.bench.score import Score, cost, environment, factor_cost, score, s
 from flyspeck.bench.table import Job
 from flyspeck.data.annotations import Annotations
 from flyspeck.errors import UserError
-from flyspeck.train.config import Recipe
+from flyspeck.train.config import ModelConfig, Recipe
 
 
 @dataclass(frozen=True)
@@ -216,8 +216,11 @@ def _evaluate(job: Job, places: Places) -> Outcome:
     source = next(need for need in job.needs() if need.row.name == job.row.weights_of)
     trained, description = load_described(source.folder(places.runs))
     _, val_set = read_sets(recipe.data)
+    # What training took from its pictures is the trained model's.
+    taken = ModelConfig.model_validate(description["model"])
+    model = recipe.model.model_copy(update={"fusion": taken.fusion} if recipe.model.fusion == "statistic" else {})
     detector = build_detector(
-        recipe.model, classes=description["classes"], mean=description["mean"], std=description["std"], load=False
+        model, classes=description["classes"], mean=description["mean"], std=description["std"], load=False
     )
     try:
         detector.load_state_dict(trained.state_dict())

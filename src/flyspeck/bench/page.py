@@ -11,7 +11,7 @@ import numpy as np
 from flyspeck.bench.claims import current, seed_means
 from flyspeck.bench.results import Entry, Results, read_results
 from flyspeck.bench.score import interval
-from flyspeck.bench.table import Table
+from flyspeck.bench.table import Job, Table, jobs
 from flyspeck.errors import UserError
 
 BEGIN = "<!-- tables: begin (flyspeck bench --write-docs) -->"
@@ -28,9 +28,42 @@ def write_page(page: Path, tables: Sequence[Table], results_folder: Path) -> int
     if not begin or not end:
         raise UserError("the markers are missing", where=page, fix=f"put two lines there: {BEGIN} and {END}")
     parts = [part for table in tables if (part := markdown(table, results_folder))]
-    body = "\n".join(parts) if parts else "No table has been run yet.\n"
+    body = "\n".join([overview(tables, results_folder), *parts])
     page.write_text(f"{before}{BEGIN}\n\n{body}\n{END}{after}", encoding="utf-8")
     return len(parts)
+
+
+def overview(tables: Sequence[Table], results_folder: Path) -> str:
+    """What was to be run and what was: a line for every table and grade, in runs (a row with one seed)."""
+    lines = ["### What was run", "", "| table | grade | runs done | left | extra runs done | hours |", f"|{'---|' * 6}"]
+    for table in tables:
+        results = read_results(results_folder, table.name)
+        for grade in table.grades:
+            entries = current(table, results, grade)
+            done = {(entry.row, entry.seed) for entry in entries}
+            todo = list(jobs(table, grade))
+            must, extra = [job for job in todo if not job.row.extra], [job for job in todo if job.row.extra]
+            counts = [
+                f"{sum((job.row.name, job.seed) in done for job in part)} of {len(part)}" for part in (must, extra)
+            ]
+            left = _names([job for job in must if (job.row.name, job.seed) not in done], must)
+            hours = f"{_hours(entries):.1f}" if entries else "-"
+            lines.append(f"| {table.name} | {grade} | {counts[0]} | {left} | {counts[1] if extra else '-'} | {hours} |")
+    return "\n".join([*lines, ""])
+
+
+def _names(left: Sequence[Job], every: Sequence[Job]) -> str:
+    """Rows that are left, with their seeds where others of them are done."""
+    if not left:
+        return "none"
+    if len(left) == len(every):
+        return "all"
+    words = []
+    for name in dict.fromkeys(job.row.name for job in left):
+        seeds = [job.seed for job in left if job.row.name == name]
+        whole = len(seeds) == sum(job.row.name == name for job in every)
+        words.append(name if whole else f"{name} (seed {', '.join(map(str, seeds))})")
+    return ", ".join(words)
 
 
 def markdown(table: Table, results_folder: Path) -> str:
@@ -116,11 +149,16 @@ def _conditions(grade: str, entries: list[Entry]) -> str:
         values: list[Any] = [entry.facts[name] for entry in entries if entry.facts.get(name) not in (None, "")]
         return ", ".join(map(str, dict.fromkeys(values)))
 
-    hours = sum(float(e.facts.get("seconds", 0)) for e in entries if not e.variant) / 3600
     return (
         f"Grade `{grade}`: {several('training_pictures')} training and {several('validation_pictures')} validation "
         f"pictures, {several('epochs')} epochs; protocol {several('protocol') or '-'}, figures in %, means over seeds, 95 % "
         f"intervals by bootstrap over pictures and seeds; GFLOPs are multiply-adds at {several('size') or '-'}. "
         f"Run on {several('hardware')}, {several('threads')} thread(s), torch {several('torch')}, "
-        f"flyspeck {several('version')} ({several('commit') or 'no commit'}); {hours:.1f} hours of training in all."
+        f"flyspeck {several('version')} ({several('commit') or 'no commit'}); {_hours(entries):.1f} hours of training in all."
     )
+
+
+def _hours(entries: Sequence[Entry]) -> float:
+    """Hours of training. The variants of a run share its seconds, so that each run counts once."""
+    seconds = {(entry.row, entry.seed): float(entry.facts.get("seconds", 0)) for entry in entries}
+    return sum(seconds.values()) / 3600

@@ -55,8 +55,8 @@ def run_table(
 ) -> tuple[int, int]:
     """Runs the unfinished jobs; returns how many were done now and how many are left.
 
-    After `minutes` no further job is begun. A job whose input is missing (an external tool's detections) is passed over with a
-    line in the log, as are those that need it; with `rows` named, it is an error.
+    After `minutes` no further job is begun. An external or extra row whose input is missing (another tool's detections, a data
+    set) is passed over with a line in the log, as are those that need it; with `rows` named, it is an error.
     """
     started, done = time.monotonic(), 0
     passed: set[str] = set()
@@ -74,7 +74,7 @@ def run_table(
             _provide(job, places)
             outcome = run(job, places)
         except UserError as error:
-            if rows is not None or job.row.kind != "external":
+            if rows is not None or not (job.row.kind == "external" or job.row.extra):
                 raise
             log.warning("%s passed over: %s", job.key, error)
             passed.add(job.key)

@@ -100,6 +100,8 @@ class Row(_Strict):
     """The grades that have this row; none named: all."""
     data: str | None = None
     """Key of another data set than the grade's."""
+    extra: bool = False
+    """Beyond what the table must show: run after all other rows and all their seeds."""
     bin_scale: float = Field(default=1.0, gt=0)
     """Pixels of that set per pixel of the grade's: the bounds of the size bins are multiplied, so that a bin holds the same
     objects."""
@@ -173,6 +175,8 @@ class Table(_Strict):
                 _known(grade, self.grades, f"grade of row '{row.name}'")
             for other in (*references(row), *([row.weights_of] if row.weights_of else [])):
                 _known(other, names[: names.index(row.name)], f"row that '{row.name}' needs, above it")
+                if self.rows[names.index(other)].extra and not row.extra:
+                    raise ValueError(f"row '{row.name}' needs '{other}', which is extra: it must be extra too")
             if row.data is not None:
                 _known(row.data, self.sets, f"data of row '{row.name}'")
         for grade in self.grades.values():
@@ -302,7 +306,8 @@ class Job:
 
 
 def jobs(table: Table, grade: str, *, rows: list[str] | None = None, seeds: int | None = None) -> Iterator[Job]:
-    """The jobs of a grade in the order of running: every row's first seed, then every row's second, and so on.
+    """The jobs of a grade in the order of running: every row's first seed, then every row's second, and so on; then the
+    extra rows likewise.
 
     `rows` picks rows (those that they need come along), `seeds` bounds how many seeds of each.
     """
@@ -313,10 +318,11 @@ def jobs(table: Table, grade: str, *, rows: list[str] | None = None, seeds: int 
             if row.name in names:
                 names |= {*references(row), *([row.weights_of] if row.weights_of else [])}
         wanted = [row for row in wanted if row.name in names]
-    for turn in range(max((len(row.seeds) for row in wanted), default=0)):
-        for row in wanted:
-            if turn < len(row.seeds) and (seeds is None or turn < seeds):
-                yield Job(table, grade, row, row.seeds[turn])
+    for part in ([row for row in wanted if not row.extra], [row for row in wanted if row.extra]):
+        for turn in range(max((len(row.seeds) for row in part), default=0)):
+            for row in part:
+                if turn < len(row.seeds) and (seeds is None or turn < seeds):
+                    yield Job(table, grade, row, row.seeds[turn])
 
 
 def find_table(name: str, folder: Path) -> Path:

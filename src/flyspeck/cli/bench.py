@@ -34,8 +34,9 @@ def bench(
     from flyspeck.errors import UserError
 
     if write_docs:
-        paths = sorted(tables.glob("*.yaml")) if not table else [find_table(table, tables)]
-        written = write_page(docs, [load_table(path) for path in paths], results)
+        if table:
+            raise UserError("the page holds all tables", where=f"--write-docs {table}", fix="leave the name out")
+        written = write_page(docs, [load_table(path) for path in sorted(tables.glob("*.yaml"))], results)
         typer.echo(f"{docs}: {written} tables")
         return
     if not table:
@@ -46,7 +47,8 @@ def bench(
     if list_:
         for state in states(wanted, grade, results, runs, rows=chosen, seeds=seeds):
             spent = f"  {state.seconds:.0f} s" if state.seconds else ""
-            typer.echo(f"  {state.status:<8} {state.job.row.name:<28} seed {state.job.seed}{spent}")
+            extra = "  extra" if state.job.row.extra else ""
+            typer.echo(f"  {state.status:<8} {state.job.row.name:<28} seed {state.job.seed}{spent}{extra}")
         return
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("flyspeck").setLevel(logging.INFO)
