@@ -83,3 +83,9 @@ def test_a_cosine_that_restarts() -> None:
     assert factors[10] == pytest.approx(0.01 + 0.99 / 2)
     assert factors[19] < 0.02
     assert all(a > b for a, b in pairwise(factors[:20]))
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_betas_are_the_recipe_s(name: str) -> None:
+    optimizer = build_optimizer(Toy(), TrainConfig(optimizer=name, momentum=0.8, beta2=0.99))  # type: ignore[arg-type]
+    assert {group["betas"] for group in optimizer.param_groups} == {(0.8, 0.99)}

@@ -167,6 +167,9 @@ class TrainConfig(_Strict):
     backbone_lr: float = Field(default=1.0, ge=0)
     """Factor on the learning rate of the backbone."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Of SGD; with Adam its first beta."""
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Adam's second beta. In runs of a few thousand steps 0.99 forgets the first, large gradients in time."""
     weight_decay: float = Field(default=1e-4, ge=0)
     """Not applied to norm layers and biases."""
     warmup_steps: int = Field(default=200, ge=0)
