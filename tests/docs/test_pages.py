@@ -13,7 +13,7 @@ from flyspeck.cli.main import VERBS, main
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-RUN = [ROOT / "docs" / "start.md"]
+RUN = [ROOT / "docs" / "start.md", ROOT / "docs" / "how-to" / "distill.md"]
 
 
 @pytest.mark.parametrize("page", RUN, ids=lambda p: p.stem)
