@@ -18,6 +18,7 @@ from flyspeck.train.config import Recipe, dump_recipe, load_recipe, parse_recipe
 from flyspeck.train.distill import stages
 from flyspeck.train.distill.config import DistillConfig
 from flyspeck.train.distill.objective import FeatureObjective
+from flyspeck.train.distill.table import Table
 from flyspeck.train.progress import read_jsonl
 from flyspeck.train.run import train
 
@@ -82,11 +83,26 @@ def test_all_stages_leave_run_folders_and_one_table(
         again = stages.distill(recipe, folder, resume=True)
     assert "epoch" not in caplog.text
     assert again.rows[1].figures == table.rows[1].figures
+    assert_stages_survive_a_kill(recipe, folder, again)
     with pytest.raises(UserError, match="holds a run already"):
         stages.distill(recipe, folder)
     longer = recipe.model_copy(update={"train": recipe.train.model_copy(update={"lr": 0.5})})
     with pytest.raises(UserError, match="finished with another train"):
         stages.distill(longer, folder, resume=True)
+
+
+def assert_stages_survive_a_kill(recipe: Recipe, folder: Path, table: Table) -> None:
+    """A kill after a training and before its stage was noted, and one between the distillation and the fine-tuning."""
+    final = load_weights(folder / "last.safetensors")[0]
+    for path in (folder / "teacher", folder / "distilled"):
+        (path / "stage.json").unlink()
+    for path in [p for p in folder.iterdir() if p.is_file()]:
+        path.unlink()  # the fine-tuning had not begun
+    again = stages.distill(recipe, folder, resume=True)
+    assert [row.figures for row in again.rows] == [row.figures for row in table.rows]
+    found = load_weights(folder / "last.safetensors")[0]
+    assert all(torch.equal(found[name], value) for name, value in final.items())
+    assert all((path / "stage.json").is_file() for path in (folder, folder / "teacher", folder / "distilled"))
 
 
 class Stop(Exception):

@@ -68,6 +68,28 @@ def test_cached_outputs_are_the_teachers(
     assert (tmp_path / "cache" / "index.json").stat().st_mtime_ns == written
 
 
+def test_a_cache_that_was_broken_off_is_filled_again(
+    teacher: Teacher, dataset: DetectionDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    what, plain, calls = observe(teacher), Teacher.outputs, 0
+
+    def outputs(self: Teacher, *arguments: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 4:  # in the middle of the pictures
+            raise KeyboardInterrupt
+        return plain(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Teacher, "outputs", outputs)
+    with pytest.raises(KeyboardInterrupt):
+        open_cache(tmp_path, dataset, teacher, what, augment=FLIPS, limit_bytes=1e9, batch_size=3)
+    monkeypatch.undo()
+    assert (tmp_path / "P2.npy").is_file()  # half of it is there already
+    source = open_cache(tmp_path, dataset, teacher, what, augment=FLIPS, limit_bytes=1e9, batch_size=3)
+    images = collate([dataset.raw(5)]).images
+    assert_close(source(images)["P2"].float(), teacher.outputs(images, what)["P2"], rtol=2e-3, atol=1e-3)
+
+
 def test_a_cache_serves_methods_that_need_less(teacher: Teacher, dataset: DetectionDataset, tmp_path: Path) -> None:
     open_cache(tmp_path, dataset, teacher, observe(teacher), augment=FLIPS, limit_bytes=1e9)
     single = observe(teacher, method="single", levels=[3])
