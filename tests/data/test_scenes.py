@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -222,3 +225,23 @@ def test_wrong_arguments_say_so(arguments, words):
 def test_a_negative_seed_is_refused():
     with pytest.raises(UserError, match="whole number from 0"):
         generate_scene(-1)
+
+
+def test_a_script_without_a_main_guard_is_told_and_ends(tmp_path: Path) -> None:
+    script = tmp_path / "paint.py"
+    script.write_text(
+        "from flyspeck.data.scenes.dataset import write_scenes\n"
+        f"write_scenes({str(tmp_path / 'out')!r}, num_images=4, seed=0, height=32, width=32, workers=2)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "call this below `if __name__" in done.stderr.splitlines()[-1]
+
+
+def test_processes_paint_the_same_scenes(tmp_path: Path) -> None:
+    for workers in (1, 2):
+        write_scenes(tmp_path / str(workers), num_images=3, seed=5, height=32, width=40, workers=workers)
+    names = sorted(p.relative_to(tmp_path / "1") for p in (tmp_path / "1").rglob("*") if p.is_file())
+    assert len(names) == 4
+    for name in names:
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +92,16 @@ def write_scenes(
     (out / PICTURE_FOLDER).mkdir(parents=True, exist_ok=True)
     tasks = [(str(out), seed, index, asked) for index in range(num_images)]
     if workers > 1 and num_images > 1:
-        with multiprocessing.get_context("spawn").Pool(min(workers, num_images)) as pool:
-            _count(pool.imap_unordered(_write_one, tasks, chunksize=4), num_images, progress)
+        # An executor, not a Pool: where a script has no `if __name__ == "__main__":`, a Pool starts failing workers for ever.
+        context = multiprocessing.get_context("spawn")
+        try:
+            with ProcessPoolExecutor(min(workers, num_images), mp_context=context) as pool:
+                _count(pool.map(_write_one, tasks, chunksize=4), num_images, progress)
+        except BrokenProcessPool as error:
+            raise UserError(
+                "the processes that paint scenes could not start or were stopped",
+                fix='call this below `if __name__ == "__main__":`, or with workers=1',
+            ) from error
     else:
         _count(map(_write_one, tasks), num_images, progress)
     write_coco(table, target, file_names=list(table.file_names))
