@@ -20,7 +20,7 @@ from flyspeck.export import package
 from flyspeck.export.onnx import write_onnx
 from flyspeck.export.package import ExportOptions, export_model
 from flyspeck.export.pictures import named_set, run_sets
-from flyspeck.infer.exported import open_exported
+from flyspeck.infer.engines import open_exported
 from flyspeck.infer.onnx_model import OnnxModel
 from flyspeck.infer.torch_model import TorchModel
 from flyspeck.train.build import load_detector

@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from flyspeck.errors import UserError
 from flyspeck.infer import merge as merge_module
 from flyspeck.infer import tiles as tiling
-from flyspeck.infer.merge import METHODS, MergeRule, merge
+from flyspeck.infer.merge import METHODS, MergeRule, in_own_part, merge
 from flyspeck.types import Detections
 
 SIZE = (100, 140)
@@ -41,6 +41,20 @@ def scene(seed: int, n: int) -> tuple[Detections, np.ndarray]:
     return Detections(array, found.scores, found.labels, SIZE, ("a", "b"), extra={"cut": cut}), own_array
 
 
+# TILES start at x 0, 40, 80 and y 0, 40, and are 60 long: the middles of the overlaps are x 50 and 90, y 50.
+PARTS_X, PARTS_Y = [(-1e9, 50), (50, 90), (90, 1e9)], [(-1e9, 50), (50, 1e9)]
+WHATEVER = MergeRule(owned=False)  # for the rules that hold among the boxes that stay
+
+
+def slow_owned(box: list[float], tile: int) -> bool:
+    """Whether a box has its centre in its tile's part, give or take a quarter of its side and 1 px."""
+    for low, high, (first, last) in ((box[0], box[2], PARTS_X[tile % 3]), (box[1], box[3], PARTS_Y[tile // 3])):
+        centre, slack = (low + high) / 2, 1 + (high - low) / 4
+        if not first - slack <= centre <= last + slack:
+            return False
+    return True
+
+
 def shared_area(a: list[float], b: list[float]) -> float:
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
@@ -53,6 +67,9 @@ def slow_merge(
     found: Detections, own: np.ndarray | None, rule: MergeRule
 ) -> list[tuple[tuple[float, ...], float, int]]:
     """The rules of `merge` for NMS, NMM and weighted fusion, box by box, as a reader would write them down."""
+    if own is not None and rule.owned:
+        stays = [slow_owned(box, tile) for box, tile in zip(found.boxes.astype(float).tolist(), own, strict=True)]
+        found, own = found[np.array(stays, bool)], own[np.array(stays, bool)]
     frames = [[0.0] * 4] * len(found) if own is None else TILES[own].astype(float).tolist()
     cut = found.extra["cut"].tolist() if own is not None else [False] * len(found)
     # Areas are ranked in float32 like the boxes themselves.
@@ -128,11 +145,17 @@ def assert_same(found: Detections, expected: list[tuple[tuple[float, ...], float
     threshold=st.sampled_from([0.2, 0.4, 0.7]),
     class_aware=st.booleans(),
     within_tile=st.booleans(),
+    owned=st.booleans(),
     tiled=st.booleans(),
 )
-def test_equals_the_slow_twin(seed, n, method, metric, threshold, class_aware, within_tile, tiled) -> None:
+def test_equals_the_slow_twin(seed, n, method, metric, threshold, class_aware, within_tile, owned, tiled) -> None:
     rule = MergeRule(
-        method=method, metric=metric, threshold=threshold, class_aware=class_aware, within_tile=within_tile
+        method=method,
+        metric=metric,
+        threshold=threshold,
+        class_aware=class_aware,
+        within_tile=within_tile,
+        owned=owned,
     )
     found, own = scene(seed, n)
     if tiled:
@@ -179,7 +202,7 @@ def two_tiles(boxes: list, scores: list, labels: list, own: list) -> tuple[Detec
 def test_a_part_yields_to_the_whole_though_its_score_is_higher() -> None:
     # A 12 px object at x 52..64: the left tile sees its first 8 px with 0.9, the right tile all of it with 0.6.
     found, tiles, own = two_tiles([[52, 10, 60, 22], [52, 10, 64, 22]], [0.9, 0.6], [0, 0], [0, 1])
-    kept = merge(found, tiles=tiles, tile_index=own)
+    kept = merge(found, tiles=tiles, tile_index=own, rule=WHATEVER)
     assert_array_equal(kept.boxes, [[52, 10, 64, 22]])
     assert_allclose(kept.scores, [0.9], rtol=1e-6)
     assert not kept.extra["cut"].any()
@@ -187,14 +210,14 @@ def test_a_part_yields_to_the_whole_though_its_score_is_higher() -> None:
 
 def test_a_sliver_of_another_class_yields_and_lends_no_score() -> None:
     found, tiles, own = two_tiles([[57, 10, 60, 22], [57, 10, 69, 22]], [0.9, 0.6], [1, 0], [0, 1])
-    kept = merge(found, tiles=tiles, tile_index=own)
+    kept = merge(found, tiles=tiles, tile_index=own, rule=WHATEVER)
     assert_array_equal(kept.boxes, [[57, 10, 69, 22]])
     assert_allclose(kept.scores, [0.6], rtol=1e-6)
 
 
 def test_a_part_that_nothing_explains_stays() -> None:
     found, tiles, own = two_tiles([[52, 10, 60, 22], [70, 10, 82, 22]], [0.9, 0.6], [0, 0], [0, 1])
-    kept = merge(found, tiles=tiles, tile_index=own)
+    kept = merge(found, tiles=tiles, tile_index=own, rule=WHATEVER)
     assert_array_equal(kept.extra["cut"], [True, False])
 
 
@@ -258,3 +281,56 @@ def test_points_and_nothing_at_all() -> None:
 def test_unknown_rules_are_refused(field: str, value: object) -> None:
     with pytest.raises(UserError):
         MergeRule(**{field: value})  # pyright: ignore[reportArgumentType]
+
+
+def test_a_place_is_left_to_the_tile_that_sees_it_farther_from_its_border() -> None:
+    # Tiles 0..60 and 40..100: the middle is 50. At 54..58 the left tile's answer, 2 px from its border, gives way, though it is
+    # the better scored and no duplicate by overlap (IoU 16/56 with the right tile's).
+    found, tiles, own = two_tiles([[54, 10, 58, 14], [54, 10, 58, 24]], [0.9, 0.4], [0, 0], [0, 1])
+    kept = merge(found, tiles=tiles, tile_index=own)
+    assert_array_equal(kept.boxes, [[54, 10, 58, 24]])
+    assert_allclose(kept.scores, [0.4], rtol=1e-6)
+    assert len(merge(found, tiles=tiles, tile_index=own, rule=WHATEVER)) == 2
+    # A right tile that was not run (skipped, or a hole) has judged nothing.
+    left = found[np.array([0])]
+    assert len(merge(left, tiles=tiles, tile_index=np.array([0]))) == 0
+    kept = merge(left, tiles=tiles, tile_index=np.array([0]), ran=np.array([True, False]))
+    assert_array_equal(kept.boxes, [[54, 10, 58, 14]])
+
+
+def test_an_object_on_the_dividing_line_is_found_once_whichever_way_the_tiles_err() -> None:
+    for left in (-0.6, -0.2, 0.2, 0.6):
+        for right in (-0.6, -0.2, 0.2, 0.6):  # 4 px at 48..52: the tiles place its centre on any side of 50
+            boxes = [[48 + d, 10, 52 + d, 14] for d in (left, right)]
+            found, tiles, own = two_tiles(boxes, [0.9, 0.8], [0, 0], [0, 1])
+            assert len(merge(found, tiles=tiles, tile_index=own)) == 1
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    height=st.integers(30, 200),
+    width=st.integers(30, 300),
+    tile=st.integers(10, 60),
+    overlap=st.integers(0, 59),
+    seed=st.integers(0, 10_000),
+)
+def test_what_is_whole_in_some_tile_is_whole_where_it_belongs(
+    height: int, width: int, tile: int, overlap: int, seed: int
+) -> None:
+    if overlap >= tile:
+        return
+    tiles = tiling.grid((height, width), (tile, tile), overlap)
+    rng = np.random.default_rng(seed)
+    side = rng.uniform(0.5, tile, (50, 2))
+    corner = rng.uniform(0, 1, (50, 2)) * (np.array([width, height]) - side).clip(min=0)
+    boxes = np.concatenate([corner, np.minimum(corner + side, (width, height))], axis=1)
+    for box in boxes:
+        inside = ((box[:2] >= tiles[:, :2]) & (box[2:] <= tiles[:, 2:])).all(axis=1)
+        if inside.any():  # of the tiles that see all of it, one keeps its box
+            rows = np.flatnonzero(inside)
+            assert in_own_part(np.repeat(box[None], len(rows), axis=0), tiles, rows).any()
+
+
+def test_tiles_that_are_no_grid_own_nothing() -> None:
+    tiles = np.array([[0, 0, 60, 60], [40, 20, 100, 80]])
+    assert in_own_part(np.array([[56, 30, 58, 32.0]]), tiles, np.array([0])).all()

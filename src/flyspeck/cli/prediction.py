@@ -192,7 +192,7 @@ def made_with(model: Path, predictor: Predictor, precision: str) -> dict[str, An
     """What decides the boxes of a tile: a journal of other settings must not be mixed in."""
     import hashlib
 
-    from flyspeck.infer.exported import is_exported
+    from flyspeck.infer.engines import is_exported
 
     weights = model
     if not is_exported(model):

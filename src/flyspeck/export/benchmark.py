@@ -25,7 +25,7 @@ from flyspeck.export.openvino import write_openvino
 from flyspeck.export.package import with_hard_nms
 from flyspeck.export.pictures import PictureSet, Recorder, predictor_for, tiles_of
 from flyspeck.export.quantize import quantise
-from flyspeck.infer.exported import open_exported
+from flyspeck.infer.engines import open_exported
 from flyspeck.infer.outputs import open_writers
 from flyspeck.infer.predictor import Model, Predictor
 from flyspeck.infer.source import open_source

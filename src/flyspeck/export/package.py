@@ -15,7 +15,7 @@ from flyspeck.export.onnx import PIXELS, describe, trace, write_onnx
 from flyspeck.export.openvino import write_openvino
 from flyspeck.export.parity import AP, BOX_PX, SCORE, TIE_SHARE, Difference, Rule, ap_by_size, ap_table, compare
 from flyspeck.export.pictures import PictureSet, detect, named_set, run_sets, tiles_of
-from flyspeck.infer.exported import open_exported
+from flyspeck.infer.engines import open_exported
 from flyspeck.infer.torch_model import TorchModel
 from flyspeck.models.detector import Detector
 from flyspeck.train.build import load_described

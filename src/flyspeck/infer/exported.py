@@ -22,7 +22,6 @@ KEY = "flyspeck"
 """Name of the metadata entry, a JSON object."""
 FORMAT = 1
 """Raised when a file of before could no longer be read rightly."""
-SUFFIXES = (".onnx", ".xml")
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """boxes (B, D, 4), scores (B, D), labels (B, D), counts (B,)."""
@@ -89,22 +88,3 @@ def described(text: str | None, path: Path) -> dict[str, Any]:
 def num_threads() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if "sched_getaffinity" in dir(os) else os.cpu_count() or 1
-
-
-def is_exported(path: Path | str) -> bool:
-    """Whether a path names an exported model, by its ending."""
-    return Path(path).suffix.lower() in SUFFIXES
-
-
-def open_exported(path: Path | str, *, device: str = "cpu", precision: str = "fp32") -> ExportedModel:
-    """The model in an `.onnx` or OpenVINO `.xml` file. Raises UserError for one that is cut off or of another program."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError("no such exported model", where=path, fix="check the path")
-    if path.suffix.lower() == ".xml":
-        from flyspeck.infer.openvino_model import OpenVinoModel
-
-        return OpenVinoModel(path, device=device, precision=precision)
-    from flyspeck.infer.onnx_model import OnnxModel
-
-    return OnnxModel(path, device=device, precision=precision)

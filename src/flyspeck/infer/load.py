@@ -8,7 +8,7 @@ from typing import Any
 
 from flyspeck.data.enlarge import Enlarge
 from flyspeck.errors import UserError
-from flyspeck.infer.exported import is_exported, open_exported
+from flyspeck.infer.engines import is_exported, open_exported
 from flyspeck.infer.predictor import Predictor
 from flyspeck.infer.tiles import default_tiles
 

@@ -4,6 +4,11 @@ What is different from running NMS over everything:
 
 * Two boxes of *one* tile are never compared: the detector has judged them already, so a crowd keeps at a seam exactly the
   neighbours that it keeps elsewhere (`MergeRule.within_tile` turns this off).
+* Every point of the picture belongs to the tile that sees it farthest from its border: between two neighbours the middle of
+  their overlap divides. A box with its centre in another tile's part is left out (`MergeRule.owned`): that tile has judged the
+  place with more around it, while a network's answers near a border are worse. An object that is whole in some tile is whole in
+  the tile that its centre belongs to, whatever its size: if it ends before that tile's border, its half is shorter than the
+  way from its centre to the border, hence than the way to the other side of the overlap.
 * A box that its tile's border cut (`flyspeck.infer.tiles.is_cut`) comes after every whole one, whatever the scores, and
   yields to a whole box of another tile that explains it: the whole box, as far as the cut one's tile could see it, has
   an IoU of at least `threshold` with it, or covers half of it or more. Classes do not matter here: half a car may well look
@@ -55,6 +60,8 @@ class MergeRule:
     """Only boxes of one class are duplicates of each other."""
     within_tile: bool = False
     """Compare boxes of one tile too."""
+    owned: bool = True
+    """Leave a place to the tile that sees it farthest from its border."""
     sigma: float = 0.5
     """Soft-NMS: a score is multiplied by exp(-overlap^2 / sigma)."""
     min_score: float = 0.001
@@ -74,15 +81,20 @@ def merge(
     *,
     tiles: np.ndarray | None = None,
     tile_index: np.ndarray | None = None,
+    ran: np.ndarray | None = None,
     rule: MergeRule | None = None,
 ) -> Detections:
     """The detections of all tiles, in the frame of the picture and in any order, to those of the picture.
 
     `tiles` (T, 4) xyxy pixels of the picture and `tile_index` (N,) int, the row of `tiles` that found each box; without them
-    every pair of boxes is compared and none is taken for cut. `found.extra["cut"]` (N,) bool marks cut boxes.
+    every pair of boxes is compared and none is taken for cut. `ran` (T,) bool says which tiles the model saw: a place is left
+    to no other (default: all). `found.extra["cut"]` (N,) bool marks cut boxes.
     A kept box takes the best score of the boxes of its class that it replaces. Best score first.
     """
     rule = rule or MergeRule()
+    if rule.owned and tiles is not None and tile_index is not None:
+        stays = in_own_part(found.boxes, np.asarray(tiles), np.asarray(tile_index), ran)
+        found, tile_index = found[stays], np.asarray(tile_index)[stays]
     order = _by_priority(found, None if tiles is None or tile_index is None else tiles[tile_index])
     found = found[order]
     cut = np.asarray(found.extra.get("cut", np.zeros(len(found), bool)), bool)
@@ -96,6 +108,33 @@ def merge(
     i, j = _concatenate([*work.duplicates(), *work.yielding()])
     keeper = _greedy(len(found), i, j)
     return _best_first(_combine(found, cut, keeper, rule.method))
+
+
+def in_own_part(
+    boxes: np.ndarray, tiles: np.ndarray, tile_index: np.ndarray, ran: np.ndarray | None = None
+) -> np.ndarray:
+    """Which boxes have their centre where no other tile that ran sees it farther from its border: `(N,)` bool.
+
+    `tiles` (T, 4) are a grid (all rows of tiles alike, all columns alike); where they are not, all boxes stay. Two tiles may
+    place one object's centre on different sides of the dividing line: up to a quarter of a box's side, and 1 px, it stays.
+    """
+    x, column = np.unique(tiles[:, [0, 2]], axis=0, return_inverse=True)
+    y, row = np.unique(tiles[:, [1, 3]], axis=0, return_inverse=True)
+    stays = np.ones(len(boxes), bool)
+    if len(x) * len(y) != len(tiles):
+        return stays
+    at = np.empty((len(y), len(x)), np.int64)
+    at[row.ravel(), column.ravel()] = np.arange(len(tiles))
+    owner: list[np.ndarray] = []
+    for axis, (spans, own) in enumerate(((y, row.ravel()), (x, column.ravel()))):
+        low, high = boxes[:, 1 - axis].astype(np.float64), boxes[:, 3 - axis].astype(np.float64)
+        middles = (spans[:-1, 1] + spans[1:, 0]) / 2
+        edges = np.concatenate([[-np.inf], middles, [np.inf]])
+        centre, slack = (low + high) / 2, 1 + (high - low) / 4
+        mine = own[tile_index]
+        stays &= (centre >= edges[mine] - slack) & (centre <= edges[mine + 1] + slack)
+        owner.append(np.searchsorted(middles, centre))
+    return stays if ran is None else stays | ~np.asarray(ran, bool)[at[owner[0], owner[1]]]
 
 
 def _by_priority(found: Detections, frames: np.ndarray | None) -> np.ndarray:

@@ -256,7 +256,9 @@ class Predictor:
             own = np.repeat(order, [len(part) for part in parts])
             merged = concatenate(parts)
             if len(job.tiles) > 1:
-                merged = merge(merged, tiles=job.tiles, tile_index=own, rule=self.merge)
+                ran = np.zeros(len(job.tiles), bool)
+                ran[order] = True
+                merged = merge(merged, tiles=job.tiles, tile_index=own, ran=ran, rule=self.merge)
         return replace(merged, image_id=job.item.image_id)
 
     def _run_skipped(self, job: Job, journal: Journal) -> int:
