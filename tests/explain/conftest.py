@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flyspeck.models.detector import Detector, Head, PixelNorm, RawDetections
+from flyspeck.models.detector import Detector, Head, PixelNorm
+from flyspeck.models.postprocess import RawDetections
 from flyspeck.types import FeatureSpec
 
 

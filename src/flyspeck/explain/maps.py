@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flyspeck.models.detector import Detector, RawDetections, to_detections
+from flyspeck.models.detector import Detector, to_detections
+from flyspeck.models.postprocess import RawDetections
 from flyspeck.types import Detections, FeatureSpec, ImageBatch
 
 GRAD_CAM, LAYER_CAM = "Grad-CAM", "LayerCAM"

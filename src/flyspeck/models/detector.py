@@ -10,28 +10,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from flyspeck.models.postprocess import RawDetections, Suppression
 from flyspeck.types import Detections, FeatureSpec, ImageBatch, Targets
-
-if TYPE_CHECKING:
-    from flyspeck.models.postprocess import Suppression
-
-
-@dataclass(frozen=True)
-class RawDetections:
-    """One picture's detections as tensors, best score first, in the frame of the batch's picture."""
-
-    boxes: Tensor
-    """(N, 4) xyxy pixels."""
-    scores: Tensor
-    """(N,)"""
-    labels: Tensor
-    """(N,) int64."""
 
 
 class Head(nn.Module, ABC):

@@ -37,11 +37,11 @@ from flyspeck.models.assign import BACKGROUND, IGNORED
 from flyspeck.models.assigners.base import Priors
 from flyspeck.models.assigners.build import AssignerBuilder
 from flyspeck.models.backbones.staged import StagedBackbone
-from flyspeck.models.detector import Detector, Head, PixelNorm, RawDetections
+from flyspeck.models.detector import Detector, Head, PixelNorm
 from flyspeck.models.layers import ConvTower, NormBuilder, flatten_levels, init_normal
 from flyspeck.models.losses import focal_loss, mean_over_processes
 from flyspeck.models.necks.fpn import FPN, FusionMode
-from flyspeck.models.postprocess import Suppression, suppress, topk_per_level
+from flyspeck.models.postprocess import RawDetections, Suppression, suppress, topk_per_level
 from flyspeck.types import FeatureSpec, Targets
 
 # Largest block of (object, point) pairs held at once.

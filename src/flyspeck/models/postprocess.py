@@ -10,8 +10,19 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from flyspeck import boxes as box_algebra
-from flyspeck.models.detector import RawDetections
 from flyspeck.models.soft_nms import SoftMethod, soft_nms
+
+
+@dataclass(frozen=True)
+class RawDetections:
+    """One picture's detections as tensors, best score first, in the frame of the batch's picture."""
+
+    boxes: Tensor
+    """(N, 4) xyxy pixels."""
+    scores: Tensor
+    """(N,)"""
+    labels: Tensor
+    """(N,) int64."""
 
 
 @dataclass(frozen=True)

@@ -34,12 +34,12 @@ from torchvision.ops import DeformConv2d
 from flyspeck import boxes as box_algebra
 from flyspeck.models.assign import BACKGROUND, max_iou_assign
 from flyspeck.models.backbones.staged import StagedBackbone
-from flyspeck.models.detector import Detector, Head, PixelNorm, RawDetections
+from flyspeck.models.detector import Detector, Head, PixelNorm
 from flyspeck.models.fcos import grid_points
 from flyspeck.models.layers import ConvNorm, NormBuilder, flatten_levels, group_norm, init_normal
 from flyspeck.models.losses import focal_loss, mean_over_processes, smooth_l1
 from flyspeck.models.necks.fpn import FPN, FusionMode
-from flyspeck.models.postprocess import Suppression, suppress, topk_per_level
+from flyspeck.models.postprocess import RawDetections, Suppression, suppress, topk_per_level
 from flyspeck.types import FeatureSpec, Targets
 
 NUM_POINTS = 9

@@ -25,11 +25,11 @@ from flyspeck.models.assigners.dense import dense_targets
 from flyspeck.models.assigners.max_iou import MaxIoU
 from flyspeck.models.assigners.nwd import AITOD_SIZE, nwd_loss
 from flyspeck.models.backbones.staged import StagedBackbone
-from flyspeck.models.detector import Detector, Head, PixelNorm, RawDetections
+from flyspeck.models.detector import Detector, Head, PixelNorm
 from flyspeck.models.layers import ConvTower, NormBuilder, flatten_levels, init_normal
 from flyspeck.models.losses import focal_loss, giou_loss, smooth_l1
 from flyspeck.models.necks.fpn import FPN, FusionMode
-from flyspeck.models.postprocess import Suppression, suppress, topk_per_level
+from flyspeck.models.postprocess import RawDetections, Suppression, suppress, topk_per_level
 from flyspeck.types import FeatureSpec, Targets
 
 Objective = Callable[[Tensor, Tensor, Tensor, Sequence[Targets]], dict[str, Tensor]]

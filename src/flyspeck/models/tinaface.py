@@ -40,11 +40,11 @@ from flyspeck.models.assigners.dense import dense_targets
 from flyspeck.models.assigners.max_iou import MaxIoU
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.deformable import make_deformable, replace_batch_norms
-from flyspeck.models.detector import Detector, Head, PixelNorm, RawDetections
+from flyspeck.models.detector import Detector, Head, PixelNorm
 from flyspeck.models.layers import ConvNorm, ConvTower, NormBuilder, flatten_levels, group_norm, init_normal
 from flyspeck.models.losses import diou_loss, focal_loss
 from flyspeck.models.necks.fpn import FPN
-from flyspeck.models.postprocess import Suppression, suppress, topk_per_level
+from flyspeck.models.postprocess import RawDetections, Suppression, suppress, topk_per_level
 from flyspeck.types import FeatureSpec, Targets
 
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
