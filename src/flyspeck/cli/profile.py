@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def profile(
     names: list[str] = typer.Argument(..., metavar="NAME|RECIPE...", help="Zoo names or recipes (.yaml)."),
     size: str = typer.Option("", help="HxW of the picture; default: that of the model's published figures."),
-    convention: str = typer.Option("", help="macs, mmcv or ptflops; default: that of the model's paper."),
+    convention: str = typer.Option("", help="macs, mmcv, thop or ptflops; default: that of the model's paper."),
     classes: int | None = typer.Option(None, min=1, help="Foreground classes; default: as published (1; SSD: 80)."),
     levels: str | None = typer.Option(None, help="Pyramid levels, such as 2-6 or 3-7."),
     width: float = typer.Option(1.0, min=0.01, help="Multiplier of all channel counts."),
