@@ -2,116 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from flyspeck.cli.main import main
 from flyspeck.data.classification import read_labelled_pictures
 from flyspeck.data.prepare import SETS, check_set, known_set, prepare_set
 from flyspeck.data.readers import read_annotations
 from flyspeck.errors import UserError
+from paper_sets import MAKERS, make_imagenet, make_tinyperson, make_visdrone, make_voc, make_widerface, text
 
 
-def picture(path: Path, width: int = 64, height: int = 48) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((height, width, 3), 120, np.uint8)).save(path)
-    return path
-
-
-def text(path: Path, content: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content)
-
-
-def coco(path: Path, names: list[str], size: tuple[int, int] = (64, 48)) -> None:
-    images = [{"id": i, "file_name": n, "width": size[0], "height": size[1]} for i, n in enumerate(names, 1)]
-    box = {"category_id": 1, "bbox": [8, 8, 8, 12], "area": 96, "iscrowd": 0}
-    boxes = [box | {"id": i, "image_id": i} for i in range(1, len(names) + 1)]
-    text(path, json.dumps({"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "person"}]}))
-
-
-def make_tinyperson(root: Path) -> None:
-    picture(root / "erase_with_uncertain_dataset/train/labeled/a.jpg", 1000, 700)
-    picture(root / "test/labeled/b.jpg", 640, 512)
-    train = "erase_with_uncertain_dataset/annotations/task/tiny_set_train_all.json"
-    coco(root / train, ["labeled/a.jpg"], (1000, 700))
-    coco(root / "annotations/task/tiny_set_test_all.json", ["labeled/b.jpg"], (640, 512))
-
-
-def make_citypersons(root: Path) -> None:
-    for split, city in (("train", "aachen"), ("val", "lindau")):
-        stem = f"{city}_000000_000019"
-        picture(root / f"leftImg8bit/{split}/{city}/{stem}_leftImg8bit.png", 128, 64)
-        objects = [{"label": "pedestrian", "bbox": [8, 8, 8, 20], "bboxVis": [8, 8, 8, 20], "instanceId": 24000}]
-        content = {"imgWidth": 128, "imgHeight": 64, "objects": objects}
-        text(root / f"gtBboxCityPersons/{split}/{city}/{stem}_gtBboxCityPersons.json", json.dumps(content))
-
-
-def make_coco(root: Path) -> None:
-    for split in ("train2017", "val2017"):
-        picture(root / split / "000000000009.jpg", 300, 200)
-        coco(root / f"annotations/instances_{split}.json", ["000000000009.jpg"], (300, 200))
-
-
-def make_voc(root: Path) -> None:
-    def entry(year: int, name: str) -> None:
-        folder = root / f"VOCdevkit/VOC{year}"
-        picture(folder / f"JPEGImages/{name}.jpg")
-        box = "<bndbox><xmin>9</xmin><ymin>9</ymin><xmax>16</xmax><ymax>20</ymax></bndbox>"
-        thing = f"<object><name>dog</name><difficult>0</difficult>{box}</object>"
-        size = "<size><width>64</width><height>48</height><depth>3</depth></size>"
-        text(
-            folder / f"Annotations/{name}.xml", f"<annotation><filename>{name}.jpg</filename>{size}{thing}</annotation>"
-        )
-
-    entry(2007, "000001")
-    entry(2007, "000005")
-    entry(2012, "2008_000002")
-    text(root / "VOCdevkit/VOC2007/ImageSets/Main/trainval.txt", "000005\n")
-    text(root / "VOCdevkit/VOC2007/ImageSets/Main/test.txt", "000001\n")
-    text(root / "VOCdevkit/VOC2012/ImageSets/Main/trainval.txt", "2008_000002\n")
-
-
-def make_widerface(root: Path) -> None:
-    for split in ("train", "val"):
-        picture(root / f"WIDER_{split}/images/0--Parade/0_Parade_1.jpg")
-        line = "0--Parade/0_Parade_1.jpg\n1\n8 8 8 12 0 0 0 0 0 0\n"
-        text(root / f"wider_face_split/wider_face_{split}_bbx_gt.txt", line)
-
-
-def make_visdrone(root: Path) -> None:
-    for split in ("train", "val"):
-        folder = root / f"VisDrone2019-DET-{split}"
-        picture(folder / "images/0000001_00000_d_0000001.jpg")
-        text(folder / "annotations/0000001_00000_d_0000001.txt", "8,8,8,12,1,4,0,0\n")
-
-
-def make_dota(root: Path) -> None:
-    for split in ("train", "val"):
-        picture(root / split / "images/P0001.png")
-        lines = "imagesource:GoogleEarth\ngsd:0.1\n8 8 16 8 16 20 8 20 plane 0\n"
-        text(root / split / "labelTxt/P0001.txt", lines)
-
-
-MAKERS: dict[str, Callable[[Path], None]] = {
-    "tinyperson": make_tinyperson,
-    "citypersons": make_citypersons,
-    "tiny_citypersons": make_citypersons,
-    "coco": make_coco,
-    "coco100": make_coco,
-    "voc": make_voc,
-    "visdrone": make_visdrone,
-    "dota": make_dota,
-}
-
-
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", [name for name in SETS if SETS[name].parts])
 def test_a_set_becomes_what_its_recipes_read(name: str, tmp_path: Path) -> None:
     MAKERS[name](tmp_path)
     known = known_set(name)
@@ -173,10 +77,23 @@ def test_hashes_of_needed_files(tmp_path: Path) -> None:
     assert [check.good for check in check_set(own, tmp_path)] == [True]
 
 
+def test_every_set_has_a_layout_to_test_with() -> None:
+    assert set(MAKERS) == set(SETS)
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("cifar100", [8, 8]), ("imagenet32", [20, 2])])
+def test_small_pictures_are_checked_and_read_as_they_are(name: str, sizes: list[int], tmp_path: Path) -> None:
+    MAKERS[name](tmp_path)
+    known = known_set(name)
+    assert all(check.good for check in check_set(replace(known, md5={}), tmp_path))
+    assert {check.what for check in check_set(known, tmp_path) if not check.good} <= set(
+        known.md5
+    )  # not the real files
+    assert [len(read_labelled_pictures(tmp_path, split)) for split in ("train", "val")] == sizes
+
+
 def test_imagenet_layout_is_what_pretraining_reads(tmp_path: Path) -> None:
-    for split in ("train", "val"):
-        picture(tmp_path / split / "n01440764" / "a.JPEG", 40, 50)
-        picture(tmp_path / split / "n01443537" / "b.JPEG", 50, 40)
+    make_imagenet(tmp_path)
     assert [check.found for check in check_set(known_set("imagenet"), tmp_path)] == ["2 of 1,281,167", "2 of 50,000"]
     assert len(read_labelled_pictures(tmp_path, "train", size=32)) == 2
 

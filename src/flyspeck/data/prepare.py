@@ -168,13 +168,15 @@ SETS: dict[str, KnownSet] = {
     ),
     "widerface": KnownSet(
         "WIDER FACE (Yang et al., CVPR 2016)",
-        "shuoyang1213.me/WIDERFACE: WIDER_train.zip, WIDER_val.zip, wider_face_split.zip, unpacked side by side",
+        "shuoyang1213.me/WIDERFACE: WIDER_train.zip, WIDER_val.zip, wider_face_split.zip, unpacked side by side; of its "
+        "eval_tools.zip the folder ground_truth",
         "research use",
         "the paper (12,880 and 3,226 pictures); MD5: torchvision",
         (
             Files("WIDER_train/images/*/*.jpg", 12_880),
             Files("WIDER_val/images/*/*.jpg", 3_226),
             Files("wider_face_split/wider_face_*_bbx_gt.txt", 2),
+            Files("ground_truth/wider_*_val.mat", 4),
         ),
         {
             "WIDER_train.zip": "3fedf70df600953d25982bcd13d91ba2",
