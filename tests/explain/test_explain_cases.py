@@ -54,7 +54,7 @@ def test_dense_and_occluded_in_turn():
     assert [(c.kind, c.row) for c in cases] == [("dense", 2), ("occluded", 1)]
     assert cases[0].reason == "15 objects within 56 px"  # 14 sides of 4 px
     assert cases[1].reason == "2 objects covered by another, at most 62 %"  # 5 of 8 px: 62.5, to even
-    assert cases[1].window == (50, 48, 162, 160)  # 112 px about the middle (105.5, 104)
+    assert cases[1].window == (56, 54, 156, 154)  # half of 200 px about the middle (105.5, 104)
 
 
 def test_ignore_regions_are_no_objects():
@@ -70,7 +70,8 @@ def test_visible_ratio_makes_a_case():
 
 
 def test_a_picture_without_objects_shows_its_middle():
-    assert whole_case(3, np.zeros((0, 4)), (100, 300)).window == (100, 0, 200, 100)
+    assert whole_case(3, np.zeros((0, 4)), (100, 300)).window == (125, 25, 175, 75)
+    assert whole_case(3, np.zeros((0, 4)), (40, 60)).window == (10, 0, 50, 40)  # never more than there is
 
 
 @given(

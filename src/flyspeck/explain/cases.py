@@ -110,9 +110,10 @@ def _objects(count: float) -> str:
 
 
 def _side(boxes: np.ndarray, size: tuple[int, int]) -> int:
-    """Side in pixels of a window that shows a middling object and its neighbours."""
+    """Side in pixels of a window that shows a middling object and its neighbours: at most half of a small picture."""
     middling = float(np.median(box_algebra.size(boxes))) if len(boxes) else 8.0
-    return int(min(np.clip(_SIDES * middling, _SMALLEST, _LARGEST), *size))
+    most = min(_LARGEST, max(_SMALLEST, min(size) // 2))
+    return int(min(np.clip(_SIDES * middling, _SMALLEST, most), *size))
 
 
 def _strongest(centres: np.ndarray, weights: np.ndarray, side: float) -> tuple[np.ndarray, float]:
