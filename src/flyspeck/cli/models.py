@@ -39,7 +39,8 @@ def models(
     for row in rows:
         cells = [row["name"], row["seed"], row["paper"], "{}x{}".format(*row["size"]), row["convention"]]
         inexact = "" if row["reproduced"] else "~"
-        cells += [inexact + _millions(row["published_params"]), f"{inexact}{row['published_gflops']:.2f}"]
+        gflops = f"{inexact}{row['published_gflops']:.2f}" if row["published_gflops"] else "-"
+        cells += [inexact + _millions(row["published_params"]), gflops]
         if count:
             cells += [_millions(row["params"]), f"{row['gflops']:.3f}"]
         table.add_row(*cells)
@@ -69,7 +70,7 @@ def _row(entry: Any, count: bool) -> dict[str, Any]:
         "size": entry.size,
         "convention": entry.convention,
         "published_params": entry.params or None,
-        "published_gflops": entry.gflops,
+        "published_gflops": entry.gflops or None,
         "mean_of_factors": entry.mean_of_factors,
         "reproduced": entry.tolerance <= 1e-3,
     }

@@ -18,8 +18,9 @@ class Listed:
     """(H, W) of the figures."""
     convention: str
     params: float
-    """Parameters as published, or counted where the paper gives none; see `counted`."""
+    """Parameters as published; see `counted`."""
     gflops: float
+    """As published; 0 where the paper gives none, or none that its text lets anybody count."""
     counted: str = "all"
     """Which parameters: `all`, `conv` (convolutions), `trainable` (stem, stage 1 and norms frozen), `trainable_norms` (stem and
     stage 1 frozen), `none`."""
@@ -32,6 +33,7 @@ class Listed:
 _NING = "Ning 2023, arXiv:2303.11267"
 _GONG = "Gong 2021, arXiv:2011.02298"
 _MUDASSAR = "Mudassar 2019, BMVC"
+_DPNET = "Gong et al., DPNet"
 _TINY = (512, 640)
 _ssd = partial(Listed, seed="004", paper=_MUDASSAR, size=(300, 300), convention="ptflops")
 
@@ -58,11 +60,13 @@ LISTED: tuple[Listed, ...] = (
     Listed("tinaface:bh_resnet50", "002", _NING, _TINY, "thop", 0, 191.54, counted="none"),
     Listed("tinaface_gn_dcn:resnet50", "002", _NING, _TINY, "thop", 0, 184.29, counted="none"),
     Listed("tinaface_gn_dcn:bh_resnet50", "002", _NING, _TINY, "thop", 0, 188.60, counted="none"),
-    Listed("reppoints:resnet50", "000", "Gong et al., DPNet", _TINY, "mmcv", 0, 158.92, counted="none"),
+    Listed("resnet101", "000", _DPNET, _TINY, "mmcv", 0, 0, counted="none"),
+    Listed("reppoints:resnet50", "000", _DPNET, _TINY, "mmcv", 36.62e6, 158.92, counted="trainable_norms"),
+    Listed("reppoints:resnet101", "000", _DPNET, (796, 1124), "mmcv", 55.62e6, 0, counted="trainable_norms"),
     Listed(
         "dpnet:reppoints:resnet50",
         "000",
-        "Gong et al., DPNet",
+        _DPNET,
         (796, 1124),
         "mmcv",
         39.64e6,
