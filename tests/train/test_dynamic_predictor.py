@@ -127,6 +127,8 @@ def test_labels_are_kept_shown_and_refused_when_older(run: Path, tmp_path: Path,
     out = capsys.readouterr().out
     assert "12 pictures, guidance loss, T = 1.1" in out
     assert kept.read_bytes() == before  # read, not computed again
+    assert main(["dpnet", "labels", str(run), "--slack", "1"]) == 0
+    assert "at most 1 more in the sum" in capsys.readouterr().out
     assert main(["dpnet", "labels", str(run), "--on", "val", "--no-guidance", "--json"]) == 0
     pictures = json.loads(capsys.readouterr().out)["pictures"]
     assert len(pictures) == 6
@@ -191,6 +193,7 @@ def test_wanted_factors_by_hand(tmp_path: Path) -> None:
     assert_array_equal(found.wanted(), [1, 2, 2, 0])
     assert_array_equal(found.wanted(rule="argmax"), [0, 1, 0, 0])
     assert_array_equal(found.wanted(1.0), [0, 1, 2, 0])
+    assert_array_equal(found.wanted(slack=0.2), [2, 2, 2, 0])  # by the sum over one object each
     found.write(tmp_path / "l.json")
     again = read_losses(tmp_path / "l.json", detector="abc")
     assert_allclose(again.losses, found.losses)
@@ -204,6 +207,7 @@ def test_wanted_factors_by_hand(tmp_path: Path) -> None:
     (tmp_path / "l.json").write_text("{}")
     with pytest.raises(UserError, match="not a file of labels"):
         read_losses(tmp_path / "l.json")
+    assert "at most 0.2 more in the sum over objects" in summary(found, slack=0.2)[0]
     text = "\n".join(summary(found))
     assert "4 pictures, guidance loss" in text
     assert "1 pictures: 0.5, 0.33 good enough" in text

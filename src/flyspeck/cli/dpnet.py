@@ -17,6 +17,9 @@ def labels(
     on: str = typer.Option("train", "--on", help="train or val."),
     guidance: bool = typer.Option(True, "--guidance/--no-guidance", help="The guidance loss, or the detector's own."),
     ratio: float = typer.Option(1.1, "--ratio", min=1, help="T: good enough is up to so many times the least loss."),
+    slack: float = typer.Option(
+        None, "--slack", min=0, help="Instead of --ratio: up to so much more in the sum over a picture's objects."
+    ),
     again: bool = typer.Option(False, "--again", help="Compute them anew, over those that are there."),
     device: str = typer.Option("cpu", "--device", help="cpu, cuda, …"),
     as_json: bool = typer.Option(False, "--json", help="Print json: losses and labels of every picture."),
@@ -32,15 +35,24 @@ def labels(
     if as_json:
         import json
 
-        good, wanted = found.labels(ratio).tolist(), found.wanted(ratio).tolist()
+        good, wanted = found.labels(ratio, slack=slack).tolist(), found.wanted(ratio, slack=slack).tolist()
         rows = zip(found.image_ids, found.objects.tolist(), found.losses.tolist(), good, wanted, strict=True)
         pictures = [
             {"image_id": i, "objects": n, "losses": loss, "good_enough": yes, "cheapest": found.factors[place]}
             for i, n, loss, yes, place in rows
         ]
-        typer.echo(json.dumps({"factors": found.factors, "ratio": ratio, "pictures": pictures}))
+        typer.echo(
+            json.dumps(
+                {
+                    "factors": found.factors,
+                    "ratio": None if slack is not None else ratio,
+                    "slack": slack,
+                    "pictures": pictures,
+                }
+            )
+        )
         return
-    for line in summary(found, ratio=ratio):
+    for line in summary(found, ratio=ratio, slack=slack):
         typer.echo(line)
 
 

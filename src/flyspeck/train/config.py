@@ -216,7 +216,10 @@ class PredictorConfig(_Strict):
     guidance: bool = True
     """Labels from the guidance loss (Algorithm 2); False: from the detector's own losses."""
     ratio: float = Field(default=1.1, ge=1)
-    """T: a factor is good enough where its loss is at most so many times the least."""
+    """T: a factor is good enough where its loss is at most so many times the least (Eq. 10)."""
+    slack: float | None = Field(default=None, ge=0)
+    """Takes the place of `ratio`: good enough is up to so much more in the sum over the picture's objects. AP counts objects
+    and not pictures, so this beats random choices where Eq. 10 hardly does (docs/papers/dpnet.md); 1.0 is a good start."""
     widths: list[int] | None = None
     """Channels of the blocks; None fits them to the host (128, 128, 256, 256 on a ResNet-50)."""
     pool: int = Field(default=4, ge=1)
@@ -229,7 +232,8 @@ class PredictorConfig(_Strict):
     """The smallest factor that is probably good enough (the paper's aim), or the most probable one (its Eq. 4)."""
     threshold: float = Field(default=0.5, ge=0)
     """Of `cheapest`: the probability from which a factor is good enough."""
-    epochs: int = Field(default=40, ge=1)
+    epochs: int = Field(default=12, ge=1)
+    """Passes over the pictures. A few hundred are learnt by heart in 40."""
     batch_size: int = Field(default=32, ge=2)
     lr: float = Field(default=0.001, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)

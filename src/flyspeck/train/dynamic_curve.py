@@ -7,7 +7,7 @@ random choice or oracle is evaluated without running a network again (DPNet, Tab
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,7 @@ def tradeoff(
     samples: int = 500,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """All points as plain values: `static`, `chosen`, `argmax`, `curve`, `random`, `oracle`, `against_static`.
+    """All points as plain values: `static`, `chosen`, `argmax`, `curve`, `random`, `oracle`, `against_static`, `alike`.
 
     `probabilities (I, m)` are the predictor's; `chosen` is `decision`. `random` gives the same shares of factors to pictures
     at random, `draws` times (Table II). `oracles` are places by name (Table VII). `against_static` compares the chosen
@@ -108,6 +108,7 @@ def tradeoff(
         point["random"] = [candidates.point(rng.permutation(places), predictor=False)["figure"] for _ in range(draws)]
         found["curve"].append(point)
     found["against_static"] = _against(candidates, mine, np.zeros(count, np.int64), samples=samples, seed=seed)
+    found["alike"] = cheapest_alike(candidates, probabilities, found["curve"], samples=samples, seed=seed)
     return found
 
 
@@ -115,6 +116,28 @@ def thresholds(probabilities: np.ndarray, steps: int) -> list[float]:
     """From all pictures at the smallest factor (0) to all at the largest (above 1), in steps of equal change."""
     inner = np.unique(np.quantile(probabilities, np.linspace(0, 1, steps)).round(6)).tolist()
     return [0.0, *(t for t in inner if 0 < t <= 1), 1.001]
+
+
+def cheapest_alike(
+    candidates: Candidates,
+    probabilities: np.ndarray,
+    curve: Sequence[Mapping[str, Any]],
+    *,
+    samples: int = 200,
+    seed: int = 0,
+) -> dict[str, Any] | None:
+    """The cheapest point of the curve that cannot be told from the largest factor for all: 0 lies in the interval of the
+    paired difference, here and at every dearer point. It has the fields of a point, and `against`; None as for `_against`.
+    """
+    found = None
+    largest = np.zeros(len(probabilities), np.int64)
+    for point in sorted(curve, key=lambda p: -p["gflops"]):
+        places = Decision("cheapest", point["threshold"]).choose(probabilities)
+        against = _against(candidates, places, largest, samples=samples, seed=seed)
+        if against is None or against["difference_high"] < 0:
+            break
+        found = {**point, "against": against}
+    return found
 
 
 def _against(
@@ -125,6 +148,10 @@ def _against(
     if not isinstance(protocol, APProtocol) or samples < 1 or len(candidates.annotations) < 2:
         return None
     area = candidates.figure.partition("_")[2]
+    bins = tuple(own for own in protocol.bins if own.name == area)
+    if not bins:
+        return None
+    protocol = replace(protocol, bins=bins)
     a, b = candidates.chosen(ours), candidates.chosen(theirs)
     rows = compare(candidates.annotations, a, b, protocol, samples=samples, seed=seed)
     own = interval_rows(candidates.annotations, a, protocol, samples=samples, seed=seed)
@@ -170,6 +197,9 @@ def lines(found: Mapping[str, Any]) -> list[str]:
         if equal is None
         else row(f"cheapest as good, p >= {equal['threshold']:.3f}", equal)
     )
+    alike = found["alike"]
+    if alike is not None:
+        rows.append(row(f"cheapest alike, p >= {alike['threshold']:.3f}", alike))
     against = found["against_static"]
     if against is not None:
         rows.append(

@@ -166,7 +166,7 @@ def train_predictor(
 ) -> list[dict[str, float]]:
     """Algorithm 1, lines 17-19: AdamW with a cosine over `config.epochs`; returns the mean losses of each epoch.
 
-    Pictures of one size form a batch; each is mirrored every other time.
+    Pictures of one size form a batch; each is mirrored, and turned upside down, every other time.
     """
     generator = torch.Generator().manual_seed(config.seed)
     wanted = torch.from_numpy(labels.astype(np.float32))
@@ -188,8 +188,9 @@ def train_predictor(
         ]
         for rows, maps in batches:
             x = maps.float().to(device)
-            if torch.rand((), generator=generator) < 0.5:
-                x = x.flip(-1)
+            for side in (-1, -2):
+                turned = torch.rand(len(rows), 1, 1, 1, generator=generator) < 0.5
+                x = torch.where(turned.to(device), x.flip(side), x)
             logits, statistics = predictor.from_pooled(x)
             losses = predictor_losses(
                 logits, statistics, wanted[rows].to(device), data.statistics[rows].to(device), weight=config.weight
@@ -224,7 +225,7 @@ def fit_predictor(
     start = time.monotonic()
     data = pooled_maps(run, train_set, router.predictor, device=device)
     cached = time.monotonic()
-    labels = select(losses, data.image_ids).labels(config.ratio)
+    labels = select(losses, data.image_ids).labels(config.ratio, slack=config.slack)
     history = train_predictor(router.predictor, data, labels, config, device=device)
     log.info(
         "predictor: %d parameters, maps of %d pictures %.1f s, %d epochs %.1f s, losses %s",

@@ -20,7 +20,7 @@ from flyspeck.data.enlarge import Enlarge
 from flyspeck.data.loading import DetectionDataset, in_order, make_loader
 from flyspeck.errors import UserError
 from flyspeck.models.detector import Detector
-from flyspeck.models.dynamic.guidance import RATIO, factor_labels, factor_losses
+from flyspeck.models.dynamic.guidance import RATIO, factor_labels, factor_losses, total_labels
 from flyspeck.models.dynamic.pooling import find_switch
 from flyspeck.train.checkpoint import write_json
 
@@ -44,18 +44,20 @@ class FactorLosses:
     objects: np.ndarray
     """(N,) int64 objects in each picture."""
 
-    def labels(self, ratio: float = RATIO) -> np.ndarray:
-        """(N, m) bool, Eq. 10."""
+    def labels(self, ratio: float = RATIO, *, slack: float | None = None) -> np.ndarray:
+        """(N, m) bool, Eq. 10; with `slack`, `total_labels` instead."""
+        if slack is not None:
+            return total_labels(self.losses, self.objects, slack=slack)
         return factor_labels(self.losses, ratio=ratio)
 
-    def wanted(self, ratio: float = RATIO, *, rule: str = "cheapest") -> np.ndarray:
+    def wanted(self, ratio: float = RATIO, *, slack: float | None = None, rule: str = "cheapest") -> np.ndarray:
         """(N,) place of the factor that each picture should take.
 
         `cheapest` of those that are good enough, or with `argmax` the one with the least loss (of equals the largest).
         """
         if rule == "argmax":
             return self.losses.argmin(1)
-        good = self.labels(ratio)
+        good = self.labels(ratio, slack=slack)
         return good.shape[1] - 1 - good[:, ::-1].argmax(1)
 
     def write(self, path: Path) -> None:
@@ -161,13 +163,14 @@ def select(losses: FactorLosses, image_ids: Any) -> FactorLosses:
     return replace(losses, image_ids=tuple(image_ids), losses=losses.losses[rows], objects=losses.objects[rows])
 
 
-def summary(found: FactorLosses, *, ratio: float = RATIO) -> list[str]:
+def summary(found: FactorLosses, *, ratio: float = RATIO, slack: float | None = None) -> list[str]:
     """Lines for a reader: how many pictures want which factor, and why."""
-    labels = found.labels(ratio)
-    cheapest, least = found.wanted(ratio), found.wanted(ratio, rule="argmax")
+    labels = found.labels(ratio, slack=slack)
+    cheapest, least = found.wanted(ratio, slack=slack), found.wanted(rule="argmax")
+    rule = f"T = {ratio:g}" if slack is None else f"at most {slack:g} more in the sum over objects"
     kind = "guidance loss" if found.guidance else "detector's own loss"
     lines = [
-        f"{len(found.image_ids)} pictures, {kind}, T = {ratio:g}, detector {found.detector[:12]}",
+        f"{len(found.image_ids)} pictures, {kind}, {rule}, detector {found.detector[:12]}",
         f"{'factor':>7} {'good enough':>12} {'cheapest good':>14} {'least loss':>11} {'mean loss':>10}"
         f" {'objects a picture':>18} {'loss over the least, where it is not good enough':>50}",
     ]

@@ -10,15 +10,17 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
-from flyspeck.models.detector import Detector, RawDetections
+from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.guidance import (
     MIN_SCORE,
     factor_labels,
     factor_losses,
     guidance_loss,
+    total_labels,
     unsuppressed,
 )
 from flyspeck.models.dynamic.pooling import pool_dynamically
+from flyspeck.models.postprocess import RawDetections
 from flyspeck.types import ImageBatch, Targets
 
 
@@ -104,6 +106,15 @@ def test_labels_by_hand() -> None:
     losses = np.array([[1.0, 1.1, 1.1001], [2.0, 1.0, 1.05], [0.0, 0.0, 1e-9]])
     assert_array_equal(factor_labels(losses), [[1, 1, 0], [0, 1, 1], [1, 1, 0]])
     assert_array_equal(factor_labels(losses, ratio=1), [[1, 0, 0], [0, 1, 0], [1, 1, 0]])
+
+
+def test_labels_of_the_sum_by_hand() -> None:
+    """(L - min L) x objects: 0.2 x 2 = 0.4 and 0.6 x 2 = 1.2; alone 0.6; no objects: nothing to lose; 0.06 x 30 = 1.8."""
+    losses = np.array([[1.0, 1.2, 1.6], [1.0, 1.2, 1.6], [0.0, 0.0, 0.0], [1.0, 1.05, 0.99]])
+    objects = np.array([2, 1, 0, 30])
+    wanted = [[True, True, False], [True, True, True], [True, True, True], [True, False, True]]
+    assert_array_equal(total_labels(losses, objects), wanted)
+    assert_array_equal(total_labels(losses, objects, slack=0), losses == losses.min(1, keepdims=True))
 
 
 @pytest.mark.parametrize("kind", ["retinanet", "reppoints", "fcos", "faster_rcnn"])

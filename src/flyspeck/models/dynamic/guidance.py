@@ -7,6 +7,9 @@ Deviations, where Algorithm 2 is silent: an object without any prediction of its
 object) counts as found with the lowest score there is, at the largest box loss; otherwise a factor that finds nothing would
 have no loss. Scores take the focal loss, boxes the smooth L1 loss (beta 0.11) in units of the object's size, clamped at 1.
 A picture without objects has the loss 0 at every factor, so that all are good enough and the cheapest is taken.
+
+Eq. 10 looks at a picture's mean loss, so one object counts as much alone as twenty together do. `total_labels` are another
+rule: AP counts objects, so what a cheaper factor may add to the sum over a picture's objects is bounded.
 """
 
 from __future__ import annotations
@@ -21,13 +24,16 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from flyspeck import boxes as box_algebra
-from flyspeck.models.detector import Detector, Head, RawDetections
+from flyspeck.models.detector import Detector, Head
 from flyspeck.models.dynamic.pooling import find_switch, run_prefix, run_rest
 from flyspeck.models.losses import focal_loss
+from flyspeck.models.postprocess import RawDetections
 from flyspeck.types import ImageBatch, Targets
 
 RATIO = 1.1
 """T of Eq. 10."""
+SLACK = 1.0
+"""Of `total_labels`: about half of what an object costs that is not found."""
 MIN_SCORE = 1e-3
 """Predictions below it are not looked at; the score of an object that nothing was found of."""
 _BETA = 0.11
@@ -136,3 +142,13 @@ def factor_labels(losses: np.ndarray, *, ratio: float = RATIO) -> np.ndarray:
     """`(N, m)` bool, Eq. 10: which factors are good enough, from L^(j) `(N, m)`: at most `ratio` times the least."""
     least = losses.min(1, keepdims=True)
     return losses <= least * ratio
+
+
+def total_labels(losses: np.ndarray, objects: np.ndarray, *, slack: float = SLACK) -> np.ndarray:
+    """`(N, m)` bool, not in the paper: which factors add at most `slack` to the least sum of losses over the picture's objects.
+
+    `losses (N, m)` are means over the `objects (N,)` of each picture. An object that one factor finds at the score 0.5 and
+    another not at all adds 1.7 for its score and up to 1 for its box.
+    """
+    more = losses - losses.min(1, keepdims=True)
+    return more * objects[:, None] <= slack
