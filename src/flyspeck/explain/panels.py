@@ -25,7 +25,7 @@ _HEAT = np.array(
 _TRUTH, _FOUND, _WEAK = (64, 200, 255), (90, 220, 90), (255, 120, 40)
 _PAPER, _INK, _SOFT = (255, 255, 255), (20, 20, 20), (90, 90, 90)
 _PANEL = 264  # px, the width of a panel
-_GAP, _HEAD, _TITLE = 6, 20, 30
+_GAP, _NAME, _HEAD, _TITLE = 6, 30, 24, 34
 
 
 @dataclass(frozen=True)
@@ -90,18 +90,20 @@ def sheet(
         "RGB",
         (
             len(columns) * (_PANEL + _GAP) + _GAP,
-            _TITLE + len(models) * (_HEAD + sum(heights) + 2 * _GAP + 4) + _HEAD,
+            _TITLE + len(models) * (_NAME + _HEAD + sum(heights) + 2 * _GAP + 4) + _HEAD,
         ),
         _PAPER,
     )
-    pen, font = ImageDraw.Draw(page), ImageFont.load_default(14)
-    pen.text((_GAP, 6), title, fill=_INK, font=ImageFont.load_default(16))
+    pen, font, large = ImageDraw.Draw(page), ImageFont.load_default(17), ImageFont.load_default(20)
+    pen.text((_GAP, 6), title, fill=_INK, font=large)
     top = _TITLE
     for model in models:
+        pen.text(
+            (_GAP, top + 4), _heading(model, show_score), fill=_INK, font=large
+        )  # a line of its own: names are long
         for c, head in enumerate(columns):
-            words = _heading(model, show_score) if c == 0 else head
-            pen.text((_GAP + c * (_PANEL + _GAP), top), words, fill=_INK, font=font)
-        y = top + _HEAD
+            pen.text((_GAP + c * (_PANEL + _GAP), top + _NAME), head, fill=_SOFT, font=font)
+        y = top + _NAME + _HEAD
         for window, zoom, height in zip((whole, case.window), zooms, heights, strict=True):
             for c, head in enumerate(columns):
                 panel = _panel(pixels, grey, truths, model, head, window, (_PANEL, height), zoom, show_score)
@@ -111,7 +113,7 @@ def sheet(
             y += height + _GAP
         top = y + 4
     legend = "blue: annotated    green: found    white frame: the place enlarged    heat maps: each scaled to its own highest"
-    pen.text((_GAP, top), legend, fill=_SOFT, font=ImageFont.load_default(13))
+    pen.text((_GAP, top), legend, fill=_SOFT, font=ImageFont.load_default(16))
     return page
 
 
