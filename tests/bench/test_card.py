@@ -43,6 +43,7 @@ def test_a_card_and_weights_that_predict_takes_by_path(
         "squares of our own",
         "Apache-2.0",
         "| tiny1 |",
+        "**sha256**",
         "flyspeck: AP at IoU",
         "Finds squares",
         "epoch 1 of 1",

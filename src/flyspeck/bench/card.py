@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,8 +85,9 @@ def write_card(
     parity = _parity(detector, half, spread(val_set, parity_pictures), recipe)
     save_weights(out / WEIGHTS, half if parity.holds else state, published(description))
     text = card(recipe, description, figures, words, parity, detector=detector, val_set=val_set, run=run, speed=speed)
-    megabytes = (out / WEIGHTS).stat().st_size / 1e6
-    (out / CARD).write_text(text.replace("@SIZE@", f"{megabytes:.1f} MB"), encoding="utf-8")
+    written = (out / WEIGHTS).read_bytes()
+    text = text.replace("@SIZE@", f"{len(written) / 1e6:.1f} MB").replace("@HASH@", hashlib.sha256(written).hexdigest())
+    (out / CARD).write_text(text, encoding="utf-8")
     return parity
 
 
@@ -145,7 +147,7 @@ def card(
     run: Path,
     speed: bool = False,
 ) -> str:
-    """The card as Markdown; `@SIZE@` stands for the size of the weights file."""
+    """The card as Markdown; `@SIZE@` and `@HASH@` stand for the size and SHA-256 of the weights file."""
     height, width = (int(side) for side in description["training_size"])
     costs = cost(detector.cpu(), (height, width), proposals=recipe.model.head.get("proposals"), latency_runs=20 * speed)
     known = json.loads((run / "environment.json").read_text(encoding="utf-8"))
@@ -170,6 +172,7 @@ def card(
         "pictures that the figures below are of.",
         f"* **Training**: seed {recipe.train.seed}, {known['threads']} thread(s) on {known['device']}, "
         f"{_minutes(run):.0f} minutes.",
+        "* **sha256** of the weights file: `@HASH@`.",
         f"* **Half precision**: {parity.figure} on {parity.pictures} pictures {100 * parity.single:.2f} before rounding, "
         f"{100 * parity.half:.2f} after.",
         "",
