@@ -87,16 +87,14 @@ def assign_points(
     farthest side is at a distance in the point's range `(low, high]` (`ranges (A, 2)`); of several, the smallest. One whose
     centre is at most `reach` cells away along both axes counts as containing it: from 0.5 on, each has a point.
     """
-    assigned = torch.full((len(points),), BACKGROUND, dtype=torch.int64, device=points.device)
-    # Smallest first, in double precision, stable: then the first block that claims a point keeps it.
+    # Smallest first, in double precision, stable: of the ranks that claim a point, the least keeps it.
     order = torch.argsort(box_algebra.area(objects.double()), stable=True)
+    rank = torch.full((len(points),), len(objects), dtype=torch.int64, device=points.device)
     step = max(1, _BLOCK // max(len(points), 1))
     for start in range(0, len(objects), step):
-        rows = order[start : start + step]
-        claims = _claims(points, cells, ranges, objects[rows], radius, reach)  # (n, A)
-        claimed, first = claims.max(0)  # the first True is the smallest object
-        fresh = claimed & (assigned == BACKGROUND)
-        assigned[fresh] = rows[first[fresh]]
+        row, point = _claims(points, cells, ranges, objects[order[start : start + step]], radius, reach)
+        rank.scatter_reduce_(0, point, start + row, "amin")
+    assigned = torch.cat([order, order.new_tensor([BACKGROUND])])[rank]
     if len(ignored):
         x, y = points[:, 0, None], points[:, 1, None]
         inside = (x > ignored[:, 0]) & (x < ignored[:, 2]) & (y > ignored[:, 1]) & (y < ignored[:, 3])
@@ -104,16 +102,22 @@ def assign_points(
     return assigned
 
 
-def _claims(points: Tensor, cells: Tensor, ranges: Tensor, objects: Tensor, radius: float, reach: float) -> Tensor:
-    """`(n, A)` bool: which points may learn which objects."""
-    sides = side_distances(points, objects[:, None])  # (n, A, 4)
-    off_center = (points - box_algebra.center(objects)[:, None]).abs()
-    far = sides.amax(-1)
-    claims = sides.amin(-1) > 0
+def _claims(
+    points: Tensor, cells: Tensor, ranges: Tensor, objects: Tensor, radius: float, reach: float
+) -> tuple[Tensor, Tensor]:
+    """Pairs (object, point), each `(P,)`, of which the point may learn the object."""
+    center = box_algebra.center(objects)
+    # Every pair is asked only for what nearly all pairs fail.
+    near = (points[:, 0] - center[:, 0, None]).abs() < radius * cells[:, 0]
+    near &= (points[:, 1] - center[:, 1, None]).abs() < radius * cells[:, 1]
+    row, point = torch.nonzero(near, as_tuple=True)
+    sides = side_distances(points[point], objects[row])
+    claims = sides.amin(1) > 0
     if reach > 0:
-        claims |= (off_center <= reach * cells).all(-1)
-    claims &= (far > ranges[:, 0]) & (far <= ranges[:, 1])
-    return claims & (off_center < radius * cells).all(-1)
+        claims |= ((points[point] - center[row]).abs() <= reach * cells[point]).all(1)
+    far = sides.amax(1)
+    claims &= (far > ranges[point, 0]) & (far <= ranges[point, 1])
+    return row[claims], point[claims]
 
 
 def side_distances(points: Tensor, boxes: Tensor) -> Tensor:
