@@ -46,6 +46,7 @@ train:
   batch_size: 4
   optimizer: adamw
   lr: 0.003
+  beta2: 0.99
   warmup_steps: 50
   schedule: cosine
   ema: 0.99
