@@ -42,8 +42,18 @@ def test_published_counts(entry):
 def test_every_kind_of_detector_and_of_published_backbone_is_listed():
     names = {entry.name for entry in LISTED}
     assert {"resnet50", "resnet101", "bh_resnet50", "hrnet18", "hrnet32", "bh_hrnet18", "bh_hrnet32"} <= names
-    assert {"faster_rcnn:bh_resnet50", "faster_rcnn:hrnet32", "cascade_rcnn:resnet50:sspnet", "retinanet:resnet50"} <= names
-    assert {"retinanet:bh_resnet50:sspnet", "fcos:bh_resnet50", "reppoints:resnet50", "dpnet:reppoints:resnet50"} <= names
+    assert {
+        "faster_rcnn:bh_resnet50",
+        "faster_rcnn:hrnet32",
+        "cascade_rcnn:resnet50:sspnet",
+        "retinanet:resnet50",
+    } <= names
+    assert {
+        "retinanet:bh_resnet50:sspnet",
+        "fcos:bh_resnet50",
+        "reppoints:resnet50",
+        "dpnet:reppoints:resnet50",
+    } <= names
     assert {"ssd:mobilenet_v1:S1L0-DualPath19-10-S", "ssd:vgg16:S1L2-DualPath"} <= names
 
 

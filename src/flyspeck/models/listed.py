@@ -61,8 +61,7 @@ LISTED: tuple[Listed, ...] = (
     Listed("tinaface_gn_dcn:resnet50", "002", _NING, _TINY, "thop", 0, 184.29, counted="none"),
     Listed("tinaface_gn_dcn:bh_resnet50", "002", _NING, _TINY, "thop", 0, 188.60, counted="none"),
     Listed("resnet101", "000", _DPNET, _TINY, "mmcv", 0, 0, counted="none"),
-    Listed("reppoints:resnet50", "000", _DPNET, _TINY, "mmcv", 36.62e6, 158.92, counted="trainable_norms"),
-    Listed("reppoints:resnet101", "000", _DPNET, (796, 1124), "mmcv", 55.62e6, 0, counted="trainable_norms"),
+    Listed("reppoints:resnet50", "000", _DPNET, _TINY, "mmcv", 0, 158.92, counted="none"),
     Listed(
         "dpnet:reppoints:resnet50",
         "000",
