@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from flyspeck import boxes as box_algebra
+from flyspeck.errors import UserError
 from flyspeck.models.backbones.mobilenet_v1 import mobilenet_v1
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.detector import Detector, PixelNorm
@@ -151,8 +152,13 @@ def main() -> None:
     options = parser.parse_args()
     if options.run is None:
         on_shapes(options.steps)
-    else:
+        return
+    if not options.pictures:
+        parser.error("--run needs --pictures")
+    try:
         on_pictures(options.run, options.pictures, options.eliminate, options.out)
+    except UserError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":
