@@ -97,3 +97,20 @@ def test_soft_nms_by_recipe():
     model = ModelConfig(name="fcos:resnet18", soft_nms="linear", nms=0.3, **SMALL)
     rule = build_detector(model, classes=("a",), mean=(0.5,), std=(0.5,)).head.suppression
     assert (rule.soft, rule.iou) == ("linear", 0.3)
+
+
+def test_sigma_power_starts_at_what_a_factor_of_sigma_computes() -> None:
+    def pyramid(**changes: object) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        model = ModelConfig.model_validate({"name": "faster_rcnn:resnet18", "width": 0.25, "channels": 16, **changes})
+        detector = build_detector(model, classes=("thing",), mean=(0.5,), std=(0.5,)).eval()
+        with torch.no_grad():
+            return detector.neck(detector.backbone(torch.linspace(0, 1, 3 * 64 * 64).reshape(1, 3, 64, 64)))
+
+    plain = pyramid(fusion=[0.5, 0.5, 0.5])
+    for ours, theirs in zip(pyramid(fusion=[1.0, 1.0, 1.0], sigma=0.5), plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="norm"):
+        pyramid(norm="bn", sigma=0.5)
+    with pytest.raises(UserError, match="only the neck fpn"):
+        pyramid(name="faster_rcnn:resnet18:sspnet", sigma=0.5)

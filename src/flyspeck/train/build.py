@@ -19,6 +19,7 @@ from flyspeck.models.assigners.rfla import receptive_anchors
 from flyspeck.models.backbones.freezing import freeze_norms, freeze_stages
 from flyspeck.models.detector import Detector, PixelNorm
 from flyspeck.models.layers import NORMS
+from flyspeck.models.necks.fpn import FPN, sigma_power_
 from flyspeck.models.postprocess import Suppression
 from flyspeck.train.assigners import fields_of, recipe_assigner
 from flyspeck.train.checkpoint import load_weights, weights_file
@@ -90,9 +91,20 @@ def build_detector(
         )
     except TypeError as error:  # a keyword that this detector's builder does not take
         raise UserError(f"{name.detector} does not take this: {error}", where="model.head") from error
+    if load and model.sigma is not None:
+        _initialise_by_power(detector, model.sigma)
     if load and model.start is not None:
         take_over(detector, model.start)
     return detector
+
+
+def _initialise_by_power(detector: Detector, sigma: float) -> None:
+    if not isinstance(detector.neck, FPN):
+        raise UserError("only the neck fpn has a sigma-power initialisation", where="model.sigma", fix="leave it out")
+    try:
+        sigma_power_(detector.neck, sigma)
+    except ValueError as error:  # norm layers would undo it
+        raise UserError(str(error), where="model.sigma", fix="set model.norm to none") from None
 
 
 def describe_model(

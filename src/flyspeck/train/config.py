@@ -142,6 +142,8 @@ class ModelConfig(_Strict):
     """Which prior learns which object; None takes the detector's own rule."""
     fusion: list[float] | Literal["one", "three", "attention", "statistic"] | None = None
     """Fusion factors of the pyramid, finest edge first, or who finds them; `statistic` is S-alpha of the training set."""
+    sigma: float | None = Field(default=None, gt=0)
+    """Sigma-power initialisation of the pyramid (the fusion-factor paper, sec. 3.3); wants `norm: none`."""
     head: dict[str, Any] = {}
     """Further keyword arguments of the detector's builder (depth, hidden, samples, …)."""
     max_detections: int = Field(default=500, ge=1)
