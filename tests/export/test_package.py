@@ -21,7 +21,7 @@ from flyspeck.export.onnx import write_onnx
 from flyspeck.export.package import ExportOptions, export_model
 from flyspeck.export.pictures import named_set, run_sets
 from flyspeck.infer.engines import open_exported
-from flyspeck.infer.onnx_model import OnnxModel
+from flyspeck.infer.exported import PlainModel
 from flyspeck.infer.torch_model import TorchModel
 from flyspeck.train.build import load_detector
 from flyspeck.types import Detections
@@ -150,7 +150,7 @@ def test_sixteen_bits_need_a_graph_of_floats(exports: Exports, tmp_path: Path) -
     picture = np.zeros((64, 96, 3), np.uint16)
     with pytest.raises(UserError, match="--pixels 16"):
         model([picture])
-    wide = OnnxModel.__new__(OnnxModel)  # only its conversion is looked at
+    wide = PlainModel.__new__(PlainModel)  # only its conversion is looked at
     wide.__dict__.update(model.__dict__, _pixels=np.dtype("float32"))
     assert_allclose(wide.to_batch([np.full((2, 2, 3), 65535, np.uint16)]), 255)
     assert_allclose(wide.to_batch([np.full((2, 2, 3), 255, np.uint8)]), 255)

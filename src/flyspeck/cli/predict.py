@@ -97,7 +97,7 @@ def predict(
     where = {"out": out, "formats": formats, "source": source, "items": items, "categories": categories}
     job = _Job(made=made, classes=network.classes, resume=resume, **where)
     job.run(predictor, processes, pictures=pictures, show_score=show_score, heat=heat, check=skip_check)
-    if processes.leads and "predictor" in description:
+    if processes.leads:
         _say_factors(network)
 
 

@@ -20,9 +20,9 @@ import numpy as np
 from flyspeck.data.enlarge import Enlarge
 from flyspeck.errors import UserError, nearest
 from flyspeck.evaluate import DetectionTable, evaluate
-from flyspeck.export.onnx import describe, trace, write_onnx
+from flyspeck.export.onnx import describe, write_onnx
 from flyspeck.export.openvino import write_openvino
-from flyspeck.export.package import with_hard_nms
+from flyspeck.export.package import traced, with_hard_nms, write_all
 from flyspeck.export.pictures import PictureSet, Recorder, predictor_for, tiles_of
 from flyspeck.export.quantize import quantise
 from flyspeck.infer.engines import open_exported
@@ -116,6 +116,8 @@ def _build(name: str, detector: Detector, files: dict[str, Path] | str) -> Model
         return files
     kind, _, variant = name.partition(" ")
     key = f"{kind} int8" if variant == "int8" else kind
+    if key not in files:
+        return "a detector that chooses its factor has no INT8 form"
     try:
         return open_exported(files[key], precision="bf16" if variant == "bf16" else "fp32")
     except UserError as error:
@@ -133,14 +135,14 @@ def _files(
     """The exported files, or why there are none."""
     say("exporting")
     try:
-        graph = trace(detector)
+        graph, by_factor = traced(detector)
     except UserError as error:
         return error.what
     told = describe(detector, description)
     files = {"onnx": folder / "m.onnx", "openvino": folder / "m.xml"}
-    write_onnx(graph, files["onnx"], told)
-    write_openvino(graph, files["openvino"], told)
-    if calibration is not None:
+    for file in files.values():
+        write_all(graph, by_factor, file, told)
+    if calibration is not None and not by_factor:
         model = open_exported(files["onnx"])
         tiles = tiles_of(calibration, told, limit=num_tiles)
         say(f"calibrating INT8 on {len(tiles)} tiles of {calibration.name}")
@@ -156,6 +158,8 @@ def _compiled(detector: Detector) -> Model | str:
     import torch
 
     model = TorchModel(detector)
+    if not isinstance(model.detector, Detector):
+        return "a detector with factors is not compiled"
     for part in (model.detector.backbone, model.detector.neck):
         part.compile(dynamic=False)
     blank = np.zeros((64, 64, int(model.channels)), np.uint8)

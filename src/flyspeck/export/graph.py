@@ -8,14 +8,18 @@ and W are free; D is the detector's `max_detections`, or fewer where a window ha
 from __future__ import annotations
 
 import copy
+import math
+from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from flyspeck.errors import UserError
 from flyspeck.export.decoding import DECODERS, decode
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.detector import Detector
+from flyspeck.models.dynamic.pooling import PooledStage, is_dynamic, split_stage
 from flyspeck.models.fold import fold_norms
 from flyspeck.models.layers import ConvTower
 from flyspeck.types import ImageBatch
@@ -42,6 +46,7 @@ class DetectorGraph(nn.Module):
         blank = ImageBatch(torch.zeros(1, norm.mean.shape[1], 256, 256), ((256, 256),))
         size = (256, 256)
         self.num_folded = fold_norms(mine, lambda: mine.head.detect(mine.pyramid(blank), size, [size]))
+        _fix_pools(mine)
         self.backbone, self.neck, self.head = mine.backbone, mine.neck, mine.head
         self.channels = norm.channels
         self.limit = mine.head.suppression.max_detections
@@ -50,13 +55,42 @@ class DetectorGraph(nn.Module):
 
     def forward(self, windows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """See the head of this module."""
+        return self.detect(self.backbone(self.normalised(windows)), windows)
+
+    def normalised(self, windows: Tensor) -> Tensor:
+        """What the backbone takes."""
         x = (windows.permute(0, 3, 1, 2).to(torch.float32) - self.mean) * self.per_std
-        if x.shape[1] == 1 and self.channels > 1:
-            x = x.expand(-1, self.channels, -1, -1)
+        return x.expand(-1, self.channels, -1, -1) if x.shape[1] == 1 and self.channels > 1 else x
+
+    def detect(self, maps: list[Tensor], windows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The outputs, from the backbone's maps; of `windows` only the size counts."""
         size = (windows.shape[1], windows.shape[2])
-        kept = decode(self.head, self.neck(self.backbone(x)), size)  # type: ignore[arg-type]
+        kept = decode(self.head, self.neck(maps), size)  # type: ignore[arg-type]
         boxes, scores, labels = kept.best(self.limit)  # type: ignore[arg-type]
         return boxes, scores, labels, (scores > 0).sum(1)
+
+
+class FixedResize(nn.Module):
+    """A `PooledStage`'s resize by one factor, in whole numbers, as sizes that are symbols need."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.ratio = Fraction(str(factor))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, C, H, W)` to the sides that `models.dynamic.pooling.resized` gives."""
+        up, down = self.ratio.numerator, self.ratio.denominator
+        size = [(2 * up * side + down) // (2 * down) for side in x.shape[-2:]]
+        return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+def _fix_pools(detector: Detector) -> None:
+    """Replaces the pooled stage of a detector of one factor, in place."""
+    if not isinstance(detector.backbone, StagedBackbone):
+        return
+    for name, stage in detector.backbone.stages.items():
+        if isinstance(stage, PooledStage):
+            detector.backbone.stages[name] = nn.Sequential(FixedResize(stage.switch.active), *stage.children())
 
 
 class LevelTowers(nn.Module):
@@ -98,8 +132,13 @@ def check_exportable(detector: Detector) -> None:
         raise UserError(f"a score threshold of {rule.score}", where="model.min_score", fix="0 or more")
 
 
-def stride_of(detector: Detector) -> int:
-    """The largest stride of the backbone: windows must not be smaller."""
+def smallest_side(detector: Detector) -> int:
+    """Pixels that a window's sides must have: the largest stride, and at the smallest factor a whole kernel of the map."""
     backbone = detector.backbone
     features = backbone.features if isinstance(backbone, StagedBackbone) else detector.features
-    return int(max(spec.stride for spec in features))
+    least = max(spec.stride for spec in features)
+    if isinstance(backbone, StagedBackbone) and is_dynamic(detector):
+        stage = next(s for s in backbone.stages.values() if isinstance(s, PooledStage))
+        before = backbone.specs[split_stage(detector)].stride
+        least = max(least, before * math.ceil(stage.kernel / min(stage.switch.factors)))
+    return int(least)

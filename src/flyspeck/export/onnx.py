@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ import torch
 
 from flyspeck import __version__
 from flyspeck.errors import UserError, missing_extra
-from flyspeck.export.graph import INPUT, OUTPUTS, DetectorGraph, stride_of
+from flyspeck.export.factors import FactorGraph, PrefixGraph
+from flyspeck.export.graph import INPUT, OUTPUTS, DetectorGraph, smallest_side
 from flyspeck.export.operators import onnx_translations
 from flyspeck.infer.exported import FORMAT, KEY
 from flyspeck.models.detector import Detector
+from flyspeck.models.dynamic.router import FactorRouter
 
 OPSET = 18
 PIXELS = {8: "uint8", 16: "float32"}
@@ -25,26 +27,55 @@ _KEPT = ("training_size", "object_side_99", "enlarge", "protocol", "figures", "e
 
 def trace(detector: Detector, *, bits: int = 8) -> Any:
     """The `onnx.ModelProto` of a detector for pictures of `bits` (8, or 16 which also takes 8) a channel."""
+    graph = DetectorGraph(detector).eval()
+    return _model_of(graph, [_example(graph, bits)], inputs=[INPUT], outputs=OUTPUTS)
+
+
+def trace_factors(detector: Detector, *, bits: int = 8) -> tuple[Any, dict[float, Any]]:
+    """The graphs of a detector that chooses its factor: what no factor changes, and one that goes on from it by factor."""
+    router = detector.router
+    assert isinstance(router, FactorRouter)
+    first, rest = PrefixGraph(detector).eval(), {f: FactorGraph(detector, f).eval() for f in router.switch.factors}
+    example = _example(first, bits)
+    with torch.no_grad():
+        _, *maps = first(example)
+    names = [f"map{number}" for number in range(len(maps))]
+    made = _model_of(first, [example], inputs=[INPUT], outputs=["probabilities", *names])
+    going_on = {
+        factor: _model_of(graph, [example, *maps], inputs=[INPUT, *names], outputs=OUTPUTS)
+        for factor, graph in rest.items()
+    }
+    return made, going_on
+
+
+def _example(graph: DetectorGraph | PrefixGraph, bits: int) -> torch.Tensor:
+    """Sizes that differ from each other and from every channel count: no two may be taken for one symbol."""
+    return torch.zeros(2, 256, 320, graph.mean.shape[1], dtype=torch.uint8 if bits == 8 else torch.float32)
+
+
+def _model_of(
+    graph: torch.nn.Module, examples: Sequence[torch.Tensor], *, inputs: Sequence[str], outputs: Sequence[str]
+) -> Any:
+    """A module as an `onnx.ModelProto`; of windows batch, height and width are free, of maps all but the channels."""
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise missing_extra(error.name or "onnx", "export") from None
-    graph = DetectorGraph(detector).eval()
-    # Sizes that differ from each other and from every channel count: no two may be taken for one symbol.
-    example = torch.zeros(2, 256, 320, graph.mean.shape[1], dtype=torch.uint8 if bits == 8 else torch.float32)
     free = torch.export.Dim.DYNAMIC
+    shapes = [{0: free, 1: free, 2: free} if name == INPUT else {0: free, 2: free, 3: free} for name in inputs]
     with torch.no_grad(), warnings.catch_warnings(), _quiet("onnxscript"), _quiet("torch.onnx"):
         warnings.simplefilter("ignore")  # about torch's own internals: what the graph computes is checked afterwards
         try:
             program = torch.onnx.export(
                 graph,
-                (example,),
+                tuple(examples),
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=[INPUT],
-                output_names=list(OUTPUTS),
-                dynamic_shapes=({0: free, 1: free, 2: free},),
+                input_names=list(inputs),
+                output_names=list(outputs),
+                # `FactorGraph` takes its maps as one starred argument.
+                dynamic_shapes=(shapes[0],) if len(shapes) == 1 else (shapes[0], tuple(shapes[1:])),
                 custom_translation_table=onnx_translations(),
                 verbose=False,
             )
@@ -73,11 +104,21 @@ def describe(detector: Detector, description: Mapping[str, Any], *, bits: int = 
             "std": [round(v, 6) for v in norm.std.flatten().tolist()],
             "units": "shares of 1; done inside the graph",
         },
-        "smallest_side": stride_of(detector),
+        "smallest_side": smallest_side(detector),
         "suppression": {"score": rule.score, "iou": rule.iou, "max_detections": rule.max_detections},
         "precision": "fp32",
+        **_factors(detector),
         **{key: description[key] for key in _KEPT if key in description},
     }
+
+
+def _factors(detector: Detector) -> dict[str, Any]:
+    """What the driver of a detector that chooses its factor has to know."""
+    router = detector.router
+    if not isinstance(router, FactorRouter):
+        return {}
+    rule = router.decision
+    return {"factors": {"factors": list(router.switch.factors), "rule": rule.rule, "threshold": rule.threshold}}
 
 
 def write_onnx(model: Any, path: Path, description: Mapping[str, Any]) -> None:

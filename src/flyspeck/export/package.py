@@ -11,13 +11,17 @@ from typing import Any
 import numpy as np
 
 from flyspeck.errors import UserError
-from flyspeck.export.onnx import PIXELS, describe, trace, write_onnx
+from flyspeck.export.onnx import PIXELS, describe, trace, trace_factors, write_onnx
 from flyspeck.export.openvino import write_openvino
 from flyspeck.export.parity import AP, BOX_PX, SCORE, TIE_SHARE, Difference, Rule, ap_by_size, ap_table, compare
 from flyspeck.export.pictures import PictureSet, detect, named_set, run_sets, tiles_of
 from flyspeck.infer.engines import open_exported
+from flyspeck.infer.factor_model import factor_file
 from flyspeck.infer.torch_model import TorchModel
 from flyspeck.models.detector import Detector
+from flyspeck.models.dynamic.norms import at_factor
+from flyspeck.models.dynamic.pooling import find_switch, is_dynamic
+from flyspeck.models.dynamic.router import FactorRouter
 from flyspeck.train.build import load_described
 
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
@@ -34,6 +38,8 @@ class ExportOptions:
     """Of a channel of a picture: 16 takes 8 too, as float32."""
     hard_nms: float | None = None
     """IoU of the suppression in place of the trained one; a detector with soft-NMS needs it."""
+    factor: float | None = None
+    """Of a detector with factors: this one alone; None: the choice of each picture, or the default without a predictor."""
     check: Path | None = None
     """Pictures or annotations to check on; None: the run's validation set."""
     check_limit: int = 48
@@ -59,16 +65,15 @@ def export_model(run: Path, out: Path, options: ExportOptions, *, say: Say = pri
     """
     _check_options(out, options)
     detector, description = load_described(run)
-    if options.hard_nms is not None:
-        detector = with_hard_nms(detector, options.hard_nms)
+    detector = _prepared(detector, options)
     checked, calibrated = _sets(run, options, detector.classes)
     rule = _rule(detector)
     told = describe(detector, description, bits=options.bits)
     say(f"tracing {told['model'] or 'the detector'}")
-    graph = trace(detector, bits=options.bits)
+    graph, by_factor = traced(detector, bits=options.bits)
     temporary = out.with_name(f".{out.stem}.{os.getpid()}.part{out.suffix}")
     try:
-        _write(graph, temporary, told)
+        write_all(graph, by_factor, temporary, told)
         say(f"checking on {len(checked.paths)} pictures of {checked.name}")
         eager, reference = detect(TorchModel(detector), checked, description, score=rule.score)
         found, windows = detect(open_exported(temporary), checked, description, score=rule.score)
@@ -82,11 +87,45 @@ def export_model(run: Path, out: Path, options: ExportOptions, *, say: Say = pri
         elif ap:
             say(ap_table(ap))
         _write(graph, temporary, told)
+        for factor in by_factor:  # the first graph last: without it the others are not looked at
+            _move(factor_file(temporary, factor), factor_file(out, factor))
         _move(temporary, out)
     finally:
-        for part in (temporary, temporary.with_suffix(".bin")):
+        for part in (temporary, *(factor_file(temporary, factor) for factor in by_factor)):
             part.unlink(missing_ok=True)
+            part.with_suffix(".bin").unlink(missing_ok=True)
     return Exported(out, difference, ap)
+
+
+def _prepared(detector: Detector, options: ExportOptions) -> Detector:
+    """With the suppression and the factor that were asked for."""
+    if options.hard_nms is not None:
+        detector = with_hard_nms(detector, options.hard_nms)
+    if options.factor is not None:
+        return at_factor(detector, options.factor)  # says so where the detector has no factors
+    if is_dynamic(detector) and detector.router is None:
+        return at_factor(detector, find_switch(detector).default)
+    if options.int8 and isinstance(detector.router, FactorRouter):
+        raise UserError(
+            "a detector that chooses its factor has no INT8 form",
+            where="--int8",
+            fix="add --factor, as in --factor 0.5",
+        )
+    return detector
+
+
+def traced(detector: Detector, *, bits: int = 8) -> tuple[Any, dict[float, Any]]:
+    """The graph, and where the detector chooses its factor those that go on from it."""
+    if isinstance(detector.router, FactorRouter):
+        return trace_factors(detector, bits=bits)
+    return trace(detector, bits=bits), {}
+
+
+def write_all(graph: Any, by_factor: Mapping[float, Any], path: Path, description: Mapping[str, Any]) -> None:
+    """The first graph at `path`, the others beside it."""
+    for factor, part in by_factor.items():
+        _write(part, factor_file(path, factor), {**description, "factor": factor})
+    _write(graph, path, description)
 
 
 def with_hard_nms(detector: Detector, iou: float) -> Detector:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from flyspeck.errors import UserError
-from flyspeck.infer.exported import ExportedModel
-from flyspeck.infer.onnx_model import OnnxModel
-from flyspeck.infer.openvino_model import OpenVinoModel
+from flyspeck.infer.exported import ExportedModel, PlainModel, Session, described
+from flyspeck.infer.factor_model import FactorModel, factor_file
+from flyspeck.infer.onnx_model import OnnxSession
+from flyspeck.infer.openvino_model import OpenVinoSession
 
 SUFFIXES = (".onnx", ".xml")
 
@@ -22,5 +23,19 @@ def open_exported(path: Path | str, *, device: str = "cpu", precision: str = "fp
     path = Path(path)
     if not path.is_file():
         raise UserError("no such exported model", where=path, fix="check the path")
-    kind = OpenVinoModel if path.suffix.lower() == ".xml" else OnnxModel
+    session = open_session(path, device=device, precision=precision)
+    description = described(session.text, path)
+    if "factors" not in description:
+        return PlainModel(session, description)
+    files = [factor_file(path, float(factor)) for factor in description["factors"]["factors"]]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise UserError(f"{missing[0]} is not beside it", where=path, fix="keep the files of all factors together")
+    sessions = [open_session(file, device=device, precision=precision) for file in files]
+    return FactorModel(session, sessions, description)
+
+
+def open_session(path: Path, *, device: str = "cpu", precision: str = "fp32") -> Session:
+    """One graph in the engine that its ending names."""
+    kind = OpenVinoSession if path.suffix.lower() == ".xml" else OnnxSession
     return kind(path, device=device, precision=precision)

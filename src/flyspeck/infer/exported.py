@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,18 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """boxes (B, D, 4), scores (B, D), labels (B, D), counts (B,)."""
 
 
+class Session(ABC):
+    """One file in an engine: arrays in, arrays out."""
+
+    path: Path
+    text: str | None
+    """The file's metadata entry, None where it has none."""
+
+    @abstractmethod
+    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The graph's outputs, in its order, for its inputs, in its order."""
+
+
 class ExportedModel(ABC):
     """Windows (H, W, C) uint8 or uint16, all of one size, to their `Detections`, as `TorchModel`."""
 
@@ -42,12 +54,17 @@ class ExportedModel(ABC):
     def run(self, batch: np.ndarray) -> Arrays:
         """The graph's outputs for `batch (B, H, W, C)` of the graph's type."""
 
+    @property
+    def taken(self) -> dict[float, int]:
+        """Of a detector that chooses its factor: how many windows took which so far; empty for any other."""
+        return {}
+
     def __call__(self, windows: list[np.ndarray]) -> list[Detections]:
         """Detections of each window in its own frame."""
         height, width = windows[0].shape[:2]
         if min(height, width) < self._smallest:
             raise UserError(
-                f"a picture of {height}x{width} px is smaller than the model's largest stride, {self._smallest}",
+                f"a picture of {height}x{width} px is smaller than the model's smallest picture, {self._smallest} px",
                 where="picture size",
                 fix="pad or enlarge the picture",
             )
@@ -69,6 +86,19 @@ class ExportedModel(ABC):
                 )
             return batch
         return batch.astype(np.float32) if batch.dtype == np.uint8 else batch.astype(np.float32) / np.float32(257)
+
+
+class PlainModel(ExportedModel):
+    """One graph does all."""
+
+    def __init__(self, session: Session, description: Mapping[str, Any]) -> None:
+        super().__init__(session.path, description)
+        self._session = session
+
+    def run(self, batch: np.ndarray) -> Arrays:
+        """See `ExportedModel.run`."""
+        boxes, scores, labels, counts = self._session.run([batch])
+        return boxes, scores, labels, counts
 
 
 def described(text: str | None, path: Path) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import Any
 from flyspeck.data.enlarge import Enlarge
 from flyspeck.errors import UserError
 from flyspeck.infer.engines import is_exported, open_exported
+from flyspeck.infer.exported import ExportedModel
+from flyspeck.infer.factor_model import FactorModel
 from flyspeck.infer.predictor import Predictor
 from flyspeck.infer.tiles import default_tiles
 
@@ -27,11 +29,9 @@ def load_model(
     a tile (H, W), or of a picture of the training's size.
     """
     if is_exported(path):
-        if choice:
-            raise UserError(
-                f"an exported model has no {next(iter(choice))} to choose", where=str(path), fix="give a run folder"
-            )
         model = open_exported(path, device=device, precision=precision)
+        if choice:
+            _choose(model, choice)
         return model, model.description
     from flyspeck.infer.torch_model import TorchModel
     from flyspeck.train.build import load_described
@@ -43,6 +43,19 @@ def load_model(
         size = tile or tuple(description["training_size"])
         detector = apply_choice(detector, Choice(**choice), description, size=size, device=device)  # type: ignore[arg-type]
     return TorchModel(detector, device=device, precision=precision), description  # pyright: ignore[reportArgumentType]
+
+
+def _choose(model: ExportedModel, choice: Mapping[str, Any]) -> None:
+    """Applies a choice to an exported model, where it has factors."""
+    if not isinstance(model, FactorModel):
+        raise UserError(
+            f"this exported model has no {next(iter(choice))} to choose", where=model.path, fix="give a run folder"
+        )
+    if len(choice) > 1:
+        raise UserError(f"{' and '.join(choice)} exclude each other", fix="give one of them")
+    if "budget" in choice:
+        raise UserError("an exported model takes no budget", where="budget", fix="give a quality, or a run folder")
+    model.set_choice(**choice)
 
 
 def load_predictor(

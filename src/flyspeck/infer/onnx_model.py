@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flyspeck.errors import UserError, missing_extra
-from flyspeck.infer.exported import KEY, Arrays, ExportedModel, described, num_threads
+from flyspeck.infer.exported import KEY, Session, num_threads
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
 
-class OnnxModel(ExportedModel):
-    """The model on `device` (cpu, cuda or tensorrt, as far as the installed ONNX Runtime has it)."""
+class OnnxSession(Session):
+    """The graph on `device` (cpu, cuda or tensorrt, as far as the installed ONNX Runtime has it)."""
 
     def __init__(self, path: Path | str, *, device: str = "cpu", precision: str = "fp32") -> None:
         try:
@@ -40,11 +41,9 @@ class OnnxModel(ExportedModel):
         except Exception as error:  # the runtime has no common base of its errors
             reason = " ".join(str(error).split())[:160]
             raise UserError(f"not a model that ONNX Runtime opens ({reason})", where=path, fix="export again") from None
-        metadata = self._session.get_modelmeta().custom_metadata_map
-        super().__init__(path, described(metadata.get(KEY), path))
-        self._input = self._session.get_inputs()[0].name
+        self.path, self.text = path, self._session.get_modelmeta().custom_metadata_map.get(KEY)
+        self._inputs = [value.name for value in self._session.get_inputs()]
 
-    def run(self, batch: np.ndarray) -> Arrays:
-        """See `ExportedModel.run`."""
-        boxes, scores, labels, counts = self._session.run(None, {self._input: batch})
-        return boxes, scores, labels, counts
+    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """See `Session.run`."""
+        return self._session.run(None, dict(zip(self._inputs, inputs, strict=True)))

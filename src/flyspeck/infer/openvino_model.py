@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flyspeck.errors import UserError, missing_extra
-from flyspeck.infer.exported import KEY, Arrays, ExportedModel, described, num_threads
+from flyspeck.infer.exported import KEY, Session, num_threads
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
-class OpenVinoModel(ExportedModel):
-    """The model on `device` (cpu, or another that OpenVINO names, such as GPU), computed in `precision`.
+class OpenVinoSession(Session):
+    """The graph on `device` (cpu, or another that OpenVINO names, such as GPU), computed in `precision`.
 
-    It is compiled for each shape of batch once: an engine that knows its sizes is faster than one that does not.
+    It is compiled for each shape of its inputs once: an engine that knows its sizes is faster than one that does not.
     """
 
     def __init__(self, path: Path | str, *, device: str = "cpu", precision: str = "fp32") -> None:
@@ -40,20 +41,20 @@ class OpenVinoModel(ExportedModel):
         except RuntimeError as error:
             reason = " ".join(str(error).split())[-160:]
             raise UserError(f"not a model that OpenVINO opens ({reason})", where=path, fix="export again") from None
-        text = self._model.get_rt_info([KEY]).astype(str) if self._model.has_rt_info([KEY]) else None
-        super().__init__(path, described(text, path))
-        self._compiled: dict[tuple[int, ...], Any] = {}
+        self.path = path
+        self.text = self._model.get_rt_info([KEY]).astype(str) if self._model.has_rt_info([KEY]) else None
+        self._compiled: dict[tuple[tuple[int, ...], ...], Any] = {}
 
-    def run(self, batch: np.ndarray) -> Arrays:
-        """See `ExportedModel.run`."""
-        request = self._compiled.get(batch.shape)
+    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """See `Session.run`."""
+        shapes = tuple(array.shape for array in inputs)
+        request = self._compiled.get(shapes)
         if request is None:
             if len(self._compiled) > 8:  # pictures of ever new sizes must not fill the memory
                 self._compiled.clear()
             model = self._model.clone()
-            model.reshape(list(batch.shape))
+            model.reshape({place: list(shape) for place, shape in enumerate(shapes)})
             request = self._core.compile_model(model, self._device, self._hints).create_infer_request()
-            self._compiled[batch.shape] = request
-        found = request.infer({0: batch}, share_inputs=True)
-        boxes, scores, labels, counts = (found[i].copy() for i in range(4))
-        return boxes, scores, labels, counts
+            self._compiled[shapes] = request
+        found = request.infer(dict(enumerate(inputs)), share_inputs=True)
+        return [found[place].copy() for place in range(len(found))]
