@@ -31,7 +31,7 @@ def test_page_runs(
             ran += 1
         elif "file=" in about:
             Path(about.split("file=")[1].strip()).write_text(text, encoding="utf-8")
-    assert ran >= 8
+    assert ran >= 7
 
 
 def run_line(line: str, capsys: pytest.CaptureFixture[str]) -> int:

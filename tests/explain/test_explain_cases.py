@@ -51,7 +51,9 @@ def test_dense_and_occluded_in_turn():
     sparse = [square(20, 20), square(180, 180)]
     annotations = table([sparse, pair, crowd, []])
     cases = pick_cases(annotations, annotations.sizes, 4)
-    assert [(c.kind, c.row) for c in cases] == [("dense", 2), ("occluded", 1)]
+    assert [(c.kind, c.row) for c in cases] == [("dense", 2), ("occluded", 1), ("sparse", 0)]
+    assert cases[2].reason == "1 object within 56 px"
+    assert pick_cases(annotations, annotations.sizes, 2) == cases[:2]
     assert cases[0].reason == "15 objects within 56 px"  # 14 sides of 4 px
     assert cases[1].reason == "2 objects covered by another, at most 62 %"  # 5 of 8 px: 62.5, to even
     assert cases[1].window == (56, 54, 156, 154)  # half of 200 px about the middle (105.5, 104)

@@ -23,7 +23,7 @@ class Case:
     """A place worth explaining."""
 
     kind: str
-    """`dense`, `occluded`, or `chosen` for a picture that was asked for."""
+    """`dense`, `occluded`, `sparse`, or `chosen` for a picture that was asked for."""
     row: int
     """Row of the picture in its table; -1 where there is none."""
     window: Window
@@ -33,11 +33,12 @@ class Case:
 
 
 def pick_cases(annotations: Annotations, sizes: np.ndarray, count: int) -> list[Case]:
-    """Up to `count` cases in turn dense and occluded, the strongest of each kind first, no picture twice.
+    """Up to `count` cases in turn dense and occluded, the strongest of each kind first, no picture twice; then sparse ones.
 
-    Dense: the most objects in one window. Occluded: the largest sum of covered shares in one window, where a box is
-    covered as far as it lies under another object's box (or as far as the table's `vis_ratio` says it is hidden).
-    `sizes (I, 2)` are the true (height, width). Fewer come back where there are no more, an empty list without objects.
+    Dense: the most objects in one window, two at least. Occluded: the largest sum of covered shares in one window, where a
+    box is covered as far as it lies under another object's box (or as far as the table's `vis_ratio` says it is hidden).
+    Sparse: any object, in file order. `sizes (I, 2)` are the true (height, width). Fewer come back where there are no more,
+    an empty list without objects.
     """
     ranked = {kind: _ranked(annotations, sizes, kind) for kind in KINDS}
     cases: list[Case] = []
@@ -49,7 +50,8 @@ def pick_cases(annotations: Annotations, sizes: np.ndarray, count: int) -> list[
             if ranked[kind] and len(cases) < count:
                 cases.append(ranked[kind].pop(0))
                 taken.add(cases[-1].row)
-    return cases
+    lone = [case for case in _ranked(annotations, sizes, "sparse") if case.row not in taken]
+    return cases + lone[: count - len(cases)]
 
 
 def whole_case(row: int, boxes: np.ndarray, size: tuple[int, int]) -> Case:
@@ -97,12 +99,12 @@ def _ranked(annotations: Annotations, sizes: np.ndarray, kind: str) -> list[Case
         if amount <= (1 if kind == "dense" else 0):
             continue
         window = _around(middle, side, size)
-        if kind == "dense":
+        if kind != "occluded":
             reason = f"{_objects(amount)} within {side} px"
         else:
             reason = f"{_objects((weights > 0).sum())} covered by another, at most {100 * weights.max():.0f} %"
         found.append((amount, Case(kind, row, window, reason)))
-    return [case for _, case in sorted(found, key=lambda pair: -pair[0])]
+    return [case for _, case in sorted(found, key=lambda pair: 0 if kind == "sparse" else -pair[0])]
 
 
 def _objects(count: float) -> str:

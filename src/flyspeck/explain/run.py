@@ -65,7 +65,7 @@ def explain_models(
     cases = find_cases(pictures, options.pictures)
     if not cases:
         raise UserError(
-            "no dense or occluded place: there are no two objects near each other",
+            "no objects are annotated, so that there is no place to pick",
             where=pictures.table.source or "annotations",
             fix="name pictures with --picture",
         )
@@ -89,7 +89,7 @@ def explain_models(
 
 
 def find_cases(pictures: Pictures, count: int) -> list[Case]:
-    """The pictures that were asked for, or `count` dense and occluded places."""
+    """The pictures that were asked for, or `count` dense and occluded places, and sparse ones where these are too few."""
     table = pictures.table
     if not pictures.chosen:
         return pick_cases(table, native_sizes(table), count)
