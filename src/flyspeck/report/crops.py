@@ -51,12 +51,12 @@ def worst_pictures(diagnoses: Sequence[Diagnosis], number: int, crops: int = 2) 
             problems.append(str(error))
             continue
         pictures.append(
-            _picture(diagnoses, rank, annotations.file_names[int(index_of[rank])], _eight_bit(pixels), crops)
+            _picture(diagnoses, rank, annotations.file_names[int(index_of[rank])], eight_bit(pixels), crops)
         )
     return pictures, problems
 
 
-def _eight_bit(pixels: np.ndarray) -> np.ndarray:
+def eight_bit(pixels: np.ndarray) -> np.ndarray:
     """uint8 from any depth, stretched from the darkest to the brightest value where it is deeper."""
     if pixels.dtype == np.uint8:
         return pixels
@@ -159,12 +159,12 @@ def _truth_panel(
     image, zoom = _cut(pixels, window)
     pen = ImageDraw.Draw(image)
     for region in view.regions[_touching(view.regions, window)]:
-        _dashed(pen, _scaled(region, window, zoom), _IGNORED)
+        dashed(pen, _scaled(region, window, zoom), _IGNORED)
     rows = _touching(view.truths, window)
     words = []
     for row in rows:
         box, lost = _scaled(view.truths[row], window, zoom), view.fates[row] != FATES.index("found")
-        (_dashed if lost else _solid)(pen, box, _LOST if lost else _TRUTH)
+        (dashed if lost else _solid)(pen, box, _LOST if lost else _TRUTH)
         size = float(box_algebra.size(view.truths[row]))
         words.append(f"{classes[int(view.truth_labels[row])]} of {size:.0f} px, {FATES[int(view.fates[row])]}")
     return data_uri(image), "Ground truth: " + (_listed(words) or "no object")
@@ -177,7 +177,7 @@ def _found_panel(
     pen, words = ImageDraw.Draw(image), []
     for row in _touching(view.found, window):
         box, wrong = _scaled(view.found[row], window, zoom), bool(view.wrong[row])
-        (_dashed if wrong else _solid)(pen, box, _LOST if wrong else _FOUND)
+        (dashed if wrong else _solid)(pen, box, _LOST if wrong else _FOUND)
         words.append(
             f"{classes[int(view.found_labels[row])]} at score {view.scores[row]:.2f}{', false alarm' if wrong else ''}"
         )
@@ -213,7 +213,7 @@ def _solid(pen: ImageDraw.ImageDraw, box: tuple[float, float, float, float], col
     pen.rectangle(box, outline=colour)
 
 
-def _dashed(pen: ImageDraw.ImageDraw, box: tuple[float, float, float, float], colour: tuple[int, int, int]) -> None:
+def dashed(pen: ImageDraw.ImageDraw, box: tuple[float, float, float, float], colour: tuple[int, int, int]) -> None:
     """A dashed rectangle: lost or wrong, whoever does not see the colour."""
     x1, y1, x2, y2 = box
     pen.rectangle(box, outline=(0, 0, 0))

@@ -19,8 +19,10 @@ from flyspeck.data.writers import write_text
 from flyspeck.errors import UserError
 from flyspeck.report import figures as fig
 from flyspeck.report import tables
+from flyspeck.report.chosen import chosen_section
 from flyspeck.report.crops import Picture, data_uri, image, to_html, worst_pictures
 from flyspeck.report.diagnosis import FATES, SIZES, Curve, Diagnosis, Rate, diagnose, miss_rates
+from flyspeck.report.gains import gains_figure
 from flyspeck.report.runs import RunReport
 from flyspeck.report.similarity import similarity_figure, similarity_history
 
@@ -61,6 +63,8 @@ def build_report(
     sections = [
         ("numbers", "Numbers by size", _numbers(runs)),
         ("why", "What is found and what is lost", _why(diagnoses)),
+        ("gains", f"Gained and lost against {runs[0].name}", _gains(diagnoses)),
+        ("factors", "Pictures by chosen factor", _chosen(diagnoses)),
         ("curves", "Curves", _curves(diagnoses)),
         ("data", "Sizes in the data set", _data(runs[0])),
         ("training", "Training", _training(runs)),
@@ -181,6 +185,21 @@ def _fates(diagnosis: Diagnosis) -> str:
         chart,
         "The counts",
         tables.table(["size, px", *FATES], rows, caption=caption),
+    )
+
+
+def _gains(diagnoses: Sequence[Diagnosis]) -> str:
+    """What every other run finds that the first does not; nothing for a single run."""
+    parts = [gains_figure(diagnoses[0], other) for other in diagnoses[1:]]
+    lead = "<p>Each run at its score of best F1, IoU 0.5.</p>" if parts else ""
+    return lead + "".join(f"{chart}{_behind('The counts', data)}" for chart, data in parts)
+
+
+def _chosen(diagnoses: Sequence[Diagnosis]) -> str:
+    """Of runs that choose their factors, the pictures of each; nothing where none does."""
+    parts = [(d.run.name, chosen_section(d, d.run.chosen)) for d in diagnoses if d.run.chosen is not None]
+    return "".join(
+        (f"<p><strong>{escape(name)}</strong></p>" if len(diagnoses) > 1 else "") + text for name, text in parts
     )
 
 

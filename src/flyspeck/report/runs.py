@@ -8,11 +8,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.errors import UserError
 from flyspeck.evaluate import DetectionTable, EvaluationResult, evaluate, protocol_named
+
+CHOSEN = "factor-probabilities-val.json"
+"""Where a run with a factor predictor says what it chose."""
+
+
+@dataclass(frozen=True)
+class ChosenFactors:
+    """The factor of every picture of a table."""
+
+    factors: tuple[float, ...]
+    """Largest first."""
+    places: np.ndarray
+    """(I,) places among them."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +42,8 @@ class RunReport:
     """Epoch records of the training: `epoch`, `seconds`, `losses` (name to mean), `figures` (name to value)."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """What to know of the run, such as model, data and time; shown as it is."""
+    chosen: ChosenFactors | None = None
+    """The factors of a detector that chooses them."""
 
 
 def read_run(folder: Path | str, *, gt: Path | str | None = None, protocol: str | None = None) -> RunReport:
@@ -52,7 +68,35 @@ def read_run(folder: Path | str, *, gt: Path | str | None = None, protocol: str 
     name = protocol or _stored_protocol(folder / "evaluation.json")
     evaluation = evaluate(annotations, detections, protocol_named(name))
     history = tuple(record for record in _lines(folder / "metrics.jsonl") if record.get("kind") == "epoch")
-    return RunReport(folder.name, annotations, detections, evaluation, history, _facts(recipe, folder))
+    return RunReport(
+        folder.name,
+        annotations,
+        detections,
+        evaluation,
+        history,
+        _facts(recipe, folder),
+        read_chosen(folder, annotations),
+    )
+
+
+def read_chosen(folder: Path, annotations: Annotations) -> ChosenFactors | None:
+    """What a run folder says of its choices; None where it chooses none, or said nothing of these pictures."""
+    path = folder / CHOSEN
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        factors = tuple(float(f) for f in content["factors"])
+        chosen = content.get("chosen")
+        place = dict(zip(content["image_ids"], map(factors.index, chosen or ()), strict=bool(chosen)))
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"not a list of chosen factors ({error})", where=path, fix="fit the predictor again: flyspeck dpnet fit RUN"
+        ) from None
+    ids = [i if isinstance(i, str) else int(i) for i in annotations.image_ids]
+    if any(i not in place for i in ids):
+        return None
+    return ChosenFactors(factors, np.array([place[i] for i in ids], np.int64))
 
 
 def _ground_truth(recipe: Mapping[str, Any], gt: Path | str | None, where: Path) -> Annotations:
@@ -65,8 +109,6 @@ def _ground_truth(recipe: Mapping[str, Any], gt: Path | str | None, where: Path)
     table = read_annotations(gt or data["val"], format=data.get("format"), classes=data.get("classes"))
     limit = data.get("val_limit")
     if gt is None and limit is not None and limit < len(table):
-        import numpy as np
-
         # the same even spread over the file that training measured on
         table = table.select_images(np.linspace(0, len(table) - 1, limit).round().astype(np.int64))
     return table

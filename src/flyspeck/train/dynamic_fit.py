@@ -235,7 +235,7 @@ def fit_predictor(
     maps = pooled_maps(run, val_set, router.predictor, device=device)
     probabilities = predicted(router.predictor, maps)
     folder.mkdir(parents=True, exist_ok=True)
-    write_probabilities(folder / CHOICES, maps.image_ids, router.switch.factors, probabilities)
+    write_probabilities(folder / CHOICES, maps.image_ids, router.switch.factors, probabilities, router.decision)
     for name in ("recipe.yaml", "environment.json"):
         if (run.folder / name).exists():
             shutil.copyfile(run.folder / name, folder / name)
@@ -296,12 +296,15 @@ def calibration(probabilities: np.ndarray, *, steps: int = 50) -> list[list[floa
     return rows
 
 
-def write_probabilities(path: Path, image_ids: Any, factors: Any, probabilities: np.ndarray) -> None:
-    """The predictor's word on a set, as JSON."""
+def write_probabilities(
+    path: Path, image_ids: Any, factors: Any, probabilities: np.ndarray, decision: Decision
+) -> None:
+    """The predictor's word on a set, and the factors that follow by `decision`, as JSON."""
     content = {
         "factors": list(factors),
         "image_ids": list(image_ids),
         "probabilities": np.round(probabilities.astype(float), 6).tolist(),
+        "chosen": [factors[place] for place in decision.choose(probabilities)],
     }
     write_json(path, content)
 
