@@ -161,12 +161,9 @@ def planted(model: TorchModel, patch: np.ndarray, box: np.ndarray, colour: np.nd
         ground = plain_ground(size, colour, len(places))
         boxes = np.array([plant(ground, patch, box, at) for at in now])
         seen.append((boxes, both_ways(model, ground)))
-    counted: dict = {}
-    for score in SCORES:
-        counted = {"score": score, **{way: _counts(seen, way, score) for way in ("tiles", "own")}}
-        if counted["own"]["none"] == counted["own"]["twice"] == 0:
-            break
-    return counted
+    table = [{"score": score, **{way: _counts(seen, way, score) for way in ("tiles", "own")}} for score in SCORES]
+    clear = [row for row in table if row["own"]["none"] == row["own"]["twice"] == 0]
+    return {**(clear or table[-1:])[0], "by score": table}
 
 
 def _counts(seen: list[tuple[np.ndarray, dict[str, Detections]]], way: str, score: float) -> dict[str, int]:
