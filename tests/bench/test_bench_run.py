@@ -178,6 +178,9 @@ def test_another_tools_detections_are_scored(place: Path) -> None:
     (entry,) = read_results(place / "results", "small").entries
     assert entry.figures["ap50_all"] == 1.0
     assert entry.facts["tool"] == "by hand"
+    (folder / "detections.json").write_text(json.dumps(found[:1]))  # the tool's second try
+    assert rescore_table(table, "cpu", **where) == 1
+    assert read_results(place / "results", "small").entries[0].figures["ap50_all"] < 1.0
 
 
 def test_a_pretraining_and_a_distillation_are_rows_too(place: Path) -> None:

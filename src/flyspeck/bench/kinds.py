@@ -83,7 +83,12 @@ def _check_data(job: Job, recipe: Recipe) -> None:
 
 
 def rescore(job: Job, places: Places, before: list[Entry]) -> Outcome:
-    """Scores a finished training's run folder again; what is known of its hardware and versions stays."""
+    """Scores a finished training's run folder again; what is known of its hardware and versions stays.
+
+    Another tool's detections are read again with their facts.
+    """
+    if job.row.kind == "external":
+        return _external(job, places)
     outcome = _of_run(job, job.recipe(data=places.data, runs=places.runs), job.folder(places.runs))
     kept = {name: before[0].facts[name] for name in (*environment(), "ms", "ms_p90") if name in before[0].facts}
     return Outcome([replace(entry, facts=entry.facts | kept) for entry in outcome.entries], outcome.draws)

@@ -90,12 +90,16 @@ def run_table(
 
 
 def rescore_table(table: Table, grade: str, *, places: Places, results_folder: Path) -> int:
-    """Scores every finished training whose run folder is here again, without training; returns how many."""
+    """Scores every finished training, and other tools' detections, whose folder is here again; returns how many."""
     count = 0
     for job in jobs(table, grade):
         results = read_results(results_folder, table.name)
         before = results.finished(grade, job.row.name, job.seed, job.definition)
-        if before and job.row.kind in ("train", "distill") and (job.folder(places.runs) / "detections.json").is_file():
+        if (
+            before
+            and job.row.kind in ("train", "distill", "external")
+            and (job.folder(places.runs) / "detections.json").is_file()
+        ):
             outcome = rescore(job, places, before)
             results.replace(outcome.entries, outcome.draws)
             write_results(results_folder, results)
