@@ -34,7 +34,7 @@ augment:
 model:
   name: fcos:bh_resnet14
   width: 0.5
-  channels: 48
+  channels: 32
   levels: 2-5
   norm: bn
   # The nearest points learn an object that contains none, and scores follow the expected overlap: see models/fcos.py.
@@ -60,9 +60,9 @@ train:
 
 def demo(
     out: Path = typer.Option(Path("flyspeck-demo"), "--out", help="Folder for everything that the demo makes."),
-    images: int = typer.Option(800, "--images", min=8, help="Scenes to learn from."),
+    images: int = typer.Option(600, "--images", min=8, help="Scenes to learn from."),
     val_images: int = typer.Option(120, "--val-images", min=4, help="Scenes to measure on."),
-    epochs: int = typer.Option(14, "--epochs", min=1, help="Passes over them."),
+    epochs: int = typer.Option(21, "--epochs", min=1, help="Passes over them."),
     seed: int = typer.Option(0, "--seed", min=0, help="Of the scenes and of the training."),
     big: str = typer.Option(f"{BIG[0]}x{BIG[1]}", "--big", help="Height x width of the large scene."),
 ) -> None:
