@@ -173,11 +173,15 @@ def test_another_tools_detections_are_scored(place: Path) -> None:
     found = [{key: box[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9} for box in truth]
     folder.mkdir(parents=True)
     (folder / "detections.json").write_text(json.dumps(found))
-    (folder / "about.json").write_text(json.dumps({"tool": "by hand", "gflops": 0.0}))
+    about = {"tool": "by hand", "version": "7", "gflops": 0.0, "epochs": 3, "settings": "patience"}
+    (folder / "about.json").write_text(json.dumps(about))
     run_table(table, "cpu", rows=["other"], **where)
     (entry,) = read_results(place / "results", "small").entries
     assert entry.figures["ap50_all"] == 1.0
     assert entry.facts["tool"] == "by hand"
+    page = markdown(table, place / "results")
+    assert "Row `other` is by another tool, by hand 7 (3 epochs; patience)." in page
+    assert "flyspeck 7" not in page
     (folder / "detections.json").write_text(json.dumps(found[:1]))  # the tool's second try
     assert rescore_table(table, "cpu", **where) == 1
     assert read_results(place / "results", "small").entries[0].figures["ap50_all"] < 1.0

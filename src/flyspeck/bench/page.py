@@ -143,19 +143,31 @@ def _cost(entries: list[Entry], name: str) -> str:
 
 
 def _conditions(grade: str, entries: list[Entry]) -> str:
-    """One paragraph: where and on what the rows were run."""
+    """One paragraph: where and on what the rows were run. Other tools' rows are named apart."""
+    own, others = ([e for e in entries if ("tool" in e.facts) == other] for other in (False, True))
 
-    def several(name: str) -> str:
-        values: list[Any] = [entry.facts[name] for entry in entries if entry.facts.get(name) not in (None, "")]
+    def several(name: str, among: Sequence[Entry] = own or entries) -> str:
+        values: list[Any] = [entry.facts[name] for entry in among if entry.facts.get(name) not in (None, "")]
         return ", ".join(map(str, dict.fromkeys(values)))
 
+    versions = f"flyspeck {several('version')} ({several('commit') or 'no commit'}); " if own else ""
+    tools = "".join(f" {_tool(entry)}" for entry in others)
     return (
         f"Grade `{grade}`: {several('training_pictures')} training and {several('validation_pictures')} validation "
         f"pictures, {several('epochs')} epochs; protocol {several('protocol') or '-'}, figures in %, means over seeds, 95 % "
         f"intervals by bootstrap over pictures and seeds; GFLOPs are multiply-adds at {several('size') or '-'}. "
         f"Run on {several('hardware')}, {several('threads')} thread(s), torch {several('torch')}, "
-        f"flyspeck {several('version')} ({several('commit') or 'no commit'}); {_hours(entries):.1f} hours of training in all."
+        f"{versions}{_hours(entries):.1f} hours of training in all.{tools}"
     )
+
+
+def _tool(entry: Entry) -> str:
+    """A sentence on another tool's row."""
+    facts = entry.facts
+    words = [str(facts[name]) for name in ("tool", "version", "model") if name in facts]
+    more = [f"{facts['epochs']} epochs"] if "epochs" in facts else []
+    more += [str(facts[name]) for name in ("settings", "licence") if name in facts]
+    return f"Row `{entry.row}` is by another tool, {' '.join(words)}{' (' + '; '.join(more) + ')' if more else ''}."
 
 
 def _hours(entries: Sequence[Entry]) -> float:
