@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from flyspeck.cli.main import main
 from flyspeck.errors import UserError
 from flyspeck.train.build import load_described
 from flyspeck.train.checkpoint import load_state, load_weights
@@ -161,6 +162,18 @@ def test_the_baselines_and_a_better_student(
     assert all(torch.equal(one[name], two[name]) for name in one)
     with pytest.raises(UserError, match="heads of one kind only"):
         stages.distill(distilled(recipe, tmp_path / "teacher", method="response"), tmp_path / "response")
+    # A student is exported without a trace of adapters and teacher: the graph has the weights of one that learnt alone.
+    alone = exported_weights(tmp_path / "none")
+    assert len(alone) > 50
+    assert exported_weights(tmp_path / "single") == alone
+
+
+def exported_weights(folder: Path) -> dict[str, list[int]]:
+    """Names and shapes of the weights in the exported graph of a run."""
+    onnx = pytest.importorskip("onnx")
+    assert main(["export", str(folder), "--out", str(folder / "model.onnx"), "--check-limit", "1"]) == 0
+    graph = onnx.load(str(folder / "model.onnx")).graph
+    return {one.name: list(one.dims) for one in graph.initializer if "." in one.name}  # without folded constants
 
 
 def test_recipes_that_do_not_fit(make_recipe: RecipeMaker, teacher: Path, tmp_path: Path) -> None:
@@ -174,7 +187,27 @@ def test_recipes_that_do_not_fit(make_recipe: RecipeMaker, teacher: Path, tmp_pa
     (tmp_path / "odd.yaml").write_text(dump_recipe(distilled(recipe, teacher)))
     with pytest.raises(UserError, match="the teacher's recipe distils itself"):
         stages.distill(distilled(recipe, tmp_path / "odd.yaml"), tmp_path / "run")
+    # Heads and pyramids that do not fit are said before the teacher is trained.
+    with pytest.raises(UserError, match="heads of one kind only"):
+        stages.distill(distilled(recipe, teacher, method="response"), tmp_path / "run")
+    with pytest.raises(UserError, match="no common level P7: the student has P2, P3, P4, P5, P6, the teacher P2"):
+        stages.distill(distilled(recipe, teacher, levels=[7]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_how_much_larger_a_teacher_sees(make_recipe: RecipeMaker, teacher: Path) -> None:
+    def scale(data: dict, enlarge: dict, **fields: object) -> float:
+        return stages._scale(distilled(make_recipe(data=data), teacher, **fields), {"enlarge": enlarge})
+
+    twice, plain = {"factor": 2.0, "short_side": None}, {"factor": 1.0, "short_side": None}
+    assert scale({}, plain) == 1
+    assert scale({}, twice) == 2  # it was trained on pictures twice as large
+    assert scale({"enlarge": 2.0}, twice) == 1
+    assert scale({"enlarge": 0.5}, twice) == 4
+    assert scale({}, plain, teacher_scale=3.0) == 3
+    assert scale({"short_side": 512}, {"factor": 1.0, "short_side": 512}) == 1
+    with pytest.raises(UserError, match="by different rules"):
+        scale({}, {"factor": 1.0, "short_side": 512})
 
 
 @pytest.mark.parametrize(

@@ -128,15 +128,20 @@ def build_objective(
     without a common level, heads that cannot be compared, and classes that do not meet.
     """
     weighting = WEIGHTINGS[config.adaptive]
+    terms, weights = terms_of(config, student, teacher)
+    source = make_source(terms.observe)
+    if isinstance(terms, ResponseTerms):
+        return ResponseObjective(student, terms, source, weighting=weighting(weights), weight=config.weight)
+    return FeatureObjective(student, terms, source, weighting=weighting(weights), weight=config.weight)
+
+
+def terms_of(
+    config: DistillConfig, student: Detector, teacher: Teacher
+) -> tuple[FeatureTerms | ResponseTerms, dict[str, float]]:
+    """The terms of a recipe's method and the weight of each. Raises UserError for a pair that cannot be compared."""
     if config.method == "response":
-        terms, weights = response_terms(config, student, teacher)
-        return ResponseObjective(
-            student, terms, make_source(terms.observe), weighting=weighting(weights), weight=config.weight
-        )
-    terms, weights = feature_terms(config, student, teacher)
-    return FeatureObjective(
-        student, terms, make_source(terms.observe), weighting=weighting(weights), weight=config.weight
-    )
+        return response_terms(config, student, teacher)
+    return feature_terms(config, student, teacher)
 
 
 def _by_level(value: Weight, pairs: Sequence[LevelPair]) -> list[float]:

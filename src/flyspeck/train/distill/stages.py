@@ -21,12 +21,12 @@ from torch import nn
 from flyspeck.data.loading import DetectionDataset
 from flyspeck.errors import UserError
 from flyspeck.models.detector import Detector
-from flyspeck.train.build import load_described
+from flyspeck.train.build import build_detector, load_described
 from flyspeck.train.checkpoint import replace_file
 from flyspeck.train.config import Recipe, load_recipe
 from flyspeck.train.distill.cache import open_cache, versions
 from flyspeck.train.distill.config import DistillConfig
-from flyspeck.train.distill.objective import Source, build_objective
+from flyspeck.train.distill.objective import Source, build_objective, terms_of
 from flyspeck.train.distill.table import Row, Table, cost_row, level_similarities, write_table
 from flyspeck.train.distill.teacher import AsStudent, Observe, Teacher, TeacherSource, shared_classes, weights_hash
 from flyspeck.train.inputs import enlargement, read_sets
@@ -111,10 +111,32 @@ def find_teacher(recipe: Recipe, folder: Path, *, resume: bool = False) -> Train
         own = load_recipe(path)
         if own.distill is not None:
             raise UserError("the teacher's recipe distils itself", where=path, fix="name the run folder of its student")
+        if not (folder / "teacher" / "stage.json").is_file():
+            _check_plans(recipe, own)
         _stage(own, folder / "teacher", resume, Method())
         path = folder / "teacher"
     detector, description = load_described(path)
     return TrainedTeacher(detector, description, _scale(recipe, description), weights_hash(detector))
+
+
+def _check_plans(recipe: Recipe, own: Recipe) -> None:
+    """Raises UserError for a student and a teacher `own` that do not fit: better now than after the teacher's training.
+
+    What is taken from the training set later (anchors, fusion factors) is left out, and with it the comparison of responses.
+    """
+    config, models = _section(recipe), (recipe.model, own.model)
+    fitted = any(model.anchors is not None and model.anchors.fit for model in models)
+    if config.method == "none" or (config.method == "response" and fitted):
+        return
+    later: dict[str, Any] = {"fusion": None, "assigner": None} | ({"anchors": None} if fitted else {})
+    student, teacher = (
+        build_detector(
+            plan.model.model_copy(update=later), classes=read_sets(plan.data)[0].classes, mean=[0], std=[1], load=False
+        )
+        for plan in (recipe, own)
+    )
+    scale = _scale(recipe, {"enlarge": {"factor": own.data.enlarge, "short_side": own.data.short_side}})
+    terms_of(config, student, Teacher(teacher, scale=scale, fold=False))
 
 
 def _scale(recipe: Recipe, description: dict[str, Any]) -> float:
