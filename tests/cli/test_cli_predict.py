@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -306,6 +307,40 @@ def test_two_processes_and_a_killed_one(run_folder: Path, pictures: Path, tmp_pa
     total = json.loads((alone / "detections.json").read_text())
     assert json.loads((many / "detections.json").read_text()) == total
     assert done == sum(tiles_of(alone)) - tiles
+
+
+@pytest.mark.slow  # four processes that each import torch
+def test_a_process_that_is_killed_outright(run_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(16):  # enough pictures that each process takes whole ones
+        Image.fromarray(rng.integers(0, 255, (100, 150, 3), np.uint8)).save(folder / f"{number:02d}.png")
+    alone, many = tmp_path / "alone", tmp_path / "many"
+    asked = ["--model", str(run_folder), str(folder), "--score", "0", "--pictures", "0", "--tile", "32x32"]
+    asked += ["--overlap", "8", "--batch-size", "1"]
+    assert predict(*asked, "--out", alone) == 0
+    port = _free_port()
+    first, second = (_as_process(rank, 2, [*asked, "--out", str(many)], port) for rank in (0, 1))
+    while second.poll() is None and sum(tiles_of(many)) < 20:
+        time.sleep(0.05)
+    second.kill()
+    first.kill()  # as a launcher does when one of its processes is gone
+    first.communicate()
+    second.communicate()
+    port = _free_port()
+    again = [_as_process(rank, 2, [*asked, "--out", str(many), "--resume"], port) for rank in (0, 1)]
+    said = [process.communicate(timeout=300)[0] for process in again]
+    assert [process.returncode for process in again] == [0, 0], said
+    assert json.loads((many / "detections.json").read_text()) == json.loads((alone / "detections.json").read_text())
+    lines = [line for path in (many / "tiles").glob("*.jsonl") for line in path.read_text().splitlines()]
+    keys = [(e["name"], *e["tile"]) for e in map(json.loads, _whole(lines)) if "made_with" not in e]
+    assert len(keys) == len(set(keys)) == sum(tiles_of(alone))  # what was missing, and nothing else
+
+
+def _whole(lines: list[str]) -> list[str]:
+    """Without the line that a kill may have cut off."""
+    return [line for line in lines if line.endswith("}")]
 
 
 def tiles_of(out: Path) -> list[int]:
