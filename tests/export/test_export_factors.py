@@ -26,14 +26,14 @@ from flyspeck.infer.factor_model import FactorModel, factor_file
 from flyspeck.infer.load import load_model
 from flyspeck.infer.torch_model import TorchModel
 from flyspeck.models.detector import Detector
-from flyspeck.models.dynamic.pooling import resized
+from flyspeck.models.dynamic.pooling import resized, run_prefix
 from flyspeck.models.dynamic.predictor import Decision
 from flyspeck.models.dynamic.router import FactorRouter, attach_predictor
 from flyspeck.train.build import describe_model
 from flyspeck.train.checkpoint import save_weights
 from flyspeck.train.config import DynamicConfig, ModelConfig
 from flyspeck.train.dynamic import make_dynamic
-from flyspeck.types import Detections
+from flyspeck.types import Detections, ImageBatch
 
 FACTORS = (0.5, 0.33, 0.25)
 
@@ -93,9 +93,6 @@ def test_the_graphs_and_their_driver_find_what_the_detector_does(choosing) -> No
     batch = list(noise(4, 131, 166))
     probabilities = first.run([np.stack(batch)])[0]
     with torch.no_grad():
-        from flyspeck.models.dynamic.pooling import run_prefix
-        from flyspeck.types import ImageBatch
-
         images = ImageBatch(torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2), ((131, 166),) * 4)
         assert_allclose(probabilities, router.probabilities(run_prefix(detector, images)[1], images), atol=1e-5)
     # A threshold between the pictures' own probabilities, so that they part ways.
@@ -111,6 +108,23 @@ def test_the_graphs_and_their_driver_find_what_the_detector_does(choosing) -> No
         eager.detector.router.choose_always(place)  # pyright: ignore
         assert_same(eager(batch), model(batch))
     router.decision = Decision()
+
+
+def test_the_statistic_branch_is_a_first_look(choosing) -> None:
+    from flyspeck.infer.statistic import StatisticLook, has_statistics
+
+    detector, _, router = choosing
+    batch = list(noise(3, 96, 128))
+    images = ImageBatch(torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2), ((96, 128),) * 3)
+    model = TorchModel(detector)
+    assert has_statistics(model)
+    with torch.no_grad():
+        logarithms = router.predictor(run_prefix(detector, images)[1])[1][:, 0]
+    assert_allclose(StatisticLook(model)(batch), np.expm1(logarithms.numpy()).clip(0, 1), atol=1e-4)
+    plain = TorchModel(make_detector("fcos:resnet18", norm="bn", head={"depth": 1})[0])
+    assert not has_statistics(plain)
+    with pytest.raises(UserError, match="has no factor predictor"):
+        StatisticLook(plain)
 
 
 def test_decisions_are_those_of_the_library(choosing) -> None:

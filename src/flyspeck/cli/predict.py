@@ -251,7 +251,10 @@ def _settings(what: str, predictor: Predictor, description: dict[str, Any], merg
 
 
 def _skip_rule(model: Path, network: Any, audit: float, score: float, *, check: bool) -> SkipRule:
-    """The look of the run folder where `flyspeck tune look` left one, else the detector itself on a coarse picture."""
+    """The look of the run folder where `flyspeck tune look` left one, else the predictor's statistic branch, else the detector
+    itself on a coarse picture.
+    """
+    from flyspeck.infer.engines import is_exported
     from flyspeck.infer.skip import DetectorLook, SkipRule
 
     path = (model if model.is_dir() else model.parent) / "look.safetensors"
@@ -265,6 +268,15 @@ def _skip_rule(model: Path, network: Any, audit: float, score: float, *, check: 
             f"{100 * look.calibration['lost']:.1f} % of the objects, each taken alone"
         )
         return SkipRule(look=look, threshold=look.threshold, audit=share, score=score)
+    if not is_exported(model):
+        from flyspeck.infer.statistic import StatisticLook, has_statistics
+
+        if has_statistics(network):
+            typer.echo(
+                "skip: tiles in which the factor predictor expects fewer than 0.5 objects; 'flyspeck tune look RUN' trains a "
+                "first look that is much cheaper"
+            )
+            return SkipRule(look=StatisticLook(network), threshold=0.5, audit=share, score=score)
     typer.echo("skip: by the detector itself at 1/4 of the size; 'flyspeck tune look RUN' trains a better first look")
     return SkipRule(look=DetectorLook(network, shrink=4), threshold=0.1, audit=share, score=score)
 
