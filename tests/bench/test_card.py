@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch.testing import assert_close
 
-from flyspeck.bench.card import Parity, published
+from flyspeck.bench.card import Parity, by_class, published
 from flyspeck.cli.main import main
 from flyspeck.train.build import load_described, load_detector
 from flyspeck.train.config import parse_recipe
@@ -81,3 +81,15 @@ def test_rounding_that_costs_points_is_refused() -> None:
     assert not Parity("ap50_all", 100, 0.500, 0.497).holds
     assert not Parity("ap50_all", 100, 0.500, float("inf")).holds  # 1e5 has no half
     assert torch.tensor(1e5).half().isinf()
+
+
+def test_classes_are_named_by_their_ids(tmp_path: Path) -> None:
+    rows = [
+        {"metric": "AP_per_class", "category_id": 7, "iou": 0.5, "area": "all", "value": 0.25, "n_gt": 4},
+        {"metric": "AP_per_class", "category_id": 3, "iou": 0.5, "area": "all", "value": -1.0, "n_gt": 0},
+        {"metric": "AP_per_class", "category_id": 7, "iou": 0.75, "area": "all", "value": 0.1, "n_gt": 4},
+        {"metric": "AP", "iou": 0.5, "area": "all", "value": 0.2},
+    ]
+    (tmp_path / "evaluation.json").write_text(json.dumps({"rows": rows}))
+    assert by_class(tmp_path, {3: "boat", 7: "person"}) == ["AP50 by class, all sizes, %: person 25.0 (4 objects).", ""]
+    assert by_class(tmp_path, {7: "person"}) == []  # one class: the table says it all

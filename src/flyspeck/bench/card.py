@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from flyspeck.train.measure import measure
 
 TOLERANCE = 0.002
 """How much AP50 may move by rounding the weights, in [0, 1]; more, and they stay in single precision."""
+MOST_CLASSES = 12
+"""A card lists no more classes one by one."""
 WEIGHTS, CARD = "model.safetensors", "README.md"
 
 
@@ -178,6 +181,7 @@ def card(
         "",
         *_table(figures, val_set),
         "",
+        *by_class(run, dict(zip(val_set.category_ids, val_set.classes, strict=True))),
         f"In brackets: {LEVEL:.0%} intervals, {SAMPLES} resamples of the pictures, which are taken as independent; frames of "
         "one flight or film are not, so that they are too narrow.",
     ]
@@ -201,6 +205,22 @@ def _table(figures: Score, val_set: Annotations) -> list[str]:
         cells += ["-" if value is None else f"{100 * value:.1f}" for value in (ap, ar)]
         lines.append(f"| {area} | {' | '.join(cells)} |")
     return [*lines, "", f"{val_set.num_boxes} boxes in {len(val_set)} pictures."]
+
+
+def by_class(run: Path, names: Mapping[int, str]) -> list[str]:
+    """AP50 of each class (`names` by category id), from the run's own evaluation.
+
+    Nothing where there is one class, or too many to read, or the protocol has no AP by class.
+    """
+    if not 1 < len(names) <= MOST_CLASSES:
+        return []
+    rows = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))["rows"]
+    words = [
+        f"{names[row['category_id']]} {100 * row['value']:.1f} ({row['n_gt']} objects)"
+        for row in rows
+        if (row["metric"], row.get("iou"), row.get("area")) == ("AP_per_class", 0.5, "all") and row["n_gt"]
+    ]
+    return [f"AP50 by class, all sizes, %: {', '.join(words)}.", ""] if words else []
 
 
 def _minutes(run: Path) -> float:
