@@ -96,3 +96,12 @@ def test_impossible_predictors_are_refused() -> None:
         FactorPredictor(8, 3, widths=[])
     with pytest.raises(UserError, match="pooled by 0"):
         FactorPredictor(8, 3, pool=0)
+
+
+def test_probabilities_are_the_logits_sigmoid() -> None:
+    """What a choice runs leaves out the statistics and nothing else."""
+    torch.manual_seed(0)
+    predictor = FactorPredictor(24, 3).eval()
+    x = torch.randn(2, 24, 20, 28)
+    with torch.no_grad():
+        assert_close(predictor.probabilities(x), predictor(x)[0].sigmoid())

@@ -89,6 +89,10 @@ class FactorPredictor(nn.Module):
         features = self.blocks(x).mean((2, 3))
         return self.factors(features), self.statistics(features)
 
+    def probabilities(self, x: Tensor) -> Tensor:
+        """Eq. 3 alone, `(B, m)`, from the map before the resize: what a choice needs, without the statistics."""
+        return self.factors(self.blocks(self.pooled(x)).mean((2, 3))).sigmoid()
+
 
 def object_statistics(target: Targets) -> Tensor:
     """`(4,)` what the statistic branch learns of a picture (`STATISTICS`); zeros without objects."""

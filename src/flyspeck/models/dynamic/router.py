@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -38,9 +39,15 @@ class FactorRouter(Router):
             parts = [_without_padding(shared, images.sizes[0], padded)]
         else:
             parts = [_without_padding(shared[i : i + 1], size, padded) for i, size in enumerate(images.sizes)]
-        with torch.autocast(shared.device.type, enabled=False):  # a choice should not hang on eight bits
-            logits = torch.cat([self.predictor(part.float())[0] for part in parts])
-        return logits.float().sigmoid().cpu().numpy()
+        # A choice should not hang on eight bits.
+        quiet = (
+            torch.autocast(shared.device.type, enabled=False)
+            if torch.is_autocast_enabled(shared.device.type)
+            else nullcontext()
+        )
+        with quiet:
+            found = [self.predictor.probabilities(part.float()) for part in parts]
+        return (found[0] if len(found) == 1 else torch.cat(found)).cpu().numpy()
 
     def choose_always(self, place: int | None) -> None:
         """Every picture takes the factor at `place`, the predictor running all the same (for timing); None ends it."""
@@ -51,8 +58,10 @@ class FactorRouter(Router):
         chosen = self.decision.choose(self.probabilities(shared, images))
         if self.always is not None:
             chosen = np.full(len(chosen), self.always)
-        self.taken += np.bincount(chosen, minlength=len(self.taken))
-        return chosen.tolist()
+        places = chosen.tolist()
+        for place in places:
+            self.taken[place] += 1
+        return places
 
     def detect(self, detector: Detector, images: ImageBatch) -> list[Detections]:
         """See `Router.detect`."""
