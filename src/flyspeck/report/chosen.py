@@ -101,4 +101,5 @@ def _thumbnail(diagnosis: Diagnosis, rank: int, pixels: np.ndarray) -> tuple[Ima
         sizes = box_algebra.size(truths.boxes[objects])
         least, most = f"{sizes.min():.0f}", f"{sizes.max():.0f}"
         words += f" of {least} px" if least == most else f" of {least}–{most} px"
-    return picture, f"{words}, {int((~wrong).sum())} found, {int(wrong.sum())} false alarms"
+    alarms = int(wrong.sum())
+    return picture, f"{words}, {len(wrong) - alarms} found, {alarms} false alarm{'s' * (alarms != 1)}"
