@@ -7,7 +7,8 @@ Three checks on one detector that was trained on generated scenes, none of which
   the detector itself misses or doubles. The score from which detections count is the lowest of 0.3, 0.35, … at which it does
   neither.
 * neighbours: two copies 3 px apart, across a seam, must stay two wherever "own" has two.
-* scenes: recall of objects whose centre is within 20 px of a tile's border against recall elsewhere, with Wilson intervals of 95 %.
+* scenes: recall of objects whose centre is within 20 px of a tile's border against recall elsewhere, with Wilson intervals
+  of 95 %.
 
 A detector that gives an object to two classes does so in any picture; doubles are counted within a class, and objects with a
 second class are counted apart.
