@@ -14,6 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
 from flyspeck.cli.main import main
+from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers import read_annotations
 from flyspeck.errors import UserError
 from flyspeck.evaluate import DetectionTable
@@ -24,7 +25,7 @@ from flyspeck.models.dynamic.router import FactorRouter
 from flyspeck.train.build import load_described
 from flyspeck.train.checkpoint import load_weights, save_weights
 from flyspeck.train.config import PredictorConfig, Recipe, parse_recipe
-from flyspeck.train.dynamic_curve import Candidates, tradeoff
+from flyspeck.train.dynamic_curve import Candidates, lines, tradeoff
 from flyspeck.train.dynamic_fit import PooledMaps, read_probabilities, train_predictor
 from flyspeck.train.dynamic_labels import FactorLosses, read_losses, select, summary
 from flyspeck.train.run import train
@@ -228,8 +229,8 @@ def test_the_predictor_learns_what_the_map_shows() -> None:
     assert ((logits.argmax(1) == torch.arange(32) % 2).float().mean()) > 0.9
 
 
-def test_a_good_choice_beats_random_ones_at_its_cost(tmp_path: Path) -> None:
-    """Two factors, each of which finds the object of every other picture: the right choice finds all, a random one half."""
+def forty(folder: Path) -> Annotations:
+    """Forty pictures with one object of 8 px each, at the same place."""
     content: dict[str, Any] = {
         "images": [{"id": i, "file_name": f"{i}.png", "width": 64, "height": 64} for i in range(40)],
         "categories": [{"id": 1, "name": "a"}],
@@ -238,14 +239,38 @@ def test_a_good_choice_beats_random_ones_at_its_cost(tmp_path: Path) -> None:
             for i in range(40)
         ],
     }
-    (tmp_path / "gt.json").write_text(json.dumps(content))
-    annotations = read_annotations(tmp_path / "gt.json")
-    tables = tuple(
-        DetectionTable.from_columns(
-            image_index=np.arange(kind, 40, 2), scores=np.full(20, 0.9), labels=np.zeros(20), xywh=[[10, 10, 8, 8]] * 20
-        )
-        for kind in (0, 1)
+    (folder / "gt.json").write_text(json.dumps(content))
+    return read_annotations(folder / "gt.json")
+
+
+def found_in(rows: np.ndarray) -> DetectionTable:
+    """Detections that find the object of the given pictures."""
+    count = len(rows)
+    return DetectionTable.from_columns(
+        image_index=rows, scores=np.full(count, 0.9), labels=np.zeros(count), xywh=[[10, 10, 8, 8]] * count
     )
+
+
+def test_the_cheapest_point_that_cannot_be_told_from_the_largest_factor(tmp_path: Path) -> None:
+    """The small factor finds nothing in the first half of the pictures and all in the second, which the predictor knows."""
+    annotations = forty(tmp_path)
+    tables = found_in(np.arange(40)), found_in(np.arange(20, 40))
+    candidates = Candidates(annotations, (0.5, 0.25), tables, (1.0, 0.4), 0.01, "flyspeck", "ap50_all")
+    knows = np.array([[0.9, 0.1]] * 20 + [[0.9, 0.8]] * 20)
+    found = tradeoff(candidates, knows, decision=Decision(), draws=1, steps=4, samples=50)
+    assert found["alike"]["shares"] == {"0.5": 0.5, "0.25": 0.5}
+    assert found["alike"]["figure"] == pytest.approx(1.0)
+    assert found["alike"]["against"]["difference"] == pytest.approx(0.0)
+    assert any("cheapest alike" in line for line in lines(found))
+    without = tradeoff(candidates, knows, decision=Decision(), draws=1, steps=4, samples=0)
+    assert without["alike"] is None
+    assert lines(without)
+
+
+def test_a_good_choice_beats_random_ones_at_its_cost(tmp_path: Path) -> None:
+    """Two factors, each of which finds the object of every other picture: the right choice finds all, a random one half."""
+    annotations = forty(tmp_path)
+    tables = tuple(found_in(np.arange(kind, 40, 2)) for kind in (0, 1))
     candidates = Candidates(annotations, (0.5, 0.25), tables, (1.0, 0.4), 0.01, "flyspeck", "ap50_all")
     sure = np.array([[0.9, 0.1], [0.1, 0.9]] * 20)
     found = tradeoff(candidates, sure, decision=Decision(), draws=3, steps=4, samples=50)
