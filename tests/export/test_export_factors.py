@@ -91,9 +91,10 @@ def test_the_graphs_and_their_driver_find_what_the_detector_does(choosing) -> No
     rest = [TorchSession(FactorGraph(detector, factor)) for factor in FACTORS]
     model, eager = FactorModel(first, rest, told), TorchModel(detector)
     batch = list(noise(4, 131, 166))
-    probabilities = first.run([np.stack(batch)])[0]
+    seen = model.to_batch(batch)  # padded to 160 x 192
+    probabilities = first.run([seen])[0]
     with torch.no_grad():
-        images = ImageBatch(torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2), ((131, 166),) * 4)
+        images = ImageBatch(torch.from_numpy(seen).permute(0, 3, 1, 2), ((160, 192),) * 4)
         assert_allclose(probabilities, router.probabilities(run_prefix(detector, images)[1], images), atol=1e-5)
     # A threshold between the pictures' own probabilities, so that they part ways.
     middle = float(np.sort(probabilities[:, 2])[1:3].mean())

@@ -16,6 +16,7 @@ import numpy as np
 
 from flyspeck.errors import UserError
 from flyspeck.infer.channels import match_channels
+from flyspeck.infer.padding import padded, within
 from flyspeck.types import Detections
 
 KEY = "flyspeck"
@@ -68,15 +69,17 @@ class ExportedModel(ABC):
                 where="picture size",
                 fix="pad or enlarge the picture",
             )
-        boxes, scores, labels, counts = self.run(self.to_batch(windows))
+        batch = self.to_batch(windows)
+        boxes, scores, labels, counts = self.run(batch)
+        seen = (batch.shape[1], batch.shape[2])
         return [
-            Detections(boxes[i, :n], scores[i, :n], labels[i, :n], (height, width), self.classes)
+            within(Detections(boxes[i, :n], scores[i, :n], labels[i, :n], seen, self.classes), (height, width))
             for i, n in enumerate(counts.tolist())
         ]
 
     def to_batch(self, windows: list[np.ndarray]) -> np.ndarray:
-        """Windows of one size to `(B, H, W, C)` of the graph's type, with its channels."""
-        batch = np.stack([match_channels(window, self.channels) for window in windows])
+        """Windows of one size to `(B, H, W, C)` of the graph's type, with its channels, padded as in training."""
+        batch = np.stack([padded(match_channels(window, self.channels)) for window in windows])
         if self._pixels == np.uint8:
             if batch.dtype != np.uint8:
                 raise UserError(

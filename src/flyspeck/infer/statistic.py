@@ -10,14 +10,12 @@ import numpy as np
 import torch
 
 from flyspeck.errors import UserError
-from flyspeck.infer.channels import match_channels
 from flyspeck.infer.skip import FirstLook
-from flyspeck.infer.torch_model import TorchModel, to_batch
+from flyspeck.infer.torch_model import TorchModel
 from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.pooling import run_prefix
 from flyspeck.models.dynamic.predictor import STATISTICS
 from flyspeck.models.dynamic.router import FactorRouter, FoldedFactors
-from flyspeck.types import ImageBatch
 
 _COUNT = STATISTICS.index("count")
 
@@ -43,8 +41,6 @@ class StatisticLook(FirstLook):
     @torch.inference_mode()
     def __call__(self, windows: list[np.ndarray]) -> np.ndarray:
         """See `FirstLook`."""
-        pixels = to_batch([match_channels(window, self._model.channels) for window in windows]).to(self._model.device)
-        sizes = tuple((int(w.shape[0]), int(w.shape[1])) for w in windows)
-        _, shared = run_prefix(self._first, ImageBatch(pixels, sizes))
+        _, shared = run_prefix(self._first, self._model.to_images(windows))
         statistics = self._predictor(shared.float())[1]
         return statistics[:, _COUNT].expm1().clamp(0, 1).cpu().numpy()

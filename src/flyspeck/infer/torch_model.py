@@ -10,6 +10,7 @@ import torch
 
 from flyspeck.errors import UserError
 from flyspeck.infer.channels import match_channels
+from flyspeck.infer.padding import padded, within
 from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.pooling import is_dynamic
 from flyspeck.models.dynamic.router import FactorRouter, FoldedFactors
@@ -48,10 +49,16 @@ class TorchModel:
 
     def __call__(self, windows: list[np.ndarray]) -> list[Detections]:
         """Detections of each window in its own frame."""
-        pixels = to_batch([match_channels(window, self.channels) for window in windows]).to(self.device)
-        sizes = tuple((int(w.shape[0]), int(w.shape[1])) for w in windows)
+        batch = self.to_images(windows)
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return self.detector.detect(ImageBatch(pixels, sizes))
+            found = self.detector.detect(batch)
+        return [within(one, (w.shape[0], w.shape[1])) for one, w in zip(found, windows, strict=True)]
+
+    def to_images(self, windows: list[np.ndarray]) -> ImageBatch:
+        """Windows of one size as the network's input: its channels, padded as in training."""
+        pixels = to_batch([padded(match_channels(window, self.channels)) for window in windows]).to(self.device)
+        # An exported graph knows no more than this size either: both clip to the window itself afterwards.
+        return ImageBatch(pixels, ((int(pixels.shape[2]), int(pixels.shape[3])),) * len(windows))
 
 
 def _folded(detector: Detector) -> Detector:

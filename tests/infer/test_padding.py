@@ -1,0 +1,53 @@
+"""Windows whose sides are no multiple of 32 are seen as in training, and answered in their own frame."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+
+from flyspeck.infer.padding import padded, within
+from flyspeck.infer.torch_model import TorchModel
+from flyspeck.models import zoo
+from flyspeck.models.detector import PixelNorm
+from flyspeck.types import Detections, ImageBatch
+
+
+def test_zeros_below_and_to_the_right_up_to_the_next_multiple() -> None:
+    window = np.full((33, 64, 1), 7, np.uint8)
+    found = padded(window)
+    assert found.shape == (64, 64, 1)
+    assert_array_equal(found[:33], window)
+    assert not found[33:].any()
+    whole = np.zeros((32, 96, 3), np.uint8)
+    assert padded(whole) is whole
+
+
+def test_boxes_are_clipped_to_the_window_and_those_of_the_padding_go() -> None:
+    boxes = [[1, 1, 3, 3], [30, 38, 36, 44], [41, 2, 44, 6], [4, 40, 8, 44]]  # the window is 40 high, 41 wide
+    found = Detections(np.array(boxes), np.array([0.9, 0.8, 0.7, 0.6]), np.array([0, 1, 0, 1]), (64, 64), ("a", "b"))
+    own = within(found, (40, 41))
+    assert_allclose(own.boxes, [[1, 1, 3, 3], [30, 38, 36, 40]])
+    assert_allclose(own.scores, [0.9, 0.8], rtol=1e-6)
+    assert_array_equal(own.labels, [0, 1])
+    assert own.image_size == (40, 41)
+    assert within(own, (40, 41)) is own
+
+
+def test_an_odd_window_gives_what_its_padded_batch_gives() -> None:
+    torch.manual_seed(0)
+    name = zoo.parse_name("fcos:resnet18")
+    backbone = zoo.build_backbone(name.backbone, width=0.25, first_level=2)
+    detector = zoo.assemble(
+        name, backbone, classes=("a",), pixel_norm=PixelNorm((0.5,) * 3, (0.25,) * 3), num_extra=0, channels=16
+    ).eval()
+    window = np.random.default_rng(0).integers(0, 255, (50, 75, 3)).astype(np.uint8)
+    (ours,) = TorchModel(detector)([window])
+    pixels = torch.zeros(1, 3, 64, 96, dtype=torch.uint8)
+    pixels[0, :, :50, :75] = torch.from_numpy(window).permute(2, 0, 1)
+    with torch.inference_mode():
+        (whole,) = detector.detect(ImageBatch(pixels, ((64, 96),)))
+    expected = within(whole, (50, 75))
+    assert ours.image_size == (50, 75)
+    assert len(ours) == len(expected) > 0
+    assert_allclose(ours.scores, expected.scores, atol=1e-4)
