@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -22,20 +23,9 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 
 def command(recipe: Path, out: Path, *more: str, processes: int = 1) -> list[str]:
-    launch = [sys.executable, "-m", "flyspeck.cli.main"]
-    if processes > 1:
-        launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
-        launch += [
-            "--num_machines",
-            "1",
-            "--mixed_precision",
-            "no",
-            "--dynamo_backend",
-            "no",
-            "--main_process_port",
-            "0",
-        ]
-        launch += ["-m", "flyspeck.cli.main"]
+    # Not `accelerate launch --cpu`: on a machine without a GPU that starts one process, whatever number it is given.
+    several = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
+    launch = [sys.executable, *(several if processes > 1 else []), "-m", "flyspeck.cli.main"]
     return [*launch, "train", str(recipe), "--out", str(out), *more]
 
 
@@ -58,6 +48,7 @@ def test_two_processes_follow_one(make_recipe: RecipeMaker, tmp_path: Path) -> N
             command(recipe, tmp_path / name, processes=processes), env=ENVIRONMENT, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr[-2000:]
+        assert json.loads((tmp_path / name / "environment.json").read_text())["processes"] == processes
     one, two = losses(tmp_path / "one")[:50], losses(tmp_path / "two")[:50]
     assert len(one) == len(two) == 50
     assert one[-1].sum() < 0.8 * one[0].sum()  # it has learnt, so that the comparison means something

@@ -114,9 +114,9 @@ def published(description: dict[str, Any]) -> dict[str, Any]:
 @torch.no_grad()
 def _parity(detector: Detector, half: dict[str, torch.Tensor], pictures: Annotations, recipe: Recipe) -> Parity:
     """AP50 on all sizes with both weights, both computed in single precision."""
-    from accelerate import Accelerator
+    from flyspeck.train.processes import join_processes
 
-    accelerator = Accelerator()
+    accelerator = join_processes()
     single = {name: value.clone() for name, value in detector.state_dict().items()}
     figure = "ap50_all" if recipe.evaluate.protocol.startswith("flyspeck") else recipe.evaluate.best
     found = []

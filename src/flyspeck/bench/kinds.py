@@ -210,11 +210,10 @@ def _pretrain(job: Job, places: Places) -> Outcome:
 
 def _evaluate(job: Job, places: Places) -> Outcome:
     """Another row's best weights under this row's `model` and `evaluate` settings, on this row's data."""
-    from accelerate import Accelerator
-
     from flyspeck.train.build import build_detector, load_described
     from flyspeck.train.inputs import enlargement, read_sets
     from flyspeck.train.measure import measure
+    from flyspeck.train.processes import join_processes
 
     recipe, folder = job.recipe(data=places.data, runs=places.runs), job.folder(places.runs)
     _check_data(job, recipe)
@@ -233,7 +232,7 @@ def _evaluate(job: Job, places: Places) -> Outcome:
         raise UserError(
             f"the weights of '{source.row.name}' do not fit: {str(error).splitlines()[-1].strip()}", where=job.row.name
         ) from None
-    accelerator = Accelerator()
+    accelerator = join_processes()
     detector.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     started = time.monotonic()
     measure(

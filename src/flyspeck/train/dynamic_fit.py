@@ -255,9 +255,9 @@ def measure_routed(run: DynamicRun, folder: Path) -> dict[str, float]:
 
     Beside them stand those of the single factors, copied from the detector's own run where it has them.
     """
-    from accelerate import Accelerator
+    from flyspeck.train.processes import join_processes
 
-    accelerator = Accelerator()
+    accelerator = join_processes()
     run.detector.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     figures = measure(
         run.detector,

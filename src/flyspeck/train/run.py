@@ -40,6 +40,7 @@ from flyspeck.train.fusion import STATISTIC, recipe_fusion
 from flyspeck.train.inputs import data_hash, enlargement, read_sets, training_loader
 from flyspeck.train.loop import Progress, fit
 from flyspeck.train.measure import measure
+from flyspeck.train.processes import join_processes
 from flyspeck.train.progress import Console, Fanout, Reporter, RunFiles, TensorBoard
 
 log = logging.getLogger("flyspeck")
@@ -89,7 +90,7 @@ def train(
     if recipe.distill is not None and method is None:
         raise UserError("the recipe has a section 'distill'", where=recipe.name, fix="run it with `flyspeck distill`")
     method = method or Method()
-    accelerator = Accelerator()
+    accelerator = join_processes()
     _claim(folder, resume, accelerator)
     train_set, val_set = read_sets(recipe.data)
     _judge_problems(recipe.data.max_broken_share, train_set, val_set)
@@ -115,7 +116,7 @@ def train(
     if method.start is not None:
         load_into(detector, method.start)
     if accelerator.is_main_process:
-        _describe_run(folder, recipe, description, train_set, val_set)
+        _describe_run(folder, recipe, description, train_set, val_set, processes=accelerator.num_processes)
     measured = partial(
         measure,
         annotations=val_set,
@@ -256,7 +257,13 @@ def _reporters(folder: Path, recipe: Recipe) -> Reporter:
 
 
 def _describe_run(
-    folder: Path, recipe: Recipe, description: dict[str, Any], train_set: Annotations, val_set: Annotations
+    folder: Path,
+    recipe: Recipe,
+    description: dict[str, Any],
+    train_set: Annotations,
+    val_set: Annotations,
+    *,
+    processes: int,
 ) -> None:
     (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
     environment = {
@@ -264,6 +271,7 @@ def _describe_run(
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "platform": platform.platform(),
+        "processes": processes,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "seed": recipe.train.seed,

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from flyspeck.data.loading import DetectionDataset
@@ -31,6 +30,7 @@ from flyspeck.train.distill.table import Row, Table, cost_row, level_similaritie
 from flyspeck.train.distill.teacher import AsStudent, Observe, Teacher, TeacherSource, shared_classes, weights_hash
 from flyspeck.train.inputs import enlargement, read_sets
 from flyspeck.train.measure import measure
+from flyspeck.train.processes import join_processes
 from flyspeck.train.run import Method, RunContext, train
 
 log = logging.getLogger("flyspeck")
@@ -161,7 +161,7 @@ def _measure_teacher(recipe: Recipe, file: Path, teacher: TrainedTeacher) -> dic
         content = json.loads(file.read_text(encoding="utf-8"))
         if content["of"] == made_of:
             return content["figures"]
-    accelerator = Accelerator()
+    accelerator = join_processes()
     train_set, val_set = read_sets(recipe.data)
     _, _, remarks = shared_classes(train_set.classes, teacher.detector.classes)
     for remark in remarks:
@@ -248,7 +248,7 @@ def _stage(recipe: Recipe, folder: Path, resume: bool, method: Method) -> dict[s
     if resume and not begun:  # broken off before its first checkpoint: there is nothing to go on from
         (folder / "recipe.yaml").unlink(missing_ok=True)
     figures = train(recipe, folder, resume=resume and begun, method=method)
-    if Accelerator().is_main_process:
+    if join_processes().is_main_process:
         _write(done, {"figures": figures, "of": _identity(recipe, method)})
     return figures
 
@@ -310,6 +310,6 @@ def _table(
             )
         )
     table = Table(size=(int(height), int(width)), threads=torch.get_num_threads(), rows=rows)
-    if Accelerator().is_main_process:
+    if join_processes().is_main_process:
         write_table(table, folder)
     return table
