@@ -300,7 +300,8 @@ def test_a_picture_that_changes_while_it_is_read_has_no_result(tmp_path: Path) -
     class Disturbs(SeesPlanted):
         def __call__(self, windows: list[np.ndarray]) -> list[Detections]:
             if not self.batches:
-                np.save(first, plant((SIZE[0], SIZE[1]), objects[:1]))
+                # In place: np.save would truncate the file, and reading a mapping of it would end the process.
+                np.load(first, mmap_mode="r+")[:] = plant((SIZE[0], SIZE[1]), objects[:1])
                 os.utime(first, ns=(1, 1))
             return super().__call__(windows)
 
