@@ -1,7 +1,7 @@
 """The two steps of detection that ONNX has operators for and `torch.export` cannot see through: suppression and RoIAlign.
 
 Each is a torch operator of fixed output shape, whatever the data: so a batch stays one graph of tensors. In torch it runs
-on torchvision; in the exported graph it is `NonMaxSuppression` or `RoiAlign` with what those need around them.
+as in the detectors; in the exported graph it is `NonMaxSuppression` or `RoiAlign` with what those need around them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.ops import nms, roi_align
+from torchvision.ops import nms
+
+from flyspeck.models.roi_align import pyramid_roi_align as eager_roi_align
 
 
 @torch.library.custom_op("flyspeck::nms_mask", mutates_args=())
@@ -38,15 +40,8 @@ def _(boxes: Tensor, scores: Tensor, iou: float, threshold: float, limit: int) -
 def pyramid_roi_align(
     maps: list[Tensor], regions: Tensor, level: Tensor, output: int, sampling: int, aligned: bool
 ) -> Tensor:
-    """RoIAlign of each region on its own map: `maps[l] (B, C, H_l, W_l)`, `regions (R, 5)`, `level (R,)` to `(R, C, S, S)`.
-
-    A region is (picture, x1, y1, x2, y2), in cells of the map of its level.
-    """
-    pooled = maps[0].new_zeros(len(regions), maps[0].shape[1], output, output)
-    for i, m in enumerate(maps):
-        rows = torch.nonzero(level == i).squeeze(1)
-        pooled[rows] = roi_align(m, regions[rows], output, 1.0, sampling, aligned)
-    return pooled
+    """`models.roi_align.pyramid_roi_align` as one operator of a graph."""
+    return eager_roi_align(maps, regions, level, output, sampling, aligned).contiguous()
 
 
 @pyramid_roi_align.register_fake

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
 from flyspeck import boxes as box_algebra
 from flyspeck.models.assign import BACKGROUND, IGNORED, max_iou_assign, sample_balanced
 from flyspeck.models.layers import init_normal
+from flyspeck.models.roi_align import pyramid_roi_align
 from flyspeck.types import Targets
 
 
@@ -42,18 +42,12 @@ class RoIPool(nn.Module):
         picture = torch.cat([torch.full((len(r), 1), i, device=r.device) for i, r in enumerate(regions)]).float()
         boxes = torch.cat(list(regions)).float()
         level = self.level_of(boxes)
-        channels = maps[0].shape[1]
-        pooled = torch.zeros(len(boxes), channels, self.output, self.output, device=boxes.device)
-        for i in range(len(self.strides)):
-            rows = torch.nonzero(level == i).squeeze(1)
-            if len(rows) == 0:
-                continue
-            height, width = maps[i].shape[-2:]
-            ratio = torch.tensor([width / padded[1], height / padded[0]] * 2, device=boxes.device)
-            rois = torch.cat([picture[rows], boxes[rows] * ratio], 1)
-            cut = roi_align(maps[i].float(), rois, self.output, 1.0, self.sampling, self.aligned)
-            pooled = pooled.index_put((rows,), cut)
-        return pooled
+        if len(boxes) == 0:
+            return maps[0].new_zeros(0, maps[0].shape[1], self.output, self.output, dtype=torch.float32)
+        ratios = [[m.shape[-1] / padded[1], m.shape[-2] / padded[0]] * 2 for m in maps[: len(self.strides)]]
+        regions_in_cells = torch.cat([picture, boxes * torch.tensor(ratios, device=boxes.device)[level]], 1)
+        levels = [m.float() for m in maps[: len(self.strides)]]
+        return pyramid_roi_align(levels, regions_in_cells, level, self.output, self.sampling, self.aligned)
 
     def level_of(self, boxes: Tensor) -> Tensor:
         """Level index `(P,)` of each region, by its size: 4 + log2(size / canonical), counted from stride 2^k."""
