@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,3 +63,9 @@ def test_masks() -> None:
     few = some.select_boxes(some.boxes[:, 1] > 0)
     assert_array_equal(few.image_index, [0, 1, 1])
     assert len(few) == 2
+
+
+def test_a_new_label_is_the_one_that_counts() -> None:
+    """An ignore region goes by the class it was annotated with, all other boxes by their labels."""
+    some = replace(table([3]), labels=np.array([2, -1, -1]), extra={"category": np.array([0, 1, -1])})
+    assert_array_equal(some.own_labels, [2, 1, -1])

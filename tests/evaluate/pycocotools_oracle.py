@@ -22,7 +22,6 @@ from flyspeck.data.readers import read_annotations
 from flyspeck.evaluate import DetectionTable, evaluate
 from flyspeck.evaluate.ap import average_precision, prepare
 from flyspeck.evaluate.protocols import COCO_IOUS, APProtocol, Bin
-from flyspeck.evaluate.tables import own_labels
 
 AREAS = (Bin("all", 0, 1e10), Bin("small", 0, 1024.0), Bin("medium", 1024.0, 9216.0), Bin("large", 9216.0, 1e10))
 
@@ -95,7 +94,7 @@ def largest_difference(gt: Path, dt: Path) -> float:
 def matcher_difference(gt: Path, dt: Path) -> float:
     """Between our own matcher and pycocotools, over every precision and recall; regions of no class are left aside."""
     annotations = read_annotations(gt, for_evaluation=True)
-    annotations = annotations.select_boxes(own_labels(annotations) >= 0)
+    annotations = annotations.select_boxes(annotations.own_labels >= 0)
     detections = DetectionTable.from_coco(dt, annotations)
     protocol = APProtocol("coco", "pycocotools", AREAS, COCO_IOUS, (1, 10, 100), id_zero_matches=False)
     ours = average_precision(prepare(annotations, detections, protocol), protocol)

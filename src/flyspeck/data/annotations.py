@@ -46,7 +46,9 @@ class Annotations:
     root: Path = Path()
     """Folder that `file_names` are relative to."""
     extra: dict[str, np.ndarray] = field(default_factory=dict)
-    """More columns of length M as the source has them: `uncertain`, `logo`, `difficult`, `height`, `vis_ratio`, `size`, …"""
+    """More columns of length M as the source has them: `uncertain`, `logo`, `difficult`, `height`, `vis_ratio`, `size`, …
+
+    `category` is the class that an ignore region was annotated with; of other boxes, `labels` alone counts."""
     image_extra: dict[str, np.ndarray] = field(default_factory=dict)
     """More columns of length I, such as `corner` (a tile's x1, y1, x2, y2 in its whole picture)."""
     source: str = ""
@@ -61,6 +63,11 @@ class Annotations:
     def num_boxes(self) -> int:
         """M, ignore regions included."""
         return len(self.boxes)
+
+    @property
+    def own_labels(self) -> np.ndarray:
+        """`(M,)` the class that each box was annotated with, also where it is an ignore region; -1 where it has none."""
+        return np.where(self.labels >= 0, self.labels, self.extra.get("category", self.labels))
 
     def of_image(self, index: int) -> slice:
         """The rows of picture `index` (a row number, not an id)."""

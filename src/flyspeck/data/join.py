@@ -31,7 +31,7 @@ def join_annotations(tables: Sequence[Annotations]) -> Annotations:
             table,
             file_names=tuple(paths),
             labels=lookup[table.labels],
-            extra={**table.extra, "category": lookup[table.extra.get("category", table.labels)]},
+            extra={**table.extra, "category": lookup[table.own_labels]},
         )
         parts.append(part.select_images(fresh))
     first = np.cumsum([0, *(len(part) for part in parts)])

@@ -40,7 +40,7 @@ def write_coco(
         for number, name in zip(annotations.category_ids, annotations.classes, strict=True)
     ]
     nowhere = 1 + max(annotations.category_ids, default=0)
-    category = _category(annotations)
+    category = annotations.own_labels
     if (category < 0).any():
         categories.append({"id": nowhere, "name": IGNORE_NAME})
     content: dict[str, Any] = {
@@ -67,11 +67,6 @@ def relative_names(annotations: Annotations, folder: Path) -> list[str]:
     """The picture files as paths relative to `folder`, with forward slashes."""
     base = os.path.relpath(annotations.root.absolute(), folder.absolute())
     return [Path(os.path.normpath(Path(base) / name)).as_posix() for name in annotations.file_names]
-
-
-def _category(annotations: Annotations) -> np.ndarray:
-    """The class of each box, also of ignore regions that were annotated with one; -1 where there is none."""
-    return np.where(annotations.labels >= 0, annotations.labels, annotations.extra.get("category", annotations.labels))
 
 
 def _images(annotations: Annotations, names: list[str]) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ import numpy as np
 from flyspeck.data.annotations import Annotations
 from flyspeck.evaluate.detections import DetectionTable
 from flyspeck.evaluate.protocols import APProtocol, DelegatedCOCO, MissRateProtocol, Protocol
-from flyspeck.evaluate.tables import own_labels
 
 FEW = 20  # below this many boxes other pixels are not suspected
 FEW_CORNERS = (
@@ -24,7 +23,7 @@ def suspicions(annotations: Annotations, detections: DetectionTable, protocol: P
     size_note = _corners_as_sizes(annotations, detections) or _other_pixels(annotations, detections)
     if size_note:
         notes.append(size_note)
-    regions = int((own_labels(annotations) < 0).sum())
+    regions = int((annotations.own_labels < 0).sum())
     if regions and isinstance(protocol, DelegatedCOCO):
         notes.append(
             f"the ground truth has {regions} ignore regions of no class; plain COCO knows none, so they have no effect here: "

@@ -16,7 +16,7 @@ from flyspeck.evaluate.ap import mean_of_known
 from flyspeck.evaluate.collector import paused_collector
 from flyspeck.evaluate.detections import DetectionTable
 from flyspeck.evaluate.protocols import DelegatedCOCO
-from flyspeck.evaluate.tables import TruthTable, image_ranks, own_labels, truth_table
+from flyspeck.evaluate.tables import TruthTable, image_ranks, truth_table
 
 
 def coco_rows(annotations: Annotations, detections: DetectionTable, protocol: DelegatedCOCO) -> list[dict[str, Any]]:
@@ -48,7 +48,7 @@ def coco_rows(annotations: Annotations, detections: DetectionTable, protocol: De
 def _run(annotations: Annotations, detections: DetectionTable, protocol: DelegatedCOCO) -> dict[str, Any]:
     from faster_coco_eval import COCO, COCOeval_faster
 
-    truths = truth_table(annotations.select_boxes(own_labels(annotations) >= 0), ("crowd",))
+    truths = truth_table(annotations.select_boxes(annotations.own_labels >= 0), ("crowd",))
     ranks = image_ranks(annotations)
     images = [{"id": number} for number in range(1, len(annotations) + 1)]
     categories = [{"id": k + 1, "name": name} for k, name in enumerate(annotations.classes)]

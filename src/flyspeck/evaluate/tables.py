@@ -64,11 +64,6 @@ def flag_columns(annotations: Annotations) -> dict[str, np.ndarray]:
     return {"crowd": annotations.crowd, "ignore": ignore, "uncertain": uncertain}
 
 
-def own_labels(annotations: Annotations) -> np.ndarray:
-    """(M,) the class each box was annotated with, also where it is an ignore region; -1 where it has none."""
-    return np.asarray(annotations.extra.get("category", annotations.labels))
-
-
 def truth_table(annotations: Annotations, ignore: Iterable[str], *, every_class: bool = False) -> TruthTable:
     """The ground truths of all classes under the flags `ignore` (`crowd`, `ignore`, `uncertain`).
 
@@ -78,7 +73,7 @@ def truth_table(annotations: Annotations, ignore: Iterable[str], *, every_class:
     flagged = np.zeros(annotations.num_boxes, bool)
     for name in ignore:
         flagged |= flags[name]
-    labels = own_labels(annotations)
+    labels = annotations.own_labels
     region = labels < 0
     if every_class:
         region = region | flagged
