@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.classifier import Classifier
+from flyspeck.models.depthwise import DepthwiseConv2d
 from flyspeck.models.weights import load_backbone, load_strictly, read_weights
 from flyspeck.types import FeatureSpec
 
@@ -34,7 +35,7 @@ _SLICES = {"stem": (0, 2), "stage1": (2, 4), "stage2": (4, 6), "stage3": (6, 12)
 _SEPARABLE = ((1, 64), (2, 128), (1, 128), (2, 256), (1, 256), (2, 512), *((1, 512),) * 5, (2, 1024), (1, 1024))
 
 
-class SameConv2d(nn.Conv2d):
+class SameConv2d(DepthwiseConv2d):
     """A 3x3 convolution with TensorFlow's 'same' padding: what the stride does not need goes right and bottom."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -43,7 +44,7 @@ class SameConv2d(nn.Conv2d):
         for size, kernel, stride in zip(input.shape[-2:], self.kernel_size, self.stride, strict=True):
             total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
             pads = [total // 2, total - total // 2, *pads]  # F.pad wants the last dimension first
-        return F.conv2d(F.pad(input, pads), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        return self._conv_forward(F.pad(input, pads), self.weight, self.bias)
 
 
 class _Style:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flyspeck.errors import UserError
+from flyspeck.models.depthwise import use_quick_depthwise
 from flyspeck.types import FeatureSpec
 
 
@@ -50,6 +51,7 @@ class StagedBackbone(nn.Module):
         self.specs = dict(specs)
         self.branches = {name: tuple(maps) for name, maps in (branches or {}).items()}
         self.outputs = tuple(outputs)
+        use_quick_depthwise(self)
         known = {**self.specs, **self.branches}
         unknown = [name for name in self.outputs if name not in known]
         if unknown:
