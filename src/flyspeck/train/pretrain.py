@@ -26,6 +26,7 @@ from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.classifier import Classifier
 from flyspeck.models.weights import save_weights
 from flyspeck.train.config import TrainConfig
+from flyspeck.train.memory import freed_memory_kept
 from flyspeck.train.optim import build_optimizer, lr_factor, set_lr
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class Pretrained:
     """The backbone's weights of that epoch."""
 
 
+@freed_memory_kept()
 def pretrain(
     backbone: StagedBackbone,
     train: LabelledPictures,
