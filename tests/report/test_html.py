@@ -15,7 +15,7 @@ from browser import Browser, find_chromium
 from flyspeck.cli.main import main
 from flyspeck.errors import UserError
 from flyspeck.evaluate import DetectionTable, evaluate
-from flyspeck.report import build_report, read_run
+from flyspeck.report import build_report, read_run, read_runs
 
 VOID = {"meta", "link", "img", "input", "br", "path", "rect", "circle", "polyline"}
 
@@ -150,7 +150,7 @@ def test_a_focus_ring_can_be_seen(browser, file):
 
 def _write_run(folder: Path, run, ground_truth: Path) -> Path:
     """A run folder as training leaves it."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     recipe = f"data:\n  train: {ground_truth}\n  val: {ground_truth}\nmodel:\n  name: retinanet:resnet18\n"
     (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
     run.detections.write_coco(folder / "detections.json", run.annotations)
@@ -188,6 +188,15 @@ def test_what_is_no_run_is_named(runs, scene_set, tmp_path, capsys, missing, wor
     error = capsys.readouterr().err
     assert words in error
     assert str(folder) in error
+
+
+def test_runs_are_called_by_where_their_paths_differ(runs, scene_set, tmp_path):
+    for name in ("plain/seed1", "plain/seed2", "enlarged/seed1"):
+        _write_run(tmp_path / name, runs[0], scene_set)
+    folders = [tmp_path / "plain" / "seed1", tmp_path / "enlarged" / "seed1"]
+    assert [run.name for run in read_runs(folders)] == ["plain/seed1", "enlarged/seed1"]
+    assert [run.name for run in read_runs([folders[0], tmp_path / "plain" / "seed2"])] == ["seed1", "seed2"]
+    assert [run.name for run in read_runs(folders[:1])] == ["seed1"]
 
 
 def test_runs_on_other_pictures_are_not_compared(runs, tmp_path):

@@ -1,6 +1,6 @@
 """Tables, figures, one HTML file."""
 
 from flyspeck.report.html import Appendix, build_report
-from flyspeck.report.runs import RunReport, read_run
+from flyspeck.report.runs import RunReport, read_run, read_runs
 
-__all__ = ["Appendix", "RunReport", "build_report", "read_run"]
+__all__ = ["Appendix", "RunReport", "build_report", "read_run", "read_runs"]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,18 @@ class RunReport:
     """What to know of the run, such as model, data and time; shown as it is."""
     chosen: ChosenFactors | None = None
     """The factors of a detector that chooses them."""
+
+
+def read_runs(
+    folders: Sequence[Path | str], *, gt: Path | str | None = None, protocol: str | None = None
+) -> list[RunReport]:
+    """`read_run` of several folders; each is called by its path below the folder that they share."""
+    if len(folders) == 1:
+        return [read_run(folders[0], gt=gt, protocol=protocol)]
+    paths = [Path(os.path.abspath(folder)) for folder in folders]
+    shared = os.path.commonpath([path.parent for path in paths])
+    runs = [read_run(folder, gt=gt, protocol=protocol) for folder in folders]
+    return [replace(run, name=path.relative_to(shared).as_posix()) for run, path in zip(runs, paths, strict=True)]
 
 
 def read_run(folder: Path | str, *, gt: Path | str | None = None, protocol: str | None = None) -> RunReport:
