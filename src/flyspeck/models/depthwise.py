@@ -27,14 +27,18 @@ class DepthwiseConv2d(nn.Conv2d):
     def _stalls(self) -> bool:
         # Not settled when the layer is made: stride elimination and dynamic pooling change the stride later.
         plain = self.padding_mode == "zeros" and self.dilation == (1, 1) and not isinstance(self.padding, str)
-        return plain and max(self.stride) > 1 and 1 < self.groups == self.in_channels == self.out_channels
+        return plain and max(self.stride) > 1 and _is_depthwise(self)
 
 
 def use_quick_depthwise(module: nn.Module) -> None:
     """Makes every depthwise `nn.Conv2d` below `module`, torchvision's own blocks included, a `DepthwiseConv2d`, in place."""
     for layer in module.modules():
-        if type(layer) is nn.Conv2d and 1 < layer.groups == layer.in_channels == layer.out_channels:
+        if type(layer) is nn.Conv2d and _is_depthwise(layer):
             layer.__class__ = DepthwiseConv2d  # same parameters, same state: only the method differs
+
+
+def _is_depthwise(layer: nn.Conv2d) -> bool:
+    return 1 < layer.groups == layer.in_channels == layer.out_channels
 
 
 def _in_bfloat16(input: Tensor) -> bool:

@@ -42,11 +42,9 @@ class RoIPool(nn.Module):
         picture = torch.cat([torch.full((len(r), 1), i, device=r.device) for i, r in enumerate(regions)]).float()
         boxes = torch.cat(list(regions)).float()
         level = self.level_of(boxes)
-        if len(boxes) == 0:
-            return maps[0].new_zeros(0, maps[0].shape[1], self.output, self.output, dtype=torch.float32)
         ratios = [[m.shape[-1] / padded[1], m.shape[-2] / padded[0]] * 2 for m in maps[: len(self.strides)]]
         regions_in_cells = torch.cat([picture, boxes * torch.tensor(ratios, device=boxes.device)[level]], 1)
-        levels = [m.float() for m in maps[: len(self.strides)]]
+        levels = maps[: len(self.strides)]
         return pyramid_roi_align(levels, regions_in_cells, level, self.output, self.sampling, self.aligned)
 
     def level_of(self, boxes: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ from torchvision.ops import roi_align
 def pyramid_roi_align(
     maps: Sequence[Tensor], regions: Tensor, level: Tensor, output: int, sampling: int, aligned: bool
 ) -> Tensor:
-    """RoIAlign of each region on the map of its level: `maps[l] (B, C, H_l, W_l)`, `regions (R, 5)` to `(R, C, S, S)`.
+    """RoIAlign of each region on the map of its level: `maps[l] (B, C, H_l, W_l)`, `regions (R, 5)` to `(R, C, S, S)`
+    float32.
 
     A region is (picture, x1, y1, x2, y2), in cells of the map that `level (R,)` names; S is `output`. Each bin is the mean
     of `sampling` x `sampling` points. With `aligned`, cell centres lie at halves; without, at integers, and no side
@@ -31,9 +32,9 @@ def pyramid_roi_align(
         own = torch.nonzero(level == i).squeeze(1)
         if len(own):
             rows.append(own)
-            parts.append(pool(cells, regions[own], output, sampling, aligned).permute(0, 2, 3, 1).flatten(1))
+            parts.append(pool(cells.float(), regions[own], output, sampling, aligned).permute(0, 2, 3, 1).flatten(1))
     if not parts:
-        return maps[0].new_zeros(0, maps[0].shape[1], output, output)
+        return maps[0].new_zeros(0, maps[0].shape[1], output, output, dtype=torch.float32)
     # Back in order by one copy of whole rows, forwards and backwards, whose channels lie side by side as in `weighted_cells`.
     pooled = torch.cat(parts).index_select(0, torch.cat(rows).argsort())
     return pooled.view(len(regions), output, output, -1).permute(0, 3, 1, 2)

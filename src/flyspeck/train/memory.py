@@ -18,8 +18,9 @@ def freed_memory_kept() -> Iterator[None]:
     """Within it, freed memory stays with the process; afterwards what is free goes back to the system.
 
     PyTorch on the CPU takes and frees maps of tens of megabytes in every step. GNU malloc hands blocks of 32 MB and more
-    back at once, and the system must clear every page of the next one: a sixth of the processor time of a ResNet-18 from
-    256x320 pixels at full resolution. Nothing happens on other C libraries, or where the environment tunes malloc itself.
+    back at once, and the system must clear every page of the next one: a fifth of the processor time of a bottom-heavy
+    ResNet-18 of half the width on pictures of 256x320. Nothing happens on other C libraries, or where the environment tunes
+    malloc itself.
     """
     mallopt = _mallopt()
     if mallopt is None:
