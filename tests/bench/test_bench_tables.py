@@ -73,6 +73,21 @@ def test_a_definition_knows_the_recipe_but_no_path(tmp_path: Path) -> None:
     assert definitions(table(tmp_path, rows=both))["cpu/b/1"] != before["cpu/b/1"]
 
 
+def test_rows_that_share_a_mapping_do_not_change_each_other(tmp_path: Path) -> None:
+    shared = {
+        "model": {"levels": [2], "head": {}}
+    }  # safe_dump writes it once, with an anchor, as a table's author would
+    rows = [{"name": "a", "set": {**shared, "model.name": "x"}}, {"name": "b", "set": shared}]
+    path = table(tmp_path, rows=rows)
+    assert "&id" in path.read_text()
+    forth = {job.row.name: job.definition for job in jobs(load_table(path), "cpu")}
+    back = {job.row.name: job.definition for job in reversed(list(jobs(load_table(path), "cpu")))}
+    assert forth == back
+    content = {job.row.name: job.content for job in jobs(load_table(path), "cpu")}
+    assert content["a"]["model"]["name"] == "x"
+    assert "name" not in content["b"]["model"]
+
+
 def test_recipes_get_the_paths_of_this_machine(tmp_path: Path) -> None:
     loaded = load_table(table(tmp_path))
     _, b, *_ = jobs(loaded, "cpu")

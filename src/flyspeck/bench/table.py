@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -355,14 +356,17 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 
 def _set(content: dict[str, Any], key: str, value: Any) -> None:
-    """Sets `section.key`; sections that are not there are made."""
+    """Sets `section.key`; sections that are not there are made.
+
+    To a copy, which a later key may change: rows share mappings by YAML's anchors.
+    """
     *parents, last = key.split(".")
     place = content
     for parent in parents:
         if not isinstance(place.get(parent), dict):
             place[parent] = {}
         place = place[parent]
-    place[last] = value
+    place[last] = deepcopy(value)
 
 
 def _first(error: pydantic.ValidationError) -> str:
