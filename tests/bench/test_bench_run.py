@@ -17,7 +17,7 @@ from flyspeck.bench import runner
 from flyspeck.bench.kinds import Places
 from flyspeck.bench.page import BEGIN, END, markdown, overview, write_page
 from flyspeck.bench.results import read_results, write_results
-from flyspeck.bench.runner import rejudge, rescore_table, run_table, states
+from flyspeck.bench.runner import rejudge, rescore_table, run_tables, states
 from flyspeck.bench.table import Table, load_table
 from flyspeck.cli.main import main
 from flyspeck.errors import UserError
@@ -66,7 +66,7 @@ def load(place: Path) -> tuple[Table, dict[str, Any]]:
 
 def test_rows_are_run_once_and_leave_results(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table, where = load(place)
-    assert run_table(table, "cpu", **where) == (4, 1)  # the other tool has left nothing yet
+    assert run_tables([table], "cpu", **where) == (4, 1)  # the other tool has left nothing yet
     results = read_results(place / "results", "small")
     assert [(e.row, e.seed) for e in results.entries] == [("plain", 0), ("again", 0), ("strict", 0), ("plain", 1)]
     first = results.entries[0]
@@ -84,17 +84,17 @@ def test_rows_are_run_once_and_leave_results(place: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(runner, "run", never)
     with pytest.raises(AssertionError):  # only what is left: the external row
-        run_table(table, "cpu", **where)
-    assert run_table(table, "cpu", rows=["plain", "again"], **where) == (0, 0)
+        run_tables([table], "cpu", **where)
+    assert run_tables([table], "cpu", rows=["plain", "again"], **where) == (0, 0)
 
 
 def test_the_same_seed_gives_the_same_number(place: Path) -> None:
     table, where = load(place)
-    run_table(table, "cpu", rows=["plain"], **where)
+    run_tables([table], "cpu", rows=["plain"], **where)
     first = read_results(place / "results", "small")
     shutil.rmtree(place / "runs")
     shutil.rmtree(place / "results")
-    run_table(table, "cpu", rows=["plain"], **where)
+    run_tables([table], "cpu", rows=["plain"], **where)
     second = read_results(place / "results", "small")
     assert [e.figures for e in first.entries] == [e.figures for e in second.entries]
     assert first.entries[0].figures != first.entries[1].figures  # another seed
@@ -105,7 +105,7 @@ def test_a_broken_run_goes_on_and_a_changed_row_begins_anew(place: Path, base: d
     folder = states(table, "cpu", place / "results", place / "runs")[0].job.folder(place / "runs")
     folder.mkdir(parents=True)
     (folder / "recipe.yaml").write_text("killed before its first checkpoint")
-    assert run_table(table, "cpu", rows=["plain"], seeds=1, **where) == (1, 0)
+    assert run_tables([table], "cpu", rows=["plain"], seeds=1, **where) == (1, 0)
     assert [s.status for s in states(table, "cpu", place / "results", place / "runs", rows=["plain"])] == [
         "done",
         "left",
@@ -124,9 +124,9 @@ def test_an_extra_row_without_its_data_is_passed_over(place: Path) -> None:
     }
     (place / "small.yaml").write_text(yaml.safe_dump(content))
     table, where = load(place)
-    assert run_table(table, "cpu", **where) == (0, 1)
+    assert run_tables([table], "cpu", **where) == (0, 1)
     with pytest.raises(UserError, match="no such file"):
-        run_table(table, "cpu", rows=["missing"], **where)
+        run_tables([table], "cpu", rows=["missing"], **where)
 
 
 def test_weights_are_measured_under_the_factors_that_training_counted(place: Path) -> None:
@@ -142,7 +142,7 @@ def test_weights_are_measured_under_the_factors_that_training_counted(place: Pat
     ]
     (place / "small.yaml").write_text(yaml.safe_dump(TABLE | {"rows": rows, "claims": []}))
     table, where = load(place)
-    assert run_table(table, "cpu", **where) == (2, 0)
+    assert run_tables([table], "cpu", **where) == (2, 0)
     assert 0 <= read_results(place / "results", "small").entries[1].figures["mr50_tiny"] <= 1
 
 
@@ -151,7 +151,7 @@ def test_the_page_says_what_was_to_be_run_and_what_was(place: Path) -> None:
     rows = [row.model_copy(update={"extra": row.name == "again"}) for row in table.rows]
     table = table.model_copy(update={"rows": rows})
     assert "| small | cpu | 0 of 4 | all | 0 of 1 | - |" in overview([table], place / "results")
-    run_table(table, "cpu", rows=["plain"], seeds=1, **where)
+    run_tables([table], "cpu", rows=["plain"], seeds=1, **where)
     assert "| small | cpu | 1 of 4 | strict, other, plain (seed 1) | 0 of 1 | 0.0 |" in overview(
         [table], place / "results"
     )
@@ -159,8 +159,27 @@ def test_the_page_says_what_was_to_be_run_and_what_was(place: Path) -> None:
 
 def test_no_row_begins_after_the_minutes(place: Path) -> None:
     table, where = load(place)
-    done, left = run_table(table, "cpu", minutes=0.0, rows=["plain"], **where)
+    done, left = run_tables([table], "cpu", minutes=0.0, rows=["plain"], **where)
     assert (done, left) == (0, 2)
+
+
+def test_extra_rows_of_several_tables_come_after_what_must_run(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    _, where = load(place)
+    content = yaml.safe_load((place / "small.yaml").read_text())
+    rows = [{"name": "plain"}, {"name": "more", "set": {"train.lr": 0.002}, "extra": True}]
+    for name in ("one", "two"):
+        (place / f"{name}.yaml").write_text(yaml.safe_dump(content | {"name": name, "rows": rows, "claims": []}))
+    tables = [load_table(place / f"{name}.yaml") for name in ("one", "two")]
+    with caplog.at_level("INFO", logger="flyspeck"):
+        assert run_tables(tables, "cpu", **where) == (4, 0)
+    begun = [record.getMessage() for record in caplog.records if " of 4)" in record.getMessage()]
+    assert begun == [
+        "one cpu/plain/0 (1 of 4)",
+        "two cpu/plain/0 (2 of 4)",
+        "one cpu/more/0 (3 of 4)",
+        "two cpu/more/0 (4 of 4)",
+    ]
+    assert {path.name for path in (place / "results").glob("*.json")} == {"one.json", "two.json"}
 
 
 def test_another_tools_detections_are_scored(place: Path) -> None:
@@ -168,14 +187,14 @@ def test_another_tools_detections_are_scored(place: Path) -> None:
     job = next(s.job for s in states(table, "cpu", place / "results", place / "runs") if s.job.row.name == "other")
     folder = job.folder(place / "runs")
     with pytest.raises(UserError, match="no detections of another tool"):
-        run_table(table, "cpu", rows=["other"], **where)
+        run_tables([table], "cpu", rows=["other"], **where)
     truth = json.loads((place / "data/squares/val.json").read_text())["annotations"]
     found = [{key: box[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9} for box in truth]
     folder.mkdir(parents=True)
     (folder / "detections.json").write_text(json.dumps(found))
     about = {"tool": "by hand", "version": "7", "gflops": 0.0, "epochs": 3, "settings": "patience"}
     (folder / "about.json").write_text(json.dumps(about))
-    run_table(table, "cpu", rows=["other"], **where)
+    run_tables([table], "cpu", rows=["other"], **where)
     (entry,) = read_results(place / "results", "small").entries
     assert entry.figures["ap50_all"] == 1.0
     assert entry.facts["tool"] == "by hand"
@@ -216,7 +235,7 @@ def test_a_pretraining_and_a_distillation_are_rows_too(place: Path) -> None:
     }
     (place / "small.yaml").write_text(yaml.safe_dump(content))
     table, where = load(place)
-    assert run_table(table, "cpu", rows=["student"], **where) == (3, 0)
+    assert run_tables([table], "cpu", rows=["student"], **where) == (3, 0)
     first, *_, last = read_results(place / "results", "small").entries
     assert set(first.figures) == {"top1"}
     assert first.facts["validation_pictures"] == 8
@@ -227,13 +246,13 @@ def test_a_pretraining_and_a_distillation_are_rows_too(place: Path) -> None:
     results = read_results(place / "results", "small")
     results.entries.pop()
     write_results(place / "results", results)
-    assert run_table(table, "cpu", **where) == (1, 0)
+    assert run_tables([table], "cpu", **where) == (1, 0)
     assert read_results(place / "results", "small").entries[-1].figures == last.figures
 
 
 def test_runs_are_scored_again_and_the_page_keeps_what_is_hand_written(place: Path) -> None:
     table, where = load(place)
-    run_table(table, "cpu", rows=["plain"], seeds=1, **where)
+    run_tables([table], "cpu", rows=["plain"], seeds=1, **where)
     before = read_results(place / "results", "small").entries
     assert rescore_table(table, "cpu", **where) == 1
     rejudge(table, place / "results")
@@ -258,6 +277,11 @@ def test_the_command_lists_and_refuses(place: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out.count("left") == 5
     assert main(["bench", str(place / "small.yaml"), "--rows", "plane", *options]) == 2
     assert "plain" in capsys.readouterr().err
+    assert main(["bench", "small", str(place / "small.yaml"), "--tables", str(place), "--list", *options]) == 0
+    assert capsys.readouterr().out.count("left") == 5  # one table, named twice
+    shutil.copy(place / "small.yaml", place / "twin.yaml")
+    assert main(["bench", "small", "twin", "--tables", str(place), "--rows", "plain", *options]) == 2
+    assert "the one table" in capsys.readouterr().err
     assert main(["bench", "small", "--write-docs", *options]) == 2
     assert "all tables" in capsys.readouterr().err
     assert main(["bench", "smal", "--tables", str(place)]) == 2

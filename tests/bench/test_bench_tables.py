@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from flyspeck.bench.table import find_table, jobs, load_table
+from flyspeck.bench.table import find_tables, jobs, load_table
 from flyspeck.errors import UserError
 from flyspeck.models.profile import profile
 from flyspeck.models.zoo import build_backbone
@@ -121,7 +121,17 @@ def test_mistakes_in_a_table_are_named(tmp_path: Path, changes: dict[str, Any], 
 def test_a_misspelt_table_finds_its_neighbour(tmp_path: Path) -> None:
     table(tmp_path).rename(tmp_path / "strides.yaml")
     with pytest.raises(UserError, match="strides"):
-        find_table("stride", tmp_path)
+        find_tables(["stride"], tmp_path)
+
+
+def test_all_is_every_table_and_none_comes_twice(tmp_path: Path) -> None:
+    alpha, strides = tmp_path / "alpha.yaml", tmp_path / "strides.yaml"
+    alpha.touch()
+    strides.touch()
+    assert find_tables(["all"], tmp_path) == [alpha, strides]
+    assert find_tables(["strides", "all", str(alpha)], tmp_path) == [strides, alpha]
+    with pytest.raises(UserError, match="no table 'all'"):
+        find_tables(["all"], tmp_path / "empty")
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)

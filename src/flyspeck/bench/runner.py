@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,8 +44,8 @@ def states(table: Table, grade: str, results_folder: Path, runs: Path, **choice:
     return found
 
 
-def run_table(
-    table: Table,
+def run_tables(
+    tables: Sequence[Table],
     grade: str,
     *,
     places: Places,
@@ -53,36 +54,38 @@ def run_table(
     seeds: int | None = None,
     minutes: float | None = None,
 ) -> tuple[int, int]:
-    """Runs the unfinished jobs; returns how many were done now and how many are left.
+    """Runs the unfinished jobs, table after table and then their extra rows; returns how many were done and how many are left.
 
     After `minutes` no further job is begun. An external or extra row whose input is missing (another tool's detections, a data
     set) is passed over with a line in the log, as are those that need it; with `rows` named, it is an error.
     """
     started, done = time.monotonic(), 0
-    passed: set[str] = set()
-    todo = list(jobs(table, grade, rows=rows, seeds=seeds))
+    passed: set[tuple[str, str]] = set()
+    todo = [job for table in tables for job in jobs(table, grade, rows=rows, seeds=seeds)]
+    todo.sort(key=lambda job: job.row.extra)
     for number, job in enumerate(todo, 1):
         if _finished(job, results_folder):
             continue
         if minutes is not None and time.monotonic() - started > 60 * minutes:
             break
-        if any(need.key in passed for need in job.needs()):
-            passed.add(job.key)
+        name = (job.table.name, job.key)
+        if any((job.table.name, need.key) in passed for need in job.needs()):
+            passed.add(name)
             continue
-        log.info("%s %s (%d of %d)", table.name, job.key, number, len(todo))
+        log.info("%s %s (%d of %d)", *name, number, len(todo))
         try:
             _provide(job, places)
             outcome = run(job, places)
         except UserError as error:
             if rows is not None or not (job.row.kind == "external" or job.row.extra):
                 raise
-            log.warning("%s passed over: %s", job.key, error)
-            passed.add(job.key)
+            log.warning("%s %s passed over: %s", *name, error)
+            passed.add(name)
             continue
         # Read again: another process may have written its rows meanwhile.
-        results = read_results(results_folder, table.name)
+        results = read_results(results_folder, job.table.name)
         results.replace(outcome.entries, outcome.draws)
-        results.verdicts = judge(table, results)
+        results.verdicts = judge(job.table, results)
         write_results(results_folder, results)
         done += 1
     left = sum(not _finished(job, results_folder) for job in todo)

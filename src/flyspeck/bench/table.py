@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -326,13 +326,19 @@ def jobs(table: Table, grade: str, *, rows: list[str] | None = None, seeds: int 
                     yield Job(table, grade, row, row.seeds[turn])
 
 
-def find_table(name: str, folder: Path) -> Path:
-    """`name` as a file, or `folder/name.yaml`."""
-    for path in (Path(name), folder / f"{name}.yaml"):
-        if path.is_file():
-            return path
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
-    raise UserError(f"no table '{name}' in {folder}", fix=nearest(name, known) if known else "give a YAML file")
+def find_tables(names: Sequence[str], folder: Path) -> list[Path]:
+    """Each name as a file or as `folder/NAME.yaml`; `all` is every table of the folder."""
+    known = sorted(folder.glob("*.yaml"))
+    found: list[Path] = []
+    for name in names:
+        places = (
+            known if name == "all" else [path for path in (Path(name), folder / f"{name}.yaml") if path.is_file()][:1]
+        )
+        if not places:
+            fix = nearest(name, [path.stem for path in known]) if known else "give a YAML file"
+            raise UserError(f"no table '{name}' in {folder}", fix=fix)
+        found += [path for path in places if path not in found]
+    return found
 
 
 def load_table(path: Path) -> Table:

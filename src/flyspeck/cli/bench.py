@@ -1,4 +1,4 @@
-"""`flyspeck bench`: a table of measurements, row by row."""
+"""`flyspeck bench`: tables of measurements, row by row."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import typer
 
 
 def bench(
-    table: str = typer.Argument("", help="Name of a table (benchmarks/tables/NAME.yaml), or a file."),
+    names: list[str] = typer.Argument(
+        None, metavar="[table]...", help="Tables (benchmarks/tables/NAME.yaml, or files), or `all`."
+    ),
     data: Path = typer.Option(Path("data"), "--data", help="Folder of the data sets; the table names what lies in it."),
     grade: str = typer.Option("cpu", help="Which size of the table: cpu or full."),
     rows: str = typer.Option("", "--rows", help="Only these rows (and what they need), with commas between."),
@@ -25,30 +27,34 @@ def bench(
     write_docs: bool = typer.Option(False, "--write-docs", help="Write all results into --docs, and stop."),
     docs: Path = typer.Option(Path("docs/results.md"), "--docs", help="The page with the markers."),
 ) -> None:
-    """Run a table's rows and seeds that are not done yet, and judge its claims."""
+    """Run the rows and seeds of tables that are not done yet, and judge their claims."""
     import logging
 
     from flyspeck.bench.page import summary, write_page
-    from flyspeck.bench.runner import rejudge, rescore_table, run_table, states
-    from flyspeck.bench.table import find_table, load_table
+    from flyspeck.bench.runner import rejudge, rescore_table, run_tables, states
+    from flyspeck.bench.table import find_tables, load_table
     from flyspeck.errors import UserError
 
     if write_docs:
-        if table:
-            raise UserError("the page holds all tables", where=f"--write-docs {table}", fix="leave the name out")
+        if names:
+            raise UserError("the page holds all tables", where=f"--write-docs {names[0]}", fix="leave the name out")
         written = write_page(docs, [load_table(path) for path in sorted(tables.glob("*.yaml"))], results)
         typer.echo(f"{docs}: {written} tables")
         return
-    if not table:
+    if not names:
         known = ", ".join(sorted(path.stem for path in tables.glob("*.yaml")))
-        raise UserError("no table named", where=tables, fix=f"known: {known}" if known else "give a YAML file")
-    wanted = load_table(find_table(table, tables))
+        raise UserError("no table named", where=tables, fix=f"all, or {known}" if known else "give a YAML file")
+    wanted = [load_table(path) for path in find_tables(names, tables)]
     chosen = [name.strip() for name in rows.split(",")] if rows else None
+    if chosen and len(wanted) > 1:
+        raise UserError(f"{len(wanted)} tables", where=f"--rows {rows}", fix="name the one table whose rows are meant")
     if list_:
-        for state in states(wanted, grade, results, runs, rows=chosen, seeds=seeds):
-            spent = f"  {state.seconds:.0f} s" if state.seconds else ""
-            extra = "  extra" if state.job.row.extra else ""
-            typer.echo(f"  {state.status:<8} {state.job.row.name:<28} seed {state.job.seed}{spent}{extra}")
+        for table in wanted:
+            typer.echo(f"{table.name}: {table.title}")
+            for state in states(table, grade, results, runs, rows=chosen, seeds=seeds):
+                spent = f"  {state.seconds:.0f} s" if state.seconds else ""
+                extra = "  extra" if state.job.row.extra else ""
+                typer.echo(f"  {state.status:<8} {state.job.row.name:<28} seed {state.job.seed}{spent}{extra}")
         return
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("flyspeck").setLevel(logging.INFO)
@@ -60,12 +66,15 @@ def bench(
         torch.set_num_threads(threads)
     places = Places(data=data, runs=runs)
     if rescore:
-        typer.echo(f"{rescore_table(wanted, grade, places=places, results_folder=results)} runs scored again")
-        rejudge(wanted, results)
+        count = sum(rescore_table(table, grade, places=places, results_folder=results) for table in wanted)
+        for table in wanted:
+            rejudge(table, results)
+        typer.echo(f"{count} runs scored again")
         return
-    done, left = run_table(
+    done, left = run_tables(
         wanted, grade, places=places, results_folder=results, rows=chosen, seeds=seeds, minutes=minutes
     )
-    rejudge(wanted, results)
-    typer.echo(summary(wanted, grade, results))
+    for table in wanted:
+        rejudge(table, results)
+        typer.echo(summary(table, grade, results))
     typer.echo(f"{done} done, {left} left")
