@@ -271,6 +271,30 @@ def test_runs_are_scored_again_and_the_page_keeps_what_is_hand_written(place: Pa
     assert page.read_text() == text  # writing twice changes nothing
 
 
+def test_a_run_is_timed_again_only_where_the_table_asks_for_another_number_of_runs(place: Path) -> None:
+    content = yaml.safe_load((place / "small.yaml").read_text())
+
+    def scored(runs: int) -> dict[str, Any]:
+        (place / "small.yaml").write_text(yaml.safe_dump(content | {"latency_runs": runs}))
+        table, where = load(place)
+        run_tables([table], "cpu", rows=["plain"], seeds=1, **where)
+        rescore_table(table, "cpu", **where)
+        return read_results(place / "results", "small").entries[0].facts
+
+    first = scored(2)
+    assert first["ms_runs"] == 2
+    assert first["ms"] > 0
+    assert scored(2)["ms"] == first["ms"]
+    again = scored(5)
+    assert again["ms_runs"] == 5
+    assert again["seconds"] == first["seconds"]  # trained once
+    page = place / "results.md"
+    page.write_text(f"{BEGIN}\n{END}\n")
+    write_page(page, [load(place)[0]], place / "results")
+    assert "ms is the median of 5 runs of one picture" in page.read_text()
+    assert "ms" not in scored(0)
+
+
 def test_the_command_lists_and_refuses(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--data", str(place / "data"), "--runs", str(place / "runs"), "--results", str(place / "results")]
     assert main(["bench", str(place / "small.yaml"), "--list", *options]) == 0

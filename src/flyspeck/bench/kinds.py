@@ -83,19 +83,30 @@ def _check_data(job: Job, recipe: Recipe) -> None:
 
 
 def rescore(job: Job, places: Places, before: list[Entry]) -> Outcome:
-    """Scores a finished training's run folder again; what is known of its hardware and versions stays.
+    """Scores a finished training's run folder again; what is known of its hardware and versions stays, and its milliseconds
+    unless the table asks for another number of runs.
 
     Another tool's detections are read again with their facts.
     """
     if job.row.kind == "external":
         return _external(job, places)
-    outcome = _of_run(job, job.recipe(data=places.data, runs=places.runs), job.folder(places.runs))
-    kept = {name: before[0].facts[name] for name in (*environment(), "ms", "ms_p90") if name in before[0].facts}
-    return Outcome([replace(entry, facts=entry.facts | kept) for entry in outcome.entries], outcome.draws)
+    known = {entry.variant: entry.facts for entry in before}
+    timed = all(facts.get("ms_runs", 0) == job.table.latency_runs for facts in known.values())
+    runs = 0 if timed else job.table.latency_runs
+    outcome = _of_run(job, job.recipe(data=places.data, runs=places.runs), job.folder(places.runs), latency_runs=runs)
+    names = (*environment(), *(("ms", "ms_p90", "ms_runs") if timed else ()))
+    entries = []
+    for entry in outcome.entries:
+        facts = known.get(entry.variant, before[0].facts)
+        entries.append(replace(entry, facts=entry.facts | {name: facts[name] for name in names if name in facts}))
+    return Outcome(entries, outcome.draws)
 
 
-def _of_run(job: Job, recipe: Recipe, folder: Path) -> Outcome:
-    """The entries of a run folder: the run's own, and one for each `detections-VARIANT.json`."""
+def _of_run(job: Job, recipe: Recipe, folder: Path, *, latency_runs: int | None = None) -> Outcome:
+    """The entries of a run folder: the run's own, and one for each `detections-VARIANT.json`.
+
+    `latency_runs` None times as often as the table asks for.
+    """
     from flyspeck.train.build import load_described
     from flyspeck.train.inputs import read_sets
 
@@ -103,7 +114,8 @@ def _of_run(job: Job, recipe: Recipe, folder: Path) -> Outcome:
     detector, description = load_described(folder)
     height, width = description["training_size"]
     size, proposals = (int(height), int(width)), recipe.model.head.get("proposals")
-    facts = cost(detector, size, proposals=proposals, latency_runs=job.table.latency_runs)
+    timings = job.table.latency_runs if latency_runs is None else latency_runs
+    facts = cost(detector, size, proposals=proposals, latency_runs=timings)
     facts |= {
         "epochs": recipe.train.epochs,
         "best_epoch": description["epoch"],
@@ -119,7 +131,7 @@ def _of_run(job: Job, recipe: Recipe, folder: Path) -> Outcome:
     }
     found: list[tuple[str, Score, dict[str, Any]]] = []
     for variant, path in scores.items():
-        own = factor_cost(detector, variant, size, proposals=proposals, latency_runs=job.table.latency_runs)
+        own = factor_cost(detector, variant, size, proposals=proposals, latency_runs=timings)
         found.append((variant, _scored(job, val_set, path, recipe), facts | own))
     return _outcome(job, found)
 

@@ -152,10 +152,11 @@ def _conditions(grade: str, entries: list[Entry]) -> str:
 
     versions = f"flyspeck {several('version')} ({several('commit') or 'no commit'}); " if own else ""
     tools = "".join(f" {_tool(entry)}" for entry in others)
+    timed = f"; ms is the median of {several('ms_runs')} runs of one picture" if several("ms_runs") else ""
     return (
         f"Grade `{grade}`: {several('training_pictures')} training and {several('validation_pictures')} validation "
         f"pictures, {several('epochs')} epochs; protocol {several('protocol') or '-'}, figures in %, means over seeds, 95 % "
-        f"intervals by bootstrap over pictures and seeds; GFLOPs are multiply-adds at {several('size') or '-'}. "
+        f"intervals by bootstrap over pictures and seeds; GFLOPs are multiply-adds at {several('size') or '-'}{timed}. "
         f"Run on {several('hardware')}, {several('threads')} thread(s), torch {several('torch')}, "
         f"{versions}{_hours(entries):.1f} hours of training in all.{tools}"
     )
