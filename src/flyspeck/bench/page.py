@@ -77,7 +77,7 @@ def markdown(table: Table, results_folder: Path) -> str:
     if not sections:
         return ""
     about = f"{table.about.strip()}\n\n" if table.about.strip() else ""
-    return f"### {table.title}\n\nAfter {table.source}. {about}" + "\n".join(sections)
+    return f"### {table.title}\n\nSource: {table.source}. {about}" + "\n".join(sections)
 
 
 def summary(table: Table, grade: str, results_folder: Path) -> str:
