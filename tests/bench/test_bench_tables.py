@@ -74,12 +74,10 @@ def test_a_definition_knows_the_recipe_but_no_path(tmp_path: Path) -> None:
 
 
 def test_rows_that_share_a_mapping_do_not_change_each_other(tmp_path: Path) -> None:
-    shared = {
-        "model": {"levels": [2], "head": {}}
-    }  # safe_dump writes it once, with an anchor, as a table's author would
+    shared = {"model": {"levels": [2], "head": {}}}
     rows = [{"name": "a", "set": {**shared, "model.name": "x"}}, {"name": "b", "set": shared}]
     path = table(tmp_path, rows=rows)
-    assert "&id" in path.read_text()
+    assert "&id" in path.read_text()  # written once, with an anchor, as a table's author would
     forth = {job.row.name: job.definition for job in jobs(load_table(path), "cpu")}
     back = {job.row.name: job.definition for job in reversed(list(jobs(load_table(path), "cpu")))}
     assert forth == back

@@ -83,15 +83,17 @@ def _check_data(job: Job, recipe: Recipe) -> None:
 
 
 def rescore(job: Job, places: Places, before: list[Entry]) -> Outcome:
-    """Scores a finished training's run folder again; what is known of its hardware and versions stays, and its milliseconds
-    unless the table asks for another number of runs.
+    """Scores a finished training's run folder again; what is known of its hardware and versions stays.
 
-    Another tool's detections are read again with their facts.
+    So do its milliseconds, unless the table asks for another number of runs and this is hardware of the same name with as many
+    threads. Another tool's detections are read again with their facts.
     """
     if job.row.kind == "external":
         return _external(job, places)
     known = {entry.variant: entry.facts for entry in before}
-    timed = all(facts.get("ms_runs", 0) == job.table.latency_runs for facts in known.values())
+    here = {name: fact for name, fact in environment().items() if name in ("hardware", "threads")}
+    elsewhere = any(facts.get(name) != fact for facts in known.values() for name, fact in here.items())
+    timed = elsewhere or all(facts.get("ms_runs", 0) == job.table.latency_runs for facts in known.values())
     runs = 0 if timed else job.table.latency_runs
     outcome = _of_run(job, job.recipe(data=places.data, runs=places.runs), job.folder(places.runs), latency_runs=runs)
     names = (*environment(), *(("ms", "ms_p90", "ms_runs") if timed else ()))
