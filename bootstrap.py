@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Sets up flyspeck in a local .venv and runs it, with nothing but Python, pip and git.
 
-    python3 bootstrap.py demo     set up, and run the main job on generated pictures
+    python3 bootstrap.py demo     set up, and run the main job on generated images
     python3 bootstrap.py test     set up, and pass the tests
     python3 bootstrap.py lint     set up, and check style and types
     python3 bootstrap.py setup    set up only

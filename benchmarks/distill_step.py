@@ -2,7 +2,7 @@
 
     python benchmarks/distill_step.py [--runs 15] [--batch 8] [--precision bf16] [--method hierarchical] [--out FILE]
 
-The student and the teacher of recipes/distill/hituav_half.yaml on random pictures of 320x256 with ten objects each, one
+The student and the teacher of recipes/distill/hituav_half.yaml on random images of 320x256 with ten objects each, one
 thread, random weights. In turn in one process: the teacher's forward pass (its pyramid, as it is, and with folded norms as
 the distillation runs it), the student's step, the distilled step, the step with outputs that were read from a cache on disk.
 Times are CPU times of the process, which other processes disturb less than wall time; ratios are medians of the ratios of
@@ -40,8 +40,8 @@ RECIPES = Path(__file__).parents[1] / "recipes" / "distill"
 CLASSES = ["Person", "Car", "Bicycle"]
 
 
-def pictures(folder: Path, count: int) -> DetectionDataset:
-    """`count` pictures of noise, 320x256, with ten boxes of 4-14 px each."""
+def noise_set(folder: Path, count: int) -> DetectionDataset:
+    """`count` images of noise, 320x256, with ten boxes of 4-14 px each."""
     rng = np.random.default_rng(0)
     images, boxes = [], []
     for i in range(1, count + 1):
@@ -106,7 +106,7 @@ def main() -> None:
     teacher = Teacher(master)
     config = DistillConfig(teacher="given", method=options.method)
     with tempfile.TemporaryDirectory() as name:
-        dataset = pictures(Path(name), options.batch)
+        dataset = noise_set(Path(name), options.batch)
         images, targets, _ = collate([dataset.raw(i) for i in range(options.batch)])
 
         def cached(observe: Observe) -> Source:

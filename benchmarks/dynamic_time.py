@@ -1,12 +1,12 @@
 """Whether a detector that chooses its factors saves time, not only GFLOPs: `python benchmarks/dynamic_time.py RUN/dpnet`.
 
-RUN/dpnet is what `flyspeck dpnet fit RUN` left. The pictures of its validation set are detected on by the largest factor
+RUN/dpnet is what `flyspeck dpnet fit RUN` left. The images of its validation set are detected on by the largest factor
 alone (`static`: a plain detector with folded norms) and by the detector that chooses (`dynamic`, folded too), one after the
 other on the same batch, by turns first; the median of the rounds counts for each batch, the mean over batches for the set.
-Pictures are in memory, enlarged as the network sees them: reading files is the same for both and is left out.
+Images are in memory, enlarged as the network sees them: reading files is the same for both and is left out.
 
-The threshold is the cheapest whose figure (the recipe's best) lies within the 95 % interval, over pictures, of the largest
-factor's, or the one given; it is found on the pictures that are timed, as the trade-off curve is. The paired difference of the
+The threshold is the cheapest whose figure (the recipe's best) lies within the 95 % interval, over images, of the largest
+factor's, or the one given; it is found on the images that are timed, as the trade-off curve is. The paired difference of the
 two is told beside it: it is the stricter judge of "equal".
 The predictor's share is the time inside the dynamic detections from the map before the resize to the choice, over their mean.
 
@@ -41,10 +41,10 @@ from flyspeck.types import ImageBatch
 Clocks = tuple[float, float]
 
 
-def batches_of(run: DynamicRun, pictures: int, batch: int) -> tuple[list[ImageBatch], list[int]]:
-    """An even spread of `pictures` of the validation set in batches, and their rows in it."""
+def batches_of(run: DynamicRun, num_images: int, batch: int) -> tuple[list[ImageBatch], list[int]]:
+    """An even spread of `num_images` of the validation set in batches, and their rows in it."""
     table = run.sets()[1]
-    rows = np.linspace(0, len(table) - 1, min(pictures, len(table))).round().astype(np.int64)
+    rows = np.linspace(0, len(table) - 1, min(num_images, len(table))).round().astype(np.int64)
     loader = make_loader(
         DetectionDataset(table.select_images(rows), channels=run.channels, enlarge=run.enlarge),  # type: ignore[arg-type]
         batch_size=batch,
@@ -105,7 +105,7 @@ def measure_batches(
 
 
 def ratio(times: np.ndarray, counts: np.ndarray, *, samples: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """Milliseconds a picture and their ratio with its 95 % interval over batches; `times (3, N)`, `counts (N,)` pictures."""
+    """Milliseconds an image and their ratio with its 95 % interval over batches; `times (3, N)`, `counts (N,)` images."""
     rng = np.random.default_rng(seed)
     drawn = rng.integers(0, len(counts), (samples, len(counts)))
     ratios = times[1][drawn].sum(1) / times[0][drawn].sum(1)
@@ -140,7 +140,7 @@ def operating_point(candidates: Candidates, probabilities: np.ndarray, threshold
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--pictures", type=int, default=304)
+    parser.add_argument("--images", type=int, default=304)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--threshold", type=float, help="of the decision; default: see above")
@@ -162,7 +162,7 @@ def main() -> None:
     static = static.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     rows, claims = [], []
     for batch in asked.batch:
-        batches, _ = batches_of(run, asked.pictures, batch)
+        batches, _ = batches_of(run, asked.images, batch)
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=asked.precision == "bf16"):
             times = measure_batches(static, dynamic, batches, rounds=asked.rounds, device=device)
         counts = np.array([len(images.sizes) for images in batches])
@@ -170,7 +170,7 @@ def main() -> None:
         shares = dynamic.router.taken / dynamic.router.taken.sum()
         gflops = float(shares @ np.array(candidates.gflops)) + candidates.predictor_gflops
         row = {
-            "batch": batch, "pictures": int(counts.sum()), "rounds": asked.rounds,
+            "batch": batch, "images": int(counts.sum()), "rounds": asked.rounds,
             "shares": {f"{f:g}": round(float(s), 4) for f, s in zip(candidates.factors, shares, strict=True)},
             "gflops_ratio": round(gflops / candidates.gflops[0], 4),
             "wall": ratio(times[:, 0], counts), "cpu": ratio(times[:, 1], counts),

@@ -11,20 +11,20 @@ from flyspeck.evaluate import DetectionTable
 
 
 def generate(
-    *, pictures: int, boxes: int, detections: int, classes: int, seed: int = 0, median_size: float = 14.0
+    *, images: int, boxes: int, detections: int, classes: int, seed: int = 0, median_size: float = 14.0
 ) -> tuple[Annotations, DetectionTable]:
-    """Boxes of log-normal size around `median_size` px in 1920x1080 pictures; two thirds of the detections near a box."""
+    """Boxes of log-normal size around `median_size` px in 1920x1080 images; two thirds of the detections near a box."""
     rng = np.random.default_rng(seed)
-    image_index = np.sort(rng.integers(0, pictures, boxes))
+    image_index = np.sort(rng.integers(0, images, boxes))
     sides = median_size * np.exp(rng.normal(0, 0.7, (boxes, 1))) * np.exp(rng.normal(0, 0.2, (boxes, 2)))
     corner = rng.uniform(0, 1, (boxes, 2)) * (np.array([1920, 1080]) - 40)
     xywh = np.round(np.concatenate([corner, sides], 1), 2)
     labels = rng.integers(0, classes, boxes)
     ignore = rng.uniform(size=boxes) < 0.15
     annotations = Annotations(
-        image_ids=np.arange(1, pictures + 1),
-        file_names=tuple(f"{n}.jpg" for n in range(pictures)),
-        sizes=np.tile([1080, 1920], (pictures, 1)),
+        image_ids=np.arange(1, images + 1),
+        file_names=tuple(f"{n}.jpg" for n in range(images)),
+        sizes=np.tile([1080, 1920], (images, 1)),
         image_index=image_index,
         boxes=np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], 1),
         labels=labels,

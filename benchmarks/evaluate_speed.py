@@ -2,8 +2,8 @@
 
     python benchmarks/evaluate_speed.py --out benchmarks/results/evaluate_speed.json
 
-`tinyperson` has TinyPerson's size: 816 pictures, 32k boxes, 163k detections, 7 bins, 3 IoUs. `coco_val` has COCO val's: 5000
-pictures, 80 classes, 36k boxes, 500k detections. Contenders take turns in one process; times are CPU seconds, so
+`tinyperson` has TinyPerson's size: 816 images, 32k boxes, 163k detections, 7 bins, 3 IoUs. `coco_val` has COCO val's: 5000
+images, 80 classes, 36k boxes, 500k detections. Contenders take turns in one process; times are CPU seconds, so
 that what else runs on the machine counts little.
 """
 
@@ -33,8 +33,8 @@ from flyspeck.data.readers import read_annotations
 from flyspeck.evaluate import DetectionTable, evaluate
 
 SIZES = {
-    "tinyperson": {"pictures": 816, "boxes": 32_000, "detections": 163_000, "classes": 1},
-    "coco_val": {"pictures": 5000, "boxes": 36_000, "detections": 500_000, "classes": 80},
+    "tinyperson": {"images": 816, "boxes": 32_000, "detections": 163_000, "classes": 1},
+    "coco_val": {"images": 5000, "boxes": 36_000, "detections": 500_000, "classes": 80},
 }
 
 

@@ -1,6 +1,6 @@
-"""A run's exported forms against eager PyTorch: `python benchmarks/exported.py RUN [--pictures SET] [--threads 2]`.
+"""A run's exported forms against eager PyTorch: `python benchmarks/exported.py RUN [--images SET] [--threads 2]`.
 
-Every engine takes its turn on the same pictures (`flyspeck.export.benchmark`, what `flyspeck benchmark` runs): milliseconds of
+Every engine takes its turn on the same images (`flyspeck.export.benchmark`, what `flyspeck benchmark` runs): milliseconds of
 the forward pass and of everything from file to result file. Boxes of the fp32 engines are compared with eager's window by
 window, as `flyspeck export` does before it writes a file; for bf16 and INT8 the difference of AP50 is stated by size bin.
 """
@@ -17,8 +17,8 @@ from verdict import RESULTS, Claim, at_least, conclude
 
 from flyspeck.cli.benchmark import table
 from flyspeck.export.benchmark import EngineResult, build_engines, check_engines, measure
+from flyspeck.export.check_images import detect, named_set, run_sets
 from flyspeck.export.parity import Difference, Rule, compare
-from flyspeck.export.pictures import detect, named_set, run_sets
 from flyspeck.train.build import load_described
 
 ENGINES = "eager,eager bf16,onnx,openvino,openvino bf16,onnx int8,openvino int8"
@@ -63,7 +63,7 @@ def by_size(rows: dict[str, EngineResult]) -> dict[str, dict[str, float]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--pictures", type=Path, help="annotations; by default the run's validation set")
+    parser.add_argument("--images", type=Path, help="annotations; by default the run's validation set")
     parser.add_argument("--engines", default=ENGINES)
     parser.add_argument("--limit", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=5)
@@ -78,10 +78,10 @@ def main() -> None:
     if names[0] != "eager":
         sys.exit("'eager' must come first: the others are held against it")
     detector, description = load_described(asked.run)
-    if asked.pictures is None:
+    if asked.images is None:
         calibration, chosen = run_sets(asked.run)
     else:
-        calibration = chosen = named_set(asked.pictures, detector.classes)
+        calibration = chosen = named_set(asked.images, detector.classes)
     chosen = chosen.spread(asked.limit)
 
     def say(line: str) -> None:
@@ -107,11 +107,11 @@ def main() -> None:
         if name in models and not isinstance(models[name], str)
     }
     differences = {name: compare(windows["eager"], found, rule) for name, found in windows.items() if name != "eager"}
-    print(f"{description['model']['name']}: {len(chosen.paths)} pictures of {chosen.name}, {asked.threads} threads")
+    print(f"{description['model']['name']}: {len(chosen.paths)} images of {chosen.name}, {asked.threads} threads")
     print(table(measured))
     figures = {
         "detector": str(description["model"]["name"]),
-        "pictures": len(chosen.paths),
+        "images": len(chosen.paths),
         "threads": asked.threads,
         "torch": torch.__version__,
         "engines": [row.to_dict() for row in measured],

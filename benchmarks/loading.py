@@ -1,8 +1,8 @@
-"""What the data side of training costs per picture in CPU time of one thread: decoding, each augmentation, padding.
+"""What the data side of training costs per image in CPU time of one thread: decoding, each augmentation, padding.
 
     python benchmarks/loading.py ANNOTATIONS [--size 256 320] [--channels 1|3] [--images 200]
 
-Pictures are resized to `--size` first (the benchmark set is half the size of its source), except for the decoding.
+Images are resized to `--size` first (the benchmark set is half the size of its source), except for the decoding.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ def main() -> None:
         "mosaic (always)": Mosaic(size, 1.0),
         "copy-paste 0.5 + flip + scale + crop + photometric": usual,
     }
-    print(f"{options.images} pictures, {options.channels} channel(s), augmented at {size[1]} x {size[0]}, one thread")
+    print(f"{options.images} images, {options.channels} channel(s), augmented at {size[1]} x {size[0]}, one thread")
     height, width = samples[0].original_size
     print(f"{milliseconds(plain.raw, options.images):8.2f} ms  read and decode ({width} x {height} file)")
     print(f"{milliseconds(cached.raw, options.images):8.2f} ms  from the cache in memory")
     for name, step in steps.items():
         spent = milliseconds(lambda n, step=step: step(samples[n % len(samples)], rng, another), 3 * options.images)
         print(f"{spent:8.2f} ms  {name}")
-    print(f"{milliseconds(lambda n: collate(samples[:8]), 100) / 8:8.2f} ms  padding, per picture of a batch of 8")
+    print(f"{milliseconds(lambda n: collate(samples[:8]), 100) / 8:8.2f} ms  padding, per image of a batch of 8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How long the merge takes as the number of boxes grows: run `python benchmarks/merge.py`.
 
-The picture's area grows with the number of boxes (1200 px² a box: 40,000 x 30,000 for a million), tiles are 640 px with an
+The image's area grows with the number of boxes (1200 px² a box: 40,000 x 30,000 for a million), tiles are 640 px with an
 overlap of 64, objects 4 to 32 px with a few large ones, every tile reports each object it sees, parts included, with jitter.
 """
 
@@ -19,7 +19,7 @@ from flyspeck.types import Detections
 
 
 def reported(count: int, seed: int = 0) -> tuple[Detections, np.ndarray, np.ndarray]:
-    """About `count` boxes that the tiles of one picture report."""
+    """About `count` boxes that the tiles of one image report."""
     rng = np.random.default_rng(seed)
     height = round((count * 1200 * 0.75) ** 0.5)
     width = height * 4 // 3

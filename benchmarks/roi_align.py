@@ -19,7 +19,7 @@ from torch import Tensor
 from flyspeck.models.roi_align import pyramid_roi_align, torchvision_roi_align
 
 CASES = [(64, 64, 80), (256, 64, 80), (256, 128, 160)]
-"""Channels, height and width of the finest map: pictures of 256x320 and of 512x640 at stride 4."""
+"""Channels, height and width of the finest map: images of 256x320 and of 512x640 at stride 4."""
 
 
 def by_torchvision(

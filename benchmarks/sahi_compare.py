@@ -1,8 +1,8 @@
-"""flyspeck against SAHI and supervision's InferenceSlicer: one detector, one large picture, as many tiles, end to end.
+"""flyspeck against SAHI and supervision's InferenceSlicer: one detector, one large image, as many tiles, end to end.
 
     python benchmarks/sahi_compare.py RUN [--engines onnx,openvino] [--size 3000x4000] [--repeats 5] [--threads 2] [--out FILE]
 
-Needs `pip install sahi==0.12.8` beside the extras `export` and `supervision`. All get the decoded picture (decoding is timed
+Needs `pip install sahi==0.12.8` beside the extras `export` and `supervision`. All get the decoded image (decoding is timed
 apart) and return merged boxes of at least `--score`. SAHI runs with `batch_size=8` through its own wrapper of torchvision
 detectors, which passes the tiles one by one, and once more through a wrapper that passes batches ("sahi batched").
 Methods alternate; a figure is the median over rounds, a ratio the median of ratios within a round. The network's own time is
@@ -10,7 +10,7 @@ that of the same model on the same tiles, cut beforehand, in batches of 8.
 
 Two detectors. torchvision's own Faster R-CNN (`--torchvision`) with random weights, its score threshold set so that a tile
 gives `--boxes` boxes: times only. And RUN, trained on generated scenes, behind torchvision's interface: eager and as
-exported engines (`--engines`), with AP on the picture, which is such a scene.
+exported engines (`--engines`), with AP on the image, which is such a scene.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from flyspeck.data.scenes import KINDS
 from flyspeck.data.scenes.dataset import write_scenes
 from flyspeck.evaluate import DetectionTable, evaluate
 from flyspeck.export.benchmark import build_engines, check_engines
-from flyspeck.export.pictures import PictureSet
+from flyspeck.export.check_images import ImageSet
 from flyspeck.infer.merge import MergeRule
 from flyspeck.infer.predictor import Predictor
 from flyspeck.infer.tiles import grid
@@ -58,9 +58,9 @@ class AsTorchvision(nn.Module):
         self.detector = TorchModel(load_detector(run)).detector
 
     @torch.inference_mode()
-    def forward(self, pictures: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-        """One dict a picture: boxes (N, 4), scores and labels (N,)."""
-        pixels = torch.stack(list(pictures))
+    def forward(self, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        """One dict an image: boxes (N, 4), scores and labels (N,)."""
+        pixels = torch.stack(list(images))
         size = (pixels.shape[-2], pixels.shape[-1])
         found = self.detector.detect(ImageBatch(pixels, (size,) * len(pixels)))
         return [
@@ -78,11 +78,9 @@ def as_model(module: nn.Module) -> Model:
 
     @torch.inference_mode()
     def model(windows: list[np.ndarray]) -> list[Detections]:
-        pictures = [torch.from_numpy(w).permute(2, 0, 1).float() / 255 for w in windows]
+        images = [torch.from_numpy(w).permute(2, 0, 1).float() / 255 for w in windows]
         size = windows[0].shape[:2]
-        return [
-            Detections(o["boxes"].numpy(), o["scores"].numpy(), o["labels"].numpy(), size) for o in module(pictures)
-        ]
+        return [Detections(o["boxes"].numpy(), o["scores"].numpy(), o["labels"].numpy(), size) for o in module(images)]
 
     return model
 
@@ -92,17 +90,17 @@ def flyspeck_method(model: Model, score: float) -> Callable[[np.ndarray], Detect
     predictor = Predictor(
         model, tile=(SIDE, SIDE), overlap=OVERLAP, batch_size=BATCH, score_threshold=score, merge=rule
     )
-    return lambda picture: predictor.predict(picture)[0]
+    return lambda image: predictor.predict(image)[0]
 
 
 def network_method(model: Model) -> Callable[[np.ndarray], None]:
     """The model alone on flyspeck's tiles; the cutting is done on the first call."""
     batches: list[list[np.ndarray]] = []
 
-    def run(picture: np.ndarray) -> None:
+    def run(image: np.ndarray) -> None:
         if not batches:
-            frames = grid(picture.shape[:2], (SIDE, SIDE), OVERLAP)
-            tiles = [np.ascontiguousarray(picture[y1:y2, x1:x2]) for x1, y1, x2, y2 in frames.tolist()]
+            frames = grid(image.shape[:2], (SIDE, SIDE), OVERLAP)
+            tiles = [np.ascontiguousarray(image[y1:y2, x1:x2]) for x1, y1, x2, y2 in frames.tolist()]
             batches.extend(tiles[i : i + BATCH] for i in range(0, len(tiles), BATCH))
         for batch in batches:
             model(batch)
@@ -136,9 +134,9 @@ def sahi_method(module: nn.Module, score: float, classes: int, *, batched: bool)
     mapping = {str(i): str(i) for i in range(classes + 1)}
     model = kind(model=module, device="cpu", confidence_threshold=score, category_mapping=mapping)
 
-    def run(picture: np.ndarray) -> Detections:
+    def run(image: np.ndarray) -> Detections:
         result = get_sliced_prediction(
-            picture,
+            image,
             model,
             slice_height=SIDE,
             slice_width=SIDE,
@@ -153,7 +151,7 @@ def sahi_method(module: nn.Module, score: float, classes: int, *, batched: bool)
         )
         objects = result.object_prediction_list
         boxes = np.array([o.bbox.to_xyxy() for o in objects], np.float32).reshape(-1, 4)
-        return Detections(boxes, [o.score.value for o in objects], [o.category.id for o in objects], picture.shape[:2])
+        return Detections(boxes, [o.score.value for o in objects], [o.category.id for o in objects], image.shape[:2])
 
     return run
 
@@ -180,9 +178,9 @@ def supervision_method(model: Model, score: float) -> Callable[[np.ndarray], Det
         batch_size=BATCH,
     )
 
-    def run(picture: np.ndarray) -> Detections:
-        found = slicer(picture)
-        return Detections(found.xyxy, found.confidence, found.class_id, picture.shape[:2])
+    def run(image: np.ndarray) -> Detections:
+        found = slicer(image)
+        return Detections(found.xyxy, found.confidence, found.class_id, image.shape[:2])
 
     return run
 
@@ -216,13 +214,13 @@ def main() -> None:
         scenes = write_scenes(Path(folder), num_images=1, seed=2, height=height, width=width, kind=options.kind)
         truth = read_annotations(scenes)
         start = time.perf_counter()
-        picture = np.asarray(read_image(truth.path(0)))
+        image = np.asarray(read_image(truth.path(0)))
         decoding = time.perf_counter() - start
         if options.torchvision:
-            methods, score = _torchvision_methods(options, picture)
-            found = _rounds(_without(methods, options.skip), picture, options.repeats)
+            methods, score = _torchvision_methods(options, image)
+            found = _rounds(_without(methods, options.skip), image, options.repeats)
             reports.append(_report(options.torchvision, score, *found, None))
-        found = _rounds(_without(_run_methods(options), options.skip), picture, options.repeats)
+        found = _rounds(_without(_run_methods(options), options.skip), image, options.repeats)
         reports.append(_report(str(load_described(options.run)[1]["model"]["name"]), options.score, *found, truth))
     tiles = len(grid((height, width), (SIDE, SIDE), OVERLAP))
     print(f"{options.size}, {tiles} tiles of {SIDE}, {options.threads} threads, decoding {decoding:.2f} s")
@@ -246,14 +244,14 @@ def _without(
 
 
 def _torchvision_methods(
-    options: argparse.Namespace, picture: np.ndarray
+    options: argparse.Namespace, image: np.ndarray
 ) -> tuple[dict[str, Callable[[np.ndarray], Any]], float]:
     """The methods, and the score from which a tile has as many boxes as asked for."""
     import torchvision
 
     torch.manual_seed(0)
     module = torchvision.models.get_model(options.torchvision, weights=None, weights_backbone=None, num_classes=4)
-    tiles = [np.ascontiguousarray(picture[:SIDE, x : x + SIDE]) for x in range(0, picture.shape[1] - SIDE, 2 * SIDE)]
+    tiles = [np.ascontiguousarray(image[:SIDE, x : x + SIDE]) for x in range(0, image.shape[1] - SIDE, 2 * SIDE)]
     _spread_scores(module.eval(), tiles)
     model = as_model(module)
     scores = np.sort(np.concatenate([found.scores for found in model(tiles)]))[::-1]
@@ -270,16 +268,16 @@ def _torchvision_methods(
 @torch.no_grad()
 def _spread_scores(module: nn.Module, tiles: list[np.ndarray]) -> None:
     """Random weights give every box the same score; statistics of the norms from `tiles` and a wider last layer do not."""
-    pictures = [torch.from_numpy(tile).permute(2, 0, 1).float() / 255 for tile in tiles]
+    images = [torch.from_numpy(tile).permute(2, 0, 1).float() / 255 for tile in tiles]
     norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = None
         norm.train()
-    module(pictures)
+    module(images)
     module.eval()
     last, logits = module.roi_heads.box_predictor.cls_score, []  # type: ignore[union-attr]
     hook = last.register_forward_hook(lambda _, __, out: logits.append(out))  # type: ignore[union-attr]
-    module(pictures)
+    module(images)
     hook.remove()
     last.weight.mul_(2 / torch.cat(logits).std(dim=0, keepdim=True).T)  # type: ignore[union-attr]
 
@@ -297,7 +295,7 @@ def _run_methods(options: argparse.Namespace) -> dict[str, Callable[[np.ndarray]
     }
     names = [name.strip() for name in options.engines.split(",") if name.strip()]
     check_engines(names)
-    nothing = PictureSet((), None, "nothing")  # no engine that is calibrated on pictures
+    nothing = ImageSet((), None, "nothing")  # no engine that is calibrated on images
     built = build_engines(detector, description, names, nothing, num_tiles=0, say=lambda line: None)
     for name, model in built.items():
         if isinstance(model, str):
@@ -308,7 +306,7 @@ def _run_methods(options: argparse.Namespace) -> dict[str, Callable[[np.ndarray]
 
 
 def _rounds(
-    methods: dict[str, Callable[[np.ndarray], Any]], picture: np.ndarray, repeats: int
+    methods: dict[str, Callable[[np.ndarray], Any]], image: np.ndarray, repeats: int
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
     """Seconds of each method in each round, after a round that is not counted, and what each found."""
     seconds: dict[str, list[float]] = {name: [] for name in methods}
@@ -316,7 +314,7 @@ def _rounds(
     for turn in range(repeats + 1):
         for name, method in methods.items():
             start = time.perf_counter()
-            found[name] = method(picture)
+            found[name] = method(image)
             if turn:
                 seconds[name].append(time.perf_counter() - start)
         print(f"round {turn} of {repeats}", file=sys.stderr, flush=True)

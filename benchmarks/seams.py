@@ -1,4 +1,4 @@
-"""Whether tiles lose or double objects at their borders: `python benchmarks/seams.py RUN [--size 3000x4000] [--pictures 2]`.
+"""Whether tiles lose or double objects at their borders: `python benchmarks/seams.py RUN [--size 3000x4000] [--images 2]`.
 
 Three checks on one detector that was trained on generated scenes, none of which needs the detector to be good:
 
@@ -10,7 +10,7 @@ Three checks on one detector that was trained on generated scenes, none of which
 * scenes: recall of objects whose centre is within 20 px of a tile's border against recall elsewhere, with Wilson intervals
   of 95 %.
 
-A detector that gives an object to two classes does so in any picture; doubles are counted within a class, and objects with a
+A detector that gives an object to two classes does so in any image; doubles are counted within a class, and objects with a
 second class are counted apart.
 """
 
@@ -28,7 +28,7 @@ from verdict import RESULTS, Claim, conclude
 
 from flyspeck.boxes import iou
 from flyspeck.data.scenes import KINDS, generate_scene
-from flyspeck.export.pictures import Recorder
+from flyspeck.export.check_images import Recorder
 from flyspeck.infer.predictor import Predictor, concatenate
 from flyspeck.infer.tiles import grid
 from flyspeck.infer.torch_model import TorchModel
@@ -50,7 +50,7 @@ def wilson(hits: int, trials: int) -> tuple[float, float]:
 
 
 def lines(size: tuple[int, int]) -> tuple[list[int], list[int]]:
-    """x and y of the tile borders inside a picture."""
+    """x and y of the tile borders inside an image."""
     frames = grid(size, TILE, OVERLAP)
     x = sorted({int(v) for v in frames[:, [0, 2]].ravel()} - {0, size[1]})
     y = sorted({int(v) for v in frames[:, [1, 3]].ravel()} - {0, size[0]})
@@ -90,7 +90,7 @@ def choose_object(model: TorchModel, seeds: range) -> tuple[np.ndarray, np.ndarr
 
 
 def plant(ground: np.ndarray, patch: np.ndarray, box: np.ndarray, at: tuple[int, int]) -> np.ndarray:
-    """Paste the object with its corner at (x, y), softly at the patch's rim; its box in the picture."""
+    """Paste the object with its corner at (x, y), softly at the patch's rim; its box in the image."""
     x, y = at[0] - round(box[0]), at[1] - round(box[1])
     high, wide = patch.shape[:2]
     from_edge = [np.minimum(np.arange(n), np.arange(n)[::-1]) for n in (high, wide)]
@@ -137,14 +137,14 @@ def both_ways(model: TorchModel, ground: np.ndarray) -> dict[str, Detections]:
 
 
 def depths(frames: np.ndarray, point: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """How far inside each tile a point lies, in pixels; the picture's own borders do not count."""
+    """How far inside each tile a point lies, in pixels; the image's own borders do not count."""
     low = np.where(frames[:, :2] > 0, point - frames[:, :2], np.inf)
     high = np.where(frames[:, 2:] < np.array([size[1], size[0]]), frames[:, 2:] - point, np.inf)
     return np.concatenate([low, high], axis=1).min(axis=1)
 
 
 def planted(model: TorchModel, patch: np.ndarray, box: np.ndarray, colour: np.ndarray) -> dict:
-    """Every border and every corner, many offsets each, as many pictures as keep the objects apart."""
+    """Every border and every corner, many offsets each, as many images as keep the objects apart."""
     size = (600, 800)
     xs, ys = lines(size)
     side = int(max(box[2:] - box[:2]).round())
@@ -207,11 +207,11 @@ def neighbours(model: TorchModel, patch: np.ndarray, box: np.ndarray, colour: np
     return counted
 
 
-def scenes(model: TorchModel, size: tuple[int, int], pictures: int, kind: str | None) -> dict:
+def scenes(model: TorchModel, size: tuple[int, int], images: int, kind: str | None) -> dict:
     """Recall (IoU 0.5, score 0.3) near borders and elsewhere."""
     counts = {"near": [0, 0], "elsewhere": [0, 0]}
     xs, ys = lines(size)
-    for seed in range(pictures):
+    for seed in range(images):
         scene = generate_scene((seed, 5), height=size[0], width=size[1], kind=kind)
         (found,) = Predictor(model, tile=TILE, overlap=OVERLAP, batch_size=4).predict(scene.pixels)
         objects = scene.boxes[~scene.ignore]
@@ -264,7 +264,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--size", default="3000x4000")
-    parser.add_argument("--pictures", type=int, default=2)
+    parser.add_argument("--images", type=int, default=2)
     parser.add_argument("--kind", choices=KINDS, default=None, help="of the scenes; all kinds by default")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=RESULTS / "seams.json")
@@ -280,7 +280,7 @@ def main() -> None:
     print("planted", json.dumps(figures["planted"]), flush=True)
     figures["neighbours"] = neighbours(model, patch, box, colour, figures["planted"]["score"])
     print("neighbours", json.dumps(figures["neighbours"]), flush=True)
-    figures["scenes"] = scenes(model, (height, width), asked.pictures, asked.kind)
+    figures["scenes"] = scenes(model, (height, width), asked.images, asked.kind)
     conclude(figures, claims_of(figures), asked.out)
 
 

@@ -1,6 +1,6 @@
 """What skipping empty tiles saves and costs: `python benchmarks/skip.py RUN [--kind sea] [--size 3000x4000]`.
 
-RUN is a run folder trained on generated scenes, with the look.safetensors of `flyspeck tune look RUN`. A sparse picture is
+RUN is a run folder trained on generated scenes, with the look.safetensors of `flyspeck tune look RUN`. A sparse image is
 a generated scene in which only the objects inside one tile in ten are painted, clear of the other tiles; the dense one has
 objects everywhere. Each is predicted with and without skipping, in turn, from a PNG file to merged boxes; recall is of
 the annotated objects at IoU 0.5 and score 0.3. Times are medians of the
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--kind", choices=KINDS, default="sea")
     parser.add_argument("--size", default="3000x4000")
-    parser.add_argument("--pictures", type=int, default=3)
+    parser.add_argument("--images", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--look", choices=("trained", "detector", "contrast"), default="trained")
@@ -142,29 +142,27 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name, share in (("dense", 1.0),) if asked.dense_only else (("sparse", 0.1), ("dense", 1.0)):
-            for seed in range(asked.pictures if share < 1 else 1):
+            for seed in range(asked.images if share < 1 else 1):
                 pixels, objects, occupied = scene(seed, asked.kind, (height, width), share)
                 path = Path(folder) / f"{name}-{seed}.png"
                 Image.fromarray(pixels).save(path, compress_level=1)
-                row = {"picture": f"{name} {asked.kind} {seed}", "occupied": round(occupied, 2)}
+                row = {"image": f"{name} {asked.kind} {seed}", "occupied": round(occupied, 2)}
                 row.update(measure(model, path, objects, rule, asked.repeats))
                 rows.append(row)
                 print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-    sparse = [row for row in rows if row["picture"].startswith("sparse")]
+    sparse = [row for row in rows if row["image"].startswith("sparse")]
     claims = []
     if sparse:
         objects = sum(row["objects"] for row in sparse)
         lost = sum((row["recall"] - row["recall_skip"]) * row["objects"] for row in sparse if row["objects"])
         total = sum(row["plain_s"] for row in sparse) / sum(row["skip_s"] for row in sparse)
-        claims.append(
-            at_least("on sparse pictures skipping is at least 3 times as fast, merge included", total, 3, "x")
-        )
+        claims.append(at_least("on sparse images skipping is at least 3 times as fast, merge included", total, 3, "x"))
         what = f"it costs under 1 point of the recall of {objects} objects"
         claims.append(at_most(what, 100 * lost / max(1, objects), 1, " points"))
     for row in rows:
-        if row["picture"].startswith("dense"):
+        if row["image"].startswith("dense"):
             more = 100 * (row["skip_s"] / row["plain_s"] - 1)
-            claims.append(at_most("on a dense picture it costs under 3 % of the time", more, 3, " %"))
+            claims.append(at_most("on a dense image it costs under 3 % of the time", more, 3, " %"))
     figures = {"threads": asked.threads, "look": asked.look, "threshold": threshold, "audit": asked.audit, "rows": rows}
     conclude(figures, claims, asked.out)
 

@@ -2,7 +2,7 @@
 
     python benchmarks/torchvision_speed.py [--size 512x640] [--runs 12] [--threads 2] [--precision bf16]
 
-Both sides get decoded pictures and return boxes; torchvision runs in fp32, flyspeck in `--precision`. Pairs alternate, the
+Both sides get decoded images and return boxes; torchvision runs in fp32, flyspeck in `--precision`. Pairs alternate, the
 ratio is the median of pair ratios. The weights are random: the time does not depend on them, as both see as many proposals.
 """
 

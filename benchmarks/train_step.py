@@ -3,7 +3,7 @@
     python benchmarks/train_step.py [--runs 10] [--precision bf16] [--out FILE]
 
 MobileNetV2 and a pyramid of 64 channels on strides 4-64, anchors of 8-128 px, 1000 candidates a level and 500 proposals, a
-box head of 256 on 128 regions: the detector of the laptop-sized tables. Eight random pictures of 320x256 with ten objects
+box head of 256 on 128 regions: the detector of the laptop-sized tables. Eight random images of 320x256 with ten objects
 of 4-14 px each, one thread, forward and backward. `stock` is flyspeck with torchvision's RoIAlign and PyTorch's gradient of
 depthwise convolutions. In turn in one process; CPU seconds, medians; ratios are medians over the rounds.
 """
@@ -20,7 +20,7 @@ from unittest import mock
 
 import torch
 import yaml
-from distill_step import CLASSES, build, pictures, rounds, stepper
+from distill_step import CLASSES, build, noise_set, rounds, stepper
 from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 from torchvision.models.detection import FasterRCNN
@@ -97,7 +97,7 @@ def main() -> None:
     content = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["model"]
     model = ModelConfig.model_validate({**content, "weights": None, "norm": "none"})
     with tempfile.TemporaryDirectory() as name:
-        dataset = pictures(Path(name), options.batch)
+        dataset = noise_set(Path(name), options.batch)
         images, targets, _ = collate([dataset.raw(i) for i in range(options.batch)])
     ours = DetectionObjective(build(model))
     step = stepper(ours, images, targets, bf16)

@@ -1,10 +1,10 @@
 """Strides removed with no fine-tuning find the small objects: section 4.1 of the stride-elimination paper (BMVC 2019).
 
     python examples/strides_removed.py                                   # trains a small SSD on generated shapes first
-    python examples/strides_removed.py --run runs/mine --pictures a.jpg b.jpg --eliminate S1L0 --out found/
+    python examples/strides_removed.py --run runs/mine --images a.jpg b.jpg --eliminate S1L0 --out found/
 
-The second form takes a detector of `flyspeck train` and your own pictures. No weight changes: only a stride of the backbone
-does, so that every later map is twice as large and the network looks at the picture as if it were enlarged.
+The second form takes a detector of `flyspeck train` and your own images. No weight changes: only a stride of the backbone
+does, so that every later map is twice as large and the network looks at the image as if it were enlarged.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ CLASSES = ("disc", "square")
 def shapes(
     count: int, seed: int, *, side: int = 192, sizes: tuple[int, int] = (36, 72)
 ) -> tuple[ImageBatch, list[Targets]]:
-    """Noisy pictures with one to three bright discs and squares of `sizes` px."""
+    """Noisy images with one to three bright discs and squares of `sizes` px."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(60, 140, (count, 3, side, side)).astype(np.uint8)
     targets = []
     rows, columns = np.mgrid[:side, :side]
-    for picture in pixels:
+    for image in pixels:
         boxes: list[list[float]] = []
         labels = []
         for _ in range(int(rng.integers(1, 4))):
@@ -49,7 +49,7 @@ def shapes(
             inside = (rows >= y) & (rows < y + size) & (columns >= x) & (columns < x + size)
             if label == 0:
                 inside &= (rows + 0.5 - y - size / 2) ** 2 + (columns + 0.5 - x - size / 2) ** 2 <= (size / 2) ** 2
-            picture[:, inside] = 230
+            image[:, inside] = 230
             boxes.append(box[0].tolist())
             labels.append(label)
         ignore = torch.zeros(len(boxes), dtype=torch.bool)
@@ -58,7 +58,7 @@ def shapes(
 
 
 def shrunk(images: ImageBatch, targets: list[Targets], factor: int) -> tuple[ImageBatch, list[Targets]]:
-    """The same pictures and boxes, `factor` times smaller."""
+    """The same images and boxes, `factor` times smaller."""
     pixels = nn.functional.avg_pool2d(images.pixels.float(), factor).round().to(torch.uint8)
     sizes = tuple((h // factor, w // factor) for h, w in images.sizes)
     return ImageBatch(pixels, sizes), [Targets(t.boxes / factor, t.labels, t.ignore) for t in targets]
@@ -97,7 +97,7 @@ def recall(found: list[Detections], targets: list[Targets], *, score: float = 0.
 
 
 def on_shapes(steps: int) -> None:
-    """Trains, then shows what each elimination finds in pictures 1, 2 and 4 times smaller."""
+    """Trains, then shows what each elimination finds in images 1, 2 and 4 times smaller."""
     model = train(steps)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     tests = {factor: shrunk(*shapes(60, 7), factor) for factor in (1, 2, 4)}
@@ -119,8 +119,8 @@ def chain(model: Detector) -> StagedBackbone:
     return model.backbone
 
 
-def on_pictures(run: Path, pictures: list[Path], elimination: str, out: Path) -> None:
-    """A trained detector on pictures, before and after; writes both, drawn, into `out`."""
+def on_images(run: Path, images: list[Path], elimination: str, out: Path) -> None:
+    """A trained detector on images, before and after; writes both, drawn, into `out`."""
     from flyspeck.data.images import read_image
     from flyspeck.infer.convert import plot
     from flyspeck.train.build import load_detector
@@ -130,7 +130,7 @@ def on_pictures(run: Path, pictures: list[Path], elimination: str, out: Path) ->
     factor = 2 ** len(parse_elimination(elimination))
     channels = len(before.pixel_norm.mean.flatten())
     out.mkdir(parents=True, exist_ok=True)
-    for path in pictures:
+    for path in images:
         pixels = read_image(path, channels=channels)
         batch = ImageBatch(torch.from_numpy(pixels).permute(2, 0, 1)[None], (pixels.shape[:2],))
         results = {"strided": before.detect(batch)[0], elimination: detect_finer(after, batch, factor=factor)[0]}
@@ -145,7 +145,7 @@ def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, help="a run folder or weights file of `flyspeck train`")
-    parser.add_argument("--pictures", type=Path, nargs="*", default=[])
+    parser.add_argument("--images", type=Path, nargs="*", default=[])
     parser.add_argument("--eliminate", default="S1L0", help="S{n}L{i-j}")
     parser.add_argument("--out", type=Path, default=Path("strides_removed"))
     parser.add_argument("--steps", type=int, default=400, help="training steps on generated shapes")
@@ -153,10 +153,10 @@ def main() -> None:
     if options.run is None:
         on_shapes(options.steps)
         return
-    if not options.pictures:
-        parser.error("--run needs --pictures")
+    if not options.images:
+        parser.error("--run needs --images")
     try:
-        on_pictures(options.run, options.pictures, options.eliminate, options.out)
+        on_images(options.run, options.images, options.eliminate, options.out)
     except UserError as error:
         parser.error(str(error))
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real pictures, golden evaluator outputs and weights that lies beside the project, if it is there."""
+    """The folder of real images, golden evaluator outputs and weights that lies beside the project, if it is there."""
     folder = Path(os.environ.get("FLYSPECK_SHARED", ROOT.parent / "shared"))
     if not folder.is_dir():
         pytest.skip(f"needs the reference data beside the project ({folder.name}/ is absent; set FLYSPECK_SHARED)")

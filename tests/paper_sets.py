@@ -1,4 +1,4 @@
-"""Small files in the layouts of the papers' data sets: what a download looks like, one or two pictures of it."""
+"""Small files in the layouts of the papers' data sets: what a download looks like, one or two images of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 
-def picture(path: Path, width: int = 64, height: int = 48) -> Path:
+def image(path: Path, width: int = 64, height: int = 48) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((height, width, 3), 120, np.uint8)).save(path)
     return path
@@ -30,8 +30,8 @@ def coco(path: Path, names: list[str], size: tuple[int, int] = (64, 48)) -> None
 
 
 def make_tinyperson(root: Path) -> None:
-    picture(root / "erase_with_uncertain_dataset/train/labeled/a.jpg", 1000, 700)
-    picture(root / "test/labeled/b.jpg", 640, 512)
+    image(root / "erase_with_uncertain_dataset/train/labeled/a.jpg", 1000, 700)
+    image(root / "test/labeled/b.jpg", 640, 512)
     train = "erase_with_uncertain_dataset/annotations/task/tiny_set_train_all.json"
     coco(root / train, ["labeled/a.jpg"], (1000, 700))
     coco(root / "annotations/task/tiny_set_test_all.json", ["labeled/b.jpg"], (640, 512))
@@ -40,7 +40,7 @@ def make_tinyperson(root: Path) -> None:
 def make_citypersons(root: Path) -> None:
     for split, city in (("train", "aachen"), ("val", "lindau")):
         stem = f"{city}_000000_000019"
-        picture(root / f"leftImg8bit/{split}/{city}/{stem}_leftImg8bit.png", 128, 64)
+        image(root / f"leftImg8bit/{split}/{city}/{stem}_leftImg8bit.png", 128, 64)
         objects = [{"label": "pedestrian", "bbox": [8, 8, 8, 20], "bboxVis": [8, 8, 8, 20], "instanceId": 24000}]
         content = {"imgWidth": 128, "imgHeight": 64, "objects": objects}
         text(root / f"gtBboxCityPersons/{split}/{city}/{stem}_gtBboxCityPersons.json", json.dumps(content))
@@ -48,14 +48,14 @@ def make_citypersons(root: Path) -> None:
 
 def make_coco(root: Path) -> None:
     for split in ("train2017", "val2017"):
-        picture(root / split / "000000000009.jpg", 300, 200)
+        image(root / split / "000000000009.jpg", 300, 200)
         coco(root / f"annotations/instances_{split}.json", ["000000000009.jpg"], (300, 200))
 
 
 def make_voc(root: Path) -> None:
     def entry(year: int, name: str) -> None:
         folder = root / f"VOCdevkit/VOC{year}"
-        picture(folder / f"JPEGImages/{name}.jpg")
+        image(folder / f"JPEGImages/{name}.jpg")
         box = "<bndbox><xmin>9</xmin><ymin>9</ymin><xmax>16</xmax><ymax>20</ymax></bndbox>"
         thing = f"<object><name>dog</name><difficult>0</difficult>{box}</object>"
         size = "<size><width>64</width><height>48</height><depth>3</depth></size>"
@@ -73,7 +73,7 @@ def make_voc(root: Path) -> None:
 
 def make_widerface(root: Path) -> None:
     for split in ("train", "val"):
-        picture(root / f"WIDER_{split}/images/0--Parade/0_Parade_1.jpg")
+        image(root / f"WIDER_{split}/images/0--Parade/0_Parade_1.jpg")
         line = "0--Parade/0_Parade_1.jpg\n1\n8 8 8 12 0 0 0 0 0 0\n"
         text(root / f"wider_face_split/wider_face_{split}_bbx_gt.txt", line)
     from scipy.io import savemat
@@ -95,13 +95,13 @@ def make_widerface(root: Path) -> None:
 def make_visdrone(root: Path) -> None:
     for split in ("train", "val"):
         folder = root / f"VisDrone2019-DET-{split}"
-        picture(folder / "images/0000001_00000_d_0000001.jpg")
+        image(folder / "images/0000001_00000_d_0000001.jpg")
         text(folder / "annotations/0000001_00000_d_0000001.txt", "8,8,8,12,1,4,0,0\n")
 
 
 def make_dota(root: Path) -> None:
     for split in ("train", "val"):
-        picture(root / split / "images/P0001.png")
+        image(root / split / "images/P0001.png")
         lines = "imagesource:GoogleEarth\ngsd:0.1\n8 8 16 8 16 20 8 20 plane 0\n"
         text(root / split / "labelTxt/P0001.txt", lines)
 
@@ -122,8 +122,8 @@ def make_imagenet32(root: Path) -> None:
 
 def make_imagenet(root: Path) -> None:
     for split in ("train", "val"):
-        picture(root / split / "n01440764" / "a.JPEG", 40, 50)
-        picture(root / split / "n01443537" / "b.JPEG", 50, 40)
+        image(root / split / "n01440764" / "a.JPEG", 40, 50)
+        image(root / split / "n01443537" / "b.JPEG", 50, 40)
 
 
 def pickled(path: Path, content: dict) -> None:

@@ -1,9 +1,9 @@
-"""Two published face detectors as callables: pictures (H, W, 3) RGB uint8 to `Detections` of the one class `face`.
+"""Two published face detectors as callables: images (H, W, 3) RGB uint8 to `Detections` of the one class `face`.
 
 * YuNet-n (Wu et al., 2023; OpenCV Zoo, Apache-2.0), an ONNX file with inputs of any size, by onnxruntime.
 * RetinaFace with MobileNetV1-0.25 (Deng et al., 2020; weights of biubug6, MIT). The network is written out here from the
   paper and from the names and shapes of its weights: a backbone of depthwise convolutions, a pyramid at strides 8, 16 and 32,
-  a context block (SSH), two anchors a cell. Anchors and activation are not in the file. Of twelve pictures with 69 faces, plain
+  a context block (SSH), two anchors a cell. Anchors and activation are not in the file. Of twelve images with 69 faces, plain
   ReLUs and anchors of 10 to 256 px find 63 at a score of 0.4, leaky ReLUs and anchors of 16 to 512 px (the author's other
   release) find 9; so the first it is.
 """
@@ -27,7 +27,7 @@ ANCHORS = ((10, 20), (32, 64), (128, 256))
 
 
 def as_detections(boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> Detections:
-    """Suppressed, clipped to the picture of `size` (H, W), best first."""
+    """Suppressed, clipped to the image of `size` (H, W), best first."""
     keep = scores > SCORE
     boxes, scores = boxes[keep], scores[keep]
     rows = nms(boxes, scores, OVERLAP)[:500]
@@ -36,14 +36,14 @@ def as_detections(boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> Detec
     return Detections(clipped.numpy(), scores[rows].numpy(), np.zeros(len(rows), np.int64), size, ("face",))
 
 
-def padded(picture: np.ndarray, divisor: int = 32) -> np.ndarray:
+def padded(image: np.ndarray, divisor: int = 32) -> np.ndarray:
     """Zeros at the bottom and on the right, to multiples of `divisor`."""
-    height, width = picture.shape[:2]
-    return np.pad(picture, ((0, -height % divisor), (0, -width % divisor), (0, 0)))
+    height, width = image.shape[:2]
+    return np.pad(image, ((0, -height % divisor), (0, -width % divisor), (0, 0)))
 
 
 class YuNet:
-    """`YuNet(path)(pictures)`."""
+    """`YuNet(path)(images)`."""
 
     def __init__(self, path: Path) -> None:
         import onnxruntime
@@ -53,12 +53,12 @@ class YuNet:
         self.session = onnxruntime.InferenceSession(str(path), options)
         self.names = [output.name for output in self.session.get_outputs()]
 
-    def __call__(self, pictures: list[np.ndarray]) -> list[Detections]:
-        """One `Detections` a picture."""
-        return [self._one(picture) for picture in pictures]
+    def __call__(self, images: list[np.ndarray]) -> list[Detections]:
+        """One `Detections` an image."""
+        return [self._one(image) for image in images]
 
-    def _one(self, picture: np.ndarray) -> Detections:
-        seen = padded(picture)
+    def _one(self, image: np.ndarray) -> Detections:
+        seen = padded(image)
         blob = seen[..., ::-1].transpose(2, 0, 1)[None].astype(np.float32)  # blue, green, red, 0 to 255
         outputs = dict(zip(self.names, self.session.run(None, {"input": blob}), strict=True))
         boxes, scores = [], []
@@ -74,20 +74,20 @@ class YuNet:
         return as_detections(
             torch.from_numpy(np.concatenate(boxes)).float(),
             torch.from_numpy(np.concatenate(scores)).float(),
-            picture.shape[:2],
+            image.shape[:2],
         )
 
 
 class RetinaFace:
-    """`RetinaFace(path)(pictures)`."""
+    """`RetinaFace(path)(images)`."""
 
     def __init__(self, path: Path) -> None:
         self.weights = read_weights(path)
 
-    def __call__(self, pictures: list[np.ndarray]) -> list[Detections]:
-        """One `Detections` a picture."""
+    def __call__(self, images: list[np.ndarray]) -> list[Detections]:
+        """One `Detections` an image."""
         with torch.inference_mode():
-            return [self._one(picture) for picture in pictures]
+            return [self._one(image) for image in images]
 
     def _block(self, x: Tensor, name: str, *, stride: int = 1, active: bool = True, at: int = 0) -> Tensor:
         """Convolution `name.at`, batch norm `name.(at + 1)`, ReLU; depthwise where its weight says so."""
@@ -123,8 +123,8 @@ class RetinaFace:
         large = self._block(self._block(first, f"{name}.conv7X7_2"), f"{name}.conv7x7_3", active=False)
         return F.relu(torch.cat([small, middle, large], 1))
 
-    def _one(self, picture: np.ndarray) -> Detections:
-        seen = padded(picture)
+    def _one(self, image: np.ndarray) -> Detections:
+        seen = padded(image)
         x = torch.from_numpy(np.ascontiguousarray(seen[..., ::-1])).permute(2, 0, 1)[None].float()
         x = x - torch.tensor([104.0, 117.0, 123.0]).view(1, 3, 1, 1)
         boxes, scores = [], []
@@ -144,4 +144,4 @@ class RetinaFace:
             half = size * torch.exp(0.2 * shift[:, 2:]) / 2
             boxes.append(torch.cat([center - half, center + half], 1))
             scores.append(logits.softmax(1)[:, 1])
-        return as_detections(torch.cat(boxes), torch.cat(scores), picture.shape[:2])
+        return as_detections(torch.cat(boxes), torch.cat(scores), image.shape[:2])

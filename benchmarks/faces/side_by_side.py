@@ -1,11 +1,11 @@
-"""A trained face detector beside two published ones, on the same pictures.
+"""A trained face detector beside two published ones, on the same images.
 
     python benchmarks/faces/side_by_side.py VAL.json --run RUN --yunet yunet_n_dynamic.onnx \
         --retinaface biubug6_mobilenet0.25_Final.pth --out benchmarks/results/faces
 
-Every class of the annotations counts as a face. Prints AP50 by size (protocol `flyspeck`) and the time of a picture on one
-thread, with the pictures as they are and enlarged; draws the fullest pictures, truth and detectors in columns. The published
-detectors were trained on WIDER FACE and never saw these pictures; the run was trained on the same set's training pictures.
+Every class of the annotations counts as a face. Prints AP50 by size (protocol `flyspeck`) and the time of an image on one
+thread, with the images as they are and enlarged; draws the fullest images, truth and detectors in columns. The published
+detectors were trained on WIDER FACE and never saw these images; the run was trained on the same set's training images.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ def as_face(found: Detections) -> Detections:
 
 
 def measure(model: Callable, table: Annotations, scale: float) -> tuple[dict[str, float], list[Detections]]:
-    """Figures, and the detections of every picture."""
+    """Figures, and the detections of every image."""
     seen = model if scale == 1 else MultiScale(model, [scale])
     found, seconds = [], 0.0
     for row in range(len(table)):
-        picture = read_image(table.path(row), channels=3)
+        image = read_image(table.path(row), channels=3)
         start = time.perf_counter()
-        (one,) = seen([picture])
+        (one,) = seen([image])
         seconds += time.perf_counter() - start
         found.append(replace(as_face(one), image_id=table.image_ids[row].item()))
     figures = figures_of(evaluate(table, DetectionTable.from_list(found, table), "flyspeck"))
@@ -67,7 +67,7 @@ def measure(model: Callable, table: Annotations, scale: float) -> tuple[dict[str
 
 
 def draw(table: Annotations, columns: dict[str, list[Detections]], rows: list[int], path: Path, score: float) -> None:
-    """Truth and detections of `score` or more, one picture a row, one detector a column."""
+    """Truth and detections of `score` or more, one image a row, one detector a column."""
     strips = []
     for row in rows:
         pixels = read_image(table.path(row), channels=3)
@@ -100,8 +100,8 @@ def main() -> None:
     parser.add_argument("--yunet", type=Path)
     parser.add_argument("--retinaface", type=Path)
     parser.add_argument("--scales", default="1,2")
-    parser.add_argument("--pictures", type=int, default=5, help="fullest pictures to draw")
-    parser.add_argument("--limit", type=int, default=None, help="look at so many pictures only, evenly spread")
+    parser.add_argument("--images", type=int, default=5, help="fullest images to draw")
+    parser.add_argument("--limit", type=int, default=None, help="look at so many images only, evenly spread")
     parser.add_argument("--score", type=float, default=0.4, help="draw boxes from this score on")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
@@ -126,10 +126,10 @@ def main() -> None:
             if scale == 1:
                 columns[name] = found
     given.out.mkdir(parents=True, exist_ok=True)
-    content = {"pictures": len(table), "faces": int((~table.ignore).sum()), "figures": report}
+    content = {"images": len(table), "faces": int((~table.ignore).sum()), "figures": report}
     (given.out / "side_by_side.json").write_text(json.dumps(content, indent=1))
     counts = np.bincount(table.image_index, minlength=len(table))
-    draw(table, columns, np.argsort(-counts)[: given.pictures].tolist(), given.out / "side_by_side.png", given.score)
+    draw(table, columns, np.argsort(-counts)[: given.images].tolist(), given.out / "side_by_side.png", given.score)
 
 
 if __name__ == "__main__":

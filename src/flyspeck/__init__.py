@@ -1,4 +1,4 @@
-"""flyspeck: find the tiny things in big pictures.
+"""flyspeck: find the tiny things in big images.
 
 The names below are the library's front door. They are resolved on first use, so that `import flyspeck` costs nothing and
 an exported model can be run where torch is not installed.

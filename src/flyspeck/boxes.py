@@ -51,7 +51,7 @@ def to_xywh(boxes: Array) -> Array:
 
 
 def clip(boxes: Array, height: float, width: float) -> Array:
-    """Boxes cut at the borders of a picture of `height` x `width` pixels."""
+    """Boxes cut at the borders of an image of `height` x `width` pixels."""
     xp = _namespace(boxes)
     x, y = boxes[..., 0::2].clip(0, width), boxes[..., 1::2].clip(0, height)
     return xp.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], -1)

@@ -1,6 +1,6 @@
 """The values that travel between the parts: frozen, small, and free of torch at import.
 
-Letters used everywhere: B batch, N boxes of one picture, A anchors or points, K classes, L pyramid levels.
+Letters used everywhere: B batch, N boxes of one image, A anchors or points, K classes, L pyramid levels.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ class FeatureSpec:
 
     channels: int
     stride: float
-    """Picture pixels per map pixel, nominal; under a dynamic factor the true ratio is taken from the shapes."""
+    """Image pixels per map pixel, nominal; under a dynamic factor the true ratio is taken from the shapes."""
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Ground truth of one picture as torch tensors, in the frame of the picture that the network sees."""
+    """Ground truth of one image as torch tensors, in the frame of the image that the network sees."""
 
     boxes: torch.Tensor
     """(N, 4) float32 xyxy pixels."""
@@ -57,24 +57,24 @@ class Targets:
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture with its ground truth, as the data pipeline passes it from transform to transform."""
+    """One image with its ground truth, as the data pipeline passes it from transform to transform."""
 
     pixels: torch.Tensor
-    """(C, H, W) uint8, or float32 in [0, 1] (16-bit pictures)."""
+    """(C, H, W) uint8, or float32 in [0, 1] (16-bit images)."""
     targets: Targets
     image_id: int | str
     original_size: tuple[int, int]
-    """(H, W) of the file's picture."""
+    """(H, W) of the file's image."""
 
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Pictures of a batch, padded bottom and right to one size; never resized silently."""
+    """Images of a batch, padded bottom and right to one size; never resized silently."""
 
     pixels: torch.Tensor
     """(B, C, H, W) uint8, or float in [0, 1]."""
     sizes: tuple[tuple[int, int], ...]
-    """True (H, W) of each picture before the padding."""
+    """True (H, W) of each image before the padding."""
 
     def to(self, device: Any) -> ImageBatch:
         """The same batch on another device."""
@@ -83,7 +83,7 @@ class ImageBatch:
 
 @dataclass(frozen=True)
 class Detections:
-    """What was found in one picture, as NumPy arrays in the frame of the original picture, best score first."""
+    """What was found in one image, as NumPy arrays in the frame of the original image, best score first."""
 
     boxes: np.ndarray
     """(N, 4) float32 xyxy pixels."""
@@ -92,11 +92,11 @@ class Detections:
     labels: np.ndarray
     """(N,) int64 in 0..K-1."""
     image_size: tuple[int, int]
-    """(H, W) of the picture."""
+    """(H, W) of the image."""
     classes: tuple[str, ...] = ()
     image_id: int | str | None = None
     extra: dict[str, np.ndarray] = field(default_factory=dict)
-    """More columns of length N, such as `cut` (bool: touches a tile border that is not the picture's)."""
+    """More columns of length N, such as `cut` (bool: touches a tile border that is not the image's)."""
 
     def __post_init__(self) -> None:
         boxes = np.asarray(self.boxes, dtype=np.float32).reshape(-1, 4)
@@ -120,7 +120,7 @@ class Detections:
 
     @staticmethod
     def empty(image_size: tuple[int, int], classes: Sequence[str] = ()) -> Detections:
-        """No detections in a picture of `image_size` (H, W)."""
+        """No detections in an image of `image_size` (H, W)."""
         nothing = np.zeros((0, 4), np.float32)
         return Detections(nothing, np.zeros(0), np.zeros(0, np.int64), image_size, tuple(classes))
 
@@ -144,14 +144,14 @@ class Detections:
 
         return convert.to_dataframe(self)
 
-    def plot(self, picture: Any, *, max_side: int = 1600, crops: int = 8) -> Any:
-        """A Pillow image of `picture` (array or file) with boxes and enlarged crops; see `flyspeck.infer.convert.plot`."""
+    def plot(self, image: Any, *, max_side: int = 1600, crops: int = 8) -> Any:
+        """A Pillow image of `image` (array or file) with boxes and enlarged crops; see `flyspeck.infer.convert.plot`."""
         from flyspeck.infer import convert
 
-        return convert.plot(self, picture, max_side=max_side, crops=crops)
+        return convert.plot(self, image, max_side=max_side, crops=crops)
 
-    def save(self, path: Any, picture: Any = None) -> Any:
-        """Write as `.json`, `.csv`, `.txt`, `.geojson` or a picture; see `flyspeck.infer.convert.save`."""
+    def save(self, path: Any, image: Any = None) -> Any:
+        """Write as `.json`, `.csv`, `.txt`, `.geojson` or an image; see `flyspeck.infer.convert.save`."""
         from flyspeck.infer import convert
 
-        return convert.save(self, path, picture)
+        return convert.save(self, path, image)

@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 
-def write_set(folder: Path, name: str, pictures: int, seed: int) -> None:
-    """Dark 64x48 pictures with one or two bright squares of 6-10 px."""
+def write_set(folder: Path, name: str, num_images: int, seed: int) -> None:
+    """Dark 64x48 images with one or two bright squares of 6-10 px."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     images, boxes = [], []
-    for i in range(1, pictures + 1):
+    for i in range(1, num_images + 1):
         pixels = rng.integers(60, 90, (48, 64)).astype(np.uint8)
         images.append({"id": i, "file_name": f"{name}{i}.png", "width": 64, "height": 48})
         for x in (4, 36)[: 1 + i % 2]:
@@ -31,7 +31,7 @@ def write_set(folder: Path, name: str, pictures: int, seed: int) -> None:
 
 @pytest.fixture
 def squares(tmp_path: Path) -> Path:
-    """A folder with `data/squares/train.json` (8 pictures) and `val.json` (5)."""
+    """A folder with `data/squares/train.json` (8 images) and `val.json` (5)."""
     write_set(tmp_path / "data" / "squares", "train", 8, 1)
     write_set(tmp_path / "data" / "squares", "val", 5, 2)
     return tmp_path

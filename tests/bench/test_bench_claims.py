@@ -14,8 +14,8 @@ from flyspeck.bench.results import Entry, Results, read_results, write_results
 from flyspeck.bench.score import SAMPLES, interval, share_score
 from flyspeck.bench.table import Table, jobs
 
-PICTURES = np.linspace(-0.05, 0.05, SAMPLES)
-"""What the pictures of a resample are worth, to every row alike."""
+IMAGES = np.linspace(-0.05, 0.05, SAMPLES)
+"""What the images of a resample are worth, to every row alike."""
 
 
 def make(rows: dict[str, list[float]], claim: dict[str, Any], *, noise: float = 0.0) -> tuple[Table, Results]:
@@ -37,7 +37,7 @@ def make(rows: dict[str, list[float]], claim: dict[str, Any], *, noise: float = 
         entry = Entry(
             "cpu", job.row.name, job.seed, job.definition, figures={"ap50_tiny": value, "ap50_tiny1": value / 2}
         )
-        drawn = value + PICTURES + noise * rng.standard_normal(SAMPLES)
+        drawn = value + IMAGES + noise * rng.standard_normal(SAMPLES)
         results.replace([entry], {entry.key: {"ap50_tiny": drawn, "ap50_tiny1": drawn / 2}})
     return table, results
 
@@ -54,8 +54,8 @@ def verdict(rows: dict[str, list[float]], claim: dict[str, Any], **more: float) 
 BETTER = {"row": "a", "than": "b"}
 
 
-def test_pairs_cancel_what_the_pictures_do() -> None:
-    # The pictures move both rows by up to 5 points, the rows differ by 1: the paired difference is 1 in every resample.
+def test_pairs_cancel_what_the_images_do() -> None:
+    # The images move both rows by up to 5 points, the rows differ by 1: the paired difference is 1 in every resample.
     assert verdict({"a": [0.41], "b": [0.40]}, BETTER) == "holds"
     assert verdict({"a": [0.40], "b": [0.41]}, BETTER) == "does not hold"
     assert verdict({"a": [0.41], "b": [0.40]}, BETTER, noise=0.02) == "undecided"
@@ -100,7 +100,7 @@ def test_a_missing_row_is_named() -> None:
 def test_the_mean_over_seeds_is_the_mean_of_the_drawn_seeds() -> None:
     _, results = make({"a": [0.2, 0.4], "b": [0.1]}, BETTER)
     own = [e for e in results.entries if e.row == "a"]
-    means = seed_means("a", own, "ap50_tiny", results) - PICTURES
+    means = seed_means("a", own, "ap50_tiny", results) - IMAGES
     # Two of two seeds with replacement: 0.2, 0.3 (twice as often) or 0.4.
     values, counts = np.unique(means.round(6), return_counts=True)
     assert_allclose(values, [0.2, 0.3, 0.4], atol=1e-6)

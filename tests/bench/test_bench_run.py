@@ -73,7 +73,7 @@ def test_rows_are_run_once_and_leave_results(place: Path, monkeypatch: pytest.Mo
     low, high = first.intervals["ap50_all"]
     assert 0 <= low <= high <= 1
     assert first.facts["parameters"] > 0
-    assert first.facts["validation_pictures"] == 5
+    assert first.facts["validation_images"] == 5
     assert str(place) not in "".join(p.read_text() for p in (place / "results").glob("small.[jc]*"))
     # A stricter score threshold cannot find more.
     assert results.entries[2].figures["ar50_all"] <= first.figures["ar50_all"]
@@ -238,7 +238,7 @@ def test_a_pretraining_and_a_distillation_are_rows_too(place: Path) -> None:
     assert run_tables([table], "cpu", rows=["student"], **where) == (3, 0)
     first, *_, last = read_results(place / "results", "small").entries
     assert set(first.figures) == {"top1"}
-    assert first.facts["validation_pictures"] == 8
+    assert first.facts["validation_images"] == 8
     assert "ap50_all" in last.figures
     assert "top1" in markdown(table, place / "results")
     # The weights are elsewhere, say after a clone: what the student needs is trained again, what is finished stays.
@@ -291,7 +291,7 @@ def test_a_run_is_timed_again_only_where_the_table_asks_for_another_number_of_ru
     page = place / "results.md"
     page.write_text(f"{BEGIN}\n{END}\n")
     write_page(page, [load(place)[0]], place / "results")
-    assert "ms is the median of 5 runs of one picture" in page.read_text()
+    assert "ms is the median of 5 runs of one image" in page.read_text()
     results = read_results(place / "results", "small")
     results.entries[0].facts["hardware"] = "another machine"
     write_results(place / "results", results)

@@ -33,7 +33,7 @@ OPTIONS = ["--data", "squares of our own (CC0)", "--licence", "Apache-2.0"]
 def test_a_card_and_weights_that_predict_takes_by_path(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flyspeck.bench.card.TOLERANCE", 1.0)  # one epoch on eight pictures: scores are nearly equal
+    monkeypatch.setattr("flyspeck.bench.card.TOLERANCE", 1.0)  # one epoch on eight images: scores are nearly equal
     notes = tmp_path / "notes.md"
     notes.write_text("Finds squares, nothing else.")
     out = tmp_path / "card"
@@ -58,8 +58,8 @@ def test_a_card_and_weights_that_predict_takes_by_path(
     for ours, theirs in zip(half.state_dict().values(), whole.state_dict().values(), strict=True):
         assert ours.dtype == theirs.dtype
         assert_close(ours, theirs, rtol=1e-3, atol=1e-7)  # half precision has 11 bits
-    picture = next((tmp_path / "data/squares").glob("val*.png"))
-    assert main(["predict", str(picture), "--model", str(out / "model.safetensors"), "--out", str(tmp_path / "p")]) == 0
+    image = next((tmp_path / "data/squares").glob("val*.png"))
+    assert main(["predict", str(image), "--model", str(out / "model.safetensors"), "--out", str(tmp_path / "p")]) == 0
     assert isinstance(json.loads((tmp_path / "p" / "detections.json").read_text()), list)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from flyspeck.cli.main import main
 
-# The boxes of the hand-made vector V1 (see tests/data/test_fusion.py), as centre and side in two pictures of 128x128.
+# The boxes of the hand-made vector V1 (see tests/data/test_fusion.py), as centre and side in two images of 128x128.
 FIRST = [(10, 10, 8), (30, 10, 8), (50, 10, 7), (70, 10, 9), (90, 10, 6), (110, 30, 10), (10, 50, 8), (30, 50, 8)]
 FIRST += [(20, 84, 16), (52, 84, 14), (84, 84, 18), (116, 84, 16), (24, 104, 32), (104, 104, 30)]
 SECOND = [(48, 48, 64), (14, 14, 8), (14, 30, 8), (100, 20, 16), (60, 100, 16)]
@@ -53,7 +53,7 @@ def test_all_options_of_the_command_and_the_clamp(ground_truth, capsys):
 def test_table_and_points(ground_truth, capsys):
     assert main(["alpha", str(ground_truth), "--assign", "points"]) == 0
     printed = capsys.readouterr().out
-    assert "19 objects in 2 pictures" in printed
+    assert "19 objects in 2 images" in printed
     assert "clamped to [0.2, 2.0]" in printed
 
 

@@ -16,7 +16,7 @@ from flyspeck.data.readers import read_annotations
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """One picture of 100x40 with four boxes, one of them an ignore region, one broken; and a picture without boxes."""
+    """One image of 100x40 with four boxes, one of them an ignore region, one broken; and an image without boxes."""
     folder = tmp_path / "set"
     (folder / "images").mkdir(parents=True)
     Image.fromarray(np.arange(4000, dtype=np.uint8).reshape(40, 100)).save(folder / "images" / "a.png")
@@ -53,7 +53,7 @@ def test_inspect_text(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for words in (
         "coco: gt.json",
-        "2 pictures, 3 boxes",
+        "2 images, 3 boxes",
         "[2,8)",
         "person 2, car 0",
         "finest stride",
@@ -69,7 +69,7 @@ def test_inspect_a_classification_set(tmp_path: Path, capsys: pytest.CaptureFixt
     facts = json.loads(capsys.readouterr().out)
     assert (facts["images"], facts["boxes"], len(facts["files"])) == (10, 0, 2)
     assert run("inspect", tmp_path) == 0
-    assert "10 pictures, 0 boxes" in capsys.readouterr().out
+    assert "10 images, 0 boxes" in capsys.readouterr().out
 
 
 def test_convert_there_and_back(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,20 +85,21 @@ def test_convert_there_and_back(source: Path, tmp_path: Path, capsys: pytest.Cap
 
 def test_shrink(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
-        run("shrink", source, "--short-side", 20, "--out", tmp_path / "out", "--workers", 1, "--pictures", "webp") == 0
+        run("shrink", source, "--short-side", 20, "--out", tmp_path / "out", "--workers", 1, "--image-format", "webp")
+        == 0
     )
     small = read_annotations(tmp_path / "out" / "gt.json")
     np.testing.assert_array_equal(small.sizes, [[20, 50], [20, 30]])
     np.testing.assert_allclose(small.boxes[0], [2.5, 2.5, 4.5, 4.5])
     assert read_image(small.path(0)).shape[:2] == (20, 50)
-    assert "2 pictures of 30-50 x 20-20 px, 3 boxes" in capsys.readouterr().out
+    assert "2 images of 30-50 x 20-20 px, 3 boxes" in capsys.readouterr().out
 
 
 def test_tile(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     options = ("--size", "40x40", "--overlap", 10, "--out", out, "--workers", 1)
     assert run("tile", source, *options, "--keep", 0.8, "--ignore", 0.2) == 0
-    assert "2 pictures -> 5 tiles" in capsys.readouterr().out
+    assert "2 images -> 5 tiles" in capsys.readouterr().out
     tiles = read_annotations(out / "gt.json")
     # 100 px in tiles of 40: at 0, 30, 60; the second box shows 6 of its 8 px in the first: an ignore region at 0.8.
     assert tiles.file_names[:3] == ("images/a_0_0.png", "images/a_30_0.png", "images/a_60_0.png")
@@ -122,7 +123,7 @@ def test_tile_by_the_benchmarks_rules(source: Path, tmp_path: Path, capsys: pyte
         assert [path.name for path in (tmp_path / rule).iterdir()] == ["corners.json"]
     options = ("--max-objects", 2, "--out", tmp_path / "few", "--workers", 1)
     assert run("tile", source, *options) == 0
-    assert "1 pictures with more than 2 annotations left out" in capsys.readouterr().out
+    assert "1 images with more than 2 annotations left out" in capsys.readouterr().out
 
 
 MISTAKES = {
@@ -136,7 +137,10 @@ MISTAKES = {
     "folder": (("convert", "SRC", "--out", "OUT"), "is a folder; name the json file to write"),
     "no factor": (("shrink", "SRC", "--out", "o"), "give one of factor, short side and size"),
     "grow": (("shrink", "SRC", "--out", "o", "--factor", "0.5"), "a factor of 0.5 does not shrink"),
-    "pictures": (("shrink", "SRC", "--out", "o", "--factor", "2", "--pictures", "jpg"), "cannot write 'jpg' pictures"),
+    "image_format": (
+        ("shrink", "SRC", "--out", "o", "--factor", "2", "--image-format", "jpg"),
+        "cannot write 'jpg' images",
+    ),
     "itself": (("shrink", "SRC", "--out", "OUT", "--factor", "2"), "written over themselves"),
     "rule": (("tile", "SRC", "--out", "o", "--rule", "tov"), "unknown tile rule 'tov'"),
     "size": (("tile", "SRC", "--out", "o", "--size", "640"), "--size: '640' is no size"),

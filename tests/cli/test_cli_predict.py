@@ -41,7 +41,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     folder = tmp_path / "in"
     (folder / "sub").mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -54,17 +54,15 @@ def predict(*arguments: object) -> int:
     return main(["predict", *map(str, arguments)])
 
 
-def test_a_folder_of_pictures(
-    run_folder: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_of_images(run_folder: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     formats = "coco,csv,geojson,gpkg,yolo"
     asked = ("--score", 0, "--show-score", 0, "--format", formats)
-    assert predict("--model", run_folder, pictures, "--out", out, *asked) == 0
+    assert predict("--model", run_folder, images, "--out", out, *asked) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("2 pictures, tiles of 64x96, overlap 32")
+    assert said[0].startswith("2 images, tiles of 64x96, overlap 32")
     assert said[1] == "trained at 64x96"
-    assert said[2].startswith("note: with this overlap 3.0 times the picture is run")
+    assert said[2].startswith("note: with this overlap 3.0 times the image is run")
     assert said[3].startswith("a.png: 100x150, 6 tiles, ")
     assert said[4].startswith("sub/b.png: 40x50, ")
     results = json.loads((out / "detections.json").read_text())
@@ -72,8 +70,8 @@ def test_a_folder_of_pictures(
     assert {i["file_name"]: i["id"] for i in table["images"]} == {"a.png": 1, "sub/b.png": 2}
     assert [c["name"] for c in table["categories"]] == ["car", "boat"]
     for name in (
-        "pictures/a.png",
-        "pictures/sub/b.png",
+        "drawn/a.png",
+        "drawn/sub/b.png",
         "labels/sub/b.txt",
         "geojson/a.geojson",
         "detections.csv",
@@ -83,19 +81,19 @@ def test_a_folder_of_pictures(
     # The same through the library.
     model = TorchModel(load_detector(run_folder))
     predictor = Predictor(model, tile=(64, 96), overlap=32, score_threshold=0)
-    found = predictor.predict([pictures / "a.png", read_image(pictures / "sub" / "b.png")])
+    found = predictor.predict([images / "a.png", read_image(images / "sub" / "b.png")])
     assert found[0].classes == ("car", "boat")
     assert [r["bbox"] for r in results] == [r["bbox"] for d in found for r in d.to_coco()]
 
 
 def test_a_coco_json_keeps_its_numbers(
-    run_folder: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run_folder: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    images = [{"id": 41, "file_name": "sub/b.png"}]
+    listed = [{"id": 41, "file_name": "sub/b.png"}]
     categories = [{"id": 3, "name": "car"}, {"id": 9, "name": "tree"}]
-    (pictures / "t.json").write_text(json.dumps({"images": images, "categories": categories, "annotations": []}))
+    (images / "t.json").write_text(json.dumps({"images": listed, "categories": categories, "annotations": []}))
     assert (
-        predict("--model", run_folder, pictures / "t.json", "--out", tmp_path / "o", "--score", 0, "--tile", "off") == 0
+        predict("--model", run_folder, images / "t.json", "--out", tmp_path / "o", "--score", 0, "--tile", "off") == 0
     )
     assert "class 'boat' is not in the json; its category id is 10" in capsys.readouterr().err
     results = json.loads((tmp_path / "o" / "detections.json").read_text())
@@ -103,22 +101,22 @@ def test_a_coco_json_keeps_its_numbers(
     assert {r["category_id"] for r in results} <= {3, 10}
 
 
-def test_a_broken_picture_ends_in_exit_code_2_and_the_rest_is_done(
-    run_folder: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_broken_image_ends_in_exit_code_2_and_the_rest_is_done(
+    run_folder: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (pictures / "a.png").write_bytes((pictures / "a.png").read_bytes()[:200])
-    assert predict("--model", run_folder, pictures, "--out", tmp_path / "o", "--score", 0) == 2
+    (images / "a.png").write_bytes((images / "a.png").read_bytes()[:200])
+    assert predict("--model", run_folder, images, "--out", tmp_path / "o", "--score", 0) == 2
     said = capsys.readouterr()
     assert "a.png" in said.err
-    assert "1 of 2 pictures could not be read" in said.err
+    assert "1 of 2 images could not be read" in said.err
     assert "sub/b.png: 40x50" in said.out
     assert {r["image_id"] for r in json.loads((tmp_path / "o" / "detections.json").read_text())} == {2}
 
 
 def test_resume_keeps_the_tiles(
-    run_folder: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run_folder: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ("--model", run_folder, pictures, "--out", tmp_path / "o", "--score", 0)
+    arguments = ("--model", run_folder, images, "--out", tmp_path / "o", "--score", 0)
     assert predict(*arguments) == 0
     before = (tmp_path / "o" / "detections.json").read_bytes()
     assert predict(*arguments, "--resume") == 0
@@ -146,9 +144,9 @@ def test_resume_keeps_the_tiles(
     ],
 )
 def test_wrong_options_end_in_one_line(
-    run_folder: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list, message: str
+    run_folder: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list, message: str
 ) -> None:
-    assert predict("--model", run_folder, pictures, "--out", tmp_path / "o", *options) == 2
+    assert predict("--model", run_folder, images, "--out", tmp_path / "o", *options) == 2
     said = capsys.readouterr().err.strip()
     assert message in said
     assert len(said.splitlines()) == 1
@@ -174,7 +172,7 @@ def test_categories_by_name() -> None:
 
 
 def test_a_truncated_geotiff_is_finished_but_for_its_holes(
-    run_folder: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run_folder: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rasterio = pytest.importorskip("rasterio")
     pixels = np.random.default_rng(1).integers(0, 4000, (3, 256, 256)).astype(np.uint16)
@@ -185,24 +183,24 @@ def test_a_truncated_geotiff_is_finished_but_for_its_holes(
         "crs": "EPSG:32617",
         "transform": rasterio.Affine(1, 0, 5, 0, -1, 9),
     }
-    path = pictures / "c.tif"
+    path = images / "c.tif"
     with rasterio.open(path, "w", **settings) as file:
         file.write(pixels)
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
-    asked = ("--model", run_folder, pictures, "--out", tmp_path / "o", "--score", 0, "--pictures", 0)
+    asked = ("--model", run_folder, images, "--out", tmp_path / "o", "--score", 0, "--images", 0)
     assert predict(*asked, "--tile", "64x64", "--overlap", 0, "--format", "coco,gpkg") == 2
     said = capsys.readouterr()
     assert "c.tif: no result for" in said.err
-    assert "1 of 3 pictures could not be read, wholly or in part" in said.err
+    assert "1 of 3 images could not be read, wholly or in part" in said.err
     assert "bands 1,2,3 of 3, uint16 0 to 65535 as black to white" in said.err
     assert {r["image_id"] for r in json.loads((tmp_path / "o" / "detections.json").read_text())} == {1, 2, 3}
 
 
 def test_skipping_says_what_it_did(
-    run_folder: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run_folder: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # The random detector is sure of nothing at any size, so every tile but the audited ones is passed over.
-    asked = ("--model", run_folder, pictures, "--score", 0, "--show-score", 0, "--tile", "48x48", "--overlap", 8)
+    asked = ("--model", run_folder, images, "--score", 0, "--show-score", 0, "--tile", "48x48", "--overlap", 8)
     assert predict(*asked, "--out", tmp_path / "o", "--skip", "--skip-audit", 0) == 0
     said = capsys.readouterr().out
     assert "'flyspeck tune look RUN' trains a better first look" in said
@@ -210,21 +208,21 @@ def test_skipping_says_what_it_did(
     assert "95 %: at most" in said
 
 
-def test_the_cost_of_skipping_is_measured_on_annotated_pictures(
-    run_folder: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_cost_of_skipping_is_measured_on_annotated_images(
+    run_folder: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    images = [{"id": 7, "file_name": "a.png", "width": 150, "height": 100}]
+    listed = [{"id": 7, "file_name": "a.png", "width": 150, "height": 100}]
     categories = [{"id": 1, "name": "car"}]
     model = TorchModel(load_detector(run_folder))
-    found = Predictor(model, tile=(64, 96), overlap=32, score_threshold=0).predict([pictures / "a.png"])[0]
+    found = Predictor(model, tile=(64, 96), overlap=32, score_threshold=0).predict([images / "a.png"])[0]
     boxes = [[float(x1), float(y1), float(x2 - x1), float(y2 - y1)] for x1, y1, x2, y2 in found.boxes[:4]]
     annotations = [
         {"id": k, "image_id": 7, "category_id": 1, "bbox": b, "area": b[2] * b[3], "iscrowd": 0}
         for k, b in enumerate(boxes, 1)
     ]
-    table = {"images": images, "categories": categories, "annotations": annotations}
-    (pictures / "t.json").write_text(json.dumps(table))
-    asked = ("--model", run_folder, pictures / "t.json", "--score", 0, "--show-score", 0)
+    table = {"images": listed, "categories": categories, "annotations": annotations}
+    (images / "t.json").write_text(json.dumps(table))
+    asked = ("--model", run_folder, images / "t.json", "--score", 0, "--show-score", 0)
     assert predict(*asked, "--out", tmp_path / "o", "--skip-check") == 0
     said = capsys.readouterr().out
     # All four are the detector's own boxes; with the look blind to them, skipping would have lost every one.
@@ -232,10 +230,10 @@ def test_the_cost_of_skipping_is_measured_on_annotated_pictures(
     assert len(json.loads((tmp_path / "o" / "detections.json").read_text())) == len(found)
 
 
-def test_heat_maps(run_folder: Path, pictures: Path, tmp_path: Path) -> None:
-    asked = ("--model", run_folder, pictures / "a.png", "--score", 0, "--show-score", 0, "--heat")
+def test_heat_maps(run_folder: Path, images: Path, tmp_path: Path) -> None:
+    asked = ("--model", run_folder, images / "a.png", "--score", 0, "--show-score", 0, "--heat")
     assert predict(*asked, "--out", tmp_path / "o") == 0
-    assert (tmp_path / "o" / "pictures" / "a.heat.png").is_file()
+    assert (tmp_path / "o" / "drawn" / "a.heat.png").is_file()
 
 
 def test_a_video(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -279,9 +277,9 @@ def _free_port() -> int:
 
 
 @pytest.mark.slow  # two processes that each import torch
-def test_two_processes_and_a_killed_one(run_folder: Path, pictures: Path, tmp_path: Path) -> None:
+def test_two_processes_and_a_killed_one(run_folder: Path, images: Path, tmp_path: Path) -> None:
     alone, many = tmp_path / "alone", tmp_path / "many"
-    asked = ["--model", str(run_folder), str(pictures), "--score", "0", "--pictures", "0", "--tile", "32x32"]
+    asked = ["--model", str(run_folder), str(images), "--score", "0", "--images", "0", "--tile", "32x32"]
     asked += ["--overlap", "8", "--batch-size", "1"]
     assert predict(*asked, "--out", alone) == 0
     both = [_as_process(rank, 2, [*asked, "--out", str(many)], port) for port in [_free_port()] for rank in (0, 1)]
@@ -314,10 +312,10 @@ def test_a_process_that_is_killed_outright(run_folder: Path, tmp_path: Path) -> 
     folder = tmp_path / "in"
     folder.mkdir()
     rng = np.random.default_rng(0)
-    for number in range(16):  # enough pictures that each process takes whole ones
+    for number in range(16):  # enough images that each process takes whole ones
         Image.fromarray(rng.integers(0, 255, (100, 150, 3), np.uint8)).save(folder / f"{number:02d}.png")
     alone, many = tmp_path / "alone", tmp_path / "many"
-    asked = ["--model", str(run_folder), str(folder), "--score", "0", "--pictures", "0", "--tile", "32x32"]
+    asked = ["--model", str(run_folder), str(folder), "--score", "0", "--images", "0", "--tile", "32x32"]
     asked += ["--overlap", "8", "--batch-size", "1"]
     assert predict(*asked, "--out", alone) == 0
     port = _free_port()

@@ -13,7 +13,7 @@ from flyspeck.cli.main import main
 
 @pytest.fixture
 def recipe(tmp_path):
-    """Four pictures of 96x64 with bright squares, and the smallest detector."""
+    """Four images of 96x64 with bright squares, and the smallest detector."""
     rng = np.random.default_rng(0)
     images, annotations = [], []
     for i in range(4):

@@ -1,4 +1,4 @@
-"""WIDER FACE from end to end: pictures to a submission at one and at several scales, and the benchmark's AP of it."""
+"""WIDER FACE from end to end: images to a submission at one and at several scales, and the benchmark's AP of it."""
 
 from __future__ import annotations
 
@@ -63,16 +63,16 @@ def widerface(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("views", [[], ["--scales", "0.5,1,2", "--flip"]])
-def test_from_pictures_to_the_benchmarks_figures(
+def test_from_images_to_the_benchmarks_figures(
     run_folder: Path, widerface: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], views: list[str]
 ) -> None:
     out = tmp_path / "found"
-    asked = ["--tile", "off", "--score", "0", "--format", "widerface", "--pictures", "0", *views]
+    asked = ["--tile", "off", "--score", "0", "--format", "widerface", "--images", "0", *views]
     assert (
         main(["predict", str(widerface.parent / "images"), "--model", str(run_folder), "--out", str(out), *asked]) == 0
     )
     found = read_wider_submission(out / "widerface", read_wider_truth(widerface))
-    assert found.notes == ()  # every picture has its file, sorted
+    assert found.notes == ()  # every image has its file, sorted
     assert set(found.image_index.tolist()) == {0, 1, 2}
     assert (np.diff(found.scores)[np.diff(found.image_index) == 0] <= 0).all()
     capsys.readouterr()

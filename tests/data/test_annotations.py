@@ -13,7 +13,7 @@ from flyspeck.data.annotations import Annotations
 
 
 def table(counts: list[int]) -> Annotations:
-    """Pictures with so many boxes each; the box n of picture p is at x = p, y = n."""
+    """Images with so many boxes each; the box n of image p is at x = p, y = n."""
     index = np.repeat(np.arange(len(counts)), counts)
     number = np.concatenate([np.arange(c) for c in counts]) if counts else np.zeros(0)
     size = len(index)
@@ -43,7 +43,7 @@ counts_and_rows = st.lists(st.integers(0, 4), max_size=6).flatmap(
 
 
 @given(counts_and_rows)
-def test_pictures_in_any_order_and_more_than_once(case: tuple[list[int], list[int]]) -> None:
+def test_images_in_any_order_and_more_than_once(case: tuple[list[int], list[int]]) -> None:
     counts, rows = case
     chosen = table(counts).select_images(rows)
     assert chosen.image_ids.tolist() == [10 * row for row in rows]

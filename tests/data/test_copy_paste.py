@@ -48,7 +48,7 @@ def test_copies_lie_under_their_boxes(seed, tall, wide, channels, dtype, most):
     giver = painted(20, 20, [(6, 5, 6 + wide, 5 + tall)], labels=[4], dtype=dtype, channels=channels)
     empty = painted(60, 70, [], dtype=dtype, channels=channels)
     step = CopyPaste(probability=1.0, max_objects=most)
-    # An empty picture has nothing of its own to copy, so that the other one always gives.
+    # An empty image has nothing of its own to copy, so that the other one always gives.
     result = step(empty, np.random.default_rng(seed), only(giver))
     boxes = result.targets.boxes
     assert 1 <= len(boxes) <= most
@@ -103,7 +103,7 @@ def test_blend_by_hand():
     assert (canvas != 90).sum() == 25
 
 
-def test_an_object_at_the_border_of_its_picture_comes_with_what_there_is():
+def test_an_object_at_the_border_of_its_image_comes_with_what_there_is():
     patch, box = cut_out(painted(9, 9, [(0, 7, 3, 9)]), 0, 2)
     assert patch.shape == (1, 4, 5)
     assert box.tolist() == [0, 2, 3, 4]
@@ -120,7 +120,7 @@ def test_boxes_between_pixels_keep_their_place():
     assert local.tolist() == [1.25, 1.5, 4.5, 4.75]
 
 
-def test_a_patch_bigger_than_the_picture_is_left_out():
+def test_a_patch_bigger_than_the_image_is_left_out():
     giver, small = painted(60, 60, [(10, 10, 40, 40)]), painted(16, 16, [])
     for seed in range(20):
         assert len(CopyPaste(1.0)(small, np.random.default_rng(seed), only(giver)).targets.boxes) == 0
@@ -146,13 +146,13 @@ def table(rows, num_images):
 
 
 def test_sources_by_hand():
-    # Picture 0: three common; 1: one common, one rare; 2: only a big one and an ignored one; 3: nothing.
+    # Image 0: three common; 1: one common, one rare; 2: only a big one and an ignored one; 3: nothing.
     rows = [(0, 0, 5, 0), (0, 0, 5, 0), (0, 0, 5, 0), (1, 0, 5, 0), (1, 1, 5, 0), (2, 1, 50, 0), (2, 1, 5, 1)]
     annotations = table(rows, 4)
     plain = paste_sources(annotations)
     assert plain.rows.tolist() == [0, 1]
     np.testing.assert_allclose(plain.probabilities, [3 / 5, 2 / 5])
-    # rare_power 1: each common counts 1/4, the rare one 1: picture 0 has 3/4, picture 1 has 5/4.
+    # rare_power 1: each common counts 1/4, the rare one 1: image 0 has 3/4, image 1 has 5/4.
     fair = paste_sources(annotations, rare_power=1.0)
     np.testing.assert_allclose(fair.probabilities, [3 / 8, 5 / 8])
     np.testing.assert_allclose(fair.class_weights, [1 / 4, 1, 0])
@@ -161,14 +161,14 @@ def test_sources_by_hand():
 
 
 def test_rare_classes_are_copied_as_often_as_common_ones():
-    pictures = [
+    images = [
         painted(64, 64, [(10, 10, 15, 15), (30, 10, 35, 15), (10, 30, 15, 35)], labels=[0, 0, 0]),
         painted(64, 64, [(10, 10, 15, 15), (30, 10, 35, 15)], labels=[0, 1]),
     ]
     annotations = table([(0, 0, 5, 0)] * 3 + [(1, 0, 5, 0), (1, 1, 5, 0)], 2)
     step = CopyPaste(1.0, max_objects=1, sources=paste_sources(annotations, rare_power=1.0))
     empty, rng = painted(64, 64, []), np.random.default_rng(0)
-    labels = [int(step(empty, rng, lambda rng, index=None: pictures[index]).targets.labels[0]) for _ in range(1000)]
+    labels = [int(step(empty, rng, lambda rng, index=None: images[index]).targets.labels[0]) for _ in range(1000)]
     assert np.mean(labels) == pytest.approx(0.5, abs=0.08)  # five standard errors
 
 

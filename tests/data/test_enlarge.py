@@ -1,4 +1,4 @@
-"""Enlarged pictures: what the network sees, and that results and annotations stay in the files' pixels."""
+"""Enlarged images: what the network sees, and that results and annotations stay in the files' pixels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flyspeck.errors import UserError
 
 @pytest.fixture
 def table(tmp_path: Path) -> Annotations:
-    """One picture of 20x10 (w, h) with a box of 2x3 px at (4, 5)."""
+    """One image of 20x10 (w, h) with a box of 2x3 px at (4, 5)."""
     Image.fromarray(np.arange(200, dtype=np.uint8).reshape(10, 20)).save(tmp_path / "a.png")
     content = {
         "images": [{"id": 5, "file_name": "a.png", "width": 20, "height": 10}],
@@ -69,7 +69,7 @@ def test_sizes_that_the_table_does_not_say_are_read(table: Annotations) -> None:
     assert_array_equal(enlarged_table(table, Enlarge(short_side=30)).sizes, [[30, 60]])
 
 
-def test_a_picture_of_another_size_than_stated_is_refused(table: Annotations) -> None:
+def test_a_image_of_another_size_than_stated_is_refused(table: Annotations) -> None:
     table.sizes[:] = [[11, 20]]
     with pytest.raises(UserError, match="20 x 10 where the annotations say 20 x 11"):
         DetectionDataset(table, enlarge=Enlarge(2)).raw(0)

@@ -32,7 +32,7 @@ ANCHORS = (8, 16, 32, 64, 128)
 ONE_PER_CELL = anchor_levels(STRIDES, ANCHORS)
 NINE_PER_CELL = anchor_levels(STRIDES, ANCHORS, ratios=(0.5, 1, 2), octaves=3)
 
-# Squares (centre x, centre y, side) in pictures of 128x128. Anchors are centred at 2, 6, 10, … on the finest level, so the
+# Squares (centre x, centre y, side) in images of 128x128. Anchors are centred at 2, 6, 10, … on the finest level, so the
 # best IoUs of A are 1, 1, 49/64, 64/81, 36/64, 64/100, 1, 1 (8-px anchors), 1, 196/256, 256/324, 1 (16), 1, 900/1024 (32).
 A = [(10, 10, 8), (30, 10, 8), (50, 10, 7), (70, 10, 9), (90, 10, 6), (110, 30, 10), (10, 50, 8), (30, 50, 8)]
 A += [(20, 84, 16), (52, 84, 14), (84, 84, 18), (116, 84, 16), (24, 104, 32), (104, 104, 30)]
@@ -41,10 +41,10 @@ C = [(96, 96, 128), (32, 32, 120)]
 DUPLICATES = [(10, 10, 8), (10, 10, 7), (10, 10, 6)]
 
 
-def table(*pictures: list, size: tuple[int, int] = (128, 128), ignore: list[bool] | None = None) -> Annotations:
-    squares = np.array([square for picture in pictures for square in picture], dtype=float).reshape(-1, 3)
+def table(*images: list, size: tuple[int, int] = (128, 128), ignore: list[bool] | None = None) -> Annotations:
+    squares = np.array([square for image in images for square in image], dtype=float).reshape(-1, 3)
     boxes = np.concatenate([squares[:, :2] - squares[:, 2:] / 2, squares[:, :2] + squares[:, 2:] / 2], 1)
-    return from_boxes([len(p) for p in pictures], boxes, size, ignore)
+    return from_boxes([len(p) for p in images], boxes, size, ignore)
 
 
 def from_boxes(
@@ -72,7 +72,7 @@ def statistics(annotations: Annotations, levels=ONE_PER_CELL, **options):
 
 
 @pytest.mark.parametrize("levels", [ONE_PER_CELL, NINE_PER_CELL], ids=["one", "nine"])
-def test_v1_counts_and_factors_of_two_pictures(levels):
+def test_v1_counts_and_factors_of_two_images(levels):
     found = statistics(table(A, B), levels, raw=True)
     assert found.counts == (10, 6, 2, 1, 0)
     assert found.edges == ("a23", "a34", "a45")
@@ -102,7 +102,7 @@ def test_v5_objects_that_share_an_anchor_count_once_or_each():
         assert statistics(table(DUPLICATES), count="objects").counts == (3, 0, 0, 0, 0)
 
 
-def test_the_same_anchor_in_two_pictures_counts_twice():
+def test_the_same_anchor_in_two_images_counts_twice():
     with pytest.warns(UserWarning, match="P3"):
         assert statistics(table(DUPLICATES, DUPLICATES)).counts == (2, 0, 0, 0, 0)
 
@@ -132,7 +132,7 @@ def test_ignore_regions_are_no_objects_and_boxes_outside_are_kept_or_reported():
         assert statistics(table([(10, 10, 8), (900, 900, 4), (20, 20, 0)])).unmatched == 2
 
 
-def test_unknown_picture_size_is_refused_with_the_picture_named():
+def test_unknown_image_size_is_refused_with_the_image_named():
     unknown = table(A, size=(-1, -1))
     with pytest.raises(UserError, match=r"0\.png.*--size"):
         statistics(unknown)
@@ -197,7 +197,7 @@ def near_search(boxes: np.ndarray, levels: tuple[AnchorLevel, ...], size: tuple[
 
 
 def some_boxes(step: float) -> st.SearchStrategy[list[list[float]]]:
-    """Boxes on a grid of `step` pixels, from a fraction of a pixel to larger than the picture, inside and outside of it."""
+    """Boxes on a grid of `step` pixels, from a fraction of a pixel to larger than the image, inside and outside of it."""
     span = round(1 / step)
     corner, side = st.integers(-40 * span, 160 * span), st.one_of(st.integers(1, 12 * span), st.integers(1, 200 * span))
     box = st.tuples(corner, corner, side, side).map(
@@ -267,7 +267,7 @@ def test_near_search_against_exact_fractions():
     assert_array_equal(near_search(np.array(boxes, dtype=float), levels, size), expected)
 
 
-def test_pictures_of_different_sizes_are_counted_on_their_own_grids():
+def test_images_of_different_sizes_are_counted_on_their_own_grids():
     rng = np.random.default_rng(1)
     corners = rng.uniform(0, 100, (40, 2))
     boxes = np.concatenate([corners, corners + rng.uniform(1, 60, (40, 2))], 1)

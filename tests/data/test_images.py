@@ -1,4 +1,4 @@
-"""Every odd kind of picture file, written here and read back."""
+"""Every odd kind of image file, written here and read back."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_orientation(tmp_path, suffix, orientation):
 
 
 def test_orientation_6_by_hand(tmp_path):
-    # The camera was turned: the file's first column, read upwards, is the picture's first row.
+    # The camera was turned: the file's first column, read upwards, is the image's first row.
     path = write(tmp_path / "a.png", Image.fromarray(GREY), exif=exif(6))
     assert_array_equal(read_image(path)[:, :, 0], [[40, 10], [50, 20], [60, 30]])
     assert read_size(path) == (3, 2)
@@ -209,7 +209,7 @@ def noisy(size=64):
 def test_truncated_file(tmp_path, suffix):
     path = write(tmp_path / f"cut.{suffix}", noisy())
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(UserError, match=rf"cut\.{suffix}: the picture is broken") as caught:
+    with pytest.raises(UserError, match=rf"cut\.{suffix}: the image is broken") as caught:
         read_image(path)
     assert "\n" not in str(caught.value)
 
@@ -226,7 +226,7 @@ def test_pillows_global_state_is_left_alone(tmp_path):
 @pytest.mark.parametrize(
     "body", [b"", b"<html>404</html>", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\x89PNG\r\n\x1a\nlies", b"P"]
 )
-def test_no_picture(tmp_path, body):
+def test_no_image(tmp_path, body):
     path = tmp_path / "lie.jpg"
     path.write_bytes(body)
     for read in (read_image, read_size):
@@ -235,9 +235,9 @@ def test_no_picture(tmp_path, body):
 
 
 def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(UserError, match=r"nowhere\.png: no such picture file"):
+    with pytest.raises(UserError, match=r"nowhere\.png: no such image file"):
         read_image(tmp_path / "nowhere.png")
-    with pytest.raises(UserError, match="a folder where a picture file was expected"):
+    with pytest.raises(UserError, match="a folder where an image file was expected"):
         read_size(tmp_path)
 
 
@@ -251,7 +251,7 @@ def test_a_bomb_is_refused_before_decoding(tmp_path):
     path = tmp_path / "bomb.png"
     path.write_bytes(header_only_png(50_000, 40_000))
     with pytest.raises(
-        UserError, match=r"bomb\.png: the picture is 50000 x 40000 = 2000 megapixels, over the limit of 200"
+        UserError, match=r"bomb\.png: the image is 50000 x 40000 = 2000 megapixels, over the limit of 200"
     ):
         read_image(path)
     assert read_size(path) == (40_000, 50_000)

@@ -20,14 +20,14 @@ from flyspeck.errors import UserError
 
 
 def write(folder: Path, name: str, boxes: dict[str, list], size: tuple[int, int] = (100, 80)) -> Path:
-    """A COCO file of pictures (made if absent) with the given xywh boxes; a box may have a fifth value, its flag `ignore`."""
+    """A COCO file of images (made if absent) with the given xywh boxes; a box may have a fifth value, its flag `ignore`."""
     folder.mkdir(parents=True, exist_ok=True)
     images, entries = [], []
-    for number, (picture, rows) in enumerate(boxes.items(), 1):
-        path = folder / picture
-        if not path.is_file() and not picture.startswith("gone"):
+    for number, (image, rows) in enumerate(boxes.items(), 1):
+        path = folder / image
+        if not path.is_file() and not image.startswith("gone"):
             Image.new("L", size).save(path)
-        images.append({"id": number, "file_name": picture, "width": size[0], "height": size[1]})
+        images.append({"id": number, "file_name": image, "width": size[0], "height": size[1]})
         for x, y, w, h, *flag in rows:
             row = {"id": len(entries) + 1, "image_id": number, "category_id": 1, "bbox": [x, y, w, h]}
             entries.append({**row, "ignore": 1} if flag else row)
@@ -43,15 +43,15 @@ def test_bins_hold_their_lower_bound() -> None:
 
 
 def test_counts_by_hand(tmp_path: Path) -> None:
-    pictures = {
+    images = {
         "a.png": [[0, 0, 4, 4], [10, 10, 2, 8], [20, 20, 20, 20, 1]],
         "b.png": [[0, 0, 10, 10], [50, 50, 0, 3]],
         "c.png": [],
         "gone.png": [[0, 0, 24, 24]],
     }
-    path = write(tmp_path, "gt.json", pictures)
+    path = write(tmp_path, "gt.json", images)
     Image.new("L", (50, 50)).save(tmp_path / "b.png")
-    (tmp_path / "c.png").write_bytes(b"no picture")
+    (tmp_path / "c.png").write_bytes(b"no image")
     _, facts = inspect(path)
     assert facts["images"] == 4
     assert facts["boxes"] == 5
@@ -80,14 +80,14 @@ def test_nothing_to_point_out(tmp_path: Path) -> None:
 
 
 def test_a_set_without_objects(tmp_path: Path) -> None:
-    for pictures in ({}, {"a.png": []}, {"a.png": [[0, 0, 9, 9, 1]]}):
-        _, facts = inspect(write(tmp_path, "gt.json", pictures))
+    for images in ({}, {"a.png": []}, {"a.png": [[0, 0, 9, 9, 1]]}):
+        _, facts = inspect(write(tmp_path, "gt.json", images))
         assert facts["warnings"] == ["no objects to learn"]
         assert facts["implies"] is None
         json.dumps(facts, allow_nan=False)
 
 
-def test_a_folder_of_splits_counts_each_picture_once(tmp_path: Path) -> None:
+def test_a_folder_of_splits_counts_each_image_once(tmp_path: Path) -> None:
     write(tmp_path, "train.json", {"a.png": [[0, 0, 4, 4]], "b.png": [[0, 0, 4, 4]]})
     write(tmp_path, "val.json", {"b.png": [[0, 0, 4, 4]], "c.png": [[1, 1, 9, 9], [1, 1, 3, 3]]})
     table, facts = inspect(tmp_path)
@@ -106,7 +106,7 @@ def test_joining_matches_classes_by_name(tmp_path: Path) -> None:
     assert both.classes == ("q", "p")
     assert_array_equal(both.labels, [1, 1, -1])
     assert_array_equal(both.extra["category"], [1, 1, 1])
-    assert len(both) == 2  # two pictures of the same name in two folders
+    assert len(both) == 2  # two images of the same name in two folders
     assert join_annotations([one]) is one
 
 
@@ -135,7 +135,7 @@ def test_stride_follows_the_small_objects(tmp_path: Path, side: int, stride: int
     assert all(found.reasons.values())
 
 
-def test_big_pictures_want_tiles(tmp_path: Path) -> None:
+def test_big_images_want_tiles(tmp_path: Path) -> None:
     found = implied(tmp_path, 33, (2000, 1500))
     assert found.tile == (512, 640)
     assert found.overlap == 40
@@ -170,8 +170,8 @@ def test_boxes_are_drawn_around_what_they_hold() -> None:
 
 
 def test_samples(tmp_path: Path) -> None:
-    pictures = {f"{n}.png": [[k, k, 5 + n, 5] for k in range(n)] for n in range(6)}
-    table = read_annotations(write(tmp_path, "gt.json", {**pictures, "gone.png": []}))
+    images = {f"{n}.png": [[k, k, 5 + n, 5] for k in range(n)] for n in range(6)}
+    table = read_annotations(write(tmp_path, "gt.json", {**images, "gone.png": []}))
     rows = choose_samples(table, 3)
     assert rows[0] == 5  # the fullest
     assert rows[1] == 1  # the smallest object: 6 x 5 px
@@ -184,7 +184,7 @@ def test_samples(tmp_path: Path) -> None:
 
 
 SETS = {
-    # set: pictures, boxes, shares of 2-8, 8-12, 12-20, 20-32, >32 px in per cent, as the set's own description has them
+    # set: images, boxes, shares of 2-8, 8-12, 12-20, 20-32, >32 px in per cent, as the set's own description has them
     "hituav": (2898, 24899, (0.3, 9.8, 36.3, 23.5, 30.1)),
     "facemask": (848, 4021, (5.0, 10.1, 26.3, 26.4, 32.1)),
     "aerialcars": (122, 3597, (0.8, 1.1, 4.8, 80.5, 12.9)),
@@ -202,7 +202,7 @@ def test_shared_sets(shared: Path, name: str) -> None:
     assert isinstance(table, Annotations)
 
 
-def test_shared_pictures_are_where_they_should_be(shared: Path) -> None:
+def test_shared_images_are_where_they_should_be(shared: Path) -> None:
     for source in ("hituav/val_blk.json", "aerialcars", "geotiff", "coco453_100/val2017.json"):
         _, facts = inspect(shared / "data" / source)
         for key in ("broken_entries", "missing_files", "unreadable_files", "wrong_sizes"):

@@ -23,19 +23,19 @@ from flyspeck.errors import UserError
 from flyspeck.types import Sample, Targets
 
 
-def write_set(folder, pictures, boxes=None, labels=None, ignore=None, crowd=None, ids=None):
-    """A data set of arrays (H, W) or (H, W, 3); `boxes` one (N, 4) list per picture."""
-    boxes = boxes or [[] for _ in pictures]
+def write_set(folder, images, boxes=None, labels=None, ignore=None, crowd=None, ids=None):
+    """A data set of arrays (H, W) or (H, W, 3); `boxes` one (N, 4) list per image."""
+    boxes = boxes or [[] for _ in images]
     counts = [len(rows) for rows in boxes]
     num = sum(counts)
     flat = np.array([row for rows in boxes for row in rows], float).reshape(-1, 4)
-    for number, pixels in enumerate(pictures):
+    for number, pixels in enumerate(images):
         Image.fromarray(pixels).save(folder / f"{number}.png")
     return Annotations(
-        image_ids=np.arange(len(pictures)) if ids is None else np.array(ids, object),
-        file_names=tuple(f"{number}.png" for number in range(len(pictures))),
-        sizes=np.array([pixels.shape[:2] for pixels in pictures]),
-        image_index=np.repeat(np.arange(len(pictures)), counts),
+        image_ids=np.arange(len(images)) if ids is None else np.array(ids, object),
+        file_names=tuple(f"{number}.png" for number in range(len(images))),
+        sizes=np.array([pixels.shape[:2] for pixels in images]),
+        image_index=np.repeat(np.arange(len(images)), counts),
         boxes=flat,
         labels=np.zeros(num, np.int64) if labels is None else np.array(labels),
         area=np.ones(num),
@@ -51,15 +51,15 @@ def write_set(folder, pictures, boxes=None, labels=None, ignore=None, crowd=None
 
 @pytest.fixture
 def varied(tmp_path):
-    """Twelve grey pictures of three sizes with random boxes, one without any."""
+    """Twelve grey images of three sizes with random boxes, one without any."""
     rng = np.random.default_rng(0)
     sizes = [(40, 50), (64, 64), (33, 70)] * 4
-    pictures = [rng.integers(0, 256, size, dtype=np.uint8) for size in sizes]
+    images = [rng.integers(0, 256, size, dtype=np.uint8) for size in sizes]
     boxes = [
         [[x, y, x + 4, y + 5] for x, y in rng.integers(0, 28, (int(rng.integers(1, 6)), 2))] if number != 5 else []
         for number in range(12)
     ]
-    return write_set(tmp_path, pictures, boxes)
+    return write_set(tmp_path, images, boxes)
 
 
 HEAVY = Compose(
@@ -78,11 +78,11 @@ HEAVY = Compose(
 
 
 def test_sample_by_hand(tmp_path):
-    picture = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    image = np.arange(12, dtype=np.uint8).reshape(3, 4)
     boxes = [[[1, 0, 3, 2], [-5, -5, 2, 1], [4, 0, 9, 2], [2, 2, 2, 3], [0, 0, 4, 3], [0, 1, 4, 3]]]
     annotations = write_set(
         tmp_path,
-        [picture],
+        [image],
         boxes,
         labels=[0, 1, 0, 0, 1, -1],
         ignore=[0, 0, 0, 0, 0, 1],
@@ -90,8 +90,8 @@ def test_sample_by_hand(tmp_path):
     )
     annotations = replace(annotations, ignore=annotations.ignore.astype(bool), crowd=annotations.crowd.astype(bool))
     sample = DetectionDataset(annotations)[0]
-    assert_close(sample.pixels, torch.from_numpy(picture)[None])
-    # Row 2 lies right of the picture and row 3 has no width: gone. Row 1 is clipped. The crowd loses its label.
+    assert_close(sample.pixels, torch.from_numpy(image)[None])
+    # Row 2 lies right of the image and row 3 has no width: gone. Row 1 is clipped. The crowd loses its label.
     assert_close(sample.targets.boxes, torch.tensor([[1.0, 0, 3, 2], [0, 0, 2, 1], [0, 0, 4, 3], [0, 1, 4, 3]]))
     assert sample.targets.labels.tolist() == [0, 1, -1, -1]
     assert sample.targets.ignore.tolist() == [False, False, True, True]
@@ -121,8 +121,8 @@ def test_no_box_and_800_boxes(tmp_path, count):
 
 @pytest.mark.parametrize("cache", ["none", "ram"])
 def test_sixteen_bit_becomes_float_in_unit_range(tmp_path, cache):
-    picture = np.array([[0, 65535], [6553, 32768]], np.uint16)
-    sample = DetectionDataset(write_set(tmp_path, [picture]), cache=cache)[0]
+    image = np.array([[0, 65535], [6553, 32768]], np.uint16)
+    sample = DetectionDataset(write_set(tmp_path, [image]), cache=cache)[0]
     assert sample.pixels.dtype == torch.float32
     assert_close(sample.pixels, torch.tensor([[[0, 1], [6553 / 65535, 32768 / 65535]]]))
 
@@ -142,7 +142,7 @@ def test_text_ids_stay_text(tmp_path):
 def test_wrong_size_in_the_annotations(tmp_path):
     annotations = write_set(tmp_path, [np.zeros((20, 30), np.uint8)])
     turned = replace(annotations, sizes=np.array([[30, 20]]))
-    with pytest.raises(UserError, match=r"0\.png: the picture is 30 x 20 where the annotations say 20 x 30"):
+    with pytest.raises(UserError, match=r"0\.png: the image is 30 x 20 where the annotations say 20 x 30"):
         DetectionDataset(turned)[0]
     unknown = replace(annotations, sizes=np.array([[-1, -1]]))
     assert DetectionDataset(unknown)[0].original_size == (20, 30)
@@ -160,9 +160,9 @@ def test_cache_gives_the_same_and_is_never_written_to(varied, monkeypatch, chunk
 
 def test_cache_says_its_size_and_keeps_its_limit(varied, caplog):
     caplog.set_level(logging.INFO, logger="flyspeck")
-    # 2000 + 4096 bytes fit; the third picture (2310) would not.
+    # 2000 + 4096 bytes fit; the third image (2310) would not.
     dataset = DetectionDataset(varied, cache="ram", cache_limit_bytes=8000)
-    assert "2 of 12 pictures" in caplog.text
+    assert "2 of 12 images" in caplog.text
     assert_close(dataset[5].pixels, DetectionDataset(varied)[5].pixels)
 
 
@@ -257,40 +257,40 @@ def test_the_global_random_state_is_untouched(varied):
     assert_close(torch.get_rng_state(), before)
 
 
-def test_evaluation_sees_every_picture_once_in_order(varied):
+def test_evaluation_sees_every_image_once_in_order(varied):
     loader = make_loader(DetectionDataset(varied), batch_size=5, workers=0, sampler=in_order(12), drop_last=False)
     assert len(loader) == 3
     assert [i for batch in loader.epoch(0) for i in batch.image_ids] == list(range(12))
 
 
-def test_too_few_pictures_for_a_batch(varied):
-    with pytest.raises(UserError, match=r"made\.json: 12 pictures do not fill one batch of 13"):
+def test_too_few_images_for_a_batch(varied):
+    with pytest.raises(UserError, match=r"made\.json: 12 images do not fill one batch of 13"):
         make_loader(DetectionDataset(varied), batch_size=13, workers=0)
     with pytest.raises(UserError, match="batch_size"):
         make_loader(DetectionDataset(varied), batch_size=0, workers=0)
 
 
-# --- broken pictures -------------------------------------------------------------------------------------------------
+# --- broken images -------------------------------------------------------------------------------------------------
 
 
-def break_picture(annotations, index):
+def break_image(annotations, index):
     path = annotations.path(index)
     path.write_bytes(path.read_bytes()[:60])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_picture_stops_training_with_its_name(varied, workers):
-    break_picture(varied, 4)
+def test_a_broken_image_stops_training_with_its_name(varied, workers):
+    break_image(varied, 4)
     loader = make_loader(DetectionDataset(varied, transform=HEAVY), batch_size=3, workers=workers)
-    with pytest.raises(UserError, match=r"4\.png: the picture is broken") as caught:
+    with pytest.raises(UserError, match=r"4\.png: the image is broken") as caught:
         list(loader.epoch(0))
     assert "\n" not in str(caught.value)
     assert caught.value.fix
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_share_of_broken_pictures_may_be_left_out(varied, workers, caplog):
-    break_picture(varied, 4)
+def test_a_share_of_broken_images_may_be_left_out(varied, workers, caplog):
+    break_image(varied, 4)
     (varied.path(7)).unlink()
     dataset = DetectionDataset(varied, cache="ram")
     loader = make_loader(dataset, batch_size=3, workers=workers, max_broken_share=2 / 12)
@@ -304,14 +304,14 @@ def test_a_share_of_broken_pictures_may_be_left_out(varied, workers, caplog):
 
 def test_more_than_the_allowed_share(varied):
     for index in (1, 2, 3):
-        break_picture(varied, index)
-    loader = make_loader(DetectionDataset(varied), batch_size=3, workers=0, max_broken_share=0.17)  # 2.04 pictures
-    with pytest.raises(UserError, match=r"3 of 12 pictures cannot be used, more than the allowed share of 0\.17"):
+        break_image(varied, index)
+    loader = make_loader(DetectionDataset(varied), batch_size=3, workers=0, max_broken_share=0.17)  # 2.04 images
+    with pytest.raises(UserError, match=r"3 of 12 images cannot be used, more than the allowed share of 0\.17"):
         list(loader.epoch(0))
 
 
-def test_a_broken_picture_counts_once_though_many_mosaics_met_it(varied):
-    break_picture(varied, 4)
+def test_a_broken_image_counts_once_though_many_mosaics_met_it(varied):
+    break_image(varied, 4)
     dataset = DetectionDataset(varied, transform=Mosaic((48, 64), 1.0))
     loader = make_loader(dataset, batch_size=3, workers=0, max_broken_share=1 / 12)
     assert sum(len(list(loader.epoch(epoch))) for epoch in range(4)) == 16
@@ -322,21 +322,21 @@ def test_a_broken_picture_counts_once_though_many_mosaics_met_it(varied):
 def test_mixed_depths_in_a_set_are_one_line_from_any_worker(tmp_path, workers):
     annotations = write_set(tmp_path, [np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.uint16)])
     loader = make_loader(DetectionDataset(annotations), batch_size=2, workers=workers)
-    with pytest.raises(UserError, match="pictures of different kinds in one batch") as caught:
+    with pytest.raises(UserError, match="images of different kinds in one batch") as caught:
         list(loader.epoch(0))
     assert "\n" not in str(caught.value)
 
 
-def test_nothing_but_broken_pictures(varied):
+def test_nothing_but_broken_images(varied):
     for index in range(12):
-        break_picture(varied, index)
+        break_image(varied, index)
     loader = make_loader(DetectionDataset(varied), batch_size=3, workers=1, max_broken_share=1.0)
-    with pytest.raises(UserError, match="the picture is broken") as caught:
+    with pytest.raises(UserError, match="the image is broken") as caught:
         list(loader.epoch(0))
     assert "\n" not in str(caught.value)
 
 
-# --- real pictures ---------------------------------------------------------------------------------------------------
+# --- real images ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

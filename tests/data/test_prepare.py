@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flyspeck.cli.main import main
-from flyspeck.data.classification import read_labelled_pictures
+from flyspeck.data.classification import read_labelled_images
 from flyspeck.data.prepare import SETS, check_set, known_set, prepare_set
 from flyspeck.data.readers import read_annotations
 from flyspeck.errors import UserError
@@ -21,7 +21,7 @@ def test_a_set_becomes_what_its_recipes_read(name: str, tmp_path: Path) -> None:
     known = known_set(name)
     checks = check_set(known, tmp_path)
     assert checks
-    assert not any(check.good for check in checks if "," in check.found)  # thousands of pictures are missing
+    assert not any(check.good for check in checks if "," in check.found)  # thousands of images are missing
     whole = replace(known, files=tuple(replace(f, count=len(list(tmp_path.glob(f.pattern)))) for f in known.files))
     assert all(f.count for f in whole.files), [f.pattern for f in whole.files]
     assert all(check.good for check in check_set(whole, tmp_path))
@@ -46,13 +46,13 @@ def test_tinyperson_is_cut_with_the_overlap_asked_for(tmp_path: Path) -> None:
     assert set(map(tuple, tiles.sizes.tolist())) == {(512, 640)}
 
 
-def test_voc_takes_the_listed_pictures_of_both_years(tmp_path: Path) -> None:
+def test_voc_takes_the_listed_images_of_both_years(tmp_path: Path) -> None:
     make_voc(tmp_path)
     written = dict(prepare_set(known_set("voc"), tmp_path, tmp_path / "out"))
     assert len(written[tmp_path / "out" / "train.json"]) == 2
     assert len(written[tmp_path / "out" / "test.json"]) == 1
     text(tmp_path / "VOCdevkit/VOC2007/ImageSets/Main/test.txt", "000001\n000002\n")
-    with pytest.raises(UserError, match="1 of 2 listed pictures"):
+    with pytest.raises(UserError, match="1 of 2 listed images"):
         list(prepare_set(known_set("voc"), tmp_path, tmp_path / "again"))
 
 
@@ -82,20 +82,20 @@ def test_every_set_has_a_layout_to_test_with() -> None:
 
 
 @pytest.mark.parametrize(("name", "sizes"), [("cifar100", [8, 8]), ("imagenet32", [20, 2])])
-def test_small_pictures_are_checked_and_read_as_they_are(name: str, sizes: list[int], tmp_path: Path) -> None:
+def test_small_images_are_checked_and_read_as_they_are(name: str, sizes: list[int], tmp_path: Path) -> None:
     MAKERS[name](tmp_path)
     known = known_set(name)
     assert all(check.good for check in check_set(replace(known, md5={}), tmp_path))
     assert {check.what for check in check_set(known, tmp_path) if not check.good} <= set(
         known.md5
     )  # not the real files
-    assert [len(read_labelled_pictures(tmp_path, split)) for split in ("train", "val")] == sizes
+    assert [len(read_labelled_images(tmp_path, split)) for split in ("train", "val")] == sizes
 
 
 def test_imagenet_layout_is_what_pretraining_reads(tmp_path: Path) -> None:
     make_imagenet(tmp_path)
     assert [check.found for check in check_set(known_set("imagenet"), tmp_path)] == ["2 of 1,281,167", "2 of 50,000"]
-    assert len(read_labelled_pictures(tmp_path, "train", size=32)) == 2
+    assert len(read_labelled_images(tmp_path, "train", size=32)) == 2
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

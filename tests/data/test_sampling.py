@@ -17,10 +17,10 @@ def draws(sampler, epoch, start=0):
     return list(sampler)
 
 
-def table(labels_of_pictures, sides=10.0, ignore=()):
+def table(labels_of_images, sides=10.0, ignore=()):
     """One square box per label; `sides` is one side for all boxes, or one each."""
-    counts = [len(labels) for labels in labels_of_pictures]
-    labels = np.concatenate([np.asarray(labels, np.int64) for labels in labels_of_pictures])
+    counts = [len(labels) for labels in labels_of_images]
+    labels = np.concatenate([np.asarray(labels, np.int64) for labels in labels_of_images])
     num = len(labels)
     side = np.broadcast_to(np.asarray(sides, float), num)
     boxes = np.stack([np.zeros(num), np.zeros(num), side, side], -1)
@@ -69,7 +69,7 @@ def test_processes_share_an_epoch_exactly(num, world, batch, even):
         assert {len(part) for part in parts} == {num // world}
     else:
         assert sorted(together) == list(range(num))
-    # Step for step, the processes' batches are the one process's global batch: same pictures, same positions.
+    # Step for step, the processes' batches are the one process's global batch: same images, same positions.
     single = draws(EpochSampler(num, seed=0), 2)
     for step in range(num // (world * batch)):
         union = {draw for part in parts for draw in part[step * batch : (step + 1) * batch]}
@@ -108,7 +108,7 @@ def test_mean_of_repeats_over_epochs():
     assert_allclose(counts / 2000, repeats, atol=0.05)
 
 
-def test_a_picture_drawn_twice_has_two_positions():
+def test_a_image_drawn_twice_has_two_positions():
     positions = [draw.position for draw in draws(EpochSampler(3, seed=0, repeats=np.full(3, 2.0)), 0)]
     assert positions == list(range(6))
 
@@ -121,20 +121,20 @@ def test_bad_arguments():
 
 
 def test_rare_classes_by_hand():
-    # Class 0 in 4 of 4 pictures, class 1 in 1 of 4, class 2 nowhere; t = 0.5: sqrt(0.5 / 0.25) = 1.414 for class 1.
+    # Class 0 in 4 of 4 images, class 1 in 1 of 4, class 2 nowhere; t = 0.5: sqrt(0.5 / 0.25) = 1.414 for class 1.
     annotations = table([[0], [0, 0], [0, 1], [0]])
     assert_allclose(repeat_factors(annotations, rare_below=0.5), [1, 1, 2**0.5, 1])
     assert_allclose(repeat_factors(annotations), np.ones(4))
 
 
-def test_ignored_boxes_make_no_class_rare_or_picture_full():
-    # The only box of class 1 (row 3) is ignored; picture 3 has nothing but an ignore region (row 4).
+def test_ignored_boxes_make_no_class_rare_or_image_full():
+    # The only box of class 1 (row 3) is ignored; image 3 has nothing but an ignore region (row 4).
     annotations = table([[0], [0], [0, 1], [-1]], ignore=[3, 4])
     assert_allclose(repeat_factors(annotations, rare_below=0.5, empty=0.25), [1, 1, 1, 0.25])
 
 
 def test_tiny_share_by_hand():
-    # Picture 0: one of two boxes at most 8 px; picture 1: both, one of them of exactly 8; picture 2: none.
+    # Image 0: one of two boxes at most 8 px; image 1: both, one of them of exactly 8; image 2: none.
     annotations = table([[0, 0], [0, 0], [0]], sides=[4, 20, 8, 2, 9])
     assert_allclose(repeat_factors(annotations, tiny_size=8, tiny_gain=2.0), [2.0, 3.0, 1.0])
 

@@ -31,11 +31,11 @@ from flyspeck.data.scale_match_files import draw_histograms, padded, resize_obje
 from flyspeck.errors import UserError
 
 
-def write_set(folder: Path, pictures: list[list[list[float]]], *, size: tuple[int, int] = (80, 60)) -> Annotations:
-    """A COCO set with grey pictures of `size` (width, height) whose boxes (xywh) are white; a fifth value: an ignore region."""
+def write_set(folder: Path, boxes_of: list[list[list[float]]], *, size: tuple[int, int] = (80, 60)) -> Annotations:
+    """A COCO set with grey images of `size` (width, height) whose boxes (xywh) are white; a fifth value: an ignore region."""
     folder.mkdir(parents=True, exist_ok=True)
     images, entries = [], []
-    for number, boxes in enumerate(pictures):
+    for number, boxes in enumerate(boxes_of):
         pixels = np.full((size[1], size[0]), 60, np.uint8)
         for x, y, w, h, *flag in boxes:
             pixels[round(y) : round(y + h), round(x) : round(x + w)] = 250
@@ -126,8 +126,8 @@ def target(tmp_path: Path) -> Annotations:
 @pytest.mark.parametrize("method", ["sm", "msm", "sm+"])
 def test_each_method_brings_the_sizes_nearer(tmp_path: Path, target: Annotations, method: str) -> None:
     rng = np.random.default_rng(1)
-    pictures = [[[4, 4, s, s], [40, 20, 1.2 * s, s]] for s in rng.uniform(10, 30, 40)]
-    source = write_set(tmp_path / "source", pictures)
+    images = [[[4, 4, s, s], [40, 20, 1.2 * s, s]] for s in rng.uniform(10, 30, 40)]
+    source = write_set(tmp_path / "source", images)
     rule = MatchRule(method=method)  # type: ignore[arg-type]
     plan = plan_match(source, target, rule)
     after = matched_table(source, plan)
@@ -138,13 +138,13 @@ def test_each_method_brings_the_sizes_nearer(tmp_path: Path, target: Annotations
     if method == "sm+":
         assert_array_equal(plan.new_sizes, source.sizes)
     else:
-        # A picture keeps its shape, and its boxes their place in it.
+        # An image keeps its shape, and its boxes their place in it.
         assert_allclose(plan.new_sizes / source.sizes, (plan.new_sizes / source.sizes)[:, :1].repeat(2, 1), atol=0.05)
         share = after.boxes / np.tile(plan.new_sizes[after.image_index][:, ::-1], 2)
         assert_allclose(share, source.boxes / np.tile(source.sizes[source.image_index][:, ::-1], 2), atol=1e-9)
 
 
-def test_monotone_match_keeps_the_order_of_pictures_and_is_the_same_every_time(
+def test_monotone_match_keeps_the_order_of_images_and_is_the_same_every_time(
     tmp_path: Path, target: Annotations
 ) -> None:
     source = write_set(tmp_path / "source", [squares(s) for s in (10, 14, 20, 28)])
@@ -195,7 +195,7 @@ def test_rules_that_make_no_sense(wrong: dict) -> None:
         MatchRule(**wrong)
 
 
-def test_pictures_without_objects_get_the_median_and_ignore_regions_follow(tmp_path: Path, target: Annotations) -> None:
+def test_images_without_objects_get_the_median_and_ignore_regions_follow(tmp_path: Path, target: Annotations) -> None:
     source = write_set(tmp_path / "source", [squares(12), [], squares(12), [[10, 10, 20, 20, 1], [40, 40, 12, 12]]])
     plan = plan_match(source, target, MatchRule())
     assert_array_equal(plan.new_sizes[1], plan.new_sizes[0])
@@ -214,11 +214,11 @@ def test_objects_that_get_too_small_are_dropped(tmp_path: Path) -> None:
     assert match_report(source, target, after, plan, MatchRule())["dropped"] == 1
 
 
-# --- pictures ----------------------------------------------------------------------------------------------------------
+# --- images ----------------------------------------------------------------------------------------------------------
 
 
 def white_boxes(path: Path) -> np.ndarray:
-    """Bounding box xyxy of the bright pixels of a written picture."""
+    """Bounding box xyxy of the bright pixels of a written image."""
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("L"))
     y, x = np.nonzero(pixels > 150)
@@ -246,11 +246,11 @@ def test_written_pixels_agree_with_the_written_boxes(tmp_path: Path, target: Ann
         scale_match(again, target, out, rule, name="gt.json")
 
 
-def test_tiles_and_padding_give_pictures_of_one_size(tmp_path: Path, target: Annotations) -> None:
+def test_tiles_and_padding_give_images_of_one_size(tmp_path: Path, target: Annotations) -> None:
     big = write_set(tmp_path / "big", [squares(6), squares(6)], size=(150, 90))
     written, report = scale_match(big, target, tmp_path / "out", MatchRule(), name="gt.json", size=(64, 64), overlap=8)
     assert len(written) > 2
-    assert report["written"]["pictures"] == len(written)
+    assert report["written"]["images"] == len(written)
     for row in range(len(written)):
         with Image.open(written.path(row)) as image:
             assert image.size == (64, 64)
@@ -273,9 +273,9 @@ def test_padding_keeps_pixels_and_mean() -> None:
     assert (out[:, 2:] == 25).all()
 
 
-def test_pictures_that_cannot_be_read_are_left_out(tmp_path: Path, target: Annotations) -> None:
+def test_images_that_cannot_be_read_are_left_out(tmp_path: Path, target: Annotations) -> None:
     source = write_set(tmp_path / "source", [squares(12), squares(12), squares(12)])
-    source.path(1).write_bytes(b"no picture")
+    source.path(1).write_bytes(b"no image")
     Image.new("L", (9, 9)).save(source.path(2))
     written, report = scale_match(source, target, tmp_path / "out", MatchRule(), name="gt.json")
     assert len(written) == 1
@@ -323,7 +323,7 @@ def test_without_opencv_the_extra_is_named(
     assert files._RADIUS > 0
 
 
-def test_the_picture_of_the_histograms_shows_all_three() -> None:
+def test_the_image_of_the_histograms_shows_all_three() -> None:
     image = draw_histograms({"a": np.array([4.0, 4, 8]), "b": np.array([4.0]), "c": np.array([16.0, 32])})
     colors = {color for _, color in image.getcolors(1 << 20) or []}
     assert set(files._COLORS) <= colors

@@ -72,7 +72,7 @@ def test_the_set_has_what_it_promises():
 @given(
     seed=st.integers(0, 10**9), size=st.sampled_from([(64, 64), (512, 640), (200, 900)]), kind=st.sampled_from(KINDS)
 )
-def test_boxes_lie_in_the_picture(seed, size, kind):
+def test_boxes_lie_in_the_image(seed, size, kind):
     height, width = size
     scene, _ = plan(seed, height=height, width=width, kind=kind)
     boxes = scene.boxes
@@ -97,7 +97,7 @@ def test_the_same_seed_gives_the_same_bytes(kind):
     assert first.pixels.dtype == np.uint8
 
 
-def test_a_larger_picture_has_more_objects_not_larger_ones():
+def test_a_larger_image_has_more_objects_not_larger_ones():
     # The median over scenes of one size is compared with four times the area: counts grow, sizes stay.
     small = [plan((9, i), height=256, width=320)[0] for i in range(30)]
     large = [plan((9, i), height=1024, width=1280)[0] for i in range(30)]
@@ -200,7 +200,7 @@ def test_command(tmp_path, capsys):
     out = tmp_path / "scenes"
     command = ["data", "scenes", "--out", str(out), "--images", "2", "--seed", "3", "--size", "64x80", "--workers", "1"]
     assert main(command) == 0
-    assert "2 pictures of 64 x 80" in capsys.readouterr().out
+    assert "2 images of 64 x 80" in capsys.readouterr().out
     content = json.loads((out / "annotations.json").read_text())
     assert [(i["height"], i["width"]) for i in content["images"]] == [(64, 80)] * 2
     assert main([*command[:-4], "--size", "64", "--out", str(tmp_path / "b")]) == 2

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
+from flyspeck.data.image_files import output_names, read_true, save_pixels, shrink_pixels
 from flyspeck.data.images import read_image
-from flyspeck.data.pictures import output_names, read_true, save_pixels, shrink_pixels
 from flyspeck.data.readers import read_annotations
 from flyspeck.data.shrink import shrink, small_sizes
 from flyspeck.errors import UserError
@@ -22,7 +22,7 @@ from flyspeck.errors import UserError
 def test_sizes_by_hand() -> None:
     sizes = np.array([[512, 640], [375, 500], [101, 33], [1, 1]])
     assert_array_equal(small_sizes(sizes, factor=2), [[256, 320], [188, 250], [51, 17], [1, 1]])  # halves go up
-    # 375x500 to a shorter side of 100: 500 * 100 / 375 = 133.3; smaller pictures stay as they are.
+    # 375x500 to a shorter side of 100: 500 * 100 / 375 = 133.3; smaller images stay as they are.
     assert_array_equal(small_sizes(sizes, short_side=100), [[100, 125], [100, 133], [101, 33], [1, 1]])
 
 
@@ -130,7 +130,7 @@ def test_refusals(source: Path, tmp_path: Path) -> None:
     table = read_annotations(source)
     with pytest.raises(UserError, match="written over themselves"):
         shrink(table, source.parent, name="b.json", factor=2)
-    with pytest.raises(UserError, match="no picture could be read"):
+    with pytest.raises(UserError, match="no image could be read"):
         shrink(table.select_images([3, 4]), tmp_path / "out", name="b.json", factor=2)
 
 

@@ -1,4 +1,4 @@
-"""Square crops: their sides and sizes, what they hold, and where a picture is empty."""
+"""Square crops: their sides and sizes, what they hold, and where an image is empty."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_every_square_holds_an_object_at_one_of_the_five_scales(seed: int) -> No
             assert any(abs((x2 - x1) - side * f) < 1e-3 for side in (6, 8) for f in factors)
 
 
-def test_all_shares_occur_and_an_empty_picture_gives_a_square_too() -> None:
+def test_all_shares_occur_and_an_empty_image_gives_a_square_too() -> None:
     rng = np.random.default_rng(0)
     widths = set()
     for _ in range(60):
@@ -46,6 +46,6 @@ def test_all_shares_occur_and_an_empty_picture_gives_a_square_too() -> None:
     assert len(empty.targets.boxes) == 0
 
 
-def test_pictures_smaller_than_the_square_are_enlarged() -> None:
+def test_images_smaller_than_the_square_are_enlarged() -> None:
     result = RandomSquareCrop(64, shares=(0.3,))(sample([[1, 1, 3, 3]], size=(4, 5)), np.random.default_rng(0))
     assert tuple(result.pixels.shape) == (3, 64, 64)

@@ -14,14 +14,14 @@ from flyspeck.data.statistics import pixel_statistics
 from flyspeck.errors import UserError
 
 
-def write_set(folder, pictures):
-    for number, pixels in enumerate(pictures):
+def write_set(folder, images):
+    for number, pixels in enumerate(images):
         Image.fromarray(pixels).save(folder / f"{number}.png")
     nothing = np.zeros(0)
     return Annotations(
-        image_ids=np.arange(len(pictures)),
-        file_names=tuple(f"{number}.png" for number in range(len(pictures))),
-        sizes=np.array([pixels.shape[:2] for pixels in pictures]).reshape(-1, 2),
+        image_ids=np.arange(len(images)),
+        file_names=tuple(f"{number}.png" for number in range(len(images))),
+        sizes=np.array([pixels.shape[:2] for pixels in images]).reshape(-1, 2),
         image_index=nothing.astype(np.int64),
         boxes=np.zeros((0, 4)),
         labels=nothing.astype(np.int64),
@@ -35,7 +35,7 @@ def write_set(folder, pictures):
     )
 
 
-def random_pictures(dtype, channels, count=5):
+def random_images(dtype, channels, count=5):
     rng = np.random.default_rng(0)
     top = np.iinfo(dtype).max + 1
     shapes = [(int(h), int(w)) + ((3,) if channels == 3 else ()) for h, w in rng.integers(1, 40, (count, 2))]
@@ -44,9 +44,9 @@ def random_pictures(dtype, channels, count=5):
 
 @pytest.mark.parametrize(("dtype", "channels"), [(np.uint8, 1), (np.uint8, 3), (np.uint16, 1)])
 def test_against_all_pixels_at_once(tmp_path, dtype, channels):
-    pictures = random_pictures(dtype, channels)
-    found = pixel_statistics(write_set(tmp_path, pictures))
-    together = np.concatenate([p.reshape(-1, channels) for p in pictures]) / np.iinfo(dtype).max
+    images = random_images(dtype, channels)
+    found = pixel_statistics(write_set(tmp_path, images))
+    together = np.concatenate([p.reshape(-1, channels) for p in images]) / np.iinfo(dtype).max
     assert_allclose(found.mean, together.mean(0), rtol=1e-12)
     assert_allclose(found.std, together.std(0), rtol=1e-9)
     assert (found.channels, found.num_images, found.bits) == (channels, 5, np.iinfo(dtype).bits)
@@ -64,30 +64,30 @@ def test_a_constant_channel_has_deviation_zero(tmp_path):
     assert found.std[0] < 1e-7
 
 
-def test_the_first_picture_decides_the_channels(tmp_path):
-    grey, colour = random_pictures(np.uint8, 1, 1), random_pictures(np.uint8, 3, 1)
+def test_the_first_image_decides_the_channels(tmp_path):
+    grey, colour = random_images(np.uint8, 1, 1), random_images(np.uint8, 3, 1)
     assert pixel_statistics(write_set(tmp_path, grey + colour)).channels == 1
     assert pixel_statistics(write_set(tmp_path, colour + grey)).channels == 3
 
 
-def test_the_seed_picks_the_pictures(tmp_path):
-    annotations = write_set(tmp_path, random_pictures(np.uint8, 1, 20))
+def test_the_seed_picks_the_images(tmp_path):
+    annotations = write_set(tmp_path, random_images(np.uint8, 1, 20))
     same = [pixel_statistics(annotations, num_images=5, seed=3) for _ in range(2)]
     assert same[0] == same[1]
     assert same[0] != pixel_statistics(annotations, num_images=5, seed=4)
     assert same[0].num_images == 5
 
 
-def test_broken_pictures_are_passed_over(tmp_path):
-    pictures = random_pictures(np.uint8, 1, 3)
-    annotations = write_set(tmp_path, pictures)
+def test_broken_images_are_passed_over(tmp_path):
+    images = random_images(np.uint8, 1, 3)
+    annotations = write_set(tmp_path, images)
     sound = pixel_statistics(annotations.select_images([0, 2]))
-    annotations.path(1).write_bytes(b"no picture")
+    annotations.path(1).write_bytes(b"no image")
     assert pixel_statistics(annotations) == sound
-    with pytest.raises(UserError, match=r"1\.png: not a picture"):
+    with pytest.raises(UserError, match=r"1\.png: not an image"):
         pixel_statistics(annotations.select_images([1]))
 
 
-def test_no_pictures(tmp_path):
-    with pytest.raises(UserError, match="made: no picture to take"):
+def test_no_images(tmp_path):
+    with pytest.raises(UserError, match="made: no image to take"):
         pixel_statistics(replace(write_set(tmp_path, []), source="made"))

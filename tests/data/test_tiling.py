@@ -205,7 +205,7 @@ def test_objects_smaller_than_the_overlap_are_whole_somewhere(rows: list) -> Non
     assert (tiles.boxes >= 0).all()
 
 
-def test_crowded_pictures() -> None:
+def test_crowded_images() -> None:
     whole = table([[0, 0, 1, 1]] * 5, sizes=((9, 9), (9, 9), (9, 9)), index=[0, 0, 0, 2, 2])
     assert_array_equal(drop_crowded(whole, 2).image_ids, [11, 12])
     assert_array_equal(drop_crowded(whole, 3).image_ids, [10, 11, 12])

@@ -63,7 +63,7 @@ def found(pixels, threshold=0.5):
 
 @st.composite
 def tiny_scenes(draw):
-    """One object of 1-8 px a side somewhere in a picture of 8-40 px a side."""
+    """One object of 1-8 px a side somewhere in an image of 8-40 px a side."""
     height, width = draw(st.integers(8, 40)), draw(st.integers(8, 40))
     tall, wide = draw(st.integers(1, 8)), draw(st.integers(1, 8))
     y, x = draw(st.integers(0, height - tall)), draw(st.integers(0, width - wide))
@@ -129,7 +129,7 @@ def test_crop_follows_the_policy():
     assert len(gone.targets.boxes) == 0
 
 
-def test_a_window_beyond_the_picture_is_our_bug():
+def test_a_window_beyond_the_image_is_our_bug():
     with pytest.raises(ValueError, match="not inside"):
         crop(painted(8, 8, []), (0, 0, 9, 8), KEEP_ALL)
 
@@ -142,7 +142,7 @@ def test_resize_moves_box_and_pixels_alike(sample, factor_y, factor_x):
     assert moved.pixels.shape[1:] == size
     assert moved.pixels.dtype == sample.pixels.dtype
     box = moved.targets.boxes[0]
-    # The mass of a bilinear, antialiased picture has its centre at the centre of the box, up to what a border cuts off:
+    # The mass of a bilinear, antialiased image has its centre at the centre of the box, up to what a border cuts off:
     # keep away from it by the filter's reach.
     x1, y1, x2, y2 = sample.targets.boxes[0].tolist()
     assume(x1 >= 3 and y1 >= 3 and x2 <= width - 3 and y2 <= height - 3)
@@ -222,7 +222,7 @@ def test_the_same_numbers_give_the_same_sample(step):
 
 
 @pytest.mark.parametrize("step", EVERY_STEP[:-2], ids=lambda step: type(step).__name__)
-def test_one_pixel_pictures_survive(step):
+def test_one_pixel_images_survive(step):
     result = step(painted(1, 1, [(0, 0, 1, 1)]), np.random.default_rng(0))
     assert min(result.pixels.shape) >= 1
     assert torch.isfinite(result.targets.boxes).all()
@@ -251,7 +251,7 @@ def test_toward_objects_shows_the_object(seed):
     assert len(result.targets.boxes) == 1
 
 
-def test_a_picture_smaller_than_the_crop_stays_as_it_is():
+def test_a_image_smaller_than_the_crop_stays_as_it_is():
     sample = painted(10, 12, [(1, 1, 4, 4)])
     result = RandomScaleCrop(size=(32, 32))(sample, np.random.default_rng(0))
     assert_close(result.pixels, sample.pixels)
@@ -324,7 +324,7 @@ def test_photometric_strength_zero_changes_nothing():
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_grey_pictures_stay_grey_in_three_channels(dtype):
+def test_grey_images_stay_grey_in_three_channels(dtype):
     sample = painted(16, 16, [(6, 6, 9, 9)], channels=3, dtype=dtype)
     single = painted(16, 16, [(6, 6, 9, 9)], channels=1, dtype=dtype)
     for seed in range(12):
@@ -332,7 +332,7 @@ def test_grey_pictures_stay_grey_in_three_channels(dtype):
         assert_close(three, one.repeat(3, 1, 1), rtol=0, atol=0)
 
 
-def test_colour_pictures_get_a_cast():
+def test_colour_images_get_a_cast():
     sample = painted(16, 16, [(6, 6, 9, 9)], channels=3)
     sample.pixels[:] = torch.tensor([100, 101, 102], dtype=torch.uint8)[:, None, None]
     results = [Photometric(1.0)(sample, np.random.default_rng(seed)).pixels.to(torch.float32) for seed in range(20)]
@@ -359,7 +359,7 @@ def test_mosaic_boxes_lie_on_their_pixels(seed, height, width):
         assert (result.pixels[0] == 255).logical_and(~shown).sum() == 0
 
 
-def test_pictures_of_different_kinds_are_not_mixed():
+def test_images_of_different_kinds_are_not_mixed():
     one, other = painted(8, 8, [], channels=1), painted(8, 8, [], channels=3)
     with pytest.raises(UserError, match="cannot be mixed"):
         Mosaic((8, 8), 1.0)(one, np.random.default_rng(0), lambda rng, index=None: other)

@@ -21,7 +21,7 @@ SIZES = ((30, 40), (20, 50), (8, 8))
 
 @pytest.fixture
 def table(tmp_path: Path) -> Annotations:
-    """Three pictures, one without boxes; an object, a crowd, an uncertain one, a region of no class, one made so by a cut."""
+    """Three images, one without boxes; an object, a crowd, an uncertain one, a region of no class, one made so by a cut."""
     names = ("images/a.png", "images/sub/a.png", "images/c.png")
     for name, (height, width) in zip(names, SIZES, strict=True):
         path = tmp_path / "set" / name
@@ -121,10 +121,10 @@ def test_yolo_clips_boxes_and_joins_splits(table: Annotations, tmp_path: Path) -
         write_yolo(replace(objects, classes=("a", "b")), tmp_path / "yolo")
 
 
-def test_yolo_needs_pictures_and_sizes(table: Annotations, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="the size of the picture is not known"):
+def test_yolo_needs_images_and_sizes(table: Annotations, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the size of the image is not known"):
         write_yolo(replace(table, sizes=np.full((3, 2), -1)), tmp_path / "yolo")
-    with pytest.raises(UserError, match=r"no such picture \(of 3, 3 are missing\)"):
+    with pytest.raises(UserError, match=r"no such image \(of 3, 3 are missing\)"):
         write_yolo(replace(table, root=tmp_path / "absent"), tmp_path / "yolo")
     assert not (tmp_path / "yolo").exists()
 

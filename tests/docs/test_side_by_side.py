@@ -41,9 +41,9 @@ def test_a_perfect_detector_of_any_classes_is_perfect(benchmark: ModuleType, tmp
     table = benchmark.as_faces(read_annotations(write_set(tmp_path)))
     assert table.classes == ("face",)
 
-    def perfect(pictures: list[np.ndarray]) -> list[Detections]:
+    def perfect(images: list[np.ndarray]) -> list[Detections]:
         # Of each face two boxes, as of two classes.
-        boxes, size = np.concatenate([table.boxes, table.boxes]), pictures[0].shape[:2]
+        boxes, size = np.concatenate([table.boxes, table.boxes]), images[0].shape[:2]
         scores = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
         return [Detections(boxes, scores, np.repeat([0, 1], 3), size, ("x", "y"))]
 

@@ -1,4 +1,4 @@
-"""The example of strides removed with no fine-tuning: on pictures of one's own, and its parts."""
+"""The example of strides removed with no fine-tuning: on images of one's own, and its parts."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "best.safetensors"
 
 
-def test_on_ones_own_pictures(
+def test_on_ones_own_images(
     example: ModuleType, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8)).save(tmp_path / "a.png")
-    arguments = ["x", "--run", str(run), "--pictures", str(tmp_path / "a.png"), "--out", str(tmp_path / "found")]
+    arguments = ["x", "--run", str(run), "--images", str(tmp_path / "a.png"), "--out", str(tmp_path / "found")]
     monkeypatch.setattr(sys, "argv", [*arguments, "--eliminate", "S1L0"])
     example.main()
     assert "a.png strided: " in capsys.readouterr().out
@@ -58,15 +58,15 @@ def test_on_ones_own_pictures(
     monkeypatch.setattr(sys, "argv", ["x", "--run", str(run)])
     with pytest.raises(SystemExit):
         example.main()
-    assert "--run needs --pictures" in capsys.readouterr().err
+    assert "--run needs --images" in capsys.readouterr().err
 
 
 def test_shapes_and_recall_by_hand(example: ModuleType) -> None:
     images, targets = example.shapes(3, 1)
     assert tuple(images.pixels.shape) == (3, 3, 192, 192)
-    for picture, target in zip(images.pixels, targets, strict=True):
+    for image, target in zip(images.pixels, targets, strict=True):
         x1, y1, x2, y2 = target.boxes[0].long().tolist()
-        assert (picture[:, (y1 + y2) // 2, (x1 + x2) // 2] == 230).all()
+        assert (image[:, (y1 + y2) // 2, (x1 + x2) // 2] == 230).all()
     small, halves = example.shrunk(images, targets, 2)
     assert tuple(small.pixels.shape) == (3, 3, 96, 96)
     assert_allclose(halves[0].boxes.numpy(), targets[0].boxes.numpy() / 2)

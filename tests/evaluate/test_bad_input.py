@@ -51,7 +51,7 @@ def score(tmp_path: Path) -> Callable[..., int]:
         ({"score": -0.1}, "outside [0, 1]"),
         (
             {"image_id": 99},
-            "on pictures that the ground truth does not have, the first is detection 1 with image_id 99",
+            "on images that the ground truth does not have, the first is detection 1 with image_id 99",
         ),
         ({"image_id": "14"}, "image_id is the text '14' where the ground truth has the number 14"),
         ({"category_id": "3"}, "category_id is the text '3' where the ground truth has the number 3"),
@@ -135,7 +135,7 @@ def test_missing_paths_and_options(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.fixture
 def spread() -> Any:
-    """60 objects all over a 640x512 picture."""
+    """60 objects all over a 640x512 image."""
     rng = np.random.default_rng(0)
     xywh = np.concatenate([rng.uniform(0, 1, (60, 2)) * [600, 480], rng.uniform(4, 30, (60, 2))], 1)
     return truth([(0, 0, box.tolist()) for box in xywh])
@@ -170,7 +170,7 @@ def test_id_zero_is_said(shared: Path, capsys: pytest.CaptureFixture[str]) -> No
         assert ("annotation with id 0" in capsys.readouterr().err) is said
 
 
-def test_detections_of_an_unknown_picture_object() -> None:
+def test_detections_of_an_unknown_image_object() -> None:
     from flyspeck.types import Detections
 
     stray = Detections(np.zeros((1, 4)), np.ones(1), np.zeros(1), (9, 9), image_id=77)
@@ -208,7 +208,7 @@ def test_wider_submission_with_a_file_missing(shared: Path, tmp_path: Path, caps
     name = "0--Parade/0_Parade_marchingband_1_465.txt"
     dt = wider_zip(golden / "wider_a" / "det.zip", tmp_path / "d.zip", lambda n, lines: None if n == name else lines)
     assert main(["eval", "--protocol", "widerface_val", "--gt", str(golden / "wider_gt"), "--dt", str(dt)]) == 2
-    assert f"1 of 3226 pictures have no file, the first is {name}" in capsys.readouterr().err
+    assert f"1 of 3226 images have no file, the first is {name}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [b"no matlab here", b"", b"\x00" * 200])
@@ -255,7 +255,7 @@ def test_rotated_dota_labels_and_headers(tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("result", "words"),
     [
-        ("P9 0.9 10 10 20 20\n", "line 1: picture 'P9' has no ground truth"),
+        ("P9 0.9 10 10 20 20\n", "line 1: image 'P9' has no ground truth"),
         ("P1 0.9 10 10 20\n", "line 1: 5 fields"),
         ("P1 0.9 10 10 20 nan\n", "not all finite numbers"),
     ],
@@ -298,7 +298,7 @@ def test_coco_files_for_protocols_with_their_own_layout(tmp_path: Path, score: C
 
 
 def test_ground_truth_without_file_names(tmp_path: Path) -> None:
-    """Scoring needs no pictures, so it needs no names of them."""
+    """Scoring needs no images, so it needs no names of them."""
     gt, dt = tmp_path / "gt.json", tmp_path / "dt.json"
     gt.write_text(json.dumps(GT | {"images": [{"id": 14}]}))
     dt.write_text(json.dumps([DET]))
@@ -308,8 +308,8 @@ def test_ground_truth_without_file_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("factor", "words"), [(None, "seems to hold corners"), (2.0, "larger copy"), (1.0, "")])
-def test_suspicions_without_the_pictures_sizes(spread: Any, factor: float | None, words: str) -> None:
-    """Where no picture's size is known, how far the ground truth reaches tells."""
+def test_suspicions_without_the_images_sizes(spread: Any, factor: float | None, words: str) -> None:
+    """Where no image's size is known, how far the ground truth reaches tells."""
     unsized = replace(spread, sizes=np.zeros_like(spread.sizes))
     boxes = spread.boxes if factor is None else spread.extra["xywh"] * factor
     notes = suspicions(unsized, detected(boxes), protocol_named("flyspeck"))

@@ -23,9 +23,9 @@ PROTOCOL = replace(_FLYSPECK, ious=(0.5,))
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 100_000))
-def test_weighted_ap_is_the_ap_of_copied_pictures(seed: int) -> None:
-    """Pictures drawn twice or not at all score exactly as a data set with copies of them (scores without ties)."""
-    annotations, detections = random_tables(seed, pictures=4, classes=2)
+def test_weighted_ap_is_the_ap_of_copied_images(seed: int) -> None:
+    """Images drawn twice or not at all score exactly as a data set with copies of them (scores without ties)."""
+    annotations, detections = random_tables(seed, images=4, classes=2)
     rng = np.random.default_rng(seed)
     detections = replace(detections, scores=rng.permutation(len(detections)) / max(len(detections), 1))
     weight = rng.multinomial(4, np.full(4, 0.25)).astype(float)
@@ -43,18 +43,18 @@ def test_weighted_ap_is_the_ap_of_copied_pictures(seed: int) -> None:
         assert_allclose(_mean_ap(curves, weight), expected.value(metric="AP", iou=0.5, area=area), atol=1e-12)
 
 
-def test_interval_holds_the_value_and_shrinks_with_pictures() -> None:
+def test_interval_holds_the_value_and_shrinks_with_images() -> None:
     widths = []
-    for pictures in (10, 160):
+    for images in (10, 160):
         rng = np.random.default_rng(3)
         box = [100.0, 100.0, 10.0, 10.0]
-        annotations = truth([(k, 0, box) for k in range(pictures)], pictures=pictures)
-        seen = [(k, 0, box, float(rng.uniform(0.5, 1))) for k in range(pictures) if rng.uniform() < 0.6]
-        noise = [(k, 0, [300.0, 300.0, 10.0, 10.0], float(rng.uniform(0, 1))) for k in range(pictures)]
+        annotations = truth([(k, 0, box) for k in range(images)], images=images)
+        seen = [(k, 0, box, float(rng.uniform(0.5, 1))) for k in range(images) if rng.uniform() < 0.6]
+        noise = [(k, 0, [300.0, 300.0, 10.0, 10.0], float(rng.uniform(0, 1))) for k in range(images)]
         row = interval_rows(annotations, found([*seen, *noise]), PROTOCOL, samples=300)[0]
         assert row["low"] <= row["value"] <= row["high"]
         widths.append(row["high"] - row["low"])
-    assert widths[1] < widths[0] / 2  # four times the standard error at a sixteenth of the pictures
+    assert widths[1] < widths[0] / 2  # four times the standard error at a sixteenth of the images
 
 
 def test_same_seed_same_interval() -> None:
@@ -71,7 +71,7 @@ def test_a_run_does_not_differ_from_itself() -> None:
 
 def test_a_clear_difference_is_significant_and_a_small_one_is_not() -> None:
     box, far = [100.0, 100.0, 10.0, 10.0], [300.0, 300.0, 10.0, 10.0]
-    annotations = truth([(k, 0, box) for k in range(60)], pictures=60)
+    annotations = truth([(k, 0, box) for k in range(60)], images=60)
     good = found([(k, 0, box, 0.9) for k in range(60)])
     poor = found([(k, 0, box if k % 2 else far, 0.9) for k in range(60)])
     row = compare(annotations, good, poor, PROTOCOL, samples=400)[0]
@@ -82,7 +82,7 @@ def test_a_clear_difference_is_significant_and_a_small_one_is_not() -> None:
     assert compare(annotations, nearly, other, PROTOCOL, samples=400)[0]["p_value"] > 0.5
 
 
-def test_one_picture_cannot_be_compared() -> None:
+def test_one_image_cannot_be_compared() -> None:
     annotations = truth([(0, 0, [1, 1, 5, 5])])
     with pytest.raises(UserError, match="too few"):
         compare(annotations, found([]), found([]), PROTOCOL)

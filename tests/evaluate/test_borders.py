@@ -12,11 +12,11 @@ from flyspeck.evaluate import protocol_named
 from flyspeck.evaluate.borders import border_distance, border_rows, tiles_of_corner_file
 from flyspeck.evaluate.protocols import APProtocol
 
-TILES = np.array([[0, 0, 100, 100], [80, 0, 180, 100]], float)  # two tiles of a 180x100 picture
+TILES = np.array([[0, 0, 100, 100], [80, 0, 180, 100]], float)  # two tiles of a 180x100 image
 
 
 def test_distances_by_hand() -> None:
-    """Borders inside the picture are x = 80 and x = 100; the picture's own edges are none."""
+    """Borders inside the image are x = 80 and x = 100; the image's own edges are none."""
     boxes = np.array([[0, 0, 10, 10], [70, 40, 80, 50], [88, 0, 92, 4], [150, 90, 160, 100]], float)
     assert_allclose(border_distance(boxes, TILES, (100, 180)), [75, 5, 10, 55])
 

@@ -132,7 +132,7 @@ def test_pairs_are_all_pairs_that_overlap(seed: int) -> None:
 
 
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    annotations, detections = random_tables(7, pictures=2)
+    annotations, detections = random_tables(7, images=2)
     dets, truths = ranked(detections, annotations, None), truth_table(annotations, ("crowd",))
     whole = matcher(dets, truths, COCO_RULE).pairs
     monkeypatch.setattr("flyspeck.evaluate.matching.CHUNK", 3)

@@ -53,7 +53,7 @@ def test_command_line(shared: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("moved", [False, True])
 def test_tiles_cut_by_the_command(shared: Path, tmp_path: Path, moved: bool) -> None:
-    """Our own corner file, beside the pictures or not, merges to what the benchmark's gives: its tiles are the same."""
+    """Our own corner file, beside the images or not, merges to what the benchmark's gives: its tiles are the same."""
     folder = shared / "golden" / "merge_a"
     gt = str(folder / "merged_gt.json")
     rule = ["--rule", "tinybenchmark_split_by_size", "--corners-only"]
@@ -84,7 +84,7 @@ def test_tiles_cut_by_the_command(shared: Path, tmp_path: Path, moved: bool) -> 
         ({"images": [{"id": 0}]}, "no file_name"),
         ({"images": [{"id": 0, "file_name": "img_00021.jpg"}]}, "not a tile file (KeyError: 'corner')"),
         ({"images": [{"id": 0, "file_name": "img_00021.jpg", "corner": None}]}, "not a tile file"),
-        ({"images": [{"id": 0, "file_name": "x.jpg", "corner": [0, 0, 9, 9]}]}, "no whole picture"),
+        ({"images": [{"id": 0, "file_name": "x.jpg", "corner": [0, 0, 9, 9]}]}, "no whole image"),
     ],
 )
 def test_broken_tile_files(
@@ -142,7 +142,7 @@ def test_strange_tile_is_an_error() -> None:
         merge_tiles([{"image_id": 5, "category_id": 1, "bbox": [0, 0, 2, 2], "score": 0.5}], tiles)
 
 
-def test_whole_picture_without_tile_is_an_error(shared: Path) -> None:
+def test_whole_image_without_tile_is_an_error(shared: Path) -> None:
     folder = shared / "golden" / "merge_a"
     tiles = json.loads((folder / "corner_gt.json").read_text())
     annotations = read_annotations(folder / "merged_gt.json", for_evaluation=True)

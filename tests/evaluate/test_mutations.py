@@ -112,7 +112,7 @@ MUTATIONS: dict[str, tuple[str, str, str]] = {
     ),
     "FPPI below the point": ("miss_rate", 'points, side="right"', 'points, side="left"'),
     "decimals for the FPPI points": ("miss_rate", "else _reference_points()", "else np.round(_reference_points(), 4)"),
-    "FPPI per picture with truth": (
+    "FPPI per image with truth": (
         "miss_rate",
         "np.cumsum(wrong) / images",
         "np.cumsum(wrong) / len(np.unique(truths.image))",

@@ -19,9 +19,9 @@ A, B, FAR = [100.0, 100.0, 10.0, 10.0], [200.0, 100.0, 10.0, 10.0], [300.0, 300.
 
 
 def test_recall_at_false_alarms() -> None:
-    """Two pictures: a hit at .9, a false alarm at .8, a hit at .7. No alarm: recall 1/2 down to .9; half an alarm per
-    picture: both, down to .7."""
-    annotations = truth([(0, 0, A), (0, 0, B)], pictures=2)
+    """Two images: a hit at .9, a false alarm at .8, a hit at .7. No alarm: recall 1/2 down to .9; half an alarm per
+    image: both, down to .7."""
+    annotations = truth([(0, 0, A), (0, 0, B)], images=2)
     detections = found([(0, 0, A, 0.9), (1, 0, FAR, 0.8), (0, 0, B, 0.7)])
     rows = recall_rows(annotations, detections, PROTOCOL, rates=(0.1, 0.5))[:2]
     assert [(row["value"], row["score"]) for row in rows] == [(0.5, 0.9), (1.0, 0.7)]
@@ -79,4 +79,4 @@ def test_scores_that_are_probabilities_have_little_error() -> None:
     scores = rng.uniform(0, 1, 400)
     hits = rng.uniform(size=400) < scores
     detections = found([(k, 0, A if hits[k] else FAR, float(scores[k])) for k in range(400)])
-    assert calibration(truth(boxes, pictures=400), detections, PROTOCOL)["error"] < 0.08
+    assert calibration(truth(boxes, images=400), detections, PROTOCOL)["error"] < 0.08

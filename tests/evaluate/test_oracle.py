@@ -19,7 +19,7 @@ from flyspeck.evaluate.protocols import COCO_IOUS, COCO_RULE, APProtocol, Bin
 
 @pytest.mark.parametrize("seed", range(12))
 def test_matcher_and_curves(seed: int) -> None:
-    annotations, detections = random_tables(seed, pictures=3, classes=3)
+    annotations, detections = random_tables(seed, images=3, classes=3)
     if not len(detections):
         pytest.skip("this seed draws no detections, which pycocotools does not load")
     bins = (Bin("all", 0.0, 1e10), Bin("tiny", 4.0, 64.0), Bin("rest", 64.0, 200.0))
@@ -32,7 +32,7 @@ def test_matcher_and_curves(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_delegated_coco(seed: int) -> None:
-    annotations, detections = random_tables(seed + 60, pictures=3, classes=2)
+    annotations, detections = random_tables(seed + 60, images=3, classes=2)
     assert len(detections)
     areas = (Bin("all", 0, 1e10), Bin("small", 0, 1024.0), Bin("medium", 1024.0, 9216.0), Bin("large", 9216.0, 1e10))
     precision, recall = reference(as_coco(annotations), detections.to_coco(annotations), areas, (1, 10, 100))
@@ -77,7 +77,7 @@ def test_max_dets_matters() -> None:
 
 @pytest.mark.slow
 def test_hituav_as_a_detector_would_see_it(shared: Path, tmp_path: Path) -> None:
-    """The real ground truth of 1068 pictures with detections that are jittered, doubled, mislabelled and missing."""
+    """The real ground truth of 1068 images with detections that are jittered, doubled, mislabelled and missing."""
     gt = shared / "data" / "hituav" / "val_blk.json"
     if not gt.is_file():
         pytest.skip("needs hituav beside the project")

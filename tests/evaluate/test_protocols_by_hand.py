@@ -66,8 +66,8 @@ def test_half_under_a_region_is_enough_for_flyspeck() -> None:
         assert_allclose(value, expected)
 
 
-def test_detections_of_a_crowd_only_picture_do_not_count() -> None:
-    annotations = truth([(0, 0, BOX), (1, 0, [0, 0, 200, 200])], pictures=2, crowd=[1])
+def test_detections_of_a_crowd_only_image_do_not_count() -> None:
+    annotations = truth([(0, 0, BOX), (1, 0, [0, 0, 200, 200])], images=2, crowd=[1])
     detections = found([(0, 0, BOX, 0.5), *[(1, 0, [10.0 * k, 50.0, 9.0, 9.0], 0.9) for k in range(15)]])
     for name in ("flyspeck", "tinybenchmark_ap"):
         assert evaluate(annotations, detections, name).value(metric="AP", iou=0.5, area="all") == pytest.approx(1.0)
@@ -103,8 +103,8 @@ def test_aitod_bins_and_max_dets() -> None:
         assert_allclose(result.value(metric=f"AP_{name}"), 1.0)
 
 
-def test_visdrone_max_dets_are_per_picture_over_all_classes() -> None:
-    """One picture, two classes: the best single detection is of class 0, so AR1 of class 1 is 0 and the mean 1/2."""
+def test_visdrone_max_dets_are_per_image_over_all_classes() -> None:
+    """One image, two classes: the best single detection is of class 0, so AR1 of class 1 is 0 and the mean 1/2."""
     other = [200.0, 100.0, 10.0, 10.0]
     annotations = truth([(0, 0, BOX), (0, 1, other)], classes=2)
     result = evaluate(annotations, found([(0, 0, BOX, 0.9), (0, 1, other, 0.8)]), "visdrone")
@@ -112,9 +112,9 @@ def test_visdrone_max_dets_are_per_picture_over_all_classes() -> None:
     assert result.value(metric="AR10") == 1.0
 
 
-def test_visdrone_classes_weigh_as_often_as_pictures_have_them() -> None:
-    """Class 0 is in two pictures and always found, class 1 in one and never: (2 * 1 + 1 * 0) / 3."""
-    annotations = truth([(0, 0, BOX), (0, 1, [300, 300, 9, 9]), (1, 0, BOX)], pictures=2, classes=2)
+def test_visdrone_classes_weigh_as_often_as_images_have_them() -> None:
+    """Class 0 is in two images and always found, class 1 in one and never: (2 * 1 + 1 * 0) / 3."""
+    annotations = truth([(0, 0, BOX), (0, 1, [300, 300, 9, 9]), (1, 0, BOX)], images=2, classes=2)
     result = evaluate(annotations, found([(0, 0, BOX, 0.9), (1, 0, BOX, 0.8)]), "visdrone")
     assert_allclose(result.value(metric="AP50"), 2 / 3)
 
@@ -146,7 +146,7 @@ def test_recall_points_are_those_of_linspace() -> None:
 
 
 def test_flyspeck_miss_rate_neither_wraps_nor_vanishes() -> None:
-    """One picture, the first detection a false alarm: below 1 per picture the recall is 0 and the miss rate 1, at 1 it is
+    """One image, the first detection a false alarm: below 1 per image the recall is 0 and the miss rate 1, at 1 it is
     the floor 1e-10: exp((8 ln 1 + ln 1e-10) / 9)."""
     annotations = truth([(0, 0, BOX)])
     detections = found([(0, 0, [300, 300, 10, 10], 0.9), (0, 0, BOX, 0.8)])

@@ -15,7 +15,7 @@ from flyspeck.types import FeatureSpec
 
 
 class Means(nn.Module):
-    """The picture's means over cells of 4 and of 8 px: one map each, three channels."""
+    """The image's means over cells of 4 and of 8 px: one map each, three channels."""
 
     def forward(self, x: Tensor) -> list[Tensor]:
         return [F.avg_pool2d(x, 4), F.avg_pool2d(x, 8)]
@@ -46,5 +46,5 @@ class Probe(Head):
 
 @pytest.fixture
 def known() -> Callable[[], Detector]:
-    """Builds the detector; its input is the picture in [0, 1] itself."""
+    """Builds the detector; its input is the image in [0, 1] itself."""
     return lambda: Detector(Means(), Same(), Probe(), pixel_norm=PixelNorm([0.0] * 3, [1.0] * 3), classes=("a", "b"))

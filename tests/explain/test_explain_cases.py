@@ -11,14 +11,14 @@ from flyspeck.data.annotations import Annotations
 from flyspeck.explain.cases import covered_shares, pick_cases, whole_case
 
 
-def table(pictures: list[list[tuple[float, float, float, float]]], **extra) -> Annotations:
-    boxes = np.array([b for p in pictures for b in p], np.float64).reshape(-1, 4)
+def table(images: list[list[tuple[float, float, float, float]]], **extra) -> Annotations:
+    boxes = np.array([b for p in images for b in p], np.float64).reshape(-1, 4)
     n = len(boxes)
     return Annotations(
-        image_ids=np.arange(len(pictures)),
-        file_names=tuple(f"{i}.png" for i in range(len(pictures))),
-        sizes=np.full((len(pictures), 2), 200),
-        image_index=np.repeat(np.arange(len(pictures)), [len(p) for p in pictures]),
+        image_ids=np.arange(len(images)),
+        file_names=tuple(f"{i}.png" for i in range(len(images))),
+        sizes=np.full((len(images), 2), 200),
+        image_index=np.repeat(np.arange(len(images)), [len(p) for p in images]),
         boxes=boxes,
         labels=np.zeros(n, np.int64),
         area=np.zeros(n),
@@ -71,7 +71,7 @@ def test_visible_ratio_makes_a_case():
     assert (case.kind, case.reason) == ("occluded", "1 object covered by another, at most 65 %")
 
 
-def test_a_picture_without_objects_shows_its_middle():
+def test_a_image_without_objects_shows_its_middle():
     assert whole_case(3, np.zeros((0, 4)), (100, 300)).window == (125, 25, 175, 75)
     assert whole_case(3, np.zeros((0, 4)), (40, 60)).window == (10, 0, 50, 40)  # never more than there is
 
@@ -80,7 +80,7 @@ def test_a_picture_without_objects_shows_its_middle():
     st.lists(st.tuples(st.floats(0, 199), st.floats(0, 199), st.floats(1, 8)), min_size=2, max_size=12),
     st.integers(1, 3),
 )
-def test_windows_lie_in_the_picture_and_show_objects(objects, count):
+def test_windows_lie_in_the_image_and_show_objects(objects, count):
     boxes = [square(x, y, side) for x, y, side in objects]
     annotations = table([boxes])
     for case in pick_cases(annotations, annotations.sizes, count):

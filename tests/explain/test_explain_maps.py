@@ -64,7 +64,7 @@ def test_what_is_explained_is_chosen(known):
     assert nothing.explained.sum() == 0
     assert nothing.cams[GRAD_CAM].max() == 0
     assert nothing.evidence[GRAD_CAM] == {"P2": 0, "P3": 0}
-    with pytest.raises(ValueError, match="one picture at a time"):
+    with pytest.raises(ValueError, match="one image at a time"):
         explain(known(), ImageBatch(pixels.expand(2, -1, -1, -1), ((16, 32),) * 2))
 
 

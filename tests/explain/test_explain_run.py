@@ -1,4 +1,4 @@
-"""`flyspeck explain` from end to end on generated pictures, and what it says of bad input."""
+"""`flyspeck explain` from end to end on generated images, and what it says of bad input."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def runs(tmp_path_factory) -> list[Path]:
 
 def test_two_models_side_by_side(runs, scenes, tmp_path, capsys):
     out = tmp_path / "seen"
-    arguments = ["explain", *map(str, runs), "--gt", str(scenes), "--out", str(out), "--pictures", "2", "--sample", "3"]
+    arguments = ["explain", *map(str, runs), "--gt", str(scenes), "--out", str(out), "--images", "2", "--sample", "3"]
     assert main(arguments) == 0, capsys.readouterr().err
     content = json.loads((out / "explain.json").read_text())
     assert content["models"] == ["teacher", "student"]
@@ -62,7 +62,7 @@ def test_two_models_side_by_side(runs, scenes, tmp_path, capsys):
     assert [case["kind"] for case in content["cases"]] == ["dense", "occluded"]
     for case in content["cases"]:
         with Image.open(out / case["file"]) as image:
-            # Seven columns: the picture, two CAMs, four levels; two models of two rows each.
+            # Seven columns: the image, two CAMs, four levels; two models of two rows each.
             assert image.width > 7 * 250
             assert image.height > 4 * 200
     page = (out / "index.html").read_text()
@@ -73,12 +73,9 @@ def test_two_models_side_by_side(runs, scenes, tmp_path, capsys):
     assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org", "")
 
 
-def test_one_model_on_a_bare_picture(runs, scenes, tmp_path):
-    picture = next((scenes.parent).rglob("*.png"))
-    assert (
-        main(["explain", str(runs[1]), "--picture", str(picture), "--out", str(tmp_path / "x"), "--max-side", "64"])
-        == 0
-    )
+def test_one_model_on_a_bare_image(runs, scenes, tmp_path):
+    image = next((scenes.parent).rglob("*.png"))
+    assert main(["explain", str(runs[1]), "--image", str(image), "--out", str(tmp_path / "x"), "--max-side", "64"]) == 0
     content = json.loads((tmp_path / "x" / "explain.json").read_text())
     assert content["attention"] == {}
     assert content["similarity"] == []
@@ -90,9 +87,9 @@ def test_one_model_on_a_bare_picture(runs, scenes, tmp_path):
     [
         (["{0}"], "nothing to explain"),
         (["{0}", "{1}", "{0}", "--gt", "{gt}"], "3 models"),
-        (["{0}", "--gt", "{gt}", "--picture", "nine.png"], "no picture 'nine.png'"),
+        (["{0}", "--gt", "{gt}", "--image", "nine.png"], "no image 'nine.png'"),
         (["{0}", "--gt", "{gt}", "--class", "boot"], "no class 'boot'; did you mean 'boat'"),
-        (["{0}", "--picture", "absent.png"], "absent.png"),
+        (["{0}", "--image", "absent.png"], "absent.png"),
         (["{0}", "--gt", "{gt}", "--device", "tpu9"], "unknown device"),
         (["nowhere", "--gt", "{gt}"], "no such run or checkpoint"),
     ],
@@ -117,7 +114,7 @@ def test_similarities_of_a_folder_without_any(tmp_path):
     assert read_similarities(tmp_path) == {}
 
 
-def test_colours_rise_in_lightness_and_heat_hides_the_picture():
+def test_colours_rise_in_lightness_and_heat_hides_the_image():
     rgb = colour(np.linspace(0, 1, 50)[None])[0]
     luma = rgb @ np.array([0.299, 0.587, 0.114])
     assert (np.diff(luma) > 0).all()

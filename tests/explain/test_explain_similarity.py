@@ -1,4 +1,4 @@
-"""CKA against its Gram-matrix form, cover by hand, levels of models that see pictures at different sizes."""
+"""CKA against its Gram-matrix form, cover by hand, levels of models that see images at different sizes."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def test_a_model_is_like_itself_on_every_level(known):
     levels = compare_levels(known(), known(), [(view(64, i), view(64, i)) for i in range(4)])
     assert [one.level for one in levels] == ["P2", "P3"]
     assert [one.cka for one in levels] == pytest.approx([1, 1])
-    # 256 cells of 16x16 and all 64 of 8x8 a picture; 4 and 1 cells under the object.
+    # 256 cells of 16x16 and all 64 of 8x8 an image; 4 and 1 cells under the object.
     assert [(one.cells, one.object_cells) for one in levels] == [(4 * 256, 4 * 4), (4 * 64, 4)]
     assert levels[0].cka_objects == pytest.approx(1)
     assert np.isnan(levels[1].cka_objects)  # of four cells nothing can be said
 
 
-def test_a_model_that_sees_pictures_enlarged_is_compared_at_the_same_stride_of_the_file(known):
+def test_a_model_that_sees_images_enlarged_is_compared_at_the_same_stride_of_the_file(known):
     # Enlarged twice, its P3 (8 px) has the cells of the other's P2, and the same means in them; P2 meets nothing.
     (level,) = compare_levels(known(), known(), [(view(64, i), view(64, i, factor=2)) for i in range(3)])
     assert level.level == "P2"

@@ -1,4 +1,4 @@
-"""Every head's decoding as tensors finds what the head finds picture by picture."""
+"""Every head's decoding as tensors finds what the head finds image by image."""
 
 from __future__ import annotations
 

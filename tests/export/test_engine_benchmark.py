@@ -1,4 +1,4 @@
-"""`flyspeck benchmark`: every engine measured part by part on the same pictures, and what cannot run says why."""
+"""`flyspeck benchmark`: every engine measured part by part on the same images, and what cannot run says why."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flyspeck.cli.main import main
 from flyspeck.errors import UserError
 from flyspeck.export import benchmark
 from flyspeck.export.benchmark import PARTS, EngineResult, build_engines, check_engines, measure
-from flyspeck.export.pictures import named_set, run_sets
+from flyspeck.export.check_images import named_set, run_sets
 from flyspeck.train.build import load_described
 from flyspeck.types import Detections
 
@@ -40,7 +40,7 @@ def test_engines_take_turns_and_find_the_same(
         assert engine["total_ms"] > 0
         assert set(engine["ms"]) == set(PARTS)
         assert engine["ms"]["forward"] > 0
-        # 96x128 pictures at 1.5 are 144x192; tiles of 64x96 that share 28 px: 4 rows of 3 for each of the two pictures.
+        # 96x128 images at 1.5 are 144x192; tiles of 64x96 that share 28 px: 4 rows of 3 for each of the two images.
         assert engine["tiles"] == 24
         assert [point["scale"] for point in engine["curve"]] == [0.5, 1]
     for engine in others:
@@ -48,19 +48,19 @@ def test_engines_take_turns_and_find_the_same(
         for name, value in eager["figures"].items():
             assert_allclose(engine["figures"][name], value, atol=1e-6)
     said = capsys.readouterr().out
-    assert "2 pictures of run's validation set" in said
+    assert "2 images of run's validation set" in said
     assert "1.00x" in said
     pixels = np.asarray(Image.open(tmp_path / "o" / "benchmark.png").convert("RGB"))
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20  # lines were drawn
 
 
-def test_pictures_without_annotations_have_times_only(
+def test_images_without_annotations_have_times_only(
     exports: Exports, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     Image.fromarray(np.full((64, 96, 3), 90, np.uint8)).save(folder / "a.png")
-    asked = ("--engines", "eager", "--rounds", 1, "--pictures", folder, "--out", tmp_path / "o")
+    asked = ("--engines", "eager", "--rounds", 1, "--images", folder, "--out", tmp_path / "o")
     assert run(exports.run, *asked) == 0
     told = json.loads((tmp_path / "o" / "benchmark.json").read_text())
     assert told["engines"][0]["figures"] == {}
@@ -73,7 +73,7 @@ def test_what_is_asked_wrongly(exports: Exports, capsys: pytest.CaptureFixture[s
         (("--engines", "eager,onx"), "no engine 'onx'"),
         (("--scales", "0,1"), "'0,1' is no list of scales"),
         (("--scales", "big"), "'big' is no list of scales"),
-        (("--pictures", "nowhere"), "no such pictures or annotations"),
+        (("--images", "nowhere"), "no such images or annotations"),
     ):
         assert run(exports.run, *asked) == 2
         said = capsys.readouterr().err
@@ -91,12 +91,12 @@ def test_an_engine_that_is_not_installed_is_a_line_and_no_end(
 
     monkeypatch.setattr(benchmark, "open_exported", absent)
     detector, description = load_described(exports.run)
-    pictures = run_sets(exports.run)[1].spread(1)
+    images = run_sets(exports.run)[1].spread(1)
     lines: list[str] = []
-    built = build_engines(detector, description, ["eager", "openvino"], pictures, num_tiles=1, say=lines.append)
+    built = build_engines(detector, description, ["eager", "openvino"], images, num_tiles=1, say=lines.append)
     assert built["openvino"] == "openvino is not installed"
     options = {"score": 0.02, "rounds": 1, "batch_size": 1, "scales": (), "say": lines.append}
-    rows = measure(built, pictures, description, **options)  # type: ignore[arg-type]
+    rows = measure(built, images, description, **options)  # type: ignore[arg-type]
     assert [row.problem for row in rows] == ["", "openvino is not installed"]
     text = command.table(rows)
     assert "openvino          openvino is not installed" in text
@@ -126,11 +126,11 @@ def test_parts_are_the_work_that_they_name(exports: Exports, tmp_path: Path) -> 
             time.sleep(0.002 * len(windows))
             return [Detections.empty((w.shape[0], w.shape[1])) for w in windows]
 
-    pictures = run_sets(exports.run)[1].spread(2)
+    images = run_sets(exports.run)[1].spread(2)
     _, description = load_described(exports.run)
     options = {"score": 0.02, "rounds": 1, "batch_size": 4, "scales": (), "say": lambda line: None}
-    (row,) = measure({"slow": Slow()}, pictures, description, **options)  # type: ignore[arg-type]
-    assert row.parts["forward"] >= 2 * 12  # at least, as sleep promises; 12 tiles a picture
+    (row,) = measure({"slow": Slow()}, images, description, **options)  # type: ignore[arg-type]
+    assert row.parts["forward"] >= 2 * 12  # at least, as sleep promises; 12 tiles an image
     assert row.total >= 2 * 12
     assert row.figures["recall_all"] == 0
     assert isinstance(row, EngineResult)

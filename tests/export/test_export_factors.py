@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from numpy.testing import assert_allclose, assert_array_equal
-from tiny_exports import CLASSES, make_detector, write_pictures
+from tiny_exports import CLASSES, make_detector, write_images
 from torch import nn
 
 from flyspeck.cli.main import main
@@ -96,7 +96,7 @@ def test_the_graphs_and_their_driver_find_what_the_detector_does(choosing) -> No
     with torch.no_grad():
         images = ImageBatch(torch.from_numpy(seen).permute(0, 3, 1, 2), ((160, 192),) * 4)
         assert_allclose(probabilities, router.probabilities(run_prefix(detector, images)[1], images), atol=1e-5)
-    # A threshold between the pictures' own probabilities, so that they part ways.
+    # A threshold between the images' own probabilities, so that they part ways.
     middle = float(np.sort(probabilities[:, 2])[1:3].mean())
     told["factors"]["threshold"] = middle
     router.decision = Decision("cheapest", middle)
@@ -187,17 +187,17 @@ def test_the_shortcut_pools_any_size_as_training_does() -> None:
         torch.testing.assert_close(HalvingPool()(x), pool(x))
 
 
-def test_the_smallest_picture_leaves_a_kernel_at_the_smallest_factor(choosing) -> None:
+def test_the_smallest_image_leaves_a_kernel_at_the_smallest_factor(choosing) -> None:
     # The resize works on a map of stride 4; at 0.25 twelve cells are left as three: 48 px; the backbone's stride is 32.
     assert smallest_side(choosing[0]) == 48
     assert smallest_side(make_detector("fcos:resnet18", norm="bn", head={"depth": 1})[0]) == 32
 
 
 def write_choosing_run(folder: Path) -> Path:
-    """A run folder of such a detector, with pictures."""
+    """A run folder of such a detector, with images."""
     folder.mkdir()
     detector, config, router = make_choosing()
-    train, val = (write_pictures(folder, n, seed=n, name=part) for n, part in ((3, "train"), (4, "val")))
+    train, val = (write_images(folder, n, seed=n, name=part) for n, part in ((3, "train"), (4, "val")))
     dynamic = DynamicConfig()
     statistics = {"classes": CLASSES, "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)}
     description = {
@@ -238,7 +238,7 @@ def test_files_of_all_factors(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert sorted(path.name for path in out.iterdir()) == names
     asked = [str(run / "val0.png"), "--model", str(out / "m.onnx"), "--out", str(tmp_path / "o")]
     assert main(["predict", *asked, "--quality", "1"]) == 0
-    assert "pictures or tiles by factor: 0.5: 1 (100 %)" in capsys.readouterr().out
+    assert "images or tiles by factor: 0.5: 1 (100 %)" in capsys.readouterr().out
     assert len(json.loads((tmp_path / "o" / "detections.json").read_text())) > 5
     assert main(["predict", *asked, "--budget", "1GFLOPs"]) == 2
     assert "takes no budget" in capsys.readouterr().err

@@ -17,9 +17,9 @@ from tiny_exports import CLASSES, Exports
 import flyspeck
 from flyspeck.errors import UserError
 from flyspeck.export import package
+from flyspeck.export.check_images import named_set, run_sets
 from flyspeck.export.onnx import write_onnx
 from flyspeck.export.package import ExportOptions, export_model
-from flyspeck.export.pictures import named_set, run_sets
 from flyspeck.infer.engines import open_exported
 from flyspeck.infer.exported import PlainModel
 from flyspeck.infer.torch_model import TorchModel
@@ -56,7 +56,7 @@ def test_the_file_says_what_it_is(exports: Exports) -> None:
     assert told["normalisation"]["mean"] == [0.4, 0.5, 0.6]
     assert told["protocol"] == "flyspeck"
     assert told["figures"] == {"ap50_tiny": 0.01}
-    assert told["parity"]["pictures"] == 4
+    assert told["parity"]["images"] == 4
     assert told["parity"]["unmatched"] == 0
     assert told["parity"]["boxes"] > 20
     assert set(told["parity"]["ap50"]) == {"eager", "exported"}
@@ -77,12 +77,12 @@ def test_operators_are_standard_ones(exports: Exports) -> None:
 
 
 def test_predict_runs_without_torch(exports: Exports, tmp_path: Path) -> None:
-    picture = tmp_path / "big.png"
-    Image.fromarray(windows(1, 150, 200)[0]).save(picture)
+    image = tmp_path / "big.png"
+    Image.fromarray(windows(1, 150, 200)[0]).save(image)
     code = (
         "import sys\nsys.modules['torch'] = None\n"  # an import of it would raise
         "from flyspeck.cli.main import main\n"
-        f"code = main(['predict', {str(picture)!r}, '--model', {str(exports.onnx)!r}, '--out', {str(tmp_path / 'out')!r}])\n"
+        f"code = main(['predict', {str(image)!r}, '--model', {str(exports.onnx)!r}, '--out', {str(tmp_path / 'out')!r}])\n"
         "loaded = [n for n in sys.modules if n.split('.')[0] in ('torch', 'torchvision') and sys.modules[n] is not None]\n"
         "assert not loaded, loaded\nsys.exit(code)"
     )
@@ -90,10 +90,10 @@ def test_predict_runs_without_torch(exports: Exports, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "tiles of 64x96, overlap 28, scale 1.5" in done.stdout
     found = json.loads((tmp_path / "out" / "detections.json").read_text())
-    (wanted,) = flyspeck.load_predictor(exports.run).predict(picture)
+    (wanted,) = flyspeck.load_predictor(exports.run).predict(image)
     assert len(found) == len(wanted) > 5
     assert_allclose(sorted(f["score"] for f in found), sorted(wanted.scores.tolist()), atol=2e-3)
-    (same,) = flyspeck.load_predictor(exports.onnx).predict(picture)
+    (same,) = flyspeck.load_predictor(exports.onnx).predict(image)
     assert len(same) == len(wanted)
 
 
@@ -106,7 +106,7 @@ def test_openvino_finds_the_same(exports: Exports, tmp_path: Path, monkeypatch: 
     assert done.difference.same
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.bin", "model.xml"]
     model = open_exported(out)
-    assert model.description["parity"]["pictures"] == 4
+    assert model.description["parity"]["images"] == 4
     batch = windows(2, 64, 96)
     assert_same(TorchModel(load_detector(exports.run))(batch), model(batch))
     assert len(open_exported(out, precision="bf16")(batch)[0]) > 5
@@ -147,16 +147,16 @@ def test_what_finds_other_boxes_is_not_left_there(
 
 def test_sixteen_bits_need_a_graph_of_floats(exports: Exports, tmp_path: Path) -> None:
     model = open_exported(exports.onnx)
-    picture = np.zeros((64, 96, 3), np.uint16)
+    image = np.zeros((64, 96, 3), np.uint16)
     with pytest.raises(UserError, match="--pixels 16"):
-        model([picture])
+        model([image])
     wide = PlainModel.__new__(PlainModel)  # only its conversion is looked at
     wide.__dict__.update(model.__dict__, _pixels=np.dtype("float32"))
     assert_allclose(wide.to_batch([np.full((2, 2, 3), 65535, np.uint16)])[:, :2, :2], 255)
     assert_allclose(wide.to_batch([np.full((2, 2, 3), 255, np.uint8)])[:, :2, :2], 255)
 
 
-def test_a_picture_smaller_than_a_stride_is_refused(exports: Exports) -> None:
+def test_a_image_smaller_than_a_stride_is_refused(exports: Exports) -> None:
     with pytest.raises(UserError, match="8x96 px is smaller"):
         open_exported(exports.onnx)(windows(1, 8, 96))
 
@@ -196,14 +196,14 @@ def test_bad_options(exports: Exports, tmp_path: Path) -> None:
     fails("no format 'tflite'", format="tflite")
     fails("end it with .xml", format="openvino")
     fails("no such folder", out="none/x.onnx")
-    fails("no such pictures or annotations", check=tmp_path / "none")
+    fails("no such images or annotations", check=tmp_path / "none")
     fails("give at least 1", check_limit=0)
     fails("an IoU of 3", hard_nms=3)
     fails("pixels of 12 bits", bits=12)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pictures_to_check_on(exports: Exports, tmp_path: Path) -> None:
+def test_images_to_check_on(exports: Exports, tmp_path: Path) -> None:
     train, val = run_sets(exports.run)
     assert (len(train.paths), len(val.paths)) == (6, 4)
     assert [p.name for p in train.spread(3).paths] == ["train0.png", "train2.png", "train5.png"]

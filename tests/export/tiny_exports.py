@@ -59,7 +59,7 @@ def spread_scores(detector: Detector) -> None:
         hook.remove()
 
 
-def write_pictures(folder: Path, number: int, *, seed: int, name: str) -> Path:
+def write_images(folder: Path, number: int, *, seed: int, name: str) -> Path:
     """Grey noise with bright squares of 6 to 24 px, and its COCO json."""
     rng = np.random.default_rng(seed)
     images, boxes = [], []
@@ -87,7 +87,7 @@ def write_run(folder: Path, name: str, **model: object) -> Path:
     """A run folder with everything that exporting reads."""
     folder.mkdir(parents=True)
     detector, config = make_detector(name, **model)
-    train, val = (write_pictures(folder, n, seed=n, name=part) for n, part in ((6, "train"), (4, "val")))
+    train, val = (write_images(folder, n, seed=n, name=part) for n, part in ((6, "train"), (4, "val")))
     description = {
         **describe_model(config, classes=CLASSES, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)),
         "training_size": [64, 96],

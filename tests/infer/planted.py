@@ -1,4 +1,4 @@
-"""A picture whose pixels say which object they belong to, and a model that reads them: what a perfect detector would report."""
+"""An image whose pixels say which object they belong to, and a model that reads them: what a perfect detector would report."""
 
 from __future__ import annotations
 

@@ -93,14 +93,14 @@ def test_save_by_ending(tmp_path: Path, ending: str) -> None:
         if ending in (".json", ".geojson"):
             json.loads(path.read_text())
         elif ending not in (".csv", ".txt"):
-            with Image.open(path) as picture:
-                picture.load()
+            with Image.open(path) as image:
+                image.load()
 
 
 def test_save_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"did you mean '\.json'"):
         FOUND.save(tmp_path / "a.jsn")
-    with pytest.raises(UserError, match="no picture to draw on"):
+    with pytest.raises(UserError, match="no image to draw on"):
         FOUND.save(tmp_path / "a.png")
 
 

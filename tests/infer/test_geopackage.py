@@ -72,7 +72,7 @@ def test_the_definition_of_the_system_is_written(tmp_path: Path) -> None:
     assert "UTM zone 17N" in text
 
 
-def test_a_full_disk_costs_only_the_picture_being_written(tmp_path: Path) -> None:
+def test_a_full_disk_costs_only_the_image_being_written(tmp_path: Path) -> None:
     writer = GeoPackageWriter(tmp_path)
     writer.add(result(1, UTM))
     # The database may not grow further: what sqlite reports is what a full disk gives.

@@ -13,7 +13,7 @@ from flyspeck.types import Detections
 
 
 class SeesBright:
-    """Reports the box of the bright pixels, or of each half of the picture that has some; remembers what it saw."""
+    """Reports the box of the bright pixels, or of each half of the image that has some; remembers what it saw."""
 
     def __init__(self, only: tuple[int, int] | None = None) -> None:
         self.shapes: list[tuple[int, ...]] = []
@@ -34,7 +34,7 @@ class SeesBright:
         return Detections(np.array([box]), np.array([0.5 + size[0] / 1000]), np.zeros(1), size, ("a",))
 
 
-def picture(x1: int, y1: int, x2: int, y2: int, size: tuple[int, int] = (40, 60)) -> np.ndarray:
+def image(x1: int, y1: int, x2: int, y2: int, size: tuple[int, int] = (40, 60)) -> np.ndarray:
     window = np.zeros((*size, 1), np.uint8)
     window[y1:y2, x1:x2] = 255
     return window
@@ -44,7 +44,7 @@ def picture(x1: int, y1: int, x2: int, y2: int, size: tuple[int, int] = (40, 60)
 def test_every_view_comes_back_to_the_windows_frame(flip: bool) -> None:
     for scale in (0.5, 1.0, 2.0, 1.5):
         model = SeesBright()
-        (found,) = MultiScale(model, [scale], flip=flip)([picture(8, 4, 20, 16)])
+        (found,) = MultiScale(model, [scale], flip=flip)([image(8, 4, 20, 16)])
         assert found.image_size == (40, 60)
         assert_allclose(found.boxes, [[8, 4, 20, 16]], atol=1.01 / scale)
         assert len(found) == 1
@@ -53,20 +53,20 @@ def test_every_view_comes_back_to_the_windows_frame(flip: bool) -> None:
 
 def test_mirror_images_are_mirrored_back_exactly() -> None:
     model = SeesBright()
-    (found,) = MultiScale(model, [1.0], flip=True)([picture(3, 4, 10, 9)])
+    (found,) = MultiScale(model, [1.0], flip=True)([image(3, 4, 10, 9)])
     assert_allclose(found.boxes, [[3, 4, 10, 9]])
     assert len(model.shapes) == 2
 
 
 def test_views_of_one_object_become_one_box_with_the_best_score() -> None:
-    (found,) = MultiScale(SeesBright(), [1.0, 2.0])([picture(8, 4, 20, 16)])
+    (found,) = MultiScale(SeesBright(), [1.0, 2.0])([image(8, 4, 20, 16)])
     assert len(found) == 1
     assert_allclose(found.scores, [0.58], rtol=1e-6)  # seen best at 80 px of height
     assert found.classes == ("a",)
 
 
 def test_what_only_one_scale_sees_stays() -> None:
-    (found,) = MultiScale(SeesBright(only=(80, 120)), [1.0, 2.0])([picture(8, 4, 20, 16)])
+    (found,) = MultiScale(SeesBright(only=(80, 120)), [1.0, 2.0])([image(8, 4, 20, 16)])
     assert len(found) == 1
     (nothing,) = MultiScale(SeesBright(), [1.0, 2.0])([np.zeros((40, 60, 1), np.uint8)])
     assert len(nothing) == 0
@@ -78,13 +78,13 @@ def test_neighbours_of_one_view_are_never_merged_with_each_other() -> None:
             boxes = np.array([[0.0, 0, 10, 10], [2, 0, 12, 10]])  # IoU 8/12
             return [Detections(boxes, np.array([0.9, 0.8]), np.zeros(2), w.shape[:2]) for w in windows]
 
-    (found,) = MultiScale(TwoOverlapping(), [1.0], rule=MergeRule(threshold=0.3))([picture(0, 0, 1, 1)])
+    (found,) = MultiScale(TwoOverlapping(), [1.0], rule=MergeRule(threshold=0.3))([image(0, 0, 1, 1)])
     assert len(found) == 2
 
 
 def test_larger_views_go_in_smaller_batches() -> None:
     model = SeesBright()
-    MultiScale(model, [1.0, 2.0])([picture(8, 4, 20, 16)] * 8)
+    MultiScale(model, [1.0, 2.0])([image(8, 4, 20, 16)] * 8)
     assert model.batches == [8, 2, 2, 2, 2]
 
 

@@ -22,7 +22,7 @@ def result(number: int, boxes: int = 2) -> Result:
     return Result(Item(f"d/{number}.png", np.zeros((30, 40), np.uint8), number), found)
 
 
-def test_json_is_whole_after_every_picture(tmp_path: Path) -> None:
+def test_json_is_whole_after_every_image(tmp_path: Path) -> None:
     writer = outputs.CocoWriter(tmp_path, classes=("a",), category_ids=[7])
     for count, number in enumerate((3, 1, 2)):
         read = json.loads((tmp_path / "detections.json").read_text())
@@ -98,7 +98,7 @@ def test_every_format(tmp_path: Path) -> None:
         outputs.open_writers(tmp_path, ["cocoo"], classes=())
 
 
-@pytest.mark.parametrize(("name", "path"), [("/etc/x.png", "etc/x.png"), ("../../a.png", "a.png"), ("..", "picture")])
+@pytest.mark.parametrize(("name", "path"), [("/etc/x.png", "etc/x.png"), ("../../a.png", "a.png"), ("..", "image")])
 def test_names_stay_inside_the_folder(name: str, path: str) -> None:
     assert outputs.inside(name) == Path(path)
 
@@ -158,7 +158,7 @@ def test_a_journal_of_other_settings_is_refused(tmp_path: Path) -> None:
     TileJournal(tmp_path, {"score": 0.1}, fresh=True).close()
 
 
-def test_a_changed_picture_is_done_anew(tmp_path: Path) -> None:
+def test_a_changed_image_is_done_anew(tmp_path: Path) -> None:
     path = tmp_path / "a.npy"
     np.save(path, np.zeros((8, 8), np.uint8))
     journal = TileJournal(tmp_path / "j", {})
@@ -184,7 +184,7 @@ def test_a_widerface_submission_comes_back_as_it_went(tmp_path: Path) -> None:
 
     boxes = np.array([[1, 2, 5, 8], [10.25, 3.125, 11.25, 4.5], [0, 0, 7, 9]], np.float32)
     found = Detections(boxes, np.array([0.25, 0.875, 1 / 3], np.float32), np.zeros(3), (30, 40), ("face",))
-    writer = outputs.PerPictureWriter(tmp_path, "widerface")
+    writer = outputs.PerImageWriter(tmp_path, "widerface")
     for name, one in (("0--Parade/0_Parade_a.jpg", found), ("1--Shop/b.jpg", found[:0])):
         writer.add(Result(Item(f"images/{name}", np.zeros((30, 40), np.uint8), 1), one))
     path = tmp_path / "widerface" / "images" / "0--Parade" / "0_Parade_a.txt"

@@ -40,7 +40,7 @@ def borders() -> tuple[list[int], list[int]]:
 @pytest.mark.parametrize("side", [1, 2, 3, 4, 5, 6, 7, 8, 12, 16])
 @pytest.mark.parametrize("proud", [True, False])
 def test_objects_on_every_border_and_corner_are_found_once(side: int, proud: bool) -> None:
-    """On, just before, across and just behind every border of every tile, the picture's own included, along both axes."""
+    """On, just before, across and just behind every border of every tile, the image's own included, along both axes."""
     xs, ys = borders()
     places = [
         (x + dx, y + dy)
@@ -59,7 +59,7 @@ def test_objects_on_every_border_and_corner_are_found_once(side: int, proud: boo
 
 
 def _disjoint(boxes: np.ndarray) -> list[np.ndarray]:
-    """Groups of boxes that keep 1 px apart, so that one picture can hold each group."""
+    """Groups of boxes that keep 1 px apart, so that one image can hold each group."""
     groups: list[list[np.ndarray]] = []
     for box in boxes:
         for group in groups:
@@ -108,10 +108,10 @@ def test_batches_threads_and_company_do_not_show(seed: int, batch_size: int, rea
     sizes = [(100, 148), (40, 30), (60, 148), (1, 1), (100, 148)]
     corner = rng.integers(0, 100, (40, 2))
     objects = _disjoint(np.concatenate([corner, corner + rng.integers(1, 15, (40, 2))], axis=1))[0]
-    pictures = [plant((130, 148), objects)[:h, :w] for h, w in sizes]
-    alone = [Predictor(SeesPlanted(objects), tile=TILE, overlap=OVERLAP).predict(p)[0] for p in pictures]
+    images = [plant((130, 148), objects)[:h, :w] for h, w in sizes]
+    alone = [Predictor(SeesPlanted(objects), tile=TILE, overlap=OVERLAP).predict(p)[0] for p in images]
     model = SeesPlanted(objects)
-    together = Predictor(model, tile=TILE, overlap=OVERLAP, batch_size=batch_size, readers=readers).predict(pictures)
+    together = Predictor(model, tile=TILE, overlap=OVERLAP, batch_size=batch_size, readers=readers).predict(images)
     assert max(model.batches) <= batch_size
     assert [d.image_id for d in together] == [1, 2, 3, 4, 5]
     for one, other in zip(alone, together, strict=True):
@@ -120,14 +120,14 @@ def test_batches_threads_and_company_do_not_show(seed: int, batch_size: int, rea
         assert_array_equal(one.scores, other.scores)
 
 
-def test_batches_cross_pictures() -> None:
+def test_batches_cross_images() -> None:
     objects = np.array([[2, 2, 6, 6]])
     model = SeesPlanted(objects)
     Predictor(model, tile=32, overlap=8, batch_size=4).predict([plant((32, 32), objects)] * 8)
     assert model.batches == [4, 4]
 
 
-def test_whole_pictures_without_tiles() -> None:
+def test_whole_images_without_tiles() -> None:
     objects = np.array([[2, 2, 6, 6], [90, 50, 97, 60]])
     model = SeesPlanted(objects)
     found = Predictor(model).predict(plant(SIZE, objects))[0]
@@ -181,7 +181,7 @@ def test_a_gate_skips_tiles() -> None:
     assert result.num_skipped == result.num_tiles - sum(model.batches) > 0
 
 
-def test_broken_pictures_stop_nothing(tmp_path: Path) -> None:
+def test_broken_images_stop_nothing(tmp_path: Path) -> None:
     good, broken = tmp_path / "a.png", tmp_path / "b.png"
     Image.fromarray(plant((32, 32), np.array([[2, 2, 6, 6]]))[:, :, 0].astype(np.uint8)).save(good)
     broken.write_bytes(good.read_bytes()[:60])
@@ -201,8 +201,8 @@ class _Holed(ArraySource):
 
 
 def test_a_hole_is_listed_and_the_rest_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
-    def open_holed(picture: np.ndarray, *_: object, name: str) -> Source:
-        return _Holed(picture, name=name)
+    def open_holed(image: np.ndarray, *_: object, name: str) -> Source:
+        return _Holed(image, name=name)
 
     monkeypatch.setattr("flyspeck.infer.reading.open_source", open_holed)
     objects = np.array([[2, 70, 6, 74]])
@@ -264,7 +264,7 @@ def test_models_that_lie_are_found_out() -> None:
     st.integers(1, 60),
     st.sampled_from([0.25, 0.5, 0.7, 1.0, 3.0]),
 )
-def test_tiles_cover_the_picture_at_any_scale(size: tuple[int, int], tile: int, overlap: int, scale: float) -> None:
+def test_tiles_cover_the_image_at_any_scale(size: tuple[int, int], tile: int, overlap: int, scale: float) -> None:
     predictor = Predictor(SeesPlanted(np.zeros((0, 4))), tile=tile, overlap=min(overlap, tile - 1), scale=scale)
     frames, seen = predictor.tiles_of(size)
     covered = np.zeros(size, bool)
@@ -283,7 +283,7 @@ def test_impossible_settings_are_refused(wrong: dict) -> None:
         Predictor(SeesPlanted(np.zeros((0, 4))), **wrong)
 
 
-def test_no_pictures_and_broken_arrays() -> None:
+def test_no_images_and_broken_arrays() -> None:
     predictor = Predictor(SeesPlanted(np.zeros((0, 4))))
     assert predictor.predict([]) == []
     for wrong in (np.zeros((4, 4), np.float32), np.zeros((0, 4), np.uint8), np.zeros(4, np.uint8)):
@@ -291,7 +291,7 @@ def test_no_pictures_and_broken_arrays() -> None:
             predictor.predict(wrong)
 
 
-def test_a_picture_that_changes_while_it_is_read_has_no_result(tmp_path: Path) -> None:
+def test_a_image_that_changes_while_it_is_read_has_no_result(tmp_path: Path) -> None:
     objects = np.array([[2, 2, 6, 6], [100, 80, 104, 84]])
     first, second = tmp_path / "a.npy", tmp_path / "b.npy"
     for path in (first, second):
@@ -305,7 +305,7 @@ def test_a_picture_that_changes_while_it_is_read_has_no_result(tmp_path: Path) -
                 os.utime(first, ns=(1, 1))
             return super().__call__(windows)
 
-    # A batch of one and many tiles: the reader is still at the first picture when the model sees its first tile.
+    # A batch of one and many tiles: the reader is still at the first image when the model sees its first tile.
     predictor = Predictor(Disturbs(objects), tile=16, overlap=8, batch_size=1)
     changed, still = predictor.stream([first, second])
     assert changed.problem is not None

@@ -68,7 +68,7 @@ def test_a_truncated_tiff_leaves_a_hole_and_the_rest(tmp_path: Path) -> None:
     predictor = Predictor(SeesPlanted(objects), tile=32, overlap=8)
     original = predictor_module.open_source
     try:
-        predictor_module.open_source = lambda picture, options, name: raster.TifffileSource(picture, name=name)
+        predictor_module.open_source = lambda image, options, name: raster.TifffileSource(image, name=name)
         (result,) = predictor.stream([tmp_path / "a.tif"])
     finally:
         predictor_module.open_source = original
@@ -117,7 +117,7 @@ def test_rasterio_other_pixel_types_need_a_range(tmp_path: Path) -> None:
         assert_array_equal(source.read(0, 0, 130, 90), np.round(np.nan_to_num((values / 2).clip(0, 1)) * 255))
 
 
-def test_plain_tiffs_are_decoded_as_pictures(tmp_path: Path) -> None:
+def test_plain_tiffs_are_decoded_as_images(tmp_path: Path) -> None:
     pytest.importorskip("rasterio")
     pixels = pixels_of()
     Image.fromarray(pixels).save(tmp_path / "a.tif")
@@ -166,7 +166,7 @@ def test_bands_and_scale_are_stated(tmp_path: Path) -> None:
         assert source.note == ""
 
 
-def test_a_picture_packed_beyond_belief_is_refused_until_the_limit_is_raised(tmp_path: Path) -> None:
+def test_a_image_packed_beyond_belief_is_refused_until_the_limit_is_raised(tmp_path: Path) -> None:
     pytest.importorskip("pyvips")
     Image.fromarray(np.zeros((3000, 3000), np.uint8)).save(tmp_path / "a.png", optimize=True)
     with pytest.raises(UserError, match=r"9 megapixels in 0\.0 MB.*--max-megapixels"):

@@ -55,7 +55,7 @@ def test_empty_tiles_are_neither_read_in_full_nor_run(monkeypatch: pytest.Monkey
     assert_array_equal(got, OBJECTS.astype(np.float32)[np.lexsort(OBJECTS.T)])
 
 
-def test_a_dense_picture_is_run_after_a_short_trial() -> None:
+def test_a_dense_image_is_run_after_a_short_trial() -> None:
     yy, xx = np.mgrid[2:620:12, 2:620:12]
     objects = np.stack([xx.ravel(), yy.ravel(), xx.ravel() + 4, yy.ravel() + 4], axis=1)
     look = _SeesSomething()
@@ -147,7 +147,7 @@ def test_a_resumed_job_keeps_what_was_skipped(tmp_path: Path) -> None:
     assert_array_equal(results[0].detections.boxes, results[1].detections.boxes)
 
 
-@pytest.mark.parametrize("by", ["tiles", "pictures"])
+@pytest.mark.parametrize("by", ["tiles", "images"])
 def test_shares_make_up_the_whole(by: str) -> None:
     seen: list[tuple[str, int]] = []
     for rank in range(3):
@@ -157,7 +157,7 @@ def test_shares_make_up_the_whole(by: str) -> None:
         seen += [(r.item.name, sum(model.batches)) for r in results]
     alone = SeesPlanted(OBJECTS)
     Predictor(alone, tile=32, overlap=8).predict([plant(SIZE, OBJECTS), plant((32, 32), OBJECTS[:1])])
-    if by == "pictures":
+    if by == "images":
         assert {name for name, _ in seen} == {"array 1", "array 2"}
         assert sum(count for _, count in seen) == sum(alone.batches)
     else:

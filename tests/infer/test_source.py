@@ -22,8 +22,8 @@ def gradient(height: int = 90, width: int = 130, channels: int = 3) -> np.ndarra
 def test_arrays_and_memory_maps(tmp_path: Path) -> None:
     pixels = np.arange(60, dtype=np.uint16).reshape(6, 10)
     np.save(tmp_path / "a.npy", pixels)
-    for picture in (pixels, tmp_path / "a.npy"):
-        with open_source(picture) as source:
+    for image in (pixels, tmp_path / "a.npy"):
+        with open_source(image) as source:
             assert source.size == (6, 10)
             assert_array_equal(source.read(2, 1, 5, 4)[:, :, 0], pixels[1:4, 2:5])
     with pytest.raises(ValueError, match="closed"):
@@ -37,7 +37,7 @@ def test_a_window_is_its_own_memory() -> None:
     assert pixels[:5, :5].any()
 
 
-def test_picture_files(tmp_path: Path) -> None:
+def test_image_files(tmp_path: Path) -> None:
     Image.fromarray(gradient()).save(tmp_path / "a.png")
     with open_source(tmp_path / "a.png") as source:
         assert_array_equal(source.read(10, 20, 30, 50), gradient()[20:50, 10:30])
@@ -53,7 +53,7 @@ def test_resample_halves_by_averaging() -> None:
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
-    [("a.npy", b"nonsense", "not an array file"), ("a.png", b"nonsense", "not a picture"), ("a.png", b"", "empty")],
+    [("a.npy", b"nonsense", "not an array file"), ("a.png", b"nonsense", "not an image"), ("a.png", b"", "empty")],
 )
 def test_broken_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
@@ -87,14 +87,14 @@ def test_a_coco_json_keeps_its_ids(tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text(json.dumps(table))
     items, categories = find_items([tmp_path / "t.json"])
     assert items[0].image_id == 77
-    assert items[0].picture == tmp_path / "images" / "x.png"
+    assert items[0].image == tmp_path / "images" / "x.png"
     assert categories is not None
     assert (categories.names, categories.ids) == (("boat",), (5,))
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "not a json"), ("[]", "not a COCO"), ('{"images": [], "categories": []}', "no picture")],
+    [("{", "not a json"), ("[]", "not a COCO"), ('{"images": [], "categories": []}', "no image")],
 )
 def test_wrong_json(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "t.json").write_text(content)
@@ -105,7 +105,7 @@ def test_wrong_json(tmp_path: Path, content: str, message: str) -> None:
 def test_sources_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text("{}")
     for sources, message in (
-        ([tmp_path], "no picture"),
+        ([tmp_path], "no image"),
         ([tmp_path / "x"], "no such"),
         ([tmp_path / "t.json"] * 2, "alone"),
     ):

@@ -10,7 +10,7 @@ from flyspeck.errors import UserError
 from flyspeck.infer import tiles
 
 
-def test_grid_order_and_short_pictures() -> None:
+def test_grid_order_and_short_images() -> None:
     assert_array_equal(tiles.grid((50, 30), (64, 64), 16), [[0, 0, 30, 50]])
     assert_array_equal(
         tiles.grid((50, 70), (40, 40), (30, 10)),
@@ -36,9 +36,7 @@ def test_impossible_grids_are_refused(tile: tuple[int, int], overlap: int) -> No
 
 
 def test_cut_is_only_at_inner_borders() -> None:
-    frame = np.array(
-        [32, 0, 64, 32]
-    )  # in a picture of 32 x 100: left and right borders are inner, top and bottom outer
+    frame = np.array([32, 0, 64, 32])  # in an image of 32 x 100: left and right borders are inner, top and bottom outer
     boxes = np.array([[32, 0, 40, 8], [40, 0, 48, 32], [56, 4, 63.5, 9], [40, 4, 62, 9], [33.5, 4, 40, 9]], np.float32)
     assert_array_equal(tiles.is_cut(boxes, frame, (32, 100)), [True, False, True, False, False])
     assert_array_equal(tiles.is_cut(boxes, frame, (32, 64)), [True, False, False, False, False])

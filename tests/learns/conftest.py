@@ -1,7 +1,7 @@
-"""Every detector must learn: a fixed batch of pictures with small squares, a small backbone, and a short training.
+"""Every detector must learn: a fixed batch of images with small squares, a small backbone, and a short training.
 
 A test builds a detector with `small_backbone()` and calls `learn(detector)`, which trains it on `squares` and returns the
-AP at IoU 0.5 on the same pictures. A head whose targets, decoding or gradients are wrong does not get there.
+AP at IoU 0.5 on the same images. A head whose targets, decoding or gradients are wrong does not get there.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ HEIGHT, WIDTH = 128, 160
 
 @dataclass(frozen=True)
 class Squares:
-    """Pictures of 128x160 with two to five squares each, of 6-14 px if not said, brighter (class 0) or darker (1) than noise."""
+    """Images of 128x160 with two to five squares each, of 6-14 px if not said, brighter (class 0) or darker (1) than noise."""
 
     images: ImageBatch
     targets: list[Targets]
     classes: tuple[str, ...] = CLASSES
 
 
-def make_squares(pictures: int = 4, *, seed: int = 0, sides: tuple[int, int] = (6, 14)) -> Squares:
-    """The same pictures for the same seed; squares of `sides` (shortest, longest) px do not touch."""
+def make_squares(images: int = 4, *, seed: int = 0, sides: tuple[int, int] = (6, 14)) -> Squares:
+    """The same images for the same seed; squares of `sides` (shortest, longest) px do not touch."""
     rng = np.random.default_rng(seed)
-    pixels = rng.integers(96, 160, (pictures, 3, HEIGHT, WIDTH)).astype(np.uint8)
+    pixels = rng.integers(96, 160, (images, 3, HEIGHT, WIDTH)).astype(np.uint8)
     targets = []
-    for picture in pixels:
+    for image in pixels:
         boxes: list[list[int]] = []
         labels: list[int] = []
         wanted = int(rng.integers(2, 6))
@@ -49,12 +49,12 @@ def make_squares(pictures: int = 4, *, seed: int = 0, sides: tuple[int, int] = (
             if any(x < b[2] + 4 and b[0] < box[2] + 4 and y < b[3] + 4 and b[1] < box[3] + 4 for b in boxes):
                 continue
             label = int(rng.integers(0, 2))
-            picture[:, y : y + side, x : x + side] = 250 if label == 0 else 5
+            image[:, y : y + side, x : x + side] = 250 if label == 0 else 5
             boxes.append(box)
             labels.append(label)
         objects = torch.tensor(boxes, dtype=torch.float32)
         targets.append(Targets(objects, torch.tensor(labels), torch.zeros(len(boxes), dtype=torch.bool)))
-    return Squares(ImageBatch(torch.from_numpy(pixels), ((HEIGHT, WIDTH),) * pictures), targets)
+    return Squares(ImageBatch(torch.from_numpy(pixels), ((HEIGHT, WIDTH),) * images), targets)
 
 
 def build_small_backbone(width: int = 8) -> StagedBackbone:

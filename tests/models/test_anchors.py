@@ -1,4 +1,4 @@
-"""Anchors: hand-derived corners, torchvision's grid, and no drift at odd ratios of picture to map."""
+"""Anchors: hand-derived corners, torchvision's grid, and no drift at odd ratios of image to map."""
 
 from __future__ import annotations
 

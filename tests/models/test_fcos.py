@@ -64,7 +64,7 @@ def test_ranges_follow_the_strides():
 
 
 def test_points_lie_in_the_middle_of_cells_of_the_true_size():
-    # A picture of 100x50 whose map has 4x2 cells of 25x25 px, whatever the nominal stride was.
+    # An image of 100x50 whose map has 4x2 cells of 25x25 px, whatever the nominal stride was.
     points, cells = grid_points([(4, 2)], (100, 50), torch.device("cpu"))
     assert_close(points[:3], torch.tensor([[12.5, 12.5], [37.5, 12.5], [12.5, 37.5]]))
     assert_close(cells[0], torch.tensor([25.0, 25.0]))
@@ -209,7 +209,7 @@ def test_losses_are_finite_and_have_gradients(given_target, options):
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in fcos_head.parameters())
 
 
-def test_a_fully_ignored_picture_costs_nothing_where_the_points_lie_inside():
+def test_a_fully_ignored_image_costs_nothing_where_the_points_lie_inside():
     whole = target([[-1, -1, 500, 500]], [-1], [True])
     losses = head().losses(maps(), [whole], PADDED, [PADDED])
     assert {name: float(value.detach()) for name, value in losses.items()} == {

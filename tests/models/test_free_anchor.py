@@ -125,7 +125,7 @@ def test_equal_centres_are_two_objects():
     assert (logits.grad[0] < 0).any(0).tolist() == [True, True]
 
 
-def test_pictures_without_objects_and_ignore_regions():
+def test_images_without_objects_and_ignore_regions():
     boxes = anchors()
     logits, deltas = (
         torch.zeros(1, len(boxes), 1, requires_grad=True),

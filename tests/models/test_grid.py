@@ -23,7 +23,7 @@ FEW = {"proposals": 20, "train_proposals": 20, "hidden": 16}
 
 
 def batch() -> tuple[ImageBatch, list[Targets]]:
-    """A picture with a 6-px and a 20-px object and an ignore region, and one that is smaller and has nothing."""
+    """An image with a 6-px and a 20-px object and an ignore region, and one that is smaller and has nothing."""
     generator = torch.Generator().manual_seed(0)
     objects = Targets(
         torch.tensor([[10.0, 10, 16, 16], [30, 30, 50, 50], [70, 0, 96, 20]]),

@@ -86,7 +86,7 @@ def test_a_side_is_the_mean_of_its_points_weighed_by_heat():
 
 
 @given(boxes)
-def test_jitter_stays_near_and_in_the_picture(box):
+def test_jitter_stays_near_and_in_the_image(box):
     x, y, w, h = box
     region = torch.tensor([[x, y, min(x + w, 100), min(y + h, 100)]])
     moved = jittered(region.expand(20, 4), (100, 100))
@@ -129,7 +129,7 @@ def truth(rows, ignore=None) -> Targets:
     return Targets(box, torch.where(flags, -1, torch.arange(len(box)) % 2), flags)
 
 
-def pictures(count=1) -> ImageBatch:
+def images(count=1) -> ImageBatch:
     pixels = torch.randint(0, 256, (count, 3, 96, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return ImageBatch(pixels, ((96, 128),) * count)
 
@@ -138,7 +138,7 @@ def pictures(count=1) -> ImageBatch:
 def test_boxes_of_a_few_pixels_are_drawn(side):
     detector = small()
     box = [40.5, 30.25, 40.5 + side, 30.25 + side]
-    losses = detector.losses(pictures(), [truth([box, box])])  # equal centres
+    losses = detector.losses(images(), [truth([box, box])])  # equal centres
     assert losses["grid"] > 0
     torch.stack(list(losses.values())).sum().backward()
     grads = [p.grad for p in detector.head.grid.parameters()]
@@ -149,22 +149,22 @@ def test_boxes_of_a_few_pixels_are_drawn(side):
 
 def test_a_batch_without_objects_has_a_gradient_of_zero_for_the_branch():
     detector = small()
-    losses = detector.losses(pictures(2), [truth([]), truth([[10.0, 10, 60, 60]], [True])])
+    losses = detector.losses(images(2), [truth([]), truth([[10.0, 10, 60, 60]], [True])])
     assert float(losses["grid"].detach()) == 0
     torch.stack(list(losses.values())).sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() == 0 for p in detector.head.grid.parameters())
 
 
-def test_detections_lie_in_the_picture_and_nothing_found_is_an_empty_list():
+def test_detections_lie_in_the_image_and_nothing_found_is_an_empty_list():
     detector = small().eval()
     detector.head.suppression = type(detector.head.suppression)(score=0.0)
-    (found,) = detector.detect(pictures())
+    (found,) = detector.detect(images())
     assert len(found) > 0
     assert found.boxes.min() >= 0
     assert found.boxes[:, 2].max() <= 128
     assert found.boxes[:, 3].max() <= 96
     detector.head.suppression = type(detector.head.suppression)(score=1.0)
-    (none,) = detector.detect(pictures())
+    (none,) = detector.detect(images())
     assert len(none) == 0
 
 

@@ -25,11 +25,11 @@ def build(host: str, channels: int = 3) -> Detector:
     return HOSTS[host](mobilenet_v2(width=0.25), classes="ab", pixel_norm=norm, channels=16, **extra)
 
 
-def images(pictures: int = 1, channels: int = 3, dtype: torch.dtype = torch.uint8) -> ImageBatch:
+def images(count: int = 1, channels: int = 3, dtype: torch.dtype = torch.uint8) -> ImageBatch:
     generator = torch.Generator().manual_seed(3)
-    pixels = torch.randint(0, 256, (pictures, channels, HEIGHT, WIDTH), generator=generator)
+    pixels = torch.randint(0, 256, (count, channels, HEIGHT, WIDTH), generator=generator)
     pixels = pixels.to(torch.uint8) if dtype == torch.uint8 else pixels.float() / 255
-    return ImageBatch(pixels, ((HEIGHT, WIDTH),) * pictures)
+    return ImageBatch(pixels, ((HEIGHT, WIDTH),) * count)
 
 
 def targets(boxes: Tensor, ignore: Tensor | None = None) -> Targets:
@@ -54,7 +54,7 @@ def test_boxes_of_a_few_pixels_are_learnt(host: str, side: int) -> None:
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_a_crowd_an_empty_picture_and_only_ignore_regions_in_one_batch(host: str) -> None:
+def test_a_crowd_an_empty_image_and_only_ignore_regions_in_one_batch(host: str) -> None:
     generator = torch.Generator().manual_seed(1)
     corner = torch.rand(800, 2, generator=generator) * torch.tensor([WIDTH - 8.0, HEIGHT - 8.0])
     crowd = torch.cat([corner, corner + 1 + 7 * torch.rand(800, 2, generator=generator)], 1)
@@ -77,7 +77,7 @@ def test_retinanet_does_not_punish_what_lies_under_an_ignore_region() -> None:
     assert isinstance(head, RetinaNetHead)
     whole = targets(torch.tensor([[0.0, 0, WIDTH, HEIGHT]]), torch.tensor([True]))
     plain, under = step(detector, images(), [targets(torch.zeros(0, 4))]), step(detector, images(), [whole])
-    # Only anchors that reach out of the picture by more than half are left.
+    # Only anchors that reach out of the image by more than half are left.
     assert under["classification"] < 0.1 * plain["classification"]
 
 
@@ -103,7 +103,7 @@ def test_channels_and_depths(host: str, channels: int, dtype: torch.dtype) -> No
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_padding_changes_nothing(host: str) -> None:
-    """A picture alone and the same picture padded in a batch give the same detections, up to the border's reach."""
+    """An image alone and the same image padded in a batch give the same detections, up to the border's reach."""
     detector = build(host).eval()
     alone = images()
     padded = torch.full((1, 3, HEIGHT + 32, WIDTH + 64), 77, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Every box loss on boxes of 1-8 px: values by hand, gradients that are finite and point to the object, empty pictures."""
+"""Every box loss on boxes of 1-8 px: values by hand, gradients that are finite and point to the object, empty images."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class _OneOfEach(nn.Module):
         return self.linear(torch.relu(x.permute(0, 2, 3, 1)))
 
 
-# On an 8x8 picture: the convolution gives 4 channels of 4x4 = 64 numbers, each of 27 multiply-adds and a bias; the norm
+# On an 8x8 image: the convolution gives 4 channels of 4x4 = 64 numbers, each of 27 multiply-adds and a bias; the norm
 # counts 2 x 64, the ReLU 64; the max pool reads 64 and gives 4x2x2, the average pool reads 16 and gives 16; the upsampled
 # map has 64; the linear layer makes 16 rows of 4 x 5 multiply-adds and adds its 5 biases once.
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_profiling_leaves_the_model_alone():
 
 def test_peak_memory_holds_input_and_output_of_the_widest_layer():
     # 1x1 convolutions 3 -> 8 -> 2 on 16x16 float32: the peak is input (768) + hidden (2048) + output (512) numbers, for
-    # the picture is held by the caller; the weights are 3*8 + 8*2 numbers.
+    # the image is held by the caller; the weights are 3*8 + 8*2 numbers.
     model = nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.Conv2d(8, 2, 1, bias=False))
     expected = 4 * (24 + 16 + 2048 + 512 + 768)
     assert profile(model, (16, 16)).peak_memory_mb * 1e6 == pytest.approx(expected, abs=1)

@@ -31,11 +31,11 @@ def test_the_finest_map_sees_what_a_gradient_reaches(name: str) -> None:
             nn.init.constant_(module.weight, 1 / module.weight[0].numel())
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    picture = torch.ones(1, 3, 96, 96, dtype=torch.double, requires_grad=True)
-    picture_map = backbone(picture)[0]
-    picture_map[0, :, 12, 12].sum().backward()
-    assert picture.grad is not None
-    reached = picture.grad[0].abs().sum(0)[:, :].amax(0).nonzero()
+    image = torch.ones(1, 3, 96, 96, dtype=torch.double, requires_grad=True)
+    image_map = backbone(image)[0]
+    image_map[0, :, 12, 12].sum().backward()
+    assert image.grad is not None
+    reached = image.grad[0].abs().sum(0)[:, :].amax(0).nonzero()
     field = receptive_fields(backbone, [4])[0]
     seen = int(reached.max() - reached.min()) + 1
     # Max pools pass the gradient to one of equal inputs, so that a stem with one may reach a little less.

@@ -284,7 +284,7 @@ def test_a_share_of_the_gradient_reaches_the_first_points_and_none_through_the_s
     assert float(h.init_out.bias.grad.abs().sum()) == 0  # type: ignore[union-attr]
 
 
-def test_boxes_follow_the_true_ratio_of_picture_to_map():
+def test_boxes_follow_the_true_ratio_of_image_to_map():
     """A 100 x 60 map row of 9 x 5 cells has cells of 100/9 x 60/5 px, whatever the stride is called."""
     h = plant(head(1), GRID, GRID * 0)
     with torch.no_grad():
@@ -343,7 +343,7 @@ def test_ignore_regions_silence_the_boxes_under_them():
         assert float(outside.abs().sum()) > 0
 
 
-def test_a_picture_without_objects():
+def test_a_image_without_objects():
     losses = head().losses(maps(batch=2), [target([]), target([[5, 5, 9, 9]])], PADDED, [PADDED] * 2)
     assert all(bool(torch.isfinite(v)) for v in losses.values())
     empty = head().losses(maps(), [target([])], PADDED, [PADDED])

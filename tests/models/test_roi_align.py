@@ -16,11 +16,11 @@ PLACES = st.floats(-12, 30)
 
 
 @st.composite
-def regions_on(draw: st.DrawFn, pictures: int) -> Tensor:
+def regions_on(draw: st.DrawFn, images: int) -> Tensor:
     rows = []
     for _ in range(draw(st.integers(1, 6))):
         x, y, w, h = draw(PLACES), draw(PLACES), draw(SIDES), draw(SIDES)
-        rows.append([draw(st.integers(0, pictures - 1)), x, y, x + w, y + h])
+        rows.append([draw(st.integers(0, images - 1)), x, y, x + w, y + h])
     return torch.tensor(rows, dtype=torch.float32)
 
 

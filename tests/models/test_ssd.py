@@ -52,13 +52,13 @@ def build(configuration="base", *, plain=False, width=0.25, classes=("a", "b"), 
 )
 def test_maps_and_priors_of_the_paper(configuration, plain, maps, priors):
     table = VGG16 if plain else MOBILENET_V1
-    picture = table[configuration].picture
+    image = table[configuration].image
     with torch.device("meta"):
         model = build(configuration, plain=plain).eval()
-        found = model.neck(model.backbone(torch.empty(1, 3, picture, picture)))
+        found = model.neck(model.backbone(torch.empty(1, 3, image, image)))
         assert [m.shape[-1] for m in found] == maps
         assert [m.shape[1] for m in found] == [f.channels for f in model.features]
-        boxes = model.head.priors([m.shape[-2:] for m in found], (picture, picture), torch.device("meta"))
+        boxes = model.head.priors([m.shape[-2:] for m in found], (image, image), torch.device("meta"))
     assert len(boxes) == priors
 
 
@@ -130,7 +130,7 @@ def test_two_objects_on_one_point_no_object_and_only_ignored():
         assert all(torch.isfinite(value) for value in losses.values())
 
 
-def test_detections_lie_in_the_true_picture():
+def test_detections_lie_in_the_true_image():
     torch.manual_seed(0)
     model = build("S1L0", width=0.1).eval()
     images, _ = batch([], [])

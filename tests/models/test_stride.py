@@ -147,8 +147,8 @@ def test_both_paths_reach_the_shared_weights():
     assert all(g > 0 for g in gradients)
 
 
-def test_detecting_without_a_stride_is_detecting_in_the_enlarged_picture():
-    """A 1x1 network strided at its very beginning: a picture enlarged by repetition gives the map that it has without."""
+def test_detecting_without_a_stride_is_detecting_in_the_enlarged_image():
+    """A 1x1 network strided at its very beginning: an image enlarged by repetition gives the map that it has without."""
     stem = nn.Sequential(nn.Conv2d(3, 4, 1, stride=2), nn.ReLU())
     stages = {"stem": stem, "stage1": nn.Sequential(nn.Conv2d(4, 4, 1))}
     specs = {"stage1": FeatureSpec(4, 2)}
@@ -160,11 +160,11 @@ def test_detecting_without_a_stride_is_detecting_in_the_enlarged_picture():
         nn.init.normal_(parameter, std=0.3)
     norm = PixelNorm([0.0] * 3, [1.0] * 3)
     detector = Detector(backbone, neck, head, pixel_norm=norm, classes=("x",)).eval()
-    picture = torch.rand(1, 3, 8, 12)
-    enlarged = picture.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    image = torch.rand(1, 3, 8, 12)
+    enlarged = image.repeat_interleave(2, 2).repeat_interleave(2, 3)
     (expected,) = detector.detect(ImageBatch(enlarged, ((16, 24),)))
     eliminate_strides(backbone, (0,))
-    (found,) = detect_finer(detector, ImageBatch(picture, ((8, 12),)), factor=2)
+    (found,) = detect_finer(detector, ImageBatch(image, ((8, 12),)), factor=2)
     assert len(found) > 0
     assert_close(torch.from_numpy(found.boxes), torch.from_numpy(expected.boxes) / 2)
     assert_close(torch.from_numpy(found.scores), torch.from_numpy(expected.scores))
@@ -178,7 +178,7 @@ def test_a_map_before_the_split_is_refused():
             DualPath(backbone, split=6)
 
 
-def test_a_picture_smaller_than_the_largest_stride_is_refused():
+def test_a_image_smaller_than_the_largest_stride_is_refused():
     with torch.device("meta"):
         backbone = mobilenet_v1(width=0.25)
         with pytest.raises(UserError, match=r"20x40 px is smaller than the backbone's largest stride, 32"):

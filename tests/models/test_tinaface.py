@@ -28,9 +28,9 @@ def build(**options: object) -> Detector:
     return tinaface(mobilenet_v2(width=0.25), classes="ab", pixel_norm=norm, **settings)  # type: ignore[arg-type]
 
 
-def images(pictures: int) -> ImageBatch:
-    pixels = torch.randint(0, 256, (pictures, 3, HEIGHT, WIDTH), generator=torch.Generator().manual_seed(3))
-    return ImageBatch(pixels.to(torch.uint8), ((HEIGHT, WIDTH),) * pictures)
+def images(count: int) -> ImageBatch:
+    pixels = torch.randint(0, 256, (count, 3, HEIGHT, WIDTH), generator=torch.Generator().manual_seed(3))
+    return ImageBatch(pixels.to(torch.uint8), ((HEIGHT, WIDTH),) * count)
 
 
 def targets(boxes: Tensor, ignore: bool = False) -> Targets:
@@ -115,7 +115,7 @@ def test_boxes_of_a_few_pixels_are_learnt(side: int) -> None:
     assert losses["overlap"] > 0
 
 
-def test_a_crowd_equal_centres_an_empty_picture_and_only_ignore_regions_in_one_batch() -> None:
+def test_a_crowd_equal_centres_an_empty_image_and_only_ignore_regions_in_one_batch() -> None:
     corner = torch.rand(300, 2, generator=torch.Generator().manual_seed(1)) * torch.tensor([WIDTH - 8.0, HEIGHT - 8.0])
     crowd = torch.cat([corner, corner + 1 + 7 * torch.rand(300, 2)], 1)
     centred = torch.cat([torch.tensor([[50 - s, 50 - s, 50 + s, 50 + s]]) for s in (1.0, 2.0, 4.0, 4.0)])

@@ -1,4 +1,4 @@
-"""Pictures by chosen factor: what is read, what is counted, what is shown."""
+"""Images by chosen factor: what is read, what is counted, what is shown."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flyspeck.report.runs import CHOSEN, ChosenFactors, read_chosen
 
 
 def write(folder: Path, ids: list[Any], **changes: Any) -> None:
-    """What `flyspeck dpnet fit` leaves: every third picture at 0.25, the others at 0.5."""
+    """What `flyspeck dpnet fit` leaves: every third image at 0.25, the others at 0.5."""
     chosen = [0.25 if k % 3 == 0 else 0.5 for k in range(len(ids))]
     content = {"factors": [0.5, 0.25], "image_ids": ids, "probabilities": [[0.5, 0.5]] * len(ids), "chosen": chosen}
     (folder / CHOSEN).write_text(json.dumps({**content, **changes}))
@@ -35,7 +35,7 @@ def test_choices_come_in_the_order_of_the_table(runs: list[RunReport], tmp_path:
     assert found.places.tolist() == [int((len(ids) - 1 - k) % 3 == 0) for k in range(len(ids))]
 
 
-def test_choices_of_other_pictures_or_of_no_pictures(runs: list[RunReport], tmp_path: Path) -> None:
+def test_choices_of_other_images_or_of_no_images(runs: list[RunReport], tmp_path: Path) -> None:
     table = runs[0].annotations
     ids = [int(i) for i in table.image_ids]
     write(tmp_path, ids[1:])
@@ -53,19 +53,19 @@ def test_the_section_counts_and_shows(runs: list[RunReport], tmp_path: Path) -> 
     places = (np.arange(len(run.annotations)) % 3 == 0).astype(np.int64)
     chosen = ChosenFactors((0.5, 0.33, 0.25), places)
     text = chosen_section(diagnose(run), chosen, each=2)
-    assert "Factor 0.5: 8 of 12 pictures" in text
-    assert "Factor 0.33: 4 of 12 pictures" in text
-    assert "Factor 0.25: 0 of 12 pictures" in text
-    assert text.count("<figure") == 4  # two of each that has pictures
+    assert "Factor 0.5: 8 of 12 images" in text
+    assert "Factor 0.33: 4 of 12 images" in text
+    assert "Factor 0.25: 0 of 12 images" in text
+    assert text.count("<figure") == 4  # two of each that has images
     objects = ~run.annotations.ignore & ~run.annotations.crowd & (run.annotations.labels >= 0)
     mine = objects & (run.annotations.image_index % 3 == 0)
     assert f"<td>{mine.sum() / 4:.4g}</td>" in text
-    page = build_report([replace(run, chosen=chosen)], tmp_path / "r.html", pictures=0).read_text(encoding="utf-8")
+    page = build_report([replace(run, chosen=chosen)], tmp_path / "r.html", images=0).read_text(encoding="utf-8")
     assert 'id="factors"' in page
-    assert 'id="factors"' not in build_report([run], tmp_path / "o.html", pictures=0).read_text(encoding="utf-8")
+    assert 'id="factors"' not in build_report([run], tmp_path / "o.html", images=0).read_text(encoding="utf-8")
 
 
-def test_pictures_that_cannot_be_read_are_said(runs: list[RunReport]) -> None:
+def test_images_that_cannot_be_read_are_said(runs: list[RunReport]) -> None:
     table = replace(runs[0].annotations, file_names=tuple(f"gone/{n}" for n in runs[0].annotations.file_names))
     run = replace(runs[0], annotations=table)
     text = chosen_section(diagnose(run), ChosenFactors((0.5,), np.zeros(len(table), np.int64)), each=3)

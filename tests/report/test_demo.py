@@ -15,8 +15,8 @@ def test_a_very_short_demo_goes_all_the_way(tmp_path, capsys):
     assert main(["demo", "--out", str(out), *small]) == 0
     said = capsys.readouterr().out
     assert "Protocol" in (out / "report.html").read_text(encoding="utf-8")
-    assert "One large picture" in (out / "report.html").read_text(encoding="utf-8")
-    assert "The same with your own pictures" in said
+    assert "One large image" in (out / "report.html").read_text(encoding="utf-8")
+    assert "The same with your own images" in said
     assert (out / "large" / "annotated.png").is_file()
     assert json.loads((out / "run" / "evaluation.json").read_text())["protocol"] == "flyspeck"
     # what it learnt from and what it is measured on are different scenes

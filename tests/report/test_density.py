@@ -19,7 +19,7 @@ def test_the_map_counts_every_detection(ratio: float) -> None:
     centres = np.random.default_rng(0).uniform(0, 1, (500, 2)) * (800, 400)
     small = (round(400 * ratio), round(800 * ratio))
     heat = density(found(centres, size), small, ratio)
-    # per megapixel, times the megapixels of the picture under one pixel of the map
+    # per megapixel, times the megapixels of the image under one pixel of the map
     assert heat.sum() * (1e-6 / ratio**2) == pytest.approx(500)
 
 
@@ -37,7 +37,7 @@ def test_colours_get_lighter() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_a_picture(dtype: type) -> None:
+def test_a_image(dtype: type) -> None:
     pixels = np.random.default_rng(1).integers(0, np.iinfo(dtype).max, (300, 500, 1)).astype(dtype)
 
     def read(x1: int, y1: int, x2: int, y2: int, out: tuple[int, int] | None) -> np.ndarray:

@@ -40,7 +40,7 @@ def run(annotations: Annotations, boxes, scores, labels, image_index) -> RunRepo
 @pytest.fixture
 def example() -> RunReport:
     truth = table(
-        # picture 0: a 4 px object found, a 10 px one shifted by half, a 10 px one called b; picture 1: one missed, one region
+        # image 0: a 4 px object found, a 10 px one shifted by half, a 10 px one called b; image 1: one missed, one region
         [[0, 0, 4, 4], [20, 20, 30, 30], [50, 50, 60, 60], [10, 10, 34, 34], [60, 60, 90, 90]],
         [0, 0, 0, 1, 0],
         [0, 0, 0, 1, 1],
@@ -71,10 +71,10 @@ def test_what_lies_under_an_ignore_region_is_no_false_alarm(example):
     assert sorted(diagnosis.inputs.found.row[diagnosis.false_alarms].tolist()) == [1, 2, 3]
 
 
-def test_worst_pictures_come_first(example):
-    # picture 0: two lost objects and two false alarms; picture 1: one and one
-    assert diagnose(example).worst_pictures(5) == [0, 1]
-    assert diagnose(example).worst_pictures(1) == [0]
+def test_worst_images_come_first(example):
+    # image 0: two lost objects and two false alarms; image 1: one and one
+    assert diagnose(example).worst_images(5) == [0, 1]
+    assert diagnose(example).worst_images(1) == [0]
 
 
 def test_recall_and_its_interval(example):
@@ -82,7 +82,7 @@ def test_recall_and_its_interval(example):
     assert rate.value == 1.0
     assert rate.count == 1
     assert np.isnan(diagnose(example).recall("above 32").value)
-    # a share of one half over 400 pictures of one object each: SE = 0.5 / 20, so the interval is 0.5 +- 0.049
+    # a share of one half over 400 images of one object each: SE = 0.5 / 20, so the interval is 0.5 +- 0.049
     truth = table([[0, 0, 10, 10]] * 400, [0] * 400, list(range(400)))
     half = run(truth, [[0, 0, 10, 10]] * 200, [0.8] * 200, [0] * 200, list(range(200)))
     rate = diagnose(half).recall("8-12")

@@ -12,8 +12,8 @@ from flyspeck.types import Detections
 @pytest.mark.parametrize("side", range(1, 9))
 def test_an_outline_never_covers_its_object(side: int) -> None:
     box = np.array([[10, 12, 10 + side, 12 + side]], np.float32)
-    picture = Image.new("RGB", (40, 40))
-    drawn = np.asarray(drawing.draw_boxes(picture, box, np.array([2])))
+    image = Image.new("RGB", (40, 40))
+    drawn = np.asarray(drawing.draw_boxes(image, box, np.array([2])))
     colour = ImageColor.getrgb(drawing.COLOURS[2])
     assert (drawn[12 : 12 + side, 10 : 10 + side] == 0).all()
     assert (drawn[11, 9 : 11 + side] == colour).all()
@@ -58,7 +58,7 @@ def test_a_thumbnail_is_put_together_without_gaps(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize(("dtype", "channels"), [(np.uint8, 1), (np.uint8, 3), (np.uint16, 1), (np.uint8, 4)])
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (120, 90)])
-def test_pictures_of_every_kind(dtype: type, channels: int, size: tuple[int, int]) -> None:
+def test_images_of_every_kind(dtype: type, channels: int, size: tuple[int, int]) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (*size, channels)).astype(dtype)
     found = Detections([[0, 0, 1, 1]], [0.5], [0], size, ("a",))
     assert drawing.annotate(pixels, found).mode == "RGB"

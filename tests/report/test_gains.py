@@ -29,7 +29,7 @@ def run(annotations: Annotations, name: str, rows: list[int]) -> RunReport:
 
 @pytest.fixture
 def four(tmp_path: Path) -> Annotations:
-    """Four objects of 4, 4, 10 and 25 px in one of two pictures."""
+    """Four objects of 4, 4, 10 and 25 px in one of two images."""
     corners = [(10, 10, 4), (40, 10, 4), (80, 40, 10), (120, 90, 25)]
     content = {
         "images": [{"id": i, "file_name": f"{i}.png", "width": 200, "height": 160} for i in (1, 2)],
@@ -54,11 +54,11 @@ def test_gains_by_hand(four: Annotations) -> None:
 
 def test_the_page_has_a_chart_for_every_further_run(four: Annotations, tmp_path) -> None:
     made = [run(four, "x1", [2, 3]), run(four, "x2", [0, 3]), run(four, "x4", [0, 1, 3])]
-    text = build_report(made, tmp_path / "r.html", pictures=0).read_text(encoding="utf-8")
+    text = build_report(made, tmp_path / "r.html", images=0).read_text(encoding="utf-8")
     assert 'id="gains"' in text
     assert "Objects by what finds them: x4 against x1" in text
     assert "<td>+100.0</td>" in text  # of the two tiny ones x4 gains both
-    alone = build_report(made[:1], tmp_path / "one.html", pictures=0).read_text(encoding="utf-8")
+    alone = build_report(made[:1], tmp_path / "one.html", images=0).read_text(encoding="utf-8")
     assert 'id="gains"' not in alone
 
 

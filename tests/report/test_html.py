@@ -102,15 +102,15 @@ def browser(tmp_path_factory):
 
 def test_a_browser_opens_filters_and_does_not_complain(browser, file, runs):
     browser.open(file)
-    shown = "[...document.querySelectorAll('.picture')].filter(p => !p.hidden).length"
-    total = browser.run("document.querySelectorAll('.picture').length")
+    shown = "[...document.querySelectorAll('.image')].filter(p => !p.hidden).length"
+    total = browser.run("document.querySelectorAll('.image').length")
     assert browser.run(shown) == total > 3
-    tagged = "[...document.querySelectorAll('.picture')].filter(p => p.dataset.tags.split('|').includes('boat')).length"
+    tagged = "[...document.querySelectorAll('.image')].filter(p => p.dataset.tags.split('|').includes('boat')).length"
     expected = browser.run(tagged)
     assert 0 < expected < total
     browser.click("input[value=boat]")
     assert browser.run(shown) == expected
-    assert browser.run("document.getElementById('shown').textContent") == f"{expected} of {total} pictures shown."
+    assert browser.run("document.getElementById('shown').textContent") == f"{expected} of {total} images shown."
     # the keyboard does the same: an arrow key moves to the next choice
     browser.press("ArrowLeft", 37)
     other = browser.run("document.querySelector('input[name=show]:checked').value")
@@ -170,11 +170,11 @@ def test_a_run_folder_is_read_back(runs, scene_set, tmp_path):
 def test_the_command_compares_runs(runs, scene_set, tmp_path, capsys):
     folders = [_write_run(tmp_path / name, run, scene_set) for name, run in zip("ab", runs, strict=True)]
     out = tmp_path / "deep" / "r.html"
-    assert main(["report", *map(str, folders), "--out", str(out), "--pictures", "2"]) == 0
+    assert main(["report", *map(str, folders), "--out", str(out), "--images", "2"]) == 0
     assert "2 runs" in capsys.readouterr().out
     text = out.read_text(encoding="utf-8")
     Page(text)
-    assert text.count('class="picture"') == 2
+    assert text.count('class="image"') == 2
     assert "★" in text
 
 
@@ -199,9 +199,9 @@ def test_runs_are_called_by_where_their_paths_differ(runs, scene_set, tmp_path):
     assert [run.name for run in read_runs(folders[:1])] == ["seed1"]
 
 
-def test_runs_on_other_pictures_are_not_compared(runs, tmp_path):
+def test_runs_on_other_images_are_not_compared(runs, tmp_path):
     other = replace(runs[1], annotations=runs[1].annotations.select_images(np.arange(3)))
-    with pytest.raises(UserError, match="other pictures"):
+    with pytest.raises(UserError, match="other images"):
         build_report([runs[0], other], tmp_path / "r.html")
     with pytest.raises(UserError, match="two runs are called 'good'"):
         build_report([runs[0], runs[0]], tmp_path / "r.html")
@@ -221,7 +221,7 @@ def test_nothing_found_and_nothing_to_find(runs, tmp_path):
     assert "–" in text  # a dash, never 0, where there is nothing to find
 
 
-def test_a_lost_picture_file_is_named(runs, tmp_path):
+def test_a_lost_image_file_is_named(runs, tmp_path):
     moved = replace(runs[0], annotations=replace(runs[0].annotations, root=tmp_path / "nowhere"))
     text = build_report([moved], tmp_path / "r.html").read_text(encoding="utf-8")
-    assert "pictures could not be read" in text
+    assert "images could not be read" in text

@@ -14,12 +14,12 @@ from PIL import Image
 from flyspeck.train.config import Recipe, parse_recipe
 
 
-def write_set(folder: Path, pictures: int, *, seed: int = 0, name: str = "set.json") -> Path:
-    """Grey 96x64 pictures of noise with up to three bright squares of 6-12 px, one dark ignore region, COCO json."""
+def write_set(folder: Path, num_images: int, *, seed: int = 0, name: str = "set.json") -> Path:
+    """Grey 96x64 images of noise with up to three bright squares of 6-12 px, one dark ignore region, COCO json."""
     rng = np.random.default_rng(seed)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     images, boxes = [], []
-    for i in range(pictures):
+    for i in range(num_images):
         pixels = rng.integers(90, 150, (64, 96)).astype(np.uint8)
         file_name = f"images/{name.split('.')[0]}{i:03d}.png"
         images.append({"id": i + 1, "file_name": file_name, "width": 96, "height": 64})
@@ -40,7 +40,7 @@ def write_set(folder: Path, pictures: int, *, seed: int = 0, name: str = "set.js
 
 @pytest.fixture(scope="session")
 def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of `train.json` (12 pictures) and `val.json` (6)."""
+    """The folder of `train.json` (12 images) and `val.json` (6)."""
     folder = tmp_path_factory.mktemp("tiny_set")
     write_set(folder, 12, seed=1, name="train.json")
     write_set(folder, 6, seed=2, name="val.json")

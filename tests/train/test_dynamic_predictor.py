@@ -72,7 +72,7 @@ def test_a_recipe_leaves_detector_and_predictor_in_one_checkpoint(run: Path) -> 
 
 
 def test_predict_takes_the_factors_that_the_run_took(run: Path, tiny_set: Path) -> None:
-    """Whole pictures through the folded model: as many by factor as the stored probabilities say, and the same scores."""
+    """Whole images through the folded model: as many by factor as the stored probabilities say, and the same scores."""
     ids, factors, probabilities = read_probabilities(run / "dpnet" / "factor-probabilities-val.json")
     val = read_annotations(tiny_set / "val.json")
     predictor = load_predictor(run / "dpnet", tile=(128, 192), overlap=0, score_threshold=0.01)
@@ -87,7 +87,7 @@ def test_predict_takes_the_factors_that_the_run_took(run: Path, tiny_set: Path) 
 
 
 def test_each_tile_has_its_own_factor(run: Path) -> None:
-    """A picture of two halves that the router is made to tell apart: noise and nothing."""
+    """An image of two halves that the router is made to tell apart: noise and nothing."""
     model, _ = load_model(run / "dpnet")
     router = model.detector.router
     router.probabilities = lambda shared, images: np.array(
@@ -114,8 +114,8 @@ def test_a_choice_is_refused_where_there_is_none(run: Path) -> None:
 
 def test_predict_on_the_command_line(run: Path, tiny_set: Path, tmp_path: Path, capsys: Any) -> None:
     command = ["predict", str(tiny_set / "images"), "--model", str(run / "dpnet"), "--out", str(tmp_path / "p")]
-    assert main([*command, "--quality", "1", "--pictures", "0"]) == 0
-    assert "pictures or tiles by factor: 0.5: 18 (100 %), 0.25: 0 (0 %)" in capsys.readouterr().out
+    assert main([*command, "--quality", "1", "--images", "0"]) == 0
+    assert "images or tiles by factor: 0.5: 18 (100 %), 0.25: 0 (0 %)" in capsys.readouterr().out
     assert main([*command, "--budget", "0.0000001"]) == 2
     assert "below the least possible" in capsys.readouterr().err
 
@@ -126,14 +126,14 @@ def test_labels_are_kept_shown_and_refused_when_older(run: Path, tmp_path: Path,
     before = kept.read_bytes()
     assert main(["dpnet", "labels", str(run)]) == 0
     out = capsys.readouterr().out
-    assert "12 pictures, guidance loss, T = 1.1" in out
+    assert "12 images, guidance loss, T = 1.1" in out
     assert kept.read_bytes() == before  # read, not computed again
     assert main(["dpnet", "labels", str(run), "--slack", "1"]) == 0
     assert "at most 1 more in the sum" in capsys.readouterr().out
     assert main(["dpnet", "labels", str(run), "--on", "val", "--no-guidance", "--json"]) == 0
-    pictures = json.loads(capsys.readouterr().out)["pictures"]
-    assert len(pictures) == 6
-    assert set(pictures[0]) == {"image_id", "objects", "losses", "good_enough", "cheapest"}
+    images = json.loads(capsys.readouterr().out)["images"]
+    assert len(images) == 6
+    assert set(images[0]) == {"image_id", "objects", "losses", "good_enough", "cheapest"}
 
     state, description = load_weights(run / "best.safetensors")
     name = next(n for n, v in state.items() if v.is_floating_point())
@@ -199,7 +199,7 @@ def test_wanted_factors_by_hand(tmp_path: Path) -> None:
     again = read_losses(tmp_path / "l.json", detector="abc")
     assert_allclose(again.losses, found.losses)
     assert select(again, [4, 1]).image_ids == (4, 1)
-    with pytest.raises(UserError, match="no labels of 1 pictures, such as 9"):
+    with pytest.raises(UserError, match="no labels of 1 images, such as 9"):
         select(again, [9])
     with pytest.raises(UserError, match="other weights"):
         read_losses(tmp_path / "l.json", detector="abd")
@@ -210,8 +210,8 @@ def test_wanted_factors_by_hand(tmp_path: Path) -> None:
         read_losses(tmp_path / "l.json")
     assert "at most 0.2 more in the sum over objects" in summary(found, slack=0.2)[0]
     text = "\n".join(summary(found))
-    assert "4 pictures, guidance loss" in text
-    assert "1 pictures: 0.5, 0.33 good enough" in text
+    assert "4 images, guidance loss" in text
+    assert "1 images: 0.5, 0.33 good enough" in text
 
 
 def test_the_predictor_learns_what_the_map_shows() -> None:
@@ -230,7 +230,7 @@ def test_the_predictor_learns_what_the_map_shows() -> None:
 
 
 def forty(folder: Path) -> Annotations:
-    """Forty pictures with one object of 8 px each, at the same place."""
+    """Forty images with one object of 8 px each, at the same place."""
     content: dict[str, Any] = {
         "images": [{"id": i, "file_name": f"{i}.png", "width": 64, "height": 64} for i in range(40)],
         "categories": [{"id": 1, "name": "a"}],
@@ -244,7 +244,7 @@ def forty(folder: Path) -> Annotations:
 
 
 def found_in(rows: np.ndarray) -> DetectionTable:
-    """Detections that find the object of the given pictures."""
+    """Detections that find the object of the given images."""
     count = len(rows)
     return DetectionTable.from_columns(
         image_index=rows, scores=np.full(count, 0.9), labels=np.zeros(count), xywh=[[10, 10, 8, 8]] * count
@@ -252,7 +252,7 @@ def found_in(rows: np.ndarray) -> DetectionTable:
 
 
 def test_the_cheapest_point_that_cannot_be_told_from_the_largest_factor(tmp_path: Path) -> None:
-    """The small factor finds nothing in the first half of the pictures and all in the second, which the predictor knows."""
+    """The small factor finds nothing in the first half of the images and all in the second, which the predictor knows."""
     annotations = forty(tmp_path)
     tables = found_in(np.arange(40)), found_in(np.arange(20, 40))
     candidates = Candidates(annotations, (0.5, 0.25), tables, (1.0, 0.4), 0.01, "flyspeck", "ap50_all")
@@ -268,7 +268,7 @@ def test_the_cheapest_point_that_cannot_be_told_from_the_largest_factor(tmp_path
 
 
 def test_a_good_choice_beats_random_ones_at_its_cost(tmp_path: Path) -> None:
-    """Two factors, each of which finds the object of every other picture: the right choice finds all, a random one half."""
+    """Two factors, each of which finds the object of every other image: the right choice finds all, a random one half."""
     annotations = forty(tmp_path)
     tables = tuple(found_in(np.arange(kind, 40, 2)) for kind in (0, 1))
     candidates = Candidates(annotations, (0.5, 0.25), tables, (1.0, 0.4), 0.01, "flyspeck", "ap50_all")

@@ -1,4 +1,4 @@
-"""Runs of dynamic detectors, and runs on enlarged pictures: the folder they leave, and the detector rebuilt from it."""
+"""Runs of dynamic detectors, and runs on enlarged images: the folder they leave, and the detector rebuilt from it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_every_factor_is_measured_in_the_files_pixels(make_recipe: RecipeMaker, 
     evaluated = json.loads((tmp_path / "run" / "evaluation-df0.33.json").read_text())
     assert evaluated
     boxes = np.array([d["bbox"] for d in json.loads((tmp_path / "run" / "detections-df0.33.json").read_text())])
-    assert (boxes[:, 0] + boxes[:, 2]).max() <= 96 + 1e-3  # pictures are 96x64, the network saw 192x128
+    assert (boxes[:, 0] + boxes[:, 2]).max() <= 96 + 1e-3  # images are 96x64, the network saw 192x128
     assert (boxes[:, 1] + boxes[:, 3]).max() <= 64 + 1e-3
 
     detector, description = load_described(tmp_path / "run")
@@ -53,8 +53,8 @@ def test_every_factor_is_measured_in_the_files_pixels(make_recipe: RecipeMaker, 
     assert description["training_size"] == [128, 192]
     # What `predict` finds without being told a scale is what the run measured.
     val = read_annotations(tiny_set / "val.json")
-    picture = np.asarray(Image.open(val.path(0)))
-    found = load_predictor(tmp_path / "run", tile=(128, 192), overlap=0, score_threshold=0.01).predict([picture])[0]
+    image = np.asarray(Image.open(val.path(0)))
+    found = load_predictor(tmp_path / "run", tile=(128, 192), overlap=0, score_threshold=0.01).predict([image])[0]
     own = [d for d in json.loads((tmp_path / "run" / "detections.json").read_text()) if d["image_id"] == 1]
     assert found.image_size == (64, 96)
     assert len(found) == len(own) > 0

@@ -14,7 +14,7 @@ from flyspeck.train.measure import figures_of
 
 @pytest.fixture(scope="module")
 def annotations(tmp_path_factory: pytest.TempPathFactory) -> Annotations:
-    """One picture with an 8 px object of each of two classes."""
+    """One image with an 8 px object of each of two classes."""
     path = tmp_path_factory.mktemp("gt") / "gt.json"
     content = {
         "images": [{"id": 1, "file_name": "1.png", "width": 64, "height": 64}],

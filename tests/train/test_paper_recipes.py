@@ -91,7 +91,7 @@ def test_a_papers_recipe_reads_its_set(path: Path, tmp_path: Path, monkeypatch: 
     for command in todo:
         if command[1] == "prepare":
             MAKERS[command[2]](tmp_path / command[command.index("--root") + 1])
-            command = [*command, "--anyway"]  # one picture is not the whole set
+            command = [*command, "--anyway"]  # one image is not the whole set
         assert main(command) == 0, command
     recipe = load_recipe(tmp_path / path.relative_to(ROOT.parent))
     train, val = read_sets(recipe.data)

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch.testing import assert_close
 
 from flyspeck.cli.main import main
-from flyspeck.data.classification import LabelledPictures
+from flyspeck.data.classification import LabelledImages
 from flyspeck.errors import UserError
 from flyspeck.models.detector import Detector
 from flyspeck.models.weights import save_weights
@@ -27,7 +27,7 @@ def stripes(count, seed):
     pixels = rng.integers(90, 130, (count, 32, 32, 3))
     pixels[labels == 0, ::4] += 100
     pixels[labels == 1, :, ::4] += 100
-    return LabelledPictures(pixels.astype(np.uint8), labels, ("rows", "columns", "none"), f"stripes {seed}")
+    return LabelledImages(pixels.astype(np.uint8), labels, ("rows", "columns", "none"), f"stripes {seed}")
 
 
 CONFIG = TrainConfig(epochs=4, batch_size=16, lr=0.05, warmup_steps=2, schedule="cosine")
@@ -64,7 +64,7 @@ def test_same_seed_same_weights(tmp_path):
     assert_close(results[0], results[1], rtol=0, atol=0)
 
 
-def test_a_whole_picture_is_kept_as_it_is_or_mirrored():
+def test_a_whole_image_is_kept_as_it_is_or_mirrored():
     x = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     out = crop_and_flip(x, 16, torch.Generator().manual_seed(1), smallest_crop=1.0)
     same = (out - x).abs().amax((1, 2, 3)) < 1e-5
@@ -73,7 +73,7 @@ def test_a_whole_picture_is_kept_as_it_is_or_mirrored():
     assert 10 < same.sum() < 54
 
 
-def test_crops_stay_inside_the_picture():
+def test_crops_stay_inside_the_image():
     # A ramp from 0 to 1: a crop inside of it never shows a value beyond its ends, whatever the padding.
     ramp = torch.linspace(0, 1, 32).expand(50, 3, 32, 32).contiguous()
     out = crop_and_flip(ramp, 24, torch.Generator().manual_seed(0), smallest_crop=0.25)
@@ -93,8 +93,8 @@ def test_statistics_by_hand():
 
 
 def test_classes_must_agree(tmp_path):
-    other = LabelledPictures(stripes(9, 0).pixels, stripes(9, 0).labels, ("x", "y", "z"), "other")
-    with pytest.raises(UserError, match="other: training and validation pictures have different classes"):
+    other = LabelledImages(stripes(9, 0).pixels, stripes(9, 0).labels, ("x", "y", "z"), "other")
+    with pytest.raises(UserError, match="other: training and validation images have different classes"):
         pretrain(build_backbone("resnet18", width=0.06), stripes(9, 0), other, CONFIG, tmp_path)
 
 
@@ -111,14 +111,14 @@ def test_verb(tmp_path, capsys):
         data = stripes(24, seed)
         from PIL import Image
 
-        for i, (picture, label) in enumerate(zip(data.pixels, data.labels, strict=True)):
+        for i, (image, label) in enumerate(zip(data.pixels, data.labels, strict=True)):
             folder = tmp_path / "set" / split / data.classes[label]
             folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(folder / f"{i}.png")
+            Image.fromarray(image).save(folder / f"{i}.png")
     arguments = ["--epochs", "1", "--batch-size", "8", "--width", "0.06", "--per-class", "4", "--device", "cpu"]
     out = tmp_path / "run"
     assert main(["pretrain", "resnet18", str(tmp_path / "set"), "--out", str(out), *arguments]) == 0
-    assert "12 training and 24 validation pictures of 3 classes" in capsys.readouterr().out
+    assert "12 training and 24 validation images of 3 classes" in capsys.readouterr().out
     assert (out / "backbone.safetensors").is_file()
     wrong = tmp_path / "wrong.safetensors"
     save_weights(build_backbone("resnet18", width=0.25), wrong)

@@ -28,11 +28,11 @@ def model(host: str = "faster_rcnn", **more: object) -> ModelConfig:
     return ModelConfig.model_validate({"name": f"{host}:mobilenet_v2", "width": 0.25, "channels": 16, **more})
 
 
-def write_set(folder: Path, boxes: list[list[float]], pictures: int = 1) -> Path:
-    images = [{"id": i, "file_name": f"{i}.png", "width": 64, "height": 48} for i in range(pictures)]
+def write_set(folder: Path, boxes: list[list[float]], num_images: int = 1) -> Path:
+    images = [{"id": i, "file_name": f"{i}.png", "width": 64, "height": 48} for i in range(num_images)]
     entries = [
         {"id": i * 100 + j, "image_id": i, "category_id": 1, "bbox": box}
-        for i in range(pictures)
+        for i in range(num_images)
         for j, box in enumerate(boxes)
     ]
     content = {"images": images, "annotations": entries, "categories": [{"id": 1, "name": "p"}]}
@@ -45,14 +45,14 @@ def build(config: ModelConfig):
 
 
 def test_the_training_set_gives_the_constant_and_the_means(tmp_path: Path) -> None:
-    table = read_annotations(write_set(tmp_path, [[10, 10, 4, 4], [30, 20, 9, 16]], pictures=3))
+    table = read_annotations(write_set(tmp_path, [[10, 10, 4, 4], [30, 20, 9, 16]], num_images=3))
     bare = build(model())
     nwd = settled_assigner(AssignerConfig(name="nwd"), bare, table)
     assert nwd.constant == 8.0  # sizes 4 and 12
     assert settled_assigner(AssignerConfig(name="nwd", constant=5), bare, table).constant == 5
     simd = settled_assigner(AssignerConfig(name="simd"), bare, table)
     assert simd.ratios is not None
-    # The slow way: every object against every anchor of a picture.
+    # The slow way: every object against every anchor of an image.
     anchors = priors_of(bare, (48, 64)).boxes.double().numpy()
     objects = table.boxes[:2]
     center = lambda b: (b[:, :2] + b[:, 2:]) / 2  # noqa: E731
@@ -113,9 +113,9 @@ def test_a_run_keeps_what_it_took_from_the_training_set(make_recipe: Callable[..
 
 
 def test_positives_by_size(tmp_path: Path) -> None:
-    path = write_set(tmp_path, [[8, 8, 3, 3], [20, 20, 8, 8], [40, 20, 16, 16], [30, 30, 0, 5]], pictures=2)
+    path = write_set(tmp_path, [[8, 8, 3, 3], [20, 20, 8, 8], [40, 20, 16, 16], [30, 30, 0, 5]], num_images=2)
     found = positives_by_size(read_annotations(path), "fcos:mobilenet_v2")
-    assert found["pictures"] == 2
+    assert found["images"] == 2
     assert list(found["assigners"]) == ["center_sampling", "max_iou", "nwd", "simd", "rfla"]
     for name, parts in found["assigners"].items():
         assert [parts[b]["objects"] for b in ("[2,8)", "[8,12)", "[12,20)")] == [2, 2, 2]  # a box without area is none
@@ -129,7 +129,7 @@ def test_positives_by_size(tmp_path: Path) -> None:
 
 
 def test_positives_of_a_recipes_own_anchors(tmp_path: Path, make_recipe: Callable[..., Recipe]) -> None:
-    path = write_set(tmp_path, [[8, 8, 6, 6], [20, 20, 6, 6]], pictures=2)
+    path = write_set(tmp_path, [[8, 8, 6, 6], [20, 20, 6, 6]], num_images=2)
     # Anchors of 6 px on a stride of 4 fit these objects; those of 64 px do not, and each takes the few that overlap it best.
     counts = {}
     for scale in (1.5, 16.0):

@@ -52,7 +52,7 @@ def test_a_run_leaves_a_folder_that_explains_itself(make_recipe: RecipeMaker, tm
     detector, description = load_described(tmp_path / "run")
     assert detector.classes == ("square",)
     assert description["training_size"] == [64, 96]
-    assert len(description["mean"]) == 1  # the pictures are grey
+    assert len(description["mean"]) == 1  # the images are grey
     with pytest.raises(UserError, match="holds a run already"):
         train(recipe, tmp_path / "run")
 
@@ -114,7 +114,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(
         return {**plain(self, images, targets), "box": torch.tensor(float("nan"), requires_grad=True)}
 
     monkeypatch.setattr(DetectionObjective, "forward", forward)
-    with pytest.raises(UserError, match=r"not finite .*box nan.* on pictures .*lower train.lr"):
+    with pytest.raises(UserError, match=r"not finite .*box nan.* on images .*lower train.lr"):
         train(make_recipe(), tmp_path / "run")
     batch = load_state(tmp_path / "run" / "non_finite_batch.pt")
     assert batch["pixels"].shape == (4, 1, 64, 96)
@@ -148,7 +148,7 @@ def test_ctrl_c_leaves_the_last_checkpoint(
         ({"model": {"name": "retinanet:mobilenet_v9"}}, "mobilenet_v2"),
         ({"model": {"name": "mobilenet_v2"}}, "is a backbone"),
         ({"model": {"head": {"depht": 3}}}, "does not take this"),
-        ({"train": {"batch_size": 64}}, "12 pictures do not fill one batch of 64"),
+        ({"train": {"batch_size": 64}}, "12 images do not fill one batch of 64"),
         ({"data": {"train": "/nowhere/train.json"}}, "/nowhere/train.json"),
         ({"evaluate": {"protocol": "coco_box"}}, "coco_bbox"),
         ({"evaluate": {"best": "ap50_micro"}}, "no figure 'ap50_micro'"),

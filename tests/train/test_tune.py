@@ -78,7 +78,7 @@ def test_edges_of_the_pyramid_and_necks_without_any():
         count_edges(ModelConfig(name="fcos:resnet18:sspnet", **small))
 
 
-def test_the_plot_is_a_picture(tmp_path):
+def test_the_plot_is_a_image(tmp_path):
     pytest.importorskip("matplotlib")
     path = tmp_path / "alpha.png"
     plot_factors(
@@ -86,6 +86,6 @@ def test_the_plot_is_a_picture(tmp_path):
     )
     from PIL import Image
 
-    with Image.open(path) as picture:
-        assert picture.size == (750, 525)
-        assert len(np.unique(np.asarray(picture.convert("L")))) > 10
+    with Image.open(path) as image:
+        assert image.size == (750, 525)
+        assert len(np.unique(np.asarray(image.convert("L")))) > 10

@@ -46,10 +46,10 @@ class Words:
 
 @dataclass(frozen=True)
 class Parity:
-    """What rounding the weights to half precision changes, on some validation pictures."""
+    """What rounding the weights to half precision changes, on some validation images."""
 
     figure: str
-    pictures: int
+    images: int
     single: float
     half: float
 
@@ -65,12 +65,12 @@ def write_card(
     words: Words,
     *,
     gt: Path | None = None,
-    parity_pictures: int = 200,
+    parity_images: int = 200,
     speed: bool = False,
 ) -> Parity:
     """Writes `model.safetensors` and `README.md` of a finished run into `out`.
 
-    The weights are in half precision where AP50 on `parity_pictures` validation pictures stays within `TOLERANCE`; the
+    The weights are in half precision where AP50 on `parity_images` validation images stays within `TOLERANCE`; the
     model computes as before. Paths of this machine are taken out of the weights' description. `gt` replaces the recipe's
     validation set where the data have moved. `speed` times the model here and now, which wants a quiet machine.
     """
@@ -85,7 +85,7 @@ def write_card(
     state, _ = load_weights(weights_file(run))
     out.mkdir(parents=True, exist_ok=True)
     half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
-    parity = _parity(detector, half, spread(val_set, parity_pictures), recipe)
+    parity = _parity(detector, half, spread(val_set, parity_images), recipe)
     save_weights(out / WEIGHTS, half if parity.holds else state, published(description))
     text = card(recipe, description, figures, words, parity, detector=detector, val_set=val_set, run=run, speed=speed)
     written = (out / WEIGHTS).read_bytes()
@@ -112,7 +112,7 @@ def published(description: dict[str, Any]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _parity(detector: Detector, half: dict[str, torch.Tensor], pictures: Annotations, recipe: Recipe) -> Parity:
+def _parity(detector: Detector, half: dict[str, torch.Tensor], images: Annotations, recipe: Recipe) -> Parity:
     """AP50 on all sizes with both weights, both computed in single precision."""
     from flyspeck.train.processes import join_processes
 
@@ -124,7 +124,7 @@ def _parity(detector: Detector, half: dict[str, torch.Tensor], pictures: Annotat
         detector.load_state_dict(state)
         figures = measure(
             detector.to(accelerator.device),
-            pictures,
+            images,
             protocol=recipe.evaluate.protocol,
             channels=len(detector.pixel_norm.mean.flatten()),
             batch_size=recipe.evaluate.batch_size,
@@ -135,7 +135,7 @@ def _parity(detector: Detector, half: dict[str, torch.Tensor], pictures: Annotat
         found.append(figures[figure])
     finite = all(bool(torch.isfinite(value).all()) for value in half.values() if value.is_floating_point())
     detector.load_state_dict(single)
-    return Parity(figure, len(pictures), found[0], found[1] if finite else float("inf"))
+    return Parity(figure, len(images), found[0], found[1] if finite else float("inf"))
 
 
 def card(
@@ -164,30 +164,30 @@ def card(
         f"Classes: {', '.join(description['classes'])}. Trained with flyspeck {known['flyspeck']}.",
         "",
         "```console",
-        f"flyspeck predict pictures/ --model {WEIGHTS} --out found",
+        f"flyspeck predict images/ --model {WEIGHTS} --out found",
         "```",
         "",
         f"* **Weights' licence**: {words.licence}",
-        f"* **Data**: {words.data}; {known['train']['images']} pictures to learn from, {known['val']['images']} to measure on; "
+        f"* **Data**: {words.data}; {known['train']['images']} images to learn from, {known['val']['images']} to measure on; "
         f"sha256 of the tables {description['data'][:16]}.",
         f"* **Protocol**: {protocol_named(recipe.evaluate.protocol).text}.",  # type: ignore[union-attr]
         f"* **Checkpoint**: epoch {description['epoch']} of {recipe.train.epochs}, picked by `{recipe.evaluate.best}` on the "
-        "pictures that the figures below are of.",
+        "images that the figures below are of.",
         f"* **Training**: seed {recipe.train.seed}, {known['threads']} thread(s) on {known['device']}, "
         f"{_minutes(run):.0f} minutes.",
         "* **sha256** of the weights file: `@HASH@`.",
-        f"* **Half precision**: {parity.figure} on {parity.pictures} pictures {100 * parity.single:.2f} before rounding, "
+        f"* **Half precision**: {parity.figure} on {parity.images} images {100 * parity.single:.2f} before rounding, "
         f"{100 * parity.half:.2f} after.",
         "",
         *_table(figures, val_set),
         "",
         *by_class(run, dict(zip(val_set.category_ids, val_set.classes, strict=True))),
-        f"In brackets: {LEVEL:.0%} intervals, {SAMPLES} resamples of the pictures, which are taken as independent; frames of "
+        f"In brackets: {LEVEL:.0%} intervals, {SAMPLES} resamples of the images, which are taken as independent; frames of "
         "one flight or film are not, so that they are too narrow.",
     ]
     if speed:
         threads = f"{here['threads']} thread(s) of {here['hardware']}"
-        lines += ["", f"Speed: {costs['ms']:.1f} ms a picture, one by one (median of 20, {threads}, single precision)."]
+        lines += ["", f"Speed: {costs['ms']:.1f} ms an image, one by one (median of 20, {threads}, single precision)."]
     if words.notes:
         lines += ["", words.notes.strip()]
     lines += ["", "## Recipe", "", "```yaml", _recipe_text(recipe).strip(), "```", ""]
@@ -204,7 +204,7 @@ def _table(figures: Score, val_set: Annotations) -> list[str]:
         cells = [f"{100 * figures.figures[f'ap50_{area}']:.1f} ({100 * low:.1f}-{100 * high:.1f})"]
         cells += ["-" if value is None else f"{100 * value:.1f}" for value in (ap, ar)]
         lines.append(f"| {area} | {' | '.join(cells)} |")
-    return [*lines, "", f"{val_set.num_boxes} boxes in {len(val_set)} pictures."]
+    return [*lines, "", f"{val_set.num_boxes} boxes in {len(val_set)} images."]
 
 
 def by_class(run: Path, names: Mapping[int, str]) -> list[str]:

@@ -1,6 +1,6 @@
 """Verdicts: what the resampled figures say about a claim.
 
-Pictures are resampled in pairs: in each resample both rows are scored on the same pictures. Seeds are resampled on
+Images are resampled in pairs: in each resample both rows are scored on the same images. Seeds are resampled on
 their own for each row, as the same seed does not make two different models alike. With one seed the interval knows nothing of
 training's own noise, and the detail says so; even three seeds give an interval that is somewhat too narrow.
 """
@@ -58,7 +58,7 @@ def _verdict(claim: Claim, grade: str, entries: list[Entry], results: Results) -
 
 
 def seed_means(name: str, entries: list[Entry], figure: str, results: Results) -> np.ndarray:
-    """(S,) mean of a row's figure over resampled seeds, each on resampled pictures."""
+    """(S,) mean of a row's figure over resampled seeds, each on resampled images."""
     values = np.stack([results.draws[entry.key][figure] for entry in entries])  # (seeds, S)
     # The row's name seeds the draw: the same from run to run, another for another row.
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big"))

@@ -121,8 +121,8 @@ def _of_run(job: Job, recipe: Recipe, folder: Path, *, latency_runs: int | None 
     facts |= {
         "epochs": recipe.train.epochs,
         "best_epoch": description["epoch"],
-        "training_pictures": len(train_set),
-        "validation_pictures": len(val_set),
+        "training_images": len(train_set),
+        "validation_images": len(val_set),
         "data_sha256": description["data"],
         "protocol": recipe.evaluate.protocol,
         "seconds": _seconds(folder / "metrics.jsonl"),
@@ -174,7 +174,7 @@ def _outcome(job: Job, found: list[tuple[str, Score, dict[str, Any]]]) -> Outcom
 
 def _pretrain(job: Job, places: Places) -> Outcome:
     """A pre-training is not resumable: one that was broken off begins again."""
-    from flyspeck.data.classification import read_labelled_pictures
+    from flyspeck.data.classification import read_labelled_images
     from flyspeck.models.zoo import build_backbone
     from flyspeck.train.config import TrainConfig
     from flyspeck.train.pretrain import pretrain
@@ -182,18 +182,18 @@ def _pretrain(job: Job, places: Places) -> Outcome:
     done = job.folder(places.runs) / "entry.json"
     if done.is_file():  # for another table
         known = json.loads(done.read_text(encoding="utf-8"))
-        return _outcome(job, [("", share_score(known["top1"], known["facts"]["validation_pictures"]), known["facts"])])
+        return _outcome(job, [("", share_score(known["top1"], known["facts"]["validation_images"]), known["facts"])])
     wanted = job.pretraining(data=places.data, runs=places.runs)
     data = job.table.sets.get(wanted.data)
     if data is None or data.folder is None:
-        raise UserError(f"'{wanted.data}' is no folder of labelled pictures", where=job.table.where)
+        raise UserError(f"'{wanted.data}' is no folder of labelled images", where=job.table.where)
     folder = places.data / data.folder
     if not folder.is_dir():
         raise UserError("no such folder", where=folder, fix=f"make it, or give another --data: {data.make}")
     torch.manual_seed(job.seed)
     network = build_backbone(wanted.backbone, width=wanted.width, weights=wanted.weights)
-    train_set = read_labelled_pictures(folder, "train", size=wanted.size)
-    val_set = read_labelled_pictures(folder, "val", size=wanted.size)
+    train_set = read_labelled_images(folder, "train", size=wanted.size)
+    val_set = read_labelled_images(folder, "val", size=wanted.size)
     train_set = train_set if wanted.per_class is None else train_set.limit(wanted.per_class)
     val_set = val_set if wanted.val_per_class is None else val_set.limit(wanted.val_per_class)
     own = {"epochs", "batch_size", "lr", "weight_decay", "warmup_steps", "precision"}
@@ -213,8 +213,8 @@ def _pretrain(job: Job, places: Places) -> Outcome:
         "parameters": sum(p.numel() for p in network.parameters()),
         "epochs": config.epochs,
         "best_epoch": best.epoch,
-        "training_pictures": len(train_set),
-        "validation_pictures": len(val_set),
+        "training_images": len(train_set),
+        "validation_images": len(val_set),
         "seconds": round(time.monotonic() - started, 1),
         **environment(),
     }
@@ -234,7 +234,7 @@ def _evaluate(job: Job, places: Places) -> Outcome:
     source = next(need for need in job.needs() if need.row.name == job.row.weights_of)
     trained, description = load_described(source.folder(places.runs))
     _, val_set = read_sets(recipe.data)
-    # What training took from its pictures is the trained model's.
+    # What training took from its images is the trained model's.
     taken = ModelConfig.model_validate(description["model"])
     model = recipe.model.model_copy(update={"fusion": taken.fusion} if recipe.model.fusion == "statistic" else {})
     detector = build_detector(
@@ -268,7 +268,7 @@ def _evaluate(job: Job, places: Places) -> Outcome:
         latency_runs=job.table.latency_runs,
     )
     facts |= {
-        "validation_pictures": len(val_set),
+        "validation_images": len(val_set),
         "protocol": recipe.evaluate.protocol,
         "seconds": round(time.monotonic() - started, 1),
         **environment(),
@@ -301,4 +301,4 @@ def _external(job: Job, places: Places) -> Outcome:
 
         val_set = spread(val_set, limit)
     scored = score(val_set, detections, protocol=protocol, bins=job.table.bins, bin_scale=job.row.bin_scale)
-    return _outcome(job, [("", scored, {"validation_pictures": len(val_set), "protocol": protocol, **facts})])
+    return _outcome(job, [("", scored, {"validation_images": len(val_set), "protocol": protocol, **facts})])

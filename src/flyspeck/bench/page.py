@@ -99,7 +99,7 @@ def _grade(table: Table, grade: str, entries: list[Entry], results: Results) -> 
 
 
 def _rows(table: Table, entries: list[Entry], results: Results) -> list[str]:
-    """Markdown rows: one for every row and variant, means over seeds, intervals over pictures and seeds."""
+    """Markdown rows: one for every row and variant, means over seeds, intervals over images and seeds."""
     figures = [name for name in table.figures if any(name in entry.figures for entry in entries)]
     extra = [name for name in ("top1",) if name not in figures and any(name in e.figures for e in entries)]
     figures = extra + figures
@@ -152,11 +152,11 @@ def _conditions(grade: str, entries: list[Entry]) -> str:
 
     versions = f"flyspeck {several('version')} ({several('commit') or 'no commit'}); " if own else ""
     tools = "".join(f" {_tool(entry)}" for entry in others)
-    timed = f"; ms is the median of {several('ms_runs')} runs of one picture" if several("ms_runs") else ""
+    timed = f"; ms is the median of {several('ms_runs')} runs of one image" if several("ms_runs") else ""
     return (
-        f"Grade `{grade}`: {several('training_pictures')} training and {several('validation_pictures')} validation "
-        f"pictures, {several('epochs')} epochs; protocol {several('protocol') or '-'}, figures in %, means over seeds, 95 % "
-        f"intervals by bootstrap over pictures and seeds; GFLOPs are multiply-adds at {several('size') or '-'}{timed}. "
+        f"Grade `{grade}`: {several('training_images')} training and {several('validation_images')} validation "
+        f"images, {several('epochs')} epochs; protocol {several('protocol') or '-'}, figures in %, means over seeds, 95 % "
+        f"intervals by bootstrap over images and seeds; GFLOPs are multiply-adds at {several('size') or '-'}{timed}. "
         f"Run on {several('hardware')}, {several('threads')} thread(s), torch {several('torch')}, "
         f"{versions}{_hours(entries):.1f} hours of training in all.{tools}"
     )

@@ -35,9 +35,9 @@ class Entry:
     figures: dict[str, float] = field(default_factory=dict)
     """Of the best weights, in [0, 1]; what there was nothing to find for is left out."""
     intervals: dict[str, list[float]] = field(default_factory=dict)
-    """95 % intervals (low, high), by bootstrap over the validation pictures."""
+    """95 % intervals (low, high), by bootstrap over the validation images."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """Parameters, GFLOPs, seconds, pictures, versions, hardware."""
+    """Parameters, GFLOPs, seconds, images, versions, hardware."""
 
     @property
     def key(self) -> str:

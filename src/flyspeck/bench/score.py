@@ -25,7 +25,7 @@ from flyspeck.models.profile import NUM_PROPOSALS, measure_latency, profile
 from flyspeck.train.measure import figures_of
 
 SAMPLES = 500
-"""Resamples of the pictures."""
+"""Resamples of the images."""
 LEVEL = 0.95
 CONVENTION = "macs"
 """How a table counts GFLOPs: one multiply-add is one."""
@@ -72,13 +72,13 @@ def interval(values: np.ndarray) -> list[float] | None:
 
 
 def share_score(share: float, count: int) -> Score:
-    """Of a share of `count` pictures that are right (top-1): binomial resamples."""
+    """Of a share of `count` images that are right (top-1): binomial resamples."""
     draws = np.random.default_rng(0).binomial(count, share, SAMPLES) / count
     return Score({"top1": round(share, 5)}, {"top1": interval(draws) or [share, share]}, {"top1": draws})
 
 
 def cost(detector: Detector, size: tuple[int, int], *, proposals: int | None, latency_runs: int) -> dict[str, Any]:
-    """Parameters and GFLOPs at `size` (H, W), and the milliseconds of one picture where `latency_runs` is not 0."""
+    """Parameters and GFLOPs at `size` (H, W), and the milliseconds of one image where `latency_runs` is not 0."""
     counted = profile(detector, size, convention=CONVENTION, proposals=proposals or NUM_PROPOSALS)
     facts: dict[str, Any] = {
         "parameters": counted.params,

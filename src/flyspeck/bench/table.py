@@ -42,7 +42,7 @@ class DataSet(_Strict):
     val: str | None = None
     """Annotations to measure on."""
     folder: str | None = None
-    """Instead of both: a folder of labelled pictures, for pre-training."""
+    """Instead of both: a folder of labelled images, for pre-training."""
     make: str
     """How to get or make it, in a line: a command or a place."""
 
@@ -61,7 +61,7 @@ class Grade(_Strict):
 
 
 class PretrainConfig(_Strict):
-    """A backbone as a classifier of small pictures (`flyspeck pretrain`)."""
+    """A backbone as a classifier of small images (`flyspeck pretrain`)."""
 
     backbone: str
     data: str
@@ -74,7 +74,7 @@ class PretrainConfig(_Strict):
     width: float = Field(default=1.0, gt=0)
     weights: str | None = None
     per_class: int | None = Field(default=None, ge=1)
-    """Training pictures of each class; None takes all."""
+    """Training images of each class; None takes all."""
     val_per_class: int | None = Field(default=None, ge=1)
     size: int = Field(default=32, ge=8)
     smallest_crop: float = Field(default=0.5, gt=0, le=1)
@@ -161,7 +161,7 @@ class Table(_Strict):
     bins: list[float] | None = None
     """Sizes in px that bound the bins, instead of the protocol's own; bins are then called `8-12` and the like."""
     latency_runs: int = Field(default=0, ge=0)
-    """Time each row's model so often on one picture; 0 does not."""
+    """Time each row's model so often on one image; 0 does not."""
     where: Path = Field(exclude=True)
     """The file it was read from."""
 

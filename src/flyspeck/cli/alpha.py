@@ -12,12 +12,10 @@ def alpha(
     anchors: str = typer.Option("8,16,32,64,128", help="Anchor size of each level in pixels, finest first."),
     ratios: str = typer.Option("0.5,1,2", help="Anchor ratios, height over width."),
     octaves: int = typer.Option(3, help="Anchor sizes per level: size x 2^(k/octaves)."),
-    strides: str = typer.Option("4,8,16,32,64", help="Picture pixels per map pixel of each level, finest first."),
-    size: str = typer.Option("", help="HxW of the picture the network sees; default: each picture's own."),
+    strides: str = typer.Option("4,8,16,32,64", help="Image pixels per map pixel of each level, finest first."),
+    size: str = typer.Option("", help="HxW of the image the network sees; default: each image's own."),
     assign: str = typer.Option("anchors", help="Who claims an object: 'anchors' (highest IoU) or 'points' (FCOS)."),
-    count: str = typer.Option(
-        "anchors", help="'anchors': marked ones, each once per picture; 'objects': every object."
-    ),
+    count: str = typer.Option("anchors", help="'anchors': marked ones, each once per image; 'objects': every object."),
     extra_levels: int = typer.Option(1, help="Coarsest levels made from the one before, without a fusion edge."),
     raw: bool = typer.Option(False, "--raw", help="The plain ratio: no clamp to [0.2, 2], no rounding."),
     as_json: bool = typer.Option(False, "--json", help="Print json."),
@@ -84,7 +82,7 @@ def _print_json(summary: dict) -> None:
 
 
 def _print_table(summary: dict) -> None:
-    typer.echo(f"{summary['objects']} objects in {summary['images']} pictures; counted: {summary['count']}")
+    typer.echo(f"{summary['objects']} objects in {summary['images']} images; counted: {summary['count']}")
     for level, number in summary["counts"].items():
         typer.echo(f"  {level:<4} {number:>9}")
     note = "plain ratios" if summary["clamp"] is None else "clamped to [{}, {}], rounded".format(*summary["clamp"])

@@ -17,28 +17,26 @@ DEFAULT = "eager,eager bf16,compiled,onnx,openvino,openvino bf16,onnx int8,openv
 
 def benchmark(
     run: Path = typer.Argument(..., help="A run folder or a weights file."),
-    pictures: Path = typer.Option(
-        None, "--pictures", help="Pictures or annotations; default: the run's validation set."
-    ),
+    images: Path = typer.Option(None, "--images", help="Images or annotations; default: the run's validation set."),
     out: Path = typer.Option(None, "--out", help="Folder for benchmark.json and benchmark.png."),
     engines: str = typer.Option(DEFAULT, "--engines", help="Which, with commas between."),
-    limit: int = typer.Option(16, "--limit", min=1, help="At most so many pictures, evenly spread."),
+    limit: int = typer.Option(16, "--limit", min=1, help="At most so many images, evenly spread."),
     rounds: int = typer.Option(3, "--rounds", min=1, help="Times that every engine takes its turn."),
     batch_size: int = typer.Option(4, "--batch-size", min=1, help="Tiles in one pass."),
     score: float = typer.Option(0.05, "--score", help="Leave out weaker detections."),
     scales: str = typer.Option(
-        "0.5,0.75,1", "--scales", help="Scales of the picture for the curve; the recall falls with it."
+        "0.5,0.75,1", "--scales", help="Scales of the image for the curve; the recall falls with it."
     ),
     threads: int = typer.Option(None, "--threads", min=1, help="CPU threads of torch; default: its own choice."),
     calibration_tiles: int = typer.Option(48, "--calibration-tiles", min=1, help="Tiles that INT8 is calibrated on."),
 ) -> None:
-    """Milliseconds a picture (decode, tile, forward, merge, write) of every engine, AP and recall; a table, json, a curve."""
+    """Milliseconds an image (decode, tile, forward, merge, write) of every engine, AP and recall; a table, json, a curve."""
     import json
 
     import torch
 
     from flyspeck.export.benchmark import build_engines, check_engines, measure
-    from flyspeck.export.pictures import named_set, run_sets
+    from flyspeck.export.check_images import named_set, run_sets
     from flyspeck.train.build import load_described
 
     names = [name.strip() for name in engines.split(",")]
@@ -47,10 +45,10 @@ def benchmark(
     detector, description = load_described(run)
     if threads is not None:
         torch.set_num_threads(threads)
-    if pictures is None:
+    if images is None:
         calibration, chosen = run_sets(run)
     else:
-        chosen = named_set(pictures, detector.classes)
+        chosen = named_set(images, detector.classes)
         calibration = chosen
     chosen = chosen.spread(limit)
 
@@ -61,11 +59,11 @@ def benchmark(
     rows = measure(
         models, chosen, description, score=score, rounds=rounds, batch_size=batch_size, scales=factors, say=say
     )
-    typer.echo(f"{run}: {len(chosen.paths)} pictures of {chosen.name}, {torch.get_num_threads()} threads")
+    typer.echo(f"{run}: {len(chosen.paths)} images of {chosen.name}, {torch.get_num_threads()} threads")
     typer.echo(table(rows))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        told = {"run": run.name, "pictures": len(chosen.paths), "threads": torch.get_num_threads(), "rounds": rounds}
+        told = {"run": run.name, "images": len(chosen.paths), "threads": torch.get_num_threads(), "rounds": rounds}
         told |= {"torch": torch.__version__, "score": score, "engines": [row.to_dict() for row in rows]}
         (out / "benchmark.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
         if any(row.curve for row in rows):
@@ -74,11 +72,11 @@ def benchmark(
 
 
 def table(rows: list[EngineResult]) -> str:
-    """The engines as lines of text: ms a picture, how much faster than the first, AP50 and recall of tiny objects."""
+    """The engines as lines of text: ms an image, how much faster than the first, AP50 and recall of tiny objects."""
     from flyspeck.export.benchmark import PARTS
 
     heads = [*PARTS, "total", "faster", "AP50 tiny", "recall tiny"]
-    lines = [f"{'ms a picture':<16}" + "".join(f"{head:>12}" for head in heads)]
+    lines = [f"{'ms an image':<16}" + "".join(f"{head:>12}" for head in heads)]
     first = next((row.total for row in rows if not row.problem), 0.0)
     for row in rows:
         if row.problem:
@@ -106,7 +104,7 @@ def _by_size(rows: list[EngineResult]) -> list[str]:
 
 
 def draw_curve(rows: list[EngineResult], path: Path) -> None:
-    """Recall of tiny objects over milliseconds a picture, a line an engine, a point a scale."""
+    """Recall of tiny objects over milliseconds an image, a line an engine, a point a scale."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -119,7 +117,7 @@ def draw_curve(rows: list[EngineResult], path: Path) -> None:
         points = sorted((p["ms"], p["recall_tiny"], p["scale"]) for p in row.curve if p.get("recall_tiny", -1) >= 0)
         style = {"marker": "os^Dv<>P"[number % 8], "linestyle": ("-", "--", "-.", ":")[number % 4]}
         axes.plot([p[0] for p in points], [100 * p[1] for p in points], label=row.name, **style)
-    axes.set(xscale="log", xlabel="ms a picture, end to end", ylabel="recall of tiny objects, %")
+    axes.set(xscale="log", xlabel="ms an image, end to end", ylabel="recall of tiny objects, %")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)

@@ -16,9 +16,7 @@ def card(
     notes: Path | None = typer.Option(None, "--notes", help="A text file: what to know before using the model."),
     gt: Path | None = typer.Option(None, "--gt", help="The validation set, where it has moved."),
     speed: bool = typer.Option(False, "--speed", help="Time the model, on a machine that does nothing else."),
-    pictures: int = typer.Option(
-        200, "--parity-pictures", min=1, help="Validation pictures to compare half precision on."
-    ),
+    images: int = typer.Option(200, "--parity-images", min=1, help="Validation images to compare half precision on."),
 ) -> None:
     """Write a model card with figures by size, and the weights in half precision where that costs nothing."""
     from flyspeck.bench.card import Words, write_card
@@ -27,9 +25,9 @@ def card(
     if notes is not None and not notes.is_file():
         raise UserError("no such file", where=f"--notes {notes}")
     words = Words(title or run.name, data, licence, notes.read_text(encoding="utf-8") if notes else "")
-    parity = write_card(run, out, words, gt=gt, parity_pictures=pictures, speed=speed)
+    parity = write_card(run, out, words, gt=gt, parity_images=images, speed=speed)
     kept = "half" if parity.holds else "single"
     typer.echo(
-        f"{out}: {kept} precision; {parity.figure} on {parity.pictures} pictures {100 * parity.single:.2f} before "
+        f"{out}: {kept} precision; {parity.figure} on {parity.images} images {100 * parity.single:.2f} before "
         f"rounding, {100 * parity.half:.2f} after"
     )

@@ -1,4 +1,4 @@
-"""`flyspeck data`: look at, convert, shrink and tile annotated pictures."""
+"""`flyspeck data`: look at, convert, shrink and tile annotated images."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Annotated pictures: look, convert, shrink, tile.",
+    help="Annotated images: look, convert, shrink, tile.",
 )
 
 SOURCE = typer.Argument(..., help="Annotations: a file or folder in any of the formats read.")
 FORMAT = typer.Option(None, "--format", help="Name the format instead of having it found out.")
-IMAGES = typer.Option(None, "--images", help="Folder of the pictures, where it is not the usual one.")
+IMAGES = typer.Option(None, "--images", help="Folder of the images, where it is not the usual one.")
 CLASSES = typer.Option(None, "--classes", help="Names of the classes to read, with commas between.")
 WORKERS = typer.Option(2, "--workers", min=1, help="Processes.")
-PICTURES = typer.Option("png", "--pictures", help="Lossless picture format to write: png or webp.")
+IMAGE_FORMAT = typer.Option("png", "--image-format", help="Lossless image format to write: png or webp.")
 
 
 @app.callback()
 def data() -> None:
-    """Annotated pictures: look at them, convert, shrink and tile them."""
+    """Annotated images: look at them, convert, shrink and tile them."""
 
 
 @app.command("inspect")
 def inspect(
     source: Path = SOURCE,
     as_json: bool = typer.Option(False, "--json", help="One json object on stdout."),
-    out: Path | None = typer.Option(None, "--out", help="Folder for sample pictures with boxes, and inspect.json."),
-    samples: int = typer.Option(12, "--samples", min=0, help="How many sample pictures to draw into --out."),
-    check_files: bool = typer.Option(True, help="Look for each picture and read its header."),
+    out: Path | None = typer.Option(None, "--out", help="Folder for sample images with boxes, and inspect.json."),
+    samples: int = typer.Option(12, "--samples", min=0, help="How many sample images to draw into --out."),
+    check_files: bool = typer.Option(True, help="Look for each image and read its header."),
     assign: bool = typer.Option(False, "--assign", help="Count the positives each label assigner gives to each size."),
     detector: str = typer.Option(
         "faster_rcnn:mobilenet_v2", "--detector", help="--assign: whose anchors or points; a recipe too."
@@ -73,7 +73,7 @@ def inspect(
 
             written, faults = write_samples(table, out, samples)
             facts["samples"] = [str(path) for path in written]
-            _list_problems(faults, "pictures could not be drawn")
+            _list_problems(faults, "images could not be drawn")
     text = json.dumps(facts, indent=1, allow_nan=False)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def convert(
     to: str = typer.Option("coco", "--to", help="Format to write: coco or yolo."),
     out: Path = typer.Option(..., "--out", help="COCO: the json file. YOLO: the folder."),
     split: str = typer.Option("train", "--split", help="YOLO: the split to write."),
-    link: bool = typer.Option(False, "--link", help="YOLO: link the pictures instead of copying them."),
+    link: bool = typer.Option(False, "--link", help="YOLO: link the images instead of copying them."),
     format: str | None = FORMAT,
     images: Path | None = IMAGES,
     classes: str | None = CLASSES,
@@ -107,7 +107,7 @@ def convert(
         if out.is_dir():
             raise UserError("is a folder", where=out, fix="name the json file to write")
         write_coco(table, out)
-    typer.echo(f"{table.source}: {len(table)} pictures, {table.num_boxes} boxes -> {to}: {out}")
+    typer.echo(f"{table.source}: {len(table)} images, {table.num_boxes} boxes -> {to}: {out}")
 
 
 @app.command("shrink")
@@ -116,9 +116,9 @@ def shrink(
     out: Path = typer.Option(..., "--out", help="Folder to write: images/ and a COCO json."),
     factor: float | None = typer.Option(None, "--factor", help="Divide width and height by this."),
     short_side: int | None = typer.Option(None, "--short-side", help="Make the shorter side this long, in pixels."),
-    size: str = typer.Option("", "--size", help="Squeeze every picture to HxW pixels, such as 300x300 (SSD's way)."),
+    size: str = typer.Option("", "--size", help="Squeeze every image to HxW pixels, such as 300x300 (SSD's way)."),
     name: str | None = typer.Option(None, "--name", help="Name of the json; otherwise that of the source."),
-    pictures: str = PICTURES,
+    image_format: str = IMAGE_FORMAT,
     workers: int = WORKERS,
     format: str | None = FORMAT,
     images: Path | None = IMAGES,
@@ -136,14 +136,14 @@ def shrink(
             factor=factor,
             short_side=short_side,
             size=_size(size) if size else None,
-            picture_format=_picture_format(pictures),
+            image_format=_image_format(image_format),
             workers=workers,
             progress=progress.update,
         )
-    _list_problems(small.problems[len(table.problems) :], "pictures left out")
+    _list_problems(small.problems[len(table.problems) :], "images left out")
     low, high = small.sizes.min(0, initial=10**9), small.sizes.max(0, initial=0)
     typer.echo(
-        f"{len(small)} pictures of {low[1]}-{high[1]} x {low[0]}-{high[0]} px, {small.num_boxes} boxes"
+        f"{len(small)} images of {low[1]}-{high[1]} x {low[0]}-{high[0]} px, {small.num_boxes} boxes"
         f" -> {out / (name or _json_name(source))}"
     )
 
@@ -161,27 +161,25 @@ def tile(
     ),
     keep: float | None = typer.Option(None, "--keep", help="Visible share from which a cut box stays an object."),
     ignore: float | None = typer.Option(None, "--ignore", help="Visible share from which it is an ignore region."),
-    max_objects: int | None = typer.Option(
-        None, "--max-objects", help="Leave out whole pictures with more annotations."
-    ),
-    corners_only: bool = typer.Option(False, "--corners-only", help="Write no pictures, only corners.json."),
+    max_objects: int | None = typer.Option(None, "--max-objects", help="Leave out whole images with more annotations."),
+    corners_only: bool = typer.Option(False, "--corners-only", help="Write no images, only corners.json."),
     name: str | None = typer.Option(None, "--name", help="Name of the json; otherwise that of the source."),
-    pictures: str = PICTURES,
+    image_format: str = IMAGE_FORMAT,
     workers: int = WORKERS,
     format: str | None = FORMAT,
     images: Path | None = IMAGES,
     classes: str | None = CLASSES,
 ) -> None:
-    """Cut big pictures into overlapping tiles, with their annotations.
+    """Cut big images into overlapping tiles, with their annotations.
 
     Writes the tiles and a json of them, and corners.json: the same tiles as the TinyPerson benchmark lists them, by the whole
-    pictures' names. Boxes at the cut: kept from a visible share, ignored from another, else dropped.
+    images' names. Boxes at the cut: kept from a visible share, ignored from another, else dropped.
     """
     from flyspeck.cli.values import parse_size
     from flyspeck.data.tile_files import write_corners, write_tiles
     from flyspeck.data.tiling import drop_crowded, tile_annotations
 
-    picture_format = _picture_format(pictures)
+    image_format = _image_format(image_format)
     table = _read(source, format, images, classes)
     whole = table if max_objects is None else drop_crowded(table, max_objects)
     tiles = tile_annotations(
@@ -200,32 +198,32 @@ def tile(
                 tiles,
                 out,
                 name=name or _json_name(source),
-                picture_format=picture_format,
+                image_format=image_format,
                 workers=workers,
                 progress=progress.update,
             )
-        _list_problems(written.problems[len(table.problems) :], "pictures left out")
+        _list_problems(written.problems[len(table.problems) :], "images left out")
     write_corners(whole, tiles, out / "corners.json")
     crowded = len(table) - len(whole)
-    left_out = f", {crowded} pictures with more than {max_objects} annotations left out" if crowded else ""
-    typer.echo(f"{len(whole)} pictures -> {len(tiles)} tiles, {tiles.num_boxes} boxes{left_out} -> {out}")
+    left_out = f", {crowded} images with more than {max_objects} annotations left out" if crowded else ""
+    typer.echo(f"{len(whole)} images -> {len(tiles)} tiles, {tiles.num_boxes} boxes{left_out} -> {out}")
 
 
 @app.command("scale-match")
 def scale_match(
     source: Path = SOURCE,
     target: Path = typer.Option(..., "--target", help="The data set whose object sizes are wanted."),
-    out: Path = typer.Option(..., "--out", help="Folder to write: images/, a COCO json, a report and its picture."),
+    out: Path = typer.Option(..., "--out", help="Folder to write: images/, a COCO json, a report and its image."),
     method: str = typer.Option("msm", "--method", help="sm (sizes drawn), msm (mapped), sm+ (every object by itself)."),
-    size: str | None = typer.Option(None, "--size", help="HxW: tile larger pictures, pad smaller ones to this."),
+    size: str | None = typer.Option(None, "--size", help="HxW: tile larger images, pad smaller ones to this."),
     overlap: int = typer.Option(0, "--overlap", min=0, help="Pixels that tiles of --size share."),
     bins: int = typer.Option(100, "--bins", help="Bins of the rectified histogram."),
     max_scale: float = typer.Option(2.0, "--max-scale", help="Nothing is enlarged by more."),
     min_side: float = typer.Option(1.0, "--min-side", help="Objects with a shorter side are dropped, px."),
-    probability: float = typer.Option(1.0, "--probability", help="sm+: share of pictures done object by object."),
+    probability: float = typer.Option(1.0, "--probability", help="sm+: share of images done object by object."),
     seed: int = typer.Option(0, "--seed", help="The same seed draws the same sizes."),
     name: str | None = typer.Option(None, "--name", help="Name of the json; otherwise that of the source."),
-    pictures: str = PICTURES,
+    image_format: str = IMAGE_FORMAT,
     workers: int = WORKERS,
     as_json: bool = typer.Option(False, "--json", help="The report as one json object on stdout."),
     format: str | None = FORMAT,
@@ -248,7 +246,7 @@ def scale_match(
         probability=probability,
         seed=seed,
     )
-    picture_format = _picture_format(pictures)
+    image_format = _image_format(image_format)
     wanted = _read(target, None, None, None)
     table = _read(source, format, images, classes)
     with _Progress("matching") as progress:
@@ -260,11 +258,11 @@ def scale_match(
             name=name or _json_name(source),
             size=None if size is None else parse_size(size, where="--size"),
             overlap=overlap,
-            picture_format=picture_format,
+            image_format=image_format,
             workers=workers,
             progress=progress.update,
         )
-    _list_problems(written.problems[len(table.problems) :], "pictures left out")
+    _list_problems(written.problems[len(table.problems) :], "images left out")
     typer.echo(json.dumps(report, indent=1) if as_json else "\n".join(match_lines(report, out)))
 
 
@@ -323,20 +321,20 @@ def prepare(
         )
     for path, table in written:
         _list_problems(table.problems, f"broken entries left out of {path.name}")
-        typer.echo(f"{path}: {len(table)} pictures, {table.num_boxes} boxes")
+        typer.echo(f"{path}: {len(table)} images, {table.num_boxes} boxes")
 
 
 @app.command("scenes")
 def scenes(
     out: Path = typer.Option(..., "--out", help="Folder to write: annotations.json and images/."),
-    images: int = typer.Option(100, "--images", min=1, help="How many pictures."),
-    seed: int = typer.Option(0, "--seed", min=0, help="The same seed gives the same pictures, byte for byte."),
-    size: str = typer.Option("512x640", "--size", help="Height x width of the pictures."),
+    images: int = typer.Option(100, "--images", min=1, help="How many images."),
+    seed: int = typer.Option(0, "--seed", min=0, help="The same seed gives the same images, byte for byte."),
+    size: str = typer.Option("512x640", "--size", help="Height x width of the images."),
     kind: str | None = typer.Option(None, "--kind", help="Only one kind: sea, field or road."),
     density: float = typer.Option(1.0, "--density", help="How many times as many things as usual."),
     workers: int = WORKERS,
 ) -> None:
-    """Generate pictures of sea, fields and roads from a drone, with tiny persons, boats and cars."""
+    """Generate images of sea, fields and roads from a drone, with tiny persons, boats and cars."""
     from flyspeck.data.scenes.dataset import write_scenes
 
     height, width = _size(size)
@@ -352,7 +350,7 @@ def scenes(
             workers=workers,
             progress=progress.update,
         )
-    typer.echo(f"{target}: {images} pictures of {height} x {width}")
+    typer.echo(f"{target}: {images} images of {height} x {width}")
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -390,12 +388,12 @@ def _json_name(source: Path) -> str:
     return f"{source.stem if source.suffix else source.name}.json"
 
 
-def _picture_format(name: str) -> str:
-    from flyspeck.data.pictures import FORMATS
+def _image_format(name: str) -> str:
+    from flyspeck.data.image_files import FORMATS
     from flyspeck.errors import nearest
 
     if name not in FORMATS:
-        raise UserError(f"cannot write '{name}' pictures", where="--pictures", fix=nearest(name, FORMATS))
+        raise UserError(f"cannot write '{name}' images", where="--image-format", fix=nearest(name, FORMATS))
     return name
 
 

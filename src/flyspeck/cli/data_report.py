@@ -7,19 +7,19 @@ from typing import Any
 
 def lines(facts: dict[str, Any]) -> list[str]:
     """A report for people: sizes first, then classes, files, what follows and what to look at."""
-    text = [str(facts["source"]), f"{facts['images']} pictures, {facts['boxes']} boxes"]
+    text = [str(facts["source"]), f"{facts['images']} images, {facts['boxes']} boxes"]
     for name, part in facts.get("files", {}).items():
-        text += [f"  {name}: {part['images']} pictures, {part['boxes']} boxes"]
+        text += [f"  {name}: {part['images']} images, {part['boxes']} boxes"]
     for part in facts.get("overlaps", ()):
-        text += [f"  {part['images']} pictures are in both {' and '.join(part['files'])}"]
+        text += [f"  {part['images']} images are in both {' and '.join(part['files'])}"]
     if "objects" not in facts:  # a classification set
-        return [*text, f"{len(facts['classes'])} classes; pictures a class: {_spread(facts['images_per_class'])}"]
-    text += ["", *_sizes(facts), "", f"boxes a picture: {_spread(facts['boxes_per_image'])}"]
+        return [*text, f"{len(facts['classes'])} classes; images a class: {_spread(facts['images_per_class'])}"]
+    text += ["", *_sizes(facts), "", f"boxes an image: {_spread(facts['boxes_per_image'])}"]
     text += [f"ignore regions: {facts['ignore_regions']} ({facts['ignore_share']:.1%} of the boxes)"]
-    text += [f"pictures without boxes: {facts['images_without_boxes']}"]
+    text += [f"images without boxes: {facts['images_without_boxes']}"]
     if facts["image_sizes"]["known"]:
         (w1, w2), (h1, h2) = facts["image_sizes"]["width"], facts["image_sizes"]["height"]
-        text += [f"picture sizes: {w1}-{w2} x {h1}-{h2} px"]
+        text += [f"image sizes: {w1}-{w2} x {h1}-{h2} px"]
     text += ["", "classes: " + ", ".join(f"{name} {count}" for name, count in facts["classes"].items())]
     for key in ("broken_entries", "missing_files", "unreadable_files", "wrong_sizes"):
         if key in facts:
@@ -44,7 +44,7 @@ def _assigned(assign: dict[str, Any] | None) -> list[str]:
         "",
         f"anchors or points of {assign['detector']} for one object (in brackets: objects without any), by size in px,",
     ]
-    text += [f"of {assign['pictures']} pictures:", head]
+    text += [f"of {assign['images']} images:", head]
     objects = next(iter(found.values()))
     text.append(f"{'objects':>16}" + "".join(f"{objects[name]['objects']:>16}" for name in bins))
     for name, parts in found.items():
@@ -65,14 +65,14 @@ def match_lines(report: dict[str, Any], out: Any) -> list[str]:
         f" ({log['before']:.2f} and {log['after']:.2f} octaves)"
     )
     if report["capped"]:
-        what = "objects or pictures" if report["method"] == "sm+" else "pictures"
+        what = "objects or images" if report["method"] == "sm+" else "images"
         text.append(
             f"note: {report['capped']} {what} should have been enlarged beyond the limit (by up to"
             f" {report['largest_scale_wanted']:g}) and were capped: see --max-scale"
         )
     if report["dropped"]:
         text.append(f"note: {report['dropped']} objects got too small and were dropped: see --min-side")
-    return [*text, f"{report['written']['pictures']} pictures, {report['written']['boxes']} boxes -> {out}"]
+    return [*text, f"{report['written']['images']} images, {report['written']['boxes']} boxes -> {out}"]
 
 
 def _spread(spread: dict[str, float]) -> str:
@@ -106,7 +106,7 @@ def _implied(implied: dict[str, Any] | None) -> list[str]:
         f"  finest stride {implied['stride']}: {reasons['stride']}",
         f"  anchors: {reasons['anchors']}",
         f"  tiles {tiles}: {reasons['tile']}",
-        f"  detections a picture {implied['max_detections']}: {reasons['max_detections']}",
+        f"  detections an image {implied['max_detections']}: {reasons['max_detections']}",
     ]
 
 

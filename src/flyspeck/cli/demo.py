@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from flyspeck.evaluate import EvaluationResult
     from flyspeck.report import Appendix
 
-TILE = (256, 320)  # pictures to learn from: small ones are quick
+TILE = (256, 320)  # images to learn from: small ones are quick
 # Scenes to learn from hold three times as many things as those to measure on: a step teaches more in the same time.
 DENSITY = 3.0
 BIG = (3000, 4000)
 # Everything that a run is, in one file that the reader can change and train again.
 RECIPE = """\
-# Written by `flyspeck demo`: a small anchor-free detector for pictures of 2 cores and a few minutes.
+# Written by `flyspeck demo`: a small anchor-free detector for images of 2 cores and a few minutes.
 name: demo
 data:
   train: train/annotations.json
@@ -66,7 +66,7 @@ def demo(
     seed: int = typer.Option(0, "--seed", min=0, help="Of the scenes and of the training."),
     big: str = typer.Option(f"{BIG[0]}x{BIG[1]}", "--big", help="Height x width of the large scene."),
 ) -> None:
-    """Scenes, training, evaluation, prediction on one large picture, one page: the whole job in a few minutes."""
+    """Scenes, training, evaluation, prediction on one large image, one page: the whole job in a few minutes."""
     import logging
 
     from flyspeck.cli.values import parse_size
@@ -169,7 +169,7 @@ def _faster_precision() -> str:
 
 
 def _predict(out: Path, side: tuple[int, int], seed: int, *, score: float) -> tuple[Appendix, EvaluationResult]:
-    """Tiles over one large scene, merged; its numbers, and the picture with detections of `score` and more."""
+    """Tiles over one large scene, merged; its numbers, and the image with detections of `score` and more."""
     import numpy as np
 
     from flyspeck.data.readers import read_annotations
@@ -195,8 +195,8 @@ def _predict(out: Path, side: tuple[int, int], seed: int, *, score: float) -> tu
     result = evaluate(truth, table, "flyspeck")
     strong = found[np.flatnonzero(found.scores >= score)]
     with open_source(truth.path(0)) as source:
-        picture = annotated(source.read, strong, max_side=1000)
-    picture.save(out / "large" / "annotated.png")
+        image = annotated(source.read, strong, max_side=1000)
+    image.save(out / "large" / "annotated.png")
     objects = int((~truth.ignore).sum())
     text = (
         f"{objects} objects in {side[1]} x {side[0]} pixels; {len(strong)} detections of score {score:.2f} and more (where F1 "
@@ -204,7 +204,7 @@ def _predict(out: Path, side: tuple[int, int], seed: int, *, score: float) -> tu
         f"objects {_percent(result, 'tiny')}."
     )
     alternative = f"The large scene with {len(strong)} detections, and enlarged crops of some of them"
-    return Appendix("One large picture", text, picture, alternative), result
+    return Appendix("One large image", text, image, alternative), result
 
 
 def _percent(result: EvaluationResult, area: str) -> str:
@@ -215,9 +215,9 @@ def _percent(result: EvaluationResult, area: str) -> str:
 
 
 def _next_steps(out: Path) -> str:
-    return f"""The same with your own pictures:
+    return f"""The same with your own images:
   flyspeck data inspect YOUR/annotations        what is in them (COCO, YOLO, VOC, VisDrone, DOTA, WIDER FACE, ...)
   edit data.train and data.val in a copy of {out / "recipe.yaml"}
   flyspeck train YOUR_RECIPE.yaml --out runs/first
-  flyspeck predict --model runs/first YOUR/PICTURES --out found
+  flyspeck predict --model runs/first YOUR/IMAGES --out found
   flyspeck report runs/first --out report.html"""

@@ -18,13 +18,13 @@ def labels(
     guidance: bool = typer.Option(True, "--guidance/--no-guidance", help="The guidance loss, or the detector's own."),
     ratio: float = typer.Option(1.1, "--ratio", min=1, help="T: good enough is up to so many times the least loss."),
     slack: float = typer.Option(
-        None, "--slack", min=0, help="Instead of --ratio: up to so much more in the sum over a picture's objects."
+        None, "--slack", min=0, help="Instead of --ratio: up to so much more in the sum over an image's objects."
     ),
     again: bool = typer.Option(False, "--again", help="Compute them anew, over those that are there."),
     device: str = typer.Option("cpu", "--device", help="cpu, cuda, …"),
-    as_json: bool = typer.Option(False, "--json", help="Print json: losses and labels of every picture."),
+    as_json: bool = typer.Option(False, "--json", help="Print json: losses and labels of every image."),
 ) -> None:
-    """How many pictures want which factor, and why. Computed once, kept in the run folder."""
+    """How many images want which factor, and why. Computed once, kept in the run folder."""
     from flyspeck.errors import UserError
     from flyspeck.train.dynamic_fit import open_run
     from flyspeck.train.dynamic_labels import summary
@@ -37,7 +37,7 @@ def labels(
 
         good, wanted = found.labels(ratio, slack=slack).tolist(), found.wanted(ratio, slack=slack).tolist()
         rows = zip(found.image_ids, found.objects.tolist(), found.losses.tolist(), good, wanted, strict=True)
-        pictures = [
+        images = [
             {"image_id": i, "objects": n, "losses": loss, "good_enough": yes, "cheapest": found.factors[place]}
             for i, n, loss, yes, place in rows
         ]
@@ -47,7 +47,7 @@ def labels(
                     "factors": found.factors,
                     "ratio": None if slack is not None else ratio,
                     "slack": slack,
-                    "pictures": pictures,
+                    "images": images,
                 }
             )
         )
@@ -92,7 +92,7 @@ def fit(
     figures = measure_routed(opened, folder)
     shares = router.taken / max(1, int(np.sum(router.taken)))
     taken = ", ".join(f"{factor:g}: {share:.0%}" for factor, share in zip(router.switch.factors, shares, strict=True))
-    typer.echo(f"{folder}: pictures by factor {taken}")
+    typer.echo(f"{folder}: images by factor {taken}")
     best = opened.recipe.evaluate.best.partition("@")[0]
     if best in figures:
         typer.echo(f"  {best}  {100 * figures[best]:.1f}")

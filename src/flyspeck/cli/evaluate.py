@@ -18,7 +18,7 @@ def evaluate(
     protocol: str = typer.Option("flyspeck", "--protocol", help="Name of the protocol; --list shows them."),
     json_out: Path = typer.Option(None, "--json", help="Write the numbers here."),
     bins: str = typer.Option(None, "--bins", help="Sizes in pixels that bound the bins, such as 2,8,12,20,32."),
-    max_dets: int = typer.Option(None, "--max-dets", help="Detections kept per picture and class."),
+    max_dets: int = typer.Option(None, "--max-dets", help="Detections kept per image and class."),
     iou: str = typer.Option(None, "--iou", help="IoU thresholds, such as 0.25,0.5."),
     merge_from: Path = typer.Option(
         None, "--merge-from", help="COCO json of the tiles (with corners) that --dt was made on: merge it first."
@@ -29,7 +29,7 @@ def evaluate(
     any_score: bool = typer.Option(False, "--any-score", help="Allow scores outside [0, 1]."),
     why: bool = typer.Option(False, "--why", help="Errors by size, what they cost, oLRP, recall, calibration."),
     bootstrap: int = typer.Option(
-        0, "--bootstrap", min=0, help="Resamples of the pictures for confidence intervals; 1000 is good."
+        0, "--bootstrap", min=0, help="Resamples of the images for confidence intervals; 1000 is good."
     ),
     against: Path = typer.Option(None, "--against", help="Detections of another run: difference and p-value."),
     tiles: Path = typer.Option(

@@ -11,21 +11,21 @@ from flyspeck.errors import UserError
 
 if TYPE_CHECKING:
     from flyspeck.data.annotations import Annotations
-    from flyspeck.explain.run import Pictures
+    from flyspeck.explain.run import Images
 
 
 def explain(
     models: list[Path] = typer.Argument(..., help="One or two run folders or weights files: teacher, then student."),
-    out: Path = typer.Option(..., "--out", help="Folder for the pictures and index.html."),
+    out: Path = typer.Option(..., "--out", help="Folder for the images and index.html."),
     gt: str | None = typer.Option(None, "--gt", help="Annotations to pick dense and occluded cases from."),
     format_: str | None = typer.Option(None, "--format", help="Of --gt; found out if not given."),
-    picture: list[str] = typer.Option([], "--picture", help="Explain this picture: a file, or a name or id in --gt."),
-    pictures: int = typer.Option(6, "--pictures", min=1, help="How many cases to pick."),
+    image: list[str] = typer.Option([], "--image", help="Explain this image: a file, or a name or id in --gt."),
+    images: int = typer.Option(6, "--images", min=1, help="How many cases to pick."),
     score: float = typer.Option(0.3, "--score", min=0, max=1, help="Explain detections of at least this score."),
     class_: str | None = typer.Option(None, "--class", help="Explain the detections of this class alone."),
-    sample: int = typer.Option(64, "--sample", min=0, help="Pictures of --gt for the numbers; 0 leaves them out."),
+    sample: int = typer.Option(64, "--sample", min=0, help="Images of --gt for the numbers; 0 leaves them out."),
     max_side: int = typer.Option(
-        1024, "--max-side", min=64, help="Larger pictures are cut about the case, to so many px."
+        1024, "--max-side", min=64, help="Larger images are cut about the case, to so many px."
     ),
     device: str = typer.Option("cpu", "--device", help="cpu, cuda."),
 ) -> None:
@@ -35,10 +35,10 @@ def explain(
 
     if len(models) > 2:
         raise UserError(f"{len(models)} models", where="MODELS", fix="give one, or two to compare")
-    table = _pictures(gt, format_, picture)
+    table = _images(gt, format_, image)
     subjects = load_subjects(models, device=device)
     options = Options(
-        pictures=pictures,
+        images=images,
         score=score,
         label=class_,
         sample=sample if gt is not None else 0,
@@ -48,19 +48,19 @@ def explain(
     typer.echo(f"{page}: {page.stat().st_size / 1e6:.1f} MB")
 
 
-def _pictures(gt: str | None, format_: str | None, wanted: list[str]) -> Pictures:
-    """The table of --gt with the rows that were asked for, or one of bare picture files."""
+def _images(gt: str | None, format_: str | None, wanted: list[str]) -> Images:
+    """The table of --gt with the rows that were asked for, or one of bare image files."""
     import numpy as np
 
     from flyspeck.data.images import read_size
     from flyspeck.data.readers import read_annotations
-    from flyspeck.explain.run import Pictures
+    from flyspeck.explain.run import Images
 
     if gt is not None:
         table = read_annotations(gt, format=format_)
-        return Pictures(table, tuple(_row(table, name) for name in wanted))
+        return Images(table, tuple(_row(table, name) for name in wanted))
     if not wanted:
-        raise UserError("nothing to explain", fix="give annotations with --gt, or pictures with --picture")
+        raise UserError("nothing to explain", fix="give annotations with --gt, or images with --image")
     from flyspeck.data.annotations import Annotations
 
     sizes = np.array([read_size(name) for name in wanted], np.int64).reshape(-1, 2)
@@ -78,17 +78,17 @@ def _pictures(gt: str | None, format_: str | None, wanted: list[str]) -> Picture
         box_ids=nothing.astype(np.int64),
         classes=(),
         category_ids=(),
-        source=f"{len(wanted)} pictures",
+        source=f"{len(wanted)} images",
     )
-    return Pictures(table, tuple(range(len(wanted))))
+    return Images(table, tuple(range(len(wanted))))
 
 
 def _row(table: Annotations, name: str) -> int:
-    """The row of the picture of this file name (whole, or its last part) or id."""
+    """The row of the image of this file name (whole, or its last part) or id."""
     for row, (file, number) in enumerate(zip(table.file_names, table.image_ids.tolist(), strict=True)):
         if name in (file, Path(file).name, str(number)):
             return row
     from flyspeck.errors import nearest
 
     names = [Path(file).name for file in table.file_names]
-    raise UserError(f"no picture '{name}'", where=table.source or "--gt", fix=nearest(name, names))
+    raise UserError(f"no image '{name}'", where=table.source or "--gt", fix=nearest(name, names))

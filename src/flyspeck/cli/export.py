@@ -15,9 +15,9 @@ def export(
     pixels: int = typer.Option(8, "--pixels", help="Bits of a channel: 8, or 16 (which takes both)."),
     hard_nms: float = typer.Option(None, "--hard-nms", help="IoU of plain suppression, in place of soft-NMS."),
     factor: float = typer.Option(None, "--factor", help="Of a detector with factors: this one alone."),
-    check: Path = typer.Option(None, "--check", help="Pictures or annotations to check on; default: the run's own."),
-    check_limit: int = typer.Option(48, "--check-limit", help="Check on at most so many pictures, evenly spread."),
-    calibrate: Path = typer.Option(None, "--calibrate", help="Pictures for INT8; default: the run's training set."),
+    check: Path = typer.Option(None, "--check", help="Images or annotations to check on; default: the run's own."),
+    check_limit: int = typer.Option(48, "--check-limit", help="Check on at most so many images, evenly spread."),
+    calibrate: Path = typer.Option(None, "--calibrate", help="Images for INT8; default: the run's training set."),
     calibration_tiles: int = typer.Option(64, "--calibration-tiles", help="Tiles that INT8 is calibrated on."),
 ) -> None:
     """Write a detector as ONNX or OpenVINO, if it finds the same boxes there; else say what differed."""
@@ -36,4 +36,4 @@ def export(
     )
     done = export_model(run, out, options, say=typer.echo)
     size = sum(f.stat().st_size for f in (done.path, done.path.with_suffix(".bin")) if f.is_file()) / 1e6
-    typer.echo(f"{done.path}: {size:.1f} MB; flyspeck predict --model {done.path} PICTURES --out FOLDER")
+    typer.echo(f"{done.path}: {size:.1f} MB; flyspeck predict --model {done.path} IMAGES --out FOLDER")

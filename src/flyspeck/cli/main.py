@@ -14,23 +14,23 @@ from flyspeck.errors import UserError
 
 # verb -> (module:attribute of a typer app or a function, one line of help). Loaded when the verb is called.
 VERBS: dict[str, tuple[str, str]] = {
-    "demo": ("flyspeck.cli.demo:demo", "The whole job on generated pictures, in minutes: start here."),
-    "data": ("flyspeck.cli.data:app", "Annotated pictures: inspect, convert, shrink, tile, generate scenes."),
+    "demo": ("flyspeck.cli.demo:demo", "The whole job on generated images, in minutes: start here."),
+    "data": ("flyspeck.cli.data:app", "Annotated images: inspect, convert, shrink, tile, generate scenes."),
     "train": ("flyspeck.cli.train:train", "A recipe to a trained detector and its figures."),
     "distill": ("flyspeck.cli.distill:distill", "A small student that learns from a large teacher."),
     "models": ("flyspeck.cli.models:models", "The models by name, with their papers and counts."),
-    "pretrain": ("flyspeck.cli.pretrain:pretrain", "Train a backbone as a classifier of small pictures."),
+    "pretrain": ("flyspeck.cli.pretrain:pretrain", "Train a backbone as a classifier of small images."),
     "dpnet": ("flyspeck.cli.dpnet:dpnet", "Dynamic pooling: factor labels, the predictor, what it trades."),
     "profile": ("flyspeck.cli.profile:profile", "Parameters, GFLOPs, memory and latency of a model."),
     "alpha": ("flyspeck.cli.alpha:alpha", "Fusion factors of a feature pyramid, counted from a data set."),
     "tune": ("flyspeck.cli.tune:app", "Searches that train short runs: the fusion factor by brute force."),
-    "predict": ("flyspeck.cli.predict:predict", "Find objects in pictures of any size."),
+    "predict": ("flyspeck.cli.predict:predict", "Find objects in images of any size."),
     "export": ("flyspeck.cli.export:export", "A detector as ONNX or OpenVINO, with the same boxes."),
     "benchmark": ("flyspeck.cli.benchmark:benchmark", "What each engine costs and finds on this machine."),
     "card": ("flyspeck.cli.card:card", "A run to a small weights file with its model card."),
-    "bench": ("flyspeck.cli.bench:bench", "Tables of measurements, row by row: the papers' claims on real pictures."),
+    "bench": ("flyspeck.cli.bench:bench", "Tables of measurements, row by row: the papers' claims on real images."),
     "explain": ("flyspeck.cli.explain:explain", "What a model looks at: Grad-CAM, attention, teacher beside student."),
-    "report": ("flyspeck.cli.report:report", "Runs to one HTML file: numbers by size, curves, worst pictures."),
+    "report": ("flyspeck.cli.report:report", "Runs to one HTML file: numbers by size, curves, worst images."),
     "eval": ("flyspeck.cli.evaluate:evaluate", "Score detections under a named protocol."),
 }
 
@@ -75,7 +75,7 @@ def root(
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
-    """Find the tiny things in big pictures."""
+    """Find the tiny things in big images."""
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""`flyspeck predict`: pictures of any size, and videos, to detections, result files and annotated pictures."""
+"""`flyspeck predict`: images of any size, and videos, to detections, result files and annotated images."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 
 def predict(
-    source: list[str] = typer.Argument(..., help="Pictures, folders, one COCO json, or one video."),
+    source: list[str] = typer.Argument(..., help="Images, folders, one COCO json, or one video."),
     model: Path = typer.Option(..., "--model", help="A run folder, a weights file, or an exported model."),
     out: Path = typer.Option(..., "--out", help="Folder for the results."),
     tile: str = typer.Option(None, "--tile", help="Tile HxW in model pixels, or 'off'; default: the training size."),
     overlap: int = typer.Option(None, "--overlap", help="Pixels that tiles share; the largest object must fit in."),
-    scale: float = typer.Option(None, "--scale", help="Model pixels per picture pixel; default: as in training."),
+    scale: float = typer.Option(None, "--scale", help="Model pixels per image pixel; default: as in training."),
     scales: str = typer.Option(None, "--scales", help="See each tile at all of these sizes and merge, as in 0.5,1,2."),
     flip: bool = typer.Option(False, "--flip", help="See each tile mirrored too, and merge."),
     score: float = typer.Option(0.05, "--score", help="Leave out weaker detections."),
@@ -40,11 +40,11 @@ def predict(
     device: str = typer.Option("cpu", "--device", help="cpu, cuda, cuda:1, mps."),
     precision: str = typer.Option("fp32", "--precision", help="fp32 or bf16."),
     format_: str = typer.Option("coco", "--format", help="Some of coco,csv,geojson,gpkg,widerface,yolo."),
-    pictures: int = typer.Option(100, "--pictures", help="Draw the first N pictures; 0 draws none."),
-    heat: bool = typer.Option(False, "--heat", help="A heat map of each, not only of pictures over 8000 px."),
+    images: int = typer.Option(100, "--images", help="Draw the first N images; 0 draws none."),
+    heat: bool = typer.Option(False, "--heat", help="A heat map of each, not only of images over 8000 px."),
     bands: str = typer.Option(None, "--bands", help="Bands of a raster, as in 4,3,2."),
     value_range: str = typer.Option(None, "--value-range", help="LOW,HIGH: raster values of black and white."),
-    max_megapixels: float = typer.Option(200, "--max-megapixels", help="Largest picture decoded in one piece."),
+    max_megapixels: float = typer.Option(200, "--max-megapixels", help="Largest image decoded in one piece."),
     resume: bool = typer.Option(False, "--resume", help="Keep the tiles that an earlier run finished."),
     skip: bool = typer.Option(False, "--skip", help="Pass over tiles that a cheap first look finds empty."),
     skip_audit: float = typer.Option(0.05, "--skip-audit", help="Share of the empty tiles that is run all the same."),
@@ -56,7 +56,7 @@ def predict(
     factor: float = typer.Option(None, "--factor", help="Of a detector with factors: this one for everything."),
     every: int = typer.Option(1, "--every", help="Of a video, every Nth frame."),
 ) -> None:
-    """Find objects in pictures; writes detections.json, images.json and annotated pictures into --out."""
+    """Find objects in images; writes detections.json, images.json and annotated images into --out."""
     from flyspeck.cli.prediction import made_with
     from flyspeck.infer.load import load_model
     from flyspeck.infer.merge import MergeRule
@@ -88,15 +88,15 @@ def predict(
         options=options,
     )
     if processes.leads:
-        what = f"{len(items)} pictures" if film is None else film.name
+        what = f"{len(items)} images" if film is None else film.name
         typer.echo(_settings(what, predictor, description, f"merge {merge} {merge_threshold:g}"))
     if film is not None:
-        _video(film, predictor, out, formats, network.classes, show=show_score, every=every, draw=pictures > 0)
+        _video(film, predictor, out, formats, network.classes, show=show_score, every=every, draw=images > 0)
         return
     made = {**made_with(model, predictor, precision), **choice, **views}
     where = {"out": out, "formats": formats, "source": source, "items": items, "categories": categories}
     job = _Job(made=made, classes=network.classes, resume=resume, **where)
-    job.run(predictor, processes, pictures=pictures, show_score=show_score, heat=heat, check=skip_check)
+    job.run(predictor, processes, images=images, show_score=show_score, heat=heat, check=skip_check)
     if processes.leads:
         _say_factors(network)
 
@@ -116,7 +116,7 @@ class _Job:
     resume: bool
 
     def run(
-        self, predictor: Predictor, processes: Processes, *, pictures: int, show_score: float, heat: bool, check: bool
+        self, predictor: Predictor, processes: Processes, *, images: int, show_score: float, heat: bool, check: bool
     ) -> None:
         """On one process, or this process's part and, for the first one, the result of all."""
         from dataclasses import replace
@@ -126,9 +126,7 @@ class _Job:
         from flyspeck.infer.reading import Share
 
         ids, remarks = match_categories(self.classes, self.categories)
-        run = Prediction(
-            predictor, self.out, predictor.options, Drawing(pictures=pictures, score=show_score, heat=heat)
-        )
+        run = Prediction(predictor, self.out, predictor.options, Drawing(images=images, score=show_score, heat=heat))
         if processes.leads:
             for remark in remarks:
                 typer.echo(f"note: {remark}", err=True)
@@ -175,7 +173,7 @@ def _checked(score: float, formats: str) -> list[str]:
 
 
 def _sources(source: list[str], resume: bool) -> tuple[Path | None, list[Item], Categories | None]:
-    """One video, or pictures with the categories of their json."""
+    """One video, or images with the categories of their json."""
     from flyspeck.infer.source import find_items
     from flyspeck.infer.video import is_video
 
@@ -205,11 +203,11 @@ def _tile(tile: str | None) -> tuple[int, int] | None:
 
 
 def _say_factors(network: Any) -> None:
-    """How many pictures or tiles took which factor (`TorchModel.taken`)."""
+    """How many images or tiles took which factor (`TorchModel.taken`)."""
     total = sum(network.taken.values())
     if total:
         counts = ", ".join(f"{f:g}: {n} ({100 * n / total:.0f} %)" for f, n in network.taken.items())
-        typer.echo(f"pictures or tiles by factor: {counts}")
+        typer.echo(f"images or tiles by factor: {counts}")
 
 
 def _views(network: Any, scales: str | None, flip: bool, rule: MergeRule) -> tuple[Any, dict[str, Any]]:
@@ -236,7 +234,7 @@ def _tiling(
 def _settings(what: str, predictor: Predictor, description: dict[str, Any], merge: str) -> str:
     """What was chosen, and what it follows from."""
     sides, shared = predictor.tile, predictor.overlap[0]
-    said = "whole pictures" if sides is None else f"tiles of {sides[0]}x{sides[1]}, overlap {shared}"
+    said = "whole images" if sides is None else f"tiles of {sides[0]}x{sides[1]}, overlap {shared}"
     line = f"{what}, {said}, {_scale(predictor.enlarge)}, score >= {predictor.score_threshold:g}, {merge}"
     trained = description.get("training_size")
     if trained is not None:
@@ -246,13 +244,15 @@ def _settings(what: str, predictor: Predictor, description: dict[str, Any], merg
     if sides is not None:
         waste = sides[0] * sides[1] / ((sides[0] - shared) * (sides[1] - shared))
         if waste > 2:
-            line += f"\nnote: with this overlap {waste:.1f} times the picture is run; larger tiles or less overlap are faster"
+            line += (
+                f"\nnote: with this overlap {waste:.1f} times the image is run; larger tiles or less overlap are faster"
+            )
     return line
 
 
 def _skip_rule(model: Path, network: Any, audit: float, score: float, *, check: bool) -> SkipRule:
     """The look of the run folder where `flyspeck tune look` left one, else the predictor's statistic branch, else the detector
-    itself on a coarse picture.
+    itself on a coarse image.
     """
     from flyspeck.infer.engines import is_exported
     from flyspeck.infer.skip import DetectorLook, SkipRule
@@ -282,7 +282,7 @@ def _skip_rule(model: Path, network: Any, audit: float, score: float, *, check: 
 
 
 def _truth(source: list[str]) -> dict[int | str, np.ndarray]:
-    """The annotated objects (N, 4) of each picture of a COCO json."""
+    """The annotated objects (N, 4) of each image of a COCO json."""
     from flyspeck.data.readers import read_annotations
 
     table = read_annotations(source[0])

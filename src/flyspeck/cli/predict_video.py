@@ -40,7 +40,7 @@ def predict_video(
             for writer in writers:
                 writer.add(told)
             if film is not None:
-                film.add(draw_tracks(result.item.picture, tracked, least=show))  # pyright: ignore[reportArgumentType]
+                film.add(draw_tracks(result.item.image, tracked, least=show))  # pyright: ignore[reportArgumentType]
             frames, boxes = frames + 1, boxes + len(tracked)
             if frames % 100 == 0:
                 typer.echo(f"  {frames}{f'/{reader.info.frames}' if reader.info.frames else ''} frames")

@@ -1,4 +1,4 @@
-"""The loop over a prediction's results: what is written, drawn and said of each picture, on one process or many."""
+"""The loop over a prediction's results: what is written, drawn and said of each image, on one process or many."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from flyspeck.infer.skip import SkipReport, SkipRule
     from flyspeck.infer.source import Categories, Item, OpenOptions
 
-HUGE = 8000  # px; a longer picture gets a heat map too, as boxes of few pixels cannot be seen on its overview
+HUGE = 8000  # px; a longer image gets a heat map too, as boxes of few pixels cannot be seen on its overview
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
     """What is drawn of the results."""
 
-    pictures: int
-    """Of so many pictures; the first ones."""
+    images: int
+    """Of so many images; the first ones."""
     score: float
     """Boxes of at least this score."""
     heat: bool
-    """A heat map of every picture drawn; else of those longer than `HUGE`."""
+    """A heat map of every image drawn; else of those longer than `HUGE`."""
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Prediction:
     drawing: Drawing
     writers: Sequence[Any] = ()
     truth: dict[int | str, np.ndarray] | None = None
-    """Annotated boxes (N, 4) of each picture, where what skipping costs is to be measured on them."""
+    """Annotated boxes (N, 4) of each image, where what skipping costs is to be measured on them."""
     boxes: int = 0
     done: int = 0
     bad: int = 0
@@ -62,7 +62,7 @@ class Prediction:
         journal.close()
 
     def all(self, items: list[Item], journal: Any) -> None:
-        """Everything; raises UserError at the end if a picture or a part of one could not be read."""
+        """Everything; raises UserError at the end if an image or a part of one could not be read."""
         start = time.perf_counter()
         try:
             for result in self.predictor.stream(items, journal=journal):
@@ -76,15 +76,15 @@ class Prediction:
             typer.echo(self.skip.line())
         if self.truth is not None and self.recalled[0]:
             typer.echo(recall_line(self.recalled, self.drawing.score))
-        typer.echo(f"{self.out}: {self.boxes} boxes in {self.done} pictures, {self.tiles} tiles, {seconds:.1f} s")
+        typer.echo(f"{self.out}: {self.boxes} boxes in {self.done} images, {self.tiles} tiles, {seconds:.1f} s")
         if self.bad:
             raise UserError(
-                f"{self.bad} of {len(items)} pictures could not be read, wholly or in part",
+                f"{self.bad} of {len(items)} images could not be read, wholly or in part",
                 fix="see the lines above; everything else was written",
             )
 
     def one(self, result: Result) -> None:
-        """Write one picture's results and its line of summary."""
+        """Write one image's results and its line of summary."""
         if result.problem is not None:
             self.bad += 1
             typer.echo(f"error: {result.problem}", err=True)
@@ -97,7 +97,7 @@ class Prediction:
             typer.echo(f"note: {result.item.name}: {result.note} (--bands, --value-range)", err=True)
         for writer in self.writers:
             writer.add(result)
-        if self.done < self.drawing.pictures:
+        if self.done < self.drawing.images:
             self._draw(result)
         self.done += 1
         self.boxes += len(result.detections)
@@ -119,17 +119,17 @@ class Prediction:
         self.recalled[2] += num_found(objects, kept, least)
 
     def _draw(self, result: Result) -> None:
-        """An annotated picture, and a heat map: PNG, as JPEG would blur what is to be seen."""
+        """An annotated image, and a heat map: PNG, as JPEG would blur what is to be seen."""
         from flyspeck.infer.outputs import inside
         from flyspeck.infer.source import open_source
         from flyspeck.report.density import heat_map
         from flyspeck.report.drawing import annotated
 
         found = result.detections[result.detections.scores >= self.drawing.score]
-        path = (self.out / "pictures" / inside(result.item.name)).with_suffix(".png")
+        path = (self.out / "drawn" / inside(result.item.name)).with_suffix(".png")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open_source(result.item.picture, self.options, name=result.item.name) as source:
+            with open_source(result.item.image, self.options, name=result.item.name) as source:
                 annotated(source.read, found).save(path)
                 if self.drawing.heat or max(source.size) > HUGE:
                     heat_map(source.read, found).save(path.with_suffix(".heat.png"))
@@ -146,7 +146,7 @@ def num_found(objects: np.ndarray, found: Any, least: float) -> int:
 
 
 def recall_line(recalled: Sequence[int], least: float) -> str:
-    """What skipping costs on annotated pictures, for people."""
+    """What skipping costs on annotated images, for people."""
     total, full, kept = recalled
     return (
         f"recall of {total} annotated objects (IoU 0.5, score >= {least:g}): {100 * full / total:.1f} % with all tiles, "
@@ -155,7 +155,7 @@ def recall_line(recalled: Sequence[int], least: float) -> str:
 
 
 def summary_line(result: Result) -> str:
-    """One line a picture: name, size, tiles, boxes by class."""
+    """One line an image: name, size, tiles, boxes by class."""
     from collections import Counter
 
     from flyspeck.infer.convert import class_names

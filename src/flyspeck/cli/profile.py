@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def profile(
     names: list[str] = typer.Argument(..., metavar="NAME|RECIPE...", help="Zoo names or recipes (.yaml)."),
-    size: str = typer.Option("", help="HxW of the picture; default: that of the model's published figures."),
+    size: str = typer.Option("", help="HxW of the image; default: that of the model's published figures."),
     convention: str = typer.Option("", help="macs, mmcv, thop or ptflops; default: that of the model's paper."),
     classes: int | None = typer.Option(None, min=1, help="Foreground classes; default: as published (1; SSD: 80)."),
     levels: str | None = typer.Option(None, help="Pyramid levels, such as 2-6 or 3-7."),
@@ -28,7 +28,7 @@ def profile(
     runs: int = typer.Option(20, min=2, help="Timed runs."),
     threads: int | None = typer.Option(None, min=1, help="CPU threads while timing."),
     device: str = typer.Option("cpu", help="Where to time: cpu, cuda, …"),
-    plot: Path | None = typer.Option(None, help="Write the share of GFLOPs by stage as a picture."),
+    plot: Path | None = typer.Option(None, help="Write the share of GFLOPs by stage as an image."),
     as_json: bool = typer.Option(False, "--json", help="Print json: an object, or a list for several models."),
 ) -> None:
     """Parameters, GFLOPs by part and by stage under a named convention, memory, latency."""
@@ -45,7 +45,7 @@ def profile(
 
     found, by_factor = [], []
     for name in names:
-        picture = parse_size(size) if size else default_size(name)
+        image = parse_size(size) if size else default_size(name)
         with torch.device("meta"):
             model = _build(name, classes=classes, levels=levels, width=width)
         backbone = model.backbone if isinstance(model, Detector) else model
@@ -53,12 +53,12 @@ def profile(
             freeze_stages(backbone, frozen_stages)  # type: ignore[arg-type]
         if frozen_norm:
             freeze_norms(backbone)
-        result = count(model, picture, name=name, convention=convention or default_convention(name))
+        result = count(model, image, name=name, convention=convention or default_convention(name))
         if latency:
             real = _build(name, classes=classes, levels=levels, width=width)
-            result = replace(result, latency=measure_latency(real, picture, runs=runs, threads=threads, device=device))
+            result = replace(result, latency=measure_latency(real, image, runs=runs, threads=threads, device=device))
         found.append(result)
-        by_factor.append(_factors(model, picture, name=name, convention=result.convention))
+        by_factor.append(_factors(model, image, name=name, convention=result.convention))
     if plot is not None:
         from flyspeck.report.stage_shares import plot_stage_shares
 

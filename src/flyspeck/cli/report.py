@@ -12,11 +12,11 @@ def report(
     out: Path = typer.Option(Path("report.html"), "--out", help="The file to write."),
     gt: Path | None = typer.Option(None, "--gt", help="Ground truth, where it is not the recipe's validation set."),
     protocol: str | None = typer.Option(None, "--protocol", help="Measure anew under this protocol."),
-    pictures: int = typer.Option(40, "--pictures", min=0, help="How many of the worst pictures to show."),
+    images: int = typer.Option(40, "--images", min=0, help="How many of the worst images to show."),
     title: str = typer.Option("flyspeck report", "--title", help="The page's title."),
 ) -> None:
-    """Explain runs in one HTML file: numbers by size, curves, what is lost, the worst pictures. No server, no network."""
+    """Explain runs in one HTML file: numbers by size, curves, what is lost, the worst images. No server, no network."""
     from flyspeck.report import build_report, read_runs
 
-    path = build_report(read_runs(runs, gt=gt, protocol=protocol), out, pictures=pictures, title=title)
+    path = build_report(read_runs(runs, gt=gt, protocol=protocol), out, images=images, title=title)
     typer.echo(f"{path}: {len(runs)} {'run' if len(runs) == 1 else 'runs'}, {path.stat().st_size / 1e6:.1f} MB")

@@ -111,7 +111,7 @@ def _plot(means: dict, path: Path, metric: str) -> Path | None:
 
 @app.command("look")
 def look(
-    run: Path = typer.Argument(..., help="A run folder; its recipe names the pictures."),
+    run: Path = typer.Argument(..., help="A run folder; its recipe names the images."),
     steps: int = typer.Option(600, "--steps", min=1, help="Training steps of 16 windows."),
     shrink: int = typer.Option(2, "--shrink", min=1, help="Detector pixels along a side for each of the look's."),
     lost: float = typer.Option(0.05, "--lost", help="Share of found validation objects that it may pass over."),
@@ -132,7 +132,7 @@ def look(
     train, val = read_sets(data)
     _, description = load_weights(weights_file(run))
     settings = LookSettings(shrink=shrink, steps=steps, lost=lost)
-    val = spread(val, settings.max_pictures)
+    val = spread(val, settings.max_images)
     results = run / "detections.json"
     findable = found_objects(val, DetectionTable.from_coco(results, val)) if results.is_file() else None
     network, calibration = train_look(

@@ -15,20 +15,20 @@ import numpy as np
 class Annotations:
     """Boxes of a whole data set as columns; no torch, no Python object per box.
 
-    `I` pictures, `M` boxes, `K` classes. Category ids of the source are mapped to 0..K-1 once, here; `category_ids` keeps
+    `I` images, `M` boxes, `K` classes. Category ids of the source are mapped to 0..K-1 once, here; `category_ids` keeps
     the source's numbers for writing results back. Ignore regions of every class carry the label -1 and are no class.
     """
 
     image_ids: np.ndarray
-    """(I,) the source's picture ids: int64, or str objects."""
+    """(I,) the source's image ids: int64, or str objects."""
     file_names: tuple[str, ...]
     """(I,) paths relative to `root`."""
     sizes: np.ndarray
     """(I, 2) int64 (height, width); -1 where the source does not say."""
     image_index: np.ndarray
-    """(M,) int64: row of `image_ids` that each box belongs to; ascending, file order kept within a picture."""
+    """(M,) int64: row of `image_ids` that each box belongs to; ascending, file order kept within an image."""
     boxes: np.ndarray
-    """(M, 4) float64 xyxy pixels of the original picture, as annotated (not clipped)."""
+    """(M, 4) float64 xyxy pixels of the original image, as annotated (not clipped)."""
     labels: np.ndarray
     """(M,) int64 in 0..K-1, or -1 for an ignore region of every class."""
     area: np.ndarray
@@ -50,7 +50,7 @@ class Annotations:
 
     `category` is the class that an ignore region was annotated with; of other boxes, `labels` alone counts."""
     image_extra: dict[str, np.ndarray] = field(default_factory=dict)
-    """More columns of length I, such as `corner` (a tile's x1, y1, x2, y2 in its whole picture)."""
+    """More columns of length I, such as `corner` (a tile's x1, y1, x2, y2 in its whole image)."""
     source: str = ""
     """What was read, in words, for messages: `coco: train.json`."""
     problems: tuple[str, ...] = ()
@@ -70,16 +70,16 @@ class Annotations:
         return np.where(self.labels >= 0, self.labels, self.extra.get("category", self.labels))
 
     def of_image(self, index: int) -> slice:
-        """The rows of picture `index` (a row number, not an id)."""
+        """The rows of image `index` (a row number, not an id)."""
         start, stop = np.searchsorted(self.image_index, [index, index + 1])
         return slice(int(start), int(stop))
 
     def path(self, index: int) -> Path:
-        """The picture file of row `index`."""
+        """The image file of row `index`."""
         return self.root / self.file_names[index]
 
     def select_images(self, rows: Any) -> Annotations:
-        """The same table for some pictures only, in the order of `rows` (row numbers or a mask)."""
+        """The same table for some images only, in the order of `rows` (row numbers or a mask)."""
         rows = np.asarray(rows)
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
         starts = np.searchsorted(self.image_index, rows)
@@ -95,7 +95,7 @@ class Annotations:
         )
 
     def select_boxes(self, rows: Any, image_index: np.ndarray | None = None) -> Annotations:
-        """The same pictures with some boxes only (row numbers or a mask, ascending by picture)."""
+        """The same images with some boxes only (row numbers or a mask, ascending by image)."""
         return replace(
             self,
             image_index=self.image_index[rows] if image_index is None else image_index,
@@ -109,6 +109,6 @@ class Annotations:
         )
 
     def __iter__(self) -> Iterator[slice]:
-        """The row slices of the pictures, in order."""
+        """The row slices of the images, in order."""
         bounds = np.searchsorted(self.image_index, np.arange(len(self) + 1))
         return (slice(int(a), int(b)) for a, b in pairwise(bounds))

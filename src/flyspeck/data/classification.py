@@ -1,4 +1,4 @@
-"""Labelled small pictures for pre-training: CIFAR-10 and -100, ImageNet32, folders of classes, packed npz sets.
+"""Labelled small images for pre-training: CIFAR-10 and -100, ImageNet32, folders of classes, packed npz sets.
 
 CIFAR and ImageNet32 come as Python pickles. They are read with an unpickler that can make NumPy arrays and nothing else, so
 that no file can run code. No torch here.
@@ -22,12 +22,12 @@ from PIL import Image, UnidentifiedImageError
 from flyspeck.errors import UserError
 
 Split = Literal["train", "val"]
-_PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
-class LabelledPictures:
-    """Pictures of one size with one class each."""
+class LabelledImages:
+    """Images of one size with one class each."""
 
     pixels: np.ndarray
     """(N, H, W, 3) uint8, RGB."""
@@ -41,27 +41,27 @@ class LabelledPictures:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def limit(self, per_class: int) -> LabelledPictures:
-        """The first `per_class` pictures of every class."""
+    def limit(self, per_class: int) -> LabelledImages:
+        """The first `per_class` images of every class."""
         order = np.argsort(self.labels, kind="stable")
         sorted_labels = self.labels[order]
         rank = np.arange(len(order)) - np.searchsorted(sorted_labels, sorted_labels)
         keep = np.sort(order[rank < per_class])
-        return LabelledPictures(self.pixels[keep], self.labels[keep], self.classes, self.source)
+        return LabelledImages(self.pixels[keep], self.labels[keep], self.classes, self.source)
 
 
-def read_labelled_pictures(folder: Path | str, split: Split, *, size: int = 32) -> LabelledPictures:
-    """The `train` or `val` pictures of a folder in any of the known layouts.
+def read_labelled_images(folder: Path | str, split: Split, *, size: int = 32) -> LabelledImages:
+    """The `train` or `val` images of a folder in any of the known layouts.
 
     * CIFAR-10 (`data_batch_1` … and `test_batch`), CIFAR-100 (`train`, `test`, `meta`), ImageNet32 or ImageNet64
       (`train_data_batch_1` …, `val_data`; pickles or npz): as published.
-    * npz (`train.npz`, `val.npz` or `test.npz`): `data` (concatenated picture files), `offsets`, `labels`, `classes`.
-    * folder of classes (`train/CLASS/*.jpg`, `val/CLASS/*.jpg`): each picture is resized and cropped to `size` squared.
+    * npz (`train.npz`, `val.npz` or `test.npz`): `data` (concatenated image files), `offsets`, `labels`, `classes`.
+    * folder of classes (`train/CLASS/*.jpg`, `val/CLASS/*.jpg`): each image is resized and cropped to `size` squared.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError("no such folder", where=folder)
-    readers: tuple[tuple[str, Callable[[], LabelledPictures]], ...] = (
+    readers: tuple[tuple[str, Callable[[], LabelledImages]], ...] = (
         ("data_batch_1", lambda: _cifar10(folder, split)),
         ("meta", lambda: _cifar100(folder, split)),
         ("train_data_batch_1", lambda: _imagenet32(folder, split, "")),
@@ -75,9 +75,9 @@ def read_labelled_pictures(folder: Path | str, split: Split, *, size: int = 32) 
         return _image_folder(folder, split, size)
     marks = ", ".join(mark for mark, _ in readers)
     raise UserError(
-        "no data set of labelled pictures that is known",
+        "no data set of labelled images that is known",
         where=folder,
-        fix=f"give the folder that holds one of {marks}, or train/CLASS/pictures",
+        fix=f"give the folder that holds one of {marks}, or train/CLASS/images",
     )
 
 
@@ -117,49 +117,49 @@ def _planes(flat: Any, where: Path) -> np.ndarray:
     flat = np.asarray(flat)
     side = round((flat.shape[-1] / 3) ** 0.5) if flat.ndim == 2 else 0
     if flat.ndim != 2 or 3 * side * side != flat.shape[1] or flat.dtype != np.uint8:
-        raise UserError(f"'data' is {flat.dtype} of shape {flat.shape}, not uint8 rows of square pictures", where=where)
+        raise UserError(f"'data' is {flat.dtype} of shape {flat.shape}, not uint8 rows of square images", where=where)
     return flat.reshape(-1, 3, side, side).transpose(0, 2, 3, 1)
 
 
 def _from_batches(
     batches: Sequence[tuple[Path, dict[str, Any]]], label_key: str, classes: Sequence[str], source: str, first: int = 0
-) -> LabelledPictures:
+) -> LabelledImages:
     for path, batch in batches:
         for key in ("data", label_key):
             if key not in batch:
                 raise UserError(f"has no '{key}'", where=path)
     pixels = np.concatenate([_planes(batch["data"], path) for path, batch in batches])
     labels = np.concatenate([np.asarray(batch[label_key], dtype=np.int64) for _, batch in batches]) - first
-    return _checked(LabelledPictures(pixels, labels, tuple(classes), source))
+    return _checked(LabelledImages(pixels, labels, tuple(classes), source))
 
 
-def _checked(pictures: LabelledPictures) -> LabelledPictures:
-    if len(pictures.pixels) != len(pictures.labels) or len(pictures) == 0:
-        raise UserError(f"{len(pictures.pixels)} pictures and {len(pictures.labels)} labels", where=pictures.source)
-    low, high = int(pictures.labels.min()), int(pictures.labels.max())
-    if low < 0 or high >= len(pictures.classes):
-        raise UserError(f"labels {low} to {high} for {len(pictures.classes)} classes", where=pictures.source)
-    return pictures
+def _checked(images: LabelledImages) -> LabelledImages:
+    if len(images.pixels) != len(images.labels) or len(images) == 0:
+        raise UserError(f"{len(images.pixels)} images and {len(images.labels)} labels", where=images.source)
+    low, high = int(images.labels.min()), int(images.labels.max())
+    if low < 0 or high >= len(images.classes):
+        raise UserError(f"labels {low} to {high} for {len(images.classes)} classes", where=images.source)
+    return images
 
 
 def _texts(values: Any) -> list[str]:
     return [v.decode() if isinstance(v, bytes) else str(v) for v in values]
 
 
-def _cifar10(folder: Path, split: Split) -> LabelledPictures:
+def _cifar10(folder: Path, split: Split) -> LabelledImages:
     names = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
     classes = _texts(load_arrays(folder / "batches.meta").get("label_names", range(10)))
     batches = [(folder / name, load_arrays(folder / name)) for name in names]
     return _from_batches(batches, "labels", classes, f"CIFAR-10 {split}: {folder}")
 
 
-def _cifar100(folder: Path, split: Split) -> LabelledPictures:
+def _cifar100(folder: Path, split: Split) -> LabelledImages:
     path = folder / ("train" if split == "train" else "test")
     classes = _texts(load_arrays(folder / "meta").get("fine_label_names", range(100)))
     return _from_batches([(path, load_arrays(path))], "fine_labels", classes, f"CIFAR-100 {split}: {folder}")
 
 
-def _imagenet32(folder: Path, split: Split, suffix: str) -> LabelledPictures:
+def _imagenet32(folder: Path, split: Split, suffix: str) -> LabelledImages:
     names = [f"train_data_batch_{i}" for i in range(1, 11)] if split == "train" else ["val_data"]
     paths = [folder / f"{name}{suffix}" for name in names]
     batches = [(path, _npz(path) if suffix else load_arrays(path)) for path in paths]
@@ -177,7 +177,7 @@ def _npz(path: Path) -> dict[str, Any]:
         raise UserError(f"not an npz file that can be read safely ({error})", where=path) from error
 
 
-def _packed(folder: Path, split: Split) -> LabelledPictures:
+def _packed(folder: Path, split: Split) -> LabelledImages:
     path = folder / "train.npz"
     if split == "val":
         path = folder / ("val.npz" if (folder / "val.npz").is_file() else "test.npz")
@@ -186,20 +186,20 @@ def _packed(folder: Path, split: Split) -> LabelledPictures:
     if missing:
         raise UserError(f"has no '{missing[0]}'", where=path)
     data, offsets = content["data"].tobytes(), content["offsets"]
-    pictures = []
+    images = []
     for row, (start, stop) in enumerate(pairwise(offsets)):
         try:
             with Image.open(io.BytesIO(data[start:stop])) as image:
-                pictures.append(np.asarray(image.convert("RGB")))
+                images.append(np.asarray(image.convert("RGB")))
         except (UnidentifiedImageError, OSError) as error:
-            raise UserError(f"picture {row} cannot be decoded ({error})", where=path) from error
-    if len({p.shape for p in pictures}) > 1:
-        raise UserError("holds pictures of several sizes", where=path)
+            raise UserError(f"image {row} cannot be decoded ({error})", where=path) from error
+    if len({p.shape for p in images}) > 1:
+        raise UserError("holds images of several sizes", where=path)
     classes = tuple(str(c) for c in content["classes"])
-    return _checked(LabelledPictures(np.stack(pictures), content["labels"].astype(np.int64), classes, f"{path}"))
+    return _checked(LabelledImages(np.stack(images), content["labels"].astype(np.int64), classes, f"{path}"))
 
 
-def _image_folder(folder: Path, split: Split, size: int) -> LabelledPictures:
+def _image_folder(folder: Path, split: Split, size: int) -> LabelledImages:
     root = folder / split
     if split == "val" and not root.is_dir():
         root = folder / "test"
@@ -210,19 +210,19 @@ def _image_folder(folder: Path, split: Split, size: int) -> LabelledPictures:
     unknown = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name not in classes)
     if unknown:
         raise UserError(f"class '{unknown[0]}' is not in train/", where=root)
-    pictures, labels = [], []
+    images, labels = [], []
     for label, name in enumerate(classes):
-        files = sorted(p for p in (root / name).glob("*") if p.suffix.lower() in _PICTURE_SUFFIXES)
-        pictures += [_square(p, size) for p in files]
+        files = sorted(p for p in (root / name).glob("*") if p.suffix.lower() in _IMAGE_SUFFIXES)
+        images += [_square(p, size) for p in files]
         labels += [label] * len(files)
-    if not pictures:
-        raise UserError("holds no pictures", where=root, fix=f"put them under {root.name}/CLASS/")
-    labelled = LabelledPictures(np.stack(pictures), np.asarray(labels, np.int64), tuple(classes), f"{root}")
+    if not images:
+        raise UserError("holds no images", where=root, fix=f"put them under {root.name}/CLASS/")
+    labelled = LabelledImages(np.stack(images), np.asarray(labels, np.int64), tuple(classes), f"{root}")
     return _checked(labelled)
 
 
 def _square(path: Path, size: int) -> np.ndarray:
-    """The middle of a picture whose shorter side is resized to `size`."""
+    """The middle of an image whose shorter side is resized to `size`."""
     try:
         with Image.open(path) as opened:
             image = opened.convert("RGB")

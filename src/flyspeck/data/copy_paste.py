@@ -1,7 +1,7 @@
 """Copy-paste of tiny objects: more of them, on more backgrounds (Kisantal et al., Augmentation for small object detection, 2019).
 
 Differences from the paper: no masks are needed, since a box of a few pixels is copied with a soft border; objects come
-from other pictures too; a place is refused by its overlap with every box that is there, ignore regions included.
+from other images too; a place is refused by its overlap with every box that is there, ignore regions included.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from flyspeck.types import Sample, Targets
 
 @dataclass(frozen=True)
 class PasteSources:
-    """Pictures to copy from, and how likely each is: see `paste_sources`."""
+    """Images to copy from, and how likely each is: see `paste_sources`."""
 
     rows: np.ndarray
     """(S,) row numbers in the annotation table."""
     probabilities: np.ndarray
     """(S,) float64, sum 1."""
     class_weights: np.ndarray
-    """(K,) float64: how likely an object of each class is to be taken from a picture, relative to the others."""
+    """(K,) float64: how likely an object of each class is to be taken from an image, relative to the others."""
 
 
 def paste_sources(annotations: Annotations, *, max_size: float = 32.0, rare_power: float = 0.0) -> PasteSources | None:
-    """Where objects of at most `max_size` px are, so that no draw is wasted on pictures without any.
+    """Where objects of at most `max_size` px are, so that no draw is wasted on images without any.
 
     `rare_power` p: an object of class c counts n_c^-p times, n_c being the number of such objects of its class. 0 copies
     objects as often as they occur, 1 every class equally often. None if there is no such object.
@@ -51,8 +51,8 @@ def paste_sources(annotations: Annotations, *, max_size: float = 32.0, rare_powe
 class CopyPaste:
     """With `probability`, pastes 1 to `max_objects` copies of objects of at most `max_size` px (root of the area).
 
-    They come from this picture or, half the time and where it has none to give, from another; with `sources` all come from
-    pictures drawn from it, which is how rare classes are favoured. A copy takes `border` px around its box along, fading
+    They come from this image or, half the time and where it has none to give, from another; with `sources` all come from
+    images drawn from it, which is how rare classes are favoured. A copy takes `border` px around its box along, fading
     out; an object whose surroundings show a neighbour (more than `max_overlap` of it) is not copied, since a piece of the
     neighbour would come along without a box. A place is taken if neither the copy nor any box there is covered by more than
     `max_overlap` of its own area; ten places are tried. Half of the copies are mirrored.
@@ -124,14 +124,14 @@ class CopyPaste:
 
     def _find_place(
         self,
-        picture: tuple[int, ...],
+        image: tuple[int, ...],
         patch: tuple[int, ...],
         box: np.ndarray,
         taken: np.ndarray,
         rng: np.random.Generator,
     ) -> tuple[int, int] | None:
         """Top left corner (y, x) for a patch of `patch` (H, W) whose object is `box` in it, or None."""
-        free = (picture[0] - patch[0], picture[1] - patch[1])
+        free = (image[0] - patch[0], image[1] - patch[1])
         if min(free) < 0:
             return None
         corners = rng.integers((0, 0), (free[0] + 1, free[1] + 1), size=(10, 2))

@@ -1,6 +1,6 @@
-"""Enlarging: tiny objects survive the strides of a network better in a larger picture (DPNet, sec. I and III).
+"""Enlarging: tiny objects survive the strides of a network better in a larger image (DPNet, sec. I and III).
 
-The network learns from and looks at enlarged pictures; annotations, results and size bins stay those of the files.
+The network learns from and looks at enlarged images; annotations, results and size bins stay those of the files.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from flyspeck.errors import UserError
 
 @dataclass(frozen=True)
 class Enlarge:
-    """By a factor, or to a length of the shorter side; 1 and None leave pictures as they are."""
+    """By a factor, or to a length of the shorter side; 1 and None leave images as they are."""
 
     factor: float = 1.0
     short_side: int | None = None
@@ -31,15 +31,15 @@ class Enlarge:
 
     @property
     def changes(self) -> bool:
-        """Whether any picture could come out at another size."""
+        """Whether any image could come out at another size."""
         return self.factor != 1 or self.short_side is not None
 
     def scale(self, size: tuple[int, int]) -> float:
-        """Enlarged pixels per pixel of a picture of `size` (H, W)."""
+        """Enlarged pixels per pixel of an image of `size` (H, W)."""
         return self.factor if self.short_side is None else self.short_side / max(1, min(size))
 
     def size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(H, W) of the enlarged picture, at least 1 each."""
+        """(H, W) of the enlarged image, at least 1 each."""
         scale = self.scale(size)
         return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 

@@ -44,12 +44,12 @@ class AnchorLevel:
     """The anchors of one pyramid level: the same shapes at every position of a grid."""
 
     stride: int
-    """Picture pixels per position."""
+    """Image pixels per position."""
     shapes: np.ndarray
     """(S, 2) float64 width and height in pixels, in the order the head uses."""
 
     def grid(self, sizes: np.ndarray) -> np.ndarray:
-        """Positions `(..., 2)` (rows, columns) on pictures of `sizes` `(..., 2)` (height, width): rounded up."""
+        """Positions `(..., 2)` (rows, columns) on images of `sizes` `(..., 2)` (height, width): rounded up."""
         return -(-np.asarray(sizes, dtype=np.int64) // self.stride)
 
 
@@ -62,11 +62,11 @@ class Matches:
     level: np.ndarray
     """(P,) int64 pyramid level, 0 the finest."""
     location: np.ndarray
-    """(P,) int64 number of the anchor or point among all levels of its picture."""
+    """(P,) int64 number of the anchor or point among all levels of its image."""
 
 
 Assignment = Callable[[np.ndarray, np.ndarray], Matches]
-"""`(boxes (N, 4) xyxy pixels, sizes (N, 2) height and width of each box's picture) -> Matches`."""
+"""`(boxes (N, 4) xyxy pixels, sizes (N, 2) height and width of each box's image) -> Matches`."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def axis_overlap(distance: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarr
 def best_anchor(boxes: np.ndarray, sizes: np.ndarray, levels: Sequence[AnchorLevel]) -> Matches:
     """The anchor of highest IoU for each box, the first on ties (Algorithm 1's MatchGT).
 
-    `boxes` (N, 4) xyxy pixels, not clipped; `sizes` (N, 2) (height, width) of the picture each box is in. Boxes with IoU 0
+    `boxes` (N, 4) xyxy pixels, not clipped; `sizes` (N, 2) (height, width) of the image each box is in. Boxes with IoU 0
     everywhere are missing from the result.
     """
     parts = [
@@ -196,7 +196,7 @@ def assigned_points(
     ranges: Sequence[tuple[float, float]] | None = None,
     radius: float = 1.5,
 ) -> Matches:
-    """The points of an anchor-free head (FCOS) that each box would claim if it were alone in its picture.
+    """The points of an anchor-free head (FCOS) that each box would claim if it were alone in its image.
 
     A point at `((column + ½)·stride, (row + ½)·stride)` belongs to a box when it lies inside it, less than `radius` strides
     from its centre along both axes, and its longest distance to a side is in the level's range `(low, high]`. Every box is
@@ -233,9 +233,9 @@ def level_counts(
     size: tuple[int, int] | None,
     count: Count = "anchors",
 ) -> tuple[np.ndarray, int]:
-    """Locations marked per level over all pictures `(num_levels,)`, or objects (`count="objects"`), and boxes unmatched.
+    """Locations marked per level over all images `(num_levels,)`, or objects (`count="objects"`), and boxes unmatched.
 
-    `size` (height, width) is what the network sees of every picture; None takes each picture's own. Boxes are neither scaled
+    `size` (height, width) is what the network sees of every image; None takes each image's own. Boxes are neither scaled
     nor clipped. Ignore regions and crowds are no objects.
     """
     rows = np.flatnonzero(~(annotations.ignore | annotations.crowd))
@@ -243,7 +243,7 @@ def level_counts(
     sizes = annotations.sizes if size is None else np.broadcast_to(np.asarray(size), (len(annotations), 2))
     if len(rows) and (sizes[image] <= 0).any():
         name = annotations.file_names[int(image[(sizes[image] <= 0).any(1)][0])]
-        raise UserError("the size of the picture is not known", where=name, fix="give the size (--size HxW)")
+        raise UserError("the size of the image is not known", where=name, fix="give the size (--size HxW)")
     matches = assign(boxes, np.asarray(sizes, dtype=np.int64)[image])
     if count == "objects":
         key = matches.box * num_levels + matches.level
@@ -276,7 +276,7 @@ def fusion_statistics(
 def fusion_facts(annotations: Annotations) -> dict[str, Any] | None:
     """S-α for the adaptive RetinaNet of the paper as plain values, or None where there is nothing to count on.
 
-    Pyramid P2-P6, anchors of 8, 16, 32, 64, 128 px in three octaves and ratios ½, 1, 2, each picture's own size.
+    Pyramid P2-P6, anchors of 8, 16, 32, 64, 128 px in three octaves and ratios ½, 1, 2, each image's own size.
     """
     strides, sizes = (4, 8, 16, 32, 64), (8, 16, 32, 64, 128)
     sized = annotations.select_images((annotations.sizes > 0).all(1))

@@ -1,11 +1,11 @@
-"""Picture files to arrays: one reader for every odd kind of file, NumPy and Pillow only.
+"""Image files to arrays: one reader for every odd kind of file, NumPy and Pillow only.
 
 What comes out is always upright (EXIF, XMP and TIFF orientation applied) and `(H, W, C)` with C = 1 or 3:
 
 ========================  ===================================================================================
 file                      array
 ========================  ===================================================================================
-grey, 1-bit               uint8, C = 1; a 1-bit picture has the values 0 and 255
+grey, 1-bit               uint8, C = 1; a 1-bit image has the values 0 and 255
 16-bit grey               uint16, C = 1, the file's own values
 RGB, palette, YCbCr, LAB  uint8, C = 3; a palette is looked up, 16-bit RGB (PNG) is cut to its upper 8 bits
 CMYK                      uint8, C = 3, by Pillow's plain formula (no colour profile)
@@ -39,21 +39,21 @@ EXTENSIONS = frozenset(
         *("jp2", "j2k", "jpx", "ppm", "pgm", "pbm", "pnm", "avif"),
     )
 )
-"""Lower-case file name endings that a search for pictures in a folder should take."""
+"""Lower-case file name endings that a search for images in a folder should take."""
 
 MAX_PIXELS = 200_000_000
-"""Largest picture that is decoded in one piece unless the caller allows more; bigger ones are read by windows."""
+"""Largest image that is decoded in one piece unless the caller allows more; bigger ones are read by windows."""
 
 _ORIENTATION = 0x0112
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 
 
 def read_image(path: Path | str, *, channels: int | None = None, max_pixels: int | None = MAX_PIXELS) -> np.ndarray:
-    """The picture in a file as `(H, W, C)` uint8, or uint16 for 16-bit grey, upright; see the table above.
+    """The image in a file as `(H, W, C)` uint8, or uint16 for 16-bit grey, upright; see the table above.
 
     `channels` 1 or 3 converts (grey to colour by repetition, colour to grey by ITU-R 601 luma); None keeps the
     file's own. A header that claims more than `max_pixels` is refused before anything is decoded; None lifts the limit.
-    Raises UserError with the path for a file that is missing, truncated, too big, or no picture.
+    Raises UserError with the path for a file that is missing, truncated, too big, or no image.
     """
     if channels not in (None, 1, 3):
         raise ValueError(f"channels must be 1, 3 or None, not {channels}")
@@ -65,7 +65,7 @@ def read_image(path: Path | str, *, channels: int | None = None, max_pixels: int
 
 
 def read_size(path: Path | str) -> tuple[int, int]:
-    """`(H, W)` of the upright picture, from the header alone: no pixel is decoded. Errors as for `read_image`."""
+    """`(H, W)` of the upright image, from the header alone: no pixel is decoded. Errors as for `read_image`."""
     with _explained(path), _opened(path, None) as image:
         width, height = image.size
         # Pillow swaps the size of a TIFF itself; asking a PNG for its EXIF the usual way would decode it whole.
@@ -104,7 +104,7 @@ def _opened(path: Path | str, max_pixels: int | None) -> Iterator[ImageFile.Imag
             width, height = image.size
             if max_pixels is not None and width * height > max_pixels:
                 raise UserError(
-                    f"the picture is {width} x {height} = {width * height / 1e6:.0f} megapixels, over the limit of"
+                    f"the image is {width} x {height} = {width * height / 1e6:.0f} megapixels, over the limit of"
                     f" {max_pixels / 1e6:g}",
                     where=path,
                     fix="cut it into tiles, or raise max_pixels if the file is to be trusted",
@@ -114,7 +114,7 @@ def _opened(path: Path | str, max_pixels: int | None) -> Iterator[ImageFile.Imag
     if not prefix:
         raise UserError("the file is empty", where=path, fix="fetch it again or take it out of the list")
     raise UserError(
-        f"not a picture of a known kind (its first bytes are {prefix[:8]!r})",
+        f"not an image of a known kind (its first bytes are {prefix[:8]!r})",
         where=path,
         fix=f"convert it to one of {', '.join(FORMATS)}",
     )
@@ -130,17 +130,17 @@ def _explained(path: Path | str) -> Iterator[None]:
             raise
         raise UserError(error.what, where=path, fix=error.fix) from error
     except FileNotFoundError as error:
-        raise UserError("no such picture file", where=path, fix="check the path and the image root") from error
+        raise UserError("no such image file", where=path, fix="check the path and the image root") from error
     except IsADirectoryError as error:
-        raise UserError("a folder where a picture file was expected", where=path, fix="name a file") from error
+        raise UserError("a folder where an image file was expected", where=path, fix="name a file") from error
     except PermissionError as error:
-        raise UserError("the picture file may not be read", where=path, fix="check its permissions") from error
+        raise UserError("the image file may not be read", where=path, fix="check its permissions") from error
     except (
         Exception
     ) as error:  # decoders fail with anything: OSError, SyntaxError, struct.error, zlib.error, MemoryError
         text = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"the picture is broken ({text})", where=path, fix="fetch it again or take it out of the list"
+            f"the image is broken ({text})", where=path, fix="fetch it again or take it out of the list"
         ) from error
 
 
@@ -149,7 +149,7 @@ def _to_array(image: Image.Image, channels: int | None) -> np.ndarray:
     if image.mode in _SIXTEEN_BIT or image.mode == "I":
         return _wide_grey(image, channels)
     if image.mode == "F":
-        raise UserError("the pixels are floating point", fix="convert the picture to 8 or 16 bits first")
+        raise UserError("the pixels are floating point", fix="convert the image to 8 or 16 bits first")
     if image.has_transparency_data:
         image = _on_black(image)
     if image.mode == "1":
@@ -170,7 +170,7 @@ def _wide_grey(image: Image.Image, channels: int | None) -> np.ndarray:
     if image.mode == "I" and (values.min() < 0 or values.max() > 65535):
         raise UserError(
             f"the grey values run from {values.min()} to {values.max()}, beyond 16 bits",
-            fix="convert the picture to 16 bits first",
+            fix="convert the image to 16 bits first",
         )
     # astype also brings big-endian files into the machine's own byte order, which torch asks for.
     pixels = values.astype(np.uint16)[:, :, None]
@@ -178,7 +178,7 @@ def _wide_grey(image: Image.Image, channels: int | None) -> np.ndarray:
 
 
 def _on_black(image: Image.Image) -> Image.Image:
-    """A picture with any kind of transparency, composited onto black; grey stays grey."""
+    """An image with any kind of transparency, composited onto black; grey stays grey."""
     grey = image.mode in ("1", "L", "LA", "La")
     layer = image.convert("RGBA")
     black = Image.new("RGBA", layer.size, (0, 0, 0, 255))
@@ -187,7 +187,7 @@ def _on_black(image: Image.Image) -> Image.Image:
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """`pixels` turned as the EXIF orientation 1-8 asks (any other value counts as 1), contiguous."""
-    if orientation in (5, 6, 7, 8):  # the file's rows are the picture's columns
+    if orientation in (5, 6, 7, 8):  # the file's rows are the image's columns
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
@@ -197,7 +197,7 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _exif_orientation(image: Image.Image) -> int:
-    """Orientation 1-8 from the picture's EXIF or XMP block; 1 where there is none or the block is broken."""
+    """Orientation 1-8 from the image's EXIF or XMP block; 1 where there is none or the block is broken."""
     try:
         return image.getexif().get(_ORIENTATION, 1)
     except Exception:  # a damaged block raises anything, and is no reason to refuse sound pixels

@@ -28,11 +28,11 @@ class Implied:
     anchor_recall: float
     """Share of the objects that some anchor, put on their centre, covers with IoU 0.5 or more."""
     tile: tuple[int, int] | None
-    """(height, width) of tiles to cut; None where the pictures are small enough."""
+    """(height, width) of tiles to cut; None where the images are small enough."""
     overlap: int
     """Pixels that the tiles should overlap by."""
     max_detections: int
-    """Detections to allow a picture."""
+    """Detections to allow an image."""
     reasons: dict[str, str]
     """Why, by field."""
 
@@ -84,7 +84,7 @@ def imply(annotations: Annotations) -> Implied | None:
         f" {quarter / stride:.1f} cells or more (a small object should span {CELLS})",
         "anchors": f"from {base:.1f} px, doubling each of five levels with a step between, height/width"
         f" {', '.join(f'{r:g}' for r in ratios)}: {recall:.0%} of the objects find one with IoU 0.5 or more on their centre",
-        "max_detections": f"the fullest picture has {most} boxes",
+        "max_detections": f"the fullest image has {most} boxes",
     }
     tile, overlap, reasons["tile"] = _tiles(annotations, objects)
     cap = int(max(100, np.ceil(most * 1.5 / 100) * 100))
@@ -98,17 +98,17 @@ def _tiles(annotations: Annotations, objects: np.ndarray) -> tuple[tuple[int, in
     overlap = int(min(np.ceil(long / 10) * 10, min(TILE) // 4))
     known = annotations.sizes[(annotations.sizes > 0).all(1)]
     if not len(known):
-        return None, overlap, "the sizes of the pictures are not known"
+        return None, overlap, "the sizes of the images are not known"
     height, width = (int(v) for v in known.max(0))
     megapixels = float(known.prod(1).max()) / 1e6
     if megapixels <= 1.0:
         return (
             None,
             overlap,
-            f"the pictures are at most {width}x{height} px ({megapixels:.2f} megapixels): no tiles needed",
+            f"the images are at most {width}x{height} px ({megapixels:.2f} megapixels): no tiles needed",
         )
     reason = (
-        f"pictures of up to {width}x{height} px ({megapixels:.1f} megapixels) go through tiles of {TILE[1]}x{TILE[0]} px;"
+        f"images of up to {width}x{height} px ({megapixels:.1f} megapixels) go through tiles of {TILE[1]}x{TILE[0]} px;"
         f" an overlap of {overlap} px shows 99 % of the objects (up to {long:.0f} px long) whole in some tile"
     )
     return TILE, overlap, reason if overlap >= long else f"{reason}, as far as a quarter of the tile allows"

@@ -30,15 +30,15 @@ FEW = 20
 def inspect(source: Path, *, check_files: bool = True, **options: Any) -> tuple[Annotations, dict[str, Any]]:
     """The table of `source` and the facts on it, as `summarize` gives them; `options` go to `read_annotations`.
 
-    A folder with several COCO files is taken whole, each picture once; `files` then says what each file holds, and `overlaps`
-    how many pictures two files share: a leak, where one is trained on and the other tested.
+    A folder with several COCO files is taken whole, each image once; `files` then says what each file holds, and `overlaps`
+    how many images two files share: a leak, where one is trained on and the other tested.
     """
     files = json_files(source) if source.is_dir() and options.get("format") in (None, "coco") else []
     if len(files) < 2 or any(source.glob("*.yaml")):
         table = read_annotations(source, **options)
         return table, summarize(table, check_files=check_files)
     tables = [read_annotations(file, **options) for file in files]
-    words = f"coco: {len(files)} files in {source.name}, each picture counted once"
+    words = f"coco: {len(files)} files in {source.name}, each image counted once"
     table = replace(join_annotations(tables), source=words)
     parts = {file.name: {"images": len(t), "boxes": t.num_boxes} for file, t in zip(files, tables, strict=True)}
     listed = [{t.path(row).absolute() for row in range(len(t))} for t in tables]
@@ -61,7 +61,7 @@ def summarize(annotations: Annotations, *, check_files: bool = True) -> dict[str
     """The facts on a data set as plain values, ready for json.
 
     `boxes` and `sizes` (boxes by bin of sqrt(w*h)) count ignore regions too; `objects` describes the boxes to be learnt: count,
-    sizes, mean and standard deviation of the size in px, share of at most 20 px. `check_files` looks for each picture and
+    sizes, mean and standard deviation of the size in px, share of at most 20 px. `check_files` looks for each image and
     compares its header with the size that the annotations state.
     """
     objects = annotations.boxes[~annotations.ignore]
@@ -130,7 +130,7 @@ def _image_sizes(annotations: Annotations) -> dict[str, Any]:
 
 
 def _check_files(annotations: Annotations) -> tuple[dict, dict, dict]:
-    """Pictures that are not there, that cannot be opened, and whose size is not the stated one: counts and the first few."""
+    """Images that are not there, that cannot be opened, and whose size is not the stated one: counts and the first few."""
     missing, unreadable, wrong = [], [], []
     for row, (height, width) in enumerate(annotations.sizes.tolist()):
         path = annotations.path(row)
@@ -157,9 +157,9 @@ def _warnings(facts: dict[str, Any]) -> list[str]:
         found.append(f"{len(few)} of {len(facts['classes'])} classes have fewer than {FEW} objects: {', '.join(few)}")
     for key, words in (
         ("broken_entries", "broken entries left out"),
-        ("missing_files", "pictures are missing"),
-        ("unreadable_files", "pictures cannot be read"),
-        ("wrong_sizes", "pictures are not of the size that the annotations state"),
+        ("missing_files", "images are missing"),
+        ("unreadable_files", "images cannot be read"),
+        ("wrong_sizes", "images are not of the size that the annotations state"),
     ):
         if facts.get(key, {}).get("count"):
             found.append(f"{facts[key]['count']} {words}; the first: {facts[key]['first'][0]}")
@@ -185,7 +185,7 @@ def summarize_classification(path: Path) -> dict[str, Any]:
     labels, names = arrays["labels"], [str(name) for name in arrays["classes"]]
     counts = np.bincount(labels, minlength=len(names))
     return {
-        "source": f"npz of pictures with one label each: {path.name}",
+        "source": f"npz of images with one label each: {path.name}",
         "images": len(labels),
         "boxes": 0,
         "sizes": dict.fromkeys(BINS, 0),

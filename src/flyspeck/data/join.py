@@ -12,9 +12,9 @@ from flyspeck.data.annotations import Annotations
 
 
 def join_annotations(tables: Sequence[Annotations]) -> Annotations:
-    """One table of all pictures; a picture file that several tables list is taken from the first of them.
+    """One table of all images; an image file that several tables list is taken from the first of them.
 
-    Classes are matched by name. Pictures and boxes are numbered anew, from 1; file names become absolute. Columns that not
+    Classes are matched by name. Images and boxes are numbered anew, from 1; file names become absolute. Columns that not
     every table has are left out.
     """
     if len(tables) == 1:

@@ -1,6 +1,6 @@
 """From the annotation table to batches: the data set, the padding, and a loader that gives the same batches again.
 
-A sample depends on (seed, epoch, position in the epoch, picture) and on nothing else: not on the number of workers, not
+A sample depends on (seed, epoch, position in the epoch, image) and on nothing else: not on the number of workers, not
 on what was drawn before, not on the global random state. So a run that goes on from a checkpoint sees the same pixels as
 one that was never stopped.
 """
@@ -42,17 +42,17 @@ class Batch(NamedTuple):
 
 
 class DetectionDataset(Dataset[Sample]):
-    """Pictures with their boxes as `Sample`s, map-style; index it with a row number or with a sampler's `Draw`.
+    """Images with their boxes as `Sample`s, map-style; index it with a row number or with a sampler's `Draw`.
 
-    `channels` 1 or 3 converts every picture, None keeps each file's own. `transform(sample, rng, another)` is called with
+    `channels` 1 or 3 converts every image, None keeps each file's own. `transform(sample, rng, another)` is called with
     a generator seeded by (seed, epoch, position); a plain row number counts as epoch 0, position = row.
 
-    `cache="ram"` decodes once, at construction, into memory that workers share; its size is logged, and pictures
+    `cache="ram"` decodes once, at construction, into memory that workers share; its size is logged, and images
     that would push it beyond `cache_limit_bytes` are decoded from their files each time instead.
 
-    Boxes are clipped to the picture; those with nothing left are dropped. Ignored and crowd boxes become ignore regions
-    with the label -1. A picture that cannot be read, or is not of the size that the annotations state, raises UserError.
-    With `enlarge`, pictures and boxes come out larger; `annotations` is then the enlarged table.
+    Boxes are clipped to the image; those with nothing left are dropped. Ignored and crowd boxes become ignore regions
+    with the label -1. An image that cannot be read, or is not of the size that the annotations state, raises UserError.
+    With `enlarge`, images and boxes come out larger; `annotations` is then the enlarged table.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class DetectionDataset(Dataset[Sample]):
         return self.transform(sample, rng, self._another)
 
     def raw(self, index: int) -> Sample:
-        """Picture `index` before any transform: (C, H, W) uint8, or float32 in [0, 1] if the file has 16 bits."""
+        """Image `index` before any transform: (C, H, W) uint8, or float32 in [0, 1] if the file has 16 bits."""
         pixels = self._cache.get(index) if self._cache else None
         if pixels is None:
             pixels = self._decode(index)
@@ -109,7 +109,7 @@ class DetectionDataset(Dataset[Sample]):
         )
 
     def _another(self, rng: np.random.Generator, index: int | None = None) -> Sample:
-        """Picture `index`, or one drawn at random: for the transforms that mix pictures."""
+        """Image `index`, or one drawn at random: for the transforms that mix images."""
         return self.raw(int(rng.integers(len(self))) if index is None else index)
 
     def _decode(self, index: int) -> np.ndarray:
@@ -119,7 +119,7 @@ class DetectionDataset(Dataset[Sample]):
         stated = tuple(int(side) for side in self._native[index])
         if min(stated) > 0 and stated != pixels.shape[:2]:
             raise UserError(
-                f"the picture is {pixels.shape[1]} x {pixels.shape[0]} where the annotations say {stated[1]} x {stated[0]}",
+                f"the image is {pixels.shape[1]} x {pixels.shape[0]} where the annotations say {stated[1]} x {stated[0]}",
                 where=path,
                 fix="correct the annotations (the size counts after the EXIF orientation is applied)",
             )
@@ -129,7 +129,7 @@ class DetectionDataset(Dataset[Sample]):
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
     def _targets(self, index: int, height: int, width: int) -> Targets:
-        """Ground truth of picture `index`, clipped to it."""
+        """Ground truth of image `index`, clipped to it."""
         rows = self.annotations.of_image(index)
         clipped = box_algebra.clip(self.annotations.boxes[rows], height, width).astype(np.float32)
         ignore = self.annotations.ignore[rows] | self.annotations.crowd[rows] | (self.annotations.labels[rows] < 0)
@@ -153,9 +153,9 @@ def collate(samples: Sequence[Sample], *, divisor: int = 32) -> Batch:
         words = " and ".join(sorted(f"{c} channel(s) of {str(d).removeprefix('torch.')}" for c, d in kinds))
         ids = ", ".join(str(sample.image_id) for sample in samples[:8])
         raise UserError(
-            f"pictures of different kinds in one batch: {words}",
+            f"images of different kinds in one batch: {words}",
             where=f"images {ids}",
-            fix="set channels to 1 or 3, and keep 8-bit and 16-bit pictures in separate data sets",
+            fix="set channels to 1 or 3, and keep 8-bit and 16-bit images in separate data sets",
         )
     channels, dtype = next(iter(kinds))
     sizes = tuple((int(s.pixels.shape[1]), int(s.pixels.shape[2])) for s in samples)
@@ -174,7 +174,7 @@ class _Fetched:
     """
 
     batch: Batch | None
-    """None if nothing could be put in a picture's place, or the pictures do not go together: `errors[-1]` says why."""
+    """None if nothing could be put in an image's place, or the images do not go together: `errors[-1]` says why."""
     errors: tuple[UserError, ...]
 
     def pin_memory(self) -> _Fetched:
@@ -187,7 +187,7 @@ class _Fetched:
 
 @dataclass(frozen=True)
 class _Fetcher(Dataset[Any]):
-    """The data set as workers see it: in the place of a picture that fails, another one is drawn.
+    """The data set as workers see it: in the place of an image that fails, another one is drawn.
 
     It is drawn from the draw's own random numbers: batches stay full on every process, and the same however they are loaded.
     """
@@ -224,7 +224,7 @@ class _Collate:
 class Loader:
     """Batches of an epoch, from any batch on: `for images, targets, image_ids in loader.epoch(3, start=17)`.
 
-    Pictures that cannot be used are replaced and counted in `broken` (file -> what is wrong); as soon as their
+    Images that cannot be used are replaced and counted in `broken` (file -> what is wrong); as soon as their
     share of the data set exceeds `max_broken_share`, UserError names the file. Workers stay from epoch to epoch; `close` ends
     them, an error does too, and the next epoch would start new ones.
     """
@@ -298,7 +298,7 @@ class Loader:
         if self.max_broken_share == 0:
             raise error
         raise UserError(
-            f"{len(self.broken)} of {self.num_images} pictures cannot be used, more than the allowed share of"
+            f"{len(self.broken)} of {self.num_images} images cannot be used, more than the allowed share of"
             f" {self.max_broken_share:g}; the last: {error.what}",
             where=error.where,
             fix="repair or remove them, or raise max_broken_share",
@@ -336,14 +336,14 @@ def make_loader(
 ) -> Loader:
     """A loader for training (defaults), or for evaluation with `sampler=in_order(len(dataset))` and `drop_last=False`.
 
-    `batch_size` counts the pictures of this process. `workers` None takes `default_workers()`. `max_broken_share` in
-    [0, 1] is the share of pictures that may turn out broken before training stops.
+    `batch_size` counts the images of this process. `workers` None takes `default_workers()`. `max_broken_share` in
+    [0, 1] is the share of images that may turn out broken before training stops.
     """
     sampler = sampler if sampler is not None else EpochSampler(len(dataset), seed=seed)
     if sampler.num != len(dataset):
-        raise ValueError(f"the sampler draws from {sampler.num} pictures, the data set has {len(dataset)}")
+        raise ValueError(f"the sampler draws from {sampler.num} images, the data set has {len(dataset)}")
     if batch_size < 1:
-        raise UserError(f"a batch of {batch_size} pictures", where="batch_size", fix="use 1 or more")
+        raise UserError(f"a batch of {batch_size} images", where="batch_size", fix="use 1 or more")
     loader = Loader(
         dataset,
         batch_size=batch_size,
@@ -357,15 +357,15 @@ def make_loader(
     )
     if len(loader) == 0:
         raise UserError(
-            f"{len(sampler)} pictures do not fill one batch of {batch_size}",
+            f"{len(sampler)} images do not fill one batch of {batch_size}",
             where=dataset.annotations.source or "data set",
-            fix="use a smaller batch_size or more pictures",
+            fix="use a smaller batch_size or more images",
         )
     return loader
 
 
 def in_order(num: int, *, rank: int = 0, world_size: int = 1) -> EpochSampler:
-    """Every picture once, in the order of the table: for evaluation."""
+    """Every image once, in the order of the table: for evaluation."""
     return EpochSampler(num, seed=0, shuffle=False, rank=rank, world_size=world_size, even=False)
 
 

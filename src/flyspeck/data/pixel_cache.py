@@ -1,4 +1,4 @@
-"""Decoded pictures kept in memory, for data sets that fit there."""
+"""Decoded images kept in memory, for data sets that fit there."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CHUNK_BYTES = 2**27
 
 
 class PixelCache:
-    """Decoded pictures in a few flat tensors, which workers that are not forked receive as shared memory."""
+    """Decoded images in a few flat tensors, which workers that are not forked receive as shared memory."""
 
     def __init__(self, decode: Callable[[int], np.ndarray], num: int, limit_bytes: int) -> None:
         self._places: dict[int, tuple[int, int, tuple[int, ...], str]] = {}
@@ -42,7 +42,7 @@ class PixelCache:
             total += pixels.nbytes
         if pending:
             self._store(pending)
-        log.info("picture cache: %d of %d pictures, %.0f MB of memory", len(self._places), num, total / 1e6)
+        log.info("image cache: %d of %d images, %.0f MB of memory", len(self._places), num, total / 1e6)
 
     def _store(self, pending: list[np.ndarray]) -> None:
         self._chunks.append(torch.from_numpy(np.concatenate(pending)))

@@ -44,7 +44,7 @@ def visible_share(boxes: Array, window: tuple[float, float, float, float]) -> Ar
 def cut_boxes(
     boxes: Array, ignore: Array, window: tuple[float, float, float, float], policy: CutPolicy
 ) -> tuple[Array, Array, Array]:
-    """Cut `boxes` (M, 4) by `window` (x1, y1, x2, y2), both xyxy in the frame of the picture.
+    """Cut `boxes` (M, 4) by `window` (x1, y1, x2, y2), both xyxy in the frame of the image.
 
     `ignore` (M,) bool marks boxes that are ignore regions already. Returns the boxes clipped and in the frame of the
     window (M, 4), which of them remain (M,) bool, and which are ignore regions now (M,) bool. A remaining box has a visible

@@ -43,9 +43,9 @@ class Source:
     path: str
     """Below the root: a file or folder that a reader takes."""
     images: str | None = None
-    """Folder of the pictures, where the reader would not find it."""
+    """Folder of the images, where the reader would not find it."""
     listed: str | None = None
-    """A text file with one picture id a line: only these."""
+    """A text file with one image id a line: only these."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,9 @@ _VOC = "VOCdevkit/VOC{year}"
 SETS: dict[str, KnownSet] = {
     "tinyperson": KnownSet(
         "TinyPerson (Yu et al., WACV 2020), cut into tiles",
-        "github.com/ucas-vg/TinyBenchmark: the folder tiny_set is the root; pictures with erased uncertain regions for training",
+        "github.com/ucas-vg/TinyBenchmark: the folder tiny_set is the root; images with erased uncertain regions for training",
         "research use; no redistribution of recognisable persons",
-        "the paper (794 and 816 pictures); file names: TinyBenchmark's and TOV_mmdetection's configurations",
+        "the paper (794 and 816 images); file names: TinyBenchmark's and TOV_mmdetection's configurations",
         (Files("erase_with_uncertain_dataset/train/**/*.jpg", 794), Files("test/**/*.jpg", 816)),
         parts={
             "train.json": (
@@ -117,7 +117,7 @@ SETS: dict[str, KnownSet] = {
         "CityPersons (Zhang et al., CVPR 2017)",
         _CITY_GET,
         "Cityscapes' own (no commercial use)",
-        "Cityscapes (Cordts et al., CVPR 2016): 2,975 and 500 pictures",
+        "Cityscapes (Cordts et al., CVPR 2016): 2,975 and 500 images",
         _CITY_FILES,
         parts=_CITY_PARTS,
     ),
@@ -133,8 +133,8 @@ SETS: dict[str, KnownSet] = {
     "coco": KnownSet(
         "COCO 2017 (Lin et al., ECCV 2014)",
         "cocodataset.org: train2017.zip, val2017.zip, annotations_trainval2017.zip, unpacked side by side",
-        "annotations CC BY 4.0; pictures under Flickr's terms",
-        "cocodataset.org: 118,287 and 5,000 pictures",
+        "annotations CC BY 4.0; images under Flickr's terms",
+        "cocodataset.org: 118,287 and 5,000 images",
         _COCO_FILES,
         parts=_COCO_PARTS,
     ),
@@ -151,7 +151,7 @@ SETS: dict[str, KnownSet] = {
         "PASCAL VOC 2007 and 2012 (Everingham et al., IJCV 2010)",
         "host.robots.ox.ac.uk/pascal/VOC: the 2007 trainval and test and the 2012 trainval archives, unpacked side by side",
         "Flickr's terms",
-        "the challenge pages (9,963 and 17,125 pictures; 5,011 + 11,540 to learn from, 4,952 to measure on); MD5: torchvision",
+        "the challenge pages (9,963 and 17,125 images; 5,011 + 11,540 to learn from, 4,952 to measure on); MD5: torchvision",
         (Files("VOCdevkit/VOC2007/JPEGImages/*.jpg", 9_963), Files("VOCdevkit/VOC2012/JPEGImages/*.jpg", 17_125)),
         {
             "VOCtrainval_06-Nov-2007.tar": "c52e279531787c972589f7e41ab4ae64",
@@ -171,7 +171,7 @@ SETS: dict[str, KnownSet] = {
         "shuoyang1213.me/WIDERFACE: WIDER_train.zip, WIDER_val.zip, wider_face_split.zip, unpacked side by side; of its "
         "eval_tools.zip the folder ground_truth",
         "research use",
-        "the paper (12,880 and 3,226 pictures); MD5: torchvision",
+        "the paper (12,880 and 3,226 images); MD5: torchvision",
         (
             Files("WIDER_train/images/*/*.jpg", 12_880),
             Files("WIDER_val/images/*/*.jpg", 3_226),
@@ -189,7 +189,7 @@ SETS: dict[str, KnownSet] = {
         "VisDrone-DET (Zhu et al., TPAMI 2022)",
         "github.com/VisDrone/VisDrone-Dataset: the DET train, val and test-dev archives, unpacked side by side",
         "CC BY-NC-SA 3.0",
-        "the data set's page: 6,471, 548 and 1,610 pictures",
+        "the data set's page: 6,471, 548 and 1,610 images",
         (
             Files("VisDrone2019-DET-train/images/*.jpg", 6_471),
             Files("VisDrone2019-DET-val/images/*.jpg", 548),
@@ -205,7 +205,7 @@ SETS: dict[str, KnownSet] = {
         "DOTA 1.0 (Xia et al., CVPR 2018), horizontal boxes",
         "captain-whu.github.io/DOTA: train and val, each a folder with images/ and labelTxt/",
         "academic use",
-        "the paper: 1,411 and 458 pictures with published labels",
+        "the paper: 1,411 and 458 images with published labels",
         (
             Files("train/images/*.png", 1_411),
             Files("val/images/*.png", 458),
@@ -237,7 +237,7 @@ SETS: dict[str, KnownSet] = {
         "ImageNet (ILSVRC 2012)",
         "image-net.org (registration): train/CLASS/*.JPEG and val/CLASS/*.JPEG, 1,000 classes each",
         "ImageNet's own (research use)",
-        "the challenge's page: 1,281,167 and 50,000 pictures; MD5: torchvision",
+        "the challenge's page: 1,281,167 and 50,000 images; MD5: torchvision",
         (
             Files("train/*/*.JPEG", 1_281_167),
             Files("val/*/*.JPEG", 50_000),
@@ -300,8 +300,8 @@ def prepare_set(
 ) -> Iterator[tuple[Path, Annotations]]:
     """Converts a set to what its recipes read and yields each json written with its table.
 
-    Tiles and shrunk pictures are written below `out` (tiles share `overlap` px); other sets' json refers to
-    the pictures where they are. Broken entries are in the tables' `problems`.
+    Tiles and shrunk images are written below `out` (tiles share `overlap` px); other sets' json refers to
+    the images where they are. Broken entries are in the tables' `problems`.
     """
     for name, sources in known.parts.items():
         table = join_annotations([_read(source, root) for source in sources])
@@ -324,7 +324,7 @@ def _read(source: Source, root: Path) -> Annotations:
     keep = np.array([str(image_id) in wanted for image_id in table.image_ids.tolist()])
     missing = len(wanted) - int(keep.sum())
     if missing:
-        raise UserError(f"{missing} of {len(wanted)} listed pictures have no annotations", where=root / source.listed)
+        raise UserError(f"{missing} of {len(wanted)} listed images have no annotations", where=root / source.listed)
     return table.select_images(keep)
 
 

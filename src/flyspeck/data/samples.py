@@ -1,4 +1,4 @@
-"""Sample pictures of a data set with its boxes drawn, enlarged so that tiny objects can be seen."""
+"""Sample images of a data set with its boxes drawn, enlarged so that tiny objects can be seen."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw
 
 from flyspeck import boxes as bx
 from flyspeck.data.annotations import Annotations
+from flyspeck.data.image_files import output_names, save_pixels
 from flyspeck.data.images import read_image
-from flyspeck.data.pictures import output_names, save_pixels
 from flyspeck.errors import UserError
 
 COLORS = (
@@ -23,7 +23,7 @@ _LONG_SIDE = 1600
 
 
 def choose_samples(annotations: Annotations, count: int, seed: int = 0) -> list[int]:
-    """Rows of up to `count` pictures: the fullest third, the third with the smallest objects, the rest by chance."""
+    """Rows of up to `count` images: the fullest third, the third with the smallest objects, the rest by chance."""
     objects = ~annotations.ignore
     per_image = np.bincount(annotations.image_index[objects], minlength=len(annotations))
     smallest = np.full(len(annotations), np.inf)
@@ -35,7 +35,7 @@ def choose_samples(annotations: Annotations, count: int, seed: int = 0) -> list[
 
 
 def draw_boxes(pixels: np.ndarray, boxes: np.ndarray, labels: np.ndarray, ignore: np.ndarray) -> np.ndarray:
-    """`(H', W', 3)` uint8: the picture enlarged by a whole number, a line one pixel outside each box, ignore regions crossed.
+    """`(H', W', 3)` uint8: the image enlarged by a whole number, a line one pixel outside each box, ignore regions crossed.
 
     `pixels` is (H, W, C) uint8 or uint16 (stretched from its darkest to its brightest value), `boxes` (N, 4) in its frame.
     """
@@ -58,7 +58,7 @@ def draw_boxes(pixels: np.ndarray, boxes: np.ndarray, labels: np.ndarray, ignore
 
 
 def write_samples(annotations: Annotations, out: Path, count: int = 12, seed: int = 0) -> tuple[list[Path], list[str]]:
-    """Draw samples into `out`; returns the files written, and a line for each picture that could not be read."""
+    """Draw samples into `out`; returns the files written, and a line for each image that could not be read."""
     rows = choose_samples(annotations, count, seed)
     names = output_names([annotations.file_names[row] for row in rows], ".png")
     written, faults = [], []

@@ -1,4 +1,4 @@
-"""Which picture is drawn when: an order per epoch, its split over processes, and how often a picture comes. NumPy only."""
+"""Which image is drawn when: an order per epoch, its split over processes, and how often an image comes. NumPy only."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from flyspeck.data.annotations import Annotations
 
 
 class Draw(NamedTuple):
-    """One picture to be drawn: all that its augmentation depends on, besides the seed."""
+    """One image to be drawn: all that its augmentation depends on, besides the seed."""
 
     epoch: int
     position: int
-    """Place in the epoch's order over all processes, so that the same picture drawn twice is augmented differently."""
+    """Place in the epoch's order over all processes, so that the same image drawn twice is augmented differently."""
     index: int
-    """Row of the picture in the annotation table."""
+    """Row of the image in the annotation table."""
 
 
 class EpochSampler:
@@ -27,8 +27,8 @@ class EpochSampler:
     Process `rank` draws the positions `rank, rank + world_size, ...`: the first b draws of all W processes are the first
     `W * b` positions, so that W processes with batches of b see the global batches that one process with `W * b` sees.
 
-    `repeats` (num,) says how often each picture comes per epoch on average; any positive number. An epoch has
-    `round(sum(repeats))` draws, always; a picture comes `floor` or `ceil` of its number of times (systematic sampling with
+    `repeats` (num,) says how often each image comes per epoch on average; any positive number. An epoch has
+    `round(sum(repeats))` draws, always; an image comes `floor` or `ceil` of its number of times (systematic sampling with
     a random start, which keeps the mean exact).
 
     With `even` the last `length % world_size` positions of an epoch are left out, so that no process waits for another;
@@ -66,7 +66,7 @@ class EpochSampler:
         return length - length % self.world_size if self.even else length
 
     def order(self, epoch: int) -> np.ndarray:
-        """The epoch's pictures over all processes, int64; computed from (seed, epoch) alone."""
+        """The epoch's images over all processes, int64; computed from (seed, epoch) alone."""
         rng = np.random.default_rng([self.seed, epoch, 0])
         rows = np.arange(self.num)
         if self.repeats is not None:
@@ -110,12 +110,12 @@ def repeat_factors(
     tiny_gain: float = 0.0,
     empty: float = 1.0,
 ) -> np.ndarray:
-    """How often to draw each picture per epoch, `(I,)` float64, for `EpochSampler(repeats=...)`.
+    """How often to draw each image per epoch, `(I,)` float64, for `EpochSampler(repeats=...)`.
 
-    `rare_below` t in [0, 1]: a class c that is in a share f_c < t of the pictures asks for sqrt(t / f_c) repeats, and a
-    picture takes the most that one of its classes asks for (repeat factor sampling: Gupta, Dollar, Girshick, LVIS, 2019,
-    sec. 4.2 of arXiv 1908.03195). `tiny_gain` g: a picture of whose objects a share s is at most `tiny_size` px (square
-    root of the area) asks for `1 + g * s`; the larger of the two counts. `empty`: the factor of pictures with no object.
+    `rare_below` t in [0, 1]: a class c that is in a share f_c < t of the images asks for sqrt(t / f_c) repeats, and an
+    image takes the most that one of its classes asks for (repeat factor sampling: Gupta, Dollar, Girshick, LVIS, 2019,
+    sec. 4.2 of arXiv 1908.03195). `tiny_gain` g: an image of whose objects a share s is at most `tiny_size` px (square
+    root of the area) asks for `1 + g * s`; the larger of the two counts. `empty`: the factor of images with no object.
     """
     learnt = ~(annotations.ignore | annotations.crowd) & (annotations.labels >= 0)
     image_index, labels = annotations.image_index[learnt], annotations.labels[learnt]
@@ -123,10 +123,10 @@ def repeat_factors(
     factors = np.ones(num_images)
     if rare_below > 0 and num_classes:
         pairs = np.unique(image_index * num_classes + labels)
-        picture, label = pairs // num_classes, pairs % num_classes
+        image, label = pairs // num_classes, pairs % num_classes
         share = np.bincount(label, minlength=num_classes) / max(num_images, 1)
         per_class = np.sqrt(rare_below / np.maximum(share, np.finfo(float).tiny)).clip(min=1.0)
-        np.maximum.at(factors, picture, per_class[label])
+        np.maximum.at(factors, image, per_class[label])
     count = np.bincount(image_index, minlength=num_images)
     if tiny_gain > 0:
         tiny = box_algebra.size(annotations.boxes[learnt]) <= tiny_size

@@ -3,20 +3,20 @@
 Yu et al., WACV 2020, arXiv:1912.10664 (SM and MSM; code: ucas-vg/PointTinyBenchmark), Jiang et al., ICASSP 2021,
 arXiv:2102.03558 (SM+). What a network learns of size during pre-training should fit what it will be fine-tuned on.
 
-* SM: each picture draws a size from the rectified histogram of the target's object sizes and is resized so that the mean size
+* SM: each image draws a size from the rectified histogram of the target's object sizes and is resized so that the mean size
   of its own objects, the geometric mean, becomes that.
-* MSM: the size is not drawn but mapped, monotonically, so that a picture of small objects gets a small size and is resized
+* MSM: the size is not drawn but mapped, monotonically, so that an image of small objects gets a small size and is resized
   less: quantiles of the source's sizes go to the same quantiles of the target's.
-* SM+: each object has its own target size (mapped as in MSM); the picture keeps its scale. Objects are taken out, what was
+* SM+: each object has its own target size (mapped as in MSM); the image keeps its scale. Objects are taken out, what was
   behind them is inpainted, and they are put back around their centres at the new size.
 
 The rectified histogram (Algorithm 1 of the WACV paper) gives the smallest and the largest few objects one bin each, so that
 the bins between are narrow although a few objects are huge.
 
-Deviations: objects of one size share the middle of their quantiles (the code divides by 0 there); pictures without
+Deviations: objects of one size share the middle of their quantiles (the code divides by 0 there); images without
 objects get the median scale of the others (the code has a constant); SM+ moves boxes, since annotation tables hold no
 masks, so that a patch brings some of its surroundings, and inpaints by Telea's method; of its probabilistic structure
-inpainting, whose text could not be read in full, what is here is a probability with which a picture is treated object by
+inpainting, whose text could not be read in full, what is here is a probability with which an image is treated object by
 object, and else by MSM.
 
 Figures: on TinyPerson, Faster R-CNN-FPN has an AP50_tiny of 47.35, with SM 51.33, with SM+ 51.46 (Ning, 2023, Table 2). They
@@ -50,13 +50,13 @@ class MatchRule:
     tails: float | None = None
     """Share of the objects in the first and the last bin together; None is 2 / bins, as if bins were equally full."""
     max_scale: float = 2.0
-    """Pictures, and objects of SM+, are enlarged by no more."""
+    """Images, and objects of SM+, are enlarged by no more."""
     max_side: int = 4096
-    """No picture gets a longer side, in px."""
+    """No image gets a longer side, in px."""
     min_side: float = 1.0
     """Objects whose shorter side gets below this, in px, are dropped."""
     probability: float = 1.0
-    """SM+: share of the pictures treated object by object."""
+    """SM+: share of the images treated object by object."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -118,22 +118,22 @@ def object_sizes(annotations: Annotations) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class MatchPlan:
-    """What becomes of every picture and box of the source."""
+    """What becomes of every image and box of the source."""
 
     sizes: np.ndarray
     """(I, 2) int64 (height, width) before."""
     new_sizes: np.ndarray
     """(I, 2) int64 (height, width) after."""
     factor: np.ndarray
-    """(M,) how much each box grows around its centre beyond its picture's scale: 1, but for SM+."""
+    """(M,) how much each box grows around its centre beyond its image's scale: 1, but for SM+."""
     capped: int
-    """Pictures (of SM+: objects) that would have been enlarged beyond the limit."""
+    """Images (of SM+: objects) that would have been enlarged beyond the limit."""
     wanted: float
     """The largest scale that was asked for."""
 
 
 def plan_match(source: Annotations, target: Annotations, rule: MatchRule) -> MatchPlan:
-    """Scales for every picture of `source`, or every object, by the sizes of `target`.
+    """Scales for every image of `source`, or every object, by the sizes of `target`.
 
     Raises UserError where one of them has no objects.
     """
@@ -146,13 +146,13 @@ def plan_match(source: Annotations, target: Annotations, rule: MatchRule) -> Mat
     histogram = rectified_histogram(wanted, bins=rule.bins, tails=rule.tails)
     rng = np.random.default_rng(rule.seed)
     native = native_sizes(source)
-    pictures = source.image_index[rows]
-    count = np.bincount(pictures, minlength=len(source))
+    images = source.image_index[rows]
+    count = np.bincount(images, minlength=len(source))
     has = count > 0
     mean = np.ones(len(source))
-    mean[has] = np.exp(np.bincount(pictures, np.log(sizes), minlength=len(source))[has] / count[has])
+    mean[has] = np.exp(np.bincount(images, np.log(sizes), minlength=len(source))[has] / count[has])
 
-    # SM draws for every picture, in order, so that one without objects shifts nobody else's draw.
+    # SM draws for every image, in order, so that one without objects shifts nobody else's draw.
     goal = histogram.sample(rng, len(source)) if rule.method == "sm" else histogram.mapped(mean, sizes)
     scale = np.where(has, goal / mean, 1.0)
     piecewise = np.zeros(len(source), bool)
@@ -160,7 +160,7 @@ def plan_match(source: Annotations, target: Annotations, rule: MatchRule) -> Mat
         piecewise = rng.random(len(source)) < rule.probability
         scale[piecewise] = 1.0
     limit = np.minimum(rule.max_scale, rule.max_side / native.max(1))
-    limit = np.where(piecewise, np.minimum(1.0, limit), limit)  # a picture that is too big is shrunk, objects and all
+    limit = np.where(piecewise, np.minimum(1.0, limit), limit)  # an image that is too big is shrunk, objects and all
     over = has & ~piecewise & (scale > limit)
     largest = float(scale[has].max())
     scale = np.minimum(scale, limit)
@@ -170,9 +170,9 @@ def plan_match(source: Annotations, target: Annotations, rule: MatchRule) -> Mat
 
     factor = np.ones(source.num_boxes)
     capped = int(over.sum())
-    own = piecewise[pictures]
+    own = piecewise[images]
     if own.any():
-        each = histogram.mapped(sizes[own], sizes) / (sizes[own] * scale[pictures[own]])
+        each = histogram.mapped(sizes[own], sizes) / (sizes[own] * scale[images[own]])
         capped += int((each > rule.max_scale).sum())
         largest = max(largest, float(each.max()))
         factor[rows[own]] = np.minimum(each, rule.max_scale)
@@ -180,7 +180,7 @@ def plan_match(source: Annotations, target: Annotations, rule: MatchRule) -> Mat
 
 
 def matched_table(source: Annotations, plan: MatchPlan, *, min_side: float = 1.0) -> Annotations:
-    """The table of the matched pictures: boxes scaled with their picture, those of SM+ around their centres too.
+    """The table of the matched images: boxes scaled with their image, those of SM+ around their centres too.
 
     Objects of which a side gets below `min_side` px are left out.
     """
@@ -231,7 +231,7 @@ def match_report(
         )
     return {
         "method": rule.method,
-        "pictures": len(source),
+        "images": len(source),
         "objects": {"before": len(old), "after": len(new), "target": len(goal)},
         "sizes": {"before": _summary(old), "after": _summary(new), "target": _summary(goal)},
         "wasserstein_px": {

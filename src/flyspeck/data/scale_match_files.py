@@ -1,4 +1,4 @@
-"""Scale Match on disk: pictures resized (or their objects, over an inpainted background), padded or tiled, with annotations."""
+"""Scale Match on disk: images resized (or their objects, over an inpainted background), padded or tiled, with annotations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.enlarge import resample
-from flyspeck.data.pictures import in_parallel, output_names, read_true, save_pixels
+from flyspeck.data.image_files import in_parallel, output_names, read_true, save_pixels
 from flyspeck.data.scale_match import (
     MatchPlan,
     MatchRule,
@@ -35,17 +35,17 @@ _RADIUS = 3
 
 @dataclass(frozen=True)
 class _Job:
-    """One picture's work."""
+    """One image's work."""
 
     path: Path
     listed: tuple[int, int]
     new_size: tuple[int, int]
     boxes: np.ndarray
-    """(k, 4) in the resized picture: objects to be resized on their own."""
+    """(k, 4) in the resized image: objects to be resized on their own."""
     factor: np.ndarray
     """(k,)"""
     cuts: tuple[tuple[Corner, Path], ...]
-    """Windows of the resized picture and the files they go to."""
+    """Windows of the resized image and the files they go to."""
 
 
 def scale_match(
@@ -57,15 +57,15 @@ def scale_match(
     name: str,
     size: tuple[int, int] | None = None,
     overlap: int = 0,
-    picture_format: str = "png",
+    image_format: str = "png",
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Annotations, dict[str, Any]]:
-    """Writes the matched data set: pictures under `out/images`, annotations as COCO json `out/<name>`; returns its table.
+    """Writes the matched data set: images under `out/images`, annotations as COCO json `out/<name>`; returns its table.
 
-    With `size` (H, W), pictures that are larger are cut into tiles of that size with `overlap` px in common, smaller ones
+    With `size` (H, W), images that are larger are cut into tiles of that size with `overlap` px in common, smaller ones
     are padded at the bottom and on the right with their mean colour. Also writes `scale_match.json`, the report that is
-    returned, and `scale_match.png`, the histograms of the sizes. Pictures that cannot be read are left out and listed in
+    returned, and `scale_match.png`, the histograms of the sizes. Images that cannot be read are left out and listed in
     `problems`.
     """
     out = Path(out)
@@ -74,12 +74,12 @@ def scale_match(
     whole = matched_table(source, plan, min_side=rule.min_side)
     report = match_report(source, target, whole, plan, rule)
     tiles, windows = _windows(whole, size, overlap)
-    names = _names(source, windows, picture_format)
+    names = _names(source, windows, image_format)
     jobs = [
         _job(source, plan, row, windows[row], [out / "images" / n for n in names[row]]) for row in range(len(source))
     ]
     if any(job.path.resolve() == path.resolve() for job in jobs[:1] for _, path in job.cuts):
-        raise UserError("the pictures would be written over themselves", where=out, fix="give another --out")
+        raise UserError("the images would be written over themselves", where=out, fix="give another --out")
     faults: dict[int, str] = {}
     for row, fault in enumerate(in_parallel(partial(_write_one, size=size), jobs, workers)):
         if fault:
@@ -87,7 +87,7 @@ def scale_match(
         if progress is not None:
             progress(row + 1, len(jobs))
     if len(faults) == len(jobs):
-        raise UserError(f"no picture could be read; the first: {faults[0]}", where=source.root, fix="give --images")
+        raise UserError(f"no image could be read; the first: {faults[0]}", where=source.root, fix="give --images")
     owner = np.repeat(np.arange(len(source)), [len(w) for w in windows])
     good = np.flatnonzero(~np.isin(owner, list(faults)))
     written = replace(
@@ -98,7 +98,7 @@ def scale_match(
     ).select_images(good)
     written = replace(written, problems=(*source.problems, *faults.values()))
     write_coco(written, out / name)
-    report |= {"written": {"pictures": len(written), "boxes": written.num_boxes}, "left_out": len(faults)}
+    report |= {"written": {"images": len(written), "boxes": written.num_boxes}, "left_out": len(faults)}
     write_text(out / "scale_match.json", json.dumps(report, indent=1, allow_nan=False))
     draw_histograms(
         {
@@ -111,7 +111,7 @@ def scale_match(
 
 
 def _windows(whole: Annotations, size: tuple[int, int] | None, overlap: int) -> tuple[Annotations, list[list[Corner]]]:
-    """The table to be written, and of each picture the windows that are cut from it."""
+    """The table to be written, and of each image the windows that are cut from it."""
     if size is None:
         return whole, [[(0, 0, int(w), int(h))] for h, w in whole.sizes]
     if overlap >= min(size):
@@ -126,10 +126,10 @@ def _windows(whole: Annotations, size: tuple[int, int] | None, overlap: int) -> 
     return replace(tiles, image_extra=image_extra), windows
 
 
-def _names(source: Annotations, windows: Sequence[list[Corner]], picture_format: str) -> list[list[str]]:
+def _names(source: Annotations, windows: Sequence[list[Corner]], image_format: str) -> list[list[str]]:
     stems = output_names(source.file_names, "")
     return [
-        [f"{stem}.{picture_format}" if len(own) == 1 else f"{stem}_{x1}_{y1}.{picture_format}" for x1, y1, _, _ in own]
+        [f"{stem}.{image_format}" if len(own) == 1 else f"{stem}_{x1}_{y1}.{image_format}" for x1, y1, _, _ in own]
         for stem, own in zip(stems, windows, strict=True)
     ]
 
@@ -150,7 +150,7 @@ def _job(source: Annotations, plan: MatchPlan, row: int, windows: list[Corner], 
 
 
 def _write_one(job: _Job, size: tuple[int, int] | None) -> str:
-    """Reads, resizes, cuts and writes one picture; returns what was wrong, or nothing."""
+    """Reads, resizes, cuts and writes one image; returns what was wrong, or nothing."""
     try:
         pixels = read_true(job.path)
     except UserError as error:
@@ -179,13 +179,13 @@ def padded(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def resize_objects(pixels: np.ndarray, boxes: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """The picture `(H, W, C)` uint8 with the content of each of `boxes (k, 4)` resized by `factor (k,)` around its centre.
+    """The image `(H, W, C)` uint8 with the content of each of `boxes (k, 4)` resized by `factor (k,)` around its centre.
 
     What an object that shrinks leaves free is inpainted from its surroundings. The largest are put back first.
     """
     if pixels.dtype != np.uint8:
         raise UserError(
-            f"inpainting works on 8 bits, the picture has {pixels.dtype}", where="sm+", fix="use --method msm"
+            f"inpainting works on 8 bits, the image has {pixels.dtype}", where="sm+", fix="use --method msm"
         )
     height, width = pixels.shape[:2]
     frames = [_whole_pixels(box, height, width) for box in boxes]
@@ -214,7 +214,7 @@ def resize_objects(pixels: np.ndarray, boxes: np.ndarray, factor: np.ndarray) ->
 
 
 def _whole_pixels(box: np.ndarray, height: int, width: int) -> Corner:
-    """The pixels that a box touches, inside the picture."""
+    """The pixels that a box touches, inside the image."""
     x1, y1 = (max(0, int(np.floor(value))) for value in box[:2])
     x2, y2 = min(width, int(np.ceil(box[2]))), min(height, int(np.ceil(box[3])))
     return min(x1, width), min(y1, height), max(x2, min(x1, width)), max(y2, min(y1, height))
@@ -239,7 +239,7 @@ _WIDTHS = (2, 3, 3)
 
 
 def draw_histograms(sizes: dict[str, np.ndarray], *, bins: int = 48) -> Image.Image:
-    """A picture of up to three samples of object sizes in px: shares of the objects in bins of the logarithm."""
+    """An image of up to three samples of object sizes in px: shares of the objects in bins of the logarithm."""
     everything = np.concatenate(list(sizes.values()))
     low, high = np.floor(np.log2(everything.min())), np.ceil(np.log2(everything.max()) + 1e-9)
     edges = np.linspace(low, max(high, low + 1), bins + 1)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.data.pictures import in_parallel, output_names, read_true, save_pixels, shrink_pixels
+from flyspeck.data.image_files import in_parallel, output_names, read_true, save_pixels, shrink_pixels
 from flyspeck.data.writers import write_coco
 from flyspeck.errors import UserError
 
@@ -22,10 +22,10 @@ def small_sizes(
     short_side: int | None = None,
     size: tuple[int, int] | None = None,
 ) -> np.ndarray:
-    """New sizes `(I, 2)` for pictures of `sizes` (I, 2), (height, width): by `factor`, to a shorter side of `short_side` px, or
-    all of one `size`, whatever that does to their proportions (SSD's way; a smaller picture is enlarged).
+    """New sizes `(I, 2)` for images of `sizes` (I, 2), (height, width): by `factor`, to a shorter side of `short_side` px, or
+    all of one `size`, whatever that does to their proportions (SSD's way; a smaller image is enlarged).
 
-    Rounded to whole pixels, at least 1; a picture whose shorter side is no longer than `short_side` stays as it is.
+    Rounded to whole pixels, at least 1; an image whose shorter side is no longer than `short_side` stays as it is.
     """
     if sum(option is not None for option in (factor, short_side, size)) != 1:
         raise UserError("give one of factor, short side and size", fix="--factor 2, --short-side 100 or --size 300x300")
@@ -45,10 +45,10 @@ def small_sizes(
 
 
 def scale_annotations(annotations: Annotations, new_sizes: np.ndarray) -> Annotations:
-    """The table for pictures of `new_sizes` (I, 2): boxes and every other column in pixels scaled, ids and flags kept.
+    """The table for images of `new_sizes` (I, 2): boxes and every other column in pixels scaled, ids and flags kept.
 
-    The two axes are scaled by the true ratio of the sizes, so that a box covers the same part of its picture. The place of a tile
-    in its whole picture (`corner`, `whole`) is left out: it would not be whole pixels.
+    The two axes are scaled by the true ratio of the sizes, so that a box covers the same part of its image. The place of a tile
+    in its whole image (`corner`, `whole`) is left out: it would not be whole pixels.
     """
     ratio = (new_sizes / annotations.sizes)[annotations.image_index]  # (M, 2) y, x
     sy, sx = ratio[:, 0], ratio[:, 1]
@@ -78,23 +78,23 @@ def shrink(
     factor: float | None = None,
     short_side: int | None = None,
     size: tuple[int, int] | None = None,
-    picture_format: str = "png",
+    image_format: str = "png",
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Annotations:
-    """Write the data set smaller: pictures under `out/images`, annotations as COCO json `out/<name>`; returns its table.
+    """Write the data set smaller: images under `out/images`, annotations as COCO json `out/<name>`; returns its table.
 
-    Sizes are those of `small_sizes`, pixels those of `shrink_pixels`, files lossless (`picture_format` png or webp); a picture of
-    one channel keeps one. A picture that cannot be read, or is not of the size that the annotations say, is left out with
-    its boxes and listed in `problems` of the table returned. `progress(done, total)` is called after each picture.
+    Sizes are those of `small_sizes`, pixels those of `shrink_pixels`, files lossless (`image_format` png or webp); an image of
+    one channel keeps one. An image that cannot be read, or is not of the size that the annotations say, is left out with
+    its boxes and listed in `problems` of the table returned. `progress(done, total)` is called after each image.
     """
-    names = output_names(annotations.file_names, f".{picture_format}")
+    names = output_names(annotations.file_names, f".{image_format}")
     jobs = [
         (annotations.path(row), Path(out) / "images" / names[row], (int(height), int(width)))
         for row, (height, width) in enumerate(annotations.sizes)
     ]
     if any(source.resolve() == target.resolve() for source, target, _ in jobs[:1]):
-        raise UserError("the pictures would be written over themselves", where=out, fix="give another --out")
+        raise UserError("the images would be written over themselves", where=out, fix="give another --out")
     rule = partial(small_sizes, factor=factor, short_side=short_side, size=size)
     rule(np.ones((0, 2), dtype=np.int64))  # a wrong option fails before any work
     true_sizes, faults = annotations.sizes.copy(), {}
@@ -107,9 +107,7 @@ def shrink(
             progress(row + 1, len(jobs))
     good = np.array([row for row in range(len(annotations)) if row not in faults], dtype=np.int64)
     if len(annotations) and not len(good):
-        raise UserError(
-            f"no picture could be read; the first: {faults[0]}", where=annotations.root, fix="give --images"
-        )
+        raise UserError(f"no image could be read; the first: {faults[0]}", where=annotations.root, fix="give --images")
     read = replace(annotations, sizes=true_sizes).select_images(good)
     small = scale_annotations(read, rule(read.sizes))
     small = replace(

@@ -1,6 +1,6 @@
 """Square crops of several sizes, resized to one: how face detectors see each face at many scales.
 
-PyramidBox (Tang et al., 2018) and TinaFace (Zhu et al., 2020, arXiv:2011.13183): the side is the picture's shorter side times
+PyramidBox (Tang et al., 2018) and TinaFace (Zhu et al., 2020, arXiv:2011.13183): the side is the image's shorter side times
 one of 0.3, 0.45, 0.6, 0.8, 1, the square holds the centre of a face, and it is resized to 640 x 640 px.
 
 Deviations: the square is placed around one face drawn at random (theirs is drawn until it holds one); a face at the cut is
@@ -24,7 +24,7 @@ TINAFACE_SHARES = (0.3, 0.45, 0.6, 0.8, 1.0)
 class RandomSquareCrop:
     """Cuts a square of a random one of `shares` of the shorter side around an object and resizes it to `size` px.
 
-    A picture without objects gives a square anywhere.
+    An image without objects gives a square anywhere.
     """
 
     size: int

@@ -13,14 +13,14 @@ from flyspeck.errors import UserError
 
 @dataclass(frozen=True)
 class PixelStatistics:
-    """Mean and standard deviation over all pixels of the pictures looked at, per channel, in units of full scale."""
+    """Mean and standard deviation over all pixels of the images looked at, per channel, in units of full scale."""
 
     mean: tuple[float, ...]
     """One per channel, in [0, 1]."""
     std: tuple[float, ...]
     """One per channel, in [0, 0.5]; 0 for a channel that never varies."""
     num_images: int
-    """Pictures that were read."""
+    """Images that were read."""
     bits: int
     """8, or 16 if any of them has 16."""
 
@@ -38,16 +38,16 @@ def pixel_statistics(
     seed: int = 0,
     max_pixels: int | None = MAX_PIXELS,
 ) -> PixelStatistics:
-    """Statistics over `num_images` pictures drawn with `seed` (all of them if there are no more).
+    """Statistics over `num_images` images drawn with `seed` (all of them if there are no more).
 
-    `channels` 1 or 3 converts every picture; None takes what the first readable picture has. 8-bit values are divided by
-    255, 16-bit values by 65535. Every pixel counts the same, so big pictures count more. Pictures that cannot be read are
+    `channels` 1 or 3 converts every image; None takes what the first readable image has. 8-bit values are divided by
+    255, 16-bit values by 65535. Every pixel counts the same, so big images count more. Images that cannot be read are
     passed over here, since the loader counts and reports them; UserError if none can be read.
     """
     order = np.random.default_rng(seed).permutation(len(annotations))[:num_images]
     first_error: UserError | None = None
     sums, squares, pixels_seen, images_seen, bits = np.zeros(0), np.zeros(0), 0, 0, 8
-    # In the order of the table, so that "the first picture" does not depend on the seed.
+    # In the order of the table, so that "the first image" does not depend on the seed.
     for index in np.sort(order):
         try:
             pixels = read_image(annotations.path(index), channels=channels, max_pixels=max_pixels)
@@ -64,7 +64,7 @@ def pixel_statistics(
         bits = max(bits, pixels.dtype.itemsize * 8)
     if images_seen == 0:
         raise first_error or UserError(
-            "no picture to take mean and deviation from", where=annotations.source or "data set", fix="add pictures"
+            "no image to take mean and deviation from", where=annotations.source or "data set", fix="add images"
         )
     mean = sums / pixels_seen
     std = np.sqrt(np.maximum(squares / pixels_seen - mean**2, 0))

@@ -1,4 +1,4 @@
-"""Tiles on disk: the pictures cut, with their annotations as the benchmarks write them."""
+"""Tiles on disk: the images cut, with their annotations as the benchmarks write them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.data.pictures import in_parallel, output_names, read_true, save_pixels
+from flyspeck.data.image_files import in_parallel, output_names, read_true, save_pixels
 from flyspeck.data.writers import relative_names, write_coco
 from flyspeck.errors import UserError
 
@@ -19,7 +19,7 @@ Corner = tuple[int, int, int, int]
 
 
 def write_corners(whole: Annotations, tiles: Annotations, path: Path) -> None:
-    """Write `tiles` (of `tile_annotations`) as the benchmark's corner file: whole pictures' names, `corner`, `old_images`."""
+    """Write `tiles` (of `tile_annotations`) as the benchmark's corner file: whole images' names, `corner`, `old_images`."""
     folder = Path(path).parent
     write_coco(tiles, Path(path), file_names=relative_names(tiles, folder), old_images=_old_images(whole, folder))
 
@@ -30,24 +30,24 @@ def write_tiles(
     out: Path,
     *,
     name: str,
-    picture_format: str = "png",
+    image_format: str = "png",
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Annotations:
-    """Cut the pictures and write the tiles under `out/images` and their annotations as `out/<name>`; returns that table.
+    """Cut the images and write the tiles under `out/images` and their annotations as `out/<name>`; returns that table.
 
-    `tiles` comes from `tile_annotations(whole, ...)`. The json has one picture per tile, with `corner` (x1, y1, x2, y2) and
-    `whole`, the id of the picture in `old_images` that it was cut from. Tiles of a picture that cannot be read, or is not of
+    `tiles` comes from `tile_annotations(whole, ...)`. The json has one image per tile, with `corner` (x1, y1, x2, y2) and
+    `whole`, the id of the image in `old_images` that it was cut from. Tiles of an image that cannot be read, or is not of
     the size that the annotations say, are left out and listed in `problems`.
     """
     row_of = {key: row for row, key in enumerate(whole.image_ids.tolist())}
     source = np.array([row_of[key] for key in tiles.image_extra["whole"].tolist()], dtype=np.int64)
     stems = output_names(whole.file_names, "")
     corners = [tuple(map(int, corner)) for corner in tiles.image_extra["corner"]]
-    names = [f"{stems[row]}_{x1}_{y1}.{picture_format}" for row, (x1, y1, _, _) in zip(source, corners, strict=True)]
+    names = [f"{stems[row]}_{x1}_{y1}.{image_format}" for row, (x1, y1, _, _) in zip(source, corners, strict=True)]
     jobs = []
     for row in range(len(whole)):
-        first, last = np.searchsorted(source, [row, row + 1])  # tiles come picture by picture
+        first, last = np.searchsorted(source, [row, row + 1])  # tiles come image by image
         height, width = whole.sizes[row].tolist()
         jobs.append((whole.path(row), (height, width), [(corners[t], names[t]) for t in range(first, last)]))
     faults: dict[int, str] = {}
@@ -57,7 +57,7 @@ def write_tiles(
         if progress is not None:
             progress(row + 1, len(jobs))
     if jobs and len(faults) == len(jobs):
-        raise UserError(f"no picture could be cut; the first: {faults[0]}", where=whole.root, fix="give --images")
+        raise UserError(f"no image could be cut; the first: {faults[0]}", where=whole.root, fix="give --images")
     good = np.flatnonzero(~np.isin(source, list(faults)))
     written = replace(
         tiles.select_images(good),
@@ -75,7 +75,7 @@ def _old_images(whole: Annotations, folder: Path) -> list[dict[str, Any]]:
 
 
 def _cut_one(job: tuple[Path, tuple[int, int], list[tuple[Corner, str]]], folder: Path) -> str:
-    """Cut one picture; returns what was wrong, or nothing."""
+    """Cut one image; returns what was wrong, or nothing."""
     source, (height, width), tiles = job
     try:
         pixels = read_true(source)

@@ -1,4 +1,4 @@
-"""Tiles: where a big picture is cut, and what becomes of its annotations there. NumPy only.
+"""Tiles: where a big image is cut, and what becomes of its annotations there. NumPy only.
 
 Sizes are (height, width) and overlaps (y, x) in pixels, corners x1, y1, x2, y2 as everywhere. Tiles are listed row by row.
 """
@@ -81,14 +81,14 @@ def corners(
     pieces: tuple[int, int] = (2, 2),
     fixed_size: bool = True,
 ) -> np.ndarray:
-    """Tile corners `(T, 4)` int64 x1, y1, x2, y2 of a picture, by one of four rules.
+    """Tile corners `(T, 4)` int64 x1, y1, x2, y2 of an image, by one of four rules.
 
     `flyspeck`: the fewest tiles of `size` that overlap by at least `overlap`, spread evenly. `tinybenchmark_split_by_size`: a
     start every `size - overlap`, the last tiles moved back inside, or clipped if not `fixed_size` (TinyBenchmark,
     `split_and_merge_image.py`). `tinybenchmark_split_by_pieces`: `pieces` (rows, columns) tiles, of the size that this takes;
     `size` is not read. `tov_cropped_tiles`: the tiles of TOV_mmdetection at run time (`rtest_time_aug.py`).
 
-    `image_size`, `size` are (height, width), `overlap` one number or (y, x). A picture smaller than a tile gives one tile of its
+    `image_size`, `size` are (height, width), `overlap` one number or (y, x). An image smaller than a tile gives one tile of its
     own size. Raises UserError for an unknown rule or an overlap that is not below the tile's size.
     """
     if rule not in RULES:
@@ -96,7 +96,7 @@ def corners(
     overlaps = (overlap, overlap) if isinstance(overlap, int) else overlap
     by_pieces = rule == "tinybenchmark_split_by_pieces"
     if min(image_size) < 1:
-        raise UserError(f"a picture of {image_size[1]}x{image_size[0]} px cannot be tiled", fix="give its true size")
+        raise UserError(f"an image of {image_size[1]}x{image_size[0]} px cannot be tiled", fix="give its true size")
     for tile, shared, count in zip(size, overlaps, pieces, strict=True):
         if count < 1 or shared < 0 or (not by_pieces and not 0 <= shared < tile):
             tiles = f"{pieces[1]}x{pieces[0]} tiles" if by_pieces else f"tiles of {size[1]}x{size[0]} px"
@@ -120,15 +120,15 @@ def tile_annotations(
     policy: CutPolicy | None = None,
     first_id: int = 1,
 ) -> Annotations:
-    """The annotations cut into the tiles of `corners`: each tile is a picture of the table that is returned.
+    """The annotations cut into the tiles of `corners`: each tile is an image of the table that is returned.
 
     Boxes are in the frame of their tile. `policy` decides on the partial ones; None is the rule's own: `TINYBENCHMARK` for
-    TinyBenchmark's two, `CutPolicy()` for the others. `image_extra` gets `corner` (T, 4) and `whole`, the id of the picture
-    that a tile was cut from; `file_names` are those of the whole pictures, as in the benchmarks' corner files. Pictures and
+    TinyBenchmark's two, `CutPolicy()` for the others. `image_extra` gets `corner` (T, 4) and `whole`, the id of the image
+    that a tile was cut from; `file_names` are those of the whole images, as in the benchmarks' corner files. Images and
     boxes are numbered from `first_id` (the benchmark: 0, an id that COCO-style evaluators never match; so 1 here).
 
     `area` shrinks with the visible share, `size` and `height` follow the cut box, other geometry (`polygon`, `vis_bbox`,
-    `xywh`) is left out. Raises UserError where the size of a picture is not known.
+    `xywh`) is left out. Raises UserError where the size of an image is not known.
     """
     if policy is None:
         policy = TINYBENCHMARK if rule.startswith("tinybenchmark") else CutPolicy()
@@ -136,7 +136,7 @@ def tile_annotations(
     if len(unknown):
         name = annotations.file_names[int(unknown[0])]
         raise UserError(
-            "its size is not known, so it cannot be tiled", where=name, fix="put the pictures beside the annotations"
+            "its size is not known, so it cannot be tiled", where=name, fix="put the images beside the annotations"
         )
     all_corners, whole, rows, tile_of, cut, ignored = [], [], [], [], [], []
     for index, here in enumerate(annotations):
@@ -176,7 +176,7 @@ def _cut_table(
     ignore: np.ndarray,
     first_id: int,
 ) -> Annotations:
-    """The table of T tiles of the pictures `whole` (T,), with the cut `boxes` of the original `rows` in the tiles `tile_of`."""
+    """The table of T tiles of the images `whole` (T,), with the cut `boxes` of the original `rows` in the tiles `tile_of`."""
     before = annotations.select_boxes(rows, image_index=tile_of)
     full = bx.area(before.boxes)
     share = np.divide(bx.area(boxes), full, out=np.ones(len(rows)), where=full > 0)
@@ -203,6 +203,6 @@ def _cut_table(
 
 
 def drop_crowded(annotations: Annotations, max_objects: int) -> Annotations:
-    """The pictures with at most `max_objects` annotations, ignore regions included (TinyPerson leaves out those above 200)."""
+    """The images with at most `max_objects` annotations, ignore regions included (TinyPerson leaves out those above 200)."""
     counts = np.bincount(annotations.image_index, minlength=len(annotations))
     return annotations.select_images(counts <= max_objects)

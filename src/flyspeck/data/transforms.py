@@ -1,7 +1,7 @@
-"""What training does to a picture: plain functions on `Sample`, and frozen callables that draw their numbers from a `rng`.
+"""What training does to an image: plain functions on `Sample`, and frozen callables that draw their numbers from a `rng`.
 
 Every transform is `transform(sample, rng, another) -> Sample`. All randomness comes from `rng`; `another(rng)` gives a
-second picture to those that mix pictures. Samples are never changed in place. Boxes follow the pixels exactly, in half-open
+second image to those that mix images. Samples are never changed in place. Boxes follow the pixels exactly, in half-open
 pixel coordinates: flips and turns keep them bit for bit (whole numbers), a resize multiplies by the true ratio of the
 sizes, and a cut goes through the one policy of `flyspeck.data.policy`.
 """
@@ -21,7 +21,7 @@ from flyspeck.types import Sample, Targets
 
 
 class Another(Protocol):
-    """Gives a picture before any transform: the one of row `index`, or one drawn with `rng`."""
+    """Gives an image before any transform: the one of row `index`, or one drawn with `rng`."""
 
     def __call__(self, rng: np.random.Generator, index: int | None = None) -> Sample:
         """See the class."""
@@ -29,8 +29,8 @@ class Another(Protocol):
 
 
 def no_other(rng: np.random.Generator, index: int | None = None) -> Sample:
-    """The `Another` of a picture that stands alone."""
-    raise RuntimeError("this transform mixes pictures: it needs a data set to take another one from")
+    """The `Another` of an image that stands alone."""
+    raise RuntimeError("this transform mixes images: it needs a data set to take another one from")
 
 
 class Transform(Protocol):
@@ -75,11 +75,11 @@ def turn(sample: Sample, quarters: int) -> Sample:
 
 
 def crop(sample: Sample, window: tuple[int, int, int, int], policy: CutPolicy) -> Sample:
-    """The part inside `window` (x1, y1, x2, y2), which must lie in the picture; cut boxes become what `policy` says."""
+    """The part inside `window` (x1, y1, x2, y2), which must lie in the image; cut boxes become what `policy` says."""
     x1, y1, x2, y2 = window
     _, height, width = sample.pixels.shape
     if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
-        raise ValueError(f"window {window} is not inside a picture of {width} x {height}")
+        raise ValueError(f"window {window} is not inside an image of {width} x {height}")
     targets = sample.targets
     boxes, remains, ignore = cut_boxes(targets.boxes, targets.ignore, window, policy)
     labels = torch.where(ignore, -1, targets.labels)
@@ -134,7 +134,7 @@ class RandomFlip:
 
 @dataclass(frozen=True)
 class RandomTurn:
-    """A quarter, half or three-quarter turn, with one probability for any of them: for pictures from straight above."""
+    """A quarter, half or three-quarter turn, with one probability for any of them: for images from straight above."""
 
     probability: float = 0.75
 
@@ -160,9 +160,9 @@ class Resize:
 class RandomScaleCrop:
     """Enlarges by a factor from `scale` (log-uniform), then cuts a window of at most `size` (H, W) px.
 
-    Without `size` the whole picture is resized. A picture smaller than `size` after the scaling stays smaller: the batch
+    Without `size` the whole image is resized. An image smaller than `size` after the scaling stays smaller: the batch
     pads it, and the padding is known to be padding. With probability `toward_objects` the window is placed so that it
-    holds the centre of one object, picked at random: in a huge picture with few objects most windows would be empty.
+    holds the centre of one object, picked at random: in a huge image with few objects most windows would be empty.
     """
 
     scale: tuple[float, float] = (1.0, 1.0)
@@ -179,7 +179,7 @@ class RandomScaleCrop:
         if self.size is None:
             return resize(sample, whole)
         out = (min(self.size[0], whole[0]), min(self.size[1], whole[1]))
-        # The window is cut before it is resized: the work grows with what is kept, not with the enlarged picture.
+        # The window is cut before it is resized: the work grows with what is kept, not with the enlarged image.
         tall = height if out[0] == whole[0] else max(1, min(height, round(out[0] / factor)))
         wide = width if out[1] == whole[1] else max(1, min(width, round(out[1] / factor)))
         y, x = self.place(sample, (tall, wide), rng)
@@ -206,7 +206,7 @@ class Photometric:
     """Random light and sensor: contrast, brightness, gamma, a colour cast, blur, noise; for 1 or 3 channels, any depth.
 
     At `strength` 1: contrast and gamma within a factor of 1.5, brightness within 0.15 of full scale, the cast of a channel
-    within a factor of 1.1 (colour pictures only: grey ones stay grey, in three channels too); one picture in five gets a
+    within a factor of 1.1 (colour images only: grey ones stay grey, in three channels too); one image in five gets a
     Gaussian blur of sigma up to 0.7 px (a 3 px object survives that), one in three Gaussian noise of standard deviation up
     to 0.03 of full scale. Other strengths scale these in proportion.
     """
@@ -279,10 +279,10 @@ def add_noise(pixels: torch.Tensor, deviation: float, rng: np.random.Generator) 
 
 @dataclass(frozen=True)
 class Mosaic:
-    """With `probability`, four pictures in one of `size` (H, W) px, none of them resized: the scale of tiny things stays.
+    """With `probability`, four images in one of `size` (H, W) px, none of them resized: the scale of tiny things stays.
 
-    They meet at a point drawn from the middle 40 %; each quarter shows a random window of its picture. Where a picture is
-    smaller than its quarter, the rest has the mean colour of that picture. Cut boxes become what `policy` says.
+    They meet at a point drawn from the middle 40 %; each quarter shows a random window of its image. Where an image is
+    smaller than its quarter, the rest has the mean colour of that image. Cut boxes become what `policy` says.
     """
 
     size: tuple[int, int]
@@ -321,7 +321,7 @@ class Mosaic:
 
 
 def join_targets(parts: list[Targets]) -> Targets:
-    """Targets of one picture from several lists, in their order."""
+    """Targets of one image from several lists, in their order."""
     return Targets(
         boxes=torch.cat([part.boxes for part in parts]),
         labels=torch.cat([part.labels for part in parts]),
@@ -337,8 +337,8 @@ def same_kind(sample: Sample, other: Sample) -> Sample:
     """`other`, if its pixels can be laid beside those of `sample`."""
     if (other.pixels.shape[0], other.pixels.dtype) != (sample.pixels.shape[0], sample.pixels.dtype):
         raise UserError(
-            "pictures of different channels or depth cannot be mixed",
+            "images of different channels or depth cannot be mixed",
             where=f"images {sample.image_id} and {other.image_id}",
-            fix="set channels to 1 or 3, and keep 8-bit and 16-bit pictures in separate data sets",
+            fix="set channels to 1 or 3, and keep 8-bit and 16-bit images in separate data sets",
         )
     return other

@@ -13,7 +13,7 @@ import yaml
 
 from flyspeck import boxes as bx
 from flyspeck.data.annotations import Annotations
-from flyspeck.data.pictures import output_names
+from flyspeck.data.image_files import output_names
 from flyspeck.errors import UserError
 
 IGNORE_NAME = "ignore region"
@@ -30,7 +30,7 @@ def write_coco(
 
     `file_names` (I) replace the table's, which are otherwise written relative to the folder of `path`. Ignore regions of no
     class get a category of their own, `ignore region`, with iscrowd and ignore set, so that COCO's own tools ignore them too.
-    `old_images` lists the whole pictures of a table of tiles, in COCO's form. Coordinates are rounded to 1e-6 px.
+    `old_images` lists the whole images of a table of tiles, in COCO's form. Coordinates are rounded to 1e-6 px.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def relative_names(annotations: Annotations, folder: Path) -> list[str]:
-    """The picture files as paths relative to `folder`, with forward slashes."""
+    """The image files as paths relative to `folder`, with forward slashes."""
     base = os.path.relpath(annotations.root.absolute(), folder.absolute())
     return [Path(os.path.normpath(Path(base) / name)).as_posix() for name in annotations.file_names]
 
@@ -121,9 +121,9 @@ def write_yolo(annotations: Annotations, folder: Path, *, split: str = "train", 
     """Write a YOLO data set: `images/<split>`, `labels/<split>`, `data.yaml`; returns the number of ignore regions left out.
 
     YOLO has no ignore regions, so training on what is written punishes detections there.
-    Pictures are copied, or linked if `link`. Boxes are clipped to their picture, and written as shares of its size with 9 digits.
+    Images are copied, or linked if `link`. Boxes are clipped to their image, and written as shares of its size with 9 digits.
     A `data.yaml` that is there already keeps its other splits, if its classes are the same. Raises UserError where the size of
-    a picture is not known, the picture is missing, or two pictures would get the same name.
+    an image is not known, the image is missing, or two images would get the same name.
     """
     folder = Path(folder)
     images, labels = folder / "images" / split, folder / "labels" / split
@@ -135,7 +135,7 @@ def write_yolo(annotations: Annotations, folder: Path, *, split: str = "train", 
     for index, here in enumerate(annotations):
         (images / names[index]).parent.mkdir(parents=True, exist_ok=True)
         (labels / names[index]).parent.mkdir(parents=True, exist_ok=True)
-        _place_picture(annotations.path(index), images / names[index], link)
+        _place_image(annotations.path(index), images / names[index], link)
         height, width = annotations.sizes[index]
         objects = ~annotations.ignore[here]
         box = bx.clip(annotations.boxes[here][objects], height, width) / (width, height, width, height)
@@ -150,12 +150,12 @@ def _check_for_yolo(annotations: Annotations) -> None:
     unknown = np.flatnonzero((annotations.sizes < 1).any(1))
     if len(unknown):
         name = annotations.file_names[int(unknown[0])]
-        fix = "YOLO's boxes are shares of it; put the pictures in place"
-        raise UserError("the size of the picture is not known", where=name, fix=fix)
+        fix = "YOLO's boxes are shares of it; put the images in place"
+        raise UserError("the size of the image is not known", where=name, fix=fix)
     missing = [row for row in range(len(annotations)) if not annotations.path(row).is_file()]
     if missing:
-        what = f"no such picture (of {len(annotations)}, {len(missing)} are missing)"
-        raise UserError(what, where=annotations.path(missing[0]), fix="give the folder of the pictures with --images")
+        what = f"no such image (of {len(annotations)}, {len(missing)} are missing)"
+        raise UserError(what, where=annotations.path(missing[0]), fix="give the folder of the images with --images")
 
 
 def _recipe(folder: Path, split: str, classes: tuple[str, ...]) -> dict[str, Any]:
@@ -169,7 +169,7 @@ def _recipe(folder: Path, split: str, classes: tuple[str, ...]) -> dict[str, Any
     return {**recipe, "path": ".", split: f"images/{split}", "names": names}
 
 
-def _place_picture(source: Path, target: Path, link: bool) -> None:
+def _place_image(source: Path, target: Path, link: bool) -> None:
     if target.exists() or target.is_symlink():
         if target.resolve() == source.resolve():
             return

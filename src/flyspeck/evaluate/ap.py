@@ -44,7 +44,7 @@ class APInputs:
     found: RankedDetections
     truths: TruthTable
     by_score: np.ndarray
-    """(N,) order of the detections by class, then falling score over all pictures; ties by picture, then file order."""
+    """(N,) order of the detections by class, then falling score over all images; ties by image, then file order."""
     class_bounds: np.ndarray
     """(K + 1,) where each class starts in `by_score`."""
     outcomes: dict[tuple[str, float], Outcome]
@@ -166,8 +166,8 @@ def average_precision(inputs: APInputs, protocol: APProtocol) -> APArrays:
 def _class_weights(inputs: APInputs, protocol: APProtocol, classes: int) -> np.ndarray:
     if protocol.class_weights == "equal":
         return np.ones(classes)
-    pictures = np.unique(np.stack([inputs.truths.label, inputs.truths.image]), axis=1)
-    return np.bincount(pictures[0], minlength=classes).astype(np.float64)
+    images = np.unique(np.stack([inputs.truths.label, inputs.truths.image]), axis=1)
+    return np.bincount(images[0], minlength=classes).astype(np.float64)
 
 
 def precision_at_recall(hits: np.ndarray, total: int) -> np.ndarray:

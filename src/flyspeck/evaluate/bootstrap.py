@@ -1,6 +1,6 @@
-"""How sure is a number? Bootstrap over pictures, and the paired comparison of two runs.
+"""How sure is a number? Bootstrap over images, and the paired comparison of two runs.
 
-Matching happens within a picture, so it is done once; a resample only changes how often each picture counts. An AP of
+Matching happens within an image, so it is done once; a resample only changes how often each image counts. An AP of
 weighted detections is exact: of equal copies of a hit the last has the largest precision, which the envelope spreads.
 """
 
@@ -25,10 +25,10 @@ class _Curve:
     hit: np.ndarray
     image: np.ndarray
     truths_of_image: np.ndarray
-    """(I,) counted ground truths of each picture."""
+    """(I,) counted ground truths of each image."""
 
     def average_precision(self, weight: np.ndarray) -> float:
-        """AP with picture i counted `weight[i]` times; -1 without ground truth."""
+        """AP with image i counted `weight[i]` times; -1 without ground truth."""
         total = float((self.truths_of_image * weight).sum())
         if not total:
             return -1.0
@@ -56,10 +56,10 @@ def _curves(
     return curves
 
 
-def _resamples(pictures: int, samples: int, seed: int) -> np.ndarray:
-    """(S, I) how often each picture is drawn."""
+def _resamples(images: int, samples: int, seed: int) -> np.ndarray:
+    """(S, I) how often each image is drawn."""
     rng = np.random.default_rng(seed)
-    return rng.multinomial(pictures, np.full(pictures, 1 / pictures), size=samples).astype(np.float64)
+    return rng.multinomial(images, np.full(images, 1 / images), size=samples).astype(np.float64)
 
 
 def _mean_ap(curves: list[_Curve], weight: np.ndarray) -> float:
@@ -76,9 +76,9 @@ def interval_rows(
     level: float = 0.95,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """AP of every bin with its percentile interval (`low`, `high`) over `samples` resamples of the pictures.
+    """AP of every bin with its percentile interval (`low`, `high`) over `samples` resamples of the images.
 
-    Resamples without ground truth in a bin are left out; the interval is None with fewer than two pictures.
+    Resamples without ground truth in a bin are left out; the interval is None with fewer than two images.
     """
     weights = _resamples(len(annotations), samples, seed) if len(annotations) else np.zeros((0, 0))
     rows = []
@@ -103,13 +103,13 @@ def compare(
     level: float = 0.95,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """AP of two runs on the same pictures: their difference, its interval and a p-value, for every bin.
+    """AP of two runs on the same images: their difference, its interval and a p-value, for every bin.
 
-    Both runs are scored on the same resamples, so what makes pictures hard cancels out. `p_value` is two-sided: twice the
+    Both runs are scored on the same resamples, so what makes images hard cancels out. `p_value` is two-sided: twice the
     share of resamples in which the difference has the other sign or is 0, counting the data themselves once.
     """
     if len(annotations) < 2:
-        raise UserError(f"{len(annotations)} picture(s): too few to compare runs", fix="give at least two pictures")
+        raise UserError(f"{len(annotations)} image(s): too few to compare runs", fix="give at least two images")
     weights = _resamples(len(annotations), samples, seed)
     first, second = (_curves(annotations, table, protocol, iou) for table in (ours, theirs))
     rows = []
@@ -138,9 +138,9 @@ def drawn_aps(
     samples: int = 1000,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """AP of every bin in each of `samples` resamples of the pictures, `(S,)`; NaN without ground truth in a resample.
+    """AP of every bin in each of `samples` resamples of the images, `(S,)`; NaN without ground truth in a resample.
 
-    The same pictures, `samples` and `seed` give the same resamples: differences of two runs are paired.
+    The same images, `samples` and `seed` give the same resamples: differences of two runs are paired.
     """
     weights = _resamples(len(annotations), samples, seed) if len(annotations) else np.zeros((0, 0))
     drawn = {}

@@ -1,4 +1,4 @@
-"""Does cutting pictures into tiles cost objects? Recall as a function of the distance to the next tile border."""
+"""Does cutting images into tiles cost objects? Recall as a function of the distance to the next tile border."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ EDGES = (0.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, float("inf"))
 
 
 def border_distance(boxes: np.ndarray, tiles: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(N,) pixels from the centre of each box to the nearest tile border inside the picture; inf where there is none.
+    """(N,) pixels from the centre of each box to the nearest tile border inside the image; inf where there is none.
 
-    `boxes` (N, 4) and `tiles` (T, 4) are xyxy in the frame of the picture of (height, width) `size`. A side of a tile that is
-    the picture's own edge is no border; a side counts where the box lies beside it, not beyond its ends.
+    `boxes` (N, 4) and `tiles` (T, 4) are xyxy in the frame of the image of (height, width) `size`. A side of a tile that is
+    the image's own edge is no border; a side counts where the box lies beside it, not beyond its ends.
     """
     distance = np.full(len(boxes), np.inf)
     middle = box_algebra.center(boxes)
@@ -51,7 +51,7 @@ def border_rows(
 ) -> list[dict[str, Any]]:
     """Recall of the objects whose centre is `from` to `to` pixels from the nearest tile border, for every bin.
 
-    `tiles` gives (T, 4) xyxy for each picture id. Pictures that are not in it take no part.
+    `tiles` gives (T, 4) xyxy for each image id. Images that are not in it take no part.
     """
     inputs = prepare(annotations, detections, protocol) if inputs is None else inputs
     distance = np.full(annotations.num_boxes, np.nan)
@@ -76,9 +76,9 @@ def border_rows(
 
 
 def wholes_by_tile_name(content: Mapping[str, Any], annotations: Annotations, folder: Path) -> dict[str, Any]:
-    """Ids of the whole pictures, by their own names and by the names that the tiles in `content` have them under.
+    """Ids of the whole images, by their own names and by the names that the tiles in `content` have them under.
 
-    A tile names its whole picture as the ground truth does (the benchmarks' files), by a path that leads from `folder`, where
+    A tile names its whole image as the ground truth does (the benchmarks' files), by a path that leads from `folder`, where
     the tile file lies, to the same file, or by the id in `whole` (both: `flyspeck data tile`).
     """
     ids = dict(zip(annotations.file_names, annotations.image_ids.tolist(), strict=True))
@@ -97,7 +97,7 @@ def wholes_by_tile_name(content: Mapping[str, Any], annotations: Annotations, fo
 def tiles_of_corner_file(
     content: Mapping[str, Any], annotations: Annotations, folder: Path = Path()
 ) -> dict[Any, np.ndarray]:
-    """Tiles of each picture id, from a COCO json of tiles (see `wholes_by_tile_name`) with `corner`s."""
+    """Tiles of each image id, from a COCO json of tiles (see `wholes_by_tile_name`) with `corner`s."""
     ids = wholes_by_tile_name(content, annotations, folder)
     tiles: dict[Any, list[list[float]]] = {}
     for image in content["images"]:

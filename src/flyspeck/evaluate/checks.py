@@ -15,7 +15,7 @@ FEW_CORNERS = (
 
 
 def suspicions(annotations: Annotations, detections: DetectionTable, protocol: Protocol) -> tuple[str, ...]:
-    """What looks wrong with `detections`, worst first: corners given as sizes, pixels of another picture size, an id of 0."""
+    """What looks wrong with `detections`, worst first: corners given as sizes, pixels of another image size, an id of 0."""
     notes = []
     if not len(detections):
         left = " left" if detections.notes else ""
@@ -41,14 +41,14 @@ def suspicions(annotations: Annotations, detections: DetectionTable, protocol: P
 
 
 def _frames(annotations: Annotations, detections: DetectionTable) -> tuple[np.ndarray, np.ndarray]:
-    """Detections' boxes and their pictures' (width, height), for pictures whose size is known."""
+    """Detections' boxes and their images' (width, height), for images whose size is known."""
     sizes = _sizes(annotations)[detections.image_index]
     known = (sizes > 0).all(1)
     return detections.xywh[known], sizes[known]
 
 
 def _sizes(annotations: Annotations) -> np.ndarray:
-    """(width, height) of every picture; where none is known, a little more than the ground truth reaches stands for it."""
+    """(width, height) of every image; where none is known, a little more than the ground truth reaches stands for it."""
     sizes = annotations.sizes[:, ::-1].astype(np.float64)
     if len(annotations.boxes) >= FEW and not (sizes > 0).any():
         sizes = np.broadcast_to(1.05 * annotations.boxes[:, 2:].max(0), sizes.shape)
@@ -56,7 +56,7 @@ def _sizes(annotations: Annotations) -> np.ndarray:
 
 
 def _corners_as_sizes(annotations: Annotations, detections: DetectionTable) -> str | None:
-    """Boxes that leave the picture as [x, y, w, h] but lie in it as [x1, y1, x2, y2]."""
+    """Boxes that leave the image as [x, y, w, h] but lie in it as [x1, y1, x2, y2]."""
     xywh, sizes = _frames(annotations, detections)
     if len(xywh) < FEW_CORNERS:
         return None
@@ -64,14 +64,14 @@ def _corners_as_sizes(annotations: Annotations, detections: DetectionTable) -> s
     corners = ((xywh[:, 2:] > xywh[:, :2]) & (xywh[:, 2:] <= sizes + 2)).all(1).mean()
     if leaves > 0.3 and corners > 0.95:
         return (
-            f"{leaves:.0%} of the boxes leave their picture as [x, y, w, h], and {corners:.0%} lie in it as "
+            f"{leaves:.0%} of the boxes leave their image as [x, y, w, h], and {corners:.0%} lie in it as "
             "[x1, y1, x2, y2]: the file seems to hold corners; convert them to x, y, width, height"
         )
     return None
 
 
 def _other_pixels(annotations: Annotations, detections: DetectionTable) -> str | None:
-    """Boxes in the pixels of a larger or smaller copy of the picture."""
+    """Boxes in the pixels of a larger or smaller copy of the image."""
     xywh, sizes = _frames(annotations, detections)
     truth_sizes = _sizes(annotations)[annotations.image_index]
     known = (truth_sizes > 0).all(1)
@@ -80,11 +80,11 @@ def _other_pixels(annotations: Annotations, detections: DetectionTable) -> str |
     reach = _reach((xywh[:, :2] + xywh[:, 2:]) / sizes)
     truth_reach = _reach(annotations.boxes[known, 2:] / truth_sizes[known])
     if xywh.max() <= 1.5 and xywh.max() > 0:
-        return "the boxes are between 0 and 1: they seem to be shares of the picture; multiply them by its size"
+        return "the boxes are between 0 and 1: they seem to be shares of the image; multiply them by its size"
     leaves = ((xywh[:, :2] + xywh[:, 2:]) > sizes * 1.02 + 2).any(1).mean()
     if leaves > 0.1 and (reach > 1.1).any():
         return (
-            f"{leaves:.0%} of the boxes leave their picture (they reach {reach.max():.2f} of its side): "
+            f"{leaves:.0%} of the boxes leave their image (they reach {reach.max():.2f} of its side): "
             "they seem to be in the pixels of a larger copy"
         )
     if (reach < 0.75 * truth_reach).all():
@@ -96,5 +96,5 @@ def _other_pixels(annotations: Annotations, detections: DetectionTable) -> str |
 
 
 def _reach(shares: np.ndarray) -> np.ndarray:
-    """How far right and down boxes reach, (2,): the 99th percentile of their far corners as shares of the picture."""
+    """How far right and down boxes reach, (2,): the 99th percentile of their far corners as shares of the image."""
     return np.quantile(shares, 0.99, axis=0)

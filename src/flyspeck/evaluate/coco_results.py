@@ -22,7 +22,7 @@ def read_results(
 ) -> DetectionTable:
     """The table of a COCO results file (or of the list in it), in file order.
 
-    Raises UserError for a picture id that the ground truth does not have, ids of the wrong type, boxes that are not four
+    Raises UserError for an image id that the ground truth does not have, ids of the wrong type, boxes that are not four
     finite numbers, scores that are not finite, and scores outside [0, 1] unless `any_score`. Categories that the
     ground truth does not have are left out with a note, as pycocotools does silently.
     """
@@ -171,10 +171,10 @@ def _complain_of_ids(unknown: list[Any], first: int, row_of: dict[Any, int], tot
             fix="write image ids as the ground truth does",
         )
     raise UserError(
-        f"{len(unknown)} of {total} detections are on pictures that the ground truth does not have, "
+        f"{len(unknown)} of {total} detections are on images that the ground truth does not have, "
         f"the first is detection {first} with image_id {example!r}",
         where=where,
-        fix="give the ground truth of these pictures, or leave the detections out",
+        fix="give the ground truth of these images, or leave the detections out",
     )
 
 

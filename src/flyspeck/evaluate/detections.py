@@ -26,9 +26,9 @@ class DetectionTable:
     image_index: np.ndarray
     """(N,) int64 row of the annotation table's `image_ids`."""
     xywh: np.ndarray
-    """(N, 4) float64 `[x, y, w, h]` in pixels of the original picture."""
+    """(N, 4) float64 `[x, y, w, h]` in pixels of the original image."""
     boxes: np.ndarray
-    """(N, 4) float64 xyxy pixels of the original picture."""
+    """(N, 4) float64 xyxy pixels of the original image."""
     scores: np.ndarray
     """(N,) float64."""
     labels: np.ndarray
@@ -73,10 +73,10 @@ class DetectionTable:
 
     @staticmethod
     def from_list(detections: Iterable[Detections], annotations: Annotations) -> DetectionTable:
-        """From one `Detections` a picture, as a detector returns them.
+        """From one `Detections` an image, as a detector returns them.
 
-        A `Detections` without an `image_id` is taken to belong to the picture at its own position; labels are already
-        0..K-1. Pictures without an entry simply have no detections.
+        A `Detections` without an `image_id` is taken to belong to the image at its own position; labels are already
+        0..K-1. Images without an entry simply have no detections.
         """
         detections = list(detections)
         row_of = {_plain(image_id): row for row, image_id in enumerate(annotations.image_ids)}
@@ -85,8 +85,8 @@ class DetectionTable:
             row = position if found.image_id is None else row_of.get(_plain(found.image_id), -1)
             if not 0 <= row < len(annotations):
                 raise UserError(
-                    f"detections for picture {found.image_id!r}, which the ground truth does not have",
-                    fix="pass the annotation table of the pictures that were predicted",
+                    f"detections for image {found.image_id!r}, which the ground truth does not have",
+                    fix="pass the annotation table of the images that were predicted",
                 )
             rows.append(np.full(len(found), row, np.int64))
         if not detections:
@@ -124,7 +124,7 @@ class DetectionTable:
         )
 
     def to_coco(self, annotations: Annotations) -> list[dict[str, Any]]:
-        """COCO results, one dict a detection, with the source's own picture and category ids."""
+        """COCO results, one dict a detection, with the source's own image and category ids."""
         image_ids = [_plain(image_id) for image_id in annotations.image_ids]
         categories = annotations.category_ids
         columns = zip(

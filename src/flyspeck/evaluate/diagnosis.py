@@ -32,7 +32,7 @@ class Diagnosis:
     """Counts of the kinds of error and the AP each costs (`flyspeck.evaluate.errors`)."""
     olrp: list[dict[str, Any]]
     recall: list[dict[str, Any]]
-    """Recall at fixed rates of false positives per picture."""
+    """Recall at fixed rates of false positives per image."""
     calibration: dict[str, Any]
     affinities: list[dict[str, Any]]
     """AP50 by IoU beside AP with boxes matched by centre distance and by NWD."""
@@ -77,7 +77,7 @@ def diagnose(
 ) -> Diagnosis:
     """Errors by size, oLRP, recall at false-alarm rates, calibration, curves and AP by other affinities, at one `iou`.
 
-    `protocol` is one of the AP family. `tiles`, (T, 4) xyxy by picture id, adds recall by distance to tile borders.
+    `protocol` is one of the AP family. `tiles`, (T, 4) xyxy by image id, adds recall by distance to tile borders.
     """
     chosen = protocol_named(protocol) if isinstance(protocol, str) else protocol
     if not isinstance(chosen, APProtocol):
@@ -153,11 +153,11 @@ def _score(value: float | None) -> str:
 
 
 def _recall_text(rows: list[dict[str, Any]]) -> str:
-    rates = list(dict.fromkeys(row["false_positives_per_picture"] for row in rows))
+    rates = list(dict.fromkeys(row["false_positives_per_image"] for row in rows))
     cells = [["", *(f"{rate:g} FP" for rate in rates)]]
     for area in dict.fromkeys(row["area"] for row in rows):
         cells.append([area, *(percent(row["value"]) for row in rows if row["area"] == area)])
-    return f"recall at false positives per picture\n{aligned(cells)}"
+    return f"recall at false positives per image\n{aligned(cells)}"
 
 
 def _affinity_text(rows: list[dict[str, Any]]) -> str:

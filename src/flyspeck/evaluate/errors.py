@@ -1,6 +1,6 @@
 """Why detections are wrong: the kinds of error by size bin, and what AP each kind costs (after TIDE, Bolya et al., 2020).
 
-A false positive is, by its best IoU with the counted ground truths of its picture (TIDE, sec. 2.2, t_f the matching
+A false positive is, by its best IoU with the counted ground truths of its image (TIDE, sec. 2.2, t_f the matching
 threshold, t_b = 0.1):
 
 * `duplicate`: at least t_f with one of its class (which a better detection has taken);
@@ -82,7 +82,7 @@ def error_rows(
 
 
 def _pairs_of_any_class(inputs: APInputs) -> Pairs:
-    """Overlapping pairs within a picture, whatever the class."""
+    """Overlapping pairs within an image, whatever the class."""
     found, truths = inputs.found, inputs.truths
     return overlapping_pairs(
         found.boxes, found.image, truths.boxes, truths.image, sides=found.sides, truth_sides=truths.sides

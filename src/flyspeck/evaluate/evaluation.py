@@ -25,7 +25,7 @@ def evaluate(
 ) -> EvaluationResult:
     """Score `detections` against `annotations` under `protocol`, a name or a value.
 
-    The tables belong together: `detections.image_index` and `.labels` are rows of the annotation table's pictures and classes
+    The tables belong together: `detections.image_index` and `.labels` are rows of the annotation table's images and classes
     (`DetectionTable.from_list`, `.from_coco` see to it). No detections give 0; no ground truth in a bin gives -1.
     """
     if isinstance(protocol, str):

@@ -66,7 +66,7 @@ def read_pair(
 
 
 def read_tiles(path: Path, annotations: Annotations) -> dict[Any, np.ndarray]:
-    """Tiles (T, 4) xyxy of each picture id from a COCO json of tiles with `corner`s."""
+    """Tiles (T, 4) xyxy of each image id from a COCO json of tiles with `corner`s."""
     try:
         return tiles_of_corner_file(json.loads(path.read_bytes()), annotations, path.parent)
     except FileNotFoundError:

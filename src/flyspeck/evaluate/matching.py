@@ -7,7 +7,7 @@ detections. Two facts make that possible:
   and memory grow with the number of overlapping pairs, not with detections times ground truths.
 * Greedy matching in order of score is a serial dictatorship, and that is the one stable matching of detections that
   have preferences and ground truths that all prefer the better-scored detection. Deferred acceptance (Gale and Shapley,
-  1962) finds it in a few vectorised rounds, for all pictures and classes at once.
+  1962) finds it in a few vectorised rounds, for all images and classes at once.
 
 A ground truth that is not ignored is always preferred to an ignored one, and the two sets are disjoint, so the matching is
 done in turns: first the counted ground truths, then the ignored ones for the detections left over, then the second pass
@@ -99,7 +99,7 @@ def overlapping_pairs(
     truth_sides: np.ndarray | None = None,
     pixel: float = 0.0,
 ) -> Pairs:
-    """Pairs of the same group (picture and class) with an intersection of positive area.
+    """Pairs of the same group (image and class) with an intersection of positive area.
 
     `boxes` (N, 4) and `truth_boxes` (M, 4) are xyxy float64 pixels, `group` and `truth_group` int64. `sides` (N, 2) and
     `truth_sides` (M, 2) are widths and heights where the source gives them exactly (COCO's xywh); by default they are the

@@ -1,6 +1,6 @@
-"""Detections of tiles put back on whole pictures the way TinyBenchmark and huicv do it before they evaluate.
+"""Detections of tiles put back on whole images the way TinyBenchmark and huicv do it before they evaluate.
 
-The rule: shift by the tile's corner, corners in float32, one NMS at 0.5 over all tiles of a picture and all classes, widths
+The rule: shift by the tile's corner, corners in float32, one NMS at 0.5 over all tiles of an image and all classes, widths
 counted with one pixel more; what is left stays in input order. For detecting, `flyspeck.infer` has a better merge; this one
 exists so that published numbers can be met.
 """
@@ -25,7 +25,7 @@ from flyspeck.evaluate.matching import overlapping_pairs
 def merge_tile_results(
     dt: Path, corners: Path, annotations: Annotations, *, kernel: str = "cpu", any_score: bool = False
 ) -> DetectionTable:
-    """Read tile results `dt` and the tile list `corners` (COCO json with `corner`s), merge onto `annotations`' pictures."""
+    """Read tile results `dt` and the tile list `corners` (COCO json with `corner`s), merge onto `annotations`' images."""
     if kernel not in ("cpu", "cuda"):
         raise UserError(f"no merge kernel '{kernel}'", where="--merge-kernel", fix="cpu or cuda")
     try:
@@ -52,11 +52,11 @@ def merge_tiles(
     wholes: Mapping[str, Any] | None = None,
     where: str = "detections",
 ) -> list[dict[str, Any]]:
-    """COCO results on whole pictures from COCO results on tiles.
+    """COCO results on whole images from COCO results on tiles.
 
-    `tiles` is a tile file as an object: its `images` have `file_name` of the whole picture and `corner` x1, y1, x2, y2.
-    `wholes` gives the id of each whole picture by file name; by default the file's `old_images` do (huicv takes those of the
-    whole-picture ground truth). `kernel`: the CPU kernel suppresses at an overlap of `threshold`, CUDA's above it.
+    `tiles` is a tile file as an object: its `images` have `file_name` of the whole image and `corner` x1, y1, x2, y2.
+    `wholes` gives the id of each whole image by file name; by default the file's `old_images` do (huicv takes those of the
+    whole-image ground truth). `kernel`: the CPU kernel suppresses at an overlap of `threshold`, CUDA's above it.
     """
     corner, whole_of = _tile_table(tiles, wholes)
     by_tile: dict[Any, list[dict[str, Any]]] = {}
@@ -88,7 +88,7 @@ def merge_tiles(
 def _tile_table(
     tiles: Mapping[str, Any], wholes: Mapping[str, Any] | None
 ) -> tuple[dict[Any, Any], dict[Any, list[Any]]]:
-    """Corner of each tile id, and the tile ids of each whole picture's id in file order."""
+    """Corner of each tile id, and the tile ids of each whole image's id in file order."""
     try:
         images = tiles["images"]
         if wholes is None:
@@ -105,13 +105,13 @@ def _tile_table(
     for tile, name in names.items():
         if name not in wholes:
             raise UserError(
-                f"tile {tile!r} is of '{name}', which is no whole picture", where="--merge-from", fix="check --gt"
+                f"tile {tile!r} is of '{name}', which is no whole image", where="--merge-from", fix="check --gt"
             )
         whole_of[wholes[name]].append(tile)
     bare = [whole for whole, members in whole_of.items() if not members]
     if bare:
         raise UserError(
-            f"{len(bare)} whole pictures have no tile, the first is {bare[0]!r}",
+            f"{len(bare)} whole images have no tile, the first is {bare[0]!r}",
             where="--merge-from",
             fix="give the tile file of this ground truth",
         )

@@ -1,4 +1,4 @@
-"""Log-average miss rate: the share of objects missed at nine rates of false positives per picture."""
+"""Log-average miss rate: the share of objects missed at nine rates of false positives per image."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class MissRateCurve:
 
 
 def fppi_points(protocol: MissRateProtocol) -> np.ndarray:
-    """The nine rates of false positives per picture, (9,)."""
+    """The nine rates of false positives per image, (9,)."""
     if protocol.fppi is not None:
         return np.asarray(protocol.fppi)
     return np.exp(np.linspace(np.log(1e-2), np.log(1.0), 9)) if not protocol.wrap else _reference_points()
@@ -144,7 +144,7 @@ def _curves_of_setup(
 
 
 def _recall_at_fppi(recall: np.ndarray, fppi: np.ndarray, points: np.ndarray, *, wrap: bool) -> np.ndarray:
-    """Recall at the last detection whose false positives per picture do not exceed each point, (P,).
+    """Recall at the last detection whose false positives per image do not exceed each point, (P,).
 
     `recall` and `fppi` (N,) run over all detections by falling score, ignored ones included: an ignored detection in front
     is a place on the curve with no false positive yet.

@@ -24,7 +24,7 @@ def recall_rows(
     rates: tuple[float, ...] = FALSE_ALARMS,
     inputs: APInputs | None = None,
 ) -> list[dict[str, Any]]:
-    """Recall of every bin, classes pooled, at the lowest score with no more than `rates` false positives per picture.
+    """Recall of every bin, classes pooled, at the lowest score with no more than `rates` false positives per image.
 
     `score` is that threshold; recall is 0 and the score None where even the best detection is one false alarm too many.
     """
@@ -44,7 +44,7 @@ def recall_rows(
             recall = -1.0 if not total else float(found[place] / total) if place >= 0 else 0.0
             score = float(scores[place]) if place >= 0 else None
             rows.append(
-                {"area": area.name, "iou": iou, "false_positives_per_picture": rate} | {"value": recall, "score": score}
+                {"area": area.name, "iou": iou, "false_positives_per_image": rate} | {"value": recall, "score": score}
             )
     return rows
 

@@ -53,7 +53,7 @@ def interval_text(rows: Sequence[dict[str, Any]]) -> str:
     cells = [["", "AP", "low", "high"]]
     cells += [[row["area"], percent(row["value"]), percent(row["low"]), percent(row["high"])] for row in rows]
     level, samples = rows[0]["level"], max(row["samples"] for row in rows)
-    head = f"AP at IoU {rows[0]['iou']:g}, {level:.0%} interval by bootstrap over pictures, {samples} resamples"
+    head = f"AP at IoU {rows[0]['iou']:g}, {level:.0%} interval by bootstrap over images, {samples} resamples"
     return f"{head}\n{aligned(cells)}\n"
 
 
@@ -65,7 +65,7 @@ def comparison_text(rows: Sequence[dict[str, Any]]) -> str:
         numbers = [f"{100 * row[name]:+.2f}" if known else "—" for name in ("difference", "low", "high")]
         p_value = f"{row['p_value']:.4f}" if known else "—"
         cells.append([row["area"], percent(row["value"]), percent(row["other"]), *numbers, p_value])
-    return f"paired comparison at IoU {rows[0]['iou']:g}, by bootstrap over pictures\n{aligned(cells)}\n"
+    return f"paired comparison at IoU {rows[0]['iou']:g}, by bootstrap over images\n{aligned(cells)}\n"
 
 
 def _subset(row: dict[str, Any]) -> str:

@@ -31,7 +31,7 @@ def size_bins(**edges: tuple[float, float]) -> tuple[Bin, ...]:
 
 @dataclass(frozen=True)
 class APProtocol:
-    """Average precision in the manner of COCO: greedy matching in each picture and class, 101 recall points."""
+    """Average precision in the manner of COCO: greedy matching in each image and class, 101 recall points."""
 
     name: str
     source: str
@@ -41,7 +41,7 @@ class APProtocol:
     max_dets: tuple[int, ...]
     """The last one holds for AP; recall is reported for each."""
     max_dets_per: Literal["class", "image"] = "class"
-    """Whether the best `max_dets` are kept of each picture and class, or of each picture."""
+    """Whether the best `max_dets` are kept of each image and class, or of each image."""
     rule: MatchRule = COCO_RULE
     ignore: tuple[Literal["crowd", "ignore", "uncertain"], ...] = ("crowd",)
     """The flags that make a ground truth an ignored one."""
@@ -53,8 +53,8 @@ class APProtocol:
     """What `ious` are thresholds of: IoU; 1 - distance of centres / size of the ground truth; NWD (see `affinity`)."""
     interpolation: Literal["101 points", "area"] = "101 points"
     """Mean precision at 101 recall points, or the area under the curve."""
-    class_weights: Literal["equal", "pictures"] = "equal"
-    """What a class counts in a mean: the same, or the number of pictures that have it (VisDrone's loop)."""
+    class_weights: Literal["equal", "images"] = "equal"
+    """What a class counts in a mean: the same, or the number of images that have it (VisDrone's loop)."""
     id_zero_matches: bool = True
     """False: a detection matched to the annotation with id 0 counts as a false positive, as in pycocotools."""
     report: Literal["tinybenchmark", "sizes", "coco"] = "sizes"

@@ -20,7 +20,7 @@ class TruthTable:
     row: np.ndarray
     """Row of the annotation table."""
     image: np.ndarray
-    """Rank of the picture by ascending id."""
+    """Rank of the image by ascending id."""
     label: np.ndarray
     """0..K-1."""
     boxes: np.ndarray
@@ -41,7 +41,7 @@ class TruthTable:
 
 
 def image_ranks(annotations: Annotations) -> np.ndarray:
-    """(I,) the place of each picture when sorted by id: numbers by value, texts by their letters."""
+    """(I,) the place of each image when sorted by id: numbers by value, texts by their letters."""
     ids = annotations.image_ids
     if ids.dtype == object:
         ids = np.array([str(value) for value in ids])
@@ -99,7 +99,7 @@ def truth_table(annotations: Annotations, ignore: Iterable[str], *, every_class:
 
 @dataclass(frozen=True)
 class RankedDetections:
-    """Detections sorted by class, picture and falling score, ties in file order; `(N,)` columns."""
+    """Detections sorted by class, image and falling score, ties in file order; `(N,)` columns."""
 
     row: np.ndarray
     """Row of the detection table."""
@@ -111,7 +111,7 @@ class RankedDetections:
     """w*h in square pixels."""
     scores: np.ndarray
     place: np.ndarray
-    """0 for the best of its picture (and class), 1 for the next."""
+    """0 for the best of its image (and class), 1 for the next."""
 
     def __len__(self) -> int:
         return len(self.row)
@@ -132,7 +132,7 @@ def places(group: np.ndarray) -> np.ndarray:
 def ranked(
     detections: DetectionTable, annotations: Annotations, max_dets: int | None, *, per_class: bool = True
 ) -> RankedDetections:
-    """The best `max_dets` detections of every picture and class (or picture), in the order that evaluators take them."""
+    """The best `max_dets` detections of every image and class (or image), in the order that evaluators take them."""
     image = image_ranks(annotations)[detections.image_index]
     group = detections.labels * (len(annotations) + 1) + image
     order = np.lexsort((-detections.scores, group))
@@ -161,7 +161,7 @@ def ranked(
 
 
 def matcher(found: RankedDetections, truths: TruthTable, rule: MatchRule, affinity: str = "iou") -> Matcher:
-    """The matcher of ranked detections and ground truths, each within its picture and class."""
+    """The matcher of ranked detections and ground truths, each within its image and class."""
     images = int(max(found.image.max(initial=0), truths.image.max(initial=0))) + 1
     group, truth_group = found.label * images + found.image, truths.label * images + truths.image
     pixel = rule.pixel

@@ -147,9 +147,9 @@ def _read_results(
                 )
             if parts[0] not in row_of:
                 raise UserError(
-                    f"picture '{parts[0]}' has no ground truth",
+                    f"image '{parts[0]}' has no ground truth",
                     where=f"{path}, line {number}",
-                    fix="score the pictures of the ground truth only",
+                    fix="score the images of the ground truth only",
                 )
             rows.append(row_of[parts[0]])
             labels.append(classes.index(name))

@@ -23,7 +23,7 @@ def wider_rows(annotations: Annotations, detections: DetectionTable, protocol: W
     """AP in each setting.
 
     The settings' faces are the columns `kept_easy`, `kept_medium`, `kept_hard` of `annotations.extra`; a table without
-    them has the one setting `all`, the faces that are not ignored. Rows of a picture are taken in file order, unsorted.
+    them has the one setting `all`, the faces that are not ignored. Rows of an image are taken in file order, unsorted.
     """
     order = np.argsort(detections.image_index, kind="stable")
     boxes, image = detections.boxes[order], detections.image_index[order]
@@ -50,13 +50,13 @@ def _normalised(scores: np.ndarray) -> np.ndarray:
 
 
 def _sunk_scores(scores: np.ndarray, image: np.ndarray) -> np.ndarray:
-    """The largest score from a row to the end of its picture.
+    """The largest score from a row to the end of its image.
 
-    The reference counts a picture's rows up to the last one that reaches the threshold; that is the rows whose score in
-    this sense does. Of a picture sorted by score it is the score itself.
+    The reference counts an image's rows up to the last one that reaches the threshold; that is the rows whose score in
+    this sense does. Of an image sorted by score it is the score itself.
     """
     reversed_image, reversed_scores = image[::-1], scores[::-1]
-    # Lifting each picture by more than the range of scores keeps the running maximum within the picture.
+    # Lifting each image by more than the range of scores keeps the running maximum within the image.
     lift = -reversed_image.astype(np.float64) * 4
     return scores if _is_sorted(scores, image) else (np.maximum.accumulate(reversed_scores + lift) - lift)[::-1]
 
@@ -152,20 +152,20 @@ def _load_mat(path: Path) -> dict[str, Any]:
 
 
 def read_wider_submission(source: Path, annotations: Annotations) -> DetectionTable:
-    """Rows `x y w h score` of every picture's `event/image.txt`, in file order."""
+    """Rows `x y w h score` of every image's `event/image.txt`, in file order."""
     row_of = {name: row for row, name in enumerate(annotations.image_ids)}
     numbers: dict[int, np.ndarray] = {}
     for where, text in _texts(source):
         lines = text.splitlines()
-        row = _picture_row(where, lines, row_of)
+        row = _image_row(where, lines, row_of)
         if row is not None:
             numbers[row] = _submission_rows(where, lines[2:])
     missing = [name for name, row in row_of.items() if row not in numbers]
     if missing:
         raise UserError(
-            f"{len(missing)} of {len(row_of)} pictures have no file, the first is {missing[0]}.txt",
+            f"{len(missing)} of {len(row_of)} images have no file, the first is {missing[0]}.txt",
             where=source,
-            fix="write a file for every picture, with a count of 0 where nothing was found",
+            fix="write a file for every image, with a count of 0 where nothing was found",
         )
     rows = np.repeat(sorted(numbers), [len(numbers[row]) for row in sorted(numbers)])
     values = np.concatenate([numbers[row] for row in sorted(numbers)])
@@ -177,7 +177,7 @@ def read_wider_submission(source: Path, annotations: Annotations) -> DetectionTa
     if not _is_sorted(values[:, 4], rows):
         bad = np.unique(rows[1:][(np.diff(values[:, 4]) > 0) & (np.diff(rows) == 0)])
         notes.append(
-            f"the rows of {len(bad)} pictures are not sorted by falling score (the first is "
+            f"the rows of {len(bad)} images are not sorted by falling score (the first is "
             f"{annotations.image_ids[bad[0]]}); the reference never sorts them and its AP is silently too low: sort them"
         )
     return DetectionTable.from_columns(
@@ -200,8 +200,8 @@ def _texts(source: Path) -> Iterator[tuple[str, str]]:
         raise UserError(f"not a zip of text files ({error})", where=source, fix="give a folder or a zip") from None
 
 
-def _picture_row(where: str, lines: list[str], row_of: dict[str, int]) -> int | None:
-    """The picture that a file is about: its event folder, and the name in its first line.
+def _image_row(where: str, lines: list[str], row_of: dict[str, int]) -> int | None:
+    """The image that a file is about: its event folder, and the name in its first line.
 
     The reference strips all trailing characters of the set `.jpg` from that name, whatever they are.
     """

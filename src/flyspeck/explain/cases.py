@@ -1,4 +1,4 @@
-"""Which places of which pictures to look at: where objects crowd, and where they cover each other. NumPy only."""
+"""Which places of which images to look at: where objects crowd, and where they cover each other. NumPy only."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class Case:
     """A place worth explaining."""
 
     kind: str
-    """`dense`, `occluded`, `sparse`, or `chosen` for a picture that was asked for."""
+    """`dense`, `occluded`, `sparse`, or `chosen` for an image that was asked for."""
     row: int
-    """Row of the picture in its table; -1 where there is none."""
+    """Row of the image in its table; -1 where there is none."""
     window: Window
-    """(x1, y1, x2, y2) in pixels of the file's picture."""
+    """(x1, y1, x2, y2) in pixels of the file's image."""
     reason: str
     """Why it was picked, in words."""
 
 
 def pick_cases(annotations: Annotations, sizes: np.ndarray, count: int) -> list[Case]:
-    """Up to `count` cases in turn dense and occluded, the strongest of each kind first, no picture twice; then sparse ones.
+    """Up to `count` cases in turn dense and occluded, the strongest of each kind first, no image twice; then sparse ones.
 
     Dense: the most objects in one window, two at least. Occluded: the largest sum of covered shares in one window, where a
     box is covered as far as it lies under another object's box (or as far as the table's `vis_ratio` says it is hidden).
@@ -55,7 +55,7 @@ def pick_cases(annotations: Annotations, sizes: np.ndarray, count: int) -> list[
 
 
 def whole_case(row: int, boxes: np.ndarray, size: tuple[int, int]) -> Case:
-    """The case of a picture that was asked for: the window around most of its objects, or its middle."""
+    """The case of an image that was asked for: the window around most of its objects, or its middle."""
     side = _side(boxes, size)
     if len(boxes) == 0:
         return Case("chosen", row, _around(np.array([size[1] / 2, size[0] / 2]), side, size), "no objects known")
@@ -80,7 +80,7 @@ def covered_shares(boxes: np.ndarray, visible: np.ndarray | None = None) -> np.n
 
 
 def _ranked(annotations: Annotations, sizes: np.ndarray, kind: str) -> list[Case]:
-    """Every picture's best window of a kind, the strongest first, in file order where they tie."""
+    """Every image's best window of a kind, the strongest first, in file order where they tie."""
     objects = (annotations.labels >= 0) & ~annotations.ignore & ~annotations.crowd
     objects &= box_algebra.area(annotations.boxes) > 0
     visible = annotations.extra.get("vis_ratio")
@@ -112,7 +112,7 @@ def _objects(count: float) -> str:
 
 
 def _side(boxes: np.ndarray, size: tuple[int, int]) -> int:
-    """Side in pixels of a window that shows a middling object and its neighbours: at most half of a small picture."""
+    """Side in pixels of a window that shows a middling object and its neighbours: at most half of a small image."""
     middling = float(np.median(box_algebra.size(boxes))) if len(boxes) else 8.0
     most = min(_LARGEST, max(_SMALLEST, min(size) // 2))
     return int(min(np.clip(_SIDES * middling, _SMALLEST, most), *size))
@@ -128,7 +128,7 @@ def _strongest(centres: np.ndarray, weights: np.ndarray, side: float) -> tuple[n
 
 
 def _around(middle: np.ndarray, side: int, size: tuple[int, int]) -> Window:
-    """The square window of `side` about `middle` (x, y), moved into a picture of `size` (H, W)."""
+    """The square window of `side` about `middle` (x, y), moved into an image of `size` (H, W)."""
     x1 = int(np.clip(round(float(middle[0]) - side / 2), 0, max(0, size[1] - side)))
     y1 = int(np.clip(round(float(middle[1]) - side / 2), 0, max(0, size[0] - side)))
     return x1, y1, min(x1 + side, size[1]), min(y1 + side, size[0])

@@ -1,4 +1,4 @@
-"""What a detector looks at in one picture: Grad-CAM of its detections, and the attention of each pyramid level.
+"""What a detector looks at in one image: Grad-CAM of its detections, and the attention of each pyramid level.
 
 Grad-CAM (Selvaraju et al., 2017, arXiv:1610.02391): with A_k the channels of a map and y the score of interest,
 
@@ -7,7 +7,7 @@ Grad-CAM (Selvaraju et al., 2017, arXiv:1610.02391): with A_k the channels of a 
 * y is the sum of the log-odds of the detections that are to be explained: the score before sigmoid or softmax, as in the
   paper, for whatever head the detector has. It is taken through the head's own decoding, proposals and all.
 * The paper's w_k is the mean over the cells; the sum differs by a constant on one level and lets levels be compared and
-  added. Each level of the pyramid has its own CAM; the whole is their sum, enlarged to the picture.
+  added. Each level of the pyramid has its own CAM; the whole is their sum, enlarged to the image.
 * Few cells of a map see a tiny object, and w_k mixes them with all the others: Grad-CAM then shows where the same channels
   are strong, not where the evidence was. LayerCAM (Jiang et al., 2021, IEEE TIP 30) weighs every cell by its own gradient,
   ReLU(sum_k ReLU(dy / dA_k) A_k), and keeps places apart. Both are computed.
@@ -37,7 +37,7 @@ _IF_NONE = 10  # detections to explain where none reaches the wanted score
 
 @dataclass(frozen=True)
 class Explanation:
-    """Heat maps of one picture, all `(H, W)` float32 at least 0 in its frame, not scaled."""
+    """Heat maps of one image, all `(H, W)` float32 at least 0 in its frame, not scaled."""
 
     found: Detections
     """Everything the detector found."""
@@ -63,13 +63,13 @@ def explain(
     score: float = 0.3,
     label: int | None = None,
 ) -> Explanation:
-    """Explains the detections of a batch of one picture whose scores are at least `score`, or the ten best if none are.
+    """Explains the detections of a batch of one image whose scores are at least `score`, or the ten best if none are.
 
     `label` explains those of one class alone. The detector is used in evaluation mode, which it is left in; its weights
-    get no gradients. A picture in which nothing at all is found has `cams` of zeros.
+    get no gradients. An image in which nothing at all is found has `cams` of zeros.
     """
     if len(images.sizes) != 1:
-        raise ValueError(f"one picture at a time, not {len(images.sizes)}")
+        raise ValueError(f"one image at a time, not {len(images.sizes)}")
     detector.eval()
     with torch.no_grad():
         pyramid = detector.pyramid(images)
@@ -130,6 +130,6 @@ def layer_cam(maps: Tensor, gradient: Tensor) -> Tensor:
 
 
 def _enlarge(cells: Tensor, padded: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """A map `(h, w)` of the padded picture, bilinear, cut to the true `size` (H, W)."""
+    """A map `(h, w)` of the padded image, bilinear, cut to the true `size` (H, W)."""
     whole = F.interpolate(cells[None, None], size=padded, mode="bilinear", align_corners=False)[0, 0]
     return whole[: size[0], : size[1]].cpu().numpy()

@@ -24,13 +24,13 @@ class Shown:
     file: str
     """Name of its PNG."""
     title: str
-    picture: Image.Image
+    image: Image.Image
     case: Case
     shares: dict[str, dict[str, dict[str, float]]]
     """Model to method to level to its share of the evidence."""
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary of plain values, without the picture."""
+        """A dictionary of plain values, without the image."""
         return {
             "file": self.file,
             "kind": self.case.kind,
@@ -52,7 +52,7 @@ def build_page(subjects: Sequence[Subject], shown: Sequence[Shown], numbers: dic
     if curves:
         sections.append(("training", "Similarity through training", curves))
     kinds = " and ".join(dict.fromkeys(s.case.kind for s in shown))
-    lead = f"{' and '.join(names)} on {source or 'the pictures'}: {len(shown)} cases, {kinds}."
+    lead = f"{' and '.join(names)} on {source or 'the images'}: {len(shown)} cases, {kinds}."
     return render_page("What the detector looks at", lead, sections)
 
 
@@ -72,8 +72,8 @@ def _cases(shown: Sequence[Shown]) -> str:
         table = tables.table(["model", *levels], cells, caption="Evidence by level, %")
         alt = f"{one.title}: heat maps of {', '.join(one.shares)}; the PNG beside this page is {one.file}"
         parts.append(
-            f'<article class="picture" aria-labelledby="c{number}"><h3 id="c{number}">{escape(one.title)}</h3>'
-            f'<div class="views">{image(data_uri(one.picture), alt)}</div>{table}</article>'
+            f'<article class="image" aria-labelledby="c{number}"><h3 id="c{number}">{escape(one.title)}</h3>'
+            f'<div class="views">{image(data_uri(one.image), alt)}</div>{table}</article>'
         )
     return lead + "".join(parts)
 
@@ -84,7 +84,7 @@ def _attention(attention: dict[str, dict[str, float]], sample: int) -> str:
     rows = [[level, *(tables.number(values.get(level, nan)) for values in attention.values())] for level in levels]
     text = (
         f"<p>The share of a level's attention that lies under annotated objects, over the share of the area that they "
-        f"are: 1 is chance. Means over {sample} pictures.</p>"
+        f"are: 1 is chance. Means over {sample} images.</p>"
     )
     return text + tables.table(["level", *attention], rows, caption="Attention on objects, times chance")
 

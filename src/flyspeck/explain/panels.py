@@ -1,4 +1,4 @@
-"""Heat maps over pictures, and the sheet of one case: a pair of rows a model, whole picture and enlarged place. Pillow only.
+"""Heat maps over images, and the sheet of one case: a pair of rows a model, whole image and enlarged place. Pillow only.
 
 Each heat map is scaled to its own highest values: panels show where, not how much. Sums and shares are numbers on the page.
 """
@@ -30,7 +30,7 @@ _GAP, _NAME, _HEAD, _TITLE = 6, 30, 24, 34
 
 @dataclass(frozen=True)
 class ModelView:
-    """What one model's rows of a sheet show, in the frame of the file's picture."""
+    """What one model's rows of a sheet show, in the frame of the file's image."""
 
     name: str
     found: np.ndarray
@@ -62,7 +62,7 @@ def scaled(heat: np.ndarray) -> np.ndarray:
 
 
 def overlay(grey: np.ndarray, heat: np.ndarray) -> Image.Image:
-    """A picture `(H, W)` uint8 in darkened greys under `heat (H, W)` in [0, 1]: the hotter, the less of it shows."""
+    """An image `(H, W)` uint8 in darkened greys under `heat (H, W)` in [0, 1]: the hotter, the less of it shows."""
     opacity = (0.85 * np.clip(heat, 0, 1) ** 0.6)[..., None]
     under = 0.7 * grey[..., None].astype(np.float32)
     return Image.fromarray(((1 - opacity) * under + opacity * colour(heat)).round().clip(0, 255).astype(np.uint8))
@@ -81,7 +81,7 @@ def sheet(
 
     In the first column objects are blue, detections of at least `show_score` green, both drawn just outside their box.
     """
-    columns = ["picture", *dict.fromkeys(head for model in models for head in model.heat)]
+    columns = ["image", *dict.fromkeys(head for model in models for head in model.heat)]
     grey = np.asarray(Image.fromarray(pixels).convert("L"))
     whole: Window = (0, 0, pixels.shape[1], pixels.shape[0])
     zooms = [_PANEL / (window[2] - window[0]) for window in (whole, case.window)]
@@ -136,7 +136,7 @@ def _panel(
     show_score: float,
 ) -> Image.Image:
     x1, y1, x2, y2 = window
-    if head == "picture":
+    if head == "image":
         panel = Image.fromarray(pixels[y1:y2, x1:x2]).resize(size, _filter(zoom))
         pen = ImageDraw.Draw(panel)
         _boxes(pen, truths, window, zoom, _TRUTH, 3 if zoom > 1.5 else 2)

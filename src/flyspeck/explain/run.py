@@ -1,4 +1,4 @@
-"""From models and pictures to the sheets, the numbers and the page."""
+"""From models and images to the sheets, the numbers and the page."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ MAX_LEVELS = 4
 class Options:
     """How much to explain, and how."""
 
-    pictures: int = 6
+    images: int = 6
     """Cases to pick from annotations."""
     score: float = 0.3
     """Detections of at least this score are drawn and explained."""
     label: str | None = None
     """Explain the detections of one class alone."""
     sample: int = 64
-    """Pictures, evenly spread, over which attention and similarity are measured."""
+    """Images, evenly spread, over which attention and similarity are measured."""
     max_side: int = 1024
-    """Pixels of the file's picture that a model is shown at once; larger pictures are cut about the case."""
+    """Pixels of the file's image that a model is shown at once; larger images are cut about the case."""
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """What may be explained: a table of pictures, with their objects if these are known."""
+class Images:
+    """What may be explained: a table of images, with their objects if these are known."""
 
     table: Annotations
     chosen: tuple[int, ...] = ()
@@ -54,27 +54,27 @@ class Pictures:
 
 
 def explain_models(
-    subjects: Sequence[Subject], pictures: Pictures, out: Path, options: Options, *, tell: Callable[[str], None] = print
+    subjects: Sequence[Subject], images: Images, out: Path, options: Options, *, tell: Callable[[str], None] = print
 ) -> Path:
     """Writes a PNG a case, `explain.json` with every number, and `index.html` into the folder `out`; returns the page's path.
 
-    One model is explained; two are shown one above the other and compared. Pictures that cannot be read raise UserError.
+    One model is explained; two are shown one above the other and compared. Images that cannot be read raise UserError.
     """
     if len(subjects) not in (1, 2):
         raise ValueError(f"one or two models, not {len(subjects)}")
-    cases = find_cases(pictures, options.pictures)
+    cases = find_cases(images, options.images)
     if not cases:
         raise UserError(
             "no objects are annotated, so that there is no place to pick",
-            where=pictures.table.source or "annotations",
-            fix="name pictures with --picture",
+            where=images.table.source or "annotations",
+            fix="name images with --image",
         )
     out.mkdir(parents=True, exist_ok=True)
     shown = []
     for number, case in enumerate(cases, 1):
-        shown.append(_show(subjects, pictures.table, case, number, out, options))
+        shown.append(_show(subjects, images.table, case, number, out, options))
         tell(f"{shown[-1].file}: {case.kind}, {case.reason}")
-    numbers = measure(subjects, pictures.table, options)
+    numbers = measure(subjects, images.table, options)
     content = {
         "models": [s.name for s in subjects],
         "score": options.score,
@@ -84,24 +84,24 @@ def explain_models(
     }
     # json has no NaN; what could not be measured is null
     write_text(out / "explain.json", json.dumps(_without_nan(content), indent=1, allow_nan=False) + "\n")
-    write_text(out / "index.html", build_page(subjects, shown, numbers, pictures.table.source))
+    write_text(out / "index.html", build_page(subjects, shown, numbers, images.table.source))
     return out / "index.html"
 
 
-def find_cases(pictures: Pictures, count: int) -> list[Case]:
-    """The pictures that were asked for, or `count` dense and occluded places, and sparse ones where these are too few."""
-    table = pictures.table
-    if not pictures.chosen:
+def find_cases(images: Images, count: int) -> list[Case]:
+    """The images that were asked for, or `count` dense and occluded places, and sparse ones where these are too few."""
+    table = images.table
+    if not images.chosen:
         return pick_cases(table, native_sizes(table), count)
-    sizes = native_sizes(table.select_images(np.array(pictures.chosen)))
+    sizes = native_sizes(table.select_images(np.array(images.chosen)))
     return [
         whole_case(row, objects_of(table, row), (int(h), int(w)))
-        for row, (h, w) in zip(pictures.chosen, sizes, strict=True)
+        for row, (h, w) in zip(images.chosen, sizes, strict=True)
     ]
 
 
 def objects_of(table: Annotations, row: int) -> np.ndarray:
-    """Boxes `(N, 4)` of a picture's objects, without ignore regions."""
+    """Boxes `(N, 4)` of an image's objects, without ignore regions."""
     rows = table.of_image(row)
     keep = (table.labels[rows] >= 0) & ~table.ignore[rows] & ~table.crowd[rows]
     return table.boxes[rows][keep]
@@ -151,7 +151,7 @@ def _label(subject: Subject, name: str | None) -> int | None:
 
 
 def _in_file_frame(name: str, found: Explanation, region: Window) -> ModelView:
-    """An explanation in the pixels of the region of the file's picture, whatever enlargement the model saw."""
+    """An explanation in the pixels of the region of the file's image, whatever enlargement the model saw."""
     size = (region[3] - region[1], region[2] - region[0])
     ratio = np.array([size[1] / found.found.image_size[1], size[0] / found.found.image_size[0]] * 2)
     heat = {method: _fitted(cam, size) for method, cam in found.cams.items()}
@@ -170,7 +170,7 @@ def _fitted(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def measure(subjects: Sequence[Subject], table: Annotations, options: Options) -> dict[str, Any]:
-    """Attention on objects of every model and, of two, the similarity of their levels, over `options.sample` pictures."""
+    """Attention on objects of every model and, of two, the similarity of their levels, over `options.sample` images."""
     if options.sample < 1:
         return {"sample": 0, "attention": {}, "similarity": []}
     rows = np.unique(np.linspace(0, len(table) - 1, min(options.sample, len(table))).round().astype(np.int64))

@@ -1,9 +1,9 @@
-"""How alike two models see the same pictures, level by level, and how far each looks at the objects.
+"""How alike two models see the same images, level by level, and how far each looks at the objects.
 
 Alike: linear CKA (Kornblith et al., 2019, arXiv:1905.00414) of the cells of two maps, in [0, 1]. It needs no adapter where
 the models' channels differ, and no training: it does not change if channels are rotated or scaled together. It is computed
-over the cells of all pictures at once, for all cells and, since tiny objects are few of them, for the cells under objects.
-Where fewer cells are compared than a map has channels, any two maps look alike: coarse levels need more pictures.
+over the cells of all images at once, for all cells and, since tiny objects are few of them, for the cells under objects.
+Where fewer cells are compared than a map has channels, any two maps look alike: coarse levels need more images.
 
 Looking at objects: the share of a level's attention (mean squares over the channels) that lies in cells under objects, over
 the share of the area that they are; 1 is what a map without any preference has.
@@ -24,13 +24,13 @@ from flyspeck.models.detector import Detector
 from flyspeck.train.distill.levels import resized
 from flyspeck.types import ImageBatch
 
-PER_PICTURE = 256
-"""Cells of a picture and level that are compared at most: all pictures weigh alike, coarse levels give all they have."""
+PER_IMAGE = 256
+"""Cells of an image and level that are compared at most: all images weigh alike, coarse levels give all they have."""
 
 
 @dataclass(frozen=True)
 class View:
-    """One picture as one model takes it, and where its objects lie there."""
+    """One image as one model takes it, and where its objects lie there."""
 
     images: ImageBatch
     boxes: np.ndarray
@@ -69,7 +69,7 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
 
 
 def object_cover(boxes: np.ndarray, padded: tuple[int, int], cells: tuple[int, int]) -> Tensor:
-    """`(h, w)` in [0, 1]: the share of each of `cells` (h, w) of a picture of `padded` (H, W) px that lies under boxes."""
+    """`(h, w)` in [0, 1]: the share of each of `cells` (h, w) of an image of `padded` (H, W) px that lies under boxes."""
     mask = torch.zeros(padded)
     height, width = padded
     for x1, y1, x2, y2 in boxes.tolist():
@@ -85,8 +85,8 @@ def compare_levels(
 ) -> list[LevelSimilarity]:
     """CKA of every level that both models have (the same stride in pixels of the file), finest first.
 
-    `views` are the same pictures as each model takes them; a model that sees them enlarged is compared where it sees the
-    same part of the picture in a cell: its map is brought to the other's size. Levels are paired by the size of their maps.
+    `views` are the same images as each model takes them; a model that sees them enlarged is compared where it sees the
+    same part of the image in a cell: its map is brought to the other's size. Levels are paired by the size of their maps.
     """
     gathered: dict[str, _Cells] = {}
     generator = torch.Generator().manual_seed(seed)
@@ -95,9 +95,9 @@ def compare_levels(
         for name, i, j in pair_levels(first, second, one, other):
             a, b = maps[i], resized(others[j], (maps[i].shape[-2], maps[i].shape[-1]))
             cover = object_cover(one.boxes, _size(one.images), (a.shape[-2], a.shape[-1])).flatten()
-            rows = torch.randperm(cover.numel(), generator=generator)[:PER_PICTURE]
+            rows = torch.randperm(cover.numel(), generator=generator)[:PER_IMAGE]
             # objects first: they are few, and a random draw would miss most of them
-            under = torch.nonzero(cover > 0).squeeze(1)[:PER_PICTURE]
+            under = torch.nonzero(cover > 0).squeeze(1)[:PER_IMAGE]
             cells = gathered.setdefault(name, _Cells())
             for store, m in ((cells.first, a), (cells.second, b)):
                 flat = m[0].flatten(1).T.float().cpu()
@@ -132,7 +132,7 @@ def pair_levels(first: Detector, second: Detector, one: View, other: View) -> li
 
 @torch.no_grad()
 def attention_on_objects(detector: Detector, views: Sequence[View]) -> dict[str, float]:
-    """Level to the attention on cells under objects over what chance gives: means over the pictures that have objects."""
+    """Level to the attention on cells under objects over what chance gives: means over the images that have objects."""
     ratios: dict[str, list[float]] = {name: [] for name in level_names(detector.features)}
     for view in views:
         if len(view.boxes) == 0:

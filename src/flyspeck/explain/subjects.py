@@ -1,4 +1,4 @@
-"""The models that are explained, and pictures as each of them takes them."""
+"""The models that are explained, and images as each of them takes them."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Subject:
     name: str
     detector: Detector
     enlarge: Enlarge
-    """As its training saw pictures."""
+    """As its training saw images."""
     history: History
     """Level to (epoch, similarity to its teacher), where its training logged that."""
 
     def view(self, pixels: np.ndarray, boxes: np.ndarray, region: Window) -> View:
-        """`region` of a picture `(H, W, C)` with its `boxes (N, 4)`, as this model takes it."""
+        """`region` of an image `(H, W, C)` with its `boxes (N, 4)`, as this model takes it."""
         x1, y1, x2, y2 = region
         cut = pixels[y1:y2, x1:x2]
         size = self.enlarge.size((cut.shape[0], cut.shape[1]))
@@ -73,7 +73,7 @@ def read_similarities(path: Path) -> History:
 
 
 def region_around(window: Window, size: tuple[int, int], most: int) -> Window:
-    """The part of a picture of `size` (H, W) that is shown to the models: all of it, or `most` px a side about `window`."""
+    """The part of an image of `size` (H, W) that is shown to the models: all of it, or `most` px a side about `window`."""
     spans = []
     for low, high, length in ((window[0], window[2], size[1]), (window[1], window[3], size[0])):
         side = min(length, max(most, high - low))

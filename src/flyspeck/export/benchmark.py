@@ -1,6 +1,6 @@
 """What each engine makes of one run on this machine: milliseconds from file to result file, and the recall that they buy.
 
-Engines take turns, picture set by picture set, so that a machine that slows down slows all of them; figures are medians over
+Engines take turns, image set by image set, so that a machine that slows down slows all of them; figures are medians over
 the rounds. The parts (decode, tile, forward, merge, write) are timed one after the other; `total` is the real pipeline, where
 reading overlaps with the network, and may be less than their sum.
 """
@@ -20,10 +20,10 @@ import numpy as np
 from flyspeck.data.enlarge import Enlarge
 from flyspeck.errors import UserError, nearest
 from flyspeck.evaluate import DetectionTable, evaluate
+from flyspeck.export.check_images import ImageSet, Recorder, predictor_for, tiles_of
 from flyspeck.export.onnx import describe, write_onnx
 from flyspeck.export.openvino import write_openvino
 from flyspeck.export.package import traced, with_hard_nms, write_all
-from flyspeck.export.pictures import PictureSet, Recorder, predictor_for, tiles_of
 from flyspeck.export.quantize import quantise
 from flyspeck.infer.engines import open_exported
 from flyspeck.infer.outputs import open_writers
@@ -54,14 +54,14 @@ class EngineResult:
     problem: str = ""
     """Why it did not run, if so; then there are no figures."""
     parts: dict[str, float] = field(default_factory=dict)
-    """Milliseconds a picture of each part."""
+    """Milliseconds an image of each part."""
     total: float = 0.0
-    """Milliseconds a picture end to end."""
+    """Milliseconds an image end to end."""
     tiles: int = 0
     figures: dict[str, float] = field(default_factory=dict)
     """`ap50_AREA` and `recall_AREA` by size bin; -1 where there was nothing to find."""
     curve: list[dict[str, float]] = field(default_factory=list)
-    """`scale`, `ms` a picture and `recall_AREA`, one entry a scale of the picture."""
+    """`scale`, `ms` an image and `recall_AREA`, one entry a scale of the image."""
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -87,7 +87,7 @@ def build_engines(
     detector: Detector,
     description: Mapping[str, Any],
     names: Sequence[str],
-    calibration: PictureSet,
+    calibration: ImageSet,
     *,
     num_tiles: int,
     say: Callable[[str], None],
@@ -128,7 +128,7 @@ def _files(
     folder: Path,
     detector: Detector,
     description: Mapping[str, Any],
-    calibration: PictureSet | None,
+    calibration: ImageSet | None,
     num_tiles: int,
     say: Callable[[str], None],
 ) -> dict[str, Path] | str:
@@ -173,7 +173,7 @@ def _compiled(detector: Detector) -> Model | str:
 
 def measure(
     models: Mapping[str, Model | str],
-    pictures: PictureSet,
+    images: ImageSet,
     description: Mapping[str, Any],
     *,
     score: float,
@@ -182,38 +182,38 @@ def measure(
     scales: Sequence[float],
     say: Callable[[str], None],
 ) -> list[EngineResult]:
-    """All engines over the same pictures, in turn."""
+    """All engines over the same images, in turn."""
     results = {name: EngineResult(name, problem=m if isinstance(m, str) else "") for name, m in models.items()}
     able = {name: m for name, m in models.items() if not isinstance(m, str)}
     predictors = {n: predictor_for(m, description, score=score, batch_size=batch_size) for n, m in able.items()}
     for name, predictor in predictors.items():
         say(f"warming up {name}")
-        predictor.predict(pictures.paths[0])
+        predictor.predict(images.paths[0])
     timed: dict[str, list[dict[str, float]]] = {name: [] for name in able}
     for turn in range(rounds):
         say(f"round {turn + 1} of {rounds}")
         for name, predictor in predictors.items():
-            found, parts = _one_round(predictor, pictures, able[name])
+            found, parts = _one_round(predictor, images, able[name])
             timed[name].append(parts)
-            results[name].figures = _figures(pictures, found)
+            results[name].figures = _figures(images, found)
             results[name].tiles = int(parts["tiles"])
     for name, entries in timed.items():
         row = results[name]
         row.parts = {part: statistics.median(e[part] for e in entries) for part in PARTS}
         row.total = statistics.median(e["total"] for e in entries)
-    if pictures.annotations is not None:
-        _curves(results, predictors, pictures, scales, say)
+    if images.annotations is not None:
+        _curves(results, predictors, images, scales, say)
     return list(results.values())
 
 
-def _one_round(predictor: Predictor, pictures: PictureSet, model: Model) -> tuple[list[Detections], dict[str, float]]:
-    """Detections of every picture, and milliseconds a picture of the parts and of the whole."""
-    count = len(pictures.paths)
+def _one_round(predictor: Predictor, images: ImageSet, model: Model) -> tuple[list[Detections], dict[str, float]]:
+    """Detections of every image, and milliseconds an image of the parts and of the whole."""
+    count = len(images.paths)
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder:
         writers = open_writers(Path(folder), ["coco"], classes=model.classes)  # type: ignore[attr-defined]
         with clock("total"):
-            results = list(predictor.stream(pictures.paths))
+            results = list(predictor.stream(images.paths))
             for result in results:
                 for writer in writers:
                     writer.add(result)
@@ -227,7 +227,7 @@ def _one_round(predictor: Predictor, pictures: PictureSet, model: Model) -> tupl
                     writer.add(result)
             for writer in writers:
                 writer.close()
-    for path in pictures.paths:
+    for path in images.paths:
         with clock("decode"), open_source(path, predictor.options) as source:
             height, width = source.size
             pixels = source.read(0, 0, width, height)
@@ -292,13 +292,13 @@ class _Clock:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
-def _figures(pictures: PictureSet, found: Sequence[Detections]) -> dict[str, float]:
+def _figures(images: ImageSet, found: Sequence[Detections]) -> dict[str, float]:
     """AP50 and recall at IoU 0.5 by size bin; empty without annotations."""
-    if pictures.annotations is None:
+    if images.annotations is None:
         return {}
-    ids = pictures.annotations.image_ids
+    ids = images.annotations.image_ids
     named = [replace(one, image_id=i if isinstance(i, str) else int(i)) for one, i in zip(found, ids, strict=True)]
-    result = evaluate(pictures.annotations, DetectionTable.from_list(named, pictures.annotations), "flyspeck")
+    result = evaluate(images.annotations, DetectionTable.from_list(named, images.annotations), "flyspeck")
     figures = {}
     for row in result.rows:
         if row["metric"] in ("AP", "AR") and row.get("iou") == 0.5 and "cls" not in row and "category_id" not in row:
@@ -309,23 +309,23 @@ def _figures(pictures: PictureSet, found: Sequence[Detections]) -> dict[str, flo
 def _curves(
     results: Mapping[str, EngineResult],
     predictors: Mapping[str, Predictor],
-    pictures: PictureSet,
+    images: ImageSet,
     scales: Sequence[float],
     say: Callable[[str], None],
 ) -> None:
-    """Latency and recall of every engine with the picture looked at smaller and larger."""
+    """Latency and recall of every engine with the image looked at smaller and larger."""
     for scale in scales:
         say(f"scale {scale:g}")
         for name, predictor in predictors.items():
             before = predictor.enlarge
             predictor.enlarge = _scaled(before, scale)
-            predictor.predict(pictures.paths[0])  # a new size of window may be compiled first
+            predictor.predict(images.paths[0])  # a new size of window may be compiled first
             start = time.perf_counter()
-            found = predictor.predict(list(pictures.paths))
+            found = predictor.predict(list(images.paths))
             seconds = time.perf_counter() - start
             predictor.enlarge = before
-            figures = {k: v for k, v in _figures(pictures, found).items() if k.startswith("recall")}
-            results[name].curve.append({"scale": scale, "ms": 1000 * seconds / len(pictures.paths), **figures})
+            figures = {k: v for k, v in _figures(images, found).items() if k.startswith("recall")}
+            results[name].curve.append({"scale": scale, "ms": 1000 * seconds / len(images.paths), **figures})
 
 
 def _scaled(rule: Enlarge, scale: float) -> Enlarge:

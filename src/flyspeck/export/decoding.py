@@ -1,7 +1,7 @@
 """Each head's decoding for a whole batch at once, as tensors of fixed shape: the form that a graph can hold.
 
-Heads detect picture by picture and keep what is above a threshold, which makes shapes depend on data. Here the best
-`pre_nms` candidates of a level are kept for every picture, good or bad, and the suppression drops what is not above the
+Heads detect image by image and keep what is above a threshold, which makes shapes depend on data. Here the best
+`pre_nms` candidates of a level are kept for every image, good or bad, and the suppression drops what is not above the
 threshold. The detections are the same; the tests hold the two against each other.
 """
 
@@ -38,7 +38,7 @@ _UNDECIDED = -2e9
 
 @dataclass(frozen=True)
 class Kept:
-    """What survived among the candidates of each picture: a score of 0 where one did not."""
+    """What survived among the candidates of each image: a score of 0 where one did not."""
 
     boxes: Tensor
     """(B, M, 4) xyxy pixels, clipped."""
@@ -54,7 +54,7 @@ class Kept:
 
 
 def decode(head: Head, maps: Sequence[Tensor], size: Size) -> Kept:
-    """Detections of any head from its maps and the (H, W) of the pictures; raises UserError for one that has no export."""
+    """Detections of any head from its maps and the (H, W) of the images; raises UserError for one that has no export."""
     if type(head) not in DECODERS:
         raise UserError(f"{type(head).__name__} has no export", where="model", fix="use the run folder itself")
     return DECODERS[type(head)](head, maps, size)
@@ -123,7 +123,7 @@ def _reppoints(head: RepPointsHead, maps: Sequence[Tensor], size: Size) -> Kept:
 
 
 def _points(m: Tensor, size: Size, offset: float) -> tuple[Tensor, Tensor]:
-    """Points `(H_l*W_l, 2)` (x, y) of a map and its cell `(2,)`, in pixels of pictures of `size`."""
+    """Points `(H_l*W_l, 2)` (x, y) of a map and its cell `(2,)`, in pixels of images of `size`."""
     rows, columns = m.shape[-2], m.shape[-1]
     cell = torch.stack([torch.scalar_tensor(size[1] / columns), torch.scalar_tensor(size[0] / rows)])
     y = torch.arange(rows, device=m.device, dtype=torch.float32)[:, None].expand(rows, columns)
@@ -194,14 +194,14 @@ def proposals(rpn: RPN, maps: Sequence[Tensor], size: Size) -> tuple[Tensor, Ten
 def _pooled(pool: RoIPool, maps: Sequence[Tensor], regions: Tensor, size: Size) -> Tensor:
     """`RoIPool` for a batch: `regions (B, P, 4)` to `(B*P, C, S, S)`."""
     batch, count = regions.shape[0], regions.shape[1]
-    picture = torch.arange(batch, device=regions.device, dtype=torch.float32)[:, None, None].expand(batch, count, 1)
+    image = torch.arange(batch, device=regions.device, dtype=torch.float32)[:, None, None].expand(batch, count, 1)
     level = pool.level_of(regions)
     ratios = []
     for m in maps[: len(pool.strides)]:
         x, y = torch.scalar_tensor(m.shape[-1] / size[1]), torch.scalar_tensor(m.shape[-2] / size[0])
         ratios.append(torch.stack([x, y, x, y]))
     ratio = torch.stack(ratios)[level]
-    rois = torch.cat([picture, regions * ratio], -1).reshape(-1, 5)
+    rois = torch.cat([image, regions * ratio], -1).reshape(-1, 5)
     own = [m.float() for m in maps[: len(pool.strides)]]
     return pyramid_roi_align(own, rois, level.reshape(-1), pool.output, pool.sampling, pool.aligned)
 
@@ -230,7 +230,7 @@ def _cascade_rcnn(head: CascadeRCNNHead, maps: Sequence[Tensor], size: Size) -> 
 
 
 def _by_class(boxes: Tensor, scores: Tensor, rule: Suppression) -> Kept:
-    """Boxes `(B, P, K or 1, 4)` and scores `(B, P, K)`: every class of a picture is suppressed as a group of its own."""
+    """Boxes `(B, P, K or 1, 4)` and scores `(B, P, K)`: every class of an image is suppressed as a group of its own."""
     batch, count, classes = scores.shape
     by_class = boxes.expand(batch, count, classes, 4).permute(0, 2, 1, 3)
     scores = scores.permute(0, 2, 1)

@@ -1,6 +1,6 @@
 """A trained detector as one function of tensors: bytes in, boxes out. What is written to ONNX, and nothing else.
 
-Input `windows (B, H, W, C)`: uint8, or float32 in [0, 255] (16-bit pictures). Outputs `boxes (B, D, 4)` xyxy pixels of the
+Input `windows (B, H, W, C)`: uint8, or float32 in [0, 255] (16-bit images). Outputs `boxes (B, D, 4)` xyxy pixels of the
 window, `scores (B, D)`, best first, `labels (B, D)` int64 and `counts (B,)` int64, how many of the D are detections. B, H
 and W are free; D is the detector's `max_detections`, or fewer where a window has fewer candidates.
 """

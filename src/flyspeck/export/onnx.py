@@ -26,7 +26,7 @@ _KEPT = ("training_size", "object_side_99", "enlarge", "protocol", "figures", "e
 
 
 def trace(detector: Detector, *, bits: int = 8) -> Any:
-    """The `onnx.ModelProto` of a detector for pictures of `bits` (8, or 16 which also takes 8) a channel."""
+    """The `onnx.ModelProto` of a detector for images of `bits` (8, or 16 which also takes 8) a channel."""
     graph = DetectorGraph(detector).eval()
     return _model_of(graph, [_example(graph, bits)], inputs=[INPUT], outputs=OUTPUTS)
 

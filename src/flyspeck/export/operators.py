@@ -77,12 +77,12 @@ def onnx_translations() -> dict[Any, Any]:
             boxes = op.Slice(
                 mine, op.Constant(value_ints=[1]), op.Constant(value_ints=[5]), op.Constant(value_ints=[1])
             )
-            pictures = op.Cast(op.Gather(mine, op.Constant(value_int=0), axis=1), to=7)
+            images = op.Cast(op.Gather(mine, op.Constant(value_int=0), axis=1), to=7)
             cuts.append(
                 op.RoiAlign(
                     m,
                     boxes,
-                    pictures,
+                    images,
                     coordinate_transformation_mode=mode,
                     mode="avg",
                     output_height=output,

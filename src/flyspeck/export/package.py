@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from flyspeck.errors import UserError
+from flyspeck.export.check_images import ImageSet, detect, named_set, run_sets, tiles_of
 from flyspeck.export.onnx import PIXELS, describe, trace, trace_factors, write_onnx
 from flyspeck.export.openvino import write_openvino
 from flyspeck.export.parity import AP, BOX_PX, SCORE, TIE_SHARE, Difference, Rule, ap_by_size, ap_table, compare
-from flyspeck.export.pictures import PictureSet, detect, named_set, run_sets, tiles_of
 from flyspeck.infer.engines import open_exported
 from flyspeck.infer.factor_model import factor_file
 from flyspeck.infer.torch_model import TorchModel
@@ -35,16 +35,16 @@ class ExportOptions:
     format: str = "onnx"
     int8: bool = False
     bits: int = 8
-    """Of a channel of a picture: 16 takes 8 too, as float32."""
+    """Of a channel of an image: 16 takes 8 too, as float32."""
     hard_nms: float | None = None
     """IoU of the suppression in place of the trained one; a detector with soft-NMS needs it."""
     factor: float | None = None
-    """Of a detector with factors: this one alone; None: the choice of each picture, or the default without a predictor."""
+    """Of a detector with factors: this one alone; None: the choice of each image, or the default without a predictor."""
     check: Path | None = None
-    """Pictures or annotations to check on; None: the run's validation set."""
+    """Images or annotations to check on; None: the run's validation set."""
     check_limit: int = 48
     calibrate: Path | None = None
-    """Pictures to calibrate INT8 on; None: the run's training set, or `check`."""
+    """Images to calibrate INT8 on; None: the run's training set, or `check`."""
     calibration_tiles: int = 64
 
 
@@ -55,11 +55,11 @@ class Exported:
     path: Path
     difference: Difference
     ap: Mapping[str, Mapping[str, float]]
-    """AP50 by size of `eager` and `exported`; empty where the pictures have no annotations."""
+    """AP50 by size of `eager` and `exported`; empty where the images have no annotations."""
 
 
 def export_model(run: Path, out: Path, options: ExportOptions, *, say: Say = print) -> Exported:
-    """Writes `out` if it finds the detector's boxes on real pictures; else raises UserError and leaves nothing.
+    """Writes `out` if it finds the detector's boxes on real images; else raises UserError and leaves nothing.
 
     INT8 finds other boxes by its nature: it is written after the fp32 graph has passed, with what it costs by size bin.
     """
@@ -74,14 +74,14 @@ def export_model(run: Path, out: Path, options: ExportOptions, *, say: Say = pri
     temporary = out.with_name(f".{out.stem}.{os.getpid()}.part{out.suffix}")
     try:
         write_all(graph, by_factor, temporary, told)
-        say(f"checking on {len(checked.paths)} pictures of {checked.name}")
+        say(f"checking on {len(checked.paths)} images of {checked.name}")
         eager, reference = detect(TorchModel(detector), checked, description, score=rule.score)
         found, windows = detect(open_exported(temporary), checked, description, score=rule.score)
         difference = compare(reference, windows, rule)
         ap = _accuracy(checked, eager=eager, exported=found)
         say(difference.text)
         _require_parity(difference, ap, out)
-        told = {**told, "parity": {"pictures": len(checked.paths), **difference.to_dict(), "ap50": ap}}
+        told = {**told, "parity": {"images": len(checked.paths), **difference.to_dict(), "ap50": ap}}
         if options.int8:
             graph, told, ap = _quantised(graph, temporary, told, options, (checked, calibrated), eager, say)
         elif ap:
@@ -146,13 +146,13 @@ def _check_options(out: Path, options: ExportOptions) -> None:
     if options.bits not in PIXELS:
         raise UserError(f"pixels of {options.bits} bits", where="--pixels", fix="8 or 16")
     if options.check_limit < 1 or options.calibration_tiles < 1:
-        raise UserError("no pictures to check or calibrate on", where="--check-limit", fix="give at least 1")
+        raise UserError("no images to check or calibrate on", where="--check-limit", fix="give at least 1")
     if not out.parent.is_dir():
         raise UserError("no such folder", where=out.parent, fix="make it first")
 
 
-def _sets(run: Path, options: ExportOptions, classes: tuple[str, ...]) -> tuple[PictureSet, PictureSet]:
-    """Pictures to check on and to calibrate on."""
+def _sets(run: Path, options: ExportOptions, classes: tuple[str, ...]) -> tuple[ImageSet, ImageSet]:
+    """Images to check on and to calibrate on."""
     train = None
     if options.check is not None:
         check = named_set(options.check, classes)
@@ -182,19 +182,19 @@ def _move(temporary: Path, out: Path) -> None:
     os.replace(temporary, out)
 
 
-def _accuracy(pictures: PictureSet, **found: list[Any]) -> dict[str, dict[str, float]]:
-    if pictures.annotations is None:
+def _accuracy(images: ImageSet, **found: list[Any]) -> dict[str, dict[str, float]]:
+    if images.annotations is None:
         return {}
-    return {name: ap_by_size(pictures.annotations, one) for name, one in found.items()}
+    return {name: ap_by_size(images.annotations, one) for name, one in found.items()}
 
 
 def _require_parity(difference: Difference, ap: Mapping[str, Mapping[str, float]], out: Path) -> None:
     """Raises UserError where the exported model does not find the same."""
     if difference.boxes == 0:
         raise UserError(
-            "the detector finds nothing in the pictures: nothing could be compared",
+            "the detector finds nothing in the images: nothing could be compared",
             where="--check",
-            fix="give pictures with objects, or train it first",
+            fix="give images with objects, or train it first",
         )
     faults = []
     if not difference.same:
@@ -213,7 +213,7 @@ def _quantised(
     temporary: Path,
     told: Mapping[str, Any],
     options: ExportOptions,
-    sets: tuple[PictureSet, PictureSet],
+    sets: tuple[ImageSet, ImageSet],
     eager: list[Any],
     say: Say,
 ) -> tuple[Any, dict[str, Any], dict[str, dict[str, float]]]:
@@ -235,5 +235,5 @@ def _quantised(
         told["int8_ap50"] = ap
         say(ap_table(ap))
     else:
-        say("its loss cannot be stated: the pictures have no annotations")
+        say("its loss cannot be stated: the images have no annotations")
     return graph, dict(told), ap

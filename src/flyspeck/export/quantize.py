@@ -31,7 +31,7 @@ def quantise(model: Any, batches: Sequence[np.ndarray]) -> Any:
     except ImportError as error:
         raise missing_extra(error.name or "onnxruntime", "export") from None
     if not batches:
-        raise UserError("no pictures to calibrate on", fix="give some with --calibrate")
+        raise UserError("no images to calibrate on", fix="give some with --calibrate")
     reader: Any = _Tiles(batches)  # by its methods: the base class is in the extra
     with tempfile.TemporaryDirectory() as folder, _errors_only():
         before, prepared, after = (Path(folder) / f"{name}.onnx" for name in ("before", "prepared", "after"))

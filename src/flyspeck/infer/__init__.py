@@ -1,1 +1,1 @@
-"""Pictures of any size in, detections out; NumPy beyond the model."""
+"""Images of any size in, detections out; NumPy beyond the model."""

@@ -19,4 +19,4 @@ def match_channels(window: np.ndarray, channels: int) -> np.ndarray:
         return np.repeat(window[:, :, :1], 3, axis=2)
     if channels == 3 and have == 4:
         return window[:, :, :3]
-    raise UserError(f"a picture of {have} channels for a model of {channels}", fix="choose the bands to read")
+    raise UserError(f"an image of {have} channels for a model of {channels}", fix="choose the bands to read")

@@ -103,7 +103,7 @@ def cell(value: Any) -> str:
 
 
 def to_yolo(found: Detections) -> str:
-    """Lines `label cx cy w h score`, box as shares of the picture's sides."""
+    """Lines `label cx cy w h score`, box as shares of the image's sides."""
     height, width = found.image_size
     centre = (found.boxes[:, :2] + found.boxes[:, 2:]) / 2
     side = found.boxes[:, 2:] - found.boxes[:, :2]
@@ -113,7 +113,7 @@ def to_yolo(found: Detections) -> str:
 
 
 def to_widerface(found: Detections, name: str) -> str:
-    """WIDER FACE's submission of the picture `name`: its name, the number of boxes, lines `x y w h score`, best score first.
+    """WIDER FACE's submission of the image `name`: its name, the number of boxes, lines `x y w h score`, best score first.
 
     Boxes are in pixels. The benchmark asks for a file with a count of 0 where nothing was found.
     """
@@ -126,7 +126,7 @@ def to_widerface(found: Detections, name: str) -> str:
 
 
 def to_geojson(found: Detections, geo: GeoReference | None = None) -> dict[str, Any]:
-    """A GeoJSON FeatureCollection, a polygon for every box, in the coordinate system of the picture.
+    """A GeoJSON FeatureCollection, a polygon for every box, in the coordinate system of the image.
 
     RFC 7946 knows WGS 84 only; the `crs` member of the 2008 specification names another, as GDAL and QGIS read it. Without
     `geo` the coordinates are pixels, and the property `frame` says so.
@@ -159,12 +159,12 @@ def rings(boxes: np.ndarray, geo: GeoReference | None) -> np.ndarray:
     return np.stack([a * x + b * y + c, d * x + e * y + f], axis=-1)
 
 
-def plot(found: Detections, picture: np.ndarray | str | Path, *, max_side: int = 1600, crops: int = 8) -> Image.Image:
-    """The picture (array or file) with its boxes and enlarged crops of the smallest, as a Pillow image."""
+def plot(found: Detections, image: np.ndarray | str | Path, *, max_side: int = 1600, crops: int = 8) -> Image.Image:
+    """The image (array or file) with its boxes and enlarged crops of the smallest, as a Pillow image."""
     from flyspeck.data.images import read_image
     from flyspeck.report.drawing import annotate
 
-    pixels = picture if isinstance(picture, np.ndarray) else read_image(picture)
+    pixels = image if isinstance(image, np.ndarray) else read_image(image)
     return annotate(pixels, found, max_side=max_side, crops=crops)
 
 
@@ -174,22 +174,22 @@ _TEXTS = {
     ".txt": to_yolo,
     ".geojson": lambda found: json.dumps(to_geojson(found)),
 }
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+_IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-def save(found: Detections, path: str | Path, picture: np.ndarray | str | Path | None = None) -> Path:
-    """Write by the name's ending: `.json` COCO results, `.csv`, `.txt` YOLO, `.geojson` (pixels), or a picture with boxes.
+def save(found: Detections, path: str | Path, image: np.ndarray | str | Path | None = None) -> Path:
+    """Write by the name's ending: `.json` COCO results, `.csv`, `.txt` YOLO, `.geojson` (pixels), or an image with boxes.
 
-    A picture ending needs `picture`, the array or file to draw on. Raises UserError for an unknown ending.
+    An image ending needs `image`, the array or file to draw on. Raises UserError for an unknown ending.
     """
     path = Path(path)
     ending = path.suffix.lower()
     if ending in _TEXTS:
         path.write_text(_TEXTS[ending](found), encoding="utf-8")
-    elif ending in _PICTURES:
-        if picture is None:
-            raise UserError("no picture to draw on", where=path, fix="pass picture=, the array or file")
-        plot(found, picture).save(path)
+    elif ending in _IMAGES:
+        if image is None:
+            raise UserError("no image to draw on", where=path, fix="pass image=, the array or file")
+        plot(found, image).save(path)
     else:
-        raise UserError(f"unknown ending '{ending}'", where=path, fix=nearest(ending, [*_TEXTS, *_PICTURES]))
+        raise UserError(f"unknown ending '{ending}'", where=path, fix=nearest(ending, [*_TEXTS, *_IMAGES]))
     return path

@@ -65,9 +65,9 @@ class ExportedModel(ABC):
         height, width = windows[0].shape[:2]
         if min(height, width) < self._smallest:
             raise UserError(
-                f"a picture of {height}x{width} px is smaller than the model's smallest picture, {self._smallest} px",
-                where="picture size",
-                fix="pad or enlarge the picture",
+                f"an image of {height}x{width} px is smaller than the model's smallest image, {self._smallest} px",
+                where="image size",
+                fix="pad or enlarge the image",
             )
         batch = self.to_batch(windows)
         boxes, scores, labels, counts = self.run(batch)
@@ -83,7 +83,7 @@ class ExportedModel(ABC):
         if self._pixels == np.uint8:
             if batch.dtype != np.uint8:
                 raise UserError(
-                    "a 16-bit picture for a model of 8-bit ones",
+                    "a 16-bit image for a model of 8-bit ones",
                     where=self.path,
                     fix="export with --pixels 16, or give --value-range LOW,HIGH",
                 )

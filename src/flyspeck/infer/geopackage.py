@@ -1,7 +1,7 @@
 """GeoPackage: every box of a job as a polygon in one file that GIS programs open. Plain sqlite3, no GDAL.
 
 Source: OGC GeoPackage Encoding Standard 1.3 (12-128r17), clauses 1.1 (base), 2.1 (features) and the binary geometry of
-clause 2.1.3. A layer holds one coordinate system: pictures of another one get a layer of their own. What has none keeps pixel
+clause 2.1.3. A layer holds one coordinate system: images of another one get a layer of their own. What has none keeps pixel
 coordinates with y upwards (row 0 at y = 0, row k at y = -k) under srs_id -1, "undefined Cartesian".
 """
 
@@ -55,7 +55,7 @@ _REQUIRED = [
 class GeoPackageWriter(Writer):
     """`detections.gpkg`: a layer `detections` (and `detections_2`, …, one for each further coordinate system).
 
-    Each picture is one transaction: a kill or a full disk costs the picture being written, not those before it.
+    Each image is one transaction: a kill or a full disk costs the image being written, not those before it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -94,7 +94,7 @@ class GeoPackageWriter(Writer):
         self._file.close()
 
     def _layer(self, geo: GeoReference | None) -> tuple[str, int]:
-        """Table and srs_id for pictures in this system; made where it is the first."""
+        """Table and srs_id for images in this system; made where it is the first."""
         key = None if geo is None else geo.crs or ""
         if key in self._layers:
             return self._layers[key]
@@ -125,7 +125,7 @@ class GeoPackageWriter(Writer):
         return number
 
     def _grow(self, table: str, extent: tuple[float, float, float, float]) -> None:
-        """The layer's bounding box, with a further picture."""
+        """The layer's bounding box, with a further image."""
         self._file.execute(
             "UPDATE gpkg_contents SET min_x = min(ifnull(min_x, ?1), ?1), min_y = min(ifnull(min_y, ?2), ?2), "
             "max_x = max(ifnull(max_x, ?3), ?3), max_y = max(ifnull(max_y, ?4), ?4) WHERE table_name = ?5",

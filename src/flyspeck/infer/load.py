@@ -26,7 +26,7 @@ def load_model(
     """The callable that `Predictor` runs, and what the file says of itself (classes, training size, figures).
 
     `choice` is for detectors with factors: `budget`, `quality` or `factor` (`models.dynamic.budget.Choice`); a budget is that of
-    a tile (H, W), or of a picture of the training's size.
+    a tile (H, W), or of an image of the training's size.
     """
     if is_exported(path):
         model = open_exported(path, device=device, precision=precision)
@@ -68,7 +68,7 @@ def load_predictor(
     choice: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Predictor:
-    """The predictor of a run folder, a weights file, or an exported model: pictures of any size in, detections out.
+    """The predictor of a run folder, a weights file, or an exported model: images of any size in, detections out.
 
     `tile` (height, width) and `overlap` in pixels and the enlargement default to what the training saw; `choice` is that of
     `load_model`; `options` go to `Predictor`.

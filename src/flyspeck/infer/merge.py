@@ -4,7 +4,7 @@ What is different from running NMS over everything:
 
 * Two boxes of *one* tile are never compared: the detector has judged them already, so a crowd keeps at a seam exactly the
   neighbours that it keeps elsewhere (`MergeRule.within_tile` turns this off).
-* Every point of the picture belongs to the tile that sees it farthest from its border: between two neighbours the middle of
+* Every point of the image belongs to the tile that sees it farthest from its border: between two neighbours the middle of
   their overlap divides. A box with its centre in another tile's part is left out (`MergeRule.owned`): that tile has judged the
   place with more around it, while a network's answers near a border are worse. An object that is whole in some tile is whole in
   the tile that its centre belongs to, whatever its size: if it ends before that tile's border, its half is shorter than the
@@ -84,9 +84,9 @@ def merge(
     ran: np.ndarray | None = None,
     rule: MergeRule | None = None,
 ) -> Detections:
-    """The detections of all tiles, in the frame of the picture and in any order, to those of the picture.
+    """The detections of all tiles, in the frame of the image and in any order, to those of the image.
 
-    `tiles` (T, 4) xyxy pixels of the picture and `tile_index` (N,) int, the row of `tiles` that found each box; without them
+    `tiles` (T, 4) xyxy pixels of the image and `tile_index` (N,) int, the row of `tiles` that found each box; without them
     every pair of boxes is compared and none is taken for cut. `ran` (T,) bool says which tiles the model saw: a place is left
     to no other (default: all). `found.extra["cut"]` (N,) bool marks cut boxes.
     A kept box takes the best score of the boxes of its class that it replaces. Best score first.

@@ -50,7 +50,7 @@ class OpenVinoSession(Session):
         shapes = tuple(array.shape for array in inputs)
         request = self._compiled.get(shapes)
         if request is None:
-            if len(self._compiled) > 8:  # pictures of ever new sizes must not fill the memory
+            if len(self._compiled) > 8:  # images of ever new sizes must not fill the memory
                 self._compiled.clear()
             model = self._model.clone()
             model.reshape({place: list(shape) for place, shape in enumerate(shapes)})

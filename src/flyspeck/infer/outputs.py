@@ -1,6 +1,6 @@
 """Result files that are whole at any moment: what was written before a full disk or a kill stays readable.
 
-A json file always ends with its closing brackets; each picture's entries overwrite them and put them back in one write.
+A json file always ends with its closing brackets; each image's entries overwrite them and put them back in one write.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class _JsonList:
 
 
 class CocoWriter(Writer):
-    """`detections.json`, COCO results, and `images.json` that says which picture each id is, and what the categories are.
+    """`detections.json`, COCO results, and `images.json` that says which image each id is, and what the categories are.
 
     `category_ids` (K,) by class; 1..K when left out.
     """
@@ -89,14 +89,14 @@ class CocoWriter(Writer):
 
 
 class CsvWriter(Writer):
-    """`detections.csv`: a line a box, the picture's name first."""
+    """`detections.csv`: a line a box, the image's name first."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "detections.csv"
         self._file = self.path.open("w", encoding="utf-8", newline="")
         head = "file_name,image_id,x1,y1,x2,y2,score,label,class,cut\n"
         self._file.write(head)
-        self._whole = len(head)  # bytes up to the end of the last picture
+        self._whole = len(head)  # bytes up to the end of the last image
 
     def add(self, result: Result) -> None:
         """See `Writer.add`."""
@@ -127,8 +127,8 @@ class CsvWriter(Writer):
 _PLACES = {"yolo": ("labels", ".txt"), "geojson": ("geojson", ".geojson"), "widerface": ("widerface", ".txt")}
 
 
-class PerPictureWriter(Writer):
-    """One small file a picture: YOLO text under `labels/`, GeoJSON under `geojson/`, or WIDER FACE's under `widerface/`."""
+class PerImageWriter(Writer):
+    """One small file an image: YOLO text under `labels/`, GeoJSON under `geojson/`, or WIDER FACE's under `widerface/`."""
 
     def __init__(self, folder: Path, kind: str) -> None:
         self.kind = kind
@@ -182,11 +182,11 @@ def open_writers(
         elif name == "gpkg":
             writers.append(GeoPackageWriter(folder))
         else:
-            writers.append(PerPictureWriter(folder, name))
+            writers.append(PerImageWriter(folder, name))
     return writers
 
 
 def inside(name: str) -> Path:
-    """A picture's name as a relative path that cannot leave its folder."""
+    """An image's name as a relative path that cannot leave its folder."""
     parts = [part for part in PurePath(name).parts if part not in ("..", ".", PurePath(name).anchor)]
-    return Path(*parts) if parts else Path("picture")
+    return Path(*parts) if parts else Path("image")

@@ -1,6 +1,6 @@
 """Windows as training and evaluation show them to a network: padded to whole cells of its coarse maps. NumPy only.
 
-Anchors and points follow the ratio of picture to map. Where a side is no multiple of a map's stride, that map's last cell is
+Anchors and points follow the ratio of image to map. Where a side is no multiple of a map's stride, that map's last cell is
 only partly covered, the ratio is off, and boxes shift, the more the further they lie from the origin.
 """
 

@@ -1,8 +1,8 @@
-"""Pictures of any size in, one `Detections` each out: reader threads, batches across pictures, the model, one merge.
+"""Images of any size in, one `Detections` each out: reader threads, batches across images, the model, one merge.
 
 Memory is bounded: readers stop when `2 * batch_size` windows wait, a window is dropped once the model has seen it, and
-what grows with a picture are its boxes alone. A batch holds windows of one size only, so nothing is padded and a result does
-not depend on what else was in the batch. Results come in the order of the pictures.
+what grows with an image are its boxes alone. A batch holds windows of one size only, so nothing is padded and a result does
+not depend on what else was in the batch. Results come in the order of the images.
 
 NumPy only. A model is any callable that takes a list of windows (H, W, C) uint8 or uint16 and returns one `Detections` per
 window, in the window's frame.
@@ -31,17 +31,17 @@ __all__ = ["Finished", "Journal", "Model", "Predictor", "Result", "Share", "conc
 
 Model = Callable[[list[np.ndarray]], list[Detections]]
 Gate = Callable[[list[np.ndarray]], Sequence[bool]]
-Picture = np.ndarray | str | Path | Item
+Image = np.ndarray | str | Path | Item
 
 
 class Predictor:
-    """Runs a model over pictures.
+    """Runs a model over images.
 
-    `tile` is (height, width) or one number, in pixels that the model sees; None gives it whole pictures. `overlap` is what
+    `tile` is (height, width) or one number, in pixels that the model sees; None gives it whole images. `overlap` is what
     neighbouring tiles share at least, in the same pixels: an object must fit into it to be seen whole. `scale` is model pixels
-    per picture pixel, or `enlarge` says it picture by picture. `gate` may look at a batch of windows and say which to pass to
+    per image pixel, or `enlarge` says it image by image. `gate` may look at a batch of windows and say which to pass to
     the model; `skip` looks before a window is read in full (`flyspeck.infer.skip`). `readers` threads decode ahead of the
-    model. `share` is this process's part of the pictures or tiles.
+    model. `share` is this process's part of the images or tiles.
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class Predictor:
         self.batch_size, self.score_threshold = batch_size, score_threshold
         self.merge, self.readers, self.options = merge or MergeRule(), readers, options or OpenOptions()
 
-    def predict(self, pictures: Picture | Iterable[Picture]) -> list[Detections]:
-        """Detections of each picture (array, file or item), always a list; raises UserError for one that is broken."""
-        if isinstance(pictures, np.ndarray | str | Path | Item):
-            pictures = [pictures]
+    def predict(self, images: Image | Iterable[Image]) -> list[Detections]:
+        """Detections of each image (array, file or item), always a list; raises UserError for one that is broken."""
+        if isinstance(images, np.ndarray | str | Path | Item):
+            images = [images]
         found = []
-        for result in self.stream(pictures):
+        for result in self.stream(images):
             if result.problem is not None:
                 raise result.problem
             if result.holes:
@@ -92,18 +92,18 @@ class Predictor:
 
     def stream(
         self,
-        pictures: Iterable[Picture],
+        images: Iterable[Image],
         *,
         journal: Journal | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[Result]:
-        """Results in the order of `pictures`, each as soon as it and those before it are done.
+        """Results in the order of `images`, each as soon as it and those before it are done.
 
-        A picture that cannot be opened, or a window that cannot be read, is told in its `Result` and stops nothing.
+        An image that cannot be opened, or a window that cannot be read, is told in its `Result` and stops nothing.
         `progress` is called with the number of tiles that were just finished.
         """
         journal = journal or Journal()
-        reading = Reading(self, _items(pictures), journal)
+        reading = Reading(self, _items(images), journal)
         done: dict[int, Job] = {}
         next_number = 0
         pending: dict[tuple[int, ...], list[Window]] = {}
@@ -185,7 +185,7 @@ class Predictor:
         return jobs
 
     def _place(self, window: Window, found: Detections) -> Detections:
-        """A window's detections in the frame of the picture, weak ones left out, cut ones marked."""
+        """A window's detections in the frame of the image, weak ones left out, cut ones marked."""
         job, frame = window.job, window.job.tiles[window.tile]
         assert window.pixels is not None
         if not (np.isfinite(found.boxes).all() and np.isfinite(found.scores).all()):
@@ -202,9 +202,9 @@ class Predictor:
         )
 
     def tiles_of(self, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
-        """The tiles `(T, 4)` of a picture of `size` (H, W), in its own pixels, and the (h, w) at which the model sees each.
+        """The tiles `(T, 4)` of an image of `size` (H, W), in its own pixels, and the (h, w) at which the model sees each.
 
-        When shrinking, tiles start on pixels that the model sees: at a scale of 1/k all tiles then sample the picture in the same
+        When shrinking, tiles start on pixels that the model sees: at a scale of 1/k all tiles then sample the image in the same
         phase, and an object of two seen pixels looks the same in both of its tiles.
         """
         seen, scale = self.enlarge.size(size), self.enlarge.scale(size)
@@ -264,7 +264,7 @@ class Predictor:
     def _run_skipped(self, job: Job, journal: Journal) -> int:
         """Run the tiles that were skipped, as the audit found too much in others like them; how many they were."""
         missing = sorted(tile for tile, verdict in job.verdicts.items() if verdict == SKIPPED)
-        with open_source(job.item.picture, self.options, name=job.item.name) as source:
+        with open_source(job.item.image, self.options, name=job.item.name) as source:
             for start in range(0, len(missing), self.batch_size):
                 windows = [read_window(source, job, tile) for tile in missing[start : start + self.batch_size]]
                 job.waiting += len(windows)
@@ -284,7 +284,7 @@ def _tell(progress: Callable[[int], None] | None, num_tiles: int) -> None:
 
 
 def concatenate(parts: Sequence[Detections]) -> Detections:
-    """Detections of one picture's tiles, one after the other; extra columns that all parts have are kept."""
+    """Detections of one image's tiles, one after the other; extra columns that all parts have are kept."""
     names = set.intersection(*(set(part.extra) for part in parts))
     classes = next((part.classes for part in parts if part.classes), ())
     return replace(
@@ -297,11 +297,11 @@ def concatenate(parts: Sequence[Detections]) -> Detections:
     )
 
 
-def _items(pictures: Iterable[Picture]) -> Iterator[Item]:
-    for number, picture in enumerate(pictures, start=1):
-        if isinstance(picture, Item):
-            yield picture
-        elif isinstance(picture, np.ndarray):
-            yield Item(f"array {number}", picture, number)
+def _items(images: Iterable[Image]) -> Iterator[Item]:
+    for number, image in enumerate(images, start=1):
+        if isinstance(image, Item):
+            yield image
+        elif isinstance(image, np.ndarray):
+            yield Item(f"array {number}", image, number)
         else:
-            yield Item(str(picture), Path(picture), number)
+            yield Item(str(image), Path(image), number)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from flyspeck.errors import UserError
 from flyspeck.infer.reading import Share
 
-_PICTURES_EACH = 4  # fewer pictures than this for each process: tiles are dealt out instead
+_IMAGES_EACH = 4  # fewer images than this for each process: tiles are dealt out instead
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Processes:
         """Whether this process writes the result."""
         return self.rank == 0
 
-    def share(self, num_pictures: int) -> Share:
-        """Many pictures are dealt out whole, so that each is decoded once; of few, the tiles are."""
-        return Share(self.rank, self.world, "tiles" if num_pictures < _PICTURES_EACH * self.world else "pictures")
+    def share(self, num_images: int) -> Share:
+        """Many images are dealt out whole, so that each is decoded once; of few, the tiles are."""
+        return Share(self.rank, self.world, "tiles" if num_images < _IMAGES_EACH * self.world else "images")
 
     def device(self, asked: str) -> str:
         """`cuda` as this process's own."""

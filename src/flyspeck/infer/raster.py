@@ -1,6 +1,6 @@
 """Giant rasters by windows, through whichever optional library is there: rasterio, tifffile or pyvips.
 
-None of them turns a picture by its orientation tag except pyvips; giant rasters do not carry one in practice.
+None of them turns an image by its orientation tag except pyvips; giant rasters do not carry one in practice.
 """
 
 from __future__ import annotations
@@ -239,7 +239,7 @@ def _paste(pixels: np.ndarray, segment: np.ndarray, at: tuple[int, int], plane: 
 
 
 class VipsSource(Source):
-    """Any picture that libvips reads; formats without windows are unpacked to a temporary file, not to memory."""
+    """Any image that libvips reads; formats without windows are unpacked to a temporary file, not to memory."""
 
     def __init__(self, path: Path, *, name: str) -> None:
         try:

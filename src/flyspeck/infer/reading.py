@@ -1,6 +1,6 @@
-"""The reader threads of a prediction: pictures are opened, looked at, cut into windows, and queued for the model.
+"""The reader threads of a prediction: images are opened, looked at, cut into windows, and queued for the model.
 
-A window is queued in the order of its picture's tiles; the queue is bounded, so readers wait for the model and not the other way
+A window is queued in the order of its image's tiles; the queue is bounded, so readers wait for the model and not the other way
 round. What is passed over by the first look never has its full resolution read.
 """
 
@@ -22,13 +22,13 @@ from flyspeck.infer.source import Item, OpenOptions, Source, open_source
 from flyspeck.types import Detections
 
 TileKey = tuple[int, int, int, int]
-SEAL = -1  # the tile number of a window that only says: this picture is read
+SEAL = -1  # the tile number of a window that only says: this image is read
 _CHANGED = "its file changed while it was read"
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one picture."""
+    """What became of one image."""
 
     item: Item
     detections: Detections
@@ -38,7 +38,7 @@ class Result:
     holes: tuple[tuple[TileKey, str], ...] = ()
     """Windows that could not be read, with the reason."""
     problem: UserError | None = None
-    """Why the picture could not be opened, or not be trusted; `detections` is then empty and of size (0, 0)."""
+    """Why the image could not be opened, or not be trusted; `detections` is then empty and of size (0, 0)."""
     source_geo: object = None
     """Its `GeoReference`, if it has one."""
     note: str = ""
@@ -63,9 +63,9 @@ class Journal:
     def recall(
         self, item: Item, size: tuple[int, int], tiles: np.ndarray, stamp: Sequence[int] | None = None
     ) -> dict[int, Finished]:
-        """Detections, in the picture's frame, of the tiles (rows of `tiles`) that an earlier run finished.
+        """Detections, in the image's frame, of the tiles (rows of `tiles`) that an earlier run finished.
 
-        `stamp` is that of the picture's file, taken now where it is not given.
+        `stamp` is that of the image's file, taken now where it is not given.
         """
         return {}
 
@@ -87,19 +87,19 @@ class Share:
 
     rank: int = 0
     world: int = 1
-    by: str = "pictures"
-    """`pictures`: every `world`-th picture. `tiles`: of every picture an equal run of neighbouring tiles."""
+    by: str = "images"
+    """`images`: every `world`-th image. `tiles`: of every image an equal run of neighbouring tiles."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world:
             raise UserError(f"process {self.rank} of {self.world}", where="share", fix="count from 0")
 
     def has(self, number: int) -> bool:
-        """Whether picture `number` (from 0) is looked at by this process."""
+        """Whether image `number` (from 0) is looked at by this process."""
         return self.by == "tiles" or number % self.world == self.rank
 
     def rows(self, count: int) -> range:
-        """This process's rows of a picture's `count` tiles."""
+        """This process's rows of an image's `count` tiles."""
         if self.by != "tiles":
             return range(count)
         return range(count * self.rank // self.world, count * (self.rank + 1) // self.world)
@@ -107,7 +107,7 @@ class Share:
 
 @dataclass
 class Job:
-    """One picture on its way."""
+    """One image on its way."""
 
     number: int
     item: Item
@@ -135,7 +135,7 @@ class Window:
     job: Job
     tile: int
     pixels: np.ndarray | None
-    """None where the window was skipped, or could not be read, or is the picture's seal."""
+    """None where the window was skipped, or could not be read, or is the image's seal."""
     trouble: str = ""
     verdict: str = RUN
 
@@ -167,7 +167,7 @@ class Reading:
         self._next_number = 0
 
     def arrivals(self) -> Iterator[Window | Job]:
-        """Jobs, each before its windows, and windows; ends when all pictures are read, raises what a reader raised."""
+        """Jobs, each before its windows, and windows; ends when all images are read, raises what a reader raised."""
         for thread in self._threads:
             thread.start()
         running = len(self._threads)
@@ -206,7 +206,7 @@ class Reading:
         self._put(None)
 
     def _next(self) -> Job | None:
-        """The next picture of this process's share; its pictures are numbered without gaps."""
+        """The next image of this process's share; its images are numbered without gaps."""
         with self._lock:
             for number, item in self._items:
                 if self._owner.share.has(number):
@@ -218,7 +218,7 @@ class Reading:
         owner = self._owner
         try:
             job.stamp = stamp_of(job.item)
-            source = open_source(job.item.picture, owner.options, name=job.item.name)
+            source = open_source(job.item.image, owner.options, name=job.item.name)
         except UserError as error:
             job.problem = error
             self._put(job)
@@ -258,11 +258,11 @@ def read_window(source: Source, job: Job, tile: int, verdict: str = RUN) -> Wind
 
 
 def stamp_of(item: Item) -> tuple[int, ...]:
-    """Size and time of change of the picture's file, so that another picture under the same name is noticed."""
-    if not isinstance(item.picture, Path):
+    """Size and time of change of the image's file, so that another image under the same name is noticed."""
+    if not isinstance(item.image, Path):
         return ()
     try:
-        status = item.picture.stat()
+        status = item.image.stat()
     except OSError:
         return ()
     return status.st_size, status.st_mtime_ns

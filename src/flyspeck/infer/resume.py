@@ -1,7 +1,7 @@
 """Finished tiles on disk, so that a long job that was stopped goes on where it was.
 
-`tiles-N.jsonl` holds one line a tile: picture, its size, the tile's corners, and the boxes found there, in the frame of the
-picture. The first line says with what they were made (weights, threshold, scale, and so on); a journal made otherwise is
+`tiles-N.jsonl` holds one line a tile: image, its size, the tile's corners, and the boxes found there, in the frame of the
+image. The first line says with what they were made (weights, threshold, scale, and so on); a journal made otherwise is
 refused, not mixed. A line that a kill left unfinished is dropped. Several processes can share a folder: each writes a file
 of its own, all are read.
 """
@@ -59,7 +59,7 @@ class TileJournal(Journal):
     def recall(
         self, item: Item, size: tuple[int, int], tiles: np.ndarray, stamp: Sequence[int] | None = None
     ) -> dict[int, Finished]:
-        """See `Journal.recall`; a picture whose file changed since is done anew."""
+        """See `Journal.recall`; an image whose file changed since is done anew."""
         now = list(stamp_of(item) if stamp is None else stamp)
         found = {}
         for row, tile in enumerate(tiles.tolist()):

@@ -1,8 +1,8 @@
-"""Skipping empty tiles: a cheap first look at a coarse picture decides which tiles the detector sees.
+"""Skipping empty tiles: a cheap first look at a coarse image decides which tiles the detector sees.
 
-A look is trusted no further than it is measured. A share of the tiles that it calls empty, chosen by a hash of picture and
-place, is run all the same (the *audit*); what the detector finds there says what skipping costs, and a picture
-where that is too much has its skipped tiles run after all. Where the first tiles looked at are hardly ever empty, the picture
+A look is trusted no further than it is measured. A share of the tiles that it calls empty, chosen by a hash of image and
+place, is run all the same (the *audit*); what the detector finds there says what skipping costs, and an image
+where that is too much has its skipped tiles run after all. Where the first tiles looked at are hardly ever empty, the image
 is dense: the rest is run without looking.
 """
 
@@ -39,7 +39,7 @@ class FirstLook(ABC):
 
 
 class DetectorLook(FirstLook):
-    """A detector over the coarse picture: the best score it gives. It needs no training, and was not trained for it."""
+    """A detector over the coarse image: the best score it gives. It needs no training, and was not trained for it."""
 
     def __init__(self, model: Callable[[list[np.ndarray]], list[Detections]], *, shrink: int = 4) -> None:
         self.model, self.shrink = model, shrink
@@ -90,9 +90,9 @@ class SkipRule:
     score: float = 0.3
     """Detections of at least this score count in the audit."""
     max_loss: float = 0.1
-    """Estimated share of detections lost from which a picture's skipped tiles are run after all."""
+    """Estimated share of detections lost from which an image's skipped tiles are run after all."""
     least_empty: float = 0.1
-    """A picture of which the first tiles looked at hold fewer empty ones than this is run without looking further."""
+    """An image of which the first tiles looked at hold fewer empty ones than this is run without looking further."""
 
     def __post_init__(self) -> None:
         for name, value in (("threshold", self.threshold), ("audit", self.audit), ("max_loss", self.max_loss)):
@@ -164,7 +164,7 @@ class SkipRule:
 
 @dataclass(frozen=True, kw_only=True)
 class SkipReport:
-    """What skipping did, of one picture or summed over a job (`+`). Counts of tiles, and of confident detections in them."""
+    """What skipping did, of one image or summed over a job (`+`). Counts of tiles, and of confident detections in them."""
 
     tiles: int = 0
     skipped: int = 0
@@ -213,7 +213,7 @@ class SkipReport:
 
 
 def report_of(found: dict[int, Detections], verdicts: dict[int, str], rule: SkipRule) -> SkipReport:
-    """The report of one picture: detections of each tile that was run, and the verdict of each tile (RUN if not named)."""
+    """The report of one image: detections of each tile that was run, and the verdict of each tile (RUN if not named)."""
     counts = {tile: int((part.scores >= rule.score).sum()) for tile, part in found.items()}
     audited = [tile for tile, verdict in verdicts.items() if verdict == AUDITED]
     return SkipReport(

@@ -1,4 +1,4 @@
-"""Pictures as windows: one small interface over arrays, picture files, memory-mapped arrays and giant rasters.
+"""Images as windows: one small interface over arrays, image files, memory-mapped arrays and giant rasters.
 
 A `Source` is opened, gives windows of pixels, and is closed; only formats that cannot do better are decoded whole. What a
 command line names (files, folders, a COCO json) becomes a list of `Item`s first, cheap and in a fixed order; each is opened
@@ -38,7 +38,7 @@ class GeoReference:
 
 
 class Source(ABC):
-    """One picture, read by windows. Not thread-safe: one thread opens, reads and closes it."""
+    """One image, read by windows. Not thread-safe: one thread opens, reads and closes it."""
 
     name: str
     size: tuple[int, int]
@@ -66,12 +66,12 @@ class Source(ABC):
 
 
 class ArraySource(Source):
-    """A picture in memory, or mapped into it: `(H, W)` or `(H, W, C)`, uint8 or uint16."""
+    """An image in memory, or mapped into it: `(H, W)` or `(H, W, C)`, uint8 or uint16."""
 
     def __init__(self, pixels: np.ndarray, *, name: str = "array") -> None:
         if pixels.ndim not in (2, 3) or pixels.dtype not in (np.uint8, np.uint16) or 0 in pixels.shape:
             raise UserError(
-                f"a picture must be (H, W) or (H, W, C) of uint8 or uint16, not {pixels.shape} of {pixels.dtype}",
+                f"an image must be (H, W) or (H, W, C) of uint8 or uint16, not {pixels.shape} of {pixels.dtype}",
                 where=name,
                 fix="convert it first",
             )
@@ -91,40 +91,40 @@ class ArraySource(Source):
 
 @dataclass(frozen=True)
 class Item:
-    """A picture to look at, not opened yet."""
+    """An image to look at, not opened yet."""
 
     name: str
     """What messages and outputs call it."""
-    picture: Path | np.ndarray
+    image: Path | np.ndarray
     image_id: int | str
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenOptions:
-    """How picture files are opened."""
+    """How image files are opened."""
 
     max_pixels: int | None = MAX_PIXELS
-    """Largest picture that is decoded in one piece; None lifts the limit."""
+    """Largest image that is decoded in one piece; None lifts the limit."""
     bands: tuple[int, ...] | None = None
     """Bands of a raster to read, counted from 1; None takes the first three, or the first of fewer than three."""
     value_range: tuple[float, float] | None = None
     """For rasters: values that become black and white. Needed for pixels that are neither 8 nor 16 bits unsigned."""
 
 
-def open_source(picture: Path | str | np.ndarray, options: OpenOptions | None = None, *, name: str = "") -> Source:
-    """Open a picture: an array, a `.npy` file (memory-mapped), a raster by windows, or a picture file decoded whole.
+def open_source(image: Path | str | np.ndarray, options: OpenOptions | None = None, *, name: str = "") -> Source:
+    """Open an image: an array, a `.npy` file (memory-mapped), a raster by windows, or an image file decoded whole.
 
     A TIFF with a coordinate system, or too large for one piece, is read by windows: through rasterio, tifffile or pyvips,
     the first that is installed. Raises UserError.
     """
     options = options or OpenOptions()
-    if isinstance(picture, np.ndarray):
-        return ArraySource(picture, name=name or "array")
-    path = Path(picture)
+    if isinstance(image, np.ndarray):
+        return ArraySource(image, name=name or "array")
+    path = Path(image)
     if path.suffix.lower() == ".npy":
         return _memory_mapped(path, name or str(path))
     if not path.is_file():
-        raise UserError("no such picture file", where=path, fix="check the path")
+        raise UserError("no such image file", where=path, fix="check the path")
     if path.suffix.lower() in _TIFF:
         source = _raster(path, options, name or str(path))
         if source is not None:
@@ -146,7 +146,7 @@ def _memory_mapped(path: Path, name: str) -> Source:
 
 
 def _raster(path: Path, options: OpenOptions, name: str) -> Source | None:
-    """A TIFF by windows, or None where it is small and plain enough to be decoded as any picture is."""
+    """A TIFF by windows, or None where it is small and plain enough to be decoded as any image is."""
     from flyspeck.infer import raster
 
     if raster.has_rasterio():
@@ -185,10 +185,10 @@ def _by_vips(path: Path, options: OpenOptions, name: str, pixels: int) -> Source
 
 
 def find_items(sources: Sequence[str | Path]) -> tuple[list[Item], Categories | None]:
-    """The pictures that `sources` name (files, folders, one COCO json), and the categories of the json.
+    """The images that `sources` name (files, folders, one COCO json), and the categories of the json.
 
-    Folders are searched to the bottom, in the order of names. Pictures of a COCO json keep their ids; others are numbered from
-    1. Raises UserError for a source that is not there, holds no picture, or for a json beside other sources.
+    Folders are searched to the bottom, in the order of names. Images of a COCO json keep their ids; others are numbered from
+    1. Raises UserError for a source that is not there, holds no image, or for a json beside other sources.
     """
     paths = [Path(s) for s in sources]
     tables = [p for p in paths if p.suffix.lower() == ".json"]
@@ -201,12 +201,12 @@ def find_items(sources: Sequence[str | Path]) -> tuple[list[Item], Categories | 
         if path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
             if not inside:
-                raise UserError("no picture in this folder", where=path, fix=f"known endings: {_endings()}")
+                raise UserError("no image in this folder", where=path, fix=f"known endings: {_endings()}")
             found += [(str(p.relative_to(path)), p) for p in inside]
         elif path.is_file():
             found.append((path.name, path))
         else:
-            raise UserError("no such picture or folder", where=path, fix="check the path")
+            raise UserError("no such image or folder", where=path, fix="check the path")
     names = [name for name, _ in found]
     if len(set(names)) < len(names):  # the same name from two folders
         found = [(str(path), path) for _, path in found]
@@ -226,7 +226,7 @@ class Categories:
 
 
 def _coco_items(path: Path) -> tuple[list[Item], Categories]:
-    """Pictures of a COCO json; only `images` and `categories` are looked at."""
+    """Images of a COCO json; only `images` and `categories` are looked at."""
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -242,6 +242,6 @@ def _coco_items(path: Path) -> tuple[list[Item], Categories]:
             f"not a COCO json ({error})", where=path, fix="it needs images with id and file_name, and categories"
         ) from error
     if not names:
-        raise UserError("lists no picture", where=path)
+        raise UserError("lists no image", where=path)
     root = find_root(usual_places(path), [name for _, name in names])
     return [Item(name, root / name, image_id) for image_id, name in names], table

@@ -1,10 +1,10 @@
-"""Where the tiles of a picture lie, and which boxes a tile's border has cut.
+"""Where the tiles of an image lie, and which boxes a tile's border has cut.
 
 Along each side the tiles are as few as the overlap allows and evenly spread, so neighbours share *at least* the overlap
 asked for. It follows that an object whose sides fit into the overlap lies whole in some tile: the seam rule of
 `flyspeck.infer.merge` rests on that.
 
-Rectangles are integer (x1, y1, x2, y2) pixels of the whole picture, half-open; sizes are (height, width).
+Rectangles are integer (x1, y1, x2, y2) pixels of the whole image, half-open; sizes are (height, width).
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from flyspeck.errors import UserError
 
 
 def grid(size: tuple[int, int], tile: tuple[int, int], overlap: int | tuple[int, int]) -> np.ndarray:
-    """The tiles `(T, 4)` int64 that cover a picture, row by row (`flyspeck.data.tiling.corners`, rule `flyspeck`).
+    """The tiles `(T, 4)` int64 that cover an image, row by row (`flyspeck.data.tiling.corners`, rule `flyspeck`).
 
     `size`, `tile` and, when not a single number, `overlap` are (height, width) in pixels. A tile is never larger than the
-    picture; all tiles of one picture have the same size. Raises `UserError` when the overlap leaves no room to advance.
+    image; all tiles of one image have the same size. Raises `UserError` when the overlap leaves no room to advance.
     """
     return corners("flyspeck", size, tile, overlap)
 
 
 def is_cut(boxes: np.ndarray, tiles: np.ndarray, size: tuple[int, int], tolerance: float = 1.0) -> np.ndarray:
-    """Which boxes touch a border of their tile that is not the picture's: `(N,)` bool.
+    """Which boxes touch a border of their tile that is not the image's: `(N,)` bool.
 
-    `boxes` (N, 4) and `tiles` (N, 4) or (4,) in the frame of the picture of `size` (H, W). A detector's box of a cut object
+    `boxes` (N, 4) and `tiles` (N, 4) or (4,) in the frame of the image of `size` (H, W). A detector's box of a cut object
     ends at the border give or take its own error, hence the `tolerance` in pixels.
     """
     tiles = np.broadcast_to(tiles, boxes.shape)

@@ -62,7 +62,7 @@ class VideoReader:
         self.info = VideoInfo((stream.height, stream.width), Fraction(rate) / every, stream.frames // every)
 
     def frames(self) -> Iterator[Item]:
-        """Each frame as (H, W, 3) uint8, the picture of an item called `name#number`."""
+        """Each frame as (H, W, 3) uint8, the image of an item called `name#number`."""
         number = 0
         try:
             for index, frame in enumerate(self._container.decode(video=0)):

@@ -14,7 +14,7 @@ class Writer(ABC):
 
     @abstractmethod
     def add(self, result: Result) -> None:
-        """Write one picture's detections. Raises UserError when the disk does not take them."""
+        """Write one image's detections. Raises UserError when the disk does not take them."""
 
     @abstractmethod
     def close(self) -> None:

@@ -33,7 +33,7 @@ class AnchorGrid(nn.Module):
 
     `shapes[l]` lists (width, height) in pixels for level l; each level has equally many. A cell's anchors are centred
     `offset` cells into it: 0.5 is the cell's middle; 0 is torchvision's convention. The cell size is the true ratio
-    of picture to map, which differs from the nominal stride when a dynamic factor acted in between.
+    of image to map, which differs from the nominal stride when a dynamic factor acted in between.
     """
 
     def __init__(self, shapes: Sequence[Sequence[tuple[float, float]]], *, offset: float = 0.5) -> None:
@@ -47,7 +47,7 @@ class AnchorGrid(nn.Module):
         self._cache: dict[tuple, Tensor] = {}
 
     def forward(self, map_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], device: torch.device) -> Tensor:
-        """Anchors for maps of (H_l, W_l) seen from a picture of `padded` (H, W) pixels."""
+        """Anchors for maps of (H_l, W_l) seen from an image of `padded` (H, W) pixels."""
         if len(map_sizes) != len(self.shapes):
             raise ValueError(f"anchors for {len(self.shapes)} levels, maps of {len(map_sizes)}")
         key = (tuple(map_sizes), padded, device)

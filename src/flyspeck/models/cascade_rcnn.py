@@ -94,7 +94,7 @@ class CascadeRCNNHead(Head):
         return losses
 
     def _sample(self, stage: int, proposals: Tensor, target: Targets) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of one picture: regions `(S, 4)`, labels `(S,)` (K is background), box goals `(S, 4)`, added objects `(S,)` bool."""
+        """Of one image: regions `(S, 4)`, labels `(S,)` (K is background), box goals `(S, 4)`, added objects `(S,)` bool."""
         foreground = self.foreground[stage]
         regions, assigned = assign_regions(proposals, target, foreground=foreground, background=foreground)
         rows = sample_balanced(assigned, count=self.samples, positive_share=self.positive_share)
@@ -109,7 +109,7 @@ class CascadeRCNNHead(Head):
     def _refine(
         self, stage: int, regions: Sequence[Tensor], deltas: Tensor, sizes: Sequence[tuple[int, int]]
     ) -> list[Tensor]:
-        """Each picture's regions moved by `deltas (sum P_i, 1, 4)` and clipped to the picture."""
+        """Each image's regions moved by `deltas (sum P_i, 1, 4)` and clipped to the image."""
         moved = box_algebra.decode(deltas[:, 0], torch.cat(list(regions)), stage_box_weights(stage))
         parts = moved.split([len(r) for r in regions])
         return [box_algebra.clip(part, *size) for part, size in zip(parts, sizes, strict=True)]
@@ -131,7 +131,7 @@ class CascadeRCNNHead(Head):
         ]
 
     def _select(self, boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> RawDetections:
-        """One picture's final boxes `(P, 4)` and scores `(P, K)` to detections."""
+        """One image's final boxes `(P, 4)` and scores `(P, K)` to detections."""
         row, label = torch.nonzero(scores > self.suppression.score, as_tuple=True)
         return suppress(boxes[row], scores[row, label], label, size, self.suppression)
 

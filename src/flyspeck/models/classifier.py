@@ -21,6 +21,6 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures `(B, 3, H, W)`, normalised, to logits `(B, num_classes)`."""
+        """Images `(B, 3, H, W)`, normalised, to logits `(B, num_classes)`."""
         maps = self.backbone(x)[-self.num_maps :]
         return self.fc(torch.cat([m.mean((2, 3)) for m in maps], 1))

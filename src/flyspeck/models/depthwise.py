@@ -78,7 +78,7 @@ class _Strided(torch.autograd.Function):
         if not into:
             return None, to_weight, to_bias, None, None
         to_input, exact = torch.empty_like(input), weight.float()
-        # Picture by picture, for the whole batch in float32 does not fit the cache.
+        # Image by image, for the whole batch in float32 does not fit the cache.
         for own, part in zip(to_input.split(1), grad.split(1), strict=True):
             like = torch.empty_like(own, dtype=torch.float32)  # only its shape and layout are read
             own.copy_(_backward(part.float(), like, exact, *rest, (True, False, False))[0])

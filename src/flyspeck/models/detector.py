@@ -2,8 +2,8 @@
 
 * Backbone: `forward(x (B,3,H,W)) -> list[(B,C_l,H_l,W_l)]`, with `features: tuple[FeatureSpec, ...]` (see `backbones.staged`).
 * Neck: `forward(list) -> list`, with its own `features`. A neck that is supervised itself (SSPNet) is a `SupervisedNeck`.
-* Head: a `Head` below. It receives maps and picture sizes; anchors and points are derived from the true ratio of
-  picture to map, so a map of any scale (dynamic pooling) gives boxes that do not drift.
+* Head: a `Head` below. It receives maps and image sizes; anchors and points are derived from the true ratio of
+  image to map, so a map of any scale (dynamic pooling) gives boxes that do not drift.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from flyspeck.types import Detections, FeatureSpec, ImageBatch, Targets
 
 
 class Head(nn.Module, ABC):
-    """What a detector asks of its head. `padded` is (H, W) of the padded batch, `sizes` the true (H, W) of each picture."""
+    """What a detector asks of its head. `padded` is (H, W) of the padded batch, `sizes` the true (H, W) of each image."""
 
     num_classes: int
     suppression: Suppression
@@ -39,7 +39,7 @@ class Head(nn.Module, ABC):
     def detect(
         self, maps: Sequence[Tensor], padded: tuple[int, int], sizes: Sequence[tuple[int, int]]
     ) -> list[RawDetections]:
-        """Decoded, clipped and suppressed detections of each picture."""
+        """Decoded, clipped and suppressed detections of each image."""
 
 
 class SupervisedNeck(nn.Module, ABC):
@@ -55,10 +55,10 @@ class SupervisedNeck(nn.Module, ABC):
 
 
 class PixelNorm(nn.Module):
-    """Pixels to network input: `(x - mean) / std` per channel in units of [0, 1]; what pads a picture becomes 0.
+    """Pixels to network input: `(x - mean) / std` per channel in units of [0, 1]; what pads an image becomes 0.
 
-    `mean` and `std` have one entry per channel of the files; a one-channel picture is repeated to `channels` afterwards, so
-    that RGB-pretrained weights apply to thermal pictures with the data set's own statistics.
+    `mean` and `std` have one entry per channel of the files; a one-channel image is repeated to `channels` afterwards, so
+    that RGB-pretrained weights apply to thermal images with the data set's own statistics.
     """
 
     mean: Tensor
@@ -85,11 +85,11 @@ class PixelNorm(nn.Module):
 
 
 class Router(nn.Module, ABC):
-    """Decides, picture by picture, how a detector runs (the predictor of dynamic pooling)."""
+    """Decides, image by image, how a detector runs (the predictor of dynamic pooling)."""
 
     @abstractmethod
     def detect(self, detector: Detector, images: ImageBatch) -> list[Detections]:
-        """Detections of each picture in the order of the batch, in its frame."""
+        """Detections of each image in the order of the batch, in its frame."""
 
 
 class Detector(nn.Module):
@@ -103,7 +103,7 @@ class Detector(nn.Module):
         self.backbone, self.neck, self.head = backbone, neck, head
         self.classes = tuple(classes)
         self.router: Router | None = None
-        """None: every picture is treated alike."""
+        """None: every image is treated alike."""
 
     @property
     def features(self) -> tuple[FeatureSpec, ...]:
@@ -135,7 +135,7 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def detect(self, images: ImageBatch) -> list[Detections]:
-        """Detections of each picture, in the frame of the batch."""
+        """Detections of each image, in the frame of the batch."""
         if self.router is not None:
             return self.router.detect(self, images)
         raw = self.head.detect(self.pyramid(images), _height_width(images.pixels), images.sizes)

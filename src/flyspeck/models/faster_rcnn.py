@@ -108,7 +108,7 @@ class FasterRCNNHead(Head):
         }
 
     def sample(self, proposals: Tensor, target: Targets) -> tuple[Tensor, Tensor, Tensor]:
-        """Regions `(S, 4)` of one picture to train on, their labels `(S,)` (K is background) and box goals `(S, 4)`."""
+        """Regions `(S, 4)` of one image to train on, their labels `(S,)` (K is background) and box goals `(S, 4)`."""
         regions, assigned = assign_regions(proposals, target, foreground=self.foreground, background=self.foreground)
         rows = self.sampler(regions, target, assigned, count=self.samples, positive_share=self.positive_share)
         region, matched = regions[rows], assigned[rows]
@@ -136,7 +136,7 @@ class FasterRCNNHead(Head):
         return found
 
     def select(self, regions: Tensor, scores: Tensor, deltas: Tensor, size: tuple[int, int]) -> RawDetections:
-        """One picture's regions `(P, 4)`, class scores `(P, K)` and deltas `(P, K or 1, 4)` to detections."""
+        """One image's regions `(P, 4)`, class scores `(P, K)` and deltas `(P, K or 1, 4)` to detections."""
         row, label = torch.nonzero(scores > self.suppression.score, as_tuple=True)
         column = torch.zeros_like(label) if self.box_head.class_agnostic else label
         boxes = box_algebra.decode(deltas[row, column], regions[row], BOX_WEIGHTS)
@@ -167,7 +167,7 @@ def faster_rcnn(
 
     The neck is an FPN with a subsampled extra level, or `neck`; regions are cut from all levels but the extra ones.
     `hidden` is the width of the box head (256 on a laptop), `proposals` the regions that it looks at (300 on a laptop,
-    where a picture holds fewer objects), `train_proposals` those among which training samples. `rpn`, `pool` and `head`
+    where an image holds fewer objects), `train_proposals` those among which training samples. `rpn`, `pool` and `head`
     are keyword arguments of `RPN`, `RoIPool` and `FasterRCNNHead`. `assigner` is the RPN's.
     """
     neck = neck or FPN(backbone.features, channels=channels, num_extra=num_extra, norm=norm, fusion=fusion)

@@ -8,7 +8,7 @@ Which object a point learns: the smallest that contains it. Implementations writ
 float32, whose step is 8 there: areas of 16 and 20 px² tie, and the first in the file wins. Here it is an argmin over the
 areas themselves; only equal areas leave the choice to the order of the objects.
 
-Deviations, all by argument: points lie in the middle of their cells by the true ratio of picture to map (`offset`); a
+Deviations, all by argument: points lie in the middle of their cells by the true ratio of image to map (`offset`); a
 level's range is `(low, high]`, so that no distance belongs to two levels or to none; the score is the geometric mean of
 class score and centerness (`geometric_mean`; the first version multiplied them); points inside ignore regions learn
 nothing; the bias of the distances starts at 1 stride, because ReLU is dead where all of them start negative.
@@ -61,7 +61,7 @@ def size_ranges(strides: Sequence[float], *, scale: float = 4.0) -> tuple[tuple[
 def grid_points(
     map_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], device: torch.device, *, offset: float = 0.5
 ) -> tuple[Tensor, Tensor]:
-    """Points `(A, 2)` (x, y) of all levels and the true size `(A, 2)` (x, y) of their cells, in pixels of the picture."""
+    """Points `(A, 2)` (x, y) of all levels and the true size `(A, 2)` (x, y) of their cells, in pixels of the image."""
     points, cells = [], []
     for rows, columns in map_sizes:
         cell = torch.tensor([padded[1] / columns, padded[0] / rows], device=device)
@@ -215,20 +215,20 @@ class FCOSHead(Head):
         map_sizes = [m.shape[-2:] for m in logits]
         points, cells, ranges = self.points(map_sizes, padded, flat_logits.device)
         assigned = self.assign(points, cells, ranges, [h * w for h, w in map_sizes], targets)
-        picture, row = torch.nonzero(assigned >= 0, as_tuple=True)
+        image, row = torch.nonzero(assigned >= 0, as_tuple=True)
         counts = [len(t.objects) for t in targets]
         first = torch.tensor([0, *counts[:-1]], device=assigned.device).cumsum(0)
-        matched = first[picture] + assigned[picture, row]
+        matched = first[image] + assigned[image, row]
         objects, labels = torch.cat([t.objects for t in targets]), torch.cat([t.object_labels for t in targets])
 
         wanted = torch.zeros_like(flat_logits)
-        wanted[picture, row, labels[matched]] = 1
+        wanted[image, row, labels[matched]] = 1
         counted = assigned != IGNORED
-        positives = mean_over_processes(len(picture), assigned.device)
+        positives = mean_over_processes(len(image), assigned.device)
         classification = (focal_loss(flat_logits, wanted) * counted[..., None]).sum() / positives
         box, quality_loss = self._box_losses(
-            flat_distances[picture, row],
-            flat_central[picture, row],
+            flat_distances[image, row],
+            flat_central[image, row],
             points[row],
             cells[row],
             objects[matched],
@@ -237,7 +237,7 @@ class FCOSHead(Head):
         return {"classification": classification, "box": box, self.quality: quality_loss}
 
     def priors(self, map_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], device: torch.device) -> Priors:
-        """Squares of `prior_scale` cells around the points of all levels, in pixels of the picture."""
+        """Squares of `prior_scale` cells around the points of all levels, in pixels of the image."""
         points, cells, _ = self.points(map_sizes, padded, device)
         return self._squares(points, cells, [h * w for h, w in map_sizes])
 
@@ -248,7 +248,7 @@ class FCOSHead(Head):
     def assign(
         self, points: Tensor, cells: Tensor, ranges: Tensor, counts: Sequence[int], targets: Sequence[Targets]
     ) -> Tensor:
-        """`(B, A)` row of the picture's objects, `BACKGROUND` or `IGNORED`; `counts` points lie on each level."""
+        """`(B, A)` row of the image's objects, `BACKGROUND` or `IGNORED`; `counts` points lie on each level."""
         if self.assigner is None:
             found = [
                 assign_points(points, cells, ranges, t.objects, t.ignored, radius=self.radius, reach=self.reach)
@@ -291,10 +291,10 @@ class FCOSHead(Head):
         flat_distances = flatten_levels(distances, 4)
         points, cells, _ = self.points(map_sizes, padded, scores.device)
         found = []
-        for picture_scores, picture_distances, size in zip(scores, flat_distances, sizes, strict=True):
-            rows, classes = topk_per_level(picture_scores, counts, self.suppression.pre_nms, self.suppression.score)
-            boxes = boxes_around(points[rows], picture_distances[rows], cells[rows])
-            found.append(suppress(boxes, picture_scores[rows, classes], classes, size, self.suppression))
+        for image_scores, image_distances, size in zip(scores, flat_distances, sizes, strict=True):
+            rows, classes = topk_per_level(image_scores, counts, self.suppression.pre_nms, self.suppression.score)
+            boxes = boxes_around(points[rows], image_distances[rows], cells[rows])
+            found.append(suppress(boxes, image_scores[rows, classes], classes, size, self.suppression))
         return found
 
 

@@ -65,11 +65,11 @@ class FreeAnchorLoss:
     ) -> dict[str, Tensor]:
         """`logits (B, A, K)`, `deltas (B, A, 4)` and `anchors (A, 4)` to the two weighted losses."""
         matching, background = logits.sum() * 0, logits.sum() * 0 + deltas.sum() * 0
-        for picture_logits, picture_deltas, target in zip(logits, deltas, targets, strict=True):
-            probability = picture_logits.sigmoid()
+        for image_logits, image_deltas, target in zip(logits, deltas, targets, strict=True):
+            probability = image_logits.sigmoid()
             if len(target.objects):
-                matching = matching + self.matching(probability, picture_deltas, anchors, target)
-            taken = self.taken(picture_deltas.detach(), anchors, target, probability.shape[1])
+                matching = matching + self.matching(probability, image_deltas, anchors, target)
+            taken = self.taken(image_deltas.detach(), anchors, target, probability.shape[1])
             free = probability * (1 - taken)
             if len(target.ignored):
                 free = free * ~under_ignored(anchors, target.ignored)[:, None]
@@ -81,7 +81,7 @@ class FreeAnchorLoss:
         }
 
     def matching(self, probability: Tensor, deltas: Tensor, anchors: Tensor, target: Targets) -> Tensor:
-        """Sum over a picture's objects of -log Mean-max; `probability (A, K)`."""
+        """Sum over an image's objects of -log Mean-max; `probability (A, K)`."""
         rows, member = self.bags(anchors, target.objects)
         objects = target.objects[:, None].expand(*rows.shape, 4)
         goal = box_algebra.encode(objects, anchors[rows])

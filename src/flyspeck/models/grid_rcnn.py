@@ -186,7 +186,7 @@ def _enlarged(regions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def jittered(regions: Tensor, size: tuple[int, int], amplitude: float = 0.15) -> Tensor:
-    """`regions (P, 4)` moved and resized at random by up to `amplitude` of their sides, clipped to a picture (H, W)."""
+    """`regions (P, 4)` moved and resized at random by up to `amplitude` of their sides, clipped to an image (H, W)."""
     noise = (torch.rand(len(regions), 4, device=regions.device) * 2 - 1) * amplitude
     sides = regions[:, 2:] - regions[:, :2]
     middle = box_algebra.center(regions) + noise[:, :2] * sides
@@ -257,13 +257,13 @@ class GridRCNNHead(Head):
         """Of at most `max_grids` of the batch's positive regions, drawn at random."""
         counts = [len(r) for r in regions]
         kept = torch.randperm(sum(counts), device=maps[0].device)[: self.max_grids].sort().values
-        picture = torch.cat([torch.full((n,), i, device=kept.device) for i, n in enumerate(counts)])[kept]
+        image = torch.cat([torch.full((n,), i, device=kept.device) for i, n in enumerate(counts)])[kept]
         chosen, wanted = torch.cat(list(regions))[kept], torch.cat(list(objects))[kept]
         total = mean_over_processes(len(kept), kept.device) * POINTS * HALF * HALF
         if len(kept) == 0:
             # a gradient of zero: processes that find no object must still have one for every weight
             return torch.stack([p.sum() for p in self.grid.parameters()]).sum() * 0
-        split = [chosen[picture == i] for i in range(len(counts))]
+        split = [chosen[image == i] for i in range(len(counts))]
         goal = grid_targets(chosen, wanted)
         pair = self.grid.both(self.grid_pool(maps, split, padded))
         loss = torch.stack([F.binary_cross_entropy_with_logits(heat, goal, reduction="sum") for heat in pair]).sum()

@@ -13,7 +13,7 @@ first), alpha 0.5, gamma 1.5.
 
 Deviations: bins are over [0, `foreground`) as the paper has them, where the implementation's begin at -1; the RPN samples 256
 anchors as in our Faster R-CNN, where theirs takes at most five negatives a positive; the attention is bounded, since it grows
-with the fourth power of the picture's side: above 4096 cells keys and values are averaged by 2 x 2; its last convolution
+with the fourth power of the image's side: above 4096 cells keys and values are averaged by 2 x 2; its last convolution
 starts at zero, so that training begins with the plain pyramid. Counting conventions leave the attention's products out.
 Tiny objects: a proposal one pixel beside a 2 px object has IoU 0.33 and is a "hard negative" of the top bin.
 

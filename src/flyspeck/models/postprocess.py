@@ -15,7 +15,7 @@ from flyspeck.models.soft_nms import SoftMethod, soft_nms
 
 @dataclass(frozen=True)
 class RawDetections:
-    """One picture's detections as tensors, best score first, in the frame of the batch's picture."""
+    """One image's detections as tensors, best score first, in the frame of the batch's image."""
 
     boxes: Tensor
     """(N, 4) xyxy pixels."""
@@ -27,7 +27,7 @@ class RawDetections:
 
 @dataclass(frozen=True)
 class Suppression:
-    """How many detections leave a picture, and which."""
+    """How many detections leave an image, and which."""
 
     score: float = 0.05
     """Scores not above this are dropped."""
@@ -36,13 +36,13 @@ class Suppression:
     pre_nms: int = 1000
     """Best scores kept per pyramid level before the suppression."""
     max_detections: int = 500
-    """Kept per picture. Crowds of tiny things need more than COCO's 100."""
+    """Kept per image. Crowds of tiny things need more than COCO's 100."""
     soft: SoftMethod | None = None
     """Lower the scores of overlapping boxes instead of dropping them; `iou` is then the linear form's threshold."""
 
 
 def topk_per_level(scores: Tensor, counts: Sequence[int], limit: int, threshold: float) -> tuple[Tensor, Tensor]:
-    """Rows and classes of the candidates of one picture: `scores (A, K)`, `counts[l]` rows belong to level l.
+    """Rows and classes of the candidates of one image: `scores (A, K)`, `counts[l]` rows belong to level l.
 
     Of each level the `limit` best (row, class) pairs above `threshold` are kept.
     """
@@ -59,7 +59,7 @@ def topk_per_level(scores: Tensor, counts: Sequence[int], limit: int, threshold:
 
 
 def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, size: tuple[int, int], rule: Suppression) -> RawDetections:
-    """Clips `boxes (N, 4)` to a picture of `size` (H, W) and applies class-wise NMS; best score first."""
+    """Clips `boxes (N, 4)` to an image of `size` (H, W) and applies class-wise NMS; best score first."""
     boxes = box_algebra.clip(boxes, *size)
     if rule.soft is not None:
         rows, lowered = soft_nms(

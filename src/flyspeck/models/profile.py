@@ -58,11 +58,11 @@ _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.module
 
 @dataclass(frozen=True)
 class Profile:
-    """The cost of one forward pass on one picture."""
+    """The cost of one forward pass on one image."""
 
     name: str
     size: tuple[int, int]
-    """(H, W) of the picture."""
+    """(H, W) of the image."""
     convention: str
     params: int
     """All parameters, norms included."""
@@ -90,7 +90,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class Latency:
-    """Wall time of one picture, after warm-up."""
+    """Wall time of one image, after warm-up."""
 
     median_ms: float
     p10_ms: float
@@ -109,7 +109,7 @@ def profile(
     convention: str = "mmcv",
     proposals: int = NUM_PROPOSALS,
 ) -> Profile:
-    """Counts `model` (a `Detector`, or a backbone or any module that maps one picture) at `size` (H, W).
+    """Counts `model` (a `Detector`, or a backbone or any module that maps one image) at `size` (H, W).
 
     A two-stage head counts `proposals` regions; 1000 is mmcv's rule. `model` itself is not touched. Trainable parameters are
     counted as they stand: freeze first.
@@ -161,7 +161,7 @@ def _stages_of(model: nn.Module) -> tuple[str, dict[str, int]] | None:
 
 
 def _run_once(model: nn.Module, size: tuple[int, int], proposals: int) -> None:
-    """Every layer once, on one picture of the meta device."""
+    """Every layer once, on one image of the meta device."""
     x = torch.empty(1, 3, *size, device="meta")
     if not isinstance(model, Detector):
         model(x)
@@ -324,7 +324,7 @@ def measure_latency(
     threads: int | None = None,
     device: str | torch.device = "cpu",
 ) -> Latency:
-    """Times `model` on one random picture of `size` (H, W): `detect` of a `Detector`, else a forward pass.
+    """Times `model` on one random image of `size` (H, W): `detect` of a `Detector`, else a forward pass.
 
     `threads` sets PyTorch's CPU threads for the measurement and puts the old number back afterwards. A detector with
     random weights has unusual scores, so its suppression may cost less or more than after training.
@@ -335,9 +335,9 @@ def measure_latency(
         torch.set_num_threads(threads)
     try:
         model = model.to(device).eval()
-        picture = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
-        batch = ImageBatch(picture, (size,))
-        call = (lambda: model.detect(batch)) if isinstance(model, Detector) else (lambda: model(picture))
+        image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
+        batch = ImageBatch(image, (size,))
+        call = (lambda: model.detect(batch)) if isinstance(model, Detector) else (lambda: model(image))
         times = []
         with torch.inference_mode():
             for i in range(warmup + runs):

@@ -1,4 +1,4 @@
-"""How many pixels of a picture one cell of a map can see: the theoretical receptive field of a chain of stages.
+"""How many pixels of an image one cell of a map can see: the theoretical receptive field of a chain of stages.
 
 Of a chain of convolutions and pools of kernel k, each adds (k - 1) x dilation x the stride so far (Araujo et al., Distill,
 2019). The 1x1 projection beside a residual block adds nothing.

@@ -12,7 +12,7 @@ Deviations, all by argument or forced by moving resolutions:
 * The first points start on the grid of a 3x3 kernel, so that the deformable convolutions start as plain ones and every cell
   with a box of 1.7 cells (`grid_start`). The authors start all nine in the middle, where boxes have no size and overlap
   nothing: on small sets that learns more slowly.
-* Points lie in the middle of their cells by the true ratio of picture to map (`offset`; mmdetection's lie in the corner: 0).
+* Points lie in the middle of their cells by the true ratio of image to map (`offset`; mmdetection's lie in the corner: 0).
 * An object's level follows the true cell sizes: `floor(log2(sqrt(wh) / scale))` where they are powers of two.
 * A ReLU stands between P6 and P7, as in all our pyramids. Boxes under ignore regions learn nothing.
 * Points whose variance vanishes give a box of next to no size and no gradient (the square root's would be infinite).
@@ -245,9 +245,9 @@ class RepPointsHead(Head):
         box = self._box_loss(refined_boxes, by_overlap, targets, cells)
 
         wanted, counted = torch.zeros_like(flat_logits), []
-        for picture, (assigned, target) in enumerate(zip(by_overlap, targets, strict=True)):
+        for image, (assigned, target) in enumerate(zip(by_overlap, targets, strict=True)):
             learns = torch.nonzero(assigned >= 0).squeeze(1)
-            wanted[picture, learns, target.object_labels[assigned[learns]]] = 1
+            wanted[image, learns, target.object_labels[assigned[learns]]] = 1
             counted.append(assigned >= BACKGROUND)  # neither between the thresholds nor under an ignore region
         positives = mean_over_processes(wanted.sum(), flat_logits.device)
         classification = (focal_loss(flat_logits, wanted) * torch.stack(counted)[..., None]).sum() / positives
@@ -260,7 +260,7 @@ class RepPointsHead(Head):
     def assign_init(
         self, map_sizes: Sequence[tuple[int, int]], centers: Tensor, cells: Tensor, objects: Tensor
     ) -> Tensor:
-        """`(A,)` object row or background of one picture: who learns the first points."""
+        """`(A,)` object row or background of one image: who learns the first points."""
         counts = torch.tensor([h * w for h, w in map_sizes], device=cells.device)
         levels = torch.arange(len(map_sizes), device=cells.device).repeat_interleave(counts)
         sides = cells[counts.cumsum(0) - 1].prod(1).sqrt()
@@ -294,10 +294,10 @@ class RepPointsHead(Head):
         scores, points = flatten_levels(logits, self.num_classes).sigmoid(), flatten_levels(refined, 2 * NUM_POINTS)
         centers, cells = grid_points(map_sizes, padded, scores.device, offset=self.offset)
         found = []
-        for picture_scores, picture_points, size in zip(scores, points, sizes, strict=True):
-            rows, classes = topk_per_level(picture_scores, counts, self.suppression.pre_nms, self.suppression.score)
-            boxes = self.boxes(picture_points[rows], centers[rows], cells[rows])
-            found.append(suppress(boxes, picture_scores[rows, classes], classes, size, self.suppression))
+        for image_scores, image_points, size in zip(scores, points, sizes, strict=True):
+            rows, classes = topk_per_level(image_scores, counts, self.suppression.pre_nms, self.suppression.score)
+            boxes = self.boxes(image_points[rows], centers[rows], cells[rows])
+            found.append(suppress(boxes, image_scores[rows, classes], classes, size, self.suppression))
         return found
 
 

@@ -100,11 +100,11 @@ class RetinaNetHead(Head):
             return self.objective(flat_logits, flat_deltas, anchors, targets)
         found = dense_targets(priors, targets, self.assigner, self.num_classes)
         classification = (focal_loss(flat_logits, found.wanted) * found.counted[..., None]).sum() / found.positives
-        box = self._box_loss(flat_deltas[found.picture, found.row], anchors[found.row], found.objects) / found.positives
+        box = self._box_loss(flat_deltas[found.image, found.row], anchors[found.row], found.objects) / found.positives
         return {"classification": classification, "box": box * self.box_weight}
 
     def priors(self, map_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], device: torch.device) -> Priors:
-        """The anchors of all levels, for maps of (H_l, W_l) seen from a picture of `padded` (H, W) pixels."""
+        """The anchors of all levels, for maps of (H_l, W_l) seen from an image of `padded` (H, W) pixels."""
         counts = [h * w * self.anchors.num_per_cell for h, w in map_sizes]
         return Priors.on_levels(self.anchors(map_sizes, padded, device), counts)
 
@@ -125,10 +125,10 @@ class RetinaNetHead(Head):
         scores, flat_deltas = flatten_levels(logits, self.num_classes).sigmoid(), flatten_levels(deltas, 4)
         anchors = self.anchors(map_sizes, padded, scores.device)
         found = []
-        for picture_scores, picture_deltas, size in zip(scores, flat_deltas, sizes, strict=True):
-            rows, classes = topk_per_level(picture_scores, counts, self.suppression.pre_nms, self.suppression.score)
-            boxes = box_algebra.decode(picture_deltas[rows], anchors[rows])
-            found.append(suppress(boxes, picture_scores[rows, classes], classes, size, self.suppression))
+        for image_scores, image_deltas, size in zip(scores, flat_deltas, sizes, strict=True):
+            rows, classes = topk_per_level(image_scores, counts, self.suppression.pre_nms, self.suppression.score)
+            boxes = box_algebra.decode(image_deltas[rows], anchors[rows])
+            found.append(suppress(boxes, image_scores[rows, classes], classes, size, self.suppression))
         return found
 
 

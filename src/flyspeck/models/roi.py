@@ -21,7 +21,7 @@ from flyspeck.types import Targets
 class RoIPool(nn.Module):
     """RoIAlign on the level that fits each region: `levels` maps, a region of `canonical` px goes to stride 16.
 
-    The scale of a map is its true ratio to the picture, in x and y apart, so that maps resized by any factor work.
+    The scale of a map is its true ratio to the image, in x and y apart, so that maps resized by any factor work.
     """
 
     def __init__(
@@ -38,12 +38,12 @@ class RoIPool(nn.Module):
         self.output, self.sampling, self.aligned, self.canonical = output, sampling, aligned, canonical
 
     def forward(self, maps: Sequence[Tensor], regions: Sequence[Tensor], padded: tuple[int, int]) -> Tensor:
-        """`regions[i] (P_i, 4)` of picture i to `(sum P_i, C, output, output)` float32, in the same order."""
-        picture = torch.cat([torch.full((len(r), 1), i, device=r.device) for i, r in enumerate(regions)]).float()
+        """`regions[i] (P_i, 4)` of image i to `(sum P_i, C, output, output)` float32, in the same order."""
+        image = torch.cat([torch.full((len(r), 1), i, device=r.device) for i, r in enumerate(regions)]).float()
         boxes = torch.cat(list(regions)).float()
         level = self.level_of(boxes)
         ratios = [[m.shape[-1] / padded[1], m.shape[-2] / padded[0]] * 2 for m in maps[: len(self.strides)]]
-        regions_in_cells = torch.cat([picture, boxes * torch.tensor(ratios, device=boxes.device)[level]], 1)
+        regions_in_cells = torch.cat([image, boxes * torch.tensor(ratios, device=boxes.device)[level]], 1)
         levels = maps[: len(self.strides)]
         return pyramid_roi_align(levels, regions_in_cells, level, self.output, self.sampling, self.aligned)
 

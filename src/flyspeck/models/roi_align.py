@@ -22,7 +22,7 @@ def pyramid_roi_align(
     """RoIAlign of each region on the map of its level: `maps[l] (B, C, H_l, W_l)`, `regions (R, 5)` to `(R, C, S, S)`
     float32.
 
-    A region is (picture, x1, y1, x2, y2), in cells of the map that `level (R,)` names; S is `output`. Each bin is the mean
+    A region is (image, x1, y1, x2, y2), in cells of the map that `level (R,)` names; S is `output`. Each bin is the mean
     of `sampling` x `sampling` points. With `aligned`, cell centres lie at halves; without, at integers, and no side
     is shorter than one cell.
     """

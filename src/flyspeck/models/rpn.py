@@ -35,7 +35,7 @@ class ProposalRule:
     iou: float = 0.7
     """Suppression among the proposals of a level."""
     keep: int = 1000
-    """Proposals per picture."""
+    """Proposals per image."""
     min_size: float = 1e-3
     """Proposals with a shorter side, in pixels, are dropped."""
 
@@ -87,7 +87,7 @@ class RPN(nn.Module):
         return [self.objectness(t) for t in towers], [self.box_deltas(t) for t in towers]
 
     def priors(self, map_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], device: torch.device) -> Priors:
-        """The anchors of all levels, for maps of (H_l, W_l) seen from a picture of `padded` (H, W) pixels."""
+        """The anchors of all levels, for maps of (H_l, W_l) seen from an image of `padded` (H, W) pixels."""
         counts = [h * w * self.anchors.num_per_cell for h, w in map_sizes]
         return Priors.on_levels(self.anchors(map_sizes, padded, device), counts)
 
@@ -98,7 +98,7 @@ class RPN(nn.Module):
         sizes: Sequence[tuple[int, int]],
         targets: Sequence[Targets] | None = None,
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Proposals `(P, 4)` of each picture, best first; with `targets`, by the training rule, and the losses."""
+        """Proposals `(P, 4)` of each image, best first; with `targets`, by the training rule, and the losses."""
         logits, deltas = self(maps)
         map_sizes = [m.shape[-2:] for m in logits]
         counts = [h * w * self.anchors.num_per_cell for h, w in map_sizes]
@@ -107,10 +107,8 @@ class RPN(nn.Module):
         anchors = priors.boxes
         rule = self.test_rule if targets is None else self.train_rule
         proposals = [
-            select_proposals(picture_logits, picture_deltas, anchors, counts, size, rule)
-            for picture_logits, picture_deltas, size in zip(
-                flat_logits.detach(), flat_deltas.detach(), sizes, strict=True
-            )
+            select_proposals(image_logits, image_deltas, anchors, counts, size, rule)
+            for image_logits, image_deltas, size in zip(flat_logits.detach(), flat_deltas.detach(), sizes, strict=True)
         ]
         losses = {} if targets is None else self._losses(flat_logits, flat_deltas, priors, targets)
         return proposals, losses
@@ -119,19 +117,19 @@ class RPN(nn.Module):
         anchors = priors.boxes
         objectness, box = logits.sum() * 0, deltas.sum() * 0
         sampled = 0
-        for picture_logits, picture_deltas, target in zip(logits, deltas, targets, strict=True):
+        for image_logits, image_deltas, target in zip(logits, deltas, targets, strict=True):
             assigned = self.assigner(priors, target.objects, target.ignored)
             weight = None
             if self.negative_weight is not None:
-                weight = self.negative_weight(anchors, picture_logits.detach(), target.objects)
+                weight = self.negative_weight(anchors, image_logits.detach(), target.objects)
             rows = sample_balanced(
                 assigned, count=self.samples, positive_share=self.positive_share, negative_weight=weight
             )
             wanted = (assigned[rows] >= 0).to(logits.dtype)
-            objectness = objectness + F.binary_cross_entropy_with_logits(picture_logits[rows], wanted, reduction="sum")
+            objectness = objectness + F.binary_cross_entropy_with_logits(image_logits[rows], wanted, reduction="sum")
             positive = rows[wanted > 0]
             objects = target.objects[assigned[positive]]
-            box = box + self._box_loss(picture_deltas[positive], anchors[positive], objects)
+            box = box + self._box_loss(image_deltas[positive], anchors[positive], objects)
             sampled += len(rows)
         total = mean_over_processes(sampled, logits.device)
         return {"rpn_objectness": objectness / total, "rpn_box": box * self.box_weight / total}
@@ -145,7 +143,7 @@ class RPN(nn.Module):
 def select_proposals(
     logits: Tensor, deltas: Tensor, anchors: Tensor, counts: Sequence[int], size: tuple[int, int], rule: ProposalRule
 ) -> Tensor:
-    """Proposals `(P, 4)` of one picture from `logits (A,)` and `deltas (A, 4)`, suppressed within each level."""
+    """Proposals `(P, 4)` of one image from `logits (A,)` and `deltas (A, 4)`, suppressed within each level."""
     rows, levels, start = [], [], 0
     for level, count in enumerate(counts):
         best = logits[start : start + count].topk(min(rule.pre_nms, count)).indices + start

@@ -5,7 +5,7 @@ The paper's configurations are in `ssd_tables`, the change to the backbone in `s
 (`SSDNeck`), the predictors, priors and losses (`SSDHead`). Counts at 300x300 with 80 classes and background, by the
 `ptflops` convention: base 16.53 M / 2.540 G, S1L0 16.53 M / 9.855 G, S1L0-DualPath19-10-S 16.53 M / 10.544 G.
 
-Deviations: off the table's picture size, priors keep their pixels and follow the true ratio of picture to map; priors under
+Deviations: off the table's image size, priors keep their pixels and follow the true ratio of image to map; priors under
 ignore regions learn nothing; the number of positives is counted over all processes; background is the last class.
 Predictors are plain 3x3 convolutions, as released, though the paper's code calls the network "lite".
 """
@@ -122,7 +122,7 @@ class SSDNeck(nn.Module):
 
     @staticmethod
     def _at_least_3x3(x: Tensor) -> Tensor:
-        """Zeros right and bottom where a small picture leaves too little for a 3x3 convolution without padding."""
+        """Zeros right and bottom where a small image leaves too little for a 3x3 convolution without padding."""
         height, width = x.shape[-2:]
         return F.pad(x, (0, max(0, 3 - width), 0, max(0, 3 - height))) if min(height, width) < 3 else x
 
@@ -145,12 +145,12 @@ class Priors(nn.Module):
     """SSD's default boxes, `(A, 4)` xyxy pixels, by map, row, column, shape.
 
     A cell has a square of the map's size, one of the geometric mean of it and the next map's, and both orientations of
-    every further ratio. Sides are at most the picture's; boxes may reach out of it.
+    every further ratio. Sides are at most the image's; boxes may reach out of it.
     """
 
     def __init__(self, configuration: SSDConfiguration) -> None:
         super().__init__()
-        self.steps, self.picture = configuration.steps, configuration.picture
+        self.steps, self.image = configuration.steps, configuration.image
         self.shapes: tuple[tuple[tuple[float, float], ...], ...] = tuple(
             _shapes(size, following, ratios)
             for size, following, ratios in zip(
@@ -159,7 +159,7 @@ class Priors(nn.Module):
         )
 
     def forward(self, map_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], device: torch.device) -> Tensor:
-        """Priors for maps of (H_l, W_l) seen from a picture of `padded` (H, W) pixels."""
+        """Priors for maps of (H_l, W_l) seen from an image of `padded` (H, W) pixels."""
         return torch.cat(self.levels(map_sizes, padded, device))
 
     def levels(
@@ -170,7 +170,7 @@ class Priors(nn.Module):
             raise ValueError(f"priors for {len(self.shapes)} maps, got {len(map_sizes)}")
         levels = []
         height, width = (torch.scalar_tensor(side, device=device) for side in padded)
-        nominal = (height == self.picture) & (width == self.picture)
+        nominal = (height == self.image) & (width == self.image)
         for (rows, columns), step, shapes in zip(map_sizes, self.steps, self.shapes, strict=True):
             nominal_step = torch.scalar_tensor(float(step), device=device)
             step_y = torch.where(nominal, nominal_step, height / rows)
@@ -236,7 +236,7 @@ class SSDHead(Head):
         flat_logits, flat_deltas = flatten_levels(logits, self.num_classes + 1), flatten_levels(deltas, 4)
         priors = self.priors([(m.shape[-2], m.shape[-1]) for m in logits], padded, flat_logits.device)
         classification, box, positives = flat_logits.sum() * 0, flat_deltas.sum() * 0, 0
-        for picture_logits, picture_deltas, target in zip(flat_logits, flat_deltas, targets, strict=True):
+        for image_logits, image_deltas, target in zip(flat_logits, flat_deltas, targets, strict=True):
             assigned = max_iou_assign(
                 priors, target.objects, target.ignored, foreground=self.foreground, background=self.foreground
             )
@@ -244,11 +244,11 @@ class SSDHead(Head):
             matched = assigned[positive]
             label = torch.full_like(assigned, self.num_classes)
             label[positive] = target.object_labels[matched]
-            loss = F.cross_entropy(picture_logits, label, reduction="none")
+            loss = F.cross_entropy(image_logits, label, reduction="none")
             negative = hardest(loss.detach(), assigned, self.negatives_per_positive * len(positive))
             classification = classification + loss[positive].sum() + loss[negative].sum()
             goal = box_algebra.encode(target.objects[matched], priors[positive], BOX_WEIGHTS)
-            box = box + smooth_l1(picture_deltas[positive], goal, beta=1.0)
+            box = box + smooth_l1(image_deltas[positive], goal, beta=1.0)
             positives += len(positive)
         total = mean_over_processes(positives, flat_logits.device)
         return {"classification": classification / total, "box": box / total}
@@ -264,10 +264,10 @@ class SSDHead(Head):
         flat_deltas = flatten_levels(deltas, 4)
         priors = self.priors(map_sizes, padded, scores.device)
         found = []
-        for picture_scores, picture_deltas, size in zip(scores, flat_deltas, sizes, strict=True):
-            rows, classes = topk_per_level(picture_scores, counts, self.suppression.pre_nms, self.suppression.score)
-            boxes = box_algebra.decode(picture_deltas[rows], priors[rows], BOX_WEIGHTS)
-            found.append(suppress(boxes, picture_scores[rows, classes], classes, size, self.suppression))
+        for image_scores, image_deltas, size in zip(scores, flat_deltas, sizes, strict=True):
+            rows, classes = topk_per_level(image_scores, counts, self.suppression.pre_nms, self.suppression.score)
+            boxes = box_algebra.decode(image_deltas[rows], priors[rows], BOX_WEIGHTS)
+            found.append(suppress(boxes, image_scores[rows, classes], classes, size, self.suppression))
         return found
 
 

@@ -1,6 +1,6 @@
 """The SSD configurations of the stride-elimination paper (Mudassar and Mukhopadhyay, BMVC 2019), number for number.
 
-Sizes and steps are pixels at the configuration's picture size. They come from the authors' released configuration files,
+Sizes and steps are pixels at the configuration's image size. They come from the authors' released configuration files,
 except where the text of the paper contradicts them or they are absent:
 
 * MobileNetV1's base has 6,6,6,6,6,4 priors a cell: only these give the paper's 16.5 M parameters (the released file has
@@ -29,7 +29,7 @@ class SSDConfiguration:
     """What differs between the SSDs of the paper."""
 
     steps: tuple[float, ...]
-    """Distance of neighbouring priors of each predictor's map, at `picture`."""
+    """Distance of neighbouring priors of each predictor's map, at `image`."""
     sizes: tuple[float, ...]
     """Prior size of each predictor's map, and one more for the last map's larger square."""
     ratios: tuple[tuple[float, ...], ...]
@@ -44,7 +44,7 @@ class SSDConfiguration:
     """An extra first predictor on the map before (stride 8)."""
     large_pools: bool = False
     """VGG16: pool4 has kernel and stride 4."""
-    picture: int = 300
+    image: int = 300
 
 
 def _ratios(six: int, four: int) -> tuple[tuple[float, ...], ...]:
@@ -62,7 +62,7 @@ MOBILENET_V1: dict[str, SSDConfiguration] = {
     "base": _BASE,
     "Size512": replace(
         _BASE,
-        picture=512,
+        image=512,
         steps=(16, 32, 64, 128, 256, 512),
         sizes=tuple(round(s * 512 / 300, 1) for s in _BASE.sizes),
     ),

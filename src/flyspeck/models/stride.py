@@ -101,7 +101,7 @@ def eliminate_strides(backbone: StagedBackbone, elimination: str | Sequence[int]
             )
         if _cuts_patches(known[index].module):
             raise UserError(
-                f"layer {index} cuts the picture into patches that do not overlap: with a stride of 1 it is another layer",
+                f"layer {index} cuts the image into patches that do not overlap: with a stride of 1 it is another layer",
                 where="stride elimination",
                 fix="choose a backbone of convolutions",
             )
@@ -137,7 +137,7 @@ def _finer(spec: FeatureSpec, factor: int) -> FeatureSpec:
 def detect_finer(detector: Detector, images: ImageBatch, *, factor: int) -> list[Detections]:
     """Detections of a detector whose backbone lost strides of total `factor` after its training (section 4.1).
 
-    To its head, maps that grew by `factor` are those of a picture enlarged as much: so the head decodes in that picture's
+    To its head, maps that grew by `factor` are those of an image enlarged as much: so the head decodes in that image's
     frame (anchors, points and regions as it learnt them), and its boxes are divided by `factor`.
     """
     height, width = images.pixels.shape[-2:]
@@ -173,7 +173,7 @@ class DualPath(nn.Module):
         return (*small, *(FeatureSpec(f.channels, f.stride * 2) for f in small))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Pictures `(B, 3, H, W)`, normalised, to the maps of both paths."""
+        """Images `(B, 3, H, W)`, normalised, to the maps of both paths."""
         names = list(self.path.stages)
         position = names.index(self.stage)
         if position:

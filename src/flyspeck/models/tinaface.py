@@ -15,7 +15,7 @@ so from 10 px on, in three octave steps, 1.3 times as high as wide. Changed agai
 Deviations: norms of the towers are private to a level (the authors' are shared; the same count); there is a ReLU between
 P6 and P7 (the authors have none); faces always take their best anchors (theirs need an IoU of 0.35); suppression is plain
 NMS at an IoU of 0.45 (theirs also votes among the boxes); faces lower than 9 px stay (theirs are dropped at WIDER FACE's
-scale); pictures are normalised by mean and deviation (theirs by the mean alone).
+scale); images are normalised by mean and deviation (theirs by the mean alone).
 
 Numbers, paper / here (640x512, `mmcv` convention; Ning, 2023, Table 9): see `zoo.LISTED` and docs/papers/tinaface.md. AP on
 WIDER FACE val, single scale: 95.77, 95.43, 92.23 (easy, medium, hard; BN) and 96.27, 95.67, 93.06 (GN and DCN): WIDER FACE
@@ -143,7 +143,7 @@ class TinaFaceHead(Head):
         return logits, deltas, overlaps
 
     def priors(self, map_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], device: torch.device) -> Priors:
-        """The anchors of all levels, for maps of (H_l, W_l) seen from a picture of `padded` (H, W) pixels."""
+        """The anchors of all levels, for maps of (H_l, W_l) seen from an image of `padded` (H, W) pixels."""
         counts = [h * w * self.anchors.num_per_cell for h, w in map_sizes]
         return Priors.on_levels(self.anchors(map_sizes, padded, device), counts)
 
@@ -161,12 +161,10 @@ class TinaFaceHead(Head):
         priors = self.priors([m.shape[-2:] for m in logits], padded, flat_logits.device)
         found = dense_targets(priors, targets, self.assigner, self.num_classes)
         classification = (focal_loss(flat_logits, found.wanted) * found.counted[..., None]).sum()
-        decoded = box_algebra.decode(
-            flat_deltas[found.picture, found.row], priors.boxes[found.row], weights=BOX_WEIGHTS
-        )
+        decoded = box_algebra.decode(flat_deltas[found.image, found.row], priors.boxes[found.row], weights=BOX_WEIGHTS)
         true_overlap = box_algebra.paired_iou(decoded.detach(), found.objects)
         overlap = F.binary_cross_entropy_with_logits(
-            flat_overlaps[found.picture, found.row], true_overlap, reduction="sum"
+            flat_overlaps[found.image, found.row], true_overlap, reduction="sum"
         )
         return {
             "classification": classification / found.positives,
@@ -186,10 +184,10 @@ class TinaFaceHead(Head):
         flat_deltas = flatten_levels(deltas, 4)
         anchors = self.anchors(map_sizes, padded, scores.device)
         found = []
-        for picture_scores, picture_deltas, size in zip(scores, flat_deltas, sizes, strict=True):
-            rows, classes = topk_per_level(picture_scores, counts, self.suppression.pre_nms, self.suppression.score)
-            boxes = box_algebra.decode(picture_deltas[rows], anchors[rows], weights=BOX_WEIGHTS)
-            found.append(suppress(boxes, picture_scores[rows, classes], classes, size, self.suppression))
+        for image_scores, image_deltas, size in zip(scores, flat_deltas, sizes, strict=True):
+            rows, classes = topk_per_level(image_scores, counts, self.suppression.pre_nms, self.suppression.score)
+            boxes = box_algebra.decode(image_deltas[rows], anchors[rows], weights=BOX_WEIGHTS)
+            found.append(suppress(boxes, image_scores[rows, classes], classes, size, self.suppression))
         return found
 
 

@@ -9,7 +9,7 @@ from flyspeck.errors import missing_extra
 
 
 def plot_factors(means: Mapping[float | str, tuple[float, float, float]], path: Path, *, metric: str) -> None:
-    """Writes a picture of `metric` (in percent) against α, with the range over the seeds; named entries are level lines."""
+    """Writes an image of `metric` (in percent) against α, with the range over the seeds; named entries are level lines."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

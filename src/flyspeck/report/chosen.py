@@ -1,4 +1,4 @@
-"""Pictures by the down-sampling factor that a detector chose for them (DPNet, Fig. 8)."""
+"""Images by the down-sampling factor that a detector chose for them (DPNet, Fig. 8)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TRUTH, _FOUND, _FALSE = (64, 200, 255), (90, 220, 90), (255, 120, 40)
 
 
 def chosen_section(diagnosis: Diagnosis, chosen: ChosenFactors, *, each: int = 6) -> str:
-    """HTML: what the pictures of each factor have in common, and `each` of them, evenly spread over the data set."""
+    """HTML: what the images of each factor have in common, and `each` of them, evenly spread over the data set."""
     table = diagnosis.run.annotations
     ranks = image_ranks(table)
     objects = np.bincount(diagnosis.inputs.truths.image[diagnosis.object_rows], minlength=len(table))[ranks]
@@ -43,20 +43,20 @@ def chosen_section(diagnosis: Diagnosis, chosen: ChosenFactors, *, each: int = 6
         ])  # fmt: skip
         shown, missing = _gallery(diagnosis, mine, ranks, each)
         problems += missing
-        head = f"Factor {factor:g}: {count} of {len(table)} pictures"
+        head = f"Factor {factor:g}: {count} of {len(table)} images"
         galleries.append(f'<h3>{escape(head)}</h3><div class="views">{shown}</div>')
-    columns = ["factor", "pictures", "%", "objects a picture", "without objects, %", "mean size, px", "found, %"]
+    columns = ["factor", "images", "%", "objects an image", "without objects, %", "mean size, px", "found, %"]
     lead = (
-        "<p>The detector looks at each picture's map once and chooses how much of its resolution to keep. Blue: objects; green: "
-        "detections that count at the working score; orange and dashed: false alarms. The pictures are spread evenly over the "
+        "<p>The detector looks at each image's map once and chooses how much of its resolution to keep. Blue: objects; green: "
+        "detections that count at the working score; orange and dashed: false alarms. The images are spread evenly over the "
         "data set.</p>"
     )
     note = f'<p class="note">{len(problems)} could not be read: {escape(problems[0])}</p>' if problems else ""
-    return lead + tables.table(columns, rows, caption="Pictures by chosen factor") + note + "".join(galleries)
+    return lead + tables.table(columns, rows, caption="Images by chosen factor") + note + "".join(galleries)
 
 
 def _gallery(diagnosis: Diagnosis, mine: np.ndarray, ranks: np.ndarray, each: int) -> tuple[str, list[str]]:
-    """Figures of some pictures, and what could not be read."""
+    """Figures of some images, and what could not be read."""
     table, shown, problems = diagnosis.run.annotations, [], []
     spread = mine[np.linspace(0, len(mine) - 1, min(each, len(mine))).round().astype(np.int64)] if len(mine) else mine
     for row in spread.tolist():
@@ -65,11 +65,11 @@ def _gallery(diagnosis: Diagnosis, mine: np.ndarray, ranks: np.ndarray, each: in
         except UserError as error:
             problems.append(str(error))
             continue
-        picture, words = _thumbnail(diagnosis, int(ranks[row]), eight_bit(pixels))
+        drawn, words = _thumbnail(diagnosis, int(ranks[row]), eight_bit(pixels))
         name = table.file_names[row]
         caption = f"{Path(name).name}: {words}"
         shown.append(
-            f'<figure style="max-width:{_SIDE}px">{image(data_uri(picture), f"{name}: {words}")}'
+            f'<figure style="max-width:{_SIDE}px">{image(data_uri(drawn), f"{name}: {words}")}'
             f"<figcaption>{escape(caption)}</figcaption></figure>"
         )
     return "".join(shown), problems
@@ -83,8 +83,8 @@ def _thumbnail(diagnosis: Diagnosis, rank: int, pixels: np.ndarray) -> tuple[Ima
     zoom = _SIDE / max(pixels.shape[:2])
     size = max(1, round(pixels.shape[1] * zoom)), max(1, round(pixels.shape[0] * zoom))
     kind = Image.Resampling.NEAREST if zoom > 1 else Image.Resampling.BOX
-    picture = Image.fromarray(pixels).resize(size, kind)
-    pen = ImageDraw.Draw(picture)
+    drawn = Image.fromarray(pixels).resize(size, kind)
+    pen = ImageDraw.Draw(drawn)
     for boxes, colour, pad in (
         (truths.boxes[objects], _TRUTH, 1.0),
         (found.boxes[strong[~wrong]], _FOUND, 3.0),
@@ -102,4 +102,4 @@ def _thumbnail(diagnosis: Diagnosis, rank: int, pixels: np.ndarray) -> tuple[Ima
         least, most = f"{sizes.min():.0f}", f"{sizes.max():.0f}"
         words += f" of {least} px" if least == most else f" of {least}–{most} px"
     alarms = int(wrong.sum())
-    return picture, f"{words}, {len(wrong) - alarms} found, {alarms} false alarm{'s' * (alarms != 1)}"
+    return drawn, f"{words}, {len(wrong) - alarms} found, {alarms} false alarm{'s' * (alarms != 1)}"

@@ -1,4 +1,4 @@
-"""The worst pictures: a small overview and zoomed crops, ground truth beside each run's detections, as data URIs."""
+"""The worst images: a small overview and zoomed crops, ground truth beside each run's detections, as data URIs."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _TRUTH, _FOUND, _LOST, _IGNORED = (64, 200, 255), (90, 220, 90), (255, 120, 40),
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture of the report."""
+class ShownImage:
+    """One image of the report."""
 
     name: str
     summary: str
@@ -37,23 +37,21 @@ class Picture:
     """Crops: a caption, and for each panel its heading, its data URI and its text alternative."""
 
 
-def worst_pictures(diagnoses: Sequence[Diagnosis], number: int, crops: int = 2) -> tuple[list[Picture], list[str]]:
-    """The pictures on which the first run errs most, with every run's detections, and what could not be read."""
+def worst_images(diagnoses: Sequence[Diagnosis], number: int, crops: int = 2) -> tuple[list[ShownImage], list[str]]:
+    """The images on which the first run errs most, with every run's detections, and what could not be read."""
     first = diagnoses[0]
     annotations = first.run.annotations
     index_of = np.argsort(image_ranks(annotations))
-    pictures, problems = [], []
-    for rank in first.worst_pictures(number):
+    images, problems = [], []
+    for rank in first.worst_images(number):
         path = annotations.path(int(index_of[rank]))
         try:
             pixels = read_image(path, channels=3)
         except UserError as error:
             problems.append(str(error))
             continue
-        pictures.append(
-            _picture(diagnoses, rank, annotations.file_names[int(index_of[rank])], eight_bit(pixels), crops)
-        )
-    return pictures, problems
+        images.append(_image(diagnoses, rank, annotations.file_names[int(index_of[rank])], eight_bit(pixels), crops))
+    return images, problems
 
 
 def eight_bit(pixels: np.ndarray) -> np.ndarray:
@@ -66,7 +64,7 @@ def eight_bit(pixels: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _View:
-    """One run's boxes in one picture."""
+    """One run's boxes in one image."""
 
     truths: np.ndarray
     truth_labels: np.ndarray
@@ -99,7 +97,7 @@ def _view(diagnosis: Diagnosis, rank: int) -> _View:
     )
 
 
-def _picture(diagnoses: Sequence[Diagnosis], rank: int, name: str, pixels: np.ndarray, crops: int) -> Picture:
+def _image(diagnoses: Sequence[Diagnosis], rank: int, name: str, pixels: np.ndarray, crops: int) -> ShownImage:
     views = [_view(d, rank) for d in diagnoses]
     view, classes, bins = views[0], diagnoses[0].run.annotations.classes, list(SIZES)
     lost = view.fates != FATES.index("found")
@@ -117,7 +115,7 @@ def _picture(diagnoses: Sequence[Diagnosis], rank: int, name: str, pixels: np.nd
         row += [(d.run.name, *_found_panel(pixels, window, v, classes)) for d, v in zip(diagnoses, views, strict=True)]
         x1, y1, x2, y2 = window
         panels.append((f"crop {number}: x {x1}–{x2}, y {y1}–{y2}", tuple(row)))
-    return Picture(name, summary, tuple(sorted(tags)), _overview(pixels, view), tuple(panels))
+    return ShownImage(name, summary, tuple(sorted(tags)), _overview(pixels, view), tuple(panels))
 
 
 def _windows(view: _View, shape: tuple[int, int], number: int) -> list[tuple[int, int, int, int]]:
@@ -185,7 +183,7 @@ def _found_panel(
 
 
 def _overview(pixels: np.ndarray, view: _View) -> str:
-    """The whole picture made small: lost objects and false alarms marked, the rest left as it is."""
+    """The whole image made small: lost objects and false alarms marked, the rest left as it is."""
     image = Image.fromarray(pixels)
     zoom = min(1.0, _OVERVIEW / max(image.size))
     image = image.resize((max(1, round(image.width * zoom)), max(1, round(image.height * zoom))), Image.Resampling.BOX)
@@ -237,19 +235,19 @@ def data_uri(image: Image.Image) -> str:
     return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
-def to_html(picture: Picture, number: int) -> str:
-    """The picture as an article; `data-tags` is what the page's filter reads."""
+def to_html(shown: ShownImage, number: int) -> str:
+    """The image as an article; `data-tags` is what the page's filter reads."""
     rows = []
-    for caption, panels in picture.panels:
+    for caption, panels in shown.panels:
         cells = "".join(
             f"<figure>{image(uri, alt)}<figcaption>{escape(head)}</figcaption></figure>" for head, uri, alt in panels
         )
         rows.append(f'<div class="crop"><p>{escape(caption)}</p><div class="panels">{cells}</div></div>')
-    tags = escape("|".join(picture.tags), quote=True)
-    overview = image(picture.overview, f"{picture.name}: circles mark lost objects, squares false alarms")
+    tags = escape("|".join(shown.tags), quote=True)
+    overview = image(shown.overview, f"{shown.name}: circles mark lost objects, squares false alarms")
     return (
-        f'<article class="picture" data-tags="{tags}" aria-labelledby="p{number}">'
-        f'<h3 id="p{number}">{number}. {escape(picture.name)}</h3><p>{escape(picture.summary)}</p>'
+        f'<article class="image" data-tags="{tags}" aria-labelledby="p{number}">'
+        f'<h3 id="p{number}">{number}. {escape(shown.name)}</h3><p>{escape(shown.summary)}</p>'
         f'<div class="views">{overview}{"".join(rows)}</div></article>'
     )
 

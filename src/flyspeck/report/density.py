@@ -1,4 +1,4 @@
-"""A heat map of detections over a thumbnail: where things are in a picture too large to look at."""
+"""A heat map of detections over a thumbnail: where things are in an image too large to look at."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ _BAR, _INK = 30, (20, 20, 20)
 
 
 def heat_map(read: Read, found: Detections, *, max_side: int = 1600) -> Image.Image:
-    """The picture in grey, at most `max_side` long, with the density of `found` over it and a scale below.
+    """The image in grey, at most `max_side` long, with the density of `found` over it and a scale below.
 
-    `found.image_size` is the picture's (H, W); `read` gives its windows (`flyspeck.infer.source.Source.read`), so that it is
-    never held whole. The scale is in detections per megapixel of the picture.
+    `found.image_size` is the image's (H, W); `read` gives its windows (`flyspeck.infer.source.Source.read`), so that it is
+    never held whole. The scale is in detections per megapixel of the image.
     """
     small = thumbnail(read, found.image_size, max_side)
-    picture = Levels.of(small).show(small).convert("L").convert("RGB")
+    image = Levels.of(small).show(small).convert("L").convert("RGB")
     ratio = small.shape[1] / found.image_size[1]
     heat = density(found, small.shape[:2], ratio)
     peak = float(heat.max(initial=0))
     share = heat / peak if peak > 0 else heat
     opacity = (np.sqrt(share) * 0.85)[:, :, None]
-    mixed = np.asarray(picture, np.float64) * 0.6 * (1 - opacity) + colours(share) * opacity
+    mixed = np.asarray(image, np.float64) * 0.6 * (1 - opacity) + colours(share) * opacity
     return _with_scale(Image.fromarray(mixed.clip(0, 255).astype(np.uint8)), peak, len(found))
 
 
 def density(found: Detections, size: tuple[int, int], ratio: float) -> np.ndarray:
-    """Detections per megapixel of the picture, on a map of `size` (h, w) with `ratio` map pixels per picture pixel.
+    """Detections per megapixel of the image, on a map of `size` (h, w) with `ratio` map pixels per image pixel.
 
     A Gaussian around each box's centre; mirrored at the borders, so that the map's integral is their number.
     """
@@ -64,12 +64,12 @@ def colours(share: np.ndarray) -> np.ndarray:
     return np.stack([np.interp(share, place, _STOPS[:, k]) for k in range(3)], axis=-1)
 
 
-def _with_scale(picture: Image.Image, peak: float, count: int) -> Image.Image:
-    page = Image.new("RGB", (max(picture.width, 320), picture.height + _BAR), "white")
-    page.paste(picture, (0, 0))
+def _with_scale(image: Image.Image, peak: float, count: int) -> Image.Image:
+    page = Image.new("RGB", (max(image.width, 320), image.height + _BAR), "white")
+    page.paste(image, (0, 0))
     bar = colours(np.linspace(0, 1, 120))[None].repeat(12, axis=0).astype(np.uint8)
-    page.paste(Image.fromarray(bar), (28, picture.height + 9))
+    page.paste(Image.fromarray(bar), (28, image.height + 9))
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(13)
-    draw.text((12, picture.height + 6), "0", fill=_INK, font=font)
-    draw.text((154, picture.height + 6), f"{peak:.3g} per megapixel; {count} in all", fill=_INK, font=font)
+    draw.text((12, image.height + 6), "0", fill=_INK, font=font)
+    draw.text((154, image.height + 6), f"{peak:.3g} per megapixel; {count} in all", fill=_INK, font=font)
     return page

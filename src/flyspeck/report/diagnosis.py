@@ -1,4 +1,4 @@
-"""What the report draws, as plain numbers: curves, rates by size with their uncertainty, and the worst pictures.
+"""What the report draws, as plain numbers: curves, rates by size with their uncertainty, and the worst images.
 
 Everything here follows from one matching, at IoU 0.5 under the `flyspeck` rules (ignore regions hold for every class), so
 that all figures of a report agree with each other. The tables above them keep the run's own protocol.
@@ -35,7 +35,7 @@ def size_names(sizes: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Rate:
-    """A share with a 95 % interval from resampling pictures; NaN where there is nothing to find."""
+    """A share with a 95 % interval from resampling images; NaN where there is nothing to find."""
 
     value: float
     low: float
@@ -67,7 +67,7 @@ class Diagnosis:
 
     @cached_property
     def working_score(self) -> float:
-        """The score with the best F1 over all classes: what counts as a detection in pictures and counts."""
+        """The score with the best F1 over all classes: what counts as a detection in images and counts."""
         scores, hit = self.inputs.found.scores[~self.overall.ignored], self.overall.hit[~self.overall.ignored]
         total = int(self.overall.counted.sum())
         if not hit.any():
@@ -140,8 +140,8 @@ class Diagnosis:
         strong = self.inputs.found.scores >= self.working_score
         return np.flatnonzero(strong & ~self.overall.hit & ~self.overall.ignored)
 
-    def worst_pictures(self, number: int) -> list[int]:
-        """Ranks of the pictures with the most errors: missed or badly placed objects and false alarms, at least one."""
+    def worst_images(self, number: int) -> list[int]:
+        """Ranks of the images with the most errors: missed or badly placed objects and false alarms, at least one."""
         images = len(self.run.annotations)
         lost = self.object_rows[self.fates != FATES.index("found")]
         errors = np.bincount(self.inputs.truths.image[lost], minlength=images).astype(np.float64)
@@ -161,7 +161,7 @@ def diagnose(run: RunReport) -> Diagnosis:
 
 
 def miss_rates(run: RunReport) -> list[Curve]:
-    """Miss rate over false positives per picture at IoU 0.5, by size, mean of the classes, in percent."""
+    """Miss rate over false positives per image at IoU 0.5, by size, mean of the classes, in percent."""
     protocol = protocol_named("flyspeck_mr")
     assert isinstance(protocol, MissRateProtocol)
     names = {
@@ -176,7 +176,7 @@ def miss_rates(run: RunReport) -> list[Curve]:
 
 
 def _share(found: np.ndarray, total: np.ndarray) -> Rate:
-    """`found` of `total` per picture as one share; the interval resamples pictures, as objects of one are alike."""
+    """`found` of `total` per image as one share; the interval resamples images, as objects of one are alike."""
     if total.sum() == 0:
         return Rate(float("nan"), float("nan"), float("nan"), 0)
     rng = np.random.default_rng(0)
@@ -187,6 +187,6 @@ def _share(found: np.ndarray, total: np.ndarray) -> Rate:
 
 
 def _groups(image: np.ndarray, images: int) -> list[np.ndarray]:
-    """For each picture, the positions in `image` that belong to it."""
+    """For each image, the positions in `image` that belong to it."""
     order = np.argsort(image, kind="stable")
     return np.split(order, np.cumsum(np.bincount(image, minlength=images))[:-1])

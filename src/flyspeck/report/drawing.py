@@ -1,4 +1,4 @@
-"""Boxes on pictures, and enlarged crops of what is too small to see there. NumPy and Pillow only.
+"""Boxes on images, and enlarged crops of what is too small to see there. NumPy and Pillow only.
 
 Outlines are drawn *around* a box, never over it: a 4 px object under a 2 px line would be gone.
 """
@@ -15,7 +15,7 @@ from flyspeck.types import Detections
 
 # Okabe and Ito (2008): told apart by colour-blind readers too; black and the greys are left out.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
-_TOO_SMALL = 24  # px on the drawn picture below which a box is worth a crop
+_TOO_SMALL = 24  # px on the drawn image below which a box is worth a crop
 _CROP, _GAP, _PAPER, _INK = 232, 8, (255, 255, 255), (20, 20, 20)
 _CHUNK = 4096
 
@@ -25,21 +25,21 @@ Read = Callable[[int, int, int, int, tuple[int, int] | None], np.ndarray]
 
 @dataclass(frozen=True)
 class Levels:
-    """Values shown as black and white, for pictures that are not 8 bit."""
+    """Values shown as black and white, for images that are not 8 bit."""
 
     low: float = 0
     high: float = 255
 
     @staticmethod
     def of(pixels: np.ndarray) -> Levels:
-        """8-bit pictures as they are; others from their 1st to their 99th percentile."""
+        """8-bit images as they are; others from their 1st to their 99th percentile."""
         if pixels.dtype == np.uint8:
             return Levels()
         low, high = np.percentile(pixels, [1, 99])
         return Levels(float(low), float(max(high, low + 1)))
 
     def show(self, pixels: np.ndarray) -> Image.Image:
-        """`(H, W, C)` pixels as an RGB picture; of other than three channels the first is shown."""
+        """`(H, W, C)` pixels as an RGB image; of other than three channels the first is shown."""
         scaled = pixels
         if pixels.dtype != np.uint8:
             scaled = ((pixels - self.low) / (self.high - self.low) * 255).clip(0, 255).astype(np.uint8)
@@ -48,20 +48,20 @@ class Levels:
         return Image.fromarray(np.ascontiguousarray(scaled))
 
 
-def draw_boxes(picture: Image.Image, boxes: np.ndarray, labels: np.ndarray, *, width: int = 1) -> Image.Image:
-    """`picture` with outlines just outside `boxes` (N, 4) in its own pixels, coloured by label; changed in place."""
-    draw = ImageDraw.Draw(picture)
+def draw_boxes(image: Image.Image, boxes: np.ndarray, labels: np.ndarray, *, width: int = 1) -> Image.Image:
+    """`image` with outlines just outside `boxes` (N, 4) in its own pixels, coloured by label; changed in place."""
+    draw = ImageDraw.Draw(image)
     for (x1, y1, x2, y2), label in zip(np.round(boxes).tolist(), labels.tolist(), strict=True):
         # Pillow's rectangles include their last pixel.
         frame = (x1 - width, y1 - width, max(x2, x1 + 1) + width - 1, max(y2, y1 + 1) + width - 1)
         draw.rectangle(frame, outline=COLOURS[label % len(COLOURS)], width=width)
-    return picture
+    return image
 
 
 def annotated(read: Read, found: Detections, *, max_side: int = 1600, crops: int = 8) -> Image.Image:
-    """The whole picture, no longer than `max_side`, with its boxes, a legend, and up to `crops` enlarged places.
+    """The whole image, no longer than `max_side`, with its boxes, a legend, and up to `crops` enlarged places.
 
-    `found.image_size` is the picture's (H, W); `read` gives its windows, so that a giant raster is never held whole.
+    `found.image_size` is the image's (H, W); `read` gives its windows, so that a giant raster is never held whole.
     """
     width = found.image_size[1]
     small = thumbnail(read, found.image_size, max_side)
@@ -78,10 +78,10 @@ def annotated(read: Read, found: Detections, *, max_side: int = 1600, crops: int
 
 
 def annotate(pixels: np.ndarray, found: Detections, *, max_side: int = 1600, crops: int = 8) -> Image.Image:
-    """`annotated` for a picture in memory, `(H, W)` or `(H, W, C)`."""
+    """`annotated` for an image in memory, `(H, W)` or `(H, W, C)`."""
     planes = pixels if pixels.ndim == 3 else pixels[:, :, None]
     if planes.shape[:2] != tuple(found.image_size):
-        raise ValueError(f"a picture of {planes.shape[:2]} for detections in one of {found.image_size}")
+        raise ValueError(f"an image of {planes.shape[:2]} for detections in one of {found.image_size}")
 
     def read(x1: int, y1: int, x2: int, y2: int, out: tuple[int, int] | None) -> np.ndarray:
         return _resize(planes[y1:y2, x1:x2], out)
@@ -90,7 +90,7 @@ def annotate(pixels: np.ndarray, found: Detections, *, max_side: int = 1600, cro
 
 
 def thumbnail(read: Read, size: tuple[int, int], max_side: int) -> np.ndarray:
-    """The picture of `size` (H, W) at most `max_side` long, `(h, w, C)`, put together from windows of a few thousand pixels."""
+    """The image of `size` (H, W) at most `max_side` long, `(h, w, C)`, put together from windows of a few thousand pixels."""
     height, width = size
     ratio = min(1.0, max_side / max(size))
     return np.concatenate([_strip(read, y1, min(height, y1 + _CHUNK), width, ratio) for y1 in range(0, height, _CHUNK)])
@@ -117,7 +117,7 @@ def _resize(pixels: np.ndarray, out: tuple[int, int] | None) -> np.ndarray:
 
 
 def places_to_enlarge(found: Detections, ratio: float, count: int) -> np.ndarray:
-    """Square windows `(n, 4)` of the picture, n <= `count`, around the best of what is drawn smaller than 24 px.
+    """Square windows `(n, 4)` of the image, n <= `count`, around the best of what is drawn smaller than 24 px.
 
     The window with the highest sum of scores first, then the next among the boxes that are in none yet.
     """

@@ -1,4 +1,4 @@
-"""What a run finds that another does not, by size: of runs on enlarged pictures, DPNet's Fig. 2."""
+"""What a run finds that another does not, by size: of runs on enlarged images, DPNet's Fig. 2."""
 
 from __future__ import annotations
 

@@ -20,55 +20,55 @@ from flyspeck.errors import UserError
 from flyspeck.report import figures as fig
 from flyspeck.report import tables
 from flyspeck.report.chosen import chosen_section
-from flyspeck.report.crops import Picture, data_uri, image, to_html, worst_pictures
+from flyspeck.report.crops import ShownImage, data_uri, image, to_html, worst_images
 from flyspeck.report.diagnosis import FATES, SIZES, Curve, Diagnosis, Rate, diagnose, miss_rates
 from flyspeck.report.gains import gains_figure
 from flyspeck.report.runs import RunReport
 from flyspeck.report.similarity import similarity_figure, similarity_history
 
-# What the page may do is stated in the page: run its own script, show its own pictures, and reach nothing else.
+# What the page may do is stated in the page: run its own script, show its own images, and reach nothing else.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
 @dataclass(frozen=True)
 class Appendix:
-    """A further section: an annotated picture, and what to say of it."""
+    """A further section: an annotated image, and what to say of it."""
 
     heading: str
     text: str
-    picture: Image.Image
+    image: Image.Image
     alternative: str
-    """What a screen reader says for the picture."""
+    """What a screen reader says for the image."""
 
 
 def build_report(
     runs: Sequence[RunReport],
     out: Path | str,
     *,
-    pictures: int = 40,
+    images: int = 40,
     title: str = "flyspeck report",
     appendices: Sequence[Appendix] = (),
 ) -> Path:
     """Write the report on one or several `runs` to the file `out` and return its path.
 
-    Runs are compared side by side; they must have been measured on the same pictures. The `pictures` on which the first
-    run errs most are shown with zoomed crops; picture files that cannot be read are listed instead.
+    Runs are compared side by side; they must have been measured on the same images. The `images` on which the first
+    run errs most are shown with zoomed crops; image files that cannot be read are listed instead.
     """
     runs = list(runs)
     if not runs:
         raise UserError("no runs to report on")
     _check_alike(runs)
     diagnoses = [diagnose(run) for run in runs]
-    shown, problems = worst_pictures(diagnoses, pictures)
+    shown, problems = worst_images(diagnoses, images)
     sections = [
         ("numbers", "Numbers by size", _numbers(runs)),
         ("why", "What is found and what is lost", _why(diagnoses)),
         ("gains", f"Gained and lost against {runs[0].name}", _gains(diagnoses)),
-        ("factors", "Pictures by chosen factor", _chosen(diagnoses)),
+        ("factors", "Images by chosen factor", _chosen(diagnoses)),
         ("curves", "Curves", _curves(diagnoses)),
         ("data", "Sizes in the data set", _data(runs[0])),
         ("training", "Training", _training(runs)),
-        ("pictures", "Worst pictures", _pictures(shown, problems, runs[0].name, diagnoses[0])),
+        ("images", "Worst images", _images(shown, problems, runs[0].name, diagnoses[0])),
     ]
     for number, extra in enumerate(appendices, 1):
         sections.append((f"appendix-{number}", extra.heading, _appendix(extra)))
@@ -83,7 +83,7 @@ def _check_alike(runs: Sequence[RunReport]) -> None:
     for run in runs[1:]:
         if run.annotations.classes != first.classes or not np.array_equal(run.annotations.image_ids, first.image_ids):
             raise UserError(
-                f"'{run.name}' was measured on other pictures or classes than '{runs[0].name}'",
+                f"'{run.name}' was measured on other images or classes than '{runs[0].name}'",
                 fix="report on them one by one, or give both the same ground truth with --gt",
             )
     names = [run.name for run in runs]
@@ -94,7 +94,7 @@ def _check_alike(runs: Sequence[RunReport]) -> None:
 def _page(title: str, runs: Sequence[RunReport], sections: Sequence[tuple[str, str, str]]) -> str:
     data = runs[0].annotations
     names, source = ", ".join(run.name for run in runs), data.source or "the ground truth"
-    lead = f"{names} on {source}: {len(data)} pictures, {int((~data.ignore).sum())} objects."
+    lead = f"{names} on {source}: {len(data)} images, {int((~data.ignore).sum())} objects."
     return render_page(title, lead, sections)
 
 
@@ -162,7 +162,7 @@ def _recall(diagnoses: Sequence[Diagnosis]) -> str:
         return f"{tables.percent(rate.value)} ({tables.percent(rate.low)}–{tables.percent(rate.high)})"
 
     rows = [[name, str(rates[0][g].count), *(shown(row[g]) for row in rates)] for g, name in enumerate(groups)]
-    caption = "Objects found in percent, with 95 % intervals from resampling pictures"
+    caption = "Objects found in percent, with 95 % intervals from resampling images"
     data = tables.table(["size, px", "objects", *(d.run.name for d in diagnoses)], rows, caption=caption)
     return _figure("Found, with 95 % intervals", chart, "The values", data)
 
@@ -196,7 +196,7 @@ def _gains(diagnoses: Sequence[Diagnosis]) -> str:
 
 
 def _chosen(diagnoses: Sequence[Diagnosis]) -> str:
-    """Of runs that choose their factors, the pictures of each; nothing where none does."""
+    """Of runs that choose their factors, the images of each; nothing where none does."""
     parts = [(d.run.name, chosen_section(d, d.run.chosen)) for d in diagnoses if d.run.chosen is not None]
     return "".join(
         (f"<p><strong>{escape(name)}</strong></p>" if len(diagnoses) > 1 else "") + text for name, text in parts
@@ -231,9 +231,9 @@ def _miss_rate(diagnosis: Diagnosis) -> str:
     chart = fig.line_chart(
         [fig.Series(c.name, c.x, np.maximum(c.y, 0.1)) for c in lines],
         title=f"Miss rate over false positives: {name}",
-        description="Share of objects missed, in percent, over false positives per picture at IoU 0.5, both logarithmic, "
+        description="Share of objects missed, in percent, over false positives per image at IoU 0.5, both logarithmic, "
         "one line a size.",
-        x_label="false positives per picture",
+        x_label="false positives per image",
         y_label="miss rate, %",
         x_range=(0.01, 1),
         y_range=(_axis_start(lines), 100),
@@ -242,7 +242,7 @@ def _miss_rate(diagnosis: Diagnosis) -> str:
     )
     rows = [[c.name, *(tables.number(float(v)) for v in c.y)] for c in lines]
     head = ["size", *(f"{v:.3g}" for v in (lines[0].x if lines else ()))]
-    data = tables.table(head, rows, caption=f"Miss rate in percent at false positives per picture: {name}")
+    data = tables.table(head, rows, caption=f"Miss rate in percent at false positives per image: {name}")
     return _figure(f"{name}: miss rate", chart, "The values", data)
 
 
@@ -280,7 +280,7 @@ def _data(run: RunReport) -> str:
         per_class.append([name, str(len(mine)), tables.number(float(mine.mean())) if len(mine) else "–"])
     classes = tables.table(["class", "objects", "mean size, px"], per_class, caption="Objects by class")
     text = (
-        f"<p>{len(sizes)} objects in {len(table)} pictures; sqrt(area) {sizes.mean():.1f} ± {sizes.std():.1f} px, {small}; "
+        f"<p>{len(sizes)} objects in {len(table)} images; sqrt(area) {sizes.mean():.1f} ± {sizes.std():.1f} px, {small}; "
         f"{regions} ignore region{'s' * (regions != 1)}.</p>"
     )
     return f'{text}{_figure("Objects by size", chart, "The counts", data)}<div class="half">{classes}</div>'
@@ -329,15 +329,15 @@ def _history(run: RunReport, figure: str | None) -> tuple[list[float], list[floa
     return [float(r["epoch"]) for r in records], values
 
 
-def _pictures(pictures: Sequence[Picture], problems: Sequence[str], run: str, diagnosis: Diagnosis) -> str:
-    """The filter and the pictures."""
+def _images(images: Sequence[ShownImage], problems: Sequence[str], run: str, diagnosis: Diagnosis) -> str:
+    """The filter and the images."""
     notes = ""
     if problems:
-        notes = f'<p class="note">{len(problems)} pictures could not be read: {escape(problems[0])}</p>'
-    if not pictures:
+        notes = f'<p class="note">{len(problems)} images could not be read: {escape(problems[0])}</p>'
+    if not images:
         return notes + ("" if problems else "<p>No object is lost and nothing is wrong.</p>")
     order = [*(f"lost {name}" for name in SIZES), "false alarm", *diagnosis.run.annotations.classes]
-    tags = [tag for tag in order if any(tag in p.tags for p in pictures)]
+    tags = [tag for tag in order if any(tag in p.tags for p in images)]
     radios = "".join(
         f'<label><input type="radio" name="show" value="{escape(tag, quote=True)}"{" checked" if not tag else ""}> '
         f"{escape(f'{tag} px' if tag.startswith('lost') else tag) or 'all'}</label>"
@@ -347,16 +347,16 @@ def _pictures(pictures: Sequence[Picture], problems: Sequence[str], run: str, di
         "<p>Solid boxes are objects found and detections that count; dashed ones are lost objects and false alarms; grey "
         "dashes are ignore regions. In the overview, circles are lost objects and squares false alarms.</p>"
     )
-    articles = "".join(to_html(picture, number) for number, picture in enumerate(pictures, 1))
+    articles = "".join(to_html(one, number) for number, one in enumerate(images, 1))
     return (
-        f"<p>The {len(pictures)} pictures with the most errors of {escape(run)}.</p>{legend}{notes}"
-        f'<form id="filter"><fieldset><legend>Show pictures with</legend>{radios}</fieldset></form>'
-        f'<p id="shown" role="status" aria-live="polite">{len(pictures)} of {len(pictures)} pictures shown.</p>{articles}'
+        f"<p>The {len(images)} images with the most errors of {escape(run)}.</p>{legend}{notes}"
+        f'<form id="filter"><fieldset><legend>Show images with</legend>{radios}</fieldset></form>'
+        f'<p id="shown" role="status" aria-live="polite">{len(images)} of {len(images)} images shown.</p>{articles}'
     )
 
 
 def _appendix(extra: Appendix) -> str:
-    return f'<p>{escape(extra.text)}</p><div class="views">{image(data_uri(extra.picture), extra.alternative)}</div>'
+    return f'<p>{escape(extra.text)}</p><div class="views">{image(data_uri(extra.image), extra.alternative)}</div>'
 
 
 def _figure(head: str, chart: str, summary: str, data: str) -> str:

@@ -1,18 +1,18 @@
 "use strict";
-// Shows the pictures that carry the chosen tag and says how many there are.
+// Shows the images that carry the chosen tag and says how many there are.
 (() => {
   const form = document.getElementById("filter");
   if (!form) return;
-  const pictures = [...document.querySelectorAll(".picture")];
+  const images = [...document.querySelectorAll(".image")];
   const status = document.getElementById("shown");
   const show = (tag) => {
     let count = 0;
-    for (const picture of pictures) {
-      const wanted = tag === "" || picture.dataset.tags.split("|").includes(tag);
-      picture.hidden = !wanted;
+    for (const image of images) {
+      const wanted = tag === "" || image.dataset.tags.split("|").includes(tag);
+      image.hidden = !wanted;
       count += wanted ? 1 : 0;
     }
-    status.textContent = `${count} of ${pictures.length} pictures shown.`;
+    status.textContent = `${count} of ${images.length} images shown.`;
   };
   form.addEventListener("change", (event) => show(event.target.value));
   form.addEventListener("submit", (event) => event.preventDefault());

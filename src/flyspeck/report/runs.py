@@ -22,7 +22,7 @@ CHOSEN = "factor-probabilities-val.json"
 
 @dataclass(frozen=True)
 class ChosenFactors:
-    """The factor of every picture of a table."""
+    """The factor of every image of a table."""
 
     factors: tuple[float, ...]
     """Largest first."""
@@ -93,7 +93,7 @@ def read_run(folder: Path | str, *, gt: Path | str | None = None, protocol: str 
 
 
 def read_chosen(folder: Path, annotations: Annotations) -> ChosenFactors | None:
-    """What a run folder says of its choices; None where it chooses none, or said nothing of these pictures."""
+    """What a run folder says of its choices; None where it chooses none, or said nothing of these images."""
     path = folder / CHOSEN
     if not path.is_file():
         return None

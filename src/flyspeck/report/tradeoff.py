@@ -1,4 +1,4 @@
-"""Accuracy against GFLOPs of a detector that chooses its factor, as a picture."""
+"""Accuracy against GFLOPs of a detector that chooses its factor, as an image."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def plot_tradeoff(found: Mapping[str, Any], path: Path | str) -> None:
     axes.plot(chosen["gflops"], 100 * chosen["figure"], "D", label=f"{chosen['rule']} {chosen['threshold']:g}")
     for name, point in found["oracle"].items():
         axes.plot(point["gflops"], 100 * point["figure"], "x", label=f"oracle, {name}")
-    axes.set_xlabel("GFLOPs a picture")
+    axes.set_xlabel("GFLOPs an image")
     axes.set_ylabel(f"{found['figure']} in percent")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)

@@ -20,8 +20,8 @@ from flyspeck.models.receptive import receptive_fields
 from flyspeck.train.config import AssignerConfig
 
 log = logging.getLogger("flyspeck")
-_PICTURES = 1000
-"""Most pictures looked at for SimD's means."""
+_IMAGES = 1000
+"""Most images looked at for SimD's means."""
 
 
 def recipe_assigner(
@@ -74,10 +74,10 @@ def settled_assigner(config: AssignerConfig, detector: Detector, train: Annotati
 
 
 def simd_ratios(detector: Detector, annotations: Annotations) -> tuple[float, float]:
-    """SimD's m and n over the pairs of objects and priors of up to 1000 pictures, evenly spread; sizes must be known."""
+    """SimD's m and n over the pairs of objects and priors of up to 1000 images, evenly spread; sizes must be known."""
     _objects(annotations)
     means = RatioMeans()
-    step = max(1, -(-len(annotations) // _PICTURES))
+    step = max(1, -(-len(annotations) // _IMAGES))
     for row in range(0, len(annotations), step):
         height, width = (int(side) for side in annotations.sizes[row])
         rows = annotations.of_image(row)
@@ -88,7 +88,7 @@ def simd_ratios(detector: Detector, annotations: Annotations) -> tuple[float, fl
         return means.values
     except ValueError:
         raise UserError(
-            "no picture of known size has an object: SimD has nothing to take its means from",
+            "no image of known size has an object: SimD has nothing to take its means from",
             where=annotations.source,
             fix="give model.assigner.ratios",
         ) from None

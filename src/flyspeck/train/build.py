@@ -41,7 +41,7 @@ def fitted_anchors(annotations: Annotations, finest_stride: float) -> AnchorConf
 def build_detector(
     model: ModelConfig, *, classes: Sequence[str], mean: Sequence[float], std: Sequence[float], load: bool = True
 ) -> Detector:
-    """The detector of a recipe, for pictures of `len(mean)` channels with these statistics in [0, 1].
+    """The detector of a recipe, for images of `len(mean)` channels with these statistics in [0, 1].
 
     `load` False leaves out the backbone's pretrained weights, where a checkpoint follows. What is taken from the training
     set (fitted anchors, statistical fusion factors) must be filled in already.

@@ -22,7 +22,7 @@ class _Strict(BaseModel):
 
 
 class DataConfig(_Strict):
-    """Where the pictures are and how they are read."""
+    """Where the images are and how they are read."""
 
     train: str
     """Annotations to learn from: any format that `flyspeck data inspect` reads."""
@@ -33,50 +33,50 @@ class DataConfig(_Strict):
     classes: list[str] | None = None
     """Classes to learn, in order; None takes all. Boxes of the others are left out."""
     channels: Literal[1, 3] | None = None
-    """Channels to read; None takes what the first picture has."""
+    """Channels to read; None takes what the first image has."""
     cache: Literal["none", "ram"] = "none"
-    """Keep decoded pictures in memory (a set of small pictures trains faster)."""
+    """Keep decoded images in memory (a set of small images trains faster)."""
     max_objects: int | None = None
-    """Leave out training pictures with more objects (the papers use 200)."""
+    """Leave out training images with more objects (the papers use 200)."""
     max_broken_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of unreadable pictures, and of broken annotations, that training may skip; they are counted and listed."""
+    """Share of unreadable images, and of broken annotations, that training may skip; they are counted and listed."""
     train_limit: int | None = Field(default=None, ge=1)
-    """Use only so many training pictures, evenly spread over the file."""
+    """Use only so many training images, evenly spread over the file."""
     val_limit: int | None = Field(default=None, ge=1)
-    """Use only so many validation pictures, evenly spread over the file."""
+    """Use only so many validation images, evenly spread over the file."""
     enlarge: float = Field(default=1.0, gt=0)
-    """The network learns from and looks at pictures enlarged so much; results and size bins stay in the files' pixels."""
+    """The network learns from and looks at images enlarged so much; results and size bins stay in the files' pixels."""
     short_side: int | None = Field(default=None, ge=1)
-    """Enlarge (or shrink) each picture until its shorter side has so many pixels; takes the place of `enlarge`."""
+    """Enlarge (or shrink) each image until its shorter side has so many pixels; takes the place of `enlarge`."""
 
 
 class AugmentConfig(_Strict):
-    """What training does to a picture, in the order of the fields. Everything is seeded by epoch and picture."""
+    """What training does to an image, in the order of the fields. Everything is seeded by epoch and image."""
 
     copy_paste: float = Field(default=0.0, ge=0, le=1)
-    """Probability of pasting copies of tiny objects from other pictures."""
+    """Probability of pasting copies of tiny objects from other images."""
     copy_paste_max_objects: int = Field(default=8, ge=1)
-    """Copies per picture, at most."""
+    """Copies per image, at most."""
     copy_paste_max_size: float = Field(default=32.0, gt=0)
     """Only objects up to this size (square root of the area, px) are copied."""
     flip: float = Field(default=0.5, ge=0, le=1)
     """Probability of a horizontal flip."""
     vertical_flip: float = Field(default=0.0, ge=0, le=1)
-    """Probability of a vertical flip (pictures from above)."""
+    """Probability of a vertical flip (images from above)."""
     rot90: float = Field(default=0.0, ge=0, le=1)
-    """Probability of a quarter turn (pictures from straight above)."""
+    """Probability of a quarter turn (images from straight above)."""
     scale: tuple[float, float] = (1.0, 1.0)
     """Range of the random enlargement before the crop."""
     crop: tuple[int, int] | None = None
-    """(height, width) of a random crop; smaller pictures are padded. None keeps the whole picture."""
+    """(height, width) of a random crop; smaller images are padded. None keeps the whole image."""
     toward_objects: float = Field(default=0.0, ge=0, le=1)
-    """Probability that the crop is placed around an object; in huge pictures most random crops are empty."""
+    """Probability that the crop is placed around an object; in huge images most random crops are empty."""
     square_crops: list[float] = []
     """In place of `scale`: cut a square of one of these shares of the shorter side around an object, and resize it to `crop`."""
     photometric: float = Field(default=0.0, ge=0, le=1)
     """Strength of random brightness, contrast, gamma, noise and blur; 0 is off."""
     oversample: float = Field(default=0.0, ge=0)
-    """Repeat pictures with rare classes or tiny objects: 0 is off, 1 the full repeat factor."""
+    """Repeat images with rare classes or tiny objects: 0 is off, 1 the full repeat factor."""
 
 
 class AnchorConfig(_Strict):
@@ -147,7 +147,7 @@ class ModelConfig(_Strict):
     head: dict[str, Any] = {}
     """Further keyword arguments of the detector's builder (depth, hidden, samples, …)."""
     max_detections: int = Field(default=500, ge=1)
-    """Detections kept per picture."""
+    """Detections kept per image."""
     min_score: float = Field(default=0.01, ge=0, le=1)
     """Detections with lower scores never leave the model."""
     nms: float = Field(default=0.5, gt=0, le=1)
@@ -161,7 +161,7 @@ class TrainConfig(_Strict):
 
     epochs: int = Field(default=12, ge=1)
     batch_size: int = Field(default=8, ge=1)
-    """Pictures per step over all processes; the learning rate belongs to this number."""
+    """Images per step over all processes; the learning rate belongs to this number."""
     accumulate: int = Field(default=1, ge=1)
     """Split a batch into this many forward passes."""
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
@@ -209,7 +209,7 @@ class EvaluateConfig(_Strict):
     """The figure that picks the best checkpoint."""
     batch_size: int = Field(default=8, ge=1)
     tile: tuple[int, int] | None = None
-    """(height, width) of inference tiles; None: pictures up to twice the training size go whole."""
+    """(height, width) of inference tiles; None: images up to twice the training size go whole."""
 
 
 class PredictorConfig(_Strict):
@@ -220,8 +220,8 @@ class PredictorConfig(_Strict):
     ratio: float = Field(default=1.1, ge=1)
     """T: a factor is good enough where its loss is at most so many times the least (Eq. 10)."""
     slack: float | None = Field(default=None, ge=0)
-    """Takes the place of `ratio`: good enough is up to so much more in the sum over the picture's objects. AP counts objects
-    and not pictures, so this beats random choices where Eq. 10 hardly does (docs/papers/dpnet.md); 1.0 is a good start."""
+    """Takes the place of `ratio`: good enough is up to so much more in the sum over the image's objects. AP counts objects
+    and not images, so this beats random choices where Eq. 10 hardly does (docs/papers/dpnet.md); 1.0 is a good start."""
     widths: list[int] | None = None
     """Channels of the blocks; None fits them to the host (128, 128, 256, 256 on a ResNet-50)."""
     pool: int = Field(default=4, ge=1)
@@ -235,7 +235,7 @@ class PredictorConfig(_Strict):
     threshold: float = Field(default=0.5, ge=0)
     """Of `cheapest`: the probability from which a factor is good enough."""
     epochs: int = Field(default=12, ge=1)
-    """Passes over the pictures. A few hundred are learnt by heart in 40."""
+    """Passes over the images. A few hundred are learnt by heart in 40."""
     batch_size: int = Field(default=32, ge=2)
     lr: float = Field(default=0.001, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)

@@ -1,6 +1,6 @@
 """What the choice of factors trades: accuracy against GFLOPs, from one evaluation of every factor.
 
-The detections of all factors are there already; a choice takes those of one factor for each picture, so any threshold,
+The detections of all factors are there already; a choice takes those of one factor for each image, so any threshold,
 random choice or oracle is evaluated without running a network again (DPNet, Tables I, II and VII).
 """
 
@@ -24,7 +24,7 @@ from flyspeck.train.measure import figures_of
 
 @dataclass(frozen=True)
 class Candidates:
-    """Everything that a choice of factors chooses from, for one set of pictures."""
+    """Everything that a choice of factors chooses from, for one set of images."""
 
     annotations: Annotations
     factors: tuple[float, ...]
@@ -32,14 +32,14 @@ class Candidates:
     tables: tuple[DetectionTable, ...]
     """The whole set's detections at each factor."""
     gflops: tuple[float, ...]
-    """Of one picture at each factor, without the predictor."""
+    """Of one image at each factor, without the predictor."""
     predictor_gflops: float
     protocol: str
     figure: str
     """The figure that counts, as `figures_of` names it."""
 
     def chosen(self, places: np.ndarray) -> DetectionTable:
-        """The detections of each picture at its own place among the factors, `places (I,)`."""
+        """The detections of each image at its own place among the factors, `places (I,)`."""
         parts = [table.select(places[table.image_index] == place) for place, table in enumerate(self.tables)]
         return DetectionTable.from_columns(
             image_index=np.concatenate([p.image_index for p in parts]),
@@ -76,19 +76,19 @@ def tradeoff(
 ) -> dict[str, Any]:
     """All points as plain values: `static`, `chosen`, `argmax`, `curve`, `random`, `oracle`, `against_static`, `alike`.
 
-    `probabilities (I, m)` are the predictor's; `chosen` is `decision`. `random` gives the same shares of factors to pictures
+    `probabilities (I, m)` are the predictor's; `chosen` is `decision`. `random` gives the same shares of factors to images
     at random, `draws` times (Table II). `oracles` are places by name (Table VII). `against_static` compares the chosen
-    with the largest factor by `samples` paired resamples of the pictures.
+    with the largest factor by `samples` paired resamples of the images.
     """
     count = len(candidates.annotations)
     if len(probabilities) != count:
-        raise ValueError(f"{len(probabilities)} rows of probabilities for {count} pictures")
+        raise ValueError(f"{len(probabilities)} rows of probabilities for {count} images")
     rng = np.random.default_rng(seed)
     mine = decision.choose(probabilities)
     found: dict[str, Any] = {
         "protocol": candidates.protocol,
         "figure": candidates.figure,
-        "pictures": count,
+        "images": count,
         "factors": list(candidates.factors),
         "gflops": list(candidates.gflops),
         "predictor_gflops": candidates.predictor_gflops,
@@ -113,7 +113,7 @@ def tradeoff(
 
 
 def thresholds(probabilities: np.ndarray, steps: int) -> list[float]:
-    """From all pictures at the smallest factor (0) to all at the largest (above 1), in steps of equal change."""
+    """From all images at the smallest factor (0) to all at the largest (above 1), in steps of equal change."""
     inner = np.unique(np.quantile(probabilities, np.linspace(0, 1, steps)).round(6)).tolist()
     return [0.0, *(t for t in inner if 0 < t <= 1), 1.001]
 
@@ -174,7 +174,9 @@ def cheapest_equal(found: Mapping[str, Any], *, drop: float = 0.0) -> dict[str, 
 def lines(found: Mapping[str, Any]) -> list[str]:
     """The points as a table for a terminal."""
     base = found["static"][0]["gflops"]
-    head = f"{'':<28} {found['figure']:>10} {'GFLOPs':>8} {'of ' + format(found['factors'][0], 'g'):>8}  pictures by factor"
+    head = (
+        f"{'':<28} {found['figure']:>10} {'GFLOPs':>8} {'of ' + format(found['factors'][0], 'g'):>8}  images by factor"
+    )
 
     def row(name: str, point: Mapping[str, Any]) -> str:
         shares = ", ".join(f"{f}: {100 * s:.0f} %" for f, s in point["shares"].items() if s)

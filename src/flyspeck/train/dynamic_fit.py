@@ -1,8 +1,8 @@
 """Training the predictor on a frozen detector (DPNet, Algorithm 1, lines 14-19).
 
-The detector never changes, so the map that the predictor reads is computed and pooled once a picture; an epoch over what is
+The detector never changes, so the map that the predictor reads is computed and pooled once an image; an epoch over what is
 kept then takes seconds. The result is a run folder of its own, `dpnet` inside the detector's: weights of both, the recipe,
-and the predictor's word on the validation pictures.
+and the predictor's word on the validation images.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ class DynamicRun:
 
     @property
     def channels(self) -> int:
-        """Of the pictures as they are read."""
+        """Of the images as they are read."""
         return len(self.description["mean"])
 
     @property
     def enlarge(self) -> Enlarge:
-        """How pictures are enlarged for the network."""
+        """How images are enlarged for the network."""
         return enlargement(self.recipe.data)
 
     def sets(self) -> tuple[Annotations, Annotations]:
@@ -118,7 +118,7 @@ def open_run(folder: Path) -> DynamicRun:
 
 @dataclass(frozen=True)
 class PooledMaps:
-    """What the predictor sees of every picture, kept in half precision."""
+    """What the predictor sees of every image, kept in half precision."""
 
     maps: list[Tensor]
     """(C, H, W) each."""
@@ -131,7 +131,7 @@ class PooledMaps:
 def pooled_maps(
     run: DynamicRun, annotations: Annotations, predictor: FactorPredictor, *, device: str = "cpu"
 ) -> PooledMaps:
-    """The pooled map before the resize of every picture, in the order of the table."""
+    """The pooled map before the resize of every image, in the order of the table."""
     loader = make_loader(
         DetectionDataset(annotations, channels=run.channels, enlarge=run.enlarge),  # type: ignore[arg-type]
         batch_size=run.recipe.evaluate.batch_size,
@@ -152,7 +152,7 @@ def pooled_maps(
             held += maps[-1].nbytes
         if held > _LIMIT_BYTES:
             raise UserError(
-                f"the maps of {len(maps)} of {len(annotations)} pictures take {held / 1e9:.1f} GB already",
+                f"the maps of {len(maps)} of {len(annotations)} images take {held / 1e9:.1f} GB already",
                 where="dynamic.predictor",
                 fix="raise dynamic.predictor.pool, or lower data.train_limit",
             )
@@ -166,7 +166,7 @@ def train_predictor(
 ) -> list[dict[str, float]]:
     """Algorithm 1, lines 17-19: AdamW with a cosine over `config.epochs`; returns the mean losses of each epoch.
 
-    Pictures of one size form a batch; each is mirrored, and turned upside down, every other time.
+    Images of one size form a batch; each is mirrored, and turned upside down, every other time.
     """
     generator = torch.Generator().manual_seed(config.seed)
     wanted = torch.from_numpy(labels.astype(np.float32))
@@ -184,7 +184,7 @@ def train_predictor(
             (rows[part], maps[part])
             for rows, maps in groups
             for part in torch.randperm(len(rows), generator=generator).split(config.batch_size)
-            if len(part) > 1 or len(rows) == 1  # batch norm needs two pictures, or two cells
+            if len(part) > 1 or len(rows) == 1  # batch norm needs two images, or two cells
         ]
         for rows, maps in batches:
             x = maps.float().to(device)
@@ -228,7 +228,7 @@ def fit_predictor(
     labels = select(losses, data.image_ids).labels(config.ratio, slack=config.slack)
     history = train_predictor(router.predictor, data, labels, config, device=device)
     log.info(
-        "predictor: %d parameters, maps of %d pictures %.1f s, %d epochs %.1f s, losses %s",
+        "predictor: %d parameters, maps of %d images %.1f s, %d epochs %.1f s, losses %s",
         sum(p.numel() for p in router.predictor.parameters()), len(data.maps), cached - start, config.epochs,
         time.monotonic() - cached, " ".join(f"{k} {v:.3f}" for k, v in history[-1].items()),
     )  # fmt: skip
@@ -277,13 +277,13 @@ def measure_routed(run: DynamicRun, folder: Path) -> dict[str, float]:
 
 @torch.no_grad()
 def predicted(predictor: FactorPredictor, data: PooledMaps) -> np.ndarray:
-    """`(N, m)` probabilities of pooled maps, one picture at a time."""
+    """`(N, m)` probabilities of pooled maps, one image at a time."""
     logits = torch.cat([predictor.from_pooled(one[None].float())[0] for one in data.maps])
     return logits.sigmoid().numpy()
 
 
 def calibration(probabilities: np.ndarray, *, steps: int = 50) -> list[list[float]]:
-    """Rows `[threshold, share of pictures at each factor …]` for `Decision("cheapest", threshold)`, threshold ascending.
+    """Rows `[threshold, share of images at each factor …]` for `Decision("cheapest", threshold)`, threshold ascending.
 
     This is what a budget is looked up in; it says what the choice costs, nothing of how good it is.
     """
@@ -310,7 +310,7 @@ def write_probabilities(
 
 
 def read_probabilities(path: Path) -> tuple[tuple[int | str, ...], tuple[float, ...], np.ndarray]:
-    """Picture ids, factors and `(N, m)` probabilities that `write_probabilities` wrote."""
+    """Image ids, factors and `(N, m)` probabilities that `write_probabilities` wrote."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         ids, factors = tuple(content["image_ids"]), tuple(content["factors"])
@@ -326,7 +326,7 @@ def read_probabilities(path: Path) -> tuple[tuple[int | str, ...], tuple[float, 
 def open_candidates(run: DynamicRun, *, figure: str | None = None) -> tuple[Candidates, np.ndarray, Decision]:
     """What the trade-off of a run with a predictor is made of: candidates, `(I, m)` probabilities, its own decision.
 
-    GFLOPs are those of a picture of the validation set's mean size, enlarged (sec. IV-A).
+    GFLOPs are those of an image of the validation set's mean size, enlarged (sec. IV-A).
     """
     router = run.detector.router
     if not isinstance(router, FactorRouter):
@@ -338,7 +338,7 @@ def open_candidates(run: DynamicRun, *, figure: str | None = None) -> tuple[Cand
     place = {image_id: row for row, image_id in enumerate(ids)}
     wanted = [image_id if isinstance(image_id, str) else int(image_id) for image_id in val_set.image_ids]
     if any(image_id not in place for image_id in wanted):
-        raise UserError("probabilities of other pictures", where=run.folder / CHOICES, fix="fit the predictor again")
+        raise UserError("probabilities of other images", where=run.folder / CHOICES, fix="fit the predictor again")
     costs = profile_factors(run.detector, size)
     choosing = predictor_gflops(run.detector, size)
     candidates = Candidates(

@@ -1,4 +1,4 @@
-"""Which factor each picture wants, and why: the predictor's labels, computed once with the frozen detector and kept in the
+"""Which factor each image wants, and why: the predictor's labels, computed once with the frozen detector and kept in the
 run folder beside a fingerprint of its weights.
 """
 
@@ -30,7 +30,7 @@ ROUTER = "router."
 
 @dataclass(frozen=True)
 class FactorLosses:
-    """L^(j) of every picture of a set at every factor."""
+    """L^(j) of every image of a set at every factor."""
 
     image_ids: tuple[int | str, ...]
     factors: tuple[float, ...]
@@ -42,7 +42,7 @@ class FactorLosses:
     detector: str
     """Fingerprint of the detector's weights."""
     objects: np.ndarray
-    """(N,) int64 objects in each picture."""
+    """(N,) int64 objects in each image."""
 
     def labels(self, ratio: float = RATIO, *, slack: float | None = None) -> np.ndarray:
         """(N, m) bool, Eq. 10; with `slack`, `total_labels` instead."""
@@ -51,7 +51,7 @@ class FactorLosses:
         return factor_labels(self.losses, ratio=ratio)
 
     def wanted(self, ratio: float = RATIO, *, slack: float | None = None, rule: str = "cheapest") -> np.ndarray:
-        """(N,) place of the factor that each picture should take.
+        """(N,) place of the factor that each image should take.
 
         `cheapest` of those that are good enough, or with `argmax` the one with the least loss (of equals the largest).
         """
@@ -120,7 +120,7 @@ def compute_losses(
     device: torch.device | str = "cpu",
     precision: str = "fp32",
 ) -> FactorLosses:
-    """L^(j) of every picture, whole pictures, in the order of the table. The detector's mode and device are restored."""
+    """L^(j) of every image, whole images, in the order of the table. The detector's mode and device are restored."""
     place = torch.device(device)
     was_training, home = detector.training, detector.pixel_norm.mean.device
     detector.eval().to(place)
@@ -154,25 +154,25 @@ def losses_file(folder: Path, *, part: str, guidance: bool) -> Path:
 
 
 def select(losses: FactorLosses, image_ids: Any) -> FactorLosses:
-    """The rows of some pictures, in their order; raises UserError where one is missing."""
+    """The rows of some images, in their order; raises UserError where one is missing."""
     place = {image_id: row for row, image_id in enumerate(losses.image_ids)}
     missing = [i for i in image_ids if i not in place]
     if missing:
-        raise UserError(f"no labels of {len(missing)} pictures, such as {missing[0]}", fix="compute the labels again")
+        raise UserError(f"no labels of {len(missing)} images, such as {missing[0]}", fix="compute the labels again")
     rows = [place[i] for i in image_ids]
     return replace(losses, image_ids=tuple(image_ids), losses=losses.losses[rows], objects=losses.objects[rows])
 
 
 def summary(found: FactorLosses, *, ratio: float = RATIO, slack: float | None = None) -> list[str]:
-    """Lines for a reader: how many pictures want which factor, and why."""
+    """Lines for a reader: how many images want which factor, and why."""
     labels = found.labels(ratio, slack=slack)
     cheapest, least = found.wanted(ratio, slack=slack), found.wanted(rule="argmax")
     rule = f"T = {ratio:g}" if slack is None else f"at most {slack:g} more in the sum over objects"
     kind = "guidance loss" if found.guidance else "detector's own loss"
     lines = [
-        f"{len(found.image_ids)} pictures, {kind}, {rule}, detector {found.detector[:12]}",
+        f"{len(found.image_ids)} images, {kind}, {rule}, detector {found.detector[:12]}",
         f"{'factor':>7} {'good enough':>12} {'cheapest good':>14} {'least loss':>11} {'mean loss':>10}"
-        f" {'objects a picture':>18} {'loss over the least, where it is not good enough':>50}",
+        f" {'objects an image':>18} {'loss over the least, where it is not good enough':>50}",
     ]
     relative = found.losses / np.maximum(found.losses.min(1, keepdims=True), 1e-12)
     for place, factor in enumerate(found.factors):
@@ -186,5 +186,5 @@ def summary(found: FactorLosses, *, ratio: float = RATIO, slack: float | None = 
     combinations, counts = np.unique(labels, axis=0, return_counts=True)
     for row, count in sorted(zip(combinations.tolist(), counts.tolist(), strict=True), key=lambda pair: -pair[1]):
         names = ", ".join(f"{f:g}" for f, yes in zip(found.factors, row, strict=True) if yes)
-        lines.append(f"  {count:>6d} pictures: {names} good enough")
+        lines.append(f"  {count:>6d} images: {names} good enough")
     return lines

@@ -25,7 +25,7 @@ def recipe_fusion(annotations: Annotations, model: ModelConfig, *, size: tuple[i
     """Counts and factors of a training set for the pyramid of `model`.
 
     The head assigns as it does in training: by the anchors it has, or, without any, by FCOS's rule on its points. `size`
-    (height, width) is what the network sees of every picture; None takes each picture's own. Boxes are not scaled. An empty
+    (height, width) is what the network sees of every image; None takes each image's own. Boxes are not scaled. An empty
     level gives the factor 1 and a line in the log.
     """
     with torch.device("meta"):  # shapes only: the statistic asks for anchors and strides, not for weights

@@ -31,12 +31,12 @@ def read_sets(data: DataConfig) -> tuple[Annotations, Annotations]:
 
 
 def enlargement(data: DataConfig) -> Enlarge:
-    """How the recipe enlarges pictures."""
+    """How the recipe enlarges images."""
     return Enlarge(data.enlarge, data.short_side)
 
 
 def spread(table: Annotations, limit: int | None) -> Annotations:
-    """At most `limit` pictures, evenly spread over the table: video frames beside each other are nearly the same."""
+    """At most `limit` images, evenly spread over the table: video frames beside each other are nearly the same."""
     if limit is None or limit >= len(table):
         return table
     return table.select_images(np.linspace(0, len(table) - 1, limit).round().astype(np.int64))
@@ -105,7 +105,7 @@ def training_loader(
 
 
 def data_hash(*tables: Annotations) -> str:
-    """SHA-256 over the pictures' names and every column that training sees."""
+    """SHA-256 over the images' names and every column that training sees."""
     digest = hashlib.sha256()
     for table in tables:
         digest.update("\n".join(table.file_names).encode())

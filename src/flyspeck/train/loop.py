@@ -3,7 +3,7 @@
 Methods enter by argument: an `objective` computes the losses of a batch (plain detection, distillation, several
 scales), `batches` yields them, `measure` evaluates. Devices and processes are accelerate's business.
 
-Every step seeds torch from (seed, step, process), every sample is seeded by (seed, epoch, picture), and the learning rate
+Every step seeds torch from (seed, step, process), every sample is seeded by (seed, epoch, image), and the learning rate
 is a function of the step: so a run that is resumed goes on bit for bit as if it had never stopped.
 """
 
@@ -34,7 +34,7 @@ from flyspeck.types import ImageBatch, Targets
 log = logging.getLogger("flyspeck")
 
 Batch = tuple[ImageBatch, Sequence[Targets], Sequence[int | str]]
-"""What a loader yields: pictures, their targets, their ids."""
+"""What a loader yields: images, their targets, their ids."""
 
 
 OBSERVED = "observed/"
@@ -115,12 +115,12 @@ def fit(
             for _ in range(progress.step_in_epoch, steps_per_epoch):
                 torch.manual_seed(_step_seed(config.seed, progress.step, accelerator.process_index))
                 set_lr(optimizer, lr_factor(progress.step, total_steps, config))
-                losses, pictures = _train_step(model, stream, optimizer, config, accelerator, folder)
+                losses, images = _train_step(model, stream, optimizer, config, accelerator, folder)
                 if ema is not None:
                     ema.update(detector)
                 progress.step += 1
                 progress.step_in_epoch += 1
-                meter.add(losses, pictures)
+                meter.add(losses, images)
                 if progress.step % config.log_every == 0:
                     lr = optimizer.param_groups[-1]["lr"]
                     record = {"step": progress.step, "epoch": epoch + 1, "lr": lr, **meter.record()}
@@ -155,9 +155,9 @@ def _train_step(
     accelerator: Accelerator,
     folder: Path,
 ) -> tuple[dict[str, Tensor], int]:
-    """One optimiser step over `accumulate` batches; the mean losses and the number of pictures of this process."""
+    """One optimiser step over `accumulate` batches; the mean losses and the number of images of this process."""
     sums: dict[str, Tensor] = {}
-    pictures = 0
+    count = 0
     for part in range(config.accumulate):
         images, targets, ids = next(stream)
         images, targets = images.to(accelerator.device), [t.to(accelerator.device) for t in targets]
@@ -172,12 +172,12 @@ def _train_step(
             accelerator.backward(total)
         for name, value in losses.items():
             sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach() / config.accumulate
-        pictures += len(ids)
+        count += len(ids)
     if config.clip_grad is not None:
         accelerator.clip_grad_norm_(model.parameters(), config.clip_grad)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return sums, pictures
+    return sums, count
 
 
 def _report_non_finite(
@@ -194,7 +194,7 @@ def _report_non_finite(
     save_state(path, content)
     named = ", ".join(f"{name} {value:g}" for name, value in content["losses"].items())
     raise UserError(
-        f"the loss is not finite ({named}) on pictures {', '.join(map(str, ids))}",
+        f"the loss is not finite ({named}) on images {', '.join(map(str, ids))}",
         where=folder,
         fix=f"the batch is saved in {path.name}; try a lower train.lr, more train.warmup_steps or train.precision fp32",
     )
@@ -281,22 +281,22 @@ class _Meter:
         self.window: list[Tensor] = []
         self.epoch: list[Tensor] = []
         self.names: list[str] = []
-        self.pictures = self.total_pictures = 0
+        self.images = self.total_images = 0
 
-    def add(self, losses: dict[str, Tensor], pictures: int) -> None:
-        """The losses of a step on `pictures` pictures of this process."""
+    def add(self, losses: dict[str, Tensor], images: int) -> None:
+        """The losses of a step on `images` images of this process."""
         self.names = list(losses)
         self.window.append(torch.stack([*losses.values()]))
-        self.pictures += pictures * self.accelerator.num_processes
+        self.images += images * self.accelerator.num_processes
 
     def record(self) -> dict[str, Any]:
         """Since the last record; called by every process."""
         now = time.monotonic()
-        speed = self.pictures / max(now - self.since, 1e-9)
-        self.total_pictures += self.pictures
+        speed = self.images / max(now - self.since, 1e-9)
+        self.total_images += self.images
         self.epoch.extend(self.window)
         means = self._means(self.window)
-        self.window, self.pictures, self.since = [], 0, now
+        self.window, self.images, self.since = [], 0, now
         return {**means, "images_per_second": round(speed, 2)}
 
     def epoch_record(self) -> dict[str, Any]:
@@ -307,7 +307,7 @@ class _Meter:
         return {
             **self._means(self.epoch),
             "seconds": round(seconds, 2),
-            "images_per_second": round(self.total_pictures / max(seconds, 1e-9), 2),
+            "images_per_second": round(self.total_images / max(seconds, 1e-9), 2),
         }
 
     def _means(self, rows: list[Tensor]) -> dict[str, dict[str, float]]:

@@ -30,9 +30,9 @@ def detect_all(
     precision: str = "fp32",
     enlarge: Enlarge | None = None,
 ) -> list[Detections]:
-    """Detections of every picture of the table in its order, whole pictures, shared over the processes.
+    """Detections of every image of the table in its order, whole images, shared over the processes.
 
-    With `enlarge`, the detector sees enlarged pictures; boxes come back in the pixels of the files.
+    With `enlarge`, the detector sees enlarged images; boxes come back in the pixels of the files.
     """
     rank, world = accelerator.process_index, accelerator.num_processes
     loader = make_loader(
@@ -60,7 +60,7 @@ def detect_all(
 
 
 def shrunk_back(found: Detections, size: tuple[int, int]) -> Detections:
-    """Detections in an enlarged picture, in the frame of the file's picture of `size` (H, W)."""
+    """Detections in an enlarged image, in the frame of the file's image of `size` (H, W)."""
     height, width = found.image_size
     ratio = np.array([size[1] / width, size[0] / height] * 2)
     return replace(found, boxes=found.boxes * ratio, image_size=size)

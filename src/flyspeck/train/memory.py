@@ -19,7 +19,7 @@ def freed_memory_kept() -> Iterator[None]:
 
     PyTorch on the CPU takes and frees maps of tens of megabytes in every step. GNU malloc hands blocks of 32 MB and more
     back at once, and the system must clear every page of the next one: a fifth of the processor time of a bottom-heavy
-    ResNet-18 of half the width on pictures of 256x320. Nothing happens on other C libraries, or where the environment tunes
+    ResNet-18 of half the width on images of 256x320. Nothing happens on other C libraries, or where the environment tunes
     malloc itself.
     """
     mallopt = _mallopt()

@@ -21,15 +21,15 @@ from flyspeck.train.build import build_detector, fitted_anchors
 from flyspeck.train.config import AssignerConfig, ModelConfig, load_recipe
 from flyspeck.types import Targets
 
-PICTURES = 200
-"""Pictures looked at, evenly spread over the data set."""
+IMAGES = 200
+"""Images looked at, evenly spread over the data set."""
 
 
-def positives_by_size(annotations: Annotations, detector: str, *, pictures: int = PICTURES) -> dict[str, Any]:
+def positives_by_size(annotations: Annotations, detector: str, *, images: int = IMAGES) -> dict[str, Any]:
     """For every assigner that `detector` takes: objects, positives and objects without any, by size bin.
 
     `detector` is a zoo name, with that detector's own anchors, or the path of a recipe, with the recipe's. Plain values, ready
-    for json. Pictures of unknown size are left out. Raises UserError for a detector that takes no assigner, and where there
+    for json. Images of unknown size are left out. Raises UserError for a detector that takes no assigner, and where there
     is nothing to assign.
     """
     model, own = _model(detector)
@@ -41,7 +41,7 @@ def positives_by_size(annotations: Annotations, detector: str, *, pictures: int 
             f"'{model.name}' takes no assigner", where="--detector", fix=f"these do: {can}, each with a backbone"
         )
     known = np.flatnonzero((annotations.sizes > 0).all(1))
-    rows = known[np.unique(np.linspace(0, len(known) - 1, min(pictures, len(known))).round().astype(int))]
+    rows = known[np.unique(np.linspace(0, len(known) - 1, min(images, len(known))).round().astype(int))]
     table = annotations.select_images(rows)
     if not (~table.ignore).any():
         raise UserError("no objects to assign", where=annotations.source, fix="look at a set that has some")
@@ -54,7 +54,7 @@ def positives_by_size(annotations: Annotations, detector: str, *, pictures: int 
         asked = own if own is not None and own.name == assigner else AssignerConfig(name=assigner)  # type: ignore[arg-type]
         config = settled_assigner(asked, bare, table)
         found[assigner] = _count(_build(model.model_copy(update={"assigner": config})), table)
-    return {"detector": detector, "pictures": len(table), "assigners": found}
+    return {"detector": detector, "images": len(table), "assigners": found}
 
 
 def _model(detector: str) -> tuple[ModelConfig, AssignerConfig | None]:
@@ -79,9 +79,9 @@ def _count(detector: Detector, table: Annotations) -> dict[str, dict[str, float]
     sizes: list[np.ndarray] = []
     counts: list[np.ndarray] = []
     cache: dict[tuple[int, int], Priors] = {}
-    for row, picture in enumerate(table):
+    for row, image in enumerate(table):
         height, width = (int(side) for side in table.sizes[row])
-        boxes, ignore = table.boxes[picture], table.ignore[picture]
+        boxes, ignore = table.boxes[image], table.ignore[image]
         if (height, width) not in cache:
             cache = {(height, width): priors_of(detector, (height, width))}
         target = _target(boxes, ignore)

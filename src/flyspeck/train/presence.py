@@ -1,7 +1,7 @@
-"""Training and calibration of the first look: where in a coarse picture something may be.
+"""Training and calibration of the first look: where in a coarse image something may be.
 
 A cell holds an object when an object's centre is nearest to it; its eight neighbours and cells under ignore regions do not count.
-Calibration is on pictures that were not learnt from, and on the objects there that the detector finds: only those can be lost
+Calibration is on images that were not learnt from, and on the objects there that the detector finds: only those can be lost
 by skipping. It is cautious: an object counts as seen by the score of its own surroundings alone, as if it were the only one in
 its tile.
 """
@@ -40,7 +40,7 @@ class LookSettings:
     steps: int = 600
     batch_size: int = 16
     lr: float = 4e-3
-    max_pictures: int = 2000
+    max_images: int = 2000
     """Of each set; held in memory, shrunk."""
     crop: tuple[int, int] = (128, 160)
     """(h, w) in coarse pixels that is learnt from at once."""
@@ -51,7 +51,7 @@ class LookSettings:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a threshold does to pictures that were not learnt from."""
+    """What a threshold does to images that were not learnt from."""
 
     threshold: float
     objects: int
@@ -65,7 +65,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Coarse:
-    """Shrunk pictures with the centres of their objects, and ignore regions, in coarse pixels."""
+    """Shrunk images with the centres of their objects, and ignore regions, in coarse pixels."""
 
     pixels: list[np.ndarray]
     centres: list[np.ndarray]
@@ -91,7 +91,7 @@ def train_look(
 
     Raises UserError where there are no objects to learn from or to calibrate on.
     """
-    learn = shrink_all(spread(train, settings.max_pictures), enlarge, settings.shrink, len(mean))
+    learn = shrink_all(spread(train, settings.max_images), enlarge, settings.shrink, len(mean))
     check = shrink_all(val, enlarge, settings.shrink, len(mean))
     for part, table in ((learn, train), (check, val)):
         if not any(len(c) for c in part.centres):
@@ -105,7 +105,7 @@ def train_look(
 
 
 def shrink_all(table: Annotations, enlarge: Enlarge, shrink: int, channels: int) -> Coarse:
-    """Every picture of a table at the size that the look sees."""
+    """Every image of a table at the size that the look sees."""
     out = Coarse([], [], [], [])
     for row in range(len(table)):
         pixels = read_image(table.path(row), channels=channels)
@@ -225,10 +225,10 @@ def calibrate(
 def found_objects(val: Annotations, detections: DetectionTable, *, score: float = 0.3, iou: float = 0.5) -> np.ndarray:
     """Which rows of `val` a detection of at least `score` covers with at least `iou`, of whatever class: bool `(N,)`."""
     strong = detections.scores >= score
-    boxes, pictures = detections.boxes[strong], detections.image_index[strong]
+    boxes, images = detections.boxes[strong], detections.image_index[strong]
     found = np.zeros(len(val.boxes), bool)
     for row in range(len(val)):
-        mine, theirs = np.flatnonzero(val.image_index == row), boxes[pictures == row]
+        mine, theirs = np.flatnonzero(val.image_index == row), boxes[images == row]
         if len(mine) and len(theirs):
             found[mine] = box_algebra.iou(val.boxes[mine], theirs).max(axis=1) >= iou
     return found

@@ -1,6 +1,6 @@
-"""Pre-training on small pictures: a backbone as a classifier. Ning et al., arXiv:2303.11267, section 4.1.
+"""Pre-training on small images: a backbone as a classifier. Ning et al., arXiv:2303.11267, section 4.1.
 
-The point of the paper: pictures of the size of the objects to be found (CIFAR-100, ImageNet32) suit a backbone for tiny
+The point of the paper: images of the size of the objects to be found (CIFAR-100, ImageNet32) suit a backbone for tiny
 objects. Augmentation as there: random horizontal flip, random crop and resize. The paper gives no schedule: SGD with
 momentum and a cosine here.
 """
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flyspeck.data.classification import LabelledPictures
+from flyspeck.data.classification import LabelledImages
 from flyspeck.errors import UserError
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.classifier import Classifier
@@ -37,7 +37,7 @@ class Pretrained:
     """What a pre-training gave."""
 
     top1: float
-    """Best share of validation pictures whose class came first."""
+    """Best share of validation images whose class came first."""
     epoch: int
     """The epoch of it, from 1."""
     weights: Path
@@ -47,8 +47,8 @@ class Pretrained:
 @freed_memory_kept()
 def pretrain(
     backbone: StagedBackbone,
-    train: LabelledPictures,
-    val: LabelledPictures,
+    train: LabelledImages,
+    val: LabelledImages,
     config: TrainConfig,
     out: Path,
     *,
@@ -62,7 +62,7 @@ def pretrain(
     as metadata; `log.csv` one line per epoch. `smallest_crop` is the smallest share of the area that a crop keeps.
     """
     if train.classes != val.classes:
-        raise UserError("training and validation pictures have different classes", where=val.source)
+        raise UserError("training and validation images have different classes", where=val.source)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
@@ -79,10 +79,10 @@ def pretrain(
         for epoch in range(config.epochs):
             started, total = time.perf_counter(), 0.0
             model.train()
-            for step, (pictures, labels) in enumerate(_batches(train, config.batch_size, generator)):
+            for step, (images, labels) in enumerate(_batches(train, config.batch_size, generator)):
                 factor = lr_factor(epoch * steps + step, config.epochs * steps, config)
                 set_lr(optimizer, factor)
-                x = crop_and_flip(_normalised(pictures, norm), size, generator, smallest_crop=smallest_crop)
+                x = crop_and_flip(_normalised(images, norm), size, generator, smallest_crop=smallest_crop)
                 total += _step(model, optimizer, x.to(device), labels.to(device), config)
             if not math.isfinite(total):
                 raise UserError(
@@ -121,7 +121,7 @@ def _step(model: Classifier, optimizer: torch.optim.Optimizer, x: Tensor, labels
     return float(loss.detach())
 
 
-def _about(name: str, train: LabelledPictures, best: Pretrained, norm: tuple[np.ndarray, np.ndarray]) -> dict[str, str]:
+def _about(name: str, train: LabelledImages, best: Pretrained, norm: tuple[np.ndarray, np.ndarray]) -> dict[str, str]:
     mean, std = (" ".join(f"{v:.4f}" for v in values) for values in norm)
     return {
         "backbone": name,
@@ -135,20 +135,18 @@ def _about(name: str, train: LabelledPictures, best: Pretrained, norm: tuple[np.
 
 
 def pixel_statistics(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation of each channel of `(N, H, W, 3)` uint8, in units of [0, 1]; at most 10,000 pictures are read."""
+    """Mean and deviation of each channel of `(N, H, W, 3)` uint8, in units of [0, 1]; at most 10,000 images are read."""
     some = pixels[:: max(1, len(pixels) // 10_000)].reshape(-1, 3).astype(np.float32) / 255
     return some.mean(0, dtype=np.float64), np.maximum(some.std(0, dtype=np.float64), 1e-3)
 
 
-def _normalised(pictures: np.ndarray, norm: tuple[np.ndarray, np.ndarray]) -> Tensor:
-    x = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
+def _normalised(images: np.ndarray, norm: tuple[np.ndarray, np.ndarray]) -> Tensor:
+    x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1) for values in norm)
     return (x - mean) / std
 
 
-def _batches(
-    data: LabelledPictures, batch_size: int, generator: torch.Generator
-) -> Iterator[tuple[np.ndarray, Tensor]]:
+def _batches(data: LabelledImages, batch_size: int, generator: torch.Generator) -> Iterator[tuple[np.ndarray, Tensor]]:
     """Whole batches in a new order; the rest of an epoch that fills no batch is left for another one."""
     order = torch.randperm(len(data), generator=generator).numpy()
     stop = len(order) - len(order) % batch_size or len(order)
@@ -158,7 +156,7 @@ def _batches(
 
 
 def crop_and_flip(x: Tensor, size: int, generator: torch.Generator, *, smallest_crop: float = 0.5) -> Tensor:
-    """A random square of each picture `(B, 3, S, S)`, resized to `size`, mirrored half of the time.
+    """A random square of each image `(B, 3, S, S)`, resized to `size`, mirrored half of the time.
 
     The square keeps between `smallest_crop` and all of the area. One bilinear resampling does all of it.
     """
@@ -175,13 +173,13 @@ def crop_and_flip(x: Tensor, size: int, generator: torch.Generator, *, smallest_
 @torch.no_grad()
 def top1_accuracy(
     model: Classifier,
-    data: LabelledPictures,
+    data: LabelledImages,
     norm: tuple[np.ndarray, np.ndarray],
     *,
     batch_size: int = 512,
     device: str | torch.device = "cpu",
 ) -> float:
-    """Share of pictures whose class has the largest logit."""
+    """Share of images whose class has the largest logit."""
     model.eval()
     right = 0
     for start in range(0, len(data), batch_size):

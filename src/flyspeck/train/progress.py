@@ -71,7 +71,7 @@ class RunFiles:
 
 
 class Console:
-    """A progress bar with losses, pictures per second and time left; plain lines where there is no terminal."""
+    """A progress bar with losses, images per second and time left; plain lines where there is no terminal."""
 
     def __init__(self) -> None:
         self.bar: Any = None

@@ -54,7 +54,7 @@ class RunContext:
     """With everything filled in that is taken from the training set."""
     train_set: Annotations
     channels: int
-    """Of the pictures as they are read."""
+    """Of the images as they are read."""
     accelerator: Accelerator
 
 
@@ -219,7 +219,7 @@ def _comparable(recipe: Recipe) -> dict[str, Any]:
 
 
 def _training_size(recipe: Recipe, train_set: Annotations) -> list[int]:
-    """(H, W) of what the network saw in training: the crop, or the largest picture."""
+    """(H, W) of what the network saw in training: the crop, or the largest image."""
     if recipe.augment.crop is not None:
         return list(recipe.augment.crop)
     if (train_set.sizes > 0).all():

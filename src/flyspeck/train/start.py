@@ -15,7 +15,7 @@ log = logging.getLogger("flyspeck")
 def take_over(detector: Detector, path: Path | str) -> int:
     """Gives `detector` every tensor of the run folder or weights file `path` that it has by name and shape; returns how many.
 
-    What depends on the classes (the last layers) and on the pictures (mean and deviation) stays as it is, as the two sets have
+    What depends on the classes (the last layers) and on the images (mean and deviation) stays as it is, as the two sets have
     their own. Raises UserError unless the whole backbone fits.
     """
     file = weights_file(path)

@@ -37,7 +37,7 @@ def test_columns_of_sound_entries(tmp_path: Path) -> None:
     images = [{"id": 9, "file_name": "b.png", "width": 50, "height": 40}, {"id": 7, "file_name": "a.png"}]
     entries = [
         entry(0, [10, 20, 4, 2], 3, area=5.5),
-        entry(5, [-3, 70, 10, 20], 1, 9 - 2),  # reaches out of the picture: kept as annotated
+        entry(5, [-3, 70, 10, 20], 1, 9 - 2),  # reaches out of the image: kept as annotated
         entry(6, [1, 2, 3, 4], 1, 9, iscrowd=1),
     ]
     table = read_annotations(write(tmp_path / "gt.json", entries, images))
@@ -65,9 +65,9 @@ BROKEN = {
     "text": (entry(4, "1 2 3 4"), "annotation 4 has no box of four finite numbers"),
     "negative": (entry(4, [10, 10, -2, 3]), "annotation 4 has a box of negative width or height"),
     "zero area": (entry(4, [10, 10, 0, 3]), "annotation 4 has a box of zero area"),
-    "outside": (entry(4, [100, 10, 5, 3]), "annotation 4 has a box wholly outside its picture"),
-    "unknown picture": (entry(4, [1, 1, 2, 2], 1, 8), "annotation 4 names a picture that is not listed (image_id 8,"),
-    "text for a number": (entry(4, [1, 1, 2, 2], 1, "7"), "names a picture that is not listed (image_id '7',"),
+    "outside": (entry(4, [100, 10, 5, 3]), "annotation 4 has a box wholly outside its image"),
+    "unknown image": (entry(4, [1, 1, 2, 2], 1, 8), "annotation 4 names an image that is not listed (image_id 8,"),
+    "text for a number": (entry(4, [1, 1, 2, 2], 1, "7"), "names an image that is not listed (image_id '7',"),
     "unknown category": (entry(4, [1, 1, 2, 2], 2), "annotation 4 names a category that is not listed"),
     "id again": (entry(1, [1, 1, 2, 2]), "annotation 1 has an id that an earlier one has"),
     "no object": ([1, 2], "entry 2 of 'annotations' is no object"),
@@ -90,7 +90,7 @@ def test_an_entry_with_two_faults_is_counted_once(tmp_path: Path) -> None:
     assert table.num_boxes == 0
 
 
-def test_broken_pictures(tmp_path: Path) -> None:
+def test_broken_images(tmp_path: Path) -> None:
     sound = {"id": 1, "file_name": "a.png"}
     images = [sound, {"id": 1, "file_name": "b.png"}, {"id": 2}, {"id": 1.5, "file_name": "c.png"}, "d.png"]
     table = read_annotations(write(tmp_path / "gt.json", [], images))
@@ -181,14 +181,14 @@ def test_entries_without_an_id_are_numbered(tmp_path: Path) -> None:
     assert table.problems == ()
 
 
-def test_pictures_are_looked_for_in_the_usual_places(tmp_path: Path) -> None:
+def test_images_are_looked_for_in_the_usual_places(tmp_path: Path) -> None:
     (tmp_path / "annotations").mkdir()
     (tmp_path / "val2017").mkdir()
     (tmp_path / "val2017" / "a.png").touch()
     path = write(tmp_path / "annotations" / "instances_val2017.json", [])
     assert read_annotations(path).path(0) == tmp_path / "val2017" / "a.png"
     assert read_annotations(path, images=tmp_path).path(0) == tmp_path / "a.png"
-    # TinyPerson: annotations/corner/task/tiny_set_train_….json, pictures in erase_with_uncertain_dataset/train.
+    # TinyPerson: annotations/corner/task/tiny_set_train_….json, images in erase_with_uncertain_dataset/train.
     erased = tmp_path / "erase_with_uncertain_dataset" / "train"
     task = tmp_path / "annotations" / "corner" / "task"
     for folder in (erased, task):

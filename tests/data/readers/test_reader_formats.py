@@ -14,7 +14,7 @@ from flyspeck.data.readers import read_annotations
 from flyspeck.errors import UserError
 
 
-def picture(path: Path, width: int, height: int) -> Path:
+def image(path: Path, width: int, height: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("L", (width, height)).save(path)
     return path
@@ -27,7 +27,7 @@ def text(path: Path, content: str) -> Path:
 
 
 def test_visdrone(tmp_path: Path) -> None:
-    picture(tmp_path / "images" / "0001.png", 60, 40)
+    image(tmp_path / "images" / "0001.png", 60, 40)
     lines = [
         "1,2,3,4,1,4,0,1",  # car
         "10,10,20,20,0,0,0,0,",  # ignored region, with the comma that some files end in
@@ -63,7 +63,7 @@ DOTA_LINES = (
 @pytest.mark.parametrize("header", ["", "imagesource:GoogleEarth\ngsd:0.146\n", "'imagesource':null\n", "gsd:null\n"])
 def test_dota(tmp_path: Path, header: str) -> None:
     text(tmp_path / "labelTxt-v1.0" / "P1.txt", header.replace("'", "") + DOTA_LINES)
-    picture(tmp_path / "images" / "P1.png", 100, 90)
+    image(tmp_path / "images" / "P1.png", 100, 90)
     table = read_annotations(tmp_path)
     assert table.source.startswith("dota")
     assert_array_equal(table.boxes, [[10, 20, 30, 40], [40, 10, 60, 30]])  # the second is a square on its corner
@@ -101,7 +101,7 @@ def test_voc(tmp_path: Path) -> None:
     text(tmp_path / "Annotations" / "1.xml", content)
     text(tmp_path / "Annotations" / "2.xml", "<annotation><object></annotation>")
     text(tmp_path / "Annotations" / "3.xml", "<annotation></annotation>")
-    picture(tmp_path / "JPEGImages" / "3.jpg", 30, 20)
+    image(tmp_path / "JPEGImages" / "3.jpg", 30, 20)
     table = read_annotations(tmp_path)
     assert table.source.startswith("voc")
     # 1-based and inclusive: columns 1 to 4 are pixels 0 to 3, so half-open 0 to 4.
@@ -110,7 +110,7 @@ def test_voc(tmp_path: Path) -> None:
     assert_array_equal(table.labels, [-1, 0])
     assert_array_equal(table.extra["truncated"], [False, True])
     assert table.file_names == ("1.jpg", "3.jpg")
-    assert_array_equal(table.sizes, [[40, 50], [20, 30]])  # the second from the picture itself
+    assert_array_equal(table.sizes, [[40, 50], [20, 30]])  # the second from the image itself
     said = " | ".join(table.problems)
     for words in ("1.xml, object 3", "1.xml, object 4: no name", "2.xml, line 1: not valid xml"):
         assert words in said
@@ -137,7 +137,7 @@ def test_wider(tmp_path: Path) -> None:
         "7 8 9 10 1 0 0 1 0 0",
     ]
     path = text(tmp_path / "wider_face_split" / "wider_face_val_bbx_gt.txt", "\n".join(lines) + "\n")
-    picture(tmp_path / "WIDER_val" / "images" / "0--Parade" / "a.jpg", 64, 48)
+    image(tmp_path / "WIDER_val" / "images" / "0--Parade" / "a.jpg", 64, 48)
     for source in (path, tmp_path):
         table = read_annotations(source)
         assert table.source.startswith("wider face")
@@ -188,7 +188,7 @@ def test_wider_mat(tmp_path: Path) -> None:
     assert_array_equal(table.boxes, [[1, 2, 4, 6], [5, 6, 5, 14], [9, 8, 16, 14]])
     assert_array_equal(table.image_index, [0, 0, 2])
     assert "kept_easy" not in table.extra
-    # The benchmark's other files: which faces count, numbered from 1 in each picture.
+    # The benchmark's other files: which faces count, numbered from 1 in each image.
     for name, first, last in (("easy", [2], []), ("medium", [1, 2], []), ("hard", [1, 2], [1])):
         listed = {"gt_list": cell(cell(np.array(first), np.zeros((0, 1))), cell(np.array(last)))}
         scipy_io.savemat(tmp_path / f"wider_{name}_val.mat", listed)
@@ -197,7 +197,7 @@ def test_wider_mat(tmp_path: Path) -> None:
     assert_array_equal(table.extra["kept_hard"], [True, True, True])
     assert_array_equal(read_annotations(path).extra["kept_easy"], [False, False])  # without the face of no width
     scipy_io.savemat(tmp_path / "wider_hard_val.mat", {"gt_list": cell(cell(np.array([1])))})
-    with pytest.raises(UserError, match=r"lists 1 pictures, wider_face_val\.mat has 3"):
+    with pytest.raises(UserError, match=r"lists 1 images, wider_face_val\.mat has 3"):
         read_annotations(path)
     path.write_bytes(b"not a mat file at all, but long enough to have a header" * 10)
     with pytest.raises(UserError, match="not a MATLAB file"):
@@ -206,8 +206,8 @@ def test_wider_mat(tmp_path: Path) -> None:
 
 @pytest.fixture
 def yolo(tmp_path: Path) -> Path:
-    picture(tmp_path / "images" / "val" / "a.png", 100, 50)
-    picture(tmp_path / "images" / "val" / "b.png", 10, 10)
+    image(tmp_path / "images" / "val" / "a.png", 100, 50)
+    image(tmp_path / "images" / "val" / "b.png", 10, 10)
     lines = ["1 0.5 0.5 0.2 0.4", "0 0.1 0.1 0.3 0.1 0.2 0.5", "0 0.5 0.5", "7 0.5 0.5 0.1 0.1", "0 nan 0.5 0.1 0.1"]
     text(tmp_path / "labels" / "val" / "a.txt", "\n".join(lines))
     text(tmp_path / "data.yaml", "path: .\nval: images/val\nnames: {0: person, 1: car}\n")
@@ -237,12 +237,12 @@ def test_yolo_folder_without_yaml(yolo: Path) -> None:
     assert read_annotations(yolo / "images" / "val").num_boxes == 3
 
 
-def test_yolo_list_of_files_and_a_missing_picture(yolo: Path) -> None:
+def test_yolo_list_of_files_and_a_missing_image(yolo: Path) -> None:
     text(yolo / "val.txt", "./images/val/a.png\n./images/val/gone.png\n")
     text(yolo / "data.yaml", "val: val.txt\nnames: [person, car]\n")
     table = read_annotations(yolo)
     assert len(table) == 1
-    assert any(problem == "images/val/gone.png: listed, but there is no such picture" for problem in table.problems)
+    assert any(problem == "images/val/gone.png: listed, but there is no such image" for problem in table.problems)
     text(yolo / "data.yaml", "val: nowhere\nnames: [person, car]\n")
     with pytest.raises(UserError, match="'nowhere' of 'val' does not exist"):
         read_annotations(yolo)
@@ -269,7 +269,7 @@ def test_citypersons(tmp_path: Path) -> None:
     content = {"imgHeight": 1024, "imgWidth": 2048, "objects": objects}
     file = tmp_path / "gtBboxCityPersons" / "val" / "ulm" / "ulm_000001_000019_gtBboxCityPersons.json"
     text(file, json.dumps(content))
-    picture(tmp_path / "leftImg8bit" / "val" / "ulm" / "ulm_000001_000019_leftImg8bit.png", 8, 4)
+    image(tmp_path / "leftImg8bit" / "val" / "ulm" / "ulm_000001_000019_leftImg8bit.png", 8, 4)
     table = read_annotations(tmp_path / "gtBboxCityPersons")
     assert table.source.startswith("citypersons")
     assert table.classes == ("pedestrian",)
@@ -283,7 +283,7 @@ def test_citypersons(tmp_path: Path) -> None:
 
 
 def test_csv(tmp_path: Path) -> None:
-    picture(tmp_path / "a.tif", 40, 30)
+    image(tmp_path / "a.tif", 40, 30)
     lines = [
         "image_path,xmin,ymin,xmax,ymax,label",
         "a.tif,1,2,3,4,Tree",
@@ -314,7 +314,7 @@ def test_sources_that_are_nothing(tmp_path: Path) -> None:
         read_annotations(tmp_path)
     with pytest.raises(UserError, match="unknown format 'cocoo'; did you mean 'coco'"):
         read_annotations(tmp_path, format="cocoo")
-    with pytest.raises(UserError, match="no such folder of pictures"):
+    with pytest.raises(UserError, match="no such folder of images"):
         read_annotations(tmp_path / "a.json", images=tmp_path / "absent")
 
 

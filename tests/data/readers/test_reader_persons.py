@@ -15,7 +15,7 @@ from flyspeck.data.readers import read_annotations
 from flyspeck.errors import UserError
 
 
-def picture(path: Path, width: int, height: int) -> None:
+def image(path: Path, width: int, height: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("L", (width, height)).save(path)
 
@@ -52,7 +52,7 @@ def test_citypersons_mat(tmp_path: Path) -> None:
     path = write_mat(
         tmp_path / "annotations" / "anno_val.mat", [cell(NAMES[0], rows), cell(NAMES[1], np.zeros((0, 0)))]
     )
-    picture(tmp_path / "leftImg8bit" / "val" / "ulm" / NAMES[0], 2048, 1024)
+    image(tmp_path / "leftImg8bit" / "val" / "ulm" / NAMES[0], 2048, 1024)
     for source in (path, path.parent):
         table = read_annotations(source)
         assert table.source == "citypersons: anno_val.mat"
@@ -129,7 +129,7 @@ def test_odgt(tmp_path: Path) -> None:
     ]
     lines = [{"ID": "273271,1a0d", "gtboxes": first}, "", {"ID": "empty", "gtboxes": []}, "{cut o", {"ID": 3}]
     path = write_lines(tmp_path / "annotation_val.odgt", lines)
-    picture(tmp_path / "Images" / "273271,1a0d.png", 100, 80)
+    image(tmp_path / "Images" / "273271,1a0d.png", 100, 80)
     for source in (path, tmp_path):
         table = read_annotations(source)
         assert table.source == "odgt: annotation_val.odgt"
@@ -160,7 +160,7 @@ def test_odgt_heads_on_request(tmp_path: Path) -> None:
 
 
 def test_odgt_of_another_data_set(tmp_path: Path) -> None:
-    """With the picture's own path and size in the file, and one plain box an entry."""
+    """With the image's own path and size in the file, and one plain box an entry."""
     record = {
         "ID": "x",
         "fpath": "/ulm/x.png",
@@ -168,7 +168,7 @@ def test_odgt_of_another_data_set(tmp_path: Path) -> None:
         "width": 90,
         "gtboxes": [{"tag": "car", "box": [1, 2, 3, 4]}],
     }
-    picture(tmp_path / "images" / "ulm" / "x.png", 90, 60)
+    image(tmp_path / "images" / "ulm" / "x.png", 90, 60)
     table = read_annotations(write_lines(tmp_path / "annotations" / "city.odgt", [record]))
     assert table.path(0).is_file()
     assert table.classes == ("car",)

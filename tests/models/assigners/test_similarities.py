@@ -65,9 +65,9 @@ def test_the_means_of_simd_by_hand_and_by_a_slow_twin() -> None:
     with pytest.raises(ValueError, match="no pair"):
         _ = RatioMeans().values
     generator = torch.Generator().manual_seed(0)
-    pictures = [(some(n, generator), some(a, generator)) for n, a in ((3, 7), (0, 5), (2, 4))]
+    images = [(some(n, generator), some(a, generator)) for n, a in ((3, 7), (0, 5), (2, 4))]
     means, pairs = RatioMeans(), []
-    for objects, anchors in pictures:
+    for objects, anchors in images:
         means.add(objects, anchors)
         pairs += [(o, a) for o in objects.tolist() for a in anchors.tolist()]
     for axis, value in enumerate(means.values):

@@ -21,7 +21,7 @@ FULL, QUARTER = "mobilenet_v1_1_in1k_coral_bnfolded.pt", "mobilenet_v1_0.25_in1k
 
 
 def same(x, weight, bias, stride, groups=1):
-    """TensorFlow's 'same' padding, written out: an even picture at stride 2 gets its extra pixel right and bottom."""
+    """TensorFlow's 'same' padding, written out: an even image at stride 2 gets its extra pixel right and bottom."""
     if weight.shape[-1] == 3:
         x = F.pad(x, (0, 1, 0, 1) if stride == 2 else (1, 1, 1, 1))
     return F.relu6(F.conv2d(x, weight, bias, stride, groups=groups))
@@ -53,7 +53,7 @@ IMAGENET = {
 
 
 def test_quarter_width_classifies(shared):
-    """Real ImageNet pictures that were shrunk to 32x32 and enlarged again: weak, but far above chance (0.4 of 80)."""
+    """Real ImageNet images that were shrunk to 32x32 and enlarged again: weak, but far above chance (0.4 of 80)."""
     model = mobilenet_v1_classifier(shared / "weights" / QUARTER, width=0.25).eval()
     with np.load(shared / "data" / "tinyimagenet32" / "val.npz", allow_pickle=False) as content:
         data, offsets, labels, classes = (content[k] for k in ("data", "offsets", "labels", "classes"))
@@ -61,8 +61,8 @@ def test_quarter_width_classifies(shared):
     for wordnet, number in IMAGENET.items():
         rows = np.flatnonzero(labels == list(classes).index(wordnet))[:8]
         files = [io.BytesIO(data[offsets[row] : offsets[row + 1]].tobytes()) for row in rows]
-        pictures = [Image.open(f).convert("RGB").resize((96, 96), Image.Resampling.BICUBIC) for f in files]
-        x = torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1) for p in pictures]).float() / 127.5 - 1
+        images = [Image.open(f).convert("RGB").resize((96, 96), Image.Resampling.BICUBIC) for f in files]
+        x = torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1) for p in images]).float() / 127.5 - 1
         with torch.no_grad():
             best = model(x).topk(5, 1).indices - 1  # class 0 is the background
         right += int((best == number).any(1).sum())

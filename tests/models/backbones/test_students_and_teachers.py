@@ -1,4 +1,4 @@
-"""ShuffleNetV2 and Swin-T: torchvision's weights give torchvision's maps; any picture size; the counts are right."""
+"""ShuffleNetV2 and Swin-T: torchvision's weights give torchvision's maps; any image size; the counts are right."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_swin_with_torchvision_weights_equals_torchvision(tmp_path):
         assert_close(ours(x), expected)
 
 
-def test_swin_pads_a_picture_with_zeros_to_whole_patches():
+def test_swin_pads_a_image_with_zeros_to_whole_patches():
     ours = swin_t(width=0.125).eval()
     x = torch.randn(1, 3, 61, 50)
     with torch.no_grad():
@@ -177,7 +177,7 @@ def test_strides():
     with torch.device("meta"):
         finer = eliminate_strides(shufflenet_v2(width=0.25), "S1L1")
         assert [m.shape[-1] for m in finer(torch.empty(1, 3, 64, 64))] == [32, 16, 8, 4]
-        with pytest.raises(UserError, match="cuts the picture into patches"):
+        with pytest.raises(UserError, match="cuts the image into patches"):
             eliminate_strides(swin_t(width=0.125), "S1L0")
 
 

@@ -40,7 +40,7 @@ def small() -> Callable[..., Detector]:
 
 @pytest.fixture
 def batch() -> tuple[ImageBatch, list[Targets]]:
-    """Two pictures, the second smaller than the padding, with objects of 4 to 20 px and an ignore region."""
+    """Two images, the second smaller than the padding, with objects of 4 to 20 px and an ignore region."""
     pixels = torch.rand(2, 3, *SIZE, generator=torch.Generator().manual_seed(1))
     first = Targets(
         torch.tensor([[10.0, 10, 14, 14], [40, 30, 60, 50], [90, 0, 128, 30]]),

@@ -31,7 +31,7 @@ def test_the_highest_threshold_within_the_budget(budget: float, threshold: float
 
 def test_a_budget_below_the_cheapest_factor_says_the_least_possible() -> None:
     with pytest.raises(
-        UserError, match=r"0\.29 ms is below the least possible, 0\.3 ms \(every picture at the factor 0\.25\)"
+        UserError, match=r"0\.29 ms is below the least possible, 0\.3 ms \(every image at the factor 0\.25\)"
     ):
         decision_for_budget(0.29, COSTS, CHOICES, unit="ms", factors=FACTORS)
 

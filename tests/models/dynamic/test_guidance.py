@@ -96,7 +96,7 @@ def test_alarms_under_an_ignore_region_are_free() -> None:
     assert guidance_loss(found, objects((HIT, 0), ([40.0, 40, 50, 50], -1))) == pytest.approx(focal(0.9, 1), rel=1e-4)
 
 
-def test_a_picture_without_objects_costs_nothing_so_that_the_cheapest_is_taken() -> None:
+def test_a_image_without_objects_costs_nothing_so_that_the_cheapest_is_taken() -> None:
     assert guidance_loss(predictions((HIT, 0.9, 0)), objects()) == 0
     assert_array_equal(factor_labels(np.zeros((1, 3))), [[True, True, True]])
 
@@ -131,7 +131,7 @@ def test_every_head_gives_losses_at_every_factor(
     assert np.isfinite(found).all()
     assert (found > 0).all()
     assert detector.head.suppression == before  # type: ignore[attr-defined]
-    if guidance:  # one picture after the other gives the same
+    if guidance:  # one image after the other gives the same
         for i in (0, 1):
             one = ImageBatch(batch[0].pixels[i : i + 1], batch[0].sizes[i : i + 1])
             assert_allclose(factor_losses(detector, one, [batch[1][i]])[0], found[i], rtol=1e-3)

@@ -76,9 +76,9 @@ def test_every_factor_trains_and_detects(kind, small, batch):
 
 @given(st.integers(8, 120), st.integers(8, 120), st.sampled_from([0.5, 0.33, 0.25]))
 def test_cells_stay_where_they_are(height, width, factor):
-    """A map that holds its own coordinates (in units of the picture) still does after the resize: nothing drifts.
+    """A map that holds its own coordinates (in units of the image) still does after the resize: nothing drifts.
 
-    The centre of cell i of n lies at (i + 0.5) / n of the picture: what anchors and points assume. Bilinear reading of a
+    The centre of cell i of n lies at (i + 0.5) / n of the image: what anchors and points assume. Bilinear reading of a
     linear ramp is exact inside; at the border it repeats the last cell.
     """
     switch = FactorSwitch((0.5, 0.33, 0.25), default=0.5)
@@ -187,11 +187,11 @@ def test_factor_lists_that_are_refused(factors, message):
 def test_a_map_smaller_than_a_kernel_is_refused(small):
     detector = small("fcos")
     switch = pool_dynamically(detector)
-    picture = ImageBatch(torch.rand(1, 3, 32, 64), ((32, 64),))
-    detector.detect(picture)  # C2 is 8x16: 4x8 at a half
+    image = ImageBatch(torch.rand(1, 3, 32, 64), ((32, 64),))
+    detector.detect(image)  # C2 is 8x16: 4x8 at a half
     message = r"0.25 makes a map of 2x4 out of 8x16, smaller than the 3x3 kernels of stage2"
     with switch.use(0.25), pytest.raises(UserError, match=message):
-        detector.detect(picture)
+        detector.detect(image)
 
 
 def test_detectors_that_are_refused(small):

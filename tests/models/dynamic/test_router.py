@@ -19,7 +19,7 @@ from flyspeck.types import Detections, ImageBatch
 
 @pytest.fixture(params=["retinanet", "reppoints", "faster_rcnn"])
 def routed(request: pytest.FixtureRequest, small: Callable[..., Detector]) -> Detector:
-    """Three factors with private norms that differ, and a predictor whose choice depends on the picture's brightness."""
+    """Three factors with private norms that differ, and a predictor whose choice depends on the image's brightness."""
     detector = small(request.param)
     pool_dynamically(detector)
     privatise_norms(detector)
@@ -32,16 +32,16 @@ def routed(request: pytest.FixtureRequest, small: Callable[..., Detector]) -> De
 
 
 @pytest.fixture
-def pictures() -> ImageBatch:
+def images() -> ImageBatch:
     generator = torch.Generator().manual_seed(3)
     return ImageBatch(torch.rand(5, 3, 96, 128, generator=generator), ((96, 128),) * 5)
 
 
-def fix_choices(detector: Detector, pictures: ImageBatch, probabilities: list[list[float]]) -> None:
-    """Lets the router say `probabilities` of the pictures, told apart by their first pixel."""
+def fix_choices(detector: Detector, images: ImageBatch, probabilities: list[list[float]]) -> None:
+    """Lets the router say `probabilities` of the images, told apart by their first pixel."""
     router = detector.router
     assert isinstance(router, FactorRouter)
-    known = {float(p[0, 0, 0]): row for p, row in zip(pictures.pixels, probabilities, strict=True)}
+    known = {float(p[0, 0, 0]): row for p, row in zip(images.pixels, probabilities, strict=True)}
     router.probabilities = lambda shared, images: np.array(  # type: ignore[method-assign]
         [known[float(p[0, 0, 0])] for p in images.pixels]
     )
@@ -57,27 +57,27 @@ def same(a: Detections, b: Detections) -> None:
     assert_array_equal(a.labels, b.labels)
 
 
-def test_a_batch_gives_what_its_pictures_give_one_by_one(routed: Detector, pictures: ImageBatch) -> None:
-    fix_choices(routed, pictures, CHOICES)
-    together = routed.detect(pictures)
+def test_a_batch_gives_what_its_images_give_one_by_one(routed: Detector, images: ImageBatch) -> None:
+    fix_choices(routed, images, CHOICES)
+    together = routed.detect(images)
     router = routed.router
     assert isinstance(router, FactorRouter)
     assert_array_equal(router.taken, [2, 1, 2])
     for i, factor in enumerate([0.5, 0.25, 0.33, 0.25, 0.5]):
-        one = ImageBatch(pictures.pixels[i : i + 1], pictures.sizes[i : i + 1])
+        one = ImageBatch(images.pixels[i : i + 1], images.sizes[i : i + 1])
         same(routed.detect(one)[0], together[i])
         same(at_factor(routed, factor).detect(one)[0], together[i])
 
 
-def test_probabilities_do_not_depend_on_the_padding(routed: Detector, pictures: ImageBatch) -> None:
-    """A picture of 64x96 padded to 96x128, and alone."""
+def test_probabilities_do_not_depend_on_the_padding(routed: Detector, images: ImageBatch) -> None:
+    """An image of 64x96 padded to 96x128, and alone."""
     from flyspeck.models.dynamic.pooling import run_prefix
 
     router = routed.router
     assert isinstance(router, FactorRouter)
-    pixels = pictures.pixels[:1, :, :64, :96]
+    pixels = images.pixels[:1, :, :64, :96]
     padded = torch.zeros(2, 3, 96, 128)
-    padded[0, :, :64, :96], padded[1] = pixels[0], pictures.pixels[1]
+    padded[0, :, :64, :96], padded[1] = pixels[0], images.pixels[1]
     together = ImageBatch(padded, ((64, 96), (96, 128)))
     alone = ImageBatch(pixels, ((64, 96),))
     with torch.no_grad():
@@ -87,25 +87,25 @@ def test_probabilities_do_not_depend_on_the_padding(routed: Detector, pictures: 
     assert_allclose(a[0], b[0], atol=0.02)  # the border's cells see the padding
 
 
-def test_folded_factors_detect_the_same(routed: Detector, pictures: ImageBatch) -> None:
+def test_folded_factors_detect_the_same(routed: Detector, images: ImageBatch) -> None:
     folded = FoldedFactors(routed).eval()
     assert not any(isinstance(m, SwitchedNorm) for m in folded.modules())
     kept = [m for t in folded.twins for m in t.backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]  # type: ignore[union-attr]
     assert not kept
     with torch.no_grad():
-        expected, found = routed.detect(pictures), folded.detect(pictures)
+        expected, found = routed.detect(images), folded.detect(images)
     for a, b in zip(expected, found, strict=True):
         same(a, b)
     assert isinstance(routed.router, FactorRouter)
     assert any(isinstance(m, torch.nn.BatchNorm2d) for m in routed.router.predictor.modules())  # the given one is whole
 
 
-def test_the_threshold_moves_the_choice_without_training(routed: Detector, pictures: ImageBatch) -> None:
+def test_the_threshold_moves_the_choice_without_training(routed: Detector, images: ImageBatch) -> None:
     router = routed.router
     assert isinstance(router, FactorRouter)
     router.decision = Decision("cheapest", 0.0)
-    routed.detect(pictures)
+    routed.detect(images)
     assert_array_equal(router.taken, [0, 0, 5])
     router.decision = Decision("cheapest", 1.1)
-    routed.detect(pictures)
+    routed.detect(images)
     assert_array_equal(router.taken, [5, 0, 5])

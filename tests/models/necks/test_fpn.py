@@ -129,7 +129,7 @@ def test_learnable_factors_start_as_the_plain_pyramid_and_learn(mode):
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in factors if p.ndim != 2 or mode != "attention")
 
 
-def test_attention_is_of_each_picture():
+def test_attention_is_of_each_image():
     fpn, maps = pyramid("attention"), backbone_maps()
     with torch.no_grad():
         for gate in fpn.gates:

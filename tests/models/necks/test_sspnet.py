@@ -72,7 +72,7 @@ def test_the_pyramid_is_gated_as_the_paper_says():
     assert_close(sspnet(given), [*expected, expected[3][..., ::2, ::2]])
 
 
-def test_odd_sizes_and_pictures_of_one_cell():
+def test_odd_sizes_and_images_of_one_cell():
     for padded in ((70, 90), (33, 64)):
         assert neck().eval()(maps(padded))[0].shape[-2:] == maps(padded)[0].shape[-2:]
 
@@ -135,7 +135,7 @@ def test_pixels_under_ignore_regions_are_no_background():
         [[-20, -20, 400, 400]],
         [[float(i % 40 * 4), float(i // 40 * 6), float(i % 40 * 4 + 3), float(i // 40 * 6 + 4)] for i in range(800)],
     ],
-    ids=["none", "two-on-one-spot", "less-than-a-pixel", "larger-than-the-picture", "800"],
+    ids=["none", "two-on-one-spot", "less-than-a-pixel", "larger-than-the-image", "800"],
 )
 def test_losses_are_finite_and_reach_the_attention(given):
     sspnet = neck()

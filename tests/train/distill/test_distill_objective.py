@@ -244,7 +244,7 @@ def test_adaptive_weights_in_a_step(adaptive: str, batch: tuple[ImageBatch, list
     assert all(p.grad is not None for p in whole.parameters() if p.requires_grad)
 
 
-def test_a_teacher_of_enlarged_pictures_answers_in_the_students_pixels() -> None:
+def test_a_teacher_of_enlarged_images_answers_in_the_students_pixels() -> None:
     teacher = detector("faster_rcnn", classes=("boat", "car")).eval()
     images = ImageBatch(torch.randint(0, 256, (1, 1, 64, 96), dtype=torch.uint8), ((60, 90),))
     direct = teacher.detect(enlarged(images, 2.0))[0]

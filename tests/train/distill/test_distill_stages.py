@@ -61,7 +61,7 @@ def test_all_stages_leave_run_folders_and_one_table(
     folder = tmp_path / "run"
     with caplog.at_level(logging.INFO):
         table = stages.distill(recipe, folder)
-    assert "24 pictures x" in caplog.text
+    assert "24 images x" in caplog.text
     assert [row.name for row in table.rows] == ["teacher", "distilled (hierarchical)", "run (hierarchical fine-tuned)"]
     assert table.rows[0].params > table.rows[1].params == table.rows[2].params
     assert set(table.rows[1].similarity) == {"P2", "P3", "P4", "P5"}
@@ -201,7 +201,7 @@ def test_how_much_larger_a_teacher_sees(make_recipe: RecipeMaker, teacher: Path)
 
     twice, plain = {"factor": 2.0, "short_side": None}, {"factor": 1.0, "short_side": None}
     assert scale({}, plain) == 1
-    assert scale({}, twice) == 2  # it was trained on pictures twice as large
+    assert scale({}, twice) == 2  # it was trained on images twice as large
     assert scale({"enlarge": 2.0}, twice) == 1
     assert scale({"enlarge": 0.5}, twice) == 4
     assert scale({}, plain, teacher_scale=3.0) == 3

@@ -13,7 +13,7 @@ from flyspeck.train.distill import terms
 from flyspeck.train.distill.foreground import cell_weights, touched, valid_cells
 from flyspeck.types import Targets
 
-PICTURE, MAP = (64, 96), (16, 24)  # stride 4
+IMAGE, MAP = (64, 96), (16, 24)  # stride 4
 
 
 def targets(*boxes: list[float], ignore: bool = False) -> Targets:
@@ -22,13 +22,13 @@ def targets(*boxes: list[float], ignore: bool = False) -> Targets:
 
 
 def weigh(target: Targets, **options: float) -> Tensor:
-    return cell_weights([target], PICTURE, [PICTURE], MAP, **{"foreground": 0.5, **options})[0]  # type: ignore[arg-type]
+    return cell_weights([target], IMAGE, [IMAGE], MAP, **{"foreground": 0.5, **options})[0]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("side", range(1, 9))
 def test_a_tiny_object_has_its_share_whatever_its_size(side: int) -> None:
     weights = weigh(targets([41.0, 21.0, 41.0 + side, 21.0 + side]))
-    rows, columns = touched(torch.tensor([[41.0, 21.0, 41.0 + side, 21.0 + side]]), PICTURE, MAP)
+    rows, columns = touched(torch.tensor([[41.0, 21.0, 41.0 + side, 21.0 + side]]), IMAGE, MAP)
     inside = (rows.T @ columns) > 0
     assert_close(weights[inside].sum(), torch.tensor(0.5))
     assert_close(weights.sum(), torch.tensor(1.0))
@@ -68,13 +68,13 @@ def test_objects_everywhere_leave_no_background() -> None:
 
 
 def test_the_padding_counts_nothing() -> None:
-    # The true picture is 30 x 50: rows 0-7 and columns 0-12 show some of it.
-    weights = cell_weights([targets([40.0, 20.0, 46.0, 26.0])], PICTURE, [(30, 50)], MAP, foreground=0.5)[0]
+    # The true image is 30 x 50: rows 0-7 and columns 0-12 show some of it.
+    weights = cell_weights([targets([40.0, 20.0, 46.0, 26.0])], IMAGE, [(30, 50)], MAP, foreground=0.5)[0]
     assert_close(weights.sum(), torch.tensor(1.0))
     assert weights[8:].sum() == 0
     assert weights[:, 13:].sum() == 0
     assert (weights[:8, :13] > 0).all()
-    assert_close(valid_cells(PICTURE, (30, 50), MAP, torch.device("cpu")).sum(), torch.tensor(8.0 * 13))
+    assert_close(valid_cells(IMAGE, (30, 50), MAP, torch.device("cpu")).sum(), torch.tensor(8.0 * 13))
 
 
 boxes = st.lists(

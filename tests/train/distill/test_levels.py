@@ -25,8 +25,8 @@ def test_common_levels_are_p2_to_p5() -> None:
     assert [p.name for p in match_levels(pyramid(16), pyramid(64), wanted=[3, 6])] == ["P3", "P6"]
 
 
-def test_a_teacher_of_enlarged_pictures_teaches_from_the_level_of_the_same_stride() -> None:
-    # Twice enlarged, the teacher's stride 8 is 4 px of the student's picture.
+def test_a_teacher_of_enlarged_images_teaches_from_the_level_of_the_same_stride() -> None:
+    # Twice enlarged, the teacher's stride 8 is 4 px of the student's image.
     pairs = match_levels(pyramid(16), pyramid(64), teacher_scale=2.0)
     assert [(p.name, p.teacher) for p in pairs] == [("P2", 1), ("P3", 2), ("P4", 3), ("P5", 4)]
     pairs = match_levels(pyramid(16), pyramid(64), teacher_scale=2.0, by="level")

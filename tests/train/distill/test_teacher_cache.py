@@ -55,7 +55,7 @@ def test_cached_outputs_are_the_teachers(
     what = observe(teacher, **fields)
     with caplog.at_level(logging.INFO):
         source = open_cache(tmp_path / "cache", dataset, teacher, what, augment=FLIPS, limit_bytes=1e9)
-    assert "12 pictures x" in caplog.text  # six, and six flipped
+    assert "12 images x" in caplog.text  # six, and six flipped
     plain = [dataset.raw(i) for i in (4, 1)]
     images = collate([plain[0], flip_horizontal(plain[1])]).images
     wanted, found = teacher.outputs(images, what), source(images)
@@ -76,7 +76,7 @@ def test_a_cache_that_was_broken_off_is_filled_again(
     def outputs(self: Teacher, *arguments: object) -> object:
         nonlocal calls
         calls += 1
-        if calls == 4:  # in the middle of the pictures
+        if calls == 4:  # in the middle of the images
             raise KeyboardInterrupt
         return plain(self, *arguments)  # type: ignore[arg-type]
 
@@ -109,11 +109,11 @@ def test_outputs_of_others_are_refused(
     with pytest.raises(UserError, match="the outputs of another teacher"):
         open_cache(tmp_path, dataset, other, observe(other), augment=FLIPS, limit_bytes=1e9)
     more = DetectionDataset(read_annotations(tiny_set / "train.json"), channels=1)
-    with pytest.raises(UserError, match="the outputs of other pictures"):
+    with pytest.raises(UserError, match="the outputs of other images"):
         open_cache(tmp_path, more, teacher, what, augment=FLIPS, limit_bytes=1e9)
-    with pytest.raises(UserError, match="the outputs of other pictures"):
+    with pytest.raises(UserError, match="the outputs of other images"):
         open_cache(tmp_path, dataset, teacher, what, augment=AugmentConfig(flip=0), limit_bytes=1e9)
-    with pytest.raises(UserError, match="1 of 1 pictures of a batch have other pixels"):
+    with pytest.raises(UserError, match="1 of 1 images of a batch have other pixels"):
         source(collate([more.raw(0)]).images)
 
 
@@ -133,9 +133,9 @@ def test_only_flips_can_be_cached() -> None:
         versions(AugmentConfig(crop=(64, 64), photometric=0.1))
 
 
-def test_pictures_of_several_sizes_are_refused(teacher: Teacher, dataset: DetectionDataset, tmp_path: Path) -> None:
+def test_images_of_several_sizes_are_refused(teacher: Teacher, dataset: DetectionDataset, tmp_path: Path) -> None:
     sizes = dataset.annotations.sizes.copy()
     sizes[2] = np.array([32, 32])
     object.__setattr__(dataset.annotations, "sizes", sizes)
-    with pytest.raises(UserError, match="the pictures have 2 sizes"):
+    with pytest.raises(UserError, match="the images have 2 sizes"):
         open_cache(tmp_path, dataset, teacher, observe(teacher), augment=FLIPS, limit_bytes=1e9)

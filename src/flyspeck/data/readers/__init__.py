@@ -47,9 +47,9 @@ def read_annotations(
 
     `format` (one of `FORMATS`) names the format instead of having it found out; `data.yaml:val` is the split val of a YOLO
     data set. `classes` selects names and gives them the numbers 0..K-1 in this order; boxes of other classes are left
-    out. `images` is the folder of the pictures where it is not the usual one. `ignore_classes` and `ignore_flags` say what is
+    out. `images` is the folder of the images where it is not the usual one. `ignore_classes` and `ignore_flags` say what is
     an ignore region (label -1, no class); give others to change the rule. `for_evaluation` keeps what reference evaluators
-    see: boxes without area (WIDER FACE has one of width -2), outside the picture, and repeated ids; and COCO files give
+    see: boxes without area (WIDER FACE has one of width -2), outside the image, and repeated ids; and COCO files give
     `extra["xywh"]`, the boxes to the last bit.
 
     `extra["category"]` (M,) is the class that a box was annotated with, also where it is an ignore region (-1: none). Broken
@@ -65,7 +65,7 @@ def read_annotations(
     if format is not None and format not in FORMATS:
         raise UserError(f"unknown format '{format}'", where=source, fix=nearest(format, FORMATS))
     if options.images is not None and not options.images.is_dir():
-        raise UserError("no such folder of pictures", where=options.images, fix="check the path")
+        raise UserError("no such folder of images", where=options.images, fix="check the path")
     path, split = _split_of(source)
     kind, place = detect(path) if format is None else (format, path)
     if not place.exists():

@@ -1,7 +1,7 @@
 """From what a format says to the annotation table: the rules that all readers share.
 
 A reader fills a `Draft` with its entries as they stand; `assemble` finds the broken ones, turns the classes and flags of
-ignore regions into ignore regions, maps the classes to 0..K-1 and sorts by picture.
+ignore regions into ignore regions, maps the classes to 0..K-1 and sorts by image.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class ReadOptions:
     ignore_flags: tuple[str, ...] = IGNORE_FLAGS
     """Flags that make a box an ignore region; leave one out to have such boxes as ordinary ones."""
     for_evaluation: bool = False
-    """Keep what reference evaluators see: boxes without area, outside the picture, or with an id that is used twice."""
+    """Keep what reference evaluators see: boxes without area, outside the image, or with an id that is used twice."""
     images: Path | None = None
-    """Folder of the pictures, where it is not the place that the format implies."""
+    """Folder of the images, where it is not the place that the format implies."""
 
 
 @dataclass
 class Draft:
-    """Entries of a source before any judgement. `I` pictures, `M` boxes, `C` categories."""
+    """Entries of a source before any judgement. `I` images, `M` boxes, `C` categories."""
 
     where: Path
     """The file or folder read, for messages."""
@@ -57,10 +57,10 @@ class Draft:
     image_ids: list[Any] = field(default_factory=list)
     file_names: list[str] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
-    """(height, width) of each picture; (-1, -1) where unknown."""
+    """(height, width) of each image; (-1, -1) where unknown."""
     image_extra: dict[str, np.ndarray] = field(default_factory=dict)
     image_index: Any = field(default_factory=list)
-    """(M,) row of the picture; -1 where the entry names none that exists."""
+    """(M,) row of the image; -1 where the entry names none that exists."""
     boxes: Any = field(default_factory=list)
     """(M, 4) xyxy; NaN where the entry has no box of four numbers."""
     category: Any = field(default_factory=list)
@@ -80,17 +80,17 @@ class Draft:
     places: list[str] | None = None
     """(M,) where each entry stands (`a.txt, line 3`), or None: `where` and its id."""
     describe: Callable[[int], str] | None = None
-    """Words on an entry with a missing picture or category: what it names."""
+    """Words on an entry with a missing image or category: what it names."""
 
     def add_image(self, image_id: Any, file_name: str, size: tuple[int, int] = (-1, -1)) -> int:
-        """Append a picture of (height, width) `size`; returns its row."""
+        """Append an image of (height, width) `size`; returns its row."""
         self.image_ids.append(image_id)
         self.file_names.append(file_name)
         self.sizes.append(size)
         return len(self.image_ids) - 1
 
     def add_box(self, image: int, box: Sequence[float], category: int, place: str) -> None:
-        """Append an xyxy box of the picture in row `image`; `place` says where it stands, for messages."""
+        """Append an xyxy box of the image in row `image`; `place` says where it stands, for messages."""
         if self.places is None:
             self.places = []
         self.image_index.append(image)
@@ -183,7 +183,7 @@ def _judge(
     width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     with np.errstate(invalid="ignore", over="ignore"):
         tests = [
-            (image_index < 0, "names a picture that is not listed"),
+            (image_index < 0, "names an image that is not listed"),
             (category == -2, "names a category that is not listed"),
             (~np.isfinite(boxes).all(1) | ~np.isfinite(width * height), "has no box of four finite numbers"),
         ]
@@ -194,7 +194,7 @@ def _judge(
             tests += [
                 ((width < 0) | (height < 0), "has a box of negative width or height"),
                 ((width == 0) | (height == 0), "has a box of zero area"),
-                (outside & (frame > 0).all(1), "has a box wholly outside its picture"),
+                (outside & (frame > 0).all(1), "has a box wholly outside its image"),
             ]
     sound, faults = np.ones(len(boxes), dtype=bool), {}
 
@@ -260,7 +260,7 @@ def _classes(draft: Draft, options: ReadOptions) -> tuple[tuple[str, ...], tuple
 
 
 def find_root(candidates: Sequence[Path], names: Sequence[str]) -> Path:
-    """The first folder that holds one of the first pictures named; the first candidate where none does."""
+    """The first folder that holds one of the first images named; the first candidate where none does."""
     for folder in candidates:
         if any((folder / name).is_file() for name in names[:20]):
             return folder
@@ -288,12 +288,12 @@ def numbers(fields: Sequence[str]) -> list[float]:
     return values
 
 
-def add_pictures(draft: Draft, folder: Path, stems: Sequence[str]) -> None:
-    """Append the picture of each stem found in `folder` (ids are the stems), with its size read from the header.
+def add_images(draft: Draft, folder: Path, stems: Sequence[str]) -> None:
+    """Append the image of each stem found in `folder` (ids are the stems), with its size read from the header.
 
-    A picture that is not there is listed as `<stem>.jpg` without a size; loading it later says that it is missing.
+    An image that is not there is listed as `<stem>.jpg` without a size; loading it later says that it is missing.
     """
-    found = {file.stem: file.name for file in picture_files(folder)} if folder.is_dir() else {}
+    found = {file.stem: file.name for file in image_files(folder)} if folder.is_dir() else {}
     draft.root = folder
     for stem in stems:
         name = found.get(stem)
@@ -301,14 +301,14 @@ def add_pictures(draft: Draft, folder: Path, stems: Sequence[str]) -> None:
         draft.add_image(stem, name or f"{stem}.jpg", size)
 
 
-def picture_files(folder: Path, recursive: bool = False) -> list[Path]:
-    """The pictures in a folder, sorted by name."""
+def image_files(folder: Path, recursive: bool = False) -> list[Path]:
+    """The images in a folder, sorted by name."""
     files = folder.rglob("*") if recursive else folder.iterdir()
     return sorted(file for file in files if file.suffix.lower() in EXTENSIONS and file.is_file())
 
 
 def header_size(draft: Draft, path: Path) -> tuple[int, int]:
-    """(height, width) from the picture's header; (-1, -1) and a problem where the file cannot be read."""
+    """(height, width) from the image's header; (-1, -1) and a problem where the file cannot be read."""
     try:
         return read_size(path)
     except UserError as error:

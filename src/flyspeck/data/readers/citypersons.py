@@ -64,8 +64,8 @@ def _read_files(draft: Draft, source: Path, options: ReadOptions) -> list[list[f
 def _read_mat(draft: Draft, path: Path, options: ReadOptions) -> list[list[float]]:
     """Fills the draft from `anno_<split>_aligned`; returns the visible boxes, xywh.
 
-    It is a row of cells, a picture each, with `im_name` and `bbs`, whose rows are [class_label, x, y, w, h, instance_id, x, y,
-    w, h of the visible box]. The picture's city is the name up to the first `_`.
+    It is a row of cells, an image each, with `im_name` and `bbs`, whose rows are [class_label, x, y, w, h, instance_id, x, y,
+    w, h of the visible box]. The image's city is the name up to the first `_`.
     """
     content = load_mat(path)
     variable = next((match for match in map(_VARIABLE.fullmatch, content) if match), None)
@@ -92,7 +92,7 @@ def _read_mat(draft: Draft, path: Path, options: ReadOptions) -> list[list[float
 
 
 def _read_rows(draft: Draft, row: int, place: str, rows: np.ndarray, visible: list[list[float]]) -> None:
-    """One picture's `bbs (n, 10)`; a picture without persons has an empty one of any shape."""
+    """One image's `bbs (n, 10)`; an image without persons has an empty one of any shape."""
     if rows.size and (rows.ndim != 2 or rows.shape[1] != 10):
         draft.problems.append(f"{place}: boxes of shape {rows.shape}, not of 10 columns")
         return

@@ -38,7 +38,7 @@ def read_coco(path: Path, options: ReadOptions, content: Any = None) -> Annotati
 
     `ignore`, `uncertain`, `logo`, `in_dense_image` (TinyPerson), `height`, `vis_ratio` (CityPersons), `size` and the like
     become columns of `extra`; `corner` of a tile file becomes `image_extra["corner"]`, (I, 4) x1, y1, x2, y2 of the tile in its
-    whole picture, and `image_extra["whole"]` the id of that picture in `old_images` (its file name, where they are not listed).
+    whole image, and `image_extra["whole"]` the id of that image in `old_images` (its file name, where they are not listed).
     """
     content = load_json(path) if content is None else content
     _check_shape(content, path)
@@ -69,10 +69,10 @@ def _check_shape(content: Any, path: Path) -> None:
 
 
 def usual_places(path: Path) -> list[Path]:
-    """Where pictures lie beside a COCO json, likeliest first: beside it, or in a folder of the split's name further up."""
+    """Where images lie beside a COCO json, likeliest first: beside it, or in a folder of the split's name further up."""
     words = [path.stem.removeprefix("instances_"), *(word for word in ("train", "val", "test") if word in path.stem)]
     names = ["", "images", *words, *(f"images/{word}" for word in words)]
-    names += [f"erase_with_uncertain_dataset/{word}" for word in words]  # TinyPerson's training pictures
+    names += [f"erase_with_uncertain_dataset/{word}" for word in words]  # TinyPerson's training images
     return [path.parent, *(folder / name for folder in path.absolute().parents[:4] for name in names)]
 
 
@@ -90,7 +90,7 @@ def _whole(value: Any) -> int | None:
 
 
 def _read_images(draft: Draft, content: dict[str, Any], *, nameless: bool = False) -> dict[Any, int]:
-    """Append the pictures; returns the row of each id. With `nameless` a picture without file_name is named by its id."""
+    """Append the images; returns the row of each id. With `nameless` an image without file_name is named by its id."""
     rows: dict[Any, int] = {}
     kept = []
     for number, image in enumerate(content["images"], 1):
@@ -104,7 +104,7 @@ def _read_images(draft: Draft, content: dict[str, Any], *, nameless: bool = Fals
         elif key in rows:
             fault = f"has the id {key!r} of an earlier one"
         if fault or not isinstance(name, str) or not name:
-            draft.problems.append(f"{draft.where.name}: picture {number} {fault or 'has no file_name'}")
+            draft.problems.append(f"{draft.where.name}: image {number} {fault or 'has no file_name'}")
             continue
         height, width = _whole(image.get("height")), _whole(image.get("width"))
         size = (-1, -1) if height is None or width is None else (height, width)

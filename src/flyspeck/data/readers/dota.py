@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.data.readers.assemble import Draft, ReadOptions, add_pictures, assemble, numbers, read_lines
+from flyspeck.data.readers.assemble import Draft, ReadOptions, add_images, assemble, numbers, read_lines
 from flyspeck.errors import UserError
 
 CLASSES = (
@@ -39,7 +39,7 @@ def read_dota(folder: Path, options: ReadOptions) -> Annotations:
     if not files:
         raise UserError("no label files", where=labels, fix="give the folder with 'labelTxt' and 'images'")
     draft = Draft(where=folder, root=folder)
-    add_pictures(draft, options.images or labels.parent / "images", [file.stem for file in files])
+    add_images(draft, options.images or labels.parent / "images", [file.stem for file in files])
     polygons, difficult, names = [], [], []
     for row, file in enumerate(files):
         for number, line in enumerate(read_lines(file), 1):

@@ -1,8 +1,8 @@
-"""`.odgt`, a json object a line, a picture each: CrowdHuman (Shao et al., arXiv:1805.00123) and data sets written like it.
+"""`.odgt`, a json object a line, an image each: CrowdHuman (Shao et al., arXiv:1805.00123) and data sets written like it.
 
     {"ID": "273271,1a0d", "gtboxes": [{"tag": "person", "fbox": [x, y, w, h], "vbox": …, "hbox": …, "extra": {"ignore": 0}}]}
 
-`fbox` is the whole body, also where it is hidden or reaches out of the picture, `vbox` its visible part, `hbox` the head.
+`fbox` is the whole body, also where it is hidden or reaches out of the image, `vbox` its visible part, `hbox` the head.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, header_size, picture_files, read_lines
+from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, header_size, image_files, read_lines
 from flyspeck.errors import UserError
 
 HEAD = "head"
@@ -26,7 +26,7 @@ def read_odgt(path: Path, options: ReadOptions) -> Annotations:
 
     `mask` (reflections, statues, crowds) and what says `ignore` are ignore regions of every class. `classes` that name `head`
     get the heads, too. `extra` gets `height` (M,), `vis_bbox` (M, 4) xywh and `vis_ratio` (M,), the visible box's area over
-    the whole's, where the file has visible boxes. A picture's file is its `fpath`, or `<ID>` with the ending found on disk.
+    the whole's, where the file has visible boxes. An image's file is its `fpath`, or `<ID>` with the ending found on disk.
     """
     if not path.is_file():
         raise UserError("no .odgt file", where=path, fix="check the path")
@@ -36,7 +36,7 @@ def read_odgt(path: Path, options: ReadOptions) -> Annotations:
                for record in [_record(draft, path, n, line)] if record is not None]  # fmt: skip
     if not records:
         raise UserError("no line is a json object with ID and gtboxes", where=path, fix="check the file")
-    _add_pictures(draft, path, [record for _, record in records], options)
+    _add_images(draft, path, [record for _, record in records], options)
     heads = HEAD in (options.classes or ())
     rows: dict[str, int] = {}
     for row, (number, record) in enumerate(records):
@@ -64,8 +64,8 @@ def _record(draft: Draft, path: Path, number: int, line: str) -> dict[str, Any] 
     return None
 
 
-def _add_pictures(draft: Draft, path: Path, records: list[dict[str, Any]], options: ReadOptions) -> None:
-    """The pictures, and the folder that they are in: `Images` beside the file or above it, or what `images` says."""
+def _add_images(draft: Draft, path: Path, records: list[dict[str, Any]], options: ReadOptions) -> None:
+    """The images, and the folder that they are in: `Images` beside the file or above it, or what `images` says."""
     names = [str(r.get("fpath") or r["ID"]).lstrip("/") for r in records]
     above = [path.parent, path.parent.parent]
     places = [folder / name for folder in above for name in ("Images", "images", "JPEGImages", "")]
@@ -74,7 +74,7 @@ def _add_pictures(draft: Draft, path: Path, records: list[dict[str, Any]], optio
     found: dict[str, str] = {}
     draft.root = folders[0]
     for folder in folders:
-        found = {file.stem: file.name for file in picture_files(folder)} if endless else {}
+        found = {file.stem: file.name for file in image_files(folder)} if endless else {}
         if any(name in found or (folder / name).is_file() for name in names[:20]):
             draft.root = folder
             break
@@ -90,7 +90,7 @@ def _add_pictures(draft: Draft, path: Path, records: list[dict[str, Any]], optio
 def _add(
     draft: Draft,
     rows: dict[str, int],
-    picture: int,
+    image: int,
     item: dict[str, Any],
     place: str,
     *,
@@ -106,7 +106,7 @@ def _add(
         hidden = ignored or _flag(item.get("head_attr"), "ignore")
         entries.append((_four(item["hbox"]), rows.setdefault(HEAD, len(rows)), hidden, _four(item["hbox"])))
     for (x, y, w, h), row, flag, shown in entries:
-        draft.add_box(picture, (x, y, x + w, y + h), row, place)
+        draft.add_box(image, (x, y, x + w, y + h), row, place)
         draft.flags["ignore"].append(flag)
         visible.append(shown)
 

@@ -22,7 +22,7 @@ COLUMNS = {
 def read_table(path: Path, options: ReadOptions) -> Annotations:
     """The table of a csv file; boxes are taken as half-open xyxy pixels. Classes are the names that occur, sorted.
 
-    A line without any coordinate lists a picture without objects.
+    A line without any coordinate lists an image without objects.
     """
     lines = list(csv.reader(read_lines(path)))
     header = [field.strip().lower() for field in lines[0]] if lines else []

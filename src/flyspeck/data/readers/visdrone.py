@@ -1,4 +1,4 @@
-"""VisDrone-DET: one text file per picture, `x,y,w,h,score,category,truncation,occlusion`.
+"""VisDrone-DET: one text file per image, `x,y,w,h,score,category,truncation,occlusion`.
 
 Category 0 is an ignored region, and 11 ("others") is no class of the benchmark; a score of 0 marks a box that its evaluation
 leaves out. All three become ignore regions (VisDrone2018-DET-toolkit, README).
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.data.readers.assemble import Draft, ReadOptions, add_pictures, assemble, numbers, read_lines
+from flyspeck.data.readers.assemble import Draft, ReadOptions, add_images, assemble, numbers, read_lines
 from flyspeck.errors import UserError
 
 CATEGORIES = (
@@ -39,7 +39,7 @@ def read_visdrone(folder: Path, options: ReadOptions) -> Annotations:
             "no text files of annotations", where=labels, fix="give the folder with 'annotations' and 'images'"
         )
     draft = Draft(where=folder, root=folder, names=list(CATEGORIES), category_ids=list(range(12)))
-    add_pictures(draft, options.images or labels.parent / "images", [file.stem for file in files])
+    add_images(draft, options.images or labels.parent / "images", [file.stem for file in files])
     columns = []
     for row, file in enumerate(files):
         for number, line in enumerate(read_lines(file), 1):

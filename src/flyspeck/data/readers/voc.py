@@ -1,4 +1,4 @@
-"""PASCAL VOC: one xml file per picture."""
+"""PASCAL VOC: one xml file per image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def read_voc(source: Path, options: ReadOptions) -> Annotations:
 
     VOC counts pixels from 1 and includes the last one, so `xmin, ymin` lose 1 to give half-open boxes; a set in which a
     coordinate 0 occurs counts from 0 (as many tools write it), and only `xmax, ymax` gain 1. Either way a box is as wide
-    as the pixels it names. Classes are the names that occur, sorted. Picture ids are the names of the xml files.
+    as the pixels it names. Classes are the names that occur, sorted. Image ids are the names of the xml files.
     """
     folder = source / "Annotations" if (source / "Annotations").is_dir() else source
     files = [folder] if folder.is_file() else sorted(folder.glob("*.xml"))

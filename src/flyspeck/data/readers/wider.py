@@ -20,7 +20,7 @@ def read_wider(path: Path, options: ReadOptions) -> Annotations:
 
     The .mat of the benchmark's `eval_tools/ground_truth` has three others beside it, which faces count as easy, medium and
     hard: where they are found, `extra` has `kept_easy`, `kept_medium` and `kept_hard`, which `widerface_val` scores.
-    Picture ids and file names are `event/name.jpg`; faces without width or height (11 in the validation set) are left out as
+    Image ids and file names are `event/name.jpg`; faces without width or height (11 in the validation set) are left out as
     broken entries, unless the reading is `for_evaluation`.
     """
     draft = Draft(where=path, root=path.parent, names=["face"], category_ids=[1])
@@ -58,7 +58,7 @@ def _read_text(draft: Draft, path: Path) -> None:
             raise UserError(f"no number of faces after '{name}'", where=f"{path}, line {at + 1}", fix=fix)
         row = draft.add_image(name, name)
         at += 1
-        # A picture without faces still has one line, of zeros.
+        # An image without faces still has one line, of zeros.
         faces = int(count) or (1 if at < len(lines) and _is_zero(lines[at]) else 0)
         for number in range(at, at + faces):
             if number >= len(lines) or len(lines[number].split()) < 4:
@@ -121,15 +121,15 @@ def _read_mat(draft: Draft, path: Path) -> None:
         for (name,), (boxes,) in zip(files, faces, strict=True):
             title = f"{event.item()}/{name.item()}.jpg"
             row = draft.add_image(title, title)
-            for setting, pictures in counted.items():
-                kept[setting] += [number in pictures[row] for number in range(1, len(boxes) + 1)]
+            for setting, images in counted.items():
+                kept[setting] += [number in images[row] for number in range(1, len(boxes) + 1)]
             for number, (x, y, w, h) in enumerate(np.asarray(boxes, dtype=np.float64), 1):
                 draft.add_box(row, (x, y, x + w, y + h), 0, f"{path.name}, {title}, face {number}")
     draft.extra |= {f"kept_{name}": np.array(flags, bool) for name, flags in kept.items()}
 
 
-def _counted_faces(path: Path, pictures: int) -> dict[str, list[set[int]]]:
-    """By setting, the faces of each picture that count, from 1; empty where the benchmark's other files are not."""
+def _counted_faces(path: Path, images: int) -> dict[str, list[set[int]]]:
+    """By setting, the faces of each image that count, from 1; empty where the benchmark's other files are not."""
     places = {name: path.with_name(f"wider_{name}_val.mat") for name in SETTINGS}
     if path.name != "wider_face_val.mat" or not all(place.is_file() for place in places.values()):
         return {}
@@ -137,7 +137,7 @@ def _counted_faces(path: Path, pictures: int) -> dict[str, list[set[int]]]:
     for name, place in places.items():
         parts = load_mat(place).get("gt_list", [])
         counted[name] = [set(np.asarray(one).reshape(-1).tolist()) for (part,) in parts for (one,) in part]
-        if len(counted[name]) != pictures:
-            what = f"lists {len(counted[name])} pictures, {path.name} has {pictures}"
+        if len(counted[name]) != images:
+            what = f"lists {len(counted[name])} images, {path.name} has {images}"
             raise UserError(what, where=place, fix="fetch the official file again")
     return counted

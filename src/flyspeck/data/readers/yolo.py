@@ -1,4 +1,4 @@
-"""YOLO: `class cx cy w h` in shares of the picture, a text file beside (or in `labels/` for `images/`) each picture."""
+"""YOLO: `class cx cy w h` in shares of the image, a text file beside (or in `labels/` for `images/`) each image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, header_size, numbers, picture_files, read_lines
+from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, header_size, image_files, numbers, read_lines
 from flyspeck.errors import UserError, nearest
 
 SPLITS = ("train", "val", "test")
@@ -18,8 +18,8 @@ SPLITS = ("train", "val", "test")
 def read_yolo(source: Path, options: ReadOptions, split: str | None = None) -> Annotations:
     """The table of a `data.yaml` (with `split` train, val or test; None: the first that it has), or of a folder.
 
-    A folder has `images/` and `labels/`, or is a folder of pictures with the texts beside them or in the twin folder under
-    `labels`. A picture without text has no objects. Segments and oriented boxes become the horizontal box around
+    A folder has `images/` and `labels/`, or is a folder of images with the texts beside them or in the twin folder under
+    `labels`. An image without text has no objects. Segments and oriented boxes become the horizontal box around
     them. Names come from the yaml, or `classes.txt`; else `class 0`, `class 1`, …
     """
     draft = Draft(where=source, root=source)
@@ -35,19 +35,19 @@ def read_yolo(source: Path, options: ReadOptions, split: str | None = None) -> A
             draft.root = source / "images"
         elif options.images is not None:
             draft.root = options.images
-        files = picture_files(draft.root, recursive=True)
+        files = image_files(draft.root, recursive=True)
         names = next(
             (read_lines(p) for p in (source / "classes.txt", source / "labels" / "classes.txt") if p.is_file()), []
         )
     for file in files:
-        _read_picture(draft, file)
+        _read_image(draft, file)
     numbers_seen = [int(c) for c in draft.category if c >= 0]
     draft.names = names or [f"class {number}" for number in range(max(numbers_seen, default=-1) + 1)]
     draft.category_ids = list(range(len(draft.names)))
     draft.category = [c if 0 <= c < len(draft.names) else -2 for c in draft.category]
     if not files:
         raise UserError(
-            "no pictures", where=draft.root, fix="YOLO's sizes are shares of the picture, so the pictures are needed"
+            "no images", where=draft.root, fix="YOLO's sizes are shares of the image, so the images are needed"
         )
     return assemble(draft, options, f"yolo: {recipe.name}{seen}")
 
@@ -71,7 +71,7 @@ def _names(names: Any, where: Path) -> list[str]:
 
 
 def _listed(content: dict[str, Any], recipe: Path, split: str | None) -> tuple[Path, list[Path], str]:
-    """The root, the pictures of a split of a data.yaml, and words on what was taken."""
+    """The root, the images of a split of a data.yaml, and words on what was taken."""
     here = [name for name in SPLITS if content.get(name)]
     if split is None:
         split = here[0] if here else "train"
@@ -94,32 +94,32 @@ def _listed(content: dict[str, Any], recipe: Path, split: str | None) -> tuple[P
         if place.is_file():
             files += [place.parent / line.strip() for line in read_lines(place) if line.strip()]
         else:
-            files += picture_files(place, recursive=True)
+            files += image_files(place, recursive=True)
     return root, files, f", split {split}"
 
 
-def label_file(picture: Path) -> Path:
-    """The text of a picture: the last folder `images` of its path replaced by `labels`, or beside the picture."""
-    parts = list(picture.parts)
+def label_file(image: Path) -> Path:
+    """The text of an image: the last folder `images` of its path replaced by `labels`, or beside the image."""
+    parts = list(image.parts)
     if "images" in parts[:-1]:
         at = len(parts) - 2 - parts[-2::-1].index("images")
         twin = Path(*parts[:at], "labels", *parts[at + 1 :]).with_suffix(".txt")
         if twin.is_file() or twin.parent.is_dir():
             return twin
-    return picture.with_suffix(".txt")
+    return image.with_suffix(".txt")
 
 
-def _read_picture(draft: Draft, picture: Path) -> None:
-    inside = picture.is_relative_to(draft.root)
-    name = picture.relative_to(draft.root).as_posix() if inside else str(picture.absolute())
-    if not picture.is_file():
-        draft.problems.append(f"{name}: listed, but there is no such picture")
+def _read_image(draft: Draft, image: Path) -> None:
+    inside = image.is_relative_to(draft.root)
+    name = image.relative_to(draft.root).as_posix() if inside else str(image.absolute())
+    if not image.is_file():
+        draft.problems.append(f"{name}: listed, but there is no such image")
         return
-    height, width = header_size(draft, picture)
+    height, width = header_size(draft, image)
     if height < 1:
         return
     row = draft.add_image(str(Path(name).with_suffix("").as_posix()), name, (height, width))
-    text = label_file(picture)
+    text = label_file(image)
     for number, line in enumerate(read_lines(text) if text.is_file() else [], 1):
         fields = line.split()
         if not fields:

@@ -25,12 +25,12 @@ _DENSEST = 20
 
 @dataclass(frozen=True)
 class Scene:
-    """One generated picture with its ground truth."""
+    """One generated image with its ground truth."""
 
     pixels: np.ndarray
     """(H, W, 3) uint8 RGB."""
     boxes: np.ndarray
-    """(N, 4) float64 xyxy pixels, clipped to the picture."""
+    """(N, 4) float64 xyxy pixels, clipped to the image."""
     labels: np.ndarray
     """(N,) int64 indices into `CLASSES`; -1 for an ignore region."""
     ignore: np.ndarray
@@ -40,7 +40,7 @@ class Scene:
 
 
 def scene_seed(seed: int, index: int) -> tuple[int, int]:
-    """The seed of picture `index` of the data set with `seed`."""
+    """The seed of image `index` of the data set with `seed`."""
     return (seed, index)
 
 
@@ -82,10 +82,10 @@ def generate_scene(
     kind: str | None = None,
     density: float = 1.0,
 ) -> Scene:
-    """One picture of `height` x `width` pixels with its boxes.
+    """One image of `height` x `width` pixels with its boxes.
 
     `seed` is a number, or a tuple such as `scene_seed(seed, index)`; `kind` is sea, field or road, drawn if None. A larger
-    picture shows more ground at the same scale, so that its objects are as tiny. `density` multiplies how many things are put
+    image shows more ground at the same scale, so that its objects are as tiny. `density` multiplies how many things are put
     there; where they find no room, there are fewer.
     """
     from flyspeck.data.scenes.render import render

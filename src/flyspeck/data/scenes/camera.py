@@ -1,7 +1,7 @@
 """The drone's camera: a pinhole that looks down at a tilted angle, and a sensor that blurs and adds noise.
 
 Ground frame: metres, X right, Y away from the camera, Z up, origin where the optical axis meets the ground.
-Picture frame: pixels, x right, y down, origin top-left.
+Image frame: pixels, x right, y down, origin top-left.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class Camera:
 
     height: int
     width: int
-    """Picture size in pixels."""
+    """Image size in pixels."""
     scale: float
-    """Pixels per metre at the picture's centre, across the line of sight."""
+    """Pixels per metre at the image's centre, across the line of sight."""
     tilt: float
     """Radians from straight down; 0 is a map's view."""
     focal: float
@@ -34,7 +34,7 @@ class Camera:
         return self.focal / self.scale
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """Ground points `(N, 3)` in metres to picture points `(N, 2)` in pixels."""
+        """Ground points `(N, 3)` in metres to image points `(N, 2)` in pixels."""
         x, y, z = points[:, 0], points[:, 1], points[:, 2]
         factor = self.focal / self.depth(y, z)
         down = -y * np.cos(self.tilt) - z * np.sin(self.tilt)
@@ -45,7 +45,7 @@ class Camera:
         return self.distance + y * np.sin(self.tilt) - z * np.cos(self.tilt)
 
     def unproject(self, pixels: np.ndarray) -> np.ndarray:
-        """Picture points `(N, 2)` to the ground points `(N, 2)` (X, Y) under them: the inverse of `project` at Z = 0."""
+        """Image points `(N, 2)` to the ground points `(N, 2)` (X, Y) under them: the inverse of `project` at Z = 0."""
         u, v = (pixels[:, 0] - self.width / 2) / self.focal, (pixels[:, 1] - self.height / 2) / self.focal
         y = -v * self.distance / (np.cos(self.tilt) + v * np.sin(self.tilt))
         return np.stack([u * (self.distance + y * np.sin(self.tilt)), y], 1)
@@ -58,7 +58,7 @@ class Camera:
         return float(x1), float(y1), float(x2), float(y2)
 
     def warp(self, ground: Image.Image, origin: tuple[float, float]) -> Image.Image:
-        """The picture of a ground map drawn at `scale` px/m, Y upwards, whose top-left corner is `origin` (X, Y) in metres."""
+        """The image of a ground map drawn at `scale` px/m, Y upwards, whose top-left corner is `origin` (X, Y) in metres."""
         sin, cos = float(np.sin(self.tilt)), float(np.cos(self.tilt))
         cx, cy, f, d, s = self.width / 2, self.height / 2, self.focal, self.distance, self.scale
         # For a pixel with u = x - cx, v = y - cy the ground point is
@@ -73,7 +73,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Sensor:
-    """What the lens and the chip do to the picture."""
+    """What the lens and the chip do to the image."""
 
     blur: float
     """SD of the optical blur in pixels."""
@@ -88,14 +88,14 @@ class Sensor:
     warmth: float
     """Red gained and blue lost, as a share."""
 
-    def expose(self, picture: Image.Image, rng: np.random.Generator) -> np.ndarray:
-        """The developed picture, `(H, W, 3)` uint8."""
+    def expose(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        """The developed image, `(H, W, 3)` uint8."""
         if self.blur > 0.15:
-            picture = picture.filter(ImageFilter.GaussianBlur(self.blur))
+            image = image.filter(ImageFilter.GaussianBlur(self.blur))
         if abs(self.motion) > 1:
             size = (abs(self.motion), 0.0) if self.motion > 0 else (0.0, abs(self.motion))
-            picture = picture.filter(ImageFilter.BoxBlur((size[0] / 2, size[1] / 2)))
-        pixels = np.moveaxis(np.asarray(picture), 2, 0).astype(np.float32)
+            image = image.filter(ImageFilter.BoxBlur((size[0] / 2, size[1] / 2)))
+        pixels = np.moveaxis(np.asarray(image), 2, 0).astype(np.float32)
         height, width = pixels.shape[1:]
         gain = self.contrast * self.exposure
         channel_gain = np.array([1 + self.warmth, 1, 1 - self.warmth], np.float32) * np.float32(gain)

@@ -1,4 +1,4 @@
-"""Scenes as a data set: an annotation table without pictures, and COCO json with pictures on request."""
+"""Scenes as a data set: an annotation table without images, and COCO json with images on request."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from flyspeck.data.scenes import CLASSES, generate_scene, plan, scene_seed
 from flyspeck.data.writers import write_coco
 from flyspeck.errors import UserError
 
-PICTURE_FOLDER = "images"
+IMAGE_FOLDER = "images"
 ANNOTATION_FILE = "annotations.json"
 
 
 def scene_name(seed: int, index: int) -> str:
-    """File name of picture `index` of the data set with `seed`."""
-    return f"{PICTURE_FOLDER}/scene-{seed}-{index:06d}.png"
+    """File name of image `index` of the data set with `seed`."""
+    return f"{IMAGE_FOLDER}/scene-{seed}-{index:06d}.png"
 
 
 def scenes_annotations(
@@ -37,13 +37,13 @@ def scenes_annotations(
     kind: str | None = None,
     density: float = 1.0,
 ) -> Annotations:
-    """The boxes of `num_images` scenes; nothing is painted, so it takes milliseconds a picture.
+    """The boxes of `num_images` scenes; nothing is painted, so it takes milliseconds an image.
 
-    Picture `i` is `generate_scene(scene_seed(seed, i), ...)`, whatever `num_images` is; picture ids are 1..num_images and
+    Image `i` is `generate_scene(scene_seed(seed, i), ...)`, whatever `num_images` is; image ids are 1..num_images and
     category ids 1..3. Crowds and blurred patches are ignore regions of every class (label -1).
     """
     if num_images < 1:
-        raise UserError(f"{num_images} pictures asked for", fix="ask for at least 1")
+        raise UserError(f"{num_images} images asked for", fix="ask for at least 1")
     asked: dict[str, Any] = {"height": height, "width": width, "kind": kind, "density": density}
     plans = [plan(scene_seed(seed, i), **asked)[0] for i in range(num_images)]
     counts = [len(p.boxes) for p in plans]
@@ -80,7 +80,7 @@ def write_scenes(
 ) -> Path:
     """Write `annotations.json` (COCO) and `images/*.png` under `out`; returns the json's path.
 
-    `progress(done, total)` is called after each picture. The json is written last: a folder that has one is complete. A
+    `progress(done, total)` is called after each image. The json is written last: a folder that has one is complete. A
     folder that holds a data set already is refused.
     """
     out = Path(out)
@@ -89,7 +89,7 @@ def write_scenes(
         raise UserError("a data set is there already", where=target, fix="name another folder, or delete this one")
     asked: dict[str, Any] = {"height": height, "width": width, "kind": kind, "density": density}
     table = scenes_annotations(num_images, seed, **asked)
-    (out / PICTURE_FOLDER).mkdir(parents=True, exist_ok=True)
+    (out / IMAGE_FOLDER).mkdir(parents=True, exist_ok=True)
     tasks = [(str(out), seed, index, asked) for index in range(num_images)]
     if workers > 1 and num_images > 1:
         # An executor, not a Pool: where a script has no `if __name__ == "__main__":`, a Pool starts failing workers for ever.

@@ -102,7 +102,7 @@ class Trees:
     hue: tuple[float, float, float]
 
     def discs(self, camera: Camera) -> np.ndarray:
-        """The crowns in the picture: (N, 3) rows of x, y and radius in pixels."""
+        """The crowns in the image: (N, 3) rows of x, y and radius in pixels."""
         x, y, radius = self.crowns.T
         height = 1.3 * radius
         centre = camera.project(np.stack([x, y, height], 1))
@@ -118,20 +118,20 @@ class Trees:
                 rows, columns, alpha, _, _, _ = window
                 canvas[:, rows, columns] *= 1 - np.float32(light.depth) * alpha
 
-    def paint_crowns(self, picture: np.ndarray, camera: Camera, light: Light) -> None:
-        """Paint lumpy domes lit from the sun's side onto the picture `(3, H, W)`, far ones first, in place."""
+    def paint_crowns(self, image: np.ndarray, camera: Camera, light: Light) -> None:
+        """Paint lumpy domes lit from the sun's side onto the image `(3, H, W)`, far ones first, in place."""
         discs = self.discs(camera)
         for index in np.argsort(discs[:, 1], kind="stable"):
             (column, row, radius), (x, y, _) = discs[index], self.crowns[index]
-            window = _crown(row, column, radius, picture.shape[1:], x * 3 - y)
+            window = _crown(row, column, radius, image.shape[1:], x * 3 - y)
             if window is None:
                 continue
             rows, columns, alpha, dx, dy, lumps = window
-            # the sun stands opposite to the shadow; picture rows grow downwards while Y grows away
+            # the sun stands opposite to the shadow; image rows grow downwards while Y grows away
             lit = -(dx * np.float32(np.cos(light.azimuth)) - dy * np.float32(np.sin(light.azimuth))) - 0.25 * dy
             shade = 0.86 + lit * np.float32(0.25 + 0.4 * light.depth) + 0.2 * lumps
             shade = np.clip(shade, 0.25, 1.5) * np.float32(0.85 + 0.3 * (abs(x * 7.31 + y * 3.17) % 1.0))
-            blend(picture[:, rows, columns], np.asarray(self.hue, np.float32)[:, None, None] * shade, alpha)
+            blend(image[:, rows, columns], np.asarray(self.hue, np.float32)[:, None, None] * shade, alpha)
 
 
 # One lumpy texture serves all crowns; a window picked by the crown's place keeps them unlike.

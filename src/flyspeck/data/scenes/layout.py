@@ -42,7 +42,7 @@ class ScenePlan:
     wakes: tuple[Thing, ...]
     """Boats under way."""
     boxes: np.ndarray
-    """(N, 4) float64 xyxy pixels, clipped to the picture; objects first, then ignore regions."""
+    """(N, 4) float64 xyxy pixels, clipped to the image; objects first, then ignore regions."""
     labels: np.ndarray
     """(N,) int64; -1 for ignore regions."""
     ignore: np.ndarray
@@ -193,7 +193,7 @@ def _spots(
 
 
 class _Placer:
-    """Puts things into a scene one by one, keeping boxes apart and inside the picture."""
+    """Puts things into a scene one by one, keeping boxes apart and inside the image."""
 
     def __init__(self, camera: Camera, light: Light, terrain: Terrain) -> None:
         self.camera, self.light = camera, light
@@ -273,7 +273,7 @@ def _sample_camera(rng: np.random.Generator, main: int, height: int, width: int)
 
 
 def _crowd_size(rng: np.random.Generator, height: int, width: int, density: float) -> int:
-    """How many objects: alone, some, or a crowd; grows with the picture's area."""
+    """How many objects: alone, some, or a crowd; grows with the image's area."""
     mode = rng.choice(3, p=[0.25, 0.5, 0.25])
     count = (rng.uniform(1, 4), rng.uniform(5, 30), np.exp(rng.uniform(np.log(30), np.log(110))))[mode]
     return max(1, int(count * density * height * width / _REFERENCE_AREA))

@@ -61,7 +61,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A projected thing: convex parts in picture pixels, each by points that it is the hull of, in drawing order."""
+    """A projected thing: convex parts in image pixels, each by points that it is the hull of, in drawing order."""
 
     parts: tuple[tuple[np.ndarray, Colour], ...]
     under: tuple[tuple[np.ndarray, tuple[int, int, int, int]], ...]
@@ -69,7 +69,7 @@ class Drawing:
 
     @property
     def box(self) -> np.ndarray:
-        """The extent `(4,)` xyxy of the parts, not clipped to the picture."""
+        """The extent `(4,)` xyxy of the parts, not clipped to the image."""
         points = np.concatenate([part for part, _ in self.parts])
         return np.concatenate([points.min(0), points.max(0)])
 
@@ -302,7 +302,7 @@ def _half_hull(ordered: list[list[float]]) -> list[list[float]]:
 
 
 def paint(canvas: Image.Image, drawing: Drawing) -> None:
-    """Draw onto an RGB picture in place, anti-aliased by supersampling a window around the thing."""
+    """Draw onto an RGB image in place, anti-aliased by supersampling a window around the thing."""
     everything = np.concatenate([p for p, _ in drawing.under] + [p for p, _ in drawing.parts])
     left, top = np.floor(everything.min(0)).astype(int) - 1
     right, bottom = np.ceil(everything.max(0)).astype(int) + 1

@@ -16,7 +16,7 @@ _BOAT_METRES = {"motor": 6.0, "open": 4.2, "sail": 8.0, "ship": 16.0}
 
 
 def render(plan: ScenePlan, rng: np.random.Generator) -> np.ndarray:
-    """The scene's picture, `(H, W, 3)` uint8."""
+    """The scene's image, `(H, W, 3)` uint8."""
     camera = plan.camera
     x1, y1, x2, y2 = camera.footprint()
     margin = 2.0 / camera.scale
@@ -30,23 +30,23 @@ def render(plan: ScenePlan, rng: np.random.Generator) -> np.ndarray:
     for boat in plan.wakes:
         _paint_wake(canvas, ground, boat, plan.terrain, rng)
     flat = _image(canvas)
-    picture = camera.warp(flat, ground.origin)
+    image = camera.warp(flat, ground.origin)
     for parts in plan.terrain.buildings():
-        objects.paint(picture, objects.building(parts, camera))
+        objects.paint(image, objects.building(parts, camera))
     if len(plan.terrain.plants().crowns):
-        planes = np.moveaxis(np.asarray(picture), 2, 0).astype(np.float32)
+        planes = np.moveaxis(np.asarray(image), 2, 0).astype(np.float32)
         plan.terrain.plants().paint_crowns(planes, camera, plan.light)
-        picture = _image(planes)
+        image = _image(planes)
     for drawing in plan.drawings:
-        objects.paint(picture, drawing)
+        objects.paint(image, drawing)
     for smear in plan.smears:
         radius = 1.5 + 0.08 * min(smear[2] - smear[0], smear[3] - smear[1])
-        picture.paste(picture.crop(smear).filter(ImageFilter.GaussianBlur(radius)), smear[:2])
-    return plan.sensor.expose(picture, rng)
+        image.paste(image.crop(smear).filter(ImageFilter.GaussianBlur(radius)), smear[:2])
+    return plan.sensor.expose(image, rng)
 
 
 def _image(planes: np.ndarray) -> Image.Image:
-    """An RGB picture of `(3, H, W)` grey levels."""
+    """An RGB image of `(3, H, W)` grey levels."""
     return Image.merge("RGB", [Image.fromarray(plane) for plane in np.clip(planes, 0, 255).astype(np.uint8)])
 
 

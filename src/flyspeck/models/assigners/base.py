@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Priors:
-    """What a head offers to be assigned: one box for each of its A outputs, in pixels of the padded picture."""
+    """What a head offers to be assigned: one box for each of its A outputs, in pixels of the padded image."""
 
     boxes: Tensor
     """(A, 4) xyxy: the anchors; of a head without anchors, squares around its points."""
@@ -28,7 +28,7 @@ class Priors:
 
 
 class Assigner(ABC):
-    """Decides which object each prior of one picture learns. Stateless: the same input, the same answer."""
+    """Decides which object each prior of one image learns. Stateless: the same input, the same answer."""
 
     @abstractmethod
     def __call__(self, priors: Priors, objects: Tensor, ignored: Tensor) -> Tensor:

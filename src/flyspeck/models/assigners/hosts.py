@@ -41,6 +41,6 @@ def assigning_part(detector: Detector) -> Host:
 
 
 def priors_of(detector: Detector, size: tuple[int, int]) -> Priors:
-    """What `detector` offers its assigner for a picture of `size` (H, W) pixels."""
+    """What `detector` offers its assigner for an image of `size` (H, W) pixels."""
     map_sizes = [(math.ceil(size[0] / f.stride), math.ceil(size[1] / f.stride)) for f in detector.features]
     return assigning_part(detector).priors(map_sizes, size, torch.device("cpu"))

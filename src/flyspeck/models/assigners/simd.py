@@ -6,8 +6,8 @@ How alike two boxes are in place and in shape, each relative to their sizes, wit
     shape    = sqrt((m (w_g - w_a) / (w_g + w_a))^2 + (n (h_g - h_a) / (h_g + h_a))^2)
     SimD     = exp(-(location + shape))
 
-m is the mean of |dx| / (w_g + w_a) over all pairs of an object and an anchor of the same training picture, n that of
-|dy| / (h_g + h_a). The larger the pictures are against their objects, the stricter SimD gets. The assigner puts it in
+m is the mean of |dx| / (w_g + w_a) over all pairs of an object and an anchor of the same training image, n that of
+|dy| / (h_g + h_a). The larger the images are against their objects, the stricter SimD gets. The assigner puts it in
 place of IoU, with the host's thresholds (0.7 and 0.3 in the RPN).
 
 Deviations: the suppression stays by IoU (the paper tries SimD there too); objects always take their most similar anchors
@@ -45,14 +45,14 @@ def _scaled_distance(p: Tensor, q: Tensor, a: Tensor, b: Tensor, m: float, n: fl
 
 
 class RatioMeans:
-    """Gathers m and n over a training set, picture by picture: the means of |dx| / (w_g + w_a) and |dy| / (h_g + h_a)."""
+    """Gathers m and n over a training set, image by image: the means of |dx| / (w_g + w_a) and |dy| / (h_g + h_a)."""
 
     def __init__(self) -> None:
         self._sums = [0.0, 0.0]
         self._pairs = [0, 0]
 
     def add(self, objects: Tensor, anchors: Tensor) -> None:
-        """All pairs of `objects (N, 4)` and `anchors (A, 4)` of one picture."""
+        """All pairs of `objects (N, 4)` and `anchors (A, 4)` of one image."""
         if len(objects) == 0 or len(anchors) == 0:
             return
         boxes = objects.double()

@@ -1,1 +1,1 @@
-"""Backbones: pictures in, one feature map per stage out."""
+"""Backbones: images in, one feature map per stage out."""

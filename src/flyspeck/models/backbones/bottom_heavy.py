@@ -76,7 +76,7 @@ def bh_resnet14(
 ) -> StagedBackbone:
     """A small one to train from nothing: (2, 2, 1, 1) basic blocks, each stage with stride 2. Not in the paper.
 
-    Its stem is one 3x3 convolution of stride 2: a quarter of the time of the paper's, which convolves the whole picture and
+    Its stem is one 3x3 convolution of stride 2: a quarter of the time of the paper's, which convolves the whole image and
     pools, and no pool forgets where in its window a thing of a few pixels lies.
     """
     channels = scaled(64, width)
@@ -226,7 +226,7 @@ def block_costs(backbone: StagedBackbone, size: tuple[int, int]) -> dict[str, li
 
 
 class _Fixed(nn.Module):
-    """A block as a module of pictures: whatever picture it is given, it runs on the stored input."""
+    """A block as a module of images: whatever image it is given, it runs on the stored input."""
 
     def __init__(self, block: nn.Module, x: Tensor) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """Freezing: what of a backbone does not learn. Applied from outside, so that no backbone knows about it.
 
-The usual fine-tuning of ImageNet weights with two pictures a batch freezes the stem and stage 1 entirely and every
+The usual fine-tuning of ImageNet weights with two images a batch freezes the stem and stage 1 entirely and every
 BatchNorm (statistics and affine): `freeze_stages(backbone, 1)` and `freeze_norms(backbone)`.
 """
 

@@ -72,7 +72,7 @@ class ConvLayer(nn.Module):
         self.conv, self.norm, self.act = style.conv(3, outputs, 3, stride=2), style.norm(outputs), style.activation()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures to maps of half the size."""
+        """Images to maps of half the size."""
         return self.act(self.norm(self.conv(x)))
 
 
@@ -129,7 +129,7 @@ def mobilenet_v1(
 
 
 def mobilenet_v1_classifier(weights: str | Path, *, width: float) -> Classifier:
-    """The classifier of a Coral file that has one (`fc`, a 1x1 convolution): pictures in [-1, 1] to logits.
+    """The classifier of a Coral file that has one (`fc`, a 1x1 convolution): images in [-1, 1] to logits.
 
     Class 0 is the background, class `i + 1` ImageNet's class `i`.
     """

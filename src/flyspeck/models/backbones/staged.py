@@ -17,16 +17,16 @@ from flyspeck.models.depthwise import use_quick_depthwise
 from flyspeck.types import FeatureSpec
 
 
-def check_picture_size(x: Tensor, stride: float) -> None:
-    """Raises UserError for pictures `(B, 3, H, W)` of which one cell of the coarsest map would see more than there is."""
+def check_image_size(x: Tensor, stride: float) -> None:
+    """Raises UserError for images `(B, 3, H, W)` of which one cell of the coarsest map would see more than there is."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return  # an exported graph keeps its sizes free
     height, width = x.shape[-2:]
     if min(height, width) < stride:
         raise UserError(
-            f"a picture of {height}x{width} px is smaller than the backbone's largest stride, {stride:g}",
-            where="picture size",
-            fix="pad or enlarge the picture, or choose a backbone with fewer strides (S{n}L{i})",
+            f"an image of {height}x{width} px is smaller than the backbone's largest stride, {stride:g}",
+            where="image size",
+            fix="pad or enlarge the image, or choose a backbone with fewer strides (S{n}L{i})",
         )
 
 
@@ -66,8 +66,8 @@ class StagedBackbone(nn.Module):
         return tuple(spec for name in self.outputs for spec in self.branches.get(name) or (self.specs[name],))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Pictures `(B, 3, H, W)`, normalised, to one map `(B, C_l, H_l, W_l)` per entry of `features`."""
-        check_picture_size(x, max(spec.stride for spec in self.features))
+        """Images `(B, 3, H, W)`, normalised, to one map `(B, C_l, H_l, W_l)` per entry of `features`."""
+        check_image_size(x, max(spec.stride for spec in self.features))
         return self.run(x)
 
     def run(self, x: Any, *, start: str | None = None, stop: str | None = None) -> list[Tensor]:

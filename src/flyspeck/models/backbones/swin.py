@@ -2,7 +2,7 @@
 
 Stages: `stem` cuts patches of 4x4 px (stride 4), `stage1` … `stage4` are torchvision's, each but the first with the
 merging of 2x2 cells before its blocks: C2..C5 of 96, 192, 384, 768 channels at strides 4, 8, 16, 32. Between stages maps
-are `(B, C, H, W)` as in every backbone. Pictures of any size are padded to whole patches; windows and mergings pad too.
+are `(B, C, H, W)` as in every backbone. Images of any size are padded to whole patches; windows and mergings pad too.
 torchvision's weights load by their name (`weights="IMAGENET1K_V1"`).
 
 What leaves a stage is the residual stream as it goes on to the next; detectors on Swin normalise each map that they take
@@ -39,7 +39,7 @@ class PatchEmbedding(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pictures `(B, 3, H, W)` to `(B, C, ceil(H / 4), ceil(W / 4))`; the missing pixels are zeros, right and bottom."""
+        """Images `(B, 3, H, W)` to `(B, C, ceil(H / 4), ceil(W / 4))`; the missing pixels are zeros, right and bottom."""
         x = self.conv(F.pad(x, (0, -x.shape[-1] % PATCH, 0, -x.shape[-2] % PATCH)))
         return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 

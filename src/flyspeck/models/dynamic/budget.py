@@ -1,9 +1,9 @@
 """One knob at inference: a quality, a budget of GFLOPs or milliseconds, or one factor for all; nothing is trained again.
 
-The predictor says how likely each factor is to be good enough; a picture takes the smallest one that is likely enough
-(`Decision`). Raising that threshold moves pictures to larger factors. What share of pictures takes which factor at which
-threshold was noted when the predictor was trained (`choices` of its checkpoint, on the validation pictures), so a mean cost can
-be promised for pictures like those.
+The predictor says how likely each factor is to be good enough; an image takes the smallest one that is likely enough
+(`Decision`). Raising that threshold moves images to larger factors. What share of images takes which factor at which
+threshold was noted when the predictor was trained (`choices` of its checkpoint, on the validation images), so a mean cost can
+be promised for images like those.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Choice:
     """What a user asks of a detector with factors; at most one of the three."""
 
     budget: str | None = None
-    """`0.6`, `0.6GFLOPs` or `12ms`: mean cost of a picture (or tile)."""
+    """`0.6`, `0.6GFLOPs` or `12ms`: mean cost of an image (or tile)."""
     quality: float | None = None
     """From 0 (the smallest factor everywhere) to 1 (the largest): the probability that a factor must reach."""
     factor: float | None = None
-    """This one for every picture."""
+    """This one for every image."""
 
     def __post_init__(self) -> None:
         given = [
@@ -51,7 +51,7 @@ class Choice:
 def apply_choice(
     detector: Detector, choice: Choice, description: Mapping[str, Any], *, size: tuple[int, int], device: str = "cpu"
 ) -> Detector:
-    """The detector that does what was asked; `size` (H, W) is that of a picture or tile as the network sees it.
+    """The detector that does what was asked; `size` (H, W) is that of an image or tile as the network sees it.
 
     Raises UserError for a detector without factors, or without a predictor where one is needed, and for a budget below the
     least possible, which it says.
@@ -96,7 +96,7 @@ def decision_for_budget(
 ) -> Decision:
     """The highest threshold whose mean cost is within `budget`.
 
-    `costs (m,)` are a picture's at each factor, `choices` rows `[threshold, share at each factor …]`, threshold ascending.
+    `costs (m,)` are an image's at each factor, `choices` rows `[threshold, share at each factor …]`, threshold ascending.
     """
     if not choices:
         raise UserError(
@@ -107,7 +107,7 @@ def decision_for_budget(
     if not within:
         raise UserError(
             f"a budget of {budget:g} {unit} is below the least possible, {min(means):.4g} {unit}"
-            f" (every picture at the factor {factors[-1]:g})",
+            f" (every image at the factor {factors[-1]:g})",
             where="budget",
             fix=f"give at least {min(means):.4g}, or train smaller factors",
         )
@@ -117,15 +117,15 @@ def decision_for_budget(
 def factor_times(
     detector: Detector, size: tuple[int, int], *, device: str = "cpu", runs: int = 7, warmup: int = 2
 ) -> list[float]:
-    """Median milliseconds of one picture of `size` (H, W) at each factor, predictor included, measured here and now.
+    """Median milliseconds of one image of `size` (H, W) at each factor, predictor included, measured here and now.
 
     The factors take turns, so that a machine that slows down slows all of them.
     """
     folded = FoldedFactors(detector).eval().to(device)
     channels = int(detector.pixel_norm.mean.shape[1])
     generator = torch.Generator().manual_seed(0)
-    picture = torch.rand(1, channels, *size, generator=generator).to(device)
-    images = ImageBatch(picture, (size,))
+    image = torch.rand(1, channels, *size, generator=generator).to(device)
+    images = ImageBatch(image, (size,))
     router = folded.router
     assert router is not None
     places = range(len(find_switch(detector).factors))

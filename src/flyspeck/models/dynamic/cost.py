@@ -19,7 +19,7 @@ from flyspeck.types import ImageBatch
 def profile_factors(
     detector: Detector, size: tuple[int, int], *, name: str = "", convention: str = "mmcv"
 ) -> dict[float, Profile]:
-    """The cost of one picture of `size` (H, W) at each factor; see `models.profile`. Parameters are those of all factors.
+    """The cost of one image of `size` (H, W) at each factor; see `models.profile`. Parameters are those of all factors.
 
     Where the detector has a predictor, each factor's GFLOPs include it, as the part `predictor`.
     """
@@ -37,7 +37,7 @@ def profile_factors(
 
 @torch.no_grad()
 def predictor_gflops(detector: Detector, size: tuple[int, int], *, convention: str = "mmcv") -> float:
-    """GFLOPs of the predictor on one picture of `size` (H, W); 0 for a detector without one."""
+    """GFLOPs of the predictor on one image of `size` (H, W); 0 for a detector without one."""
     if not isinstance(detector.router, FactorRouter):
         return 0.0
     twin = copy.deepcopy(detector).to("meta").eval()
@@ -46,7 +46,7 @@ def predictor_gflops(detector: Detector, size: tuple[int, int], *, convention: s
 
 
 class _OnMap(nn.Module):
-    """A predictor that reads an empty map of a given shape instead of the picture."""
+    """A predictor that reads an empty map of a given shape instead of the image."""
 
     def __init__(self, predictor: nn.Module, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class _OnMap(nn.Module):
 
 
 def mean_gflops(costs: Mapping[float, Profile], shares: Mapping[float, float]) -> float:
-    """GFLOPs of a data set of which the share `shares[f]` of pictures takes factor f (sec. IV-A); shares sum to 1."""
+    """GFLOPs of a data set of which the share `shares[f]` of images takes factor f (sec. IV-A); shares sum to 1."""
     if abs(sum(shares.values()) - 1) > 1e-6:
-        raise ValueError(f"shares of pictures must sum to 1, got {sum(shares.values()):g}")
+        raise ValueError(f"shares of images must sum to 1, got {sum(shares.values()):g}")
     return sum(costs[factor].gflops * share for factor, share in shares.items())

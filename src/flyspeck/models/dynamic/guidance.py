@@ -1,4 +1,4 @@
-"""What the predictor learns from: how well each factor does on a picture (DPNet, sec. III-C, Algorithm 2, Eq. 10).
+"""What the predictor learns from: how well each factor does on an image (DPNet, sec. III-C, Algorithm 2, Eq. 10).
 
 The guidance loss looks at what counts for AP: of each object the prediction that fits it best, and as many of the most
 confident false alarms. It is computed from a detector's boxes and scores before suppression, so that any head takes part.
@@ -6,10 +6,10 @@ confident false alarms. It is computed from a detector's boxes and scores before
 Deviations, where Algorithm 2 is silent: an object without any prediction of its class (or whose best one belongs to another
 object) counts as found with the lowest score there is, at the largest box loss; otherwise a factor that finds nothing would
 have no loss. Scores take the focal loss, boxes the smooth L1 loss (beta 0.11) in units of the object's size, clamped at 1.
-A picture without objects has the loss 0 at every factor, so that all are good enough and the cheapest is taken.
+An image without objects has the loss 0 at every factor, so that all are good enough and the cheapest is taken.
 
-Eq. 10 looks at a picture's mean loss, so one object counts as much alone as twenty together do. `total_labels` are another
-rule: AP counts objects, so what a cheaper factor may add to the sum over a picture's objects is bounded.
+Eq. 10 looks at an image's mean loss, so one object counts as much alone as twenty together do. `total_labels` are another
+rule: AP counts objects, so what a cheaper factor may add to the sum over an image's objects is bounded.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _WORST_BOX = 1.0
 def guidance_loss(
     found: RawDetections, target: Targets, *, foreground: float = 0.5, background: float = 0.4, nms: float = 0.5
 ) -> float:
-    """Algorithm 2, lines 4-13, for one picture: `found` are the predictions before suppression.
+    """Algorithm 2, lines 4-13, for one image: `found` are the predictions before suppression.
 
     Predictions that overlap an object of their class by less than `background` are negatives, unless they lie under an ignore
     region by more than `foreground` of their area.
@@ -114,7 +114,7 @@ def unsuppressed(head: Head) -> Iterator[None]:
 def factor_losses(
     detector: Detector, images: ImageBatch, targets: Sequence[Targets], *, guidance: bool = True
 ) -> np.ndarray:
-    """`(B, m)` L^(j) of each picture at each factor; without `guidance` the detector's own losses. Evaluation mode."""
+    """`(B, m)` L^(j) of each image at each factor; without `guidance` the detector's own losses. Evaluation mode."""
     switch = find_switch(detector)
     before, shared = run_prefix(detector, images)
     padded = int(images.pixels.shape[-2]), int(images.pixels.shape[-1])
@@ -145,9 +145,9 @@ def factor_labels(losses: np.ndarray, *, ratio: float = RATIO) -> np.ndarray:
 
 
 def total_labels(losses: np.ndarray, objects: np.ndarray, *, slack: float = SLACK) -> np.ndarray:
-    """`(N, m)` bool, not in the paper: which factors add at most `slack` to the least sum of losses over the picture's objects.
+    """`(N, m)` bool, not in the paper: which factors add at most `slack` to the least sum of losses over the image's objects.
 
-    `losses (N, m)` are means over the `objects (N,)` of each picture. An object that one factor finds at the score 0.5 and
+    `losses (N, m)` are means over the `objects (N,)` of each image. An object that one factor finds at the score 0.5 and
     another not at all adds 1.7 for its score and up to 1 for its box.
     """
     more = losses - losses.min(1, keepdims=True)

@@ -1,12 +1,12 @@
-"""Dynamic pooling: the stride of one backbone stage becomes a bilinear resize by a factor that may change from picture to
-picture ("DPNet: Dynamic Pooling Network for Accurate and Efficient Size-Aware Tiny Object Detection", sec. III).
+"""Dynamic pooling: the stride of one backbone stage becomes a bilinear resize by a factor that may change from image to
+image ("DPNet: Dynamic Pooling Network for Accurate and Efficient Size-Aware Tiny Object Detection", sec. III).
 
 Which stage: its published 107.80 GFLOPs are reachable only by the stride of stage 2 (C2 to C3); with `stage1`, whose
 stride a ResNet has in the pool of its stem, that pool is what is replaced.
 
 At 0.5 and on even maps the resize (align_corners=False, no antialiasing) is exactly a 2x2 average pool; the static twin is
 therefore a detector with such a pool before its stage, not the strided convolution that the weights were trained with.
-Weights keep their names and values. Anchors and points come from the true ratio of picture to map, so that boxes stay where
+Weights keep their names and values. Anchors and points come from the true ratio of image to map, so that boxes stay where
 they are at any factor.
 """
 
@@ -56,7 +56,7 @@ class PooledStage(nn.Sequential):
                 f"the factor {self.switch.active:g} makes a map of {size[0]}x{size[1]} out of {height}x{width}, smaller "
                 f"than the {self.kernel}x{self.kernel} kernels of {self.name}",
                 where="factors",
-                fix="enlarge or pad the picture, or leave out the smallest factors",
+                fix="enlarge or pad the image, or leave out the smallest factors",
             )
         return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 

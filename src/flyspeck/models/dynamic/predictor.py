@@ -1,4 +1,4 @@
-"""The down-sampling factor predictor, DFP (DPNet, sec. III-C, Fig. 7): which factor a picture needs, from the map before
+"""The down-sampling factor predictor, DFP (DPNet, sec. III-C, Fig. 7): which factor an image needs, from the map before
 the resize; and its losses (Eq. 5-7).
 
 Four basic blocks of two 3x3 convolutions with batch norm and ReLU ("simplifies ResNet"), each of stride 2, then the mean
@@ -95,7 +95,7 @@ class FactorPredictor(nn.Module):
 
 
 def object_statistics(target: Targets) -> Tensor:
-    """`(4,)` what the statistic branch learns of a picture (`STATISTICS`); zeros without objects."""
+    """`(4,)` what the statistic branch learns of an image (`STATISTICS`); zeros without objects."""
     sizes = box_algebra.size(target.objects)
     if len(sizes) == 0:
         return torch.zeros(len(STATISTICS))

@@ -1,4 +1,4 @@
-"""A detector that chooses its factor: the predictor reads the map before the resize, every picture takes its own way (Eq. 4)."""
+"""A detector that chooses its factor: the predictor reads the map before the resize, every image takes its own way (Eq. 4)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flyspeck.types import Detections, ImageBatch
 
 
 class FactorRouter(Router):
-    """The DFP and the decision that follows it. `taken` counts the pictures of each factor, largest first."""
+    """The DFP and the decision that follows it. `taken` counts the images of each factor, largest first."""
 
     def __init__(self, predictor: FactorPredictor, switch: FactorSwitch, *, decision: Decision | None = None) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class FactorRouter(Router):
 
     @torch.no_grad()
     def probabilities(self, shared: Tensor, images: ImageBatch) -> np.ndarray:
-        """`(B, m)`, Eq. 3: how likely each factor is to be good enough. What pads a picture is not looked at."""
+        """`(B, m)`, Eq. 3: how likely each factor is to be good enough. What pads an image is not looked at."""
         padded = int(images.pixels.shape[-2]), int(images.pixels.shape[-1])
         if all(size == images.sizes[0] for size in images.sizes):
             parts = [_without_padding(shared, images.sizes[0], padded)]
@@ -50,11 +50,11 @@ class FactorRouter(Router):
         return (found[0] if len(found) == 1 else torch.cat(found)).cpu().numpy()
 
     def choose_always(self, place: int | None) -> None:
-        """Every picture takes the factor at `place`, the predictor running all the same (for timing); None ends it."""
+        """Every image takes the factor at `place`, the predictor running all the same (for timing); None ends it."""
         self.always = place
 
     def places(self, shared: Tensor, images: ImageBatch) -> list[int]:
-        """The place of each picture's factor among the detector's factors."""
+        """The place of each image's factor among the detector's factors."""
         chosen = self.decision.choose(self.probabilities(shared, images))
         if self.always is not None:
             chosen = np.full(len(chosen), self.always)
@@ -71,7 +71,7 @@ class FactorRouter(Router):
 
 
 def _without_padding(shared: Tensor, size: tuple[int, int], padded: tuple[int, int]) -> Tensor:
-    """The cells of a map that a picture of `size` in a batch of `padded` (H, W) covers."""
+    """The cells of a map that an image of `size` in a batch of `padded` (H, W) covers."""
     height, width = (-(-cells * s // p) for cells, s, p in zip(shared.shape[-2:], size, padded, strict=True))
     return shared[..., :height, :width]
 
@@ -83,7 +83,7 @@ def attach_predictor(
     pool: int = 4,
     decision: Decision | None = None,
 ) -> FactorRouter:
-    """Gives a dynamic detector a predictor with random weights, in place; from then on `detect` takes each picture's factor."""
+    """Gives a dynamic detector a predictor with random weights, in place; from then on `detect` takes each image's factor."""
     switch = find_switch(detector)
     pooled = next(s for s in staged_backbone(detector).stages.values() if isinstance(s, PooledStage))
     channels = next(m.in_channels for m in pooled.modules() if isinstance(m, torch.nn.Conv2d))
@@ -124,7 +124,7 @@ class FoldedFactors(torch.nn.Module):
         self.twins = torch.nn.ModuleList(twins)
 
     def detect(self, images: ImageBatch) -> list[Detections]:
-        """Detections of each picture, in the frame of the batch."""
+        """Detections of each image, in the frame of the batch."""
         first: Detector = self.twins[0]  # type: ignore[assignment]
         if self.router is None:
             return first.detect(images)

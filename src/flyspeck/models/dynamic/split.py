@@ -1,4 +1,4 @@
-"""A batch whose pictures take different factors: the prefix runs once on all, the rest once on each group."""
+"""A batch whose images take different factors: the prefix runs once on all, the rest once on each group."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from flyspeck.types import Detections, ImageBatch
 
 @torch.no_grad()
 def detect_split(detector: Detector, images: ImageBatch, factors: Sequence[float]) -> list[Detections]:
-    """Detections of each picture at its own factor (`factors`, one a picture), in the order of the batch.
+    """Detections of each image at its own factor (`factors`, one an image), in the order of the batch.
 
     The same as one by one, as long as the detector is in evaluation mode. Raises UserError for an unknown factor.
     """
     if len(factors) != len(images.sizes):
-        raise ValueError(f"{len(factors)} factors for {len(images.sizes)} pictures")
+        raise ValueError(f"{len(factors)} factors for {len(images.sizes)} images")
     switch = find_switch(detector)
     places = [switch.place(factor) for factor in factors]
     before, shared = run_prefix(detector, images)
@@ -34,7 +34,7 @@ def detect_groups(
     images: ImageBatch,
     places: Sequence[int],
 ) -> list[Detections]:
-    """What follows `run_prefix`, once for each group of pictures with the same place among the factors (largest first).
+    """What follows `run_prefix`, once for each group of images with the same place among the factors (largest first).
 
     `detectors` has the detector that runs a place: the same dynamic one for all, or one of a single factor each.
     """

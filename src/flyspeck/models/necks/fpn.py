@@ -126,7 +126,7 @@ class FPN(nn.Module):
         self.register_buffer("fusion", torch.tensor(factors))
 
     def factor(self, edge: int, lateral: Tensor, above: Tensor) -> Tensor:
-        """The fusion factor of an edge, 0 the finest: a number, or one per picture `(B, 1, 1, 1)` of its two inner maps."""
+        """The fusion factor of an edge, 0 the finest: a number, or one per image `(B, 1, 1, 1)` of its two inner maps."""
         if self.fusion is None:
             return self.gates[edge](lateral, above)
         return self.fusion[edge if len(self.fusion) > 1 else 0]

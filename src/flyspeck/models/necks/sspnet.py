@@ -13,8 +13,8 @@ weight 3), 0 elsewhere (of which the hardest count, 3 for each positive pixel): 
 Weighted negative sampling (WNS) belongs to it: `weighted_negatives` for the RPN's sampler.
 
 Resolved where the text is silent: a level's sizes are (2^(l+2), 2^(l+5)) px for l = 0..3, the finest takes everything
-smaller and the coarsest everything larger; a picture without positives on a level learns from the hardest 5 % of its
-pixels; where a matched object overlaps an unmatched one it wins; losses are averaged over pictures and added over levels;
+smaller and the coarsest everything larger; an image without positives on a level learns from the hardest 5 % of its
+pixels; where a matched object overlaps an unmatched one it wins; losses are averaged over images and added over levels;
 pixels under ignore regions are no background.
 
 Numbers: 8,992,004 parameters on ResNet's widths (5,647,620 of them CAM); at 640x512 with one class RetinaNet-SSPNet
@@ -139,20 +139,20 @@ class SSPNet(SupervisedNeck):
         painted = [paint_targets(t, padded, len(logits)) for t in targets]
         cross_entropy, dice = logits[0].sum() * 0, logits[0].sum() * 0
         for level, level_logits in enumerate(logits):
-            for picture_logits, (goal, ignored) in zip(level_logits[:, 0], painted, strict=True):
-                size = picture_logits.shape
+            for image_logits, (goal, ignored) in zip(level_logits[:, 0], painted, strict=True):
+                size = image_logits.shape
                 level_goal = _resize(goal[level], size)
                 flat = (
-                    picture_logits.reshape(-1).float(),
+                    image_logits.reshape(-1).float(),
                     level_goal.reshape(-1),
                     _resize(ignored, size).reshape(-1) > 0,
                 )
                 one, two = attention_losses(*flat)
                 cross_entropy, dice = cross_entropy + one, dice + two
-        weights, pictures = self.weights, len(targets)
+        weights, images = self.weights, len(targets)
         return levels, {
-            "attention": weights[0] * cross_entropy / pictures,
-            "attention_dice": weights[1] * dice / pictures,
+            "attention": weights[0] * cross_entropy / images,
+            "attention_dice": weights[1] * dice / images,
         }
 
 
@@ -171,7 +171,7 @@ def level_matches(sizes: Tensor, levels: int) -> Tensor:
 
 
 def paint_targets(target: Targets, padded: tuple[int, int], levels: int) -> tuple[Tensor, Tensor]:
-    """Pictures `(levels, H, W)` of `MATCHED`, `OTHER` and 0, and `(H, W)` with 1 under ignore regions.
+    """Images `(levels, H, W)` of `MATCHED`, `OTHER` and 0, and `(H, W)` with 1 under ignore regions.
 
     Every pixel that an object touches is painted, so that objects of less than a pixel leave a trace.
     """
@@ -190,14 +190,14 @@ def paint_targets(target: Targets, padded: tuple[int, int], levels: int) -> tupl
 
 
 def _pixels(boxes: Tensor, padded: tuple[int, int]) -> list[list[int]]:
-    """Whole pixels that each box touches, as (x1, y1, x2, y2) inside the picture."""
+    """Whole pixels that each box touches, as (x1, y1, x2, y2) inside the image."""
     limit = torch.tensor([padded[1], padded[0]] * 2, device=boxes.device)
     outer = torch.cat([boxes[:, :2].floor(), boxes[:, 2:].ceil()], 1)
     return outer.clamp(min=0).minimum(limit).long().tolist()
 
 
 def attention_losses(logits: Tensor, goal: Tensor, ignored: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross entropy and Dice of one level of one picture: `logits (P,)`, `goal (P,)` in [-1, 1], `ignored (P,)` bool."""
+    """Cross entropy and Dice of one level of one image: `logits (P,)`, `goal (P,)` in [-1, 1], `ignored (P,)` bool."""
     positive, other = goal > 0, goal < 0
     background = ~(positive | other | ignored)
     losses = F.binary_cross_entropy_with_logits(logits, goal.clamp(min=0), reduction="none")

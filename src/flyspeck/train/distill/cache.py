@@ -1,9 +1,9 @@
-"""A teacher's outputs on disk: computed once for every picture of the training set, read back in every epoch.
+"""A teacher's outputs on disk: computed once for every image of the training set, read back in every epoch.
 
-A folder holds `index.json` (whose outputs, of which pictures), `keys.npy` (a digest of the pixels of each picture) and one
-`NAME.npy` for each output, maps in half precision. Pictures are found by the digest of their pixels as the
-student sees them: a picture that is not the cached one cannot be mistaken for it. So only those augmentations are
-possible that give each picture in a few exact versions: none, or flips (all versions are kept).
+A folder holds `index.json` (whose outputs, of which images), `keys.npy` (a digest of the pixels of each image) and one
+`NAME.npy` for each output, maps in half precision. Images are found by the digest of their pixels as the
+student sees them: an image that is not the cached one cannot be mistaken for it. So only those augmentations are
+possible that give each image in a few exact versions: none, or flips (all versions are kept).
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ class CachedSource:
         self.rows = {bytes(key): row for row, key in enumerate(keys)}
 
     def __call__(self, images: ImageBatch) -> TeacherOutputs:
-        """The outputs for `images`; raises UserError for a picture whose pixels are not in the cache."""
+        """The outputs for `images`; raises UserError for an image whose pixels are not in the cache."""
         keys = [digest(images.pixels[i, :, :h, :w]) for i, (h, w) in enumerate(images.sizes)]
         missing = [i for i, key in enumerate(keys) if key not in self.rows]
         if missing:
             raise UserError(
-                f"{len(missing)} of {len(keys)} pictures of a batch have other pixels than the cached ones",
+                f"{len(missing)} of {len(keys)} images of a batch have other pixels than the cached ones",
                 where=self.folder,
                 fix="delete the cache to fill it again",
             )
@@ -60,14 +60,14 @@ class CachedSource:
 
 
 def digest(pixels: torch.Tensor) -> bytes:
-    """16 bytes that stand for the pixels `(C, H, W)` of a picture."""
+    """16 bytes that stand for the pixels `(C, H, W)` of an image."""
     content = pixels.detach().cpu().contiguous()
     seed = f"{tuple(content.shape)} {content.dtype}".encode()
     return hashlib.blake2b(seed + content.numpy().tobytes(), digest_size=16).digest()
 
 
 def versions(augment: AugmentConfig) -> list[tuple[bool, bool]]:
-    """The (horizontal, vertical) flips in which training sees each picture; raises UserError if there are others too."""
+    """The (horizontal, vertical) flips in which training sees each image; raises UserError if there are others too."""
     moving = {
         "copy_paste": augment.copy_paste > 0,
         "rot90": augment.rot90 > 0,
@@ -78,7 +78,7 @@ def versions(augment: AugmentConfig) -> list[tuple[bool, bool]]:
     wrong = [f"augment.{name}" for name, on in moving.items() if on]
     if wrong:
         raise UserError(
-            f"a teacher's outputs can be cached for pictures that stay or flip, but {', '.join(wrong)} changes them anew"
+            f"a teacher's outputs can be cached for images that stay or flip, but {', '.join(wrong)} changes them anew"
             " in every epoch",
             where="distill.cache",
             fix="turn that off, or train without --cache-teacher",
@@ -103,7 +103,7 @@ def open_cache(
     """The cache in `folder`, filled now if there is none.
 
     Says its size before it begins. Raises UserError if it would be larger than `limit_bytes` or than the disk's free
-    space, if the pictures have several sizes, and if the folder holds the outputs of another teacher or other pictures.
+    space, if the images have several sizes, and if the folder holds the outputs of another teacher or other images.
     """
     flips = versions(augment)
     device = device or torch.device("cpu")
@@ -116,7 +116,7 @@ def open_cache(
         "teacher": teacher.hash,
         "scale": teacher.scale,
         "precision": precision,
-        "pictures": _names_hash(dataset.annotations, flips),
+        "images": _names_hash(dataset.annotations, flips),
         "outputs": {name: [list(_stored(t)[0].shape), str(_stored(t).dtype)] for name, t in sample.items()},
     }
     if (folder / "index.json").is_file():
@@ -156,12 +156,12 @@ def open_cache(
 
 def _announce(folder: Path, count: int, each: int, limit_bytes: float) -> None:
     total = count * each
-    log.info("teacher's outputs: %d pictures x %.2f MB = %.2f GB in %s", count, each / 1e6, total / 1e9, folder)
+    log.info("teacher's outputs: %d images x %.2f MB = %.2f GB in %s", count, each / 1e6, total / 1e9, folder)
     if total > limit_bytes:
         raise UserError(
             f"the teacher's outputs would take {total / 1e9:.2f} GB, more than the limit of {limit_bytes / 1e9:g} GB",
             where=folder,
-            fix="raise distill.cache_limit_gb, name fewer levels or pictures, or train without --cache-teacher",
+            fix="raise distill.cache_limit_gb, name fewer levels or images, or train without --cache-teacher",
         )
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
@@ -176,8 +176,8 @@ def _compare(folder: Path, wanted: dict[str, Any]) -> None:
         raise UserError("not the index of a cache", where=folder / "index.json", fix="delete the folder") from None
     words = {
         "teacher": "another teacher",
-        "pictures": "other pictures",
-        "scale": f"pictures enlarged by {found.get('scale')}",
+        "images": "other images",
+        "scale": f"images enlarged by {found.get('scale')}",
         "precision": f"precision {found.get('precision')}",
         "outputs": "other levels or another method",
         "version": "another version of the program",
@@ -200,7 +200,7 @@ def _same_size(dataset: DetectionDataset) -> None:
     sizes = {tuple(int(s) for s in size) for size in dataset.annotations.sizes}
     if len(sizes) > 1 or min(next(iter(sizes))) <= 0:
         raise UserError(
-            f"the pictures have {len(sizes)} sizes, or sizes that the annotations do not say",
+            f"the images have {len(sizes)} sizes, or sizes that the annotations do not say",
             where="distill.cache",
             fix="cut them to one size (`flyspeck data tile`), or train without --cache-teacher",
         )

@@ -38,7 +38,7 @@ class DistillConfig(BaseModel):
     finest."""
     match: Literal["stride", "level"] = "stride"
     """Which level of the teacher belongs to one of the student: that of the same stride in the student's pixels, or that of
-    the same number, resized. They differ where the teacher sees enlarged pictures."""
+    the same number, resized. They differ where the teacher sees enlarged images."""
     spatial: Weight = 1.0
     """Alpha: difference of the maps, cell by cell."""
     semantic: Weight = 1.0
@@ -59,9 +59,9 @@ class DistillConfig(BaseModel):
     """Of scores that are sigmoids, objectness included (`response`). Above 1, the tens of thousands of anchors that show
     background outweigh the objects."""
     regions: int = Field(default=128, ge=1)
-    """The teacher's best proposals a picture, which both box heads look at (`response` of two-stage detectors)."""
+    """The teacher's best proposals an image, which both box heads look at (`response` of two-stage detectors)."""
     teacher_scale: float | None = Field(default=None, gt=0)
-    """The teacher sees the picture enlarged so much; None: as much as it was trained on, relative to the student."""
+    """The teacher sees the image enlarged so much; None: as much as it was trained on, relative to the student."""
     finetune: FinetuneConfig = FinetuneConfig()
     cache: str | None = None
     """Folder for the teacher's outputs on the training set, kept in half precision; None computes them in every step."""

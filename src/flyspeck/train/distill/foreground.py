@@ -26,21 +26,21 @@ def cell_weights(
     size_power: float = 0.0,
     device: torch.device | None = None,
 ) -> Tensor:
-    """`(B, H, W)` weights that sum to 1 in every picture; cells outside of the true picture have none.
+    """`(B, H, W)` weights that sum to 1 in every image; cells outside of the true image have none.
 
-    `padded` is (H, W) of the batch in pixels, `sizes` those of the pictures. Objects have the share `foreground`
+    `padded` is (H, W) of the batch in pixels, `sizes` those of the images. Objects have the share `foreground`
     together: object n the part proportional to `size_n ** -size_power`, spread evenly over the cells that it touches. All
-    other cells share the rest evenly. With `foreground` 0, or without objects, all cells of the picture count alike.
+    other cells share the rest evenly. With `foreground` 0, or without objects, all cells of the image count alike.
     """
     return torch.stack(
         [
-            _picture_weights(t.objects.to(device), padded, size, map_size, foreground, size_power)
+            _image_weights(t.objects.to(device), padded, size, map_size, foreground, size_power)
             for t, size in zip(targets, sizes, strict=True)
         ]
     )
 
 
-def _picture_weights(
+def _image_weights(
     objects: Tensor,
     padded: tuple[int, int],
     size: tuple[int, int],
@@ -79,7 +79,7 @@ def touched(boxes: Tensor, padded: tuple[int, int], map_size: tuple[int, int]) -
 def valid_cells(
     padded: tuple[int, int], size: tuple[int, int], map_size: tuple[int, int], device: torch.device
 ) -> Tensor:
-    """`(H, W)` of 1 where a cell shows some of the true picture of `size` (H, W), 0 in the padding."""
+    """`(H, W)` of 1 where a cell shows some of the true image of `size` (H, W), 0 in the padding."""
     spans = [
         (torch.arange(count, device=device) * (pixels / count) < true).to(torch.float32)
         for count, pixels, true in zip(map_size, padded, size, strict=True)

@@ -46,7 +46,7 @@ def match_levels(
 ) -> list[LevelPair]:
     """Pairs of levels, finest first.
 
-    By `stride`, a teacher that sees the picture `teacher_scale` times enlarged teaches from the level of the same stride
+    By `stride`, a teacher that sees the image `teacher_scale` times enlarged teaches from the level of the same stride
     in the student's pixels; by `level` from the level of the same number. `wanted` None takes all common levels of P2 to P5,
     or the finest of them if `single`. Raises UserError if there is none, or if a wanted level is missing.
     """

@@ -22,7 +22,7 @@ SIMILARITY_EVERY = 10
 """Steps between two comparisons of the maps; the last one is logged in between."""
 
 Source = Callable[[ImageBatch], TeacherOutputs]
-"""A batch of pictures to the teacher's outputs: the teacher itself (`TeacherSource`), or a cache of them."""
+"""A batch of images to the teacher's outputs: the teacher itself (`TeacherSource`), or a cache of them."""
 
 
 class FeatureObjective(nn.Module):

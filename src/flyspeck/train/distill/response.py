@@ -193,7 +193,7 @@ def _check_heads(student: Detector, teacher: Detector, scale: float) -> None:
         )
     if scale != 1:
         raise UserError(
-            f"the teacher sees pictures enlarged by {scale:g}: its anchors are not the student's",
+            f"the teacher sees images enlarged by {scale:g}: its anchors are not the student's",
             where=place,
             fix="use distill.teacher_scale 1, or a method of features",
         )

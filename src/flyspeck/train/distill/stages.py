@@ -140,7 +140,7 @@ def _check_plans(recipe: Recipe, own: Recipe) -> None:
 
 
 def _scale(recipe: Recipe, description: dict[str, Any]) -> float:
-    """How much the teacher's pictures are enlarged over the student's."""
+    """How much the teacher's images are enlarged over the student's."""
     config = _section(recipe)
     if config.teacher_scale is not None:
         return config.teacher_scale
@@ -148,7 +148,7 @@ def _scale(recipe: Recipe, description: dict[str, Any]) -> float:
     if own.short_side == theirs["short_side"]:
         return 1.0 if own.short_side is not None else theirs["factor"] / own.factor
     raise UserError(
-        "teacher and student enlarge their pictures by different rules (data.short_side)",
+        "teacher and student enlarge their images by different rules (data.short_side)",
         where="distill.teacher_scale",
         fix="say how much larger the teacher sees what the student sees",
     )
@@ -223,7 +223,7 @@ def _source(config: DistillConfig, teacher: Teacher, observe: Observe, context: 
 def _check_channels(channels: int, description: dict[str, Any]) -> None:
     if len(description["mean"]) != channels:
         raise UserError(
-            f"the teacher reads pictures of {len(description['mean'])} channel(s), the student of {channels}",
+            f"the teacher reads images of {len(description['mean'])} channel(s), the student of {channels}",
             where="distill.teacher",
             fix="set data.channels alike",
         )

@@ -39,11 +39,11 @@ class Row:
     figures: Mapping[str, float]
     params: int
     gflops: float
-    """Multiply-adds of a forward pass on one picture as the model sees it, in units of 1e9."""
+    """Multiply-adds of a forward pass on one image as the model sees it, in units of 1e9."""
     ms: float
-    """Median wall time of one picture, detection included."""
+    """Median wall time of one image, detection included."""
     similarity: Mapping[str, float] = field(default_factory=dict)
-    """Linear CKA of each level with the teacher's, on validation pictures."""
+    """Linear CKA of each level with the teacher's, on validation images."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Table:
     """All models; the first row is the teacher."""
 
     size: tuple[int, int]
-    """(H, W) of the pictures that the students see."""
+    """(H, W) of the images that the students see."""
     threads: int
     rows: Sequence[Row]
 
@@ -79,7 +79,7 @@ class Table:
         height, width = self.size
         note = (
             f"Figures in percent. Students see {width}x{height}; multiply-adds count 1000 proposals in a two-stage head; ms:"
-            f" one picture, {self.threads} thread{'s' if self.threads > 1 else ''}. teacher / model: parameters, GFLOPs, ms."
+            f" one image, {self.threads} thread{'s' if self.threads > 1 else ''}. teacher / model: parameters, GFLOPs, ms."
         )
         return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{note}\n"
 
@@ -96,7 +96,7 @@ def cost_row(
     *,
     similarity: Mapping[str, float] | None = None,
 ) -> Row:
-    """The row of a trained detector that sees pictures of `size` (H, W); it is timed here and now."""
+    """The row of a trained detector that sees images of `size` (H, W); it is timed here and now."""
     counted = profile(detector, size, convention="macs")
     timed = measure_latency(detector, size, runs=10)
     return Row(name, dict(figures), counted.params, counted.gflops, timed.median_ms, dict(similarity or {}))
@@ -104,16 +104,16 @@ def cost_row(
 
 @torch.no_grad()
 def level_similarities(
-    student: Detector, teacher: Teacher, dataset: DetectionDataset, *, pictures: int = 16
+    student: Detector, teacher: Teacher, dataset: DetectionDataset, *, num_images: int = 16
 ) -> dict[str, float]:
-    """Mean linear CKA of each common level over `pictures` of a set, evenly spread; empty without a common level."""
+    """Mean linear CKA of each common level over `num_images` of a set, evenly spread; empty without a common level."""
     try:
         pairs = match_levels(student.features, teacher.detector.features, teacher_scale=teacher.scale)
     except UserError:  # the table has room for a model that cannot be compared
         return {}
     terms = FeatureTerms(pairs, wanted=[])
     sums = dict.fromkeys((pair.name for pair in pairs), 0.0)
-    rows = np.unique(np.linspace(0, len(dataset) - 1, min(pictures, len(dataset))).round().astype(int))
+    rows = np.unique(np.linspace(0, len(dataset) - 1, min(num_images, len(dataset))).round().astype(int))
     for row in rows:
         images = collate([dataset.raw(int(row))]).images
         found = terms.similarities(student.pyramid(images), teacher.outputs(images, terms.observe))

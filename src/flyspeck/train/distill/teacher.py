@@ -18,11 +18,11 @@ from flyspeck.types import Detections, ImageBatch
 TeacherOutputs = dict[str, Tensor]
 """What a method needs of the teacher for a batch: named tensors, the batch first."""
 Observe = Callable[[Detector, ImageBatch], TeacherOutputs]
-"""Runs a teacher on pictures of its own scale and gives what a method needs."""
+"""Runs a teacher on images of its own scale and gives what a method needs."""
 
 
 class Teacher:
-    """A trained detector that looks at every picture enlarged by `scale`.
+    """A trained detector that looks at every image enlarged by `scale`.
 
     It is no `nn.Module` on purpose: a module that holds it neither trains, saves nor counts it. What runs is a copy with the
     batch norms folded into the convolutions (`models.fold`), which gives the same maps in less time; `detector` itself is not
@@ -71,7 +71,7 @@ def enlarged(images: ImageBatch, scale: float) -> ImageBatch:
 
 
 class AsStudent(nn.Module):
-    """A teacher that detects in the student's frame: enlarged pictures, boxes shrunk back, the student's class numbers.
+    """A teacher that detects in the student's frame: enlarged images, boxes shrunk back, the student's class numbers.
 
     Detections of classes that the student does not have are left out.
     """

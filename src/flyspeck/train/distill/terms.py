@@ -13,7 +13,7 @@ The 1x1 adapter that takes the student's channels to the teacher's is linear, so
 `adapted_l2` and `adapted_channels` give what `pixel_l2` and `channel_energy` give of the adapted map, without making that map.
 
 Every map is `(B, C, H, W)`; student and teacher have one shape, after adapters and resizing, where a function takes both.
-Terms are means over the pictures, so that a batch of any size gives one scale. All of them are 0 for equal maps.
+Terms are means over the images, so that a batch of any size gives one scale. All of them are 0 for equal maps.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ GRIDS = (1, 2, 4)
 def pixel_l2(student: Tensor, teacher: Tensor, weights: Tensor | None = None) -> Tensor:
     """L_spatial: mean over channels of (F_T - F_S)^2, summed over the cells with `weights (B, H, W)`.
 
-    The weights of a picture sum to 1; None weighs all cells alike, which is the plain mean.
+    The weights of an image sum to 1; None weighs all cells alike, which is the plain mean.
     """
     distance = (student - teacher).square().mean(1)
     if weights is None:
@@ -138,7 +138,7 @@ def attention(energy: Tensor) -> Tensor:
 
 
 def attention_l2(student: Tensor, teacher: Tensor) -> Tensor:
-    """L_semantic: squared distance of two attentions of unit length, `(B, H, W)` or `(B, C)`; in [0, 2] a picture."""
+    """L_semantic: squared distance of two attentions of unit length, `(B, H, W)` or `(B, C)`; in [0, 2] an image."""
     return (student - teacher).square().flatten(1).sum(1).mean()
 
 
@@ -158,7 +158,7 @@ def context_l2(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def relations(regions: Tensor) -> Tensor:
-    """Cosines between the regions `(B, C, R)` of each picture: `(B, R, R)`; needs no adapter, as channels are summed."""
+    """Cosines between the regions `(B, C, R)` of each image: `(B, R, R)`; needs no adapter, as channels are summed."""
     directions = F.normalize(regions, dim=1)
     return directions.transpose(1, 2) @ directions
 

@@ -1,4 +1,4 @@
-"""The pictures that an export is checked and calibrated on, and running models over them."""
+"""The images that an export is checked and calibrated on, and running models over them."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ from flyspeck.types import Detections
 
 
 @dataclass(frozen=True)
-class PictureSet:
-    """Picture files, and their annotations if there are any."""
+class ImageSet:
+    """Image files, and their annotations if there are any."""
 
     paths: tuple[Path, ...]
     annotations: Annotations | None
     name: str
 
-    def spread(self, limit: int) -> PictureSet:
+    def spread(self, limit: int) -> ImageSet:
         """At most `limit` of them, evenly spread."""
         if len(self.paths) <= limit:
             return self
         rows = np.linspace(0, len(self.paths) - 1, limit).round().astype(np.int64)
         table = None if self.annotations is None else self.annotations.select_images(rows)
-        return PictureSet(tuple(self.paths[int(row)] for row in rows), table, self.name)
+        return ImageSet(tuple(self.paths[int(row)] for row in rows), table, self.name)
 
 
-def named_set(path: Path, classes: Sequence[str]) -> PictureSet:
-    """What a user names: annotations in any format that is read, or pictures, or a folder of them."""
+def named_set(path: Path, classes: Sequence[str]) -> ImageSet:
+    """What a user names: annotations in any format that is read, or images, or a folder of them."""
     if not path.exists():
-        raise UserError("no such pictures or annotations", where=path, fix="check the path")
+        raise UserError("no such images or annotations", where=path, fix="check the path")
     try:
         return _annotated(read_annotations(path, classes=list(classes)), str(path))
     except UserError as error:
         if path.is_file() and path.suffix.lower() in (".json", ".txt", ".xml", ".csv", ".yaml", ".yml", ".mat"):
             raise
         items, _ = find_items([str(path)])
-        files = tuple(Path(item.picture) for item in items if isinstance(item.picture, str | Path))
+        files = tuple(Path(item.image) for item in items if isinstance(item.image, str | Path))
         if not files:
             raise error
-        return PictureSet(files, None, str(path))
+        return ImageSet(files, None, str(path))
 
 
-def run_sets(run: Path) -> tuple[PictureSet, PictureSet]:
-    """The training and the validation pictures of a run folder, by its recipe."""
+def run_sets(run: Path) -> tuple[ImageSet, ImageSet]:
+    """The training and the validation images of a run folder, by its recipe."""
     from flyspeck.train.config import load_recipe
     from flyspeck.train.inputs import read_sets
 
@@ -61,7 +61,7 @@ def run_sets(run: Path) -> tuple[PictureSet, PictureSet]:
     recipe = folder / "recipe.yaml"
     if not recipe.is_file():
         raise UserError(
-            "no recipe beside the weights: no pictures to check the export on",
+            "no recipe beside the weights: no images to check the export on",
             where=folder,
             fix="give some with --check ANNOTATIONS or --check FOLDER",
         )
@@ -69,15 +69,15 @@ def run_sets(run: Path) -> tuple[PictureSet, PictureSet]:
         train, val = read_sets(load_recipe(recipe).data)
     except UserError as error:
         raise UserError(
-            f"the run's own pictures cannot be read ({error.what})",
+            f"the run's own images cannot be read ({error.what})",
             where=error.where,
             fix="give others with --check ANNOTATIONS or --check FOLDER",
         ) from error
     return _annotated(train, f"{folder.name}'s training set"), _annotated(val, f"{folder.name}'s validation set")
 
 
-def _annotated(table: Annotations, name: str) -> PictureSet:
-    return PictureSet(tuple(table.path(row) for row in range(len(table))), table, name)
+def _annotated(table: Annotations, name: str) -> ImageSet:
+    return ImageSet(tuple(table.path(row) for row in range(len(table))), table, name)
 
 
 class Recorder:
@@ -104,21 +104,21 @@ def predictor_for(model: Model, description: Mapping[str, Any], *, score: float,
 
 
 def detect(
-    model: Model, pictures: PictureSet, description: Mapping[str, Any], *, score: float
+    model: Model, images: ImageSet, description: Mapping[str, Any], *, score: float
 ) -> tuple[list[Detections], list[Detections]]:
-    """Merged detections of each picture, and the raw ones of each window."""
+    """Merged detections of each image, and the raw ones of each window."""
     recorder = Recorder(model)
-    found = predictor_for(recorder, description, score=score).predict(list(pictures.paths))
-    if pictures.annotations is not None:
-        ids = pictures.annotations.image_ids
+    found = predictor_for(recorder, description, score=score).predict(list(images.paths))
+    if images.annotations is not None:
+        ids = images.annotations.image_ids
         found = [replace(one, image_id=_plain(i)) for one, i in zip(found, ids, strict=True)]
     return found, recorder.found
 
 
-def tiles_of(pictures: PictureSet, description: Mapping[str, Any], *, limit: int, seed: int = 0) -> list[np.ndarray]:
-    """Up to `limit` tiles `(h, w, C)`, one drawn from each of as many pictures, as the model sees them."""
+def tiles_of(images: ImageSet, description: Mapping[str, Any], *, limit: int, seed: int = 0) -> list[np.ndarray]:
+    """Up to `limit` tiles `(h, w, C)`, one drawn from each of as many images, as the model sees them."""
     windows: list[np.ndarray] = []
-    for path in pictures.spread(limit).paths:
+    for path in images.spread(limit).paths:
         seen: list[np.ndarray] = []
 
         def keep(batch: list[np.ndarray], seen: list[np.ndarray] = seen) -> list[Detections]:

@@ -1,4 +1,4 @@
-"""Pictures out: resampling, lossless files, and work on many pictures at once. NumPy and Pillow only."""
+"""Images out: resampling, lossless files, and work on many images at once. NumPy and Pillow only."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from flyspeck.errors import UserError
 
 FORMATS = ("png", "webp")
 """Lossless formats that are written."""
-_PNG_LEVEL = 4  # about 15 % bigger than level 6 on thermal pictures, and twice as fast to write
+_PNG_LEVEL = 4  # about 15 % bigger than level 6 on thermal images, and twice as fast to write
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
 def read_true(path: Path) -> np.ndarray:
-    """The picture as `read_image` gives it, but one channel where a WebP file only holds grey.
+    """The image as `read_image` gives it, but one channel where a WebP file only holds grey.
 
-    WebP knows no grey pictures, and one with loss gives channels that differ by the rounding of its colour conversion, 1.
+    WebP knows no grey images, and one with loss gives channels that differ by the rounding of its colour conversion, 1.
     """
     pixels = read_image(path)
     if pixels.shape[2] == 3 and path.suffix.lower() == ".webp":
@@ -66,14 +66,14 @@ def save_pixels(pixels: np.ndarray, path: Path) -> None:
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     if path.suffix == ".webp":
         if pixels.dtype != np.uint8:
-            raise UserError("WebP holds 8 bits, the picture has 16", where=path, fix="write png")
+            raise UserError("WebP holds 8 bits, the image has 16", where=path, fix="write png")
         image.save(path, lossless=True, method=2)
     else:
         image.save(path, compress_level=_PNG_LEVEL)
 
 
 def output_names(file_names: Sequence[str], suffix: str | None = None) -> list[str]:
-    """Names to write pictures under, unlike each other even without their endings.
+    """Names to write images under, unlike each other even without their endings.
 
     Folders are kept, but for a leading `images` and whatever would climb out of the folder written to; `suffix` (with its
     dot) replaces the ending.

@@ -1,9 +1,9 @@
-"""Cost as the picture grows: predicting by tiles, and training on crops, at 1, 2, 4 and 8 megapixels.
+"""Cost as the image grows: predicting by tiles, and training on crops, at 1, 2, 4 and 8 megapixels.
 
-    python benchmarks/picture_size.py --model runs/hituav_half [--threads 2] [--out results.json]
+    python benchmarks/image_size.py --model runs/hituav_half [--threads 2] [--out results.json]
 
 Every size runs in a process of its own; its peak memory is the operating system's figure for the whole process, and the
-figure beside it is what the picture added to the process after import, model load and a warm-up. Scenes are generated.
+figure beside it is what the image added to the process after import, model load and a warm-up. Scenes are generated.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def peak_mib() -> float:
 
 
 def predict_one(model: Path, folder: Path, threads: int) -> dict[str, float]:
-    """Seconds and memory of the one picture in `folder`."""
+    """Seconds and memory of the one image in `folder`."""
     import torch
 
     from flyspeck import load_predictor
@@ -47,7 +47,7 @@ def predict_one(model: Path, folder: Path, threads: int) -> dict[str, float]:
 
 
 def train_some(model: Path, folder: Path, threads: int) -> dict[str, float]:
-    """Seconds a step of 8 crops of the training size from pictures of this size, and memory."""
+    """Seconds a step of 8 crops of the training size from images of this size, and memory."""
     import torch
 
     from flyspeck.data.loading import DetectionDataset, make_loader
