@@ -21,7 +21,7 @@ from flyspeck.errors import UserError
 from flyspeck.models.backbones.mobilenet_v1 import mobilenet_v1
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.detector import Detector, PixelNorm
-from flyspeck.models.ssd import ssd
+from flyspeck.models.heads.ssd import ssd
 from flyspeck.models.stride import detect_finer, eliminate_strides, parse_elimination
 from flyspeck.types import Detections, ImageBatch, Targets
 

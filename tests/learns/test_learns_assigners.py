@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from flyspeck.models.assigners.build import named_assigner
-from flyspeck.models.faster_rcnn import faster_rcnn
-from flyspeck.models.fcos import fcos
+from flyspeck.models.heads.faster_rcnn import faster_rcnn
+from flyspeck.models.heads.fcos import fcos
+from flyspeck.models.heads.retinanet import retinanet
 from flyspeck.models.layers import group_norm
 from flyspeck.models.receptive import receptive_fields
-from flyspeck.models.retinanet import retinanet
 
 HOSTS = {"retinanet": retinanet, "faster_rcnn": faster_rcnn, "fcos": fcos}
 QUICK = [("retinanet", "nwd")]

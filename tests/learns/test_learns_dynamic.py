@@ -5,8 +5,8 @@ from __future__ import annotations
 from flyspeck.models.dynamic.mixed import MixedTraining
 from flyspeck.models.dynamic.norms import privatise_norms
 from flyspeck.models.dynamic.pooling import pool_dynamically
+from flyspeck.models.heads.retinanet import retinanet
 from flyspeck.models.layers import group_norm
-from flyspeck.models.retinanet import retinanet
 
 
 class Mixed:

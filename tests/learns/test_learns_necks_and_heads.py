@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from flyspeck.models.cascade_rcnn import cascade_rcnn
-from flyspeck.models.faster_rcnn import faster_rcnn
-from flyspeck.models.fcos import fcos
+from flyspeck.models.heads.cascade_rcnn import cascade_rcnn
+from flyspeck.models.heads.faster_rcnn import faster_rcnn
+from flyspeck.models.heads.fcos import fcos
+from flyspeck.models.heads.retinanet import retinanet
 from flyspeck.models.necks.sspnet import SSPNet, weighted_negatives
-from flyspeck.models.retinanet import retinanet
 
 RPN_OPTIONS = {"samples": 64}
 TWO_STAGES = {

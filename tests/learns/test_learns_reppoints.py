@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flyspeck.models.reppoints import reppoints
+from flyspeck.models.heads.reppoints import reppoints
 
 
 def test_reppoints(learn, small_backbone, squares, pixel_norm):

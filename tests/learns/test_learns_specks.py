@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flyspeck.models.fcos import fcos
+from flyspeck.models.heads.fcos import fcos
 
 
 def test_a_reach_finds_what_lies_between_the_points(learn, small_backbone, pixel_norm, specks):

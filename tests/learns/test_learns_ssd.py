@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from flyspeck.models.backbones.mobilenet_v1 import mobilenet_v1
-from flyspeck.models.ssd import ssd
+from flyspeck.models.heads.ssd import ssd
 
 
 def build(configuration, pixel_norm, classes):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from flyspeck.models.heads.tinaface import tinaface
 from flyspeck.models.layers import group_norm
-from flyspeck.models.tinaface import tinaface
 
 
 def test_learns(learn, small_backbone, pixel_norm, squares):

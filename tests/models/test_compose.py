@@ -7,7 +7,7 @@ import torch
 
 from flyspeck.errors import UserError
 from flyspeck.models.detector import Detector
-from flyspeck.models.ssd_tables import MOBILENET_V1, VGG16
+from flyspeck.models.heads.ssd_tables import MOBILENET_V1, VGG16
 from flyspeck.models.zoo import build
 from flyspeck.types import ImageBatch, Targets
 

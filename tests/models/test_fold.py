@@ -13,8 +13,8 @@ from flyspeck.models.backbones.freezing import freeze_norms
 from flyspeck.models.backbones.mobilenet import mobilenet_v2
 from flyspeck.models.backbones.resnet import resnet18
 from flyspeck.models.detector import PixelNorm
-from flyspeck.models.faster_rcnn import faster_rcnn
 from flyspeck.models.fold import fold_norms
+from flyspeck.models.heads.faster_rcnn import faster_rcnn
 from flyspeck.types import ImageBatch
 
 

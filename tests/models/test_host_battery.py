@@ -10,8 +10,8 @@ from torch import Tensor
 
 from flyspeck.models.backbones.mobilenet import mobilenet_v2
 from flyspeck.models.detector import Detector, PixelNorm
-from flyspeck.models.faster_rcnn import FasterRCNNHead, faster_rcnn
-from flyspeck.models.retinanet import RetinaNetHead, retinanet
+from flyspeck.models.heads.faster_rcnn import FasterRCNNHead, faster_rcnn
+from flyspeck.models.heads.retinanet import RetinaNetHead, retinanet
 from flyspeck.types import ImageBatch, Targets
 
 HEIGHT, WIDTH = 96, 128

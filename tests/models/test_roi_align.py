@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flyspeck.models.roi import RoIPool
+from flyspeck.models.heads.roi import RoIPool
 from flyspeck.models.roi_align import pyramid_roi_align, torchvision_roi_align, weighted_cells
 
 SIDES = st.floats(0.01, 40)

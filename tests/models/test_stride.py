@@ -16,8 +16,8 @@ from flyspeck.models.backbones.resnet import resnet18, resnet50
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.backbones.vgg import vgg16
 from flyspeck.models.detector import Detector, PixelNorm
+from flyspeck.models.heads.retinanet import RetinaNetHead
 from flyspeck.models.necks.fpn import FPN
-from flyspeck.models.retinanet import RetinaNetHead
 from flyspeck.models.stride import DualPath, detect_finer, eliminate_strides, layers, parse_elimination
 from flyspeck.types import FeatureSpec, ImageBatch
 

@@ -16,11 +16,11 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP
 from flyspeck.models.anchors import AnchorGrid, anchor_shapes
 from flyspeck.models.backbones.resnet import resnet18 as staged_resnet18
 from flyspeck.models.detector import Detector, PixelNorm
-from flyspeck.models.faster_rcnn import faster_rcnn
-from flyspeck.models.fcos import fcos
+from flyspeck.models.heads.faster_rcnn import faster_rcnn
+from flyspeck.models.heads.fcos import fcos
+from flyspeck.models.heads.retinanet import retinanet
 from flyspeck.models.necks.fpn import FPN
 from flyspeck.models.postprocess import Suppression
-from flyspeck.models.retinanet import retinanet
 from flyspeck.types import ImageBatch
 
 HEIGHT, WIDTH, CHANNELS = 128, 160, 16

@@ -37,7 +37,7 @@ model:
   channels: 32
   levels: 2-5
   norm: bn
-  # The nearest points learn an object that contains none, and scores follow the expected overlap: see models/fcos.py.
+  # The nearest points learn an object that contains none, and scores follow the expected overlap: see models/heads/fcos.py.
   head: {{depth: 2, reach: 0.5, quality: iou}}
   max_detections: 200
   min_score: 0.05

@@ -17,18 +17,18 @@ from torch import Tensor
 from flyspeck import boxes as box_algebra
 from flyspeck.errors import UserError
 from flyspeck.export.operators import nms_mask, pyramid_roi_align
-from flyspeck.models import faster_rcnn, ssd
 from flyspeck.models.anchors import AnchorGrid
-from flyspeck.models.cascade_rcnn import CascadeRCNNHead, stage_box_weights
 from flyspeck.models.detector import Head
-from flyspeck.models.faster_rcnn import FasterRCNNHead
-from flyspeck.models.fcos import FCOSHead
+from flyspeck.models.heads import faster_rcnn, ssd
+from flyspeck.models.heads.cascade_rcnn import CascadeRCNNHead, stage_box_weights
+from flyspeck.models.heads.faster_rcnn import FasterRCNNHead
+from flyspeck.models.heads.fcos import FCOSHead
+from flyspeck.models.heads.reppoints import NUM_POINTS, RepPointsHead
+from flyspeck.models.heads.retinanet import RetinaNetHead
+from flyspeck.models.heads.roi import RoIPool
+from flyspeck.models.heads.rpn import RPN
+from flyspeck.models.heads.ssd import SSDHead
 from flyspeck.models.postprocess import Suppression
-from flyspeck.models.reppoints import NUM_POINTS, RepPointsHead
-from flyspeck.models.retinanet import RetinaNetHead
-from flyspeck.models.roi import RoIPool
-from flyspeck.models.rpn import RPN
-from flyspeck.models.ssd import SSDHead
 
 Size = tuple[Any, Any]
 """(H, W), whole numbers or symbols for them."""

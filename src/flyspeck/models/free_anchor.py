@@ -35,8 +35,8 @@ from flyspeck import boxes as box_algebra
 from flyspeck.models.assign import under_ignored
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.detector import Detector
+from flyspeck.models.heads.retinanet import retinanet
 from flyspeck.models.losses import mean_over_processes
-from flyspeck.models.retinanet import retinanet
 from flyspeck.types import Targets
 
 _BLOCK = 1 << 24  # overlaps held at once, as in `assign`

@@ -31,12 +31,12 @@ from flyspeck import boxes as box_algebra
 from flyspeck.models.anchors import AnchorBuilder, strided_anchors
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.detector import Detector, Head, PixelNorm
+from flyspeck.models.heads.roi import RoIPool, assign_regions, sample_balanced
+from flyspeck.models.heads.rpn import RPN, ProposalRule
 from flyspeck.models.layers import NormBuilder, init_normal
 from flyspeck.models.losses import mean_over_processes
 from flyspeck.models.necks.fpn import FPN, FusionMode
 from flyspeck.models.postprocess import RawDetections, Suppression, suppress
-from flyspeck.models.roi import RoIPool, assign_regions, sample_balanced
-from flyspeck.models.rpn import RPN, ProposalRule
 from flyspeck.types import FeatureSpec, Targets
 
 SIDE = 3

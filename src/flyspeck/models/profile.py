@@ -39,8 +39,8 @@ from flyspeck.errors import UserError, nearest
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.detector import Detector
 from flyspeck.models.grid_rcnn import POOLED, GridBranch, RegionClassifier
-from flyspeck.models.roi import BoxHead
-from flyspeck.models.rpn import RPN
+from flyspeck.models.heads.roi import BoxHead
+from flyspeck.models.heads.rpn import RPN
 from flyspeck.types import ImageBatch
 
 Convention = Literal["macs", "mmcv", "thop", "ptflops"]

@@ -31,25 +31,25 @@ from flyspeck.models.backbones.shufflenet import shufflenet_v2
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.backbones.swin import swin_t
 from flyspeck.models.backbones.vgg import vgg16
-from flyspeck.models.cascade_rcnn import cascade_rcnn
 from flyspeck.models.detector import Detector, PixelNorm
 from flyspeck.models.dynamic.norms import privatise_norms
 from flyspeck.models.dynamic.pooling import pool_dynamically
 from flyspeck.models.dynamic.router import attach_predictor
-from flyspeck.models.faster_rcnn import faster_rcnn
-from flyspeck.models.fcos import fcos
 from flyspeck.models.free_anchor import free_anchor
 from flyspeck.models.grid_rcnn import grid_rcnn
+from flyspeck.models.heads.cascade_rcnn import cascade_rcnn
+from flyspeck.models.heads.faster_rcnn import faster_rcnn
+from flyspeck.models.heads.fcos import fcos
+from flyspeck.models.heads.reppoints import reppoints
+from flyspeck.models.heads.retinanet import retinanet
+from flyspeck.models.heads.ssd import find_configuration, ssd
+from flyspeck.models.heads.tinaface import tinaface, tinaface_gn_dcn
 from flyspeck.models.libra_rcnn import libra_rcnn
 from flyspeck.models.listed import LISTED
 from flyspeck.models.necks.fpn import FPN
 from flyspeck.models.necks.hrfpn import HRFPN
 from flyspeck.models.necks.sspnet import SSPNet, sspnet_anchors, weighted_negatives
-from flyspeck.models.reppoints import reppoints
-from flyspeck.models.retinanet import retinanet
-from flyspeck.models.ssd import find_configuration, ssd
 from flyspeck.models.stride import eliminate_strides
-from flyspeck.models.tinaface import tinaface, tinaface_gn_dcn
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -15,7 +15,7 @@ from flyspeck.models import zoo
 from flyspeck.models.assigners.base import Priors
 from flyspeck.models.assigners.hosts import assigning_part, priors_of
 from flyspeck.models.detector import Detector
-from flyspeck.models.fcos import FCOSHead
+from flyspeck.models.heads.fcos import FCOSHead
 from flyspeck.train.assigners import settled_assigner
 from flyspeck.train.build import build_detector, fitted_anchors
 from flyspeck.train.config import AssignerConfig, ModelConfig, load_recipe

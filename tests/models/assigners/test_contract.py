@@ -17,7 +17,7 @@ from flyspeck.models.assigners.base import Assigner, Priors
 from flyspeck.models.assigners.build import NAMES, named_assigner, refuse_unless
 from flyspeck.models.assigners.hosts import assigning_part, priors_of
 from flyspeck.models.detector import Detector, PixelNorm
-from flyspeck.models.fcos import FCOSHead
+from flyspeck.models.heads.fcos import FCOSHead
 from flyspeck.models.profile import _PeakMemory
 from flyspeck.types import FeatureSpec, ImageBatch, Targets
 

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from flyspeck.errors import UserError
 from flyspeck.models.detector import Detector
-from flyspeck.models.faster_rcnn import FasterRCNNHead
+from flyspeck.models.heads.faster_rcnn import FasterRCNNHead
 from flyspeck.train.build import build_detector
 from flyspeck.train.config import ModelConfig
 from flyspeck.train.distill.config import DistillConfig

@@ -8,13 +8,13 @@ import torch
 
 from flyspeck.errors import UserError
 from flyspeck.models.assigners.base import Priors
-from flyspeck.models.cascade_rcnn import CascadeRCNNHead
 from flyspeck.models.detector import Detector
-from flyspeck.models.faster_rcnn import FasterRCNNHead
-from flyspeck.models.fcos import FCOSHead
-from flyspeck.models.retinanet import RetinaNetHead
-from flyspeck.models.rpn import RPN
-from flyspeck.models.tinaface import TinaFaceHead
+from flyspeck.models.heads.cascade_rcnn import CascadeRCNNHead
+from flyspeck.models.heads.faster_rcnn import FasterRCNNHead
+from flyspeck.models.heads.fcos import FCOSHead
+from flyspeck.models.heads.retinanet import RetinaNetHead
+from flyspeck.models.heads.rpn import RPN
+from flyspeck.models.heads.tinaface import TinaFaceHead
 
 Host = RPN | RetinaNetHead | FCOSHead | TinaFaceHead
 """The part of a detector that assigns: of a two-stage one, its proposal network."""

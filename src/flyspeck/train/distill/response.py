@@ -22,10 +22,10 @@ from torch.nn import functional as F
 from flyspeck.errors import UserError
 from flyspeck.models.anchors import AnchorGrid
 from flyspeck.models.detector import Detector
-from flyspeck.models.faster_rcnn import FasterRCNNHead
-from flyspeck.models.fcos import FCOSHead
+from flyspeck.models.heads.faster_rcnn import FasterRCNNHead
+from flyspeck.models.heads.fcos import FCOSHead
+from flyspeck.models.heads.retinanet import RetinaNetHead
 from flyspeck.models.layers import flatten_levels
-from flyspeck.models.retinanet import RetinaNetHead
 from flyspeck.train.distill.teacher import TeacherOutputs, shared_classes
 from flyspeck.types import ImageBatch
 

@@ -16,7 +16,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from flyspeck.errors import UserError
 from flyspeck.models.assign import BACKGROUND, IGNORED
-from flyspeck.models.fcos import FCOSHead, assign_points, boxes_around, centerness, grid_points, size_ranges
+from flyspeck.models.heads.fcos import FCOSHead, assign_points, boxes_around, centerness, grid_points, size_ranges
 from flyspeck.models.layers import group_norm
 from flyspeck.models.postprocess import Suppression
 from flyspeck.types import FeatureSpec, Targets
@@ -135,7 +135,7 @@ def test_blocks_of_objects_do_not_change_the_assignment(monkeypatch):
     corner, side = torch.rand(60, 2) * 100, torch.rand(60, 2) * 30 + 1
     objects = torch.cat([corner, corner + side], 1).tolist()
     _, whole = assign(objects)
-    monkeypatch.setattr("flyspeck.models.fcos._BLOCK", 10_000)  # four objects at a time
+    monkeypatch.setattr("flyspeck.models.heads.fcos._BLOCK", 10_000)  # four objects at a time
     assert_close(assign(objects)[1], whole, rtol=0, atol=0)
 
 

@@ -13,9 +13,9 @@ from flyspeck.models.backbones.mobilenet import mobilenet_v2
 from flyspeck.models.backbones.resnet import resnet50
 from flyspeck.models.deformable import DeformableConv, make_deformable, replace_batch_norms
 from flyspeck.models.detector import Detector, PixelNorm
+from flyspeck.models.heads.tinaface import Inception, TinaFaceHead, tinaface, tinaface_anchors
 from flyspeck.models.layers import group_norm
 from flyspeck.models.profile import profile
-from flyspeck.models.tinaface import Inception, TinaFaceHead, tinaface, tinaface_anchors
 from flyspeck.types import FeatureSpec, ImageBatch, Targets
 
 HEIGHT, WIDTH = 96, 128

@@ -16,9 +16,8 @@ from torchvision.ops import deform_conv2d
 from flyspeck.models.assign import BACKGROUND, IGNORED
 from flyspeck.models.backbones.freezing import freeze_stages
 from flyspeck.models.detector import PixelNorm
-from flyspeck.models.fcos import grid_points
-from flyspeck.models.profile import profile
-from flyspeck.models.reppoints import (
+from flyspeck.models.heads.fcos import grid_points
+from flyspeck.models.heads.reppoints import (
     PointConv,
     RepPointsHead,
     assign_nearest_points,
@@ -26,6 +25,7 @@ from flyspeck.models.reppoints import (
     object_levels,
     reppoints,
 )
+from flyspeck.models.profile import profile
 from flyspeck.models.zoo import build_backbone
 from flyspeck.types import FeatureSpec, Targets
 

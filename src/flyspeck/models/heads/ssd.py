@@ -25,10 +25,10 @@ from flyspeck.errors import UserError, nearest
 from flyspeck.models.assign import BACKGROUND, max_iou_assign
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.detector import Detector, Head, PixelNorm
+from flyspeck.models.heads.ssd_tables import MOBILENET_V1, VGG16, SSDConfiguration
 from flyspeck.models.layers import flatten_levels
 from flyspeck.models.losses import mean_over_processes, smooth_l1
 from flyspeck.models.postprocess import RawDetections, Suppression, suppress, topk_per_level
-from flyspeck.models.ssd_tables import MOBILENET_V1, VGG16, SSDConfiguration
 from flyspeck.models.stride import DualPath, eliminate_strides, layers, parse_elimination
 from flyspeck.types import FeatureSpec, Targets
 

@@ -35,7 +35,7 @@ from flyspeck import boxes as box_algebra
 from flyspeck.models.assign import BACKGROUND, max_iou_assign
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.detector import Detector, Head, PixelNorm
-from flyspeck.models.fcos import grid_points
+from flyspeck.models.heads.fcos import grid_points
 from flyspeck.models.layers import ConvNorm, NormBuilder, flatten_levels, group_norm, init_normal
 from flyspeck.models.losses import focal_loss, mean_over_processes, smooth_l1
 from flyspeck.models.necks.fpn import FPN, FusionMode

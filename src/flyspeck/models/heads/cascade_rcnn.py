@@ -27,13 +27,13 @@ from flyspeck.models.anchors import AnchorBuilder, strided_anchors
 from flyspeck.models.assigners.build import AssignerBuilder
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.detector import Detector, Head, PixelNorm
-from flyspeck.models.faster_rcnn import BOX_WEIGHTS
+from flyspeck.models.heads.faster_rcnn import BOX_WEIGHTS
+from flyspeck.models.heads.roi import BoxHead, RoIPool, assign_regions, sample_balanced
+from flyspeck.models.heads.rpn import RPN, ProposalRule
 from flyspeck.models.layers import NormBuilder
 from flyspeck.models.losses import mean_over_processes, smooth_l1
 from flyspeck.models.necks.fpn import FPN, FusionMode
 from flyspeck.models.postprocess import RawDetections, Suppression, suppress
-from flyspeck.models.roi import BoxHead, RoIPool, assign_regions, sample_balanced
-from flyspeck.models.rpn import RPN, ProposalRule
 from flyspeck.types import FeatureSpec, Targets
 
 

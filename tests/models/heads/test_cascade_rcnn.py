@@ -9,10 +9,10 @@ from torch.testing import assert_close
 
 from flyspeck import boxes as box_algebra
 from flyspeck.models.anchors import strided_anchors
-from flyspeck.models.cascade_rcnn import CascadeRCNNHead, stage_box_weights
+from flyspeck.models.heads.cascade_rcnn import CascadeRCNNHead, stage_box_weights
+from flyspeck.models.heads.roi import BoxHead, RoIPool
+from flyspeck.models.heads.rpn import RPN, ProposalRule
 from flyspeck.models.postprocess import Suppression
-from flyspeck.models.roi import BoxHead, RoIPool
-from flyspeck.models.rpn import RPN, ProposalRule
 from flyspeck.types import FeatureSpec, Targets
 
 STRIDES = (4, 8, 16, 32, 64)
