@@ -31,7 +31,10 @@ GROUND = {"boxes", "types", "errors"}
 
 # Modules over the limit, each with the reason why it is one room.
 LONG: dict[str, str] = {}
-MAX_LINES, MAX_FUNCTION = 450, 80
+MAX_LINES, MAX_FUNCTION = (
+    450,
+    70,
+)  # of a function its code: a signature with its docstring may be as long as it has to be
 
 
 def imports(path: Path) -> set[str]:
@@ -77,7 +80,8 @@ def test_rooms_stay_small() -> None:
         assert lines <= MAX_LINES or name in LONG, f"{name} has {lines} lines"
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef):
-                length = (node.end_lineno or 0) - node.lineno + 1
+                code = node.body[1:] if ast.get_docstring(node, clean=False) and len(node.body) > 1 else node.body
+                length = (node.end_lineno or 0) - code[0].lineno + 1
                 assert length <= MAX_FUNCTION or f"{name}:{node.name}" in LONG, f"{name}:{node.name} has {length} lines"
 
 

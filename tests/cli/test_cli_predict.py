@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 from flyspeck.cli.main import main
-from flyspeck.cli.prediction import match_categories
 from flyspeck.data.images import read_image
 from flyspeck.errors import UserError
+from flyspeck.infer.job import predict as job
+from flyspeck.infer.job_images import match_categories
 from flyspeck.infer.predictor import Predictor
 from flyspeck.infer.source import Categories
 from flyspeck.infer.tiles import default_tiles
@@ -150,6 +151,33 @@ def test_wrong_options_end_in_one_line(
     said = capsys.readouterr().err.strip()
     assert message in said
     assert len(said.splitlines()) == 1
+
+
+def test_the_same_job_from_python(run_folder: Path, images: Path, tmp_path: Path) -> None:
+    settings = ("--score", 0, "--tile", "48x64", "--overlap", 8, "--flip", "--format", "coco,csv", "--images", 1)
+    assert predict("--model", run_folder, images, "--out", tmp_path / "cli", *settings) == 0
+    said: list[str] = []
+    summary = job(
+        images,
+        model=run_folder,
+        out=tmp_path / "python",
+        score_threshold=0,
+        tile=(48, 64),
+        overlap=8,
+        flip=True,
+        formats=("coco", "csv"),
+        draw=1,
+        say=said.append,
+    )
+    for name in ("detections.json", "images.json", "detections.csv", "drawn/a.png"):
+        assert (tmp_path / "cli" / name).read_bytes() == (tmp_path / "python" / name).read_bytes(), name
+    found = json.loads((tmp_path / "python" / "detections.json").read_text())
+    assert (summary.out, summary.images, summary.boxes) == (tmp_path / "python", 2, len(found))
+    assert summary.tiles == 9 + 1
+    assert said[-1].startswith(f"{tmp_path / 'python'}: {len(found)} boxes in 2 images, 10 tiles")
+    with pytest.raises(UserError, match="from 0 to 1"):
+        job(images, model=run_folder, out=tmp_path / "never", score_threshold=2)
+    assert not (tmp_path / "never").exists()
 
 
 def test_missing_model_and_source(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

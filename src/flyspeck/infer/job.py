@@ -1,0 +1,202 @@
+"""`predict`: a whole prediction job, from the paths of a model and of images to result files."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from flyspeck.data.enlarge import Enlarge
+from flyspeck.errors import UserError
+from flyspeck.infer.job_images import Drawing, ImageJob, PredictionSummary, made_with
+from flyspeck.infer.job_video import predict_video
+from flyspeck.infer.load import load_model
+from flyspeck.infer.look_choice import choose_skip_rule
+from flyspeck.infer.merge import MergeRule
+from flyspeck.infer.multiscale import MultiScale
+from flyspeck.infer.outputs import check_formats, open_writers
+from flyspeck.infer.predictor import Predictor
+from flyspeck.infer.processes import Processes
+from flyspeck.infer.source import Categories, Item, OpenOptions, find_items
+from flyspeck.infer.tiles import default_tiles
+from flyspeck.infer.video import is_video
+
+log = logging.getLogger("flyspeck")
+AnyPath = str | os.PathLike[str]
+
+
+def predict(
+    source: AnyPath | Sequence[AnyPath],
+    *,
+    model: AnyPath,
+    out: AnyPath,
+    formats: Sequence[str] = ("coco",),
+    tile: tuple[int, int] | Literal["off"] | None = None,
+    overlap: int | None = None,
+    scale: float | None = None,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    score_threshold: float = 0.05,
+    show_score: float = 0.3,
+    merge: MergeRule | None = None,
+    batch_size: int = 8,
+    readers: int = 1,
+    device: str = "cpu",
+    precision: str = "fp32",
+    draw: int = 100,
+    heat: bool = False,
+    bands: Sequence[int] | None = None,
+    value_range: tuple[float, float] | None = None,
+    max_megapixels: float = 200,
+    resume: bool = False,
+    skip: bool = False,
+    skip_audit: float = 0.05,
+    skip_check: bool = False,
+    budget: str | None = None,
+    quality: float | None = None,
+    factor: float | None = None,
+    every: int = 1,
+    say: Callable[[str], None] = log.info,
+    warn: Callable[[str], None] = log.warning,
+) -> PredictionSummary:
+    """Find objects in images of any size, or in a video, and write result files and annotated images.
+
+    Args:
+        source: Image files, folders (searched to the bottom), one COCO json, or one video.
+        model: A run folder, a weights file, or an exported `.onnx` or `.xml` file (which needs no torch).
+        out: Folder for the results; made if need be. It holds the files of `formats`, `drawn/`, and the finished tiles under
+            `tiles/` that `resume` goes on from.
+        formats: Some of `coco` (`detections.json`, `images.json`), `csv`, `geojson`, `gpkg`, `widerface`, `yolo`.
+        tile: (height, width) of a tile in pixels that the model sees, or `"off"` for whole images; None: the training size.
+        overlap: Pixels that neighbouring tiles share at least; the largest object must fit in. None: from the training's objects.
+        scale: Model pixels per image pixel; None: as in training.
+        scales: See each tile at all of these sizes, relative to `scale`, and merge.
+        flip: See each tile mirrored too, and merge.
+        score_threshold: Detections below this score, from 0 to 1, are left out.
+        show_score: Draw, track and count only from this score.
+        merge: How boxes of overlapping tiles become one; None: `MergeRule()`, non-maximum suppression.
+        batch_size: Tiles in one pass of the model.
+        readers: Threads that decode ahead.
+        device: `cpu`, `cuda`, `cuda:1`, `mps`.
+        precision: `fp32` or `bf16`.
+        draw: Annotated images are drawn of the first so many; 0 draws none.
+        heat: A heat map of each image drawn, not only of images over 8000 px.
+        bands: Bands of a raster to read, counted from 1; None: the first three, or the first of fewer than three.
+        value_range: (low, high), the values of a raster that become black and white.
+        max_megapixels: Largest image that is decoded in one piece.
+        resume: Keep the tiles that an earlier job with the same settings finished.
+        skip: Pass over tiles that a cheap first look finds empty.
+        skip_audit: Share of the empty tiles that is run all the same, to estimate what skipping loses.
+        skip_check: Run every tile, and say what `skip` would have lost.
+        budget: Of a detector with factors: mean cost of a tile, as in `0.6GFLOPs` or `12ms`.
+        quality: Of a detector with factors: from 0, the cheapest, to 1, the largest.
+        factor: Of a detector with factors: this one for everything. `budget`, `quality` and `factor` exclude each other.
+        every: Of a video, every so manieth frame.
+        say: Called with each line of the job's account; the logger `flyspeck` where it is not given.
+        warn: Called with each line on what is amiss.
+
+    Returns:
+        What was done. Boxes in the files are in pixels of the original images.
+
+    Raises:
+        UserError: Before any work for a setting or path that cannot be; at the end if an image or a part of one could not be
+            read, when everything else is written.
+    """
+    if not 0 <= score_threshold <= 1:
+        raise UserError(f"a score of {score_threshold}", where="score threshold", fix="choose one from 0 to 1")
+    check_formats(formats)
+    sources = [Path(source)] if isinstance(source, str | os.PathLike) else [Path(one) for one in source]
+    folder, path, rule = Path(out), Path(model), merge or MergeRule()
+    options = OpenOptions(
+        max_pixels=int(max_megapixels * 1e6), bands=None if bands is None else tuple(bands), value_range=value_range
+    )
+    video, items, categories = _sources(sources, resume)
+    processes = Processes.from_environment()
+    asked: dict[str, Any] = {"budget": budget, "quality": quality, "factor": factor}
+    choice = {name: value for name, value in asked.items() if value is not None}
+    size = None if tile == "off" else tile
+    network, description = load_model(
+        path, device=processes.device(device), precision=precision, choice=choice, tile=size
+    )
+    sides, shared = default_tiles(size, overlap, description, whole=tile == "off")
+    seer, views = _views(network, tuple(scales), flip, rule)
+    predictor = Predictor(
+        seer,
+        tile=sides,
+        overlap=shared,
+        enlarge=Enlarge(**description.get("enlarge", {})) if scale is None else Enlarge(scale),
+        batch_size=batch_size,
+        score_threshold=score_threshold,
+        merge=rule,
+        readers=readers,
+        options=options,
+    )
+    if skip or skip_check:
+        share = 1.0 if skip_check else skip_audit
+        predictor.skip = choose_skip_rule(path, network, audit=share, score=show_score, say=say)
+    if processes.leads:
+        what = f"{len(items)} images" if video is None else video.name
+        say(settings_line(what, predictor, description))
+    if video is not None:
+        writers = open_writers(folder, formats, classes=network.classes)
+        return predict_video(video, predictor, folder, writers, show=show_score, every=every, draw=draw > 0, say=say)
+    job = ImageJob(
+        items=items,
+        out=folder,
+        formats=formats,
+        classes=network.classes,
+        categories=categories,
+        truth=sources[0] if skip_check and categories is not None else None,
+        resume=resume,
+        made_with={**made_with(path, predictor, precision), **choice, **views},
+        drawing=Drawing(images=draw, score=show_score, heat=heat),
+        say=say,
+        warn=warn,
+    )
+    summary = replace(job.run(predictor, processes), factors=dict(network.taken))
+    if processes.leads and sum(summary.factors.values()):
+        total = sum(summary.factors.values())
+        counts = ", ".join(f"{f:g}: {n} ({100 * n / total:.0f} %)" for f, n in summary.factors.items())
+        say(f"images or tiles by factor: {counts}")
+    return summary
+
+
+def _sources(sources: list[Path], resume: bool) -> tuple[Path | None, list[Item], Categories | None]:
+    """One video, or images with the categories of their json."""
+    video = next((path for path in sources if is_video(path)), None)
+    if video is None:
+        return None, *find_items(sources)
+    if len(sources) > 1 or resume:
+        raise UserError("a video is predicted alone and in one go", where=video, fix="give it alone, without --resume")
+    return video, [], None
+
+
+def _views(network: Any, scales: tuple[float, ...], flip: bool, rule: MergeRule) -> tuple[Any, dict[str, Any]]:
+    """The model with all the views of a tile that are asked for, and what a journal has to know of them."""
+    if scales == (1.0,) and not flip:
+        return network, {}
+    return MultiScale(network, scales, flip=flip, rule=rule), {"views": [*scales, flip]}
+
+
+def settings_line(what: str, predictor: Predictor, description: Mapping[str, Any]) -> str:
+    """What was chosen, and what it follows from, in one to three lines for people; `what` is predicted."""
+    sides, shared, enlarge, rule = predictor.tile, predictor.overlap[0], predictor.enlarge, predictor.merge
+    said = "whole images" if sides is None else f"tiles of {sides[0]}x{sides[1]}, overlap {shared}"
+    scale = f"scale {enlarge.factor:g}" if enlarge.short_side is None else f"shorter side {enlarge.short_side} px"
+    merge = f"merge {rule.method} {rule.threshold:g}"
+    line = f"{what}, {said}, {scale}, score >= {predictor.score_threshold:g}, {merge}"
+    trained = description.get("training_size")
+    if trained is not None:
+        line += f"\ntrained at {trained[0]}x{trained[1]}"
+        if "object_side_99" in description:
+            line += f", where 99 % of the objects were at most {description['object_side_99']:.0f} px long"
+    if sides is not None:
+        waste = sides[0] * sides[1] / ((sides[0] - shared) * (sides[1] - shared))
+        if waste > 2:
+            line += (
+                f"\nnote: with this overlap {waste:.1f} times the image is run; larger tiles or less overlap are faster"
+            )
+    return line
