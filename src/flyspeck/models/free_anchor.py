@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -37,6 +38,7 @@ from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.detector import Detector
 from flyspeck.models.heads.retinanet import retinanet
 from flyspeck.models.losses import mean_over_processes
+from flyspeck.options import Count, Depth, Options, Share, Weight
 from flyspeck.types import Targets
 
 _BLOCK = 1 << 24  # overlaps held at once, as in `assign`
@@ -124,6 +126,36 @@ def mean_max(values: Tensor, member: Tensor) -> Tensor:
     return (weight * values).sum(1) / weight.sum(1)
 
 
-def free_anchor(backbone: StagedBackbone, *, objective: FreeAnchorLoss | None = None, **options: Any) -> Detector:
-    """FreeAnchor on `backbone`: `retinanet` with its `options`, trained with `objective`."""
-    return retinanet(backbone, objective=objective or FreeAnchorLoss(), **options)
+class FreeAnchorOptions(Options):
+    """Options of FreeAnchor: RetinaNet's `depth`, and its own objective in the place of overlaps and losses."""
+
+    depth: Depth = 4
+    """Convolutions of each tower: 2 on a laptop."""
+    bag: Count = 50
+    """Anchors, those that overlap most, among which an object finds its own."""
+    iou: float = Field(default=0.6, gt=0, lt=1)
+    """Overlap from which a box counts as a detection of an object at all."""
+    alpha: Share = 0.5
+    """Share of the positive bags in the loss; the negatives have the rest."""
+    gamma: float = Field(default=2.0, ge=0)
+    """Focus of the negatives' loss on those with high scores."""
+    box_weight: Weight = 0.75
+    """Weight of the offsets in how well an anchor matches: exp(-weight x smooth L1)."""
+    box_beta: float = Field(default=0.11, gt=0)
+    """Where the smooth L1 loss of the box turns from a parabola into a line."""
+
+
+def free_anchor(
+    backbone: StagedBackbone,
+    *,
+    bag: int = 50,
+    iou: float = 0.6,
+    alpha: float = 0.5,
+    gamma: float = 2.0,
+    box_weight: float = 0.75,
+    box_beta: float = 0.11,
+    **options: Any,
+) -> Detector:
+    """FreeAnchor on `backbone`: `retinanet` with its `options`, trained with a `FreeAnchorLoss` of the other arguments."""
+    objective = FreeAnchorLoss(bag=bag, iou=iou, alpha=alpha, gamma=gamma, box_weight=box_weight, box_beta=box_beta)
+    return retinanet(backbone, objective=objective, **options)

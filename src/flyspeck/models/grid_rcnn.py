@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,12 +32,13 @@ from flyspeck import boxes as box_algebra
 from flyspeck.models.anchors import AnchorBuilder, strided_anchors
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.detector import Detector, Head, PixelNorm
-from flyspeck.models.heads.roi import RoIPool, assign_regions, sample_balanced
+from flyspeck.models.heads.roi import RoIPool, TwoStageOptions, assign_regions, sample_balanced
 from flyspeck.models.heads.rpn import RPN, ProposalRule
 from flyspeck.models.layers import NormBuilder, init_normal
 from flyspeck.models.losses import mean_over_processes
 from flyspeck.models.necks.fpn import FPN, FusionMode
 from flyspeck.models.postprocess import RawDetections, Suppression, suppress
+from flyspeck.options import Count, Share
 from flyspeck.types import FeatureSpec, Targets
 
 SIDE = 3
@@ -290,6 +292,19 @@ class GridRCNNHead(Head):
         if self.suppression.soft is not None:  # its scores were lowered already
             return RawDetections(box_algebra.clip(boxes, *size), coarse.scores, coarse.labels)
         return suppress(boxes, coarse.scores, coarse.labels, size, self.suppression)
+
+
+class GridRCNNOptions(TwoStageOptions):
+    """Options of Grid R-CNN; `pool.output` is the classifier's, the grid's is 14."""
+
+    point_channels: int = Field(default=64, ge=1, le=4096)
+    """Channels for each of the nine points: 8 on a laptop."""
+    grid_depth: int = Field(default=8, ge=1, le=64)
+    """Convolutions of the grid branch."""
+    foreground: Share = 0.5
+    """Overlap (IoU) with an object from which a region learns it; below, it learns background."""
+    max_grids: Count = 192
+    """Regions of a batch that the grid branch learns from, at most."""
 
 
 def grid_rcnn(

@@ -37,8 +37,10 @@ from flyspeck.models.assign import BACKGROUND
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.detector import Detector, SupervisedNeck
 from flyspeck.models.heads.faster_rcnn import faster_rcnn
+from flyspeck.models.heads.roi import TwoStageOptions
 from flyspeck.models.layers import NormBuilder
 from flyspeck.models.necks.fpn import FPN, FusionMode
+from flyspeck.options import Share
 from flyspeck.types import FeatureSpec, Targets
 
 MAX_KEYS = 4096
@@ -172,6 +174,13 @@ def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
     if x.shape[-2] >= size[0] and x.shape[-1] >= size[1]:
         return x if tuple(x.shape[-2:]) == tuple(size) else F.adaptive_max_pool2d(x, tuple(size))
     return F.interpolate(x, size=tuple(size), mode="nearest")
+
+
+class LibraRCNNOptions(TwoStageOptions):
+    """Options of Libra R-CNN: Faster R-CNN's, but for the box loss, which is balanced."""
+
+    foreground: Share = 0.5
+    """Overlap (IoU) with an object from which a region learns it; below, it learns background."""
 
 
 def libra_rcnn(

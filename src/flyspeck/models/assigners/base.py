@@ -5,9 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor
+
+from flyspeck.options import Options, Share
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,21 @@ class Priors:
         each = torch.tensor(counts, device=boxes.device)
         levels = torch.arange(len(counts), device=boxes.device).repeat_interleave(each)
         return Priors(boxes, levels)
+
+
+class SimilarityOptions(Options):
+    """Of an assigner that gives each prior to the most similar object."""
+
+    foreground: Share | None = None
+    """Similarity from which a prior learns an object; null takes the detector's own."""
+    background: Share | None = None
+    """Similarity below which a prior is background; null takes the detector's own."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.foreground is not None and self.background is not None and self.background > self.foreground:
+            raise ValueError(f"background {self.background:g} is above foreground {self.foreground:g}")
+        return self
 
 
 class Assigner(ABC):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from flyspeck.errors import UserError, nearest
 from flyspeck.models.assigners.base import Assigner
-from flyspeck.models.assigners.max_iou import MaxIoU
-from flyspeck.models.assigners.nwd import AITOD_SIZE, NWD
-from flyspeck.models.assigners.rfla import RFLA, Distance
-from flyspeck.models.assigners.simd import SimD
+from flyspeck.models.assigners.max_iou import MaxIoU, MaxIoUOptions
+from flyspeck.models.assigners.nwd import AITOD_SIZE, NWD, NWDOptions
+from flyspeck.models.assigners.rfla import RFLA, Distance, RFLAOptions
+from flyspeck.models.assigners.simd import SimD, SimDOptions
+from flyspeck.options import Options
 
 AssignerBuilder = Callable[..., Assigner]
 """Takes the host's `foreground`, `background` and `low_quality`; an assigner that ranks does without them."""
@@ -17,6 +21,27 @@ AssignerBuilder = Callable[..., Assigner]
 CENTER_SAMPLING = "center_sampling"
 """FCOS's own rule: it needs points and size ranges, so that it is a function of that head and not of this contract."""
 NAMES = ("max_iou", "nwd", "simd", "rfla")
+
+
+class CenterSamplingOptions(Options):
+    """FCOS's own rule: points near an object's centre, on the level of its size (`head.radius`, `head.range_scale`)."""
+
+    name: Literal["center_sampling"] = "center_sampling"
+    """Which assigner."""
+
+
+AssignerOptions = Annotated[
+    MaxIoUOptions | NWDOptions | SimDOptions | RFLAOptions | CenterSamplingOptions, Field(discriminator="name")
+]
+"""The options of one assigner; `name` says of which."""
+ASSIGNER_OPTIONS: dict[str, type[Options]] = {
+    "max_iou": MaxIoUOptions,
+    "nwd": NWDOptions,
+    "simd": SimDOptions,
+    "rfla": RFLAOptions,
+    CENTER_SAMPLING: CenterSamplingOptions,
+}
+"""Assigner name to its options."""
 
 
 def named_assigner(

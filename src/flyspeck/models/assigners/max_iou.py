@@ -9,10 +9,19 @@ Deviation: each object also takes the anchors that overlap it best, however litt
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
 from flyspeck.models.assign import max_iou_assign
-from flyspeck.models.assigners.base import Assigner, Priors
+from flyspeck.models.assigners.base import Assigner, Priors, SimilarityOptions
+
+
+class MaxIoUOptions(SimilarityOptions):
+    """By the largest overlap (IoU): the usual rule of detectors with anchors."""
+
+    name: Literal["max_iou"] = "max_iou"
+    """Which assigner."""
 
 
 class MaxIoU(Assigner):

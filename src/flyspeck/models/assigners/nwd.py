@@ -20,11 +20,14 @@ reproduced here: AI-TOD could not be had.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from flyspeck.models.assign import max_similarity_assign
-from flyspeck.models.assigners.base import Assigner, Priors
+from flyspeck.models.assigners.base import Assigner, Priors, SimilarityOptions
 
 AITOD_SIZE = 12.8
 """Mean object size of AI-TOD in px, the paper's C."""
@@ -55,6 +58,15 @@ def nwd_loss(prediction: Tensor, target: Tensor, *, constant: float = AITOD_SIZE
     distance = ((as_points(prediction) - as_points(target)) ** 2).sum(-1)
     # A square root has no gradient at 0; 1e-3 px is far below what a label means.
     return (1 - torch.exp(-(distance + 1e-6).sqrt() / constant)).sum()
+
+
+class NWDOptions(SimilarityOptions):
+    """By the normalised Wasserstein distance."""
+
+    name: Literal["nwd"] = "nwd"
+    """Which assigner."""
+    constant: float | None = Field(default=None, gt=0)
+    """C in px; null takes the mean size of the training set's objects."""
 
 
 class NWD(Assigner):

@@ -31,12 +31,14 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from flyspeck.models.anchors import AnchorGrid, anchor_shapes
 from flyspeck.models.assign import BACKGROUND, IGNORED, Similarity, object_block, spare_ignored
 from flyspeck.models.assigners.base import Assigner, Priors
 from flyspeck.models.assigners.nwd import squared_wasserstein
+from flyspeck.options import Count, Options
 from flyspeck.types import FeatureSpec
 
 Distance = Literal["kl", "wasserstein"]
@@ -64,6 +66,19 @@ def rfd_kl(objects: Tensor, fields: Tensor) -> Tensor:
     assert total is not None
     # Rounding may take the divergence of equal Gaussians below 0.
     return 1 / (1 + (total / 2).clamp_(min=0))
+
+
+class RFLAOptions(Options):
+    """By the distance of receptive field and object: each object takes the nearest priors in turn, without thresholds."""
+
+    name: Literal["rfla"] = "rfla"
+    """Which assigner."""
+    distance: Distance = "kl"
+    """Of receptive field and object, both as Gaussians."""
+    k: Count = 3
+    """Priors that each object takes at first."""
+    decay: float = Field(default=0.9, gt=0, le=1)
+    """What the fields are shrunk by before each object takes one more."""
 
 
 class RFLA(Assigner):

@@ -19,11 +19,14 @@ has m = 6.13 and n = 4.59 for VisDrone. They were not reproduced here: neither s
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from flyspeck.models.assign import max_similarity_assign
-from flyspeck.models.assigners.base import Assigner, Priors
+from flyspeck.models.assigners.base import Assigner, Priors, SimilarityOptions
+from flyspeck.options import Positive
 
 
 def simd(a: Tensor, b: Tensor, *, m: float, n: float) -> Tensor:
@@ -70,6 +73,15 @@ class RatioMeans:
         if 0 in self._pairs:
             raise ValueError("no pair of an object and an anchor was seen")
         return self._sums[0] / self._pairs[0], self._sums[1] / self._pairs[1]
+
+
+class SimDOptions(SimilarityOptions):
+    """By the similarity distance."""
+
+    name: Literal["simd"] = "simd"
+    """Which assigner."""
+    ratios: tuple[Positive, Positive] | None = None
+    """m and n; null takes them from the training set."""
 
 
 class SimD(Assigner):

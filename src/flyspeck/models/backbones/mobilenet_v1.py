@@ -25,6 +25,7 @@ from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.classifier import Classifier
 from flyspeck.models.depthwise import DepthwiseConv2d
 from flyspeck.models.weights import load_backbone, load_strictly, read_weights
+from flyspeck.options import Options
 from flyspeck.types import FeatureSpec
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
@@ -90,6 +91,17 @@ class SeparableLayer(nn.Module):
         """`(B, C, H, W)` to `(B, C', H / stride, W / stride)`, rounded up."""
         x = self.dw_act(self.dw_norm(self.dw(x)))
         return self.pw_act(self.pw_norm(self.pw(x)))
+
+
+class MobileNetV1Options(Options):
+    """What differs between the MobileNetV1 of the paper and that of TensorFlow's weights (`mobilenet_v1_coral`)."""
+
+    tf_same: bool = False
+    """TensorFlow's padding: a stride of 2 pads right and bottom only."""
+    relu6: bool = False
+    """Activations are cut at 6."""
+    folded: bool = False
+    """No norm layers, but a bias in each convolution."""
 
 
 def mobilenet_v1(

@@ -17,12 +17,14 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.swin_transformer import PatchMerging, SwinTransformerBlock
 
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.weights import load_backbone
+from flyspeck.options import Options
 from flyspeck.types import FeatureSpec
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
@@ -55,6 +57,13 @@ class SwinStage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`(B, C, H, W)` to `(B, C, H, W)`, or with merging to `(B, 2C, ceil(H / 2), ceil(W / 2))`."""
         return self.blocks(self.merge(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+
+
+class SwinOptions(Options):
+    """Options of Swin."""
+
+    stochastic_depth: float = Field(default=0.2, ge=0, lt=1)
+    """Probability with which training skips the last block, rising to it from the first."""
 
 
 def swin_t(

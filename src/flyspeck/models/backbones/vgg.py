@@ -13,16 +13,25 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from flyspeck.models.backbones.resnet import scaled
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.weights import is_file_name, load_backbone, load_strictly, read_weights, torchvision_weights
+from flyspeck.options import Options
 from flyspeck.types import FeatureSpec
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 # torchvision's index of the first module of each of our stages.
 _TORCHVISION_STARTS = {"stem": 0, "stage1": 9, "stage2": 16, "stage3": 23}
+
+
+class VGGOptions(Options):
+    """Options of VGG16."""
+
+    top_stride: int = Field(default=2, ge=1, le=2)
+    """Stride of the last stage: 2 for a pyramid of four scales, 1 as SSD has it (and sets it)."""
 
 
 def vgg16(

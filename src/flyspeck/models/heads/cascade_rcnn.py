@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,12 +29,13 @@ from flyspeck.models.assigners.build import AssignerBuilder
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.detector import Detector, Head, PixelNorm
 from flyspeck.models.heads.faster_rcnn import BOX_WEIGHTS
-from flyspeck.models.heads.roi import BoxHead, RoIPool, assign_regions, sample_balanced
+from flyspeck.models.heads.roi import BoxHead, RoIPool, TwoStageOptions, assign_regions, sample_balanced
 from flyspeck.models.heads.rpn import RPN, ProposalRule
 from flyspeck.models.layers import NormBuilder
 from flyspeck.models.losses import mean_over_processes, smooth_l1
 from flyspeck.models.necks.fpn import FPN, FusionMode
 from flyspeck.models.postprocess import RawDetections, Suppression, suppress
+from flyspeck.options import Share, Weight
 from flyspeck.types import FeatureSpec, Targets
 
 
@@ -140,6 +142,17 @@ def stage_box_weights(stage: int) -> tuple[float, float, float, float]:
     """Scale of a stage's regression targets: the offsets that are left get smaller."""
     x, y, w, h = (weight * (stage + 1) for weight in BOX_WEIGHTS)
     return x, y, w, h
+
+
+class CascadeRCNNOptions(TwoStageOptions):
+    """Options of Cascade R-CNN."""
+
+    foreground: tuple[Share, Share, Share] = (0.5, 0.6, 0.7)
+    """Of each stage: overlap (IoU) with an object from which a region learns it."""
+    stage_weights: tuple[Weight, Weight, Weight] = (1.0, 0.5, 0.25)
+    """Weight of each stage's losses."""
+    box_beta: float = Field(default=1.0, gt=0)
+    """Where the smooth L1 loss of the box turns from a parabola into a line."""
 
 
 def cascade_rcnn(

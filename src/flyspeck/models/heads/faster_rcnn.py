@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,12 +22,13 @@ from flyspeck.models.anchors import AnchorBuilder, strided_anchors
 from flyspeck.models.assigners.build import AssignerBuilder
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.detector import Detector, Head, PixelNorm
-from flyspeck.models.heads.roi import BoxHead, RoIPool, assign_regions, sample_balanced
+from flyspeck.models.heads.roi import BoxHead, RoIPool, TwoStageOptions, assign_regions, sample_balanced
 from flyspeck.models.heads.rpn import RPN, ProposalRule
 from flyspeck.models.layers import NormBuilder
 from flyspeck.models.losses import mean_over_processes, smooth_l1
 from flyspeck.models.necks.fpn import FPN, FusionMode
 from flyspeck.models.postprocess import RawDetections, Suppression, suppress
+from flyspeck.options import Share
 from flyspeck.types import FeatureSpec, Targets
 
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -141,6 +143,15 @@ class FasterRCNNHead(Head):
         column = torch.zeros_like(label) if self.box_head.class_agnostic else label
         boxes = box_algebra.decode(deltas[row, column], regions[row], BOX_WEIGHTS)
         return suppress(boxes, scores[row, label], label, size, self.suppression)
+
+
+class FasterRCNNOptions(TwoStageOptions):
+    """Options of Faster R-CNN."""
+
+    foreground: Share = 0.5
+    """Overlap (IoU) with an object from which a region learns it; below, it learns background."""
+    box_beta: float = Field(default=1 / 9, gt=0)
+    """Where the smooth L1 loss of the box turns from a parabola into a line."""
 
 
 def faster_rcnn(

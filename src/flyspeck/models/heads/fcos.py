@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -42,6 +43,7 @@ from flyspeck.models.layers import ConvTower, NormBuilder, flatten_levels, init_
 from flyspeck.models.losses import focal_loss, mean_over_processes
 from flyspeck.models.necks.fpn import FPN, FusionMode
 from flyspeck.models.postprocess import RawDetections, Suppression, suppress, topk_per_level
+from flyspeck.options import Depth, Share, Thresholds
 from flyspeck.types import FeatureSpec, Targets
 
 # Largest block of (object, point) pairs held at once.
@@ -301,6 +303,33 @@ class FCOSHead(Head):
 def boxes_around(points: Tensor, distances: Tensor, cells: Tensor) -> Tensor:
     """Boxes `(N, 4)` in pixels from points `(N, 2)` and distances `(N, 4)` in units of `cells (N, 2)`."""
     return torch.cat([points - distances[:, :2] * cells, points + distances[:, 2:] * cells], 1)
+
+
+class FCOSOptions(Thresholds):
+    """Options of FCOS."""
+
+    depth: Depth = 4
+    """Convolutions of each tower: 2 on a laptop."""
+    radius: float = Field(default=1.5, gt=0)
+    """Centre sampling: cells from an object's centre within which a point may learn it."""
+    reach: float = Field(default=0.0, ge=0)
+    """A point so many cells from an object's centre counts as inside; from 0.5 every object has a point."""
+    range_scale: float = Field(default=4.0, gt=0)
+    """A level regresses distances of up to so many strides: 4 in Adap-FCOS, 8 in the original."""
+    offset: Share = 0.5
+    """Where in its cell a point lies: 0.5 is the middle."""
+    geometric_mean: bool = True
+    """Scores are the root of class score times centerness; false: their product."""
+    centerness_weighted: bool = True
+    """The box loss is weighted by centerness."""
+    quality: Literal["centerness", "iou"] = "centerness"
+    """What scores are weighted by: the centerness, or the predicted IoU."""
+    foreground: Share = 0.5
+    """With `model.assigner` only: similarity from which a point learns an object."""
+    background: Share = 0.4
+    """With `model.assigner` only: similarity below which a point is background."""
+    prior_scale: float = Field(default=2.0, gt=0)
+    """With `model.assigner` only: the prior of a point is a square of so many cells."""
 
 
 def fcos(

@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torchvision.ops import DeformConv2d
 
@@ -40,6 +41,7 @@ from flyspeck.models.layers import ConvNorm, NormBuilder, flatten_levels, group_
 from flyspeck.models.losses import focal_loss, mean_over_processes, smooth_l1
 from flyspeck.models.necks.fpn import FPN, FusionMode
 from flyspeck.models.postprocess import RawDetections, Suppression, suppress, topk_per_level
+from flyspeck.options import Count, Depth, Share, Thresholds, Weight
 from flyspeck.types import FeatureSpec, Targets
 
 NUM_POINTS = 9
@@ -309,6 +311,34 @@ def _tower(channels: int, depth: int, norm: NormBuilder | None) -> nn.Sequential
     tower = nn.Sequential(*layers)
     init_normal(tower, std=0.01 if norm is None else 0.03)
     return tower
+
+
+class RepPointsOptions(Thresholds):
+    """Options of RepPoints."""
+
+    depth: Depth = 3
+    """Convolutions of each tower: 2 on a laptop."""
+    base_scale: float | None = Field(default=None, gt=0)
+    """A level's objects are at least so many cells long (square root of the area), and its boxes are given in units of so
+    many; null takes the paper's 4, or 2 where the pyramid begins below stride 8."""
+    foreground: Share = 0.5
+    """Overlap (IoU) of a point's first box with an object from which its second learns that."""
+    background: Share = 0.4
+    """Overlap (IoU) below which a point is background; between the two it learns nothing."""
+    init_points: Count = 1
+    """Points, nearest to its centre, that learn an object's first box."""
+    init_weight: Weight = 0.5
+    """Weight of the loss of the first boxes."""
+    refine_weight: Weight = 1.0
+    """Weight of the loss of the second boxes."""
+    gradient_share: Share = 0.1
+    """Share of the second stage's gradient that reaches the first stage's points."""
+    moment_share: Share = 0.01
+    """Share of the gradient that reaches the factors between a point set's deviation and its box."""
+    grid_start: bool = True
+    """The points start as the 3x3 grid of a convolution; false: all in the middle."""
+    offset: Share = 0.5
+    """Where in its cell a point lies: 0.5 is the middle."""
 
 
 def reppoints(

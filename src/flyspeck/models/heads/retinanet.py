@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from flyspeck.models.layers import ConvTower, NormBuilder, flatten_levels, init_
 from flyspeck.models.losses import focal_loss, giou_loss, smooth_l1
 from flyspeck.models.necks.fpn import FPN, FusionMode
 from flyspeck.models.postprocess import RawDetections, Suppression, suppress, topk_per_level
+from flyspeck.options import Depth, Positive, Share, Thresholds, Weight
 from flyspeck.types import FeatureSpec, Targets
 
 Objective = Callable[[Tensor, Tensor, Tensor, Sequence[Targets]], dict[str, Tensor]]
@@ -130,6 +131,25 @@ class RetinaNetHead(Head):
             boxes = box_algebra.decode(image_deltas[rows], anchors[rows])
             found.append(suppress(boxes, image_scores[rows, classes], classes, size, self.suppression))
         return found
+
+
+class RetinaNetOptions(Thresholds):
+    """Options of RetinaNet."""
+
+    depth: Depth = 4
+    """Convolutions of each tower: 2 on a laptop."""
+    foreground: Share = 0.5
+    """Overlap (IoU) with an object from which an anchor learns it."""
+    background: Share = 0.4
+    """Overlap (IoU) below which an anchor is background; between the two it learns nothing."""
+    low_quality: bool = True
+    """An object that no anchor overlaps enough takes the one that overlaps most."""
+    box_loss: Literal["smooth_l1", "giou", "nwd"] = "smooth_l1"
+    """`smooth_l1` on the offsets, or of the decoded boxes the generalised IoU or the normalised Wasserstein distance."""
+    box_weight: Weight = 1.0
+    """Weight of the box loss against the class loss."""
+    nwd_constant: Positive = AITOD_SIZE
+    """C in px of `nwd`: about the mean size of the objects."""
 
 
 def retinanet(

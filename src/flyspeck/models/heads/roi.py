@@ -9,13 +9,48 @@ import math
 from collections.abc import Sequence
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from flyspeck import boxes as box_algebra
 from flyspeck.models.assign import BACKGROUND, IGNORED, max_iou_assign, sample_balanced
+from flyspeck.models.heads.rpn import RPNOptions
 from flyspeck.models.layers import init_normal
 from flyspeck.models.roi_align import pyramid_roi_align
+from flyspeck.options import Count, Options, Share
 from flyspeck.types import Targets
+
+
+class RoIPoolOptions(Options):
+    """Options of the RoIAlign that cuts regions from the pyramid."""
+
+    output: int = Field(default=7, ge=1, le=64)
+    """Cells along each side of a pooled region."""
+    sampling: int = Field(default=2, ge=1, le=16)
+    """Samples along each side of a cell."""
+    aligned: bool = True
+    """Cells are read half a pixel earlier, which is where they are."""
+    canonical: float = Field(default=224.0, gt=0)
+    """Size in px (square root of the area) of a region that is cut from stride 16; half of it from stride 8, and so on."""
+
+
+class TwoStageOptions(Options):
+    """What detectors have in common that look at proposals a second time."""
+
+    hidden: int = Field(default=1024, ge=1, le=65536)
+    """Width of the box head's hidden layers: 256 on a laptop."""
+    proposals: Count = 1000
+    """Regions an image that the box head looks at: 300 on a laptop, where an image holds fewer objects."""
+    train_proposals: Count = 1000
+    """Regions an image among which the box head's training samples."""
+    samples: Count = 512
+    """Regions an image that the box head's losses are taken of: 128 on a laptop."""
+    positive_share: Share = 0.25
+    """Share of the samples that may show an object."""
+    rpn: RPNOptions = RPNOptions()
+    """The region proposal network."""
+    pool: RoIPoolOptions = RoIPoolOptions()
+    """How regions are cut from the pyramid."""
 
 
 class RoIPool(nn.Module):

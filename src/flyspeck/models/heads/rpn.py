@@ -20,6 +20,7 @@ from flyspeck.models.assigners.max_iou import MaxIoU
 from flyspeck.models.assigners.nwd import AITOD_SIZE, nwd_loss
 from flyspeck.models.layers import ConvTower, NormBuilder, flatten_levels, init_normal
 from flyspeck.models.losses import mean_over_processes, smooth_l1
+from flyspeck.options import Count, Depth, Positive, Share, Thresholds, Weight
 from flyspeck.types import FeatureSpec, Targets
 
 NegativeWeight = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -38,6 +39,27 @@ class ProposalRule:
     """Proposals per image."""
     min_size: float = 1e-3
     """Proposals with a shorter side, in pixels, are dropped."""
+
+
+class RPNOptions(Thresholds):
+    """Options of the region proposal network."""
+
+    depth: Depth = 1
+    """Convolutions before the two outputs."""
+    samples: Count = 256
+    """Anchors an image that the losses are taken of."""
+    positive_share: Share = 0.5
+    """Share of the samples that may show an object."""
+    foreground: Share = 0.7
+    """Overlap (IoU) with an object from which an anchor learns it."""
+    background: Share = 0.3
+    """Overlap (IoU) below which an anchor is background; between the two it learns nothing."""
+    box_loss: Literal["smooth_l1", "nwd"] = "smooth_l1"
+    """`smooth_l1` on the offsets, or the normalised Wasserstein distance of the decoded boxes."""
+    box_weight: Weight = 1.0
+    """Weight of the box loss against the objectness."""
+    nwd_constant: Positive = AITOD_SIZE
+    """C in px of `nwd`: about the mean size of the objects."""
 
 
 class RPN(nn.Module):

@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,6 +31,7 @@ from flyspeck.models.layers import flatten_levels
 from flyspeck.models.losses import mean_over_processes, smooth_l1
 from flyspeck.models.postprocess import RawDetections, Suppression, suppress, topk_per_level
 from flyspeck.models.stride import DualPath, eliminate_strides, layers, parse_elimination
+from flyspeck.options import Options, Share
 from flyspeck.types import FeatureSpec, Targets
 
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -275,6 +277,17 @@ def hardest(loss: Tensor, assigned: Tensor, count: int) -> Tensor:
     """Rows of the `count` background priors with the largest `loss (A,)`; all of them where there are fewer."""
     background = torch.nonzero(assigned == BACKGROUND).squeeze(1)
     return background[loss[background].topk(min(count, len(background))).indices]
+
+
+class SSDOptions(Options):
+    """Options of SSD; its configuration is the third part of the model's name."""
+
+    width: float | None = Field(default=None, gt=0, le=16)
+    """Scales the extra layers; null takes the backbone's own width, at most 1."""
+    foreground: Share = 0.5
+    """Overlap (IoU) with an object from which a prior learns it."""
+    negatives_per_positive: int = Field(default=3, ge=0, le=1000)
+    """Background priors, the hardest of an image, for each that learns an object."""
 
 
 def ssd(

@@ -45,6 +45,7 @@ from flyspeck.models.layers import ConvNorm, ConvTower, NormBuilder, flatten_lev
 from flyspeck.models.losses import diou_loss, focal_loss
 from flyspeck.models.necks.fpn import FPN
 from flyspeck.models.postprocess import RawDetections, Suppression, suppress, topk_per_level
+from flyspeck.options import Depth, Share, Thresholds, Weight
 from flyspeck.types import FeatureSpec, Targets
 
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -194,6 +195,21 @@ class TinaFaceHead(Head):
 def tinaface_anchors(features: Sequence[FeatureSpec]) -> AnchorGrid:
     """2^(4/3), 2^(5/3) and 4 x stride, 1.3 times as high as wide: 10.1, 12.7 and 16 px at stride 4."""
     return strided_anchors(features, base_scale=2 ** (4 / 3), ratios=(1.3,), octaves=3)
+
+
+class TinaFaceOptions(Thresholds):
+    """Options of TinaFace, with batch norms or with group norms and deformable convolutions."""
+
+    depth: Depth = 4
+    """Convolutions of each tower: 2 on a laptop."""
+    foreground: Share = 0.35
+    """Overlap (IoU) with an object from which an anchor learns it."""
+    background: Share = 0.35
+    """Overlap (IoU) below which an anchor is background."""
+    box_weight: Weight = 2.0
+    """Weight of the box loss against the class loss."""
+    alpha: Share = 0.4
+    """How much the class counts in a score; the expected IoU has the rest."""
 
 
 def tinaface(
