@@ -11,7 +11,6 @@ from torch.testing import assert_close
 from flyspeck import boxes as box_algebra
 from flyspeck.errors import UserError
 from flyspeck.models.anchors import AnchorGrid
-from flyspeck.models.assigners.hosts import assigning_part
 from flyspeck.models.free_anchor import FreeAnchorLoss, mean_max
 from flyspeck.models.zoo import build
 from flyspeck.types import Targets
@@ -158,4 +157,4 @@ def test_it_takes_no_assigner():
     with torch.device("meta"):
         detector = build("free_anchor:resnet18", width=0.125)
     with pytest.raises(UserError, match="FreeAnchorLoss matches anchors by itself"):
-        assigning_part(detector)
+        detector.head.assigning_part()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from flyspeck.models import profile as profiling
+from flyspeck.models import grid_rcnn as module
 from flyspeck.models.detector import Detector
 from flyspeck.models.grid_rcnn import (
     HALF,
@@ -174,6 +174,6 @@ def test_the_branch_is_counted_with_a_hundred_grids():
         branch(torch.zeros(100, 16, 14, 14))
     whole = profile(detector, (64, 96), convention="macs").gflops * 1e9
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(profiling, "NUM_GRIDS", 0)
+        patch.setattr(module, "NUM_GRIDS", 0)
         without = profile(detector, (64, 96), convention="macs").gflops * 1e9
     assert whole - without == pytest.approx(counter.get_total_flops() / 2, rel=1e-6)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from flyspeck.cli.data import app
 from flyspeck.data.readers import read_annotations
 from flyspeck.errors import UserError
-from flyspeck.models.assigners.hosts import assigning_part, priors_of
+from flyspeck.models.assigners.hosts import priors_of
 from flyspeck.models.assigners.nwd import NWD
 from flyspeck.models.assigners.rfla import RFLA
 from flyspeck.models.assigners.simd import SimD
@@ -72,20 +72,20 @@ def test_sets_without_objects_or_sizes_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_recipe_builds_the_assigner_with_its_options() -> None:
-    part = assigning_part(build(model(assigner={"name": "nwd", "constant": 5.0, "foreground": 0.6})))
+    part = build(model(assigner={"name": "nwd", "constant": 5.0, "foreground": 0.6})).head.assigning_part()
     assert isinstance(part.assigner, NWD)
     assert (part.assigner.constant, part.assigner.foreground, part.assigner.background) == (5.0, 0.6, 0.3)
-    part = assigning_part(build(model("fcos", assigner={"name": "simd", "ratios": [3, 2]})))
+    part = build(model("fcos", assigner={"name": "simd", "ratios": [3, 2]})).head.assigning_part()
     assert isinstance(part.assigner, SimD)
     assert (part.assigner.m, part.assigner.n) == (3, 2)
-    part = assigning_part(build(model("retinanet", assigner={"name": "rfla", "k": 2})))
+    part = build(model("retinanet", assigner={"name": "rfla", "k": 2})).head.assigning_part()
     assert isinstance(part.assigner, RFLA)
     assert part.assigner.effective == (9.5, 29.5, 133.5, 245.5, 309.5)  # half of MobileNetV2's fields
-    assert assigning_part(build(model("fcos", assigner={"name": "center_sampling"}))).assigner is None
+    assert build(model("fcos", assigner={"name": "center_sampling"})).head.assigning_part().assigner is None
 
 
 def test_receptive_fields_take_the_place_of_anchors() -> None:
-    part = assigning_part(build(model(anchors={"receptive_fields": True, "ratios": [1.0]})))
+    part = build(model(anchors={"receptive_fields": True, "ratios": [1.0]})).head.assigning_part()
     sides = part.anchors.shapes[0][0]  # type: ignore[union-attr]
     assert sides == pytest.approx((9.5, 9.5))
 
@@ -106,7 +106,7 @@ def test_heads_that_cannot_take_an_assigner_say_which_can(host: str, name: str, 
 def test_a_run_keeps_what_it_took_from_the_training_set(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     recipe = make_recipe(train={"epochs": 1}, model={"assigner": {"name": "simd"}})
     train(recipe, tmp_path / "run")
-    part = assigning_part(load_detector(tmp_path / "run"))
+    part = load_detector(tmp_path / "run").head.assigning_part()
     assert isinstance(part.assigner, SimD)
     assert part.assigner.m > 0
     assert "ratios:" in (tmp_path / "run" / "recipe.yaml").read_text()

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flyspeck.errors import UserError
-from flyspeck.export.decoding import DECODERS, decode
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.pooling import PooledStage, is_dynamic, split_stage
@@ -65,8 +64,7 @@ class DetectorGraph(nn.Module):
     def detect(self, maps: list[Tensor], windows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The outputs, from the backbone's maps; of `windows` only the size counts."""
         size = (windows.shape[1], windows.shape[2])
-        kept = decode(self.head, self.neck(maps), size)  # type: ignore[arg-type]
-        boxes, scores, labels = kept.best(self.limit)  # type: ignore[arg-type]
+        boxes, scores, labels = self.head.decode_batch(self.neck(maps), size).best(self.limit)
         return boxes, scores, labels, (scores > 0).sum(1)
 
 
@@ -119,8 +117,8 @@ def _chain(tower: ConvTower, norms: nn.Module | None) -> nn.Sequential:
 def check_exportable(detector: Detector) -> None:
     """Raises UserError for what a graph cannot hold."""
     head = detector.head
-    if type(head) not in DECODERS:
-        raise UserError(f"{type(head).__name__} has no export", where="model", fix="use the run folder itself")
+    if not head.implements("decode_batch"):
+        raise head.lacks("decode_batch", "be exported", instead="use the run folder itself")
     rule = head.suppression
     if rule.soft is not None:
         raise UserError(

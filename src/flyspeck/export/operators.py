@@ -1,7 +1,7 @@
-"""The two steps of detection that ONNX has operators for and `torch.export` cannot see through: suppression and RoIAlign.
+"""How the two operators of `models.batch_decoding` are written in ONNX: suppression and RoIAlign.
 
-Each is a torch operator of fixed output shape, whatever the data: so a batch stays one graph of tensors. In torch it runs
-as in the detectors; in the exported graph it is `NonMaxSuppression` or `RoiAlign` with what those need around them.
+`torch.export` cannot see through them, since what they keep depends on the data. In the exported graph they are
+`NonMaxSuppression` and `RoiAlign`, with what those need around them.
 """
 
 from __future__ import annotations
@@ -9,44 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
-from torchvision.ops import nms
 
-from flyspeck.models.roi_align import pyramid_roi_align as eager_roi_align
-
-
-@torch.library.custom_op("flyspeck::nms_mask", mutates_args=())
-def nms_mask(boxes: Tensor, scores: Tensor, iou: float, threshold: float, limit: int) -> Tensor:
-    """Which candidates survive: `boxes (G, M, 4)`, `scores (G, C, M)` to float `(G, C, M)` of 1 and 0.
-
-    Boxes of a group and class that overlap a better one by more than `iou` do not, nor do scores not above `threshold`, nor
-    more than `limit` a group and class.
-    """
-    mask = torch.zeros_like(scores)
-    for group in range(scores.shape[0]):
-        for category in range(scores.shape[1]):
-            rows = torch.nonzero(scores[group, category] > threshold).squeeze(1)
-            kept = rows[nms(boxes[group, rows], scores[group, category, rows], iou)[:limit]]
-            mask[group, category, kept] = 1
-    return mask
-
-
-@nms_mask.register_fake
-def _(boxes: Tensor, scores: Tensor, iou: float, threshold: float, limit: int) -> Tensor:
-    return torch.empty_like(scores)
-
-
-@torch.library.custom_op("flyspeck::pyramid_roi_align", mutates_args=())
-def pyramid_roi_align(
-    maps: list[Tensor], regions: Tensor, level: Tensor, output: int, sampling: int, aligned: bool
-) -> Tensor:
-    """`models.roi_align.pyramid_roi_align` as one operator of a graph."""
-    return eager_roi_align(maps, regions, level, output, sampling, aligned).contiguous()
-
-
-@pyramid_roi_align.register_fake
-def _(maps: list[Tensor], regions: Tensor, level: Tensor, output: int, sampling: int, aligned: bool) -> Tensor:
-    return maps[0].new_empty(regions.shape[0], maps[0].shape[1], output, output)
+import flyspeck.models.batch_decoding  # noqa: F401  (registers torch.ops.flyspeck)
 
 
 def onnx_translations() -> dict[Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,13 @@ class AnchorGrid(nn.Module):
             levels = zip(self.shapes, map_sizes, strict=True)
             self._cache[key] = torch.cat([self.level(shapes, size, padded, device) for shapes, size in levels])
         return self._cache[key]
+
+    def levels_of(self, maps: Sequence[Tensor], size: tuple[Any, Any]) -> list[Tensor]:
+        """Anchors `(A_l, 4)` of each of `maps`, seen from images of `size` (H, W), whose numbers may be symbols."""
+        return [
+            self.level(shapes, (m.shape[-2], m.shape[-1]), size, m.device)
+            for shapes, m in zip(self.shapes, maps, strict=True)
+        ]
 
     def level(
         self, shapes: Sequence, map_size: tuple[int, int], padded: tuple[int, int], device: torch.device

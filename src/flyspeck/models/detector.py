@@ -2,28 +2,69 @@
 
 * Backbone: `forward(x (B,3,H,W)) -> list[(B,C_l,H_l,W_l)]`, with `features: tuple[FeatureSpec, ...]` (see `backbones.staged`).
 * Neck: `forward(list) -> list`, with its own `features`. A neck that is supervised itself (SSPNet) is a `SupervisedNeck`.
-* Head: a `Head` below. It receives maps and image sizes; anchors and points are derived from the true ratio of
-  image to map, so a map of any scale (dynamic pooling) gives boxes that do not drift.
+* Head: a `Head` below, whose docstring is the whole contract. It receives maps and image sizes; anchors and points are derived
+  from the true ratio of image to map, so a map of any scale (dynamic pooling) gives boxes that do not drift.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from flyspeck.errors import UserError
+from flyspeck.models.assigners.base import AssigningPart
+from flyspeck.models.batch_decoding import BatchDetections, Size
 from flyspeck.models.postprocess import RawDetections, Suppression
 from flyspeck.types import Detections, FeatureSpec, ImageBatch, Targets
 
 
+@dataclass(frozen=True)
+class DenseOutputs:
+    """What a head says at each of its A anchors or points of every image of a batch: what response distillation compares."""
+
+    logits: Tensor
+    """(B, A, K) float32, before a sigmoid: one for each class, or K = 1 with `per_class` False."""
+    boxes: Tensor
+    """(B, A, 4) float32, in the head's own units: teacher and student have the same."""
+    quality: Tensor | None = None
+    """(B, A, 1) float32 logits of what scores are weighted by (centerness, a predicted IoU); None where there is none."""
+    per_class: bool = True
+    """Whether the columns of `logits` are the detector's classes; False: one objectness, as of a proposal network."""
+
+
 class Head(nn.Module, ABC):
-    """What a detector asks of its head. `padded` is (H, W) of the padded batch, `sizes` the true (H, W) of each image."""
+    """The contract of a head. All that flyspeck knows of a head, it asks here; nothing asks which class a head is of.
+
+    A head **must** have the attributes below and the methods `losses` and `detect`. With these it trains, is evaluated,
+    predicts (tiles, videos, rasters) and is explained. Every other method is **optional**; without it the command that
+    needs it ends in one line that names the method:
+
+    | for                                              | implement                                               |
+    |--------------------------------------------------|---------------------------------------------------------|
+    | `flyspeck profile` (parameters, GFLOPs, memory)  | `forward(maps)`, or `run_layers`; `extra_multiply_adds` |
+    | `flyspeck export` (ONNX, OpenVINO)               | `decode_batch`                                          |
+    | label assigners (`model.assigner`), and counting the positives that they give | `assigning_part`           |
+    | distillation by responses (`distill.method: response`) | `dense_outputs`; `dense_part`, `dense_grid`       |
+    | ... of the second stage too                      | `propose` and `region_outputs`                          |
+
+    Arguments with the same name mean the same in all of them:
+
+    * `maps`: the neck's feature maps, finest first, each `(B, C_l, H_l, W_l)`;
+    * `padded`: (H, W) in pixels of the batch, of which a map is `H_l / H` as high: derive strides from this true ratio;
+    * `sizes`: (H, W) in pixels of each image within the batch; what lies right of and below it is padding.
+
+    Boxes are xyxy in float pixels of the padded batch: half-open, origin top-left.
+    """
 
     num_classes: int
+    """K, without background."""
     suppression: Suppression
-    """How candidates become detections; replaced to export or to look at what is suppressed."""
+    """How candidates become detections; replaced to export or to look at what is suppressed, so read it at every call."""
 
     @abstractmethod
     def losses(
@@ -33,13 +74,92 @@ class Head(nn.Module, ABC):
         padded: tuple[int, int],
         sizes: Sequence[tuple[int, int]],
     ) -> dict[str, Tensor]:
-        """Named scalar losses, already weighted: their sum is what training minimises."""
+        """Named scalar losses, already weighted: their sum is what training minimises.
+
+        `targets` has one entry an image. Images without objects, and targets that are ignored (`Targets.ignored`), must give
+        finite losses. Divide by counts over all processes (`models.losses.mean_over_processes`).
+        """
 
     @abstractmethod
     def detect(
         self, maps: Sequence[Tensor], padded: tuple[int, int], sizes: Sequence[tuple[int, int]]
     ) -> list[RawDetections]:
-        """Decoded, clipped and suppressed detections of each image."""
+        """Decoded, clipped and suppressed detections of each image (`models.postprocess` has the usual steps)."""
+
+    def decode_batch(self, maps: Sequence[Tensor], size: Size) -> BatchDetections:
+        """Optional, for export: `detect` for a whole batch, as a function of tensors that a graph can hold.
+
+        `size` is the (H, W) of all images, unpadded; its numbers may be symbols. It must find what `detect` finds. The parts
+        it is made of, and what it must not do, are in `models.batch_decoding`.
+        """
+        raise self.lacks("decode_batch", "be exported", instead="use the run folder itself")
+
+    def assigning_part(self) -> AssigningPart:
+        """Optional: the part that decides which prior learns which object, and takes other assigners: often `self`."""
+        raise self.lacks("assigning_part", "take an assigner (it assigns by a rule of its own)")
+
+    def run_layers(self, maps: Sequence[Tensor], *, proposals: int) -> None:
+        """Optional, for `profile`: runs every layer as often as one image of the batch needs it, and gives nothing back.
+
+        By default that is `forward(maps)`. A head that has no such method runs its layers here; one of two stages runs the
+        second on `proposals` regions. All tensors are on PyTorch's meta device, without values: no step may depend on them.
+        """
+        if type(self).forward is nn.Module.forward:
+            raise self.lacks("run_layers", "be counted", instead="give it a forward(maps) that runs all of its layers")
+        self(maps)
+
+    def extra_multiply_adds(self, maps: Sequence[Tensor], *, proposals: int) -> int:
+        """Optional, for `profile`: multiply-adds that no layer does, as of a `torch.matmul` or an `einsum`.
+
+        `profile` counts convolutions, linear layers and the attention of Swin as `run_layers` calls them, and by the
+        convention `macs` adds this number. The other conventions count layers alone, as the tools do that they are named after.
+        """
+        return 0
+
+    def dense_outputs(self, raw: Any) -> DenseOutputs:
+        """Optional, for distillation by responses: what `dense_part()` returned, for all levels in one row."""
+        raise self.lacks(
+            "dense_outputs", "be distilled by responses", instead="use a method of features (single, hierarchical)"
+        )
+
+    def dense_part(self) -> nn.Module:
+        """The module whose `forward` gives what `dense_outputs` takes: the head itself, or its proposal network.
+
+        Distillation watches it while the losses are computed, so that nothing runs twice.
+        """
+        return self
+
+    def dense_grid(self) -> Sequence[Sequence[tuple[float, float]]]:
+        """(width, height) in pixels of the anchors of each level, which a teacher must share; empty for a head on points."""
+        return ()
+
+    def propose(
+        self, maps: Sequence[Tensor], padded: tuple[int, int], sizes: Sequence[tuple[int, int]]
+    ) -> list[Tensor]:
+        """Optional, of a head of two stages: the regions `(P_i, 4)` of each image that the second stage looks at, best first."""
+        raise self.lacks("propose", "name its regions")
+
+    def region_outputs(
+        self, maps: Sequence[Tensor], regions: Sequence[Tensor], padded: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Optional, of a head of two stages: what it says of `regions`, for distillation by responses.
+
+        Class logits `(P, K+1)` before a softmax, background last, and box outputs `(P, K or 1, 4)`; P is the sum of the P_i.
+        """
+        raise self.lacks("region_outputs", "be asked about regions")
+
+    def implements(self, method: str) -> bool:
+        """Whether this head has the optional `method`."""
+        return getattr(type(self), method) is not getattr(Head, method)
+
+    def lacks(self, method: str, purpose: str, *, instead: str = "") -> UserError:
+        """The error for a missing optional `method`, without which the head cannot `purpose`."""
+        fix = f"implement Head.{method} in it (flyspeck.models.detector says what it gives)"
+        return UserError(
+            f"{type(self).__name__} cannot {purpose}: it has no {method}",
+            where="model",
+            fix=f"{fix}, or {instead}" if instead else fix,
+        )
 
 
 class SupervisedNeck(nn.Module, ABC):

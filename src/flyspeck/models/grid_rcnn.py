@@ -31,6 +31,7 @@ from torch.nn import functional as F
 from flyspeck import boxes as box_algebra
 from flyspeck.models.anchors import AnchorBuilder, strided_anchors
 from flyspeck.models.backbones.staged import StagedBackbone
+from flyspeck.models.batch_decoding import BatchDetections, Size, suppress_levels, suppress_regions
 from flyspeck.models.detector import Detector, Head, PixelNorm
 from flyspeck.models.heads.roi import RoIPool, TwoStageOptions, assign_regions, sample_balanced
 from flyspeck.models.heads.rpn import RPN, ProposalRule
@@ -59,6 +60,8 @@ NEIGHBOURS = tuple(
     for r in range(SIDE)
 )  # fmt: skip
 _LOSS_WEIGHT = 15.0
+NUM_GRIDS = 100
+"""Detections that the grid branch is counted with (mmdetection's rule)."""
 
 
 class RegionClassifier(nn.Module):
@@ -292,6 +295,24 @@ class GridRCNNHead(Head):
         if self.suppression.soft is not None:  # its scores were lowered already
             return RawDetections(box_algebra.clip(boxes, *size), coarse.scores, coarse.labels)
         return suppress(boxes, coarse.scores, coarse.labels, size, self.suppression)
+
+    def decode_batch(self, maps: Sequence[Tensor], size: Size) -> BatchDetections:
+        """See `Head.decode_batch`. The grid branch runs on `max_detections` regions of each image, however few hold an object."""
+        regions, alive = self.rpn.propose_batch(maps, size)
+        batch, count = regions.shape[0], regions.shape[1]
+        logits = self.classifier(self.pool.pool_batch(maps, regions, size))
+        scores = logits.softmax(-1)[:, : self.num_classes].reshape(batch, count, -1) * alive[..., None]
+        coarse = suppress_regions(regions[:, :, None, :], scores, self.suppression)
+        regions, scores, labels = coarse.best(self.suppression.max_detections)
+        heat = self.grid(self.grid_pool.pool_batch(maps, regions, size)).sigmoid()
+        boxes = grid_boxes(heat, regions.reshape(-1, 4)).reshape(batch, -1, 4)
+        return suppress_levels([(box_algebra.clip(boxes, *size), scores, labels)], self.num_classes, self.suppression)
+
+    def run_layers(self, maps: Sequence[Tensor], *, proposals: int) -> None:
+        """See `Head.run_layers`."""
+        self.rpn(maps)
+        self.classifier(self.pool.blank(maps, proposals))
+        self.grid(self.grid_pool.blank(maps, NUM_GRIDS))
 
 
 class GridRCNNOptions(TwoStageOptions):

@@ -38,17 +38,12 @@ from torchvision.ops import DeformConv2d
 from flyspeck.errors import UserError, nearest
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.detector import Detector
-from flyspeck.models.grid_rcnn import POOLED, GridBranch, RegionClassifier
-from flyspeck.models.heads.roi import BoxHead
-from flyspeck.models.heads.rpn import RPN
 from flyspeck.types import ImageBatch
 
 Convention = Literal["macs", "mmcv", "thop", "ptflops"]
 CONVENTIONS: tuple[str, ...] = get_args(Convention)
 NUM_PROPOSALS = 1000
 """Proposals that a two-stage head is counted with, per cascade stage too (mmcv's rule)."""
-NUM_GRIDS = 100
-"""Detections that a grid branch is counted with (mmdetection's rule)."""
 
 _RELUS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.ELU)
 _MAX_POOLS = (nn.MaxPool2d,)
@@ -121,7 +116,9 @@ def profile(
     twin = copy.deepcopy(model).to("meta").eval()
     flops: dict[str, int] = {}
     with _counting(twin, convention, flops), torch.no_grad(), _PeakMemory() as memory:
-        _run_once(twin, size, proposals)
+        extra = _run_once(twin, size, proposals)
+    if extra and convention == "macs":
+        flops["head"] = extra
     detector = isinstance(model, Detector)
     parts: dict[str, int] = {part: 0 for part in ("backbone", "neck", "head")} if detector else {}
     found = _stages_of(model)
@@ -160,23 +157,24 @@ def _stages_of(model: nn.Module) -> tuple[str, dict[str, int]] | None:
     return None
 
 
-def _run_once(model: nn.Module, size: tuple[int, int], proposals: int) -> None:
-    """Every layer once, on one image of the meta device."""
+def _run_once(model: nn.Module, size: tuple[int, int], proposals: int) -> int:
+    """Every layer once, on one image of the meta device; gives the multiply-adds that no layer does."""
     x = torch.empty(1, 3, *size, device="meta")
     if not isinstance(model, Detector):
         model(x)
-        return
+        return 0
     maps = model.neck(model.backbone(model.pixel_norm(ImageBatch(x, (size,)))))
-    rpn = [m for m in model.head.modules() if isinstance(m, RPN)]
-    if not rpn:
-        model.head(maps)
-        return
-    for network in rpn:
-        network(maps)
-    for box_head in (m for m in model.head.modules() if isinstance(m, BoxHead | RegionClassifier)):
-        box_head(torch.empty(proposals, box_head.fc1.in_features, 1, 1, device="meta"))
-    for grid in (m for m in model.head.modules() if isinstance(m, GridBranch)):
-        grid(torch.empty(NUM_GRIDS, grid.inputs, POOLED, POOLED, device="meta"))
+    try:
+        model.head.run_layers(maps, proposals=proposals)
+    except (NotImplementedError, RuntimeError) as error:
+        if "meta" not in str(error):
+            raise
+        raise UserError(
+            f"{type(model.head).__name__} cannot be counted: its layers depend on values, and there are only shapes",
+            where="model",
+            fix="implement Head.run_layers in it without such steps (flyspeck.models.detector says what it does)",
+        ) from error
+    return model.head.extra_multiply_adds(maps, proposals=proposals)
 
 
 @contextmanager

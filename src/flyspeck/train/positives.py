@@ -12,10 +12,8 @@ from flyspeck.data.annotations import Annotations
 from flyspeck.data.inspect import BINS, EDGES
 from flyspeck.errors import UserError
 from flyspeck.models import zoo
-from flyspeck.models.assigners.base import Priors
-from flyspeck.models.assigners.hosts import assigning_part, priors_of
+from flyspeck.models.assigners.hosts import map_sizes_of
 from flyspeck.models.detector import Detector
-from flyspeck.models.heads.fcos import FCOSHead
 from flyspeck.train.assigners import settled_assigner
 from flyspeck.train.build import build_detector, fitted_anchors
 from flyspeck.train.config import AssignerConfig, ModelConfig, load_recipe
@@ -78,14 +76,12 @@ def _count(detector: Detector, table: Annotations) -> dict[str, dict[str, float]
     """By bin: `objects`, `positives`, their mean for one object, and the share of objects that have `none`."""
     sizes: list[np.ndarray] = []
     counts: list[np.ndarray] = []
-    cache: dict[tuple[int, int], Priors] = {}
+    part = detector.head.assigning_part()
     for row, image in enumerate(table):
         height, width = (int(side) for side in table.sizes[row])
         boxes, ignore = table.boxes[image], table.ignore[image]
-        if (height, width) not in cache:
-            cache = {(height, width): priors_of(detector, (height, width))}
         target = _target(boxes, ignore)
-        assigned = _assign(detector, cache[height, width], target, (height, width))
+        assigned = part.assign_image(map_sizes_of(detector, (height, width)), (height, width), target)
         sizes.append(box_algebra.size(target.objects.double().numpy()))
         counts.append(np.bincount(assigned[assigned >= 0].numpy(), minlength=len(target.objects)))
     size, count = np.concatenate(sizes), np.concatenate(counts)
@@ -106,13 +102,3 @@ def _target(boxes: np.ndarray, ignore: np.ndarray) -> Targets:
     whole = (boxes[:, 2:] > boxes[:, :2]).all(1)  # training drops boxes without area
     learnt, ignored = torch.from_numpy(boxes[whole]).float(), torch.from_numpy(ignore[whole])
     return Targets(learnt, torch.where(ignored, -1, 0), ignored)
-
-
-def _assign(detector: Detector, priors: Priors, target: Targets, size: tuple[int, int]) -> torch.Tensor:
-    part = assigning_part(detector)
-    if isinstance(part, FCOSHead) and part.assigner is None:
-        map_sizes = [(-(-size[0] // int(f.stride)), -(-size[1] // int(f.stride))) for f in detector.features]
-        points, cells, ranges = part.points(map_sizes, size, torch.device("cpu"))
-        return part.assign(points, cells, ranges, [h * w for h, w in map_sizes], [target])[0]
-    assert part.assigner is not None
-    return part.assigner(priors, target.objects, target.ignored)

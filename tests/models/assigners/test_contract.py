@@ -15,7 +15,7 @@ from flyspeck.models.anchors import strided_anchors
 from flyspeck.models.assign import BACKGROUND, IGNORED
 from flyspeck.models.assigners.base import Assigner, Priors
 from flyspeck.models.assigners.build import NAMES, named_assigner, refuse_unless
-from flyspeck.models.assigners.hosts import assigning_part, priors_of
+from flyspeck.models.assigners.hosts import priors_of
 from flyspeck.models.detector import Detector, PixelNorm
 from flyspeck.models.heads.fcos import FCOSHead
 from flyspeck.models.profile import _PeakMemory
@@ -196,7 +196,7 @@ def test_nwd_as_a_box_loss(host: str) -> None:
 def test_the_priors_of_a_host_are_those_it_trains_on(monkeypatch: pytest.MonkeyPatch) -> None:
     for host in HOSTS:
         detector = build(host, assigner=named_assigner("max_iou"))
-        part = assigning_part(detector)
+        part = detector.head.assigning_part()
         seen: list[Priors] = []
         original = part.assigner
         assert original is not None
@@ -224,8 +224,8 @@ def test_a_point_may_learn_an_object_beside_it() -> None:
     assert torch.isfinite(distances.grad).all()  # type: ignore[arg-type]
 
 
-def test_heads_with_a_rule_of_their_own_say_who_takes_an_assigner() -> None:
+def test_heads_with_a_rule_of_their_own_say_what_they_lack() -> None:
     detector = zoo.build("reppoints:mobilenet_v2", width=0.25, channels=16)
     assert isinstance(detector, nn.Module)
-    with pytest.raises(UserError, match="faster_rcnn, cascade_rcnn and fcos take an assigner"):
-        assigning_part(detector)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"RepPointsHead cannot take an assigner .* implement Head\.assigning_part"):
+        detector.head.assigning_part()  # type: ignore[arg-type]

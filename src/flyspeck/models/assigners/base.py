@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from pydantic import model_validator
 from torch import Tensor
 
 from flyspeck.options import Options, Share
+from flyspeck.types import Targets
 
 
 @dataclass(frozen=True)
@@ -56,3 +57,20 @@ class Assigner(ABC):
         A prior under one of the ignore regions `ignored (N', 4)` is never background. Both may be empty. The memory it
         takes does not grow with N.
         """
+
+
+class AssigningPart(Protocol):
+    """The part of a head that assigns (`Head.assigning_part`): what others may ask of it."""
+
+    @property
+    def assigner(self) -> Assigner | None:
+        """The assigner that was put in; None where the part goes by a rule of its own."""
+        ...
+
+    def priors(self, map_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], device: torch.device) -> Priors:
+        """What it offers to be assigned, for maps of (H_l, W_l) seen from an image of `padded` (H, W) pixels."""
+        ...
+
+    def assign_image(self, map_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], target: Targets) -> Tensor:
+        """`(A,)` int64 what each prior of one image learns, as an `Assigner` says it: exactly as in training."""
+        ...

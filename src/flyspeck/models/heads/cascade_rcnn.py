@@ -25,8 +25,10 @@ from torch.nn import functional as F
 
 from flyspeck import boxes as box_algebra
 from flyspeck.models.anchors import AnchorBuilder, strided_anchors
+from flyspeck.models.assigners.base import AssigningPart
 from flyspeck.models.assigners.build import AssignerBuilder
 from flyspeck.models.backbones.staged import StagedBackbone
+from flyspeck.models.batch_decoding import BatchDetections, Size, suppress_regions
 from flyspeck.models.detector import Detector, Head, PixelNorm
 from flyspeck.models.heads.faster_rcnn import BOX_WEIGHTS
 from flyspeck.models.heads.roi import BoxHead, RoIPool, TwoStageOptions, assign_regions, sample_balanced
@@ -136,6 +138,29 @@ class CascadeRCNNHead(Head):
         """One image's final boxes `(P, 4)` and scores `(P, K)` to detections."""
         row, label = torch.nonzero(scores > self.suppression.score, as_tuple=True)
         return suppress(boxes[row], scores[row, label], label, size, self.suppression)
+
+    def decode_batch(self, maps: Sequence[Tensor], size: Size) -> BatchDetections:
+        """See `Head.decode_batch`."""
+        regions, alive = self.rpn.propose_batch(maps, size)
+        batch, count = regions.shape[0], regions.shape[1]
+        scores = torch.zeros(1, device=regions.device)
+        for stage, box_head in enumerate(self.box_heads):
+            logits, deltas = box_head(self.pool.pool_batch(maps, regions, size))
+            scores = scores + logits.softmax(-1)[:, : self.num_classes] / len(self.box_heads)
+            moved = box_algebra.decode(deltas.reshape(batch, count, 4), regions, stage_box_weights(stage))
+            regions = box_algebra.clip(moved, *size)
+        scores = scores.reshape(batch, count, -1) * alive[..., None]
+        return suppress_regions(regions[:, :, None, :], scores, self.suppression)
+
+    def assigning_part(self) -> AssigningPart:
+        """The proposal network."""
+        return self.rpn
+
+    def run_layers(self, maps: Sequence[Tensor], *, proposals: int) -> None:
+        """See `Head.run_layers`: every stage looks at all proposals."""
+        self.rpn(maps)
+        for box_head in self.box_heads:
+            box_head(self.pool.blank(maps, proposals))
 
 
 def stage_box_weights(stage: int) -> tuple[float, float, float, float]:

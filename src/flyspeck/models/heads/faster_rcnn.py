@@ -19,9 +19,11 @@ from torch.nn import functional as F
 
 from flyspeck import boxes as box_algebra
 from flyspeck.models.anchors import AnchorBuilder, strided_anchors
+from flyspeck.models.assigners.base import AssigningPart
 from flyspeck.models.assigners.build import AssignerBuilder
 from flyspeck.models.backbones.staged import StagedBackbone
-from flyspeck.models.detector import Detector, Head, PixelNorm
+from flyspeck.models.batch_decoding import BatchDetections, Size, suppress_regions
+from flyspeck.models.detector import DenseOutputs, Detector, Head, PixelNorm
 from flyspeck.models.heads.roi import BoxHead, RoIPool, TwoStageOptions, assign_regions, sample_balanced
 from flyspeck.models.heads.rpn import RPN, ProposalRule
 from flyspeck.models.layers import NormBuilder
@@ -143,6 +145,48 @@ class FasterRCNNHead(Head):
         column = torch.zeros_like(label) if self.box_head.class_agnostic else label
         boxes = box_algebra.decode(deltas[row, column], regions[row], BOX_WEIGHTS)
         return suppress(boxes, scores[row, label], label, size, self.suppression)
+
+    def decode_batch(self, maps: Sequence[Tensor], size: Size) -> BatchDetections:
+        """See `Head.decode_batch`."""
+        regions, alive = self.rpn.propose_batch(maps, size)
+        logits, deltas = self.box_head(self.pool.pool_batch(maps, regions, size))
+        batch, count = regions.shape[0], regions.shape[1]
+        scores = logits.softmax(-1)[:, : self.num_classes].reshape(batch, count, -1) * alive[..., None]
+        boxes = box_algebra.decode(deltas.reshape(batch, count, -1, 4), regions[:, :, None, :], BOX_WEIGHTS)
+        return suppress_regions(box_algebra.clip(boxes, *size), scores, self.suppression)
+
+    def assigning_part(self) -> AssigningPart:
+        """The proposal network."""
+        return self.rpn
+
+    def run_layers(self, maps: Sequence[Tensor], *, proposals: int) -> None:
+        """See `Head.run_layers`."""
+        self.rpn(maps)
+        self.box_head(self.pool.blank(maps, proposals))
+
+    def dense_part(self) -> nn.Module:
+        """The proposal network."""
+        return self.rpn
+
+    def dense_outputs(self, raw: tuple[list[Tensor], list[Tensor]]) -> DenseOutputs:
+        """See `Head.dense_outputs`: those of the proposal network."""
+        return self.rpn.dense_outputs(raw)
+
+    def dense_grid(self) -> Sequence[Sequence[tuple[float, float]]]:
+        """The anchors of each level."""
+        return self.rpn.anchors.shapes
+
+    def propose(
+        self, maps: Sequence[Tensor], padded: tuple[int, int], sizes: Sequence[tuple[int, int]]
+    ) -> list[Tensor]:
+        """See `Head.propose`."""
+        return self.rpn.propose(maps, padded, sizes)[0]
+
+    def region_outputs(
+        self, maps: Sequence[Tensor], regions: Sequence[Tensor], padded: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """See `Head.region_outputs`."""
+        return self.box_head(self.pool(maps, regions, padded))
 
 
 class FasterRCNNOptions(TwoStageOptions):

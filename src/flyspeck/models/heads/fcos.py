@@ -35,10 +35,19 @@ from torch.nn import functional as F
 from flyspeck import boxes as box_algebra
 from flyspeck.errors import UserError, nearest
 from flyspeck.models.assign import BACKGROUND, IGNORED
-from flyspeck.models.assigners.base import Priors
+from flyspeck.models.assigners.base import AssigningPart, Priors
 from flyspeck.models.assigners.build import AssignerBuilder
 from flyspeck.models.backbones.staged import StagedBackbone
-from flyspeck.models.detector import Detector, Head, PixelNorm
+from flyspeck.models.batch_decoding import (
+    BatchDetections,
+    Size,
+    flatten_level,
+    level_candidates,
+    level_points,
+    suppress_levels,
+    take_rows,
+)
+from flyspeck.models.detector import DenseOutputs, Detector, Head, PixelNorm
 from flyspeck.models.layers import ConvTower, NormBuilder, flatten_levels, init_normal
 from flyspeck.models.losses import focal_loss, mean_over_processes
 from flyspeck.models.necks.fpn import FPN, FusionMode
@@ -261,6 +270,15 @@ class FCOSHead(Head):
             found = [self.assigner(priors, t.objects, t.ignored) for t in targets]
         return torch.stack(found)
 
+    def assigning_part(self) -> AssigningPart:
+        """The head itself."""
+        return self
+
+    def assign_image(self, map_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], target: Targets) -> Tensor:
+        """See `AssigningPart`."""
+        points, cells, ranges = self.points(map_sizes, padded, target.boxes.device)
+        return self.assign(points, cells, ranges, [h * w for h, w in map_sizes], [target])[0]
+
     def _box_losses(
         self, distances: Tensor, central: Tensor, points: Tensor, cells: Tensor, objects: Tensor, positives: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -298,6 +316,30 @@ class FCOSHead(Head):
             boxes = boxes_around(points[rows], image_distances[rows], cells[rows])
             found.append(suppress(boxes, image_scores[rows, classes], classes, size, self.suppression))
         return found
+
+    def decode_batch(self, maps: Sequence[Tensor], size: Size) -> BatchDetections:
+        """See `Head.decode_batch`."""
+        levels = []
+        for logits, distances, central in zip(*self(maps), strict=True):
+            scores = flatten_level(logits, self.num_classes).sigmoid() * flatten_level(central, 1).sigmoid()
+            if self.geometric_mean:
+                scores = scores.sqrt()
+            points, cell = level_points(logits, size, self.offset)
+            sides, cells = flatten_level(distances, 4), torch.cat([cell, cell])
+
+            def boxes_of(row: Tensor, points: Tensor = points, sides: Tensor = sides, cells: Tensor = cells) -> Tensor:
+                point, reach = points[row], take_rows(sides, row) * cells
+                return torch.cat([point - reach[..., :2], point + reach[..., 2:]], -1)
+
+            levels.append(level_candidates(scores, self.suppression.pre_nms, boxes_of, size))
+        return suppress_levels(levels, self.num_classes, self.suppression)
+
+    def dense_outputs(self, raw: tuple[list[Tensor], list[Tensor], list[Tensor]]) -> DenseOutputs:
+        """See `Head.dense_outputs`: class logits and distances of every point, and the centerness (or IoU) as its quality."""
+        logits, distances, central = raw
+        return DenseOutputs(
+            flatten_levels(logits, self.num_classes), flatten_levels(distances, 4), flatten_levels(central, 1)
+        )
 
 
 def boxes_around(points: Tensor, distances: Tensor, cells: Tensor) -> Tensor:

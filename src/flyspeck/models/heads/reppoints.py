@@ -35,6 +35,15 @@ from torchvision.ops import DeformConv2d
 from flyspeck import boxes as box_algebra
 from flyspeck.models.assign import BACKGROUND, max_iou_assign
 from flyspeck.models.backbones.staged import StagedBackbone
+from flyspeck.models.batch_decoding import (
+    BatchDetections,
+    Size,
+    flatten_level,
+    level_candidates,
+    level_points,
+    suppress_levels,
+    take_rows,
+)
 from flyspeck.models.detector import Detector, Head, PixelNorm
 from flyspeck.models.heads.fcos import grid_points
 from flyspeck.models.layers import ConvNorm, NormBuilder, flatten_levels, group_norm, init_normal
@@ -301,6 +310,21 @@ class RepPointsHead(Head):
             boxes = self.boxes(image_points[rows], centers[rows], cells[rows])
             found.append(suppress(boxes, image_scores[rows, classes], classes, size, self.suppression))
         return found
+
+    def decode_batch(self, maps: Sequence[Tensor], size: Size) -> BatchDetections:
+        """See `Head.decode_batch`."""
+        levels = []
+        logits, _, refined = self(maps)
+        for level_logits, level_shapes in zip(logits, refined, strict=True):
+            centers, cell = level_points(level_logits, size, self.offset)
+            boxes = self.boxes(flatten_level(level_shapes, 2 * NUM_POINTS), centers, cell.expand(centers.shape[0], 2))
+
+            def boxes_of(row: Tensor, boxes: Tensor = boxes) -> Tensor:
+                return take_rows(boxes, row)
+
+            scores = flatten_level(level_logits, self.num_classes).sigmoid()
+            levels.append(level_candidates(scores, self.suppression.pre_nms, boxes_of, size))
+        return suppress_levels(levels, self.num_classes, self.suppression)
 
 
 def _tower(channels: int, depth: int, norm: NormBuilder | None) -> nn.Sequential:

@@ -18,14 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from flyspeck import boxes as box_algebra
+from flyspeck.errors import UserError
 from flyspeck.models.anchors import AnchorBuilder, AnchorGrid, strided_anchors
-from flyspeck.models.assigners.base import Priors
+from flyspeck.models.assigners.base import AssigningPart, Priors
 from flyspeck.models.assigners.build import AssignerBuilder
 from flyspeck.models.assigners.dense import dense_targets
 from flyspeck.models.assigners.max_iou import MaxIoU
 from flyspeck.models.assigners.nwd import AITOD_SIZE, nwd_loss
 from flyspeck.models.backbones.staged import StagedBackbone
-from flyspeck.models.detector import Detector, Head, PixelNorm
+from flyspeck.models.batch_decoding import BatchDetections, Size, decode_anchored, flatten_level
+from flyspeck.models.detector import DenseOutputs, Detector, Head, PixelNorm
 from flyspeck.models.layers import ConvTower, NormBuilder, flatten_levels, init_normal
 from flyspeck.models.losses import focal_loss, giou_loss, smooth_l1
 from flyspeck.models.necks.fpn import FPN, FusionMode
@@ -109,6 +111,21 @@ class RetinaNetHead(Head):
         counts = [h * w * self.anchors.num_per_cell for h, w in map_sizes]
         return Priors.on_levels(self.anchors(map_sizes, padded, device), counts)
 
+    def assigning_part(self) -> AssigningPart:
+        """The head itself, unless its objective matches anchors by itself."""
+        if self.objective is not None:
+            raise UserError(
+                f"{type(self.objective).__name__} matches anchors by itself",
+                where="assigner",
+                fix="retinanet takes an assigner",
+            )
+        return self
+
+    def assign_image(self, map_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], target: Targets) -> Tensor:
+        """See `AssigningPart`."""
+        priors = self.priors(map_sizes, padded, target.boxes.device)
+        return self.assigner(priors, target.objects, target.ignored)
+
     def _box_loss(self, deltas: Tensor, anchors: Tensor, objects: Tensor) -> Tensor:
         if self.box_loss == "giou":
             return giou_loss(box_algebra.decode(deltas, anchors), objects)
@@ -131,6 +148,22 @@ class RetinaNetHead(Head):
             boxes = box_algebra.decode(image_deltas[rows], anchors[rows])
             found.append(suppress(boxes, image_scores[rows, classes], classes, size, self.suppression))
         return found
+
+    def decode_batch(self, maps: Sequence[Tensor], size: Size) -> BatchDetections:
+        """See `Head.decode_batch`."""
+        logits, deltas = self(maps)
+        scores = [flatten_level(m, self.num_classes).sigmoid() for m in logits]
+        anchors = self.anchors.levels_of(logits, size)
+        return decode_anchored(scores, deltas, anchors, weights=(1, 1, 1, 1), size=size, rule=self.suppression)
+
+    def dense_outputs(self, raw: tuple[list[Tensor], list[Tensor]]) -> DenseOutputs:
+        """See `Head.dense_outputs`: class logits and offsets of every anchor."""
+        logits, deltas = raw
+        return DenseOutputs(flatten_levels(logits, self.num_classes), flatten_levels(deltas, 4))
+
+    def dense_grid(self) -> Sequence[Sequence[tuple[float, float]]]:
+        """The anchors of each level."""
+        return self.anchors.shapes
 
 
 class RetinaNetOptions(Thresholds):

@@ -13,7 +13,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from flyspeck import boxes as box_algebra
+from flyspeck.models import batch_decoding
 from flyspeck.models.assign import BACKGROUND, IGNORED, max_iou_assign, sample_balanced
+from flyspeck.models.batch_decoding import Size
 from flyspeck.models.heads.rpn import RPNOptions
 from flyspeck.models.layers import init_normal
 from flyspeck.models.roi_align import pyramid_roi_align
@@ -82,6 +84,24 @@ class RoIPool(nn.Module):
         levels = maps[: len(self.strides)]
         return pyramid_roi_align(levels, regions_in_cells, level, self.output, self.sampling, self.aligned)
 
+    def pool_batch(self, maps: Sequence[Tensor], regions: Tensor, size: Size) -> Tensor:
+        """`forward` for a graph: `regions (B, P, 4)` of images of `size` (H, W) to `(B*P, C, output, output)`."""
+        batch, count = regions.shape[0], regions.shape[1]
+        image = torch.arange(batch, device=regions.device, dtype=torch.float32)[:, None, None].expand(batch, count, 1)
+        level = self.level_of(regions)
+        ratios = []
+        for m in maps[: len(self.strides)]:
+            x, y = torch.scalar_tensor(m.shape[-1] / size[1]), torch.scalar_tensor(m.shape[-2] / size[0])
+            ratios.append(torch.stack([x, y, x, y]))
+        ratio = torch.stack(ratios).to(regions.device)[level]
+        rois = torch.cat([image, regions * ratio], -1).reshape(-1, 5)
+        own = [m.float() for m in maps[: len(self.strides)]]
+        return batch_decoding.pyramid_roi_align(own, rois, level.reshape(-1), self.output, self.sampling, self.aligned)
+
+    def blank(self, maps: Sequence[Tensor], count: int) -> Tensor:
+        """`(count, C, output, output)` of no particular values, on the device of `maps`: to run what follows for its cost."""
+        return maps[0].new_empty(count, maps[0].shape[1], self.output, self.output)
+
     def level_of(self, boxes: Tensor) -> Tensor:
         """Level index `(P,)` of each region, by its size: 4 + log2(size / canonical), counted from stride 2^k."""
         finest = math.log2(self.strides[0])
@@ -108,7 +128,7 @@ class BoxHead(nn.Module):
         """`(P, C, S, S)` to logits `(P, K+1)` and deltas `(P, K or 1, 4)`, float32."""
         x = torch.relu(self.fc1(pooled.flatten(1)))
         x = torch.relu(self.fc2(x))
-        return self.class_logits(x).float(), self.box_deltas(x).float().reshape(len(x), -1, 4)
+        return self.class_logits(x).float(), self.box_deltas(x).float().unflatten(1, (-1, 4))
 
 
 def assign_regions(

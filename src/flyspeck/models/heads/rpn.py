@@ -18,11 +18,15 @@ from flyspeck.models.assigners.base import Priors
 from flyspeck.models.assigners.build import AssignerBuilder
 from flyspeck.models.assigners.max_iou import MaxIoU
 from flyspeck.models.assigners.nwd import AITOD_SIZE, nwd_loss
+from flyspeck.models.batch_decoding import Size, flatten_level, nms_mask, take_rows
+from flyspeck.models.detector import DenseOutputs
 from flyspeck.models.layers import ConvTower, NormBuilder, flatten_levels, init_normal
 from flyspeck.models.losses import mean_over_processes, smooth_l1
 from flyspeck.options import Count, Depth, Positive, Share, Thresholds, Weight
 from flyspeck.types import FeatureSpec, Targets
 
+_FLOOR = -1e9  # below any logit
+_NONE = -2e9
 NegativeWeight = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(anchors (A, 4), objectness logits (A,), objects (N, 4)) to sampling weights (A,) of the negatives."""
 
@@ -113,6 +117,11 @@ class RPN(nn.Module):
         counts = [h * w * self.anchors.num_per_cell for h, w in map_sizes]
         return Priors.on_levels(self.anchors(map_sizes, padded, device), counts)
 
+    def assign_image(self, map_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], target: Targets) -> Tensor:
+        """See `AssigningPart`: of all anchors, before the sampling."""
+        priors = self.priors(map_sizes, padded, target.boxes.device)
+        return self.assigner(priors, target.objects, target.ignored)
+
     def propose(
         self,
         maps: Sequence[Tensor],
@@ -134,6 +143,32 @@ class RPN(nn.Module):
         ]
         losses = {} if targets is None else self._losses(flat_logits, flat_deltas, priors, targets)
         return proposals, losses
+
+    def propose_batch(self, maps: Sequence[Tensor], size: Size) -> tuple[Tensor, Tensor]:
+        """`propose` for a graph (`models.batch_decoding`): boxes `(B, P, 4)`, best first, and `(B, P)` 1 where there is one."""
+        logits, deltas = self(maps)
+        rule = self.test_rule
+        boxes, scores = [], []
+        for level_logits, level_deltas, anchors in zip(
+            logits, deltas, self.anchors.levels_of(logits, size), strict=True
+        ):
+            flat = flatten_level(level_logits, 1)[..., 0]
+            best, row = flat.topk(torch.sym_min(rule.pre_nms, flat.shape[1]), dim=1)  # type: ignore[arg-type]
+            found = box_algebra.decode(take_rows(flatten_level(level_deltas, 4), row), anchors[row])
+            found = box_algebra.clip(found, *size)
+            sides = found[..., 2:] - found[..., :2]
+            best = torch.where(sides.amin(-1) >= rule.min_size, best, _NONE)
+            mask = nms_mask(found, best[:, None], rule.iou, _FLOOR, rule.keep)[:, 0]
+            boxes.append(found)
+            scores.append(torch.where(mask > 0, best, _NONE))
+        score = torch.cat(scores, 1)
+        best, order = score.topk(torch.sym_min(rule.keep, score.shape[1]), dim=1)  # type: ignore[arg-type]
+        return take_rows(torch.cat(boxes, 1), order), (best > _FLOOR).float()
+
+    def dense_outputs(self, raw: tuple[list[Tensor], list[Tensor]]) -> DenseOutputs:
+        """For `Head.dense_outputs` of a head of two stages: objectness and offsets of every anchor."""
+        logits, deltas = raw
+        return DenseOutputs(flatten_levels(logits, 1), flatten_levels(deltas, 4), per_class=False)
 
     def _losses(self, logits: Tensor, deltas: Tensor, priors: Priors, targets: Sequence[Targets]) -> dict[str, Tensor]:
         anchors = priors.boxes

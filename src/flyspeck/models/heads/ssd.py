@@ -25,6 +25,7 @@ from flyspeck import boxes as box_algebra
 from flyspeck.errors import UserError, nearest
 from flyspeck.models.assign import BACKGROUND, max_iou_assign
 from flyspeck.models.backbones.staged import StagedBackbone
+from flyspeck.models.batch_decoding import BatchDetections, Size, decode_anchored, flatten_level
 from flyspeck.models.detector import Detector, Head, PixelNorm
 from flyspeck.models.heads.ssd_tables import MOBILENET_V1, VGG16, SSDConfiguration
 from flyspeck.models.layers import flatten_levels
@@ -271,6 +272,13 @@ class SSDHead(Head):
             boxes = box_algebra.decode(image_deltas[rows], priors[rows], BOX_WEIGHTS)
             found.append(suppress(boxes, image_scores[rows, classes], classes, size, self.suppression))
         return found
+
+    def decode_batch(self, maps: Sequence[Tensor], size: Size) -> BatchDetections:
+        """See `Head.decode_batch`."""
+        logits, deltas = self(maps)
+        scores = [flatten_level(m, self.num_classes + 1).softmax(-1)[..., : self.num_classes] for m in logits]
+        priors = self.priors.levels([(m.shape[-2], m.shape[-1]) for m in logits], size, logits[0].device)
+        return decode_anchored(scores, deltas, priors, weights=BOX_WEIGHTS, size=size, rule=self.suppression)
 
 
 def hardest(loss: Tensor, assigned: Tensor, count: int) -> Tensor:

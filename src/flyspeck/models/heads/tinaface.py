@@ -34,13 +34,14 @@ from torch.nn import functional as F
 
 from flyspeck import boxes as box_algebra
 from flyspeck.models.anchors import AnchorBuilder, AnchorGrid, strided_anchors
-from flyspeck.models.assigners.base import Priors
+from flyspeck.models.assigners.base import AssigningPart, Priors
 from flyspeck.models.assigners.build import AssignerBuilder
 from flyspeck.models.assigners.dense import dense_targets
 from flyspeck.models.assigners.max_iou import MaxIoU
 from flyspeck.models.backbones.staged import StagedBackbone
+from flyspeck.models.batch_decoding import BatchDetections, Size, decode_anchored, flatten_level
 from flyspeck.models.deformable import make_deformable, replace_batch_norms
-from flyspeck.models.detector import Detector, Head, PixelNorm
+from flyspeck.models.detector import DenseOutputs, Detector, Head, PixelNorm
 from flyspeck.models.layers import ConvNorm, ConvTower, NormBuilder, flatten_levels, group_norm, init_normal
 from flyspeck.models.losses import diou_loss, focal_loss
 from flyspeck.models.necks.fpn import FPN
@@ -148,6 +149,15 @@ class TinaFaceHead(Head):
         counts = [h * w * self.anchors.num_per_cell for h, w in map_sizes]
         return Priors.on_levels(self.anchors(map_sizes, padded, device), counts)
 
+    def assigning_part(self) -> AssigningPart:
+        """The head itself."""
+        return self
+
+    def assign_image(self, map_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], target: Targets) -> Tensor:
+        """See `AssigningPart`."""
+        priors = self.priors(map_sizes, padded, target.boxes.device)
+        return self.assigner(priors, target.objects, target.ignored)
+
     def losses(
         self,
         maps: Sequence[Tensor],
@@ -180,8 +190,7 @@ class TinaFaceHead(Head):
         logits, deltas, overlaps = self(maps)
         map_sizes = [m.shape[-2:] for m in logits]
         counts = [h * w * self.anchors.num_per_cell for h, w in map_sizes]
-        scores = flatten_levels(logits, self.num_classes).sigmoid() ** (2 * self.alpha)
-        scores = scores * flatten_levels(overlaps, 1).sigmoid() ** (2 - 2 * self.alpha)
+        scores = self._scores(flatten_levels(logits, self.num_classes), flatten_levels(overlaps, 1))
         flat_deltas = flatten_levels(deltas, 4)
         anchors = self.anchors(map_sizes, padded, scores.device)
         found = []
@@ -190,6 +199,31 @@ class TinaFaceHead(Head):
             boxes = box_algebra.decode(image_deltas[rows], anchors[rows], weights=BOX_WEIGHTS)
             found.append(suppress(boxes, image_scores[rows, classes], classes, size, self.suppression))
         return found
+
+    def _scores(self, logits: Tensor, overlaps: Tensor) -> Tensor:
+        """Of class logits `(B, A, K)` and IoU logits `(B, A, 1)`."""
+        return logits.sigmoid() ** (2 * self.alpha) * overlaps.sigmoid() ** (2 - 2 * self.alpha)
+
+    def decode_batch(self, maps: Sequence[Tensor], size: Size) -> BatchDetections:
+        """See `Head.decode_batch`."""
+        logits, deltas, overlaps = self(maps)
+        scores = [
+            self._scores(flatten_level(m, self.num_classes), flatten_level(overlap, 1))
+            for m, overlap in zip(logits, overlaps, strict=True)
+        ]
+        anchors = self.anchors.levels_of(logits, size)
+        return decode_anchored(scores, deltas, anchors, weights=BOX_WEIGHTS, size=size, rule=self.suppression)
+
+    def dense_outputs(self, raw: tuple[list[Tensor], list[Tensor], list[Tensor]]) -> DenseOutputs:
+        """See `Head.dense_outputs`: class logits and offsets of every anchor, and the expected IoU as its quality."""
+        logits, deltas, overlaps = raw
+        return DenseOutputs(
+            flatten_levels(logits, self.num_classes), flatten_levels(deltas, 4), flatten_levels(overlaps, 1)
+        )
+
+    def dense_grid(self) -> Sequence[Sequence[tuple[float, float]]]:
+        """The anchors of each level."""
+        return self.anchors.shapes
 
 
 def tinaface_anchors(features: Sequence[FeatureSpec]) -> AnchorGrid:

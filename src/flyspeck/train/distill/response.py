@@ -20,12 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flyspeck.errors import UserError
-from flyspeck.models.anchors import AnchorGrid
-from flyspeck.models.detector import Detector
-from flyspeck.models.heads.faster_rcnn import FasterRCNNHead
-from flyspeck.models.heads.fcos import FCOSHead
-from flyspeck.models.heads.retinanet import RetinaNetHead
-from flyspeck.models.layers import flatten_levels
+from flyspeck.models.detector import DenseOutputs, Detector, Head
 from flyspeck.train.distill.teacher import TeacherOutputs, shared_classes
 from flyspeck.types import ImageBatch
 
@@ -87,19 +82,18 @@ class ResponseTerms(nn.Module):
         """The teacher's dense outputs, and of a two-stage teacher its regions and what it says of them."""
         maps = teacher.pyramid(images)
         head = teacher.head
-        if not isinstance(head, FasterRCNNHead):
-            return self._dense(head, head(maps))
+        if not head.implements("region_outputs"):
+            return _named(head.dense_outputs(head.dense_part()(maps)))
         padded = int(images.pixels.shape[-2]), int(images.pixels.shape[-1])
         with watched(head) as seen:
-            proposals, _ = head.rpn.propose(maps, padded, images.sizes)
-        outputs = self._dense(head, seen[0])
+            proposals = head.propose(maps, padded, images.sizes)
         boxes = torch.zeros(len(proposals), self.regions, 4, device=maps[0].device)
         for row, found in zip(boxes, proposals, strict=True):
             row[: len(found)] = found[: self.regions]
-        logits, deltas = head.box_head(head.pool(maps, list(boxes), padded))
+        logits, deltas = head.region_outputs(maps, list(boxes), padded)
         shape = boxes.shape[:2]
         return {
-            **outputs,
+            **_named(head.dense_outputs(seen[0])),
             "regions": boxes,
             "region logits": logits.unflatten(0, shape),
             "region deltas": deltas.unflatten(0, shape),
@@ -108,35 +102,34 @@ class ResponseTerms(nn.Module):
     def forward(
         self, student: Detector, seen: Sequence, maps: Sequence[Tensor], given: TeacherOutputs, images: ImageBatch
     ) -> dict[str, Tensor]:
-        """Unweighted terms; `seen` is what `watched` saw of the student's dense head while it made its own losses."""
+        """Unweighted terms; `seen` is what `watched` saw of the student's dense part while it made its own losses."""
         head = student.head
-        own = self._dense(head, seen[0])
-        columns, teacher_columns = self.classes
-        dense = "objectness" if isinstance(head, FasterRCNNHead) else "class"
-        pick = dense == "class"
+        own = head.dense_outputs(seen[0])
+        columns, teacher_columns = self.classes if own.per_class else ([0], [0])
+        teacher_logits = given["logits"].float()[..., teacher_columns]
         found = {}
-        found[dense], found["anchors"] = dense_terms(
-            own["logits"][..., columns] if pick else own["logits"],
-            own["boxes"],
-            given["logits"].float()[..., teacher_columns] if pick else given["logits"].float(),
+        found["class" if own.per_class else "objectness"], found["anchors"] = dense_terms(
+            own.logits[..., columns],
+            own.boxes,
+            teacher_logits,
             given["boxes"].float(),
             temperature=self.sigmoid_temperature,
         )
-        if isinstance(head, FCOSHead):
-            confidence = torch.sigmoid(given["logits"].float()[..., teacher_columns]).amax(-1, keepdim=True)
-            apart = bernoulli_kl(own["centerness"], given["centerness"].float(), temperature=self.sigmoid_temperature)
+        if own.quality is not None:
+            confidence = torch.sigmoid(teacher_logits).amax(-1, keepdim=True)
+            apart = bernoulli_kl(own.quality, given["centerness"].float(), temperature=self.sigmoid_temperature)
             found["centerness"] = (apart * confidence).sum() / confidence.sum().clamp(min=1.0)
-        if isinstance(head, FasterRCNNHead):
+        if head.implements("region_outputs"):
             found |= self._region_terms(head, maps, given, images)
         return found
 
     def _region_terms(
-        self, head: FasterRCNNHead, maps: Sequence[Tensor], given: TeacherOutputs, images: ImageBatch
+        self, head: Head, maps: Sequence[Tensor], given: TeacherOutputs, images: ImageBatch
     ) -> dict[str, Tensor]:
         padded = int(images.pixels.shape[-2]), int(images.pixels.shape[-1])
         regions = given["regions"].float()
         real = (regions[..., 2] > regions[..., 0]).flatten()
-        logits, deltas = head.box_head(head.pool(maps, list(regions), padded))
+        logits, deltas = head.region_outputs(maps, list(regions), padded)
         teacher_logits = given["region logits"].float().flatten(0, 1)[real]
         teacher_deltas = given["region deltas"].float().flatten(0, 1)[real]
         logits, deltas = logits[real], deltas[real]
@@ -148,29 +141,28 @@ class ResponseTerms(nn.Module):
             temperature=self.temperature,
         )
         sure = teacher_logits.softmax(-1)[:, teacher_columns]
-        if not head.box_head.class_agnostic:
-            deltas, teacher_deltas = deltas[:, columns], teacher_deltas[:, teacher_columns]
-        else:
+        # Boxes of a class each, or one for all of them: that one counts by the sum of the classes.
+        deltas = deltas if deltas.shape[1] == 1 else deltas[:, columns]
+        teacher_deltas = teacher_deltas if teacher_deltas.shape[1] == 1 else teacher_deltas[:, teacher_columns]
+        distance = F.smooth_l1_loss(*torch.broadcast_tensors(deltas, teacher_deltas), beta=1 / 9, reduction="none")
+        distance = distance.mean(-1)
+        if distance.shape[1] == 1:
             sure = sure.sum(1, keepdim=True)
-        distance = F.smooth_l1_loss(deltas, teacher_deltas, beta=1 / 9, reduction="none").mean(-1)
         boxes = (distance * sure).sum() / sure.sum().clamp(min=1.0)
         return {"class": apart.sum() / max(len(apart), 1), "boxes": boxes}
 
-    def _dense(self, head: nn.Module, seen: tuple) -> TeacherOutputs:
-        """Flat float32 outputs `(B, A, ...)` of a head (or its proposal network) in one shape for all kinds."""
-        width = head.num_classes if isinstance(head, RetinaNetHead | FCOSHead) else 1
-        found = {"logits": flatten_levels(seen[0], width), "boxes": flatten_levels(seen[1], 4)}  # type: ignore[arg-type]
-        if isinstance(head, FCOSHead):
-            found["centerness"] = flatten_levels(seen[2], 1)
-        return found
+
+def _named(outputs: DenseOutputs) -> TeacherOutputs:
+    """Under the names by which a cache of teacher outputs keeps them."""
+    found = {"logits": outputs.logits, "boxes": outputs.boxes}
+    return found if outputs.quality is None else {**found, "centerness": outputs.quality}
 
 
 @contextmanager
-def watched(head: nn.Module) -> Iterator[list]:
+def watched(head: Head) -> Iterator[list]:
     """Fills the list with what the dense part of `head` returns while the block runs, so that nothing runs twice."""
-    part = head.rpn if isinstance(head, FasterRCNNHead) else head
     seen: list = []
-    handle = part.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    handle = head.dense_part().register_forward_hook(lambda module, inputs, output: seen.append(output))
     try:
         yield seen
     finally:
@@ -187,9 +179,9 @@ def _check_heads(student: Detector, teacher: Detector, scale: float) -> None:
             where=place,
             fix="use a method of features (single, hierarchical), or a teacher with the student's head",
         )
-    if kinds[0] not in (RetinaNetHead, FCOSHead, FasterRCNNHead):
-        raise UserError(
-            f"not built for {kinds[0].__name__}", where=place, fix="it knows RetinaNet, FCOS and Faster R-CNN"
+    if not student.head.implements("dense_outputs"):
+        raise student.head.lacks(
+            "dense_outputs", "be distilled by responses", instead="use a method of features (single, hierarchical)"
         )
     if scale != 1:
         raise UserError(
@@ -199,7 +191,7 @@ def _check_heads(student: Detector, teacher: Detector, scale: float) -> None:
         )
     if _grid(student) != _grid(teacher):
         raise UserError(
-            f"teacher and student have different {'points' if kinds[0] is FCOSHead else 'anchors'}:"
+            f"teacher and student have different {'anchors' if student.head.dense_grid() else 'points'}:"
             f" {_grid(teacher)} against {_grid(student)}",
             where=place,
             fix="give both recipes the same model.levels and model.anchors",
@@ -208,12 +200,6 @@ def _check_heads(student: Detector, teacher: Detector, scale: float) -> None:
 
 def _grid(detector: Detector) -> list:
     """Of each level: its stride, and the shapes of its anchors where it has any."""
-    head = detector.head
-    anchors: AnchorGrid | None = None
-    if isinstance(head, FasterRCNNHead):
-        anchors = head.rpn.anchors
-    elif isinstance(head, RetinaNetHead):
-        anchors = head.anchors
-    shapes = anchors.shapes if anchors is not None else [()] * len(detector.features)
+    shapes = detector.head.dense_grid() or [()] * len(detector.features)
     rounded = [[(round(w, 2), round(h, 2)) for w, h in level] for level in shapes]
     return [(f.stride, level) for f, level in zip(detector.features, rounded, strict=True)]
