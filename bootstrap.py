@@ -33,11 +33,12 @@ def floor() -> tuple[int, int]:
 
 
 def set_up(extras: str) -> None:
-    """Creates .venv and installs the project with `extras`, unless exactly that is there already."""
+    """Creates .venv and installs the project with `extras`, unless exactly that is there already; `dev` brings the laboratory."""
     if sys.version_info[:2] < floor():
         sys.exit(f"flyspeck needs Python {'.'.join(map(str, floor()))} or newer; this is {sys.version.split()[0]}")
     wanted = extras + "".join(
-        (HERE / name).read_text(encoding="utf-8") for name in ("pyproject.toml", "constraints.txt")
+        (HERE / name).read_text(encoding="utf-8")
+        for name in ("pyproject.toml", "lab/pyproject.toml", "constraints.txt")
     )
     stamp, mark = VENV / ".flyspeck", hashlib.sha256(wanted.encode()).hexdigest()
     if PYTHON.exists() and stamp.exists() and stamp.read_text() == mark:
@@ -45,6 +46,7 @@ def set_up(extras: str) -> None:
     uv = shutil.which("uv")
     target = [f"{HERE}[{extras}]" if extras else str(HERE)]
     rest = ["--quiet", "-c", str(HERE / "constraints.txt"), "-e", *target]
+    rest += ["-e", str(HERE / "lab")] if extras == "dev" else []
     print(f"setting up {VENV.name} with {'uv' if uv else 'pip'} (once; PyTorch is large)", file=sys.stderr, flush=True)
     if uv:
         run([uv, "venv", "--quiet", "--allow-existing", "--python", sys.executable, str(VENV)])

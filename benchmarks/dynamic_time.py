@@ -34,9 +34,9 @@ from flyspeck.evaluate.protocols import APProtocol
 from flyspeck.models.dynamic.norms import at_factor
 from flyspeck.models.dynamic.predictor import Decision
 from flyspeck.models.dynamic.router import FactorRouter, FoldedFactors
-from flyspeck.train.dynamic_curve import Candidates, thresholds
 from flyspeck.train.dynamic_fit import DynamicRun, open_candidates, open_run
 from flyspeck.types import ImageBatch
+from flyspeck_lab.dynamic_curve import Candidates, thresholds
 
 Clocks = tuple[float, float]
 

@@ -12,7 +12,9 @@ import pytest
 import flyspeck
 
 SOURCE = Path(flyspeck.__file__).parent
+LAB = Path(__file__).resolve().parents[1] / "lab" / "src" / "flyspeck_lab"
 FILES = sorted(SOURCE.rglob("*.py"))
+LAB_FILES = sorted(LAB.rglob("*.py"))
 
 # What each part may import of the others. boxes, types, errors and options are open to all.
 BELOW = {
@@ -24,8 +26,8 @@ BELOW = {
     "infer": {"data", "models", "evaluate", "train", "report"},
     "export": {"data", "models", "evaluate", "train", "infer"},
     "explain": {"data", "models", "train", "infer", "report"},
-    "bench": {"data", "models", "evaluate", "train", "infer", "export", "report"},
-    "cli": {"data", "models", "evaluate", "train", "infer", "export", "report", "bench", "explain"},
+    "publish": {"data", "models", "evaluate", "train"},
+    "cli": {"data", "models", "evaluate", "train", "infer", "export", "report", "publish", "explain"},
 }
 GROUND = {"boxes", "types", "errors", "options"}
 
@@ -54,6 +56,14 @@ def test_imports_point_one_way(part: str) -> None:
         assert not wrong, f"{path.relative_to(SOURCE)} imports {wrong}"
 
 
+def test_flyspeck_knows_nothing_of_its_laboratory() -> None:
+    assert LAB_FILES
+    assert [path.name for path in FILES if "flyspeck_lab" in path.read_text(encoding="utf-8")] == []
+    # The laboratory may use all of flyspeck, but the command line only in its own.
+    wrong = [path.name for path in LAB_FILES if path.parent.name != "cli" and "cli" in imports(path)]
+    assert wrong == []
+
+
 def test_the_ground_imports_nothing_above() -> None:
     # types has methods that convert and draw; they import what they need inside.
     assert imports(SOURCE / "boxes.py") | imports(SOURCE / "errors.py") == set()
@@ -74,8 +84,8 @@ def test_the_light_parts_import_no_torch() -> None:
 
 
 def test_rooms_stay_small() -> None:
-    for path in FILES:
-        name, text = str(path.relative_to(SOURCE)), path.read_text(encoding="utf-8")
+    for path in (*FILES, *LAB_FILES):
+        name, text = path.relative_to(LAB if path in LAB_FILES else SOURCE).as_posix(), path.read_text(encoding="utf-8")
         lines = len(text.splitlines())
         assert lines <= MAX_LINES or name in LONG, f"{name} has {lines} lines"
         for node in ast.walk(ast.parse(text)):

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from flyspeck.cli.main import VERBS, main
+from flyspeck_lab.cli.main import app as laboratory
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "lab" / "README.md", *(ROOT / "docs").rglob("*.md")])
 RUN = [ROOT / "docs" / "start.md", ROOT / "docs" / "how-to" / "distill.md"]
 
 
@@ -51,6 +52,10 @@ def test_every_verb_a_page_names_exists(page: Path) -> None:
     named = {m for block in BLOCK.findall(text) for m in re.findall(r"^flyspeck (\w+)", block[2], re.MULTILINE)}
     named |= set(re.findall(r"`flyspeck (\w+)", text))
     assert named <= set(VERBS), f"{page.name} names {named - set(VERBS)}"
+    lab = {command.name or command.callback.__name__ for command in laboratory.registered_commands if command.callback}
+    named = set(re.findall(r"flyspeck-lab (\w+)", "".join(block[2] for block in BLOCK.findall(text))))
+    named |= set(re.findall(r"`flyspeck-lab (\w+)", text))
+    assert named <= lab, f"{page.name} names {named - lab}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -2,49 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from flyspeck.train.config import Recipe, parse_recipe
-
-
-def write_set(folder: Path, num_images: int, *, seed: int = 0, name: str = "set.json") -> Path:
-    """Grey 96x64 images of noise with up to three bright squares of 6-12 px, one dark ignore region, COCO json."""
-    rng = np.random.default_rng(seed)
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    images, boxes = [], []
-    for i in range(num_images):
-        pixels = rng.integers(90, 150, (64, 96)).astype(np.uint8)
-        file_name = f"images/{name.split('.')[0]}{i:03d}.png"
-        images.append({"id": i + 1, "file_name": file_name, "width": 96, "height": 64})
-        for x in (4, 34, 64)[: int(rng.integers(0, 4))]:
-            side, dx, y = int(rng.integers(6, 13)), int(rng.integers(0, 12)), int(rng.integers(0, 50))
-            pixels[y : y + side, x + dx : x + dx + side] = 250
-            boxes.append({"image_id": i + 1, "bbox": [x + dx, y, side, side], "category_id": 7, "iscrowd": 0})
-        if i % 3 == 0:
-            pixels[50:60, 80:95] = 10
-            boxes.append({"image_id": i + 1, "bbox": [80, 50, 15, 10], "category_id": 7, "iscrowd": 0, "ignore": 1})
-        Image.fromarray(pixels).save(folder / file_name)
-    for number, box in enumerate(boxes, 1):
-        box |= {"id": number, "area": box["bbox"][2] * box["bbox"][3]}
-    content = {"images": images, "annotations": boxes, "categories": [{"id": 7, "name": "square"}]}
-    (folder / name).write_text(json.dumps(content))
-    return folder / name
+from tiny_sets import write_tiny_set
 
 
 @pytest.fixture(scope="session")
 def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of `train.json` (12 images) and `val.json` (6)."""
-    folder = tmp_path_factory.mktemp("tiny_set")
-    write_set(folder, 12, seed=1, name="train.json")
-    write_set(folder, 6, seed=2, name="val.json")
-    return folder
+    return write_tiny_set(tmp_path_factory.mktemp("tiny_set"))
 
 
 RecipeMaker = Callable[..., Recipe]

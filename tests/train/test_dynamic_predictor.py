@@ -14,21 +14,18 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
 from flyspeck.cli.main import main
-from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers import read_annotations
 from flyspeck.errors import UserError
-from flyspeck.evaluate import DetectionTable
 from flyspeck.infer.load import load_model, load_predictor
 from flyspeck.infer.torch_model import TorchModel
 from flyspeck.models.dynamic.predictor import Decision, FactorPredictor
 from flyspeck.models.dynamic.router import FactorRouter
 from flyspeck.train.build import load_described
 from flyspeck.train.checkpoint import load_weights, save_weights
-from flyspeck.train.config import PredictorConfig, Recipe, parse_recipe
-from flyspeck.train.dynamic_curve import Candidates, lines, tradeoff
-from flyspeck.train.dynamic_fit import PooledMaps, read_probabilities, train_predictor
+from flyspeck.train.config import PredictorConfig, Recipe
+from flyspeck.train.dynamic_fit import PooledMaps, train_predictor
 from flyspeck.train.dynamic_labels import FactorLosses, read_losses, select, summary
-from flyspeck.train.run import train
+from tiny_sets import train_dynamic
 
 RecipeMaker = Callable[..., Recipe]
 
@@ -36,24 +33,8 @@ RecipeMaker = Callable[..., Recipe]
 @pytest.fixture(scope="module")
 def run(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with two factors and a predictor, as its recipe says."""
-    recipe = parse_recipe(
-        {
-            "data": {"train": str(tiny_set / "train.json"), "val": str(tiny_set / "val.json"), "enlarge": 2.0},
-            "model": {
-                "name": "retinanet:mobilenet_v2",
-                "width": 0.25,
-                "channels": 16,
-                "norm": "bn",
-                "head": {"depth": 1},
-            },
-            "train": {"epochs": 1, "batch_size": 4, "lr": 0.01, "warmup_steps": 2, "workers": 0},
-            "evaluate": {"batch_size": 4},
-            "dynamic": {"factors": [0.5, 0.25], "predictor": {"epochs": 2, "batch_size": 4}},
-        }
-    )
     folder = tmp_path_factory.mktemp("dpnet") / "run"
-    figures = train(recipe, folder)
-    assert "ap50_tiny@dpnet" in figures
+    assert "ap50_tiny@dpnet" in train_dynamic(tiny_set, folder)
     return folder
 
 
@@ -73,7 +54,8 @@ def test_a_recipe_leaves_detector_and_predictor_in_one_checkpoint(run: Path) -> 
 
 def test_predict_takes_the_factors_that_the_run_took(run: Path, tiny_set: Path) -> None:
     """Whole images through the folded model: as many by factor as the stored probabilities say, and the same scores."""
-    ids, factors, probabilities = read_probabilities(run / "dpnet" / "factor-probabilities-val.json")
+    told = json.loads((run / "dpnet" / "factor-probabilities-val.json").read_text())
+    ids, factors, probabilities = told["image_ids"], told["factors"], np.array(told["probabilities"])
     val = read_annotations(tiny_set / "val.json")
     predictor = load_predictor(run / "dpnet", tile=(128, 192), overlap=0, score_threshold=0.01)
     found = predictor.predict([np.asarray(Image.open(val.path(i))) for i in range(len(val))])
@@ -148,28 +130,7 @@ def test_labels_are_kept_shown_and_refused_when_older(run: Path, tmp_path: Path,
     assert not (older / "dpnet").exists()
 
 
-def test_the_curve_on_the_command_line(run: Path, capsys: Any) -> None:
-    assert (
-        main(["dpnet", "curve", str(run), "--random", "2", "--steps", "3", "--samples", "20", "--oracle", "--json"])
-        == 0
-    )
-    found = json.loads(capsys.readouterr().out)
-    assert len(found["random"]) == 2
-    assert [p["factor"] for p in found["static"]] == [0.5, 0.25]
-    assert found["curve"][0]["shares"] == {"0.5": 0.0, "0.25": 1.0}
-    assert found["curve"][-1]["figure"] == pytest.approx(found["static"][0]["figure"])
-    assert set(found["oracle"]) == {
-        f"{a}, {b}" for a in ("guidance loss", "own loss") for b in ("least", "cheapest within T")
-    }
-    written = json.loads((run / "dpnet" / "evaluation.json").read_text())["rows"]
-    routed = next(
-        r["value"] for r in written if r.get("iou") == 0.5 and r.get("area") == "tiny" and r["metric"] == "AP"
-    )
-    assert found["chosen"]["figure"] == pytest.approx(routed, abs=1e-6)  # what was measured is what was put together
-    assert (run / "dpnet" / "tradeoff.json").is_file()
-
-
-@pytest.mark.parametrize("command", [["labels"], ["fit"], ["curve"]])
+@pytest.mark.parametrize("command", [["labels"], ["fit"]])
 def test_runs_without_factors_are_refused(
     tmp_path: Path, make_recipe: RecipeMaker, command: list[str], capsys: Any
 ) -> None:
@@ -227,62 +188,3 @@ def test_the_predictor_learns_what_the_map_shows() -> None:
     with torch.no_grad():
         logits = torch.cat([predictor.from_pooled(m[None].float())[0] for m in maps])
     assert ((logits.argmax(1) == torch.arange(32) % 2).float().mean()) > 0.9
-
-
-def forty(folder: Path) -> Annotations:
-    """Forty images with one object of 8 px each, at the same place."""
-    content: dict[str, Any] = {
-        "images": [{"id": i, "file_name": f"{i}.png", "width": 64, "height": 64} for i in range(40)],
-        "categories": [{"id": 1, "name": "a"}],
-        "annotations": [
-            {"id": i + 1, "image_id": i, "category_id": 1, "bbox": [10, 10, 8, 8], "area": 64, "iscrowd": 0}
-            for i in range(40)
-        ],
-    }
-    (folder / "gt.json").write_text(json.dumps(content))
-    return read_annotations(folder / "gt.json")
-
-
-def found_in(rows: np.ndarray) -> DetectionTable:
-    """Detections that find the object of the given images."""
-    count = len(rows)
-    return DetectionTable.from_columns(
-        image_index=rows, scores=np.full(count, 0.9), labels=np.zeros(count), xywh=[[10, 10, 8, 8]] * count
-    )
-
-
-def test_the_cheapest_point_that_cannot_be_told_from_the_largest_factor(tmp_path: Path) -> None:
-    """The small factor finds nothing in the first half of the images and all in the second, which the predictor knows."""
-    annotations = forty(tmp_path)
-    tables = found_in(np.arange(40)), found_in(np.arange(20, 40))
-    candidates = Candidates(annotations, (0.5, 0.25), tables, (1.0, 0.4), 0.01, "flyspeck", "ap50_all")
-    knows = np.array([[0.9, 0.1]] * 20 + [[0.9, 0.8]] * 20)
-    found = tradeoff(candidates, knows, decision=Decision(), draws=1, steps=4, samples=50)
-    assert found["alike"]["shares"] == {"0.5": 0.5, "0.25": 0.5}
-    assert found["alike"]["figure"] == pytest.approx(1.0)
-    assert found["alike"]["against"]["difference"] == pytest.approx(0.0)
-    assert any("cheapest alike" in line for line in lines(found))
-    without = tradeoff(candidates, knows, decision=Decision(), draws=1, steps=4, samples=0)
-    assert without["alike"] is None
-    assert lines(without)
-
-
-def test_a_good_choice_beats_random_ones_at_its_cost(tmp_path: Path) -> None:
-    """Two factors, each of which finds the object of every other image: the right choice finds all, a random one half."""
-    annotations = forty(tmp_path)
-    tables = tuple(found_in(np.arange(kind, 40, 2)) for kind in (0, 1))
-    candidates = Candidates(annotations, (0.5, 0.25), tables, (1.0, 0.4), 0.01, "flyspeck", "ap50_all")
-    sure = np.array([[0.9, 0.1], [0.1, 0.9]] * 20)
-    found = tradeoff(candidates, sure, decision=Decision(), draws=3, steps=4, samples=50)
-    assert found["chosen"]["figure"] == pytest.approx(1.0)
-    assert found["chosen"]["gflops"] == pytest.approx(0.71)  # half of 1.0 and 0.4, and the predictor
-    assert all(p["figure"] < 0.8 for p in found["random"])
-    assert all(p["shares"] == found["chosen"]["shares"] for p in found["random"])
-    assert found["static"][0]["figure"] == pytest.approx(found["static"][1]["figure"], abs=0.02)
-    assert found["against_static"]["difference_low"] > 0
-    with pytest.raises(UserError, match="no figure 'ap50_huge'"):
-        tradeoff(
-            Candidates(annotations, (0.5, 0.25), tables, (1.0, 0.4), 0.01, "flyspeck", "ap50_huge"),
-            sure,
-            decision=Decision(),
-        )

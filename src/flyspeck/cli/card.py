@@ -19,8 +19,8 @@ def card(
     images: int = typer.Option(200, "--parity-images", min=1, help="Validation images to compare half precision on."),
 ) -> None:
     """Write a model card with figures by size, and the weights in half precision where that costs nothing."""
-    from flyspeck.bench.card import Words, write_card
     from flyspeck.errors import UserError
+    from flyspeck.publish.card import Words, write_card
 
     if notes is not None and not notes.is_file():
         raise UserError("no such file", where=f"--notes {notes}")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from flyspeck.cli.moved import keep_moved
+from flyspeck.cli.terminal import ProgressBar, list_problems
 from flyspeck.errors import UserError
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def inspect(
 
             written, faults = write_samples(table, out, samples)
             facts["samples"] = [str(path) for path in written]
-            _list_problems(faults, "images could not be drawn")
+            list_problems(faults, "images could not be drawn")
     text = json.dumps(facts, indent=1, allow_nan=False)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -128,7 +129,7 @@ def shrink(
     from flyspeck.data.shrink import shrink as shrink_set
 
     table = _read(source, format, images, classes)
-    with _Progress("shrinking") as progress:
+    with ProgressBar("shrinking") as progress:
         small = shrink_set(
             table,
             out,
@@ -140,7 +141,7 @@ def shrink(
             workers=workers,
             progress=progress.update,
         )
-    _list_problems(small.problems[len(table.problems) :], "images left out")
+    list_problems(small.problems[len(table.problems) :], "images left out")
     low, high = small.sizes.min(0, initial=10**9), small.sizes.max(0, initial=0)
     typer.echo(
         f"{len(small)} images of {low[1]}-{high[1]} x {low[0]}-{high[0]} px, {small.num_boxes} boxes"
@@ -192,7 +193,7 @@ def tile(
         policy=_policy(keep, ignore),
     )
     if not corners_only:
-        with _Progress("tiling") as progress:
+        with ProgressBar("tiling") as progress:
             written = write_tiles(
                 whole,
                 tiles,
@@ -202,7 +203,7 @@ def tile(
                 workers=workers,
                 progress=progress.update,
             )
-        _list_problems(written.problems[len(table.problems) :], "images left out")
+        list_problems(written.problems[len(table.problems) :], "images left out")
     write_corners(whole, tiles, out / "corners.json")
     crowded = len(table) - len(whole)
     left_out = f", {crowded} images with more than {max_objects} annotations left out" if crowded else ""
@@ -249,7 +250,7 @@ def scale_match(
     image_format = _image_format(image_format)
     wanted = _read(target, None, None, None)
     table = _read(source, format, images, classes)
-    with _Progress("matching") as progress:
+    with ProgressBar("matching") as progress:
         written, report = match(
             table,
             wanted,
@@ -262,7 +263,7 @@ def scale_match(
             workers=workers,
             progress=progress.update,
         )
-    _list_problems(written.problems[len(table.problems) :], "images left out")
+    list_problems(written.problems[len(table.problems) :], "images left out")
     typer.echo(json.dumps(report, indent=1) if as_json else "\n".join(match_lines(report, out)))
 
 
@@ -279,51 +280,6 @@ def _policy(keep: float | None, ignore: float | None) -> Any:
     return CutPolicy(keep, ignore)
 
 
-@app.command("prepare")
-def prepare(
-    name: str = typer.Argument(
-        "", help="tinyperson, citypersons, coco, voc, widerface, …; without a name they are listed."
-    ),
-    root: Path = typer.Option(Path("data"), "--root", help="Folder of the downloaded set."),
-    out: Path | None = typer.Option(None, "--out", help="Folder to write; default ROOT/prepared."),
-    overlap: int = typer.Option(30, "--overlap", min=0, help="Of TinyPerson's tiles: 30, 50 or 100 px in the papers."),
-    check_only: bool = typer.Option(False, "--check-only", help="Write nothing."),
-    hashes: bool = typer.Option(True, help="Read archives and files whose MD5 is known to the end."),
-    anyway: bool = typer.Option(False, "--anyway", help="Convert what is there, although something is missing."),
-    workers: int = WORKERS,
-) -> None:
-    """Check a downloaded data set of the papers, say where it is from, and convert it to what its recipes read."""
-    from flyspeck.data.prepare import SETS, check_set, known_set, prepare_set
-
-    if not name:
-        for key, known in SETS.items():
-            typer.echo(f"{key:<17} {known.title}\n{'':<17} from {known.get}")
-        return
-    known = known_set(name)
-    checks = check_set(known, root, hashes=hashes)
-    for check in checks:
-        typer.echo(f"  {'ok ' if check.good else 'BAD'} {check.what}: {check.found}")
-    typer.echo(f"{known.title}; licence: {known.licence}; counts by {known.facts}")
-    bad = sum(not check.good for check in checks)
-    if bad and not anyway:
-        raise UserError(
-            f"{bad} of {len(checks)} checks failed", where=root, fix=f"get the set: {known.get}; or --anyway"
-        )
-    if check_only:
-        return
-    if not known.parts:
-        typer.echo("read as it is: nothing to convert")
-    with _Progress("writing") as progress:
-        written = list(
-            prepare_set(
-                known, root, out or root / "prepared", overlap=overlap, workers=workers, progress=progress.update
-            )
-        )
-    for path, table in written:
-        _list_problems(table.problems, f"broken entries left out of {path.name}")
-        typer.echo(f"{path}: {len(table)} images, {table.num_boxes} boxes")
-
-
 @app.command("scenes")
 def scenes(
     out: Path = typer.Option(..., "--out", help="Folder to write: annotations.json and images/."),
@@ -338,7 +294,7 @@ def scenes(
     from flyspeck.data.scenes.dataset import write_scenes
 
     height, width = _size(size)
-    with _Progress("painting") as progress:
+    with ProgressBar("painting") as progress:
         target = write_scenes(
             out,
             num_images=images,
@@ -371,17 +327,8 @@ def _read(source: Path, format: str | None, images: Path | None, classes: str | 
 
     table = read_annotations(source, format=format, images=images, classes=_names(classes))
     print(f"read {table.source}", file=sys.stderr)
-    _list_problems(table.problems, "broken entries left out")
+    list_problems(table.problems, "broken entries left out")
     return table
-
-
-def _list_problems(problems: Sequence[str], words: str, most: int = 5) -> None:
-    if problems:
-        print(f"note: {len(problems)} {words}:", file=sys.stderr)
-        for problem in problems[:most]:
-            print(f"  {problem}", file=sys.stderr)
-        if len(problems) > most:
-            print(f"  and {len(problems) - most} more", file=sys.stderr)
 
 
 def _json_name(source: Path) -> str:
@@ -407,24 +354,4 @@ def _joined_classification(reports: dict[str, dict[str, Any]]) -> dict[str, Any]
     return {**first, "source": f"npz: {', '.join(reports)}", "images": total, "files": files}
 
 
-class _Progress:
-    """A progress bar on a terminal, nothing elsewhere."""
-
-    def __init__(self, words: str) -> None:
-        from rich.console import Console
-        from rich.progress import Progress
-
-        console = Console(stderr=True)
-        self._bar = Progress(console=console, disable=not console.is_terminal)
-        self._task = self._bar.add_task(words, total=None)
-
-    def __enter__(self) -> _Progress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *stop: object) -> None:
-        self._bar.stop()
-
-    def update(self, done: int, total: int) -> None:
-        """So many of so many are done."""
-        self._bar.update(self._task, completed=done, total=total)
+keep_moved(app, "prepare", old="flyspeck data prepare", new="flyspeck-lab prepare")

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
+from flyspeck.cli import moved
 from flyspeck.errors import UserError
 
 # verb -> (module:attribute of a typer app or a function, one line of help). Loaded when the verb is called.
@@ -20,7 +21,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "distill": ("flyspeck.cli.distill:distill", "A small student that learns from a large teacher."),
     "models": ("flyspeck.cli.models:models", "The models by name, with their papers and counts."),
     "pretrain": ("flyspeck.cli.pretrain:pretrain", "Train a backbone as a classifier of small images."),
-    "dpnet": ("flyspeck.cli.dpnet:dpnet", "Dynamic pooling: factor labels, the predictor, what it trades."),
+    "dpnet": ("flyspeck.cli.dpnet:dpnet", "Dynamic pooling: factor labels and the predictor."),
     "profile": ("flyspeck.cli.profile:profile", "Parameters, GFLOPs, memory and latency of a model."),
     "alpha": ("flyspeck.cli.alpha:alpha", "Fusion factors of a feature pyramid, counted from a data set."),
     "tune": ("flyspeck.cli.tune:app", "Searches that train short runs: the fusion factor by brute force."),
@@ -28,7 +29,6 @@ VERBS: dict[str, tuple[str, str]] = {
     "export": ("flyspeck.cli.export:export", "A detector as ONNX or OpenVINO, with the same boxes."),
     "benchmark": ("flyspeck.cli.benchmark:benchmark", "What each engine costs and finds on this machine."),
     "card": ("flyspeck.cli.card:card", "A run to a small weights file with its model card."),
-    "bench": ("flyspeck.cli.bench:bench", "Tables of measurements, row by row: the papers' claims on real images."),
     "explain": ("flyspeck.cli.explain:explain", "What a model looks at: Grad-CAM, attention, teacher beside student."),
     "report": ("flyspeck.cli.report:report", "Runs to one HTML file: numbers by size, curves, worst images."),
     "eval": ("flyspeck.cli.evaluate:evaluate", "Score detections under a named protocol."),
@@ -42,6 +42,8 @@ class _LazyGroup(TyperGroup):
         return list(VERBS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name in moved.VERBS:
+            raise moved.moved_error(f"flyspeck {cmd_name}", moved.VERBS[cmd_name])
         if cmd_name not in VERBS:
             return None
         home, summary = VERBS[cmd_name]
@@ -79,7 +81,15 @@ def root(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code (2 for the user's mistakes, 130 for Ctrl-C)."""
+    """Runs the command line of `flyspeck`; see `run_app`."""
+    return run_app(app, argv)
+
+
+def run_app(app: typer.Typer, argv: list[str] | None = None) -> int:
+    """Runs a command line, `sys.argv` where `argv` is None; returns the exit code: 2 for a user's mistakes, 130 for Ctrl-C.
+
+    A mistake is one line on stderr; with `--debug` among the arguments, its traceback.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]

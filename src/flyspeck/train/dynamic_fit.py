@@ -7,12 +7,11 @@ and the predictor's word on the validation images.
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,10 @@ import torch
 from torch import Tensor
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.data.enlarge import Enlarge, enlarged_table, native_sizes
+from flyspeck.data.enlarge import Enlarge
 from flyspeck.data.loading import DetectionDataset, in_order, make_loader
 from flyspeck.errors import UserError
 from flyspeck.models.detector import Detector
-from flyspeck.models.dynamic.cost import predictor_gflops, profile_factors
 from flyspeck.models.dynamic.pooling import find_switch, run_prefix
 from flyspeck.models.dynamic.predictor import (
     Decision,
@@ -37,7 +35,6 @@ from flyspeck.models.dynamic.router import FactorRouter, attach_predictor
 from flyspeck.train.build import load_described
 from flyspeck.train.checkpoint import save_weights, write_json
 from flyspeck.train.config import PredictorConfig, Recipe, load_recipe
-from flyspeck.train.dynamic_curve import Candidates, read_tables
 from flyspeck.train.dynamic_labels import FactorLosses, compute_losses, fingerprint, losses_file, read_losses, select
 from flyspeck.train.inputs import enlargement, read_sets
 from flyspeck.train.measure import measure
@@ -307,61 +304,3 @@ def write_probabilities(
         "chosen": [factors[place] for place in decision.choose(probabilities)],
     }
     write_json(path, content)
-
-
-def read_probabilities(path: Path) -> tuple[tuple[int | str, ...], tuple[float, ...], np.ndarray]:
-    """Image ids, factors and `(N, m)` probabilities that `write_probabilities` wrote."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        ids, factors = tuple(content["image_ids"]), tuple(content["factors"])
-        return ids, factors, np.asarray(content["probabilities"], np.float64).reshape(len(ids), len(factors))
-    except FileNotFoundError:
-        raise UserError("no predictor here", where=path.parent, fix="train it with `flyspeck dpnet fit RUN`") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"not the predictor's probabilities ({error})", where=path, fix="fit the predictor again"
-        ) from None
-
-
-def open_candidates(run: DynamicRun, *, figure: str | None = None) -> tuple[Candidates, np.ndarray, Decision]:
-    """What the trade-off of a run with a predictor is made of: candidates, `(I, m)` probabilities, its own decision.
-
-    GFLOPs are those of an image of the validation set's mean size, enlarged (sec. IV-A).
-    """
-    router = run.detector.router
-    if not isinstance(router, FactorRouter):
-        raise UserError("no predictor here", where=run.folder, fix="train it with `flyspeck dpnet fit RUN`")
-    val_set = run.sets()[1]
-    sizes = enlarged_table(val_set, run.enlarge).sizes if run.enlarge.changes else native_sizes(val_set)
-    size = (round(float(sizes[:, 0].mean())), round(float(sizes[:, 1].mean())))
-    ids, factors, probabilities = read_probabilities(run.folder / CHOICES)
-    place = {image_id: row for row, image_id in enumerate(ids)}
-    wanted = [image_id if isinstance(image_id, str) else int(image_id) for image_id in val_set.image_ids]
-    if any(image_id not in place for image_id in wanted):
-        raise UserError("probabilities of other images", where=run.folder / CHOICES, fix="fit the predictor again")
-    costs = profile_factors(run.detector, size)
-    choosing = predictor_gflops(run.detector, size)
-    candidates = Candidates(
-        annotations=val_set,
-        factors=factors,
-        tables=read_tables(run.folder, factors, val_set),
-        gflops=tuple(costs[f].gflops - choosing for f in factors),
-        predictor_gflops=choosing,
-        protocol=run.recipe.evaluate.protocol,
-        figure=figure or run.recipe.evaluate.best.partition("@")[0],
-    )
-    return candidates, probabilities[[place[image_id] for image_id in wanted]], router.decision
-
-
-def oracle_places(run: DynamicRun, annotations: Annotations, *, device: str = "cpu") -> dict[str, np.ndarray]:
-    """The choices that the validation set's own labels would make, with the guidance loss and without (Table VII)."""
-    found = {}
-    run.detector.router = None
-    home = replace(run, folder=run.folder.parent) if run.folder.name == FOLDER else run
-    for guidance, name in ((True, "guidance loss"), (False, "own loss")):
-        losses = home.losses("val", guidance=guidance, device=device, table=annotations)
-        losses = select(losses, [i if isinstance(i, str) else int(i) for i in annotations.image_ids])
-        for rule in ("argmax", "cheapest"):
-            kind = "least" if rule == "argmax" else "cheapest within T"
-            found[f"{name}, {kind}"] = losses.wanted(rule=rule)
-    return found

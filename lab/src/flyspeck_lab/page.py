@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from flyspeck.bench.claims import current, seed_means
-from flyspeck.bench.results import Entry, Results, read_results
-from flyspeck.bench.score import interval
-from flyspeck.bench.table import Job, Table, jobs
 from flyspeck.errors import UserError
+from flyspeck.publish.score import interval
+from flyspeck_lab.claims import current, seed_means
+from flyspeck_lab.results import Entry, Results, read_results
+from flyspeck_lab.table import Job, Table, jobs
 
-BEGIN = "<!-- tables: begin (flyspeck bench --write-docs) -->"
+BEGIN = "<!-- tables: begin (flyspeck-lab page) -->"
 END = "<!-- tables: end -->"
 
 

@@ -10,7 +10,7 @@ from flyspeck.errors import missing_extra
 
 
 def plot_tradeoff(found: Mapping[str, Any], path: Path | str) -> None:
-    """Writes the curve of `train.dynamic_curve.tradeoff`: the predictor's, random choices at the same cost, single factors."""
+    """Writes the curve of `dynamic_curve.tradeoff`: the predictor's, random choices at the same cost, single factors."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

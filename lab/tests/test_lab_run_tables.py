@@ -13,14 +13,14 @@ import torch
 import yaml
 from PIL import Image
 
-from flyspeck.bench import runner
-from flyspeck.bench.kinds import Places
-from flyspeck.bench.page import BEGIN, END, markdown, overview, write_page
-from flyspeck.bench.results import read_results, write_results
-from flyspeck.bench.runner import rejudge, rescore_table, run_tables, states
-from flyspeck.bench.table import Table, load_table
-from flyspeck.cli.main import main
 from flyspeck.errors import UserError
+from flyspeck_lab import runner
+from flyspeck_lab.cli.main import main
+from flyspeck_lab.kinds import Places
+from flyspeck_lab.page import BEGIN, END, markdown, overview, write_page
+from flyspeck_lab.results import read_results, write_results
+from flyspeck_lab.runner import rejudge, rescore_table, run_tables, states
+from flyspeck_lab.table import Table, load_table
 
 
 @pytest.fixture(autouse=True)
@@ -303,19 +303,19 @@ def test_a_run_is_timed_again_only_where_the_table_asks_for_another_number_of_ru
 
 def test_the_command_lists_and_refuses(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--data", str(place / "data"), "--runs", str(place / "runs"), "--results", str(place / "results")]
-    assert main(["bench", str(place / "small.yaml"), "--list", *options]) == 0
+    assert main(["run", str(place / "small.yaml"), "--list", *options]) == 0
     assert capsys.readouterr().out.count("left") == 5
-    assert main(["bench", str(place / "small.yaml"), "--rows", "plane", *options]) == 2
+    assert main(["run", str(place / "small.yaml"), "--rows", "plane", *options]) == 2
     assert "plain" in capsys.readouterr().err
-    assert main(["bench", "small", str(place / "small.yaml"), "--tables", str(place), "--list", *options]) == 0
+    assert main(["run", "small", str(place / "small.yaml"), "--tables", str(place), "--list", *options]) == 0
     assert capsys.readouterr().out.count("left") == 5  # one table, named twice
     shutil.copy(place / "small.yaml", place / "twin.yaml")
-    assert main(["bench", "small", "twin", "--tables", str(place), "--rows", "plain", *options]) == 2
+    assert main(["run", "small", "twin", "--tables", str(place), "--rows", "plain", *options]) == 2
     assert "the one table" in capsys.readouterr().err
-    assert main(["bench", "small", "--write-docs", *options]) == 2
-    assert "all tables" in capsys.readouterr().err
-    assert main(["bench", "smal", "--tables", str(place)]) == 2
+    assert main(["page", "--docs", str(place / "none.md"), "--tables", str(place / "tables")]) == 2
+    assert "no such page" in capsys.readouterr().err
+    assert main(["run", "smal", "--tables", str(place)]) == 2
     assert "small" in capsys.readouterr().err
     shutil.rmtree(place / "data")
-    assert main(["bench", str(place / "small.yaml"), *options]) == 2
+    assert main(["run", str(place / "small.yaml"), *options]) == 2
     assert "give another --data" in capsys.readouterr().err

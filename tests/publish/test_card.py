@@ -11,8 +11,8 @@ import torch
 import yaml
 from torch.testing import assert_close
 
-from flyspeck.bench.card import Parity, by_class, published
 from flyspeck.cli.main import main
+from flyspeck.publish.card import Parity, by_class, published
 from flyspeck.train.build import load_described, load_detector
 from flyspeck.train.config import parse_recipe
 from flyspeck.train.run import train
@@ -33,7 +33,7 @@ OPTIONS = ["--data", "squares of our own (CC0)", "--licence", "Apache-2.0"]
 def test_a_card_and_weights_that_predict_takes_by_path(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flyspeck.bench.card.TOLERANCE", 1.0)  # one epoch on eight images: scores are nearly equal
+    monkeypatch.setattr("flyspeck.publish.card.TOLERANCE", 1.0)  # one epoch on eight images: scores are nearly equal
     notes = tmp_path / "notes.md"
     notes.write_text("Finds squares, nothing else.")
     out = tmp_path / "card"

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from flyspeck.cli.main import main
 from flyspeck.data.classification import read_labelled_images
-from flyspeck.data.prepare import SETS, check_set, known_set, prepare_set
 from flyspeck.data.readers import read_annotations
 from flyspeck.errors import UserError
+from flyspeck_lab.cli.main import main
+from flyspeck_lab.prepare import SETS, check_set, known_set, prepare_set
 from paper_sets import MAKERS, make_imagenet, make_tinyperson, make_visdrone, make_voc, make_widerface, text
 
 
@@ -99,16 +99,16 @@ def test_imagenet_layout_is_what_pretraining_reads(tmp_path: Path) -> None:
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "prepare"]) == 0
+    assert main(["prepare"]) == 0
     listed = capsys.readouterr().out
     assert all(name in listed for name in SETS)
-    assert main(["data", "prepare", "visdron"]) == 2
+    assert main(["prepare", "visdron"]) == 2
     assert "visdrone" in capsys.readouterr().err
     make_visdrone(tmp_path)
-    assert main(["data", "prepare", "visdrone", "--root", str(tmp_path)]) == 2
+    assert main(["prepare", "visdrone", "--root", str(tmp_path)]) == 2
     captured = capsys.readouterr()
     assert "BAD VisDrone2019-DET-train/images/*.jpg: 1 of 6,471" in captured.out
     assert "github.com/VisDrone" in captured.err
-    assert main(["data", "prepare", "visdrone", "--root", str(tmp_path), "--anyway"]) == 0
+    assert main(["prepare", "visdrone", "--root", str(tmp_path), "--anyway"]) == 0
     assert (tmp_path / "prepared" / "train.json").is_file()
-    assert main(["data", "prepare", "visdrone", "--root", str(tmp_path / "nowhere")]) == 2
+    assert main(["prepare", "visdrone", "--root", str(tmp_path / "nowhere")]) == 2

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from flyspeck.bench.claims import judge, seed_means
-from flyspeck.bench.results import Entry, Results, read_results, write_results
-from flyspeck.bench.score import SAMPLES, interval, share_score
-from flyspeck.bench.table import Table, jobs
+from flyspeck.publish.score import SAMPLES, interval
+from flyspeck_lab.claims import judge, seed_means
+from flyspeck_lab.results import Entry, Results, read_results, write_results
+from flyspeck_lab.scoring import share_score
+from flyspeck_lab.table import Table, jobs
 
 IMAGES = np.linspace(-0.05, 0.05, SAMPLES)
 """What the images of a resample are worth, to every row alike."""

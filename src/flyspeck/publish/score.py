@@ -1,12 +1,11 @@
-"""Detections to the figures, intervals and resampled values of a table, and a model to what it costs."""
+"""What is published of a model: its figures with intervals, what it costs, and where that was measured."""
 
 from __future__ import annotations
 
 import os
 import platform
-import re
 import subprocess
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,10 @@ import torch
 
 import flyspeck
 from flyspeck.data.annotations import Annotations
-from flyspeck.errors import UserError
-from flyspeck.evaluate import DetectionTable, customised, evaluate, protocol_named
+from flyspeck.evaluate import DetectionTable, evaluate
 from flyspeck.evaluate.bootstrap import drawn_aps
-from flyspeck.evaluate.protocols import INFINITE, APProtocol, Bin
+from flyspeck.evaluate.protocols import APProtocol, Protocol
 from flyspeck.models.detector import Detector
-from flyspeck.models.dynamic.pooling import find_switch
 from flyspeck.models.profile import NUM_PROPOSALS, measure_latency, profile
 from flyspeck.train.measure import figures_of
 
@@ -28,7 +25,7 @@ SAMPLES = 500
 """Resamples of the images."""
 LEVEL = 0.95
 CONVENTION = "macs"
-"""How a table counts GFLOPs: one multiply-add is one."""
+"""How GFLOPs are counted: one multiply-add is one."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +37,8 @@ class Score:
     draws: dict[str, np.ndarray]
 
 
-def score(
-    annotations: Annotations, detections: Path, *, protocol: str, bins: list[float] | None, bin_scale: float = 1.0
-) -> Score:
-    """Scores a COCO results file; AP50 of every bin gets an interval where the protocol is an AP of COCO's kind.
-
-    `bin_scale` multiplies the bounds of the bins (lengths in pixels): for a set with the same objects at another size.
-    """
-    rule = customised(protocol_named(protocol), size_edges=None if bins is None else tuple(bins))
-    if bin_scale != 1:
-        if not isinstance(rule, APProtocol):
-            raise UserError(f"the bins of '{protocol}' cannot be scaled", where="bin_scale")
-        scaled = [Bin(b.name, b.low * bin_scale**2, min(INFINITE, b.high * bin_scale**2)) for b in rule.bins]
-        rule = replace(rule, bins=tuple(scaled))
+def score(annotations: Annotations, detections: Path, rule: Protocol) -> Score:
+    """Scores a COCO results file; AP50 of every bin gets an interval where the protocol is an AP of COCO's kind."""
     table = DetectionTable.from_coco(detections, annotations)
     figures = {name: value for name, value in figures_of(evaluate(annotations, table, rule)).items() if value >= 0}
     draws: dict[str, np.ndarray] = {}
@@ -71,12 +57,6 @@ def interval(values: np.ndarray) -> list[float] | None:
     return [round(float(v), 5) for v in np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])]
 
 
-def share_score(share: float, count: int) -> Score:
-    """Of a share of `count` images that are right (top-1): binomial resamples."""
-    draws = np.random.default_rng(0).binomial(count, share, SAMPLES) / count
-    return Score({"top1": round(share, 5)}, {"top1": interval(draws) or [share, share]}, {"top1": draws})
-
-
 def cost(detector: Detector, size: tuple[int, int], *, proposals: int | None, latency_runs: int) -> dict[str, Any]:
     """Parameters and GFLOPs at `size` (H, W), and the milliseconds of one image where `latency_runs` is not 0."""
     counted = profile(detector, size, convention=CONVENTION, proposals=proposals or NUM_PROPOSALS)
@@ -89,17 +69,6 @@ def cost(detector: Detector, size: tuple[int, int], *, proposals: int | None, la
         timed = measure_latency(detector, size, runs=latency_runs)
         facts |= {"ms": round(timed.median_ms, 2), "ms_p90": round(timed.p90_ms, 2), "ms_runs": timed.runs}
     return facts
-
-
-def factor_cost(
-    detector: Detector, variant: str, size: tuple[int, int], *, proposals: int | None, latency_runs: int
-) -> dict[str, Any]:
-    """`cost` at the factor of a variant `df0.33` of a dynamic detector; empty for any other variant."""
-    factor = re.fullmatch(r"df([0-9.]+)", variant)
-    if factor is None:
-        return {}
-    with find_switch(detector).use(float(factor[1])):
-        return cost(detector, size, proposals=proposals, latency_runs=latency_runs)
 
 
 def environment() -> dict[str, Any]:

@@ -1,65 +1,24 @@
-"""Every recipe that is shipped parses, names a protocol and a figure that exist, and builds its model.
-
-Those of the papers' sets also read a set of that layout, after the commands that their own heads name.
-"""
+"""The recipes of the papers' sets read a set of that layout, after the commands that their own heads name."""
 
 from __future__ import annotations
 
-import functools
 import re
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
 from flyspeck.cli.main import main
-from flyspeck.data.annotations import Annotations
-from flyspeck.data.prepare import SETS
-from flyspeck.evaluate import PROTOCOLS, evaluate
-from flyspeck.evaluate.detections import DetectionTable
-from flyspeck.train.build import build_detector
 from flyspeck.train.config import load_recipe
-from flyspeck.train.dynamic import make_dynamic
 from flyspeck.train.inputs import read_sets, training_loader
-from flyspeck.train.measure import figures_of
+from flyspeck_lab.cli.main import main as lab
+from flyspeck_lab.prepare import SETS
 from paper_sets import MAKERS
 
 ROOT = Path(__file__).resolve().parents[2] / "recipes"
-RECIPES = sorted(ROOT.rglob("*.yaml"))
 PAPERS = sorted((ROOT / "papers").rglob("*.yaml"))
 PRETRAINING = re.findall(r"^flyspeck (pretrain .*)$", (ROOT / "papers" / "README.md").read_text("utf-8"), flags=re.M)
-
-
-@functools.cache
-def figures(protocol: str, *, settings: bool) -> set[str]:
-    """Names of what a protocol gives a run to pick its best weights by; `settings`: the set has WIDER FACE's three."""
-    extra = {f"kept_{name}": np.ones(1, bool) for name in ("easy", "medium", "hard")} if settings else {}
-    table = Annotations(
-        image_ids=np.arange(1), file_names=("a.png",), sizes=np.array([[40, 40]]), image_index=np.zeros(1, int),
-        boxes=np.array([[2.0, 2, 12, 12]]), labels=np.zeros(1, int), area=np.array([100.0]), ignore=np.zeros(1, bool),
-        crowd=np.zeros(1, bool), box_ids=np.ones(1, int), classes=("object",), category_ids=(1,), extra=extra,
-    )  # fmt: skip
-    found = DetectionTable.from_columns(image_index=[0], boxes=table.boxes, scores=[0.5], labels=[0])
-    return set(figures_of(evaluate(table, found, protocol)))
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_shipped_recipe_builds(path: Path) -> None:
-    recipe = load_recipe(path)
-    assert recipe.evaluate.protocol in PROTOCOLS
-    settings = recipe.data.val is not None and recipe.data.val.endswith(".mat")
-    assert recipe.evaluate.best in figures(recipe.evaluate.protocol, settings=settings)
-    # What is taken from the training set, and weights that are not here, are left out.
-    model = recipe.model.model_copy(update={"fusion": None, "assigner": None})
-    if model.anchors is not None and model.anchors.fit:
-        model = model.model_copy(update={"anchors": None})
-    with torch.device("meta"):
-        detector = build_detector(model, classes=("object",), mean=(0.5,), std=(0.5,), load=False)
-        make_dynamic(detector, recipe.dynamic)
-    strides = [feature.stride for feature in detector.features]
-    assert np.all(np.diff(strides) >= 0)
+COMMANDS = {"flyspeck": main, "flyspeck-lab": lab}
 
 
 def test_the_papers_sets_have_recipes() -> None:
@@ -68,7 +27,7 @@ def test_the_papers_sets_have_recipes() -> None:
 
 
 def commands(recipe: Path) -> list[list[str]]:
-    """The `flyspeck data` commands in a recipe's head; a student's data is its teacher's.
+    """The commands that make data in a recipe's head; a student's data is its teacher's.
 
     "(and …)" stands for the same command with the validation set.
     """
@@ -76,7 +35,7 @@ def commands(recipe: Path) -> list[list[str]]:
     if recipe.stem.endswith("_student"):
         text = recipe.with_name(recipe.name.replace("student", "teacher")).read_text(encoding="utf-8")
     found = []
-    for line, more in re.findall(r"^# +flyspeck (data .*?)(  +\(and .*\))?$", text, flags=re.M):
+    for line, more in re.findall(r"^# +(flyspeck(?: data|-lab prepare) .*?)(  +\(and .*\))?$", text, flags=re.M):
         found += [line] + ([line.replace("train", "val")] if more else [])
     return [line.split() for line in found]
 
@@ -89,10 +48,11 @@ def test_a_papers_recipe_reads_its_set(path: Path, tmp_path: Path, monkeypatch: 
     if not todo:  # WIDER FACE is read as it is
         MAKERS["widerface"](tmp_path / "data" / "widerface")
     for command in todo:
-        if command[1] == "prepare":
-            MAKERS[command[2]](tmp_path / command[command.index("--root") + 1])
-            command = [*command, "--anyway"]  # one image is not the whole set
-        assert main(command) == 0, command
+        program, verb, *words = command
+        if verb == "prepare":
+            MAKERS[words[0]](tmp_path / words[words.index("--root") + 1])
+            words = [*words, "--anyway"]  # one image is not the whole set
+        assert COMMANDS[program]([verb, *words]) == 0, command
     recipe = load_recipe(tmp_path / path.relative_to(ROOT.parent))
     train, val = read_sets(recipe.data)
     assert train.num_boxes >= 1

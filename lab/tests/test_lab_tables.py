@@ -9,11 +9,11 @@ import pytest
 import torch
 import yaml
 
-from flyspeck.bench.table import find_tables, jobs, load_table
 from flyspeck.errors import UserError
 from flyspeck.models.profile import profile
 from flyspeck.models.zoo import build_backbone
 from flyspeck.train.build import build_detector
+from flyspeck_lab.table import find_tables, jobs, load_table
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = sorted((ROOT / "benchmarks" / "tables").glob("*.yaml"))

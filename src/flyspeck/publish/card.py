@@ -12,12 +12,12 @@ from typing import Any
 import torch
 import yaml
 
-from flyspeck.bench.score import CONVENTION, LEVEL, SAMPLES, Score, cost, environment, score
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers import read_annotations
 from flyspeck.errors import UserError
 from flyspeck.evaluate import protocol_named
 from flyspeck.models.detector import Detector
+from flyspeck.publish.score import CONVENTION, LEVEL, SAMPLES, Score, cost, environment, score
 from flyspeck.train.build import load_described
 from flyspeck.train.checkpoint import load_weights, save_weights, weights_file
 from flyspeck.train.config import Recipe, load_recipe
@@ -80,7 +80,7 @@ def write_card(
     val_set = spread(
         read_annotations(recipe.data.val, format=recipe.data.format, classes=_classes(run)), recipe.data.val_limit
     )
-    figures = score(val_set, run / "detections.json", protocol=recipe.evaluate.protocol, bins=None)
+    figures = score(val_set, run / "detections.json", protocol_named(recipe.evaluate.protocol))
     detector, description = load_described(run)
     state, _ = load_weights(weights_file(run))
     out.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from PIL import Image
 
 
@@ -29,16 +28,14 @@ def write_set(folder: Path, name: str, num_images: int, seed: int) -> None:
     (folder / f"{name}.json").write_text(json.dumps(content))
 
 
-@pytest.fixture
-def squares(tmp_path: Path) -> Path:
-    """A folder with `data/squares/train.json` (8 images) and `val.json` (5)."""
-    write_set(tmp_path / "data" / "squares", "train", 8, 1)
-    write_set(tmp_path / "data" / "squares", "val", 5, 2)
-    return tmp_path
+def write_squares(folder: Path) -> Path:
+    """Writes `data/squares/train.json` (8 images) and `val.json` (5) below `folder`, which it returns."""
+    write_set(folder / "data" / "squares", "train", 8, 1)
+    write_set(folder / "data" / "squares", "val", 5, 2)
+    return folder
 
 
-@pytest.fixture
-def base() -> dict[str, Any]:
+def base_recipe() -> dict[str, Any]:
     """A recipe's mapping without the paths of its data."""
     return {
         "data": {"channels": 1},

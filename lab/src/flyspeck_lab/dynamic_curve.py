@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -210,18 +209,3 @@ def lines(found: Mapping[str, Any]) -> list[str]:
             f" {100 * against['difference_high']:+.2f}], p = {against['p_value']:.3f}"
         )
     return rows
-
-
-def read_tables(folder: Path, factors: Sequence[float], annotations: Annotations) -> tuple[DetectionTable, ...]:
-    """The detections of each factor that a run left; raises UserError where one is missing."""
-    found = []
-    for factor in factors:
-        path = folder / f"detections-df{factor:g}.json"
-        if not path.is_file():
-            raise UserError(
-                f"no detections at the factor {factor:g}",
-                where=path,
-                fix="give a run folder that `flyspeck train` ended",
-            )
-        found.append(DetectionTable.from_coco(path, annotations))
-    return tuple(found)

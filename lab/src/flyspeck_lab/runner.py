@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flyspeck.bench.claims import judge
-from flyspeck.bench.kinds import Places, rescore, run
-from flyspeck.bench.results import read_results, write_results
-from flyspeck.bench.table import Job, Table, jobs
 from flyspeck.errors import UserError
+from flyspeck_lab.claims import judge
+from flyspeck_lab.kinds import Places, rescore, run
+from flyspeck_lab.results import read_results, write_results
+from flyspeck_lab.table import Job, Table, jobs
 
 log = logging.getLogger("flyspeck")
 

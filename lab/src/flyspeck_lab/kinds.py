@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from flyspeck.bench.results import Entry
-from flyspeck.bench.score import Score, cost, environment, factor_cost, score, share_score
-from flyspeck.bench.table import Job
 from flyspeck.data.annotations import Annotations
 from flyspeck.errors import UserError
+from flyspeck.publish.score import Score, cost, environment, score
 from flyspeck.train.config import ModelConfig, Recipe
+from flyspeck_lab.results import Entry
+from flyspeck_lab.scoring import factor_cost, rule_of, share_score
+from flyspeck_lab.table import Job
 
 
 @dataclass(frozen=True)
@@ -139,9 +140,8 @@ def _of_run(job: Job, recipe: Recipe, folder: Path, *, latency_runs: int | None 
 
 
 def _scored(job: Job, val_set: Annotations, detections: Path, recipe: Recipe) -> Score:
-    return score(
-        val_set, detections, protocol=recipe.evaluate.protocol, bins=job.table.bins, bin_scale=job.row.bin_scale
-    )
+    rule = rule_of(recipe.evaluate.protocol, bins=job.table.bins, bin_scale=job.row.bin_scale)
+    return score(val_set, detections, rule)
 
 
 def _seconds(metrics: Path) -> float:
@@ -300,5 +300,5 @@ def _external(job: Job, places: Places) -> Outcome:
         from flyspeck.train.inputs import spread
 
         val_set = spread(val_set, limit)
-    scored = score(val_set, detections, protocol=protocol, bins=job.table.bins, bin_scale=job.row.bin_scale)
+    scored = score(val_set, detections, rule_of(protocol, bins=job.table.bins, bin_scale=job.row.bin_scale))
     return _outcome(job, [("", scored, {"validation_images": len(val_set), "protocol": protocol, **facts})])

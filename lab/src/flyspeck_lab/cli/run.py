@@ -1,4 +1,4 @@
-"""`flyspeck bench`: tables of measurements, row by row."""
+"""`flyspeck-lab run` and `page`: tables of measurements, row by row, and the page made of them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from pathlib import Path
 
 import typer
 
+TABLES = typer.Option(Path("benchmarks/tables"), "--tables", help="Folder of the tables.")
+RESULTS = typer.Option(Path("benchmarks/results"), "--results", help="Folder of the result files.")
 
-def bench(
+
+def run(
     names: list[str] = typer.Argument(
         None, metavar="[table]...", help="Tables (benchmarks/tables/NAME.yaml, or files), or `all`."
     ),
@@ -18,29 +21,21 @@ def bench(
     minutes: float | None = typer.Option(None, "--minutes", min=0, help="Begin no further row after so many minutes."),
     list_: bool = typer.Option(False, "--list", help="Say what is done and what is left, and stop."),
     runs: Path = typer.Option(Path("runs/bench"), "--runs", help="Folder of the run folders."),
-    tables: Path = typer.Option(Path("benchmarks/tables"), "--tables", help="Folder of the tables."),
-    results: Path = typer.Option(Path("benchmarks/results"), "--results", help="Folder of the result files."),
+    tables: Path = TABLES,
+    results: Path = RESULTS,
     threads: int | None = typer.Option(
         None, "--threads", min=1, help="PyTorch's CPU threads; default: its own choice."
     ),
     rescore: bool = typer.Option(False, "--rescore", help="Score finished runs again instead of training more."),
-    write_docs: bool = typer.Option(False, "--write-docs", help="Write all results into --docs, and stop."),
-    docs: Path = typer.Option(Path("docs/results.md"), "--docs", help="The page with the markers."),
 ) -> None:
     """Run the rows and seeds of tables that are not done yet, and judge their claims."""
     import logging
 
-    from flyspeck.bench.page import summary, write_page
-    from flyspeck.bench.runner import rejudge, rescore_table, run_tables, states
-    from flyspeck.bench.table import find_tables, load_table
     from flyspeck.errors import UserError
+    from flyspeck_lab.page import summary
+    from flyspeck_lab.runner import rejudge, rescore_table, run_tables, states
+    from flyspeck_lab.table import find_tables, load_table
 
-    if write_docs:
-        if names:
-            raise UserError("the page holds all tables", where=f"--write-docs {names[0]}", fix="leave the name out")
-        written = write_page(docs, [load_table(path) for path in sorted(tables.glob("*.yaml"))], results)
-        typer.echo(f"{docs}: {written} tables")
-        return
     if not names:
         known = ", ".join(sorted(path.stem for path in tables.glob("*.yaml")))
         raise UserError("no table named", where=tables, fix=f"all, or {known}" if known else "give a YAML file")
@@ -60,7 +55,7 @@ def bench(
     logging.getLogger("flyspeck").setLevel(logging.INFO)
     import torch
 
-    from flyspeck.bench.kinds import Places
+    from flyspeck_lab.kinds import Places
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -78,3 +73,16 @@ def bench(
         rejudge(table, results)
         typer.echo(summary(table, grade, results))
     typer.echo(f"{done} done, {left} left")
+
+
+def page(
+    docs: Path = typer.Option(Path("docs/results.md"), "--docs", help="The page with the markers."),
+    tables: Path = TABLES,
+    results: Path = RESULTS,
+) -> None:
+    """Write the results of all tables into the page of results, between its markers."""
+    from flyspeck_lab.page import write_page
+    from flyspeck_lab.table import load_table
+
+    written = write_page(docs, [load_table(path) for path in sorted(tables.glob("*.yaml"))], results)
+    typer.echo(f"{docs}: {written} tables")

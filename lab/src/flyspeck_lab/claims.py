@@ -11,9 +11,9 @@ import hashlib
 
 import numpy as np
 
-from flyspeck.bench.results import Entry, Results, Verdict
-from flyspeck.bench.score import LEVEL, SAMPLES
-from flyspeck.bench.table import Claim, Table, jobs
+from flyspeck.publish.score import LEVEL, SAMPLES
+from flyspeck_lab.results import Entry, Results, Verdict
+from flyspeck_lab.table import Claim, Table, jobs
 
 HOLDS, FAILS, UNDECIDED, NOT_RUN = "holds", "does not hold", "undecided", "not run"
 

@@ -1,0 +1,1 @@
+"""The command line of the laboratory, a file for each verb."""

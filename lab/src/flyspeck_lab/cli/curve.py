@@ -1,0 +1,54 @@
+"""`flyspeck-lab curve`: what the choice of factors trades."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+
+def curve(
+    run: Path = typer.Argument(..., help="Run folder that `flyspeck dpnet fit` left (RUN/dpnet), or RUN itself."),
+    out: Path = typer.Option(None, "--out", help="Folder for tradeoff.json and tradeoff.png; default: the run's."),
+    random: int = typer.Option(3, "--random", min=0, help="Random choices at the same cost, so many draws."),
+    oracle: bool = typer.Option(
+        False, "--oracle", help="Also choices by the labels of the validation set (slow once)."
+    ),
+    figure: str = typer.Option(None, "--figure", help="The figure that counts; default: the recipe's evaluate.best."),
+    steps: int = typer.Option(20, "--steps", min=2, help="Points of the curve."),
+    samples: int = typer.Option(500, "--samples", min=0, help="Resamples of the interval; 0 leaves it out."),
+    seed: int = typer.Option(0, "--seed", help="Of random choices and resamples."),
+    device: str = typer.Option("cpu", "--device", help="For --oracle: cpu, cuda, …"),
+    as_json: bool = typer.Option(False, "--json", help="Print the json."),
+) -> None:
+    """Accuracy against GFLOPs by threshold, against random choices and single factors; no network runs again."""
+    import json
+
+    from flyspeck.errors import UserError
+    from flyspeck.train.checkpoint import write_json
+    from flyspeck.train.dynamic_fit import FOLDER, open_run
+    from flyspeck_lab.dynamic_curve import lines, tradeoff
+    from flyspeck_lab.dynamic_run import open_candidates, oracle_places
+    from flyspeck_lab.tradeoff_plot import plot_tradeoff
+
+    folder = run / FOLDER if (run / FOLDER / "best.safetensors").is_file() else run
+    opened = open_run(folder)
+    candidates, probabilities, decision = open_candidates(opened, figure=figure)
+    oracles = oracle_places(opened, candidates.annotations, device=device) if oracle else {}
+    found = tradeoff(
+        candidates, probabilities, decision=decision, oracles=oracles,
+        draws=random, steps=steps, samples=samples, seed=seed,
+    )  # fmt: skip
+    where = out or folder
+    where.mkdir(parents=True, exist_ok=True)
+    write_json(where / "tradeoff.json", found)
+    try:
+        plot_tradeoff(found, where / "tradeoff.png")
+    except UserError as error:
+        typer.echo(f"note: not drawn: {error}", err=True)
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    for line in lines(found):
+        typer.echo(line)
+    typer.echo(f"{where}: tradeoff.json, tradeoff.png")

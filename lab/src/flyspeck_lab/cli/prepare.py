@@ -1,0 +1,54 @@
+"""`flyspeck-lab prepare`: the papers' data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from flyspeck.cli.terminal import ProgressBar, list_problems
+from flyspeck.errors import UserError
+
+
+def prepare(
+    name: str = typer.Argument(
+        "", help="tinyperson, citypersons, coco, voc, widerface, …; without a name they are listed."
+    ),
+    root: Path = typer.Option(Path("data"), "--root", help="Folder of the downloaded set."),
+    out: Path | None = typer.Option(None, "--out", help="Folder to write; default ROOT/prepared."),
+    overlap: int = typer.Option(30, "--overlap", min=0, help="Of TinyPerson's tiles: 30, 50 or 100 px in the papers."),
+    check_only: bool = typer.Option(False, "--check-only", help="Write nothing."),
+    hashes: bool = typer.Option(True, help="Read archives and files whose MD5 is known to the end."),
+    anyway: bool = typer.Option(False, "--anyway", help="Convert what is there, although something is missing."),
+    workers: int = typer.Option(2, "--workers", min=1, help="Processes."),
+) -> None:
+    """Check a downloaded data set of the papers, say where it is from, and convert it to what its recipes read."""
+    from flyspeck_lab.prepare import SETS, check_set, known_set, prepare_set
+
+    if not name:
+        for key, known in SETS.items():
+            typer.echo(f"{key:<17} {known.title}\n{'':<17} from {known.get}")
+        return
+    known = known_set(name)
+    checks = check_set(known, root, hashes=hashes)
+    for check in checks:
+        typer.echo(f"  {'ok ' if check.good else 'BAD'} {check.what}: {check.found}")
+    typer.echo(f"{known.title}; licence: {known.licence}; counts by {known.facts}")
+    bad = sum(not check.good for check in checks)
+    if bad and not anyway:
+        raise UserError(
+            f"{bad} of {len(checks)} checks failed", where=root, fix=f"get the set: {known.get}; or --anyway"
+        )
+    if check_only:
+        return
+    if not known.parts:
+        typer.echo("read as it is: nothing to convert")
+    with ProgressBar("writing") as progress:
+        written = list(
+            prepare_set(
+                known, root, out or root / "prepared", overlap=overlap, workers=workers, progress=progress.update
+            )
+        )
+    for path, table in written:
+        list_problems(table.problems, f"broken entries left out of {path.name}")
+        typer.echo(f"{path}: {len(table)} images, {table.num_boxes} boxes")
