@@ -19,7 +19,7 @@ from flyspeck.models.dynamic.norms import at_factor
 from flyspeck.models.dynamic.pooling import split_stage
 from flyspeck.models.dynamic.predictor import BasicBlock
 from flyspeck.models.dynamic.router import FactorRouter
-from flyspeck.models.fold import fold_norms
+from flyspeck.models.fold import fold_norms, probe_images
 
 
 class HalvingPool(nn.Module):
@@ -45,8 +45,8 @@ class PrefixGraph(nn.Module):
         for block in self.predictor.blocks:
             if isinstance(block, BasicBlock) and isinstance(block.shortcut, nn.AvgPool2d):
                 block.shortcut = HalvingPool()
-        blank = torch.zeros(1, 256, 256, self.whole.mean.shape[1])
-        shared = self._backbone.run(self.whole.normalised(blank), stop=self.stop)[-1]
+        windows = 255 * probe_images(int(self.whole.mean.shape[1]), 256).pixels.permute(0, 2, 3, 1)
+        shared = self._backbone.run(self.whole.normalised(windows), stop=self.stop)[-1]
         fold_norms(self.predictor, lambda: self.predictor(shared))
 
     @property

@@ -19,9 +19,8 @@ from flyspeck.errors import UserError
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.pooling import PooledStage, is_dynamic, split_stage
-from flyspeck.models.fold import fold_norms
+from flyspeck.models.fold import fold_norms, probe_images
 from flyspeck.models.layers import ConvTower
-from flyspeck.types import ImageBatch
 
 INPUT = "windows"
 OUTPUTS = ("boxes", "scores", "labels", "counts")
@@ -42,9 +41,15 @@ class DetectorGraph(nn.Module):
                 if isinstance(child, ConvTower):
                     setattr(parent, name, LevelTowers(child))
         norm = mine.pixel_norm
-        blank = ImageBatch(torch.zeros(1, norm.mean.shape[1], 256, 256), ((256, 256),))
+        probe = probe_images(int(norm.mean.shape[1]), 256)
         size = (256, 256)
-        self.num_folded = fold_norms(mine, lambda: mine.head.detect(mine.pyramid(blank), size, [size]))
+
+        def run() -> list[Tensor]:
+            maps = mine.pyramid(probe)
+            mine.head.detect(maps, size, [size])  # its norms are seen, its choice of boxes is not compared
+            return maps
+
+        self.num_folded = len(fold_norms(mine, run).folded)
         _fix_pools(mine)
         self.backbone, self.neck, self.head = mine.backbone, mine.neck, mine.head
         self.channels = norm.channels

@@ -14,7 +14,7 @@ from flyspeck.infer.padding import padded, within
 from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.pooling import is_dynamic
 from flyspeck.models.dynamic.router import FactorRouter, FoldedFactors
-from flyspeck.models.fold import fold_norms
+from flyspeck.models.fold import fold_norms, probe_images
 from flyspeck.types import Detections, ImageBatch
 
 
@@ -64,8 +64,8 @@ class TorchModel:
 def _folded(detector: Detector) -> Detector:
     """A copy for inference, norms folded into the convolutions."""
     mine = copy.deepcopy(detector).eval()
-    blank = ImageBatch(torch.zeros(1, int(mine.pixel_norm.mean.shape[1]), 128, 128), ((128, 128),))
-    fold_norms(mine, lambda: mine.pyramid(blank))
+    images = probe_images(int(mine.pixel_norm.mean.shape[1]), 128, device=mine.pixel_norm.mean.device)
+    fold_norms(mine, lambda: mine.pyramid(images))
     return mine
 
 

@@ -10,6 +10,7 @@ from torchvision.ops import DeformConv2d
 
 from flyspeck.errors import UserError
 from flyspeck.models.backbones.staged import StagedBackbone
+from flyspeck.models.follows import what_follows
 from flyspeck.models.layers import NormBuilder
 
 
@@ -61,10 +62,21 @@ def make_deformable(backbone: StagedBackbone, stages: Sequence[str] = ("stage3",
 
 
 def replace_batch_norms(module: nn.Module, norm: NormBuilder) -> nn.Module:
-    """Replaces, in place, every BatchNorm2d below `module` by `norm(channels)`, which starts as the identity's scale."""
+    """Replaces, in place, every BatchNorm2d below `module` by `norm(channels)`, which starts as the identity's scale.
+
+    What a subclass does after it has normalised stays (an activation, say). Raises UserError where that cannot be told.
+    """
     for name, child in list(module.named_children()):
         if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, norm(child.num_features))
+            rest = what_follows(child)
+            if rest is None:
+                raise UserError(
+                    f"{type(child).__name__} does more than to normalise, and it cannot be told what",
+                    where="norm",
+                    fix="keep the backbone's own norms",
+                )
+            made = norm(child.num_features)
+            setattr(module, name, made if isinstance(rest, nn.Identity) else nn.Sequential(made, rest))
         else:
             replace_batch_norms(child, norm)
     return module

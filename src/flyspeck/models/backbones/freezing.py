@@ -6,6 +6,9 @@ BatchNorm (statistics and affine): `freeze_stages(backbone, 1)` and `freeze_norm
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,7 +16,11 @@ from flyspeck.errors import UserError
 from flyspeck.models.backbones.staged import StagedBackbone
 
 
-class FrozenBatchNorm2d(nn.BatchNorm2d):
+class FrozenNorm(nn.Module):
+    """Marks a norm layer that uses its stored statistics in training too."""
+
+
+class FrozenBatchNorm2d(FrozenNorm, nn.BatchNorm2d):
     """A BatchNorm that always uses its stored statistics, in training too; its state dict is a BatchNorm2d's."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -23,18 +30,38 @@ class FrozenBatchNorm2d(nn.BatchNorm2d):
         )
 
 
+@cache
+def frozen_kind(kind: type[nn.BatchNorm2d]) -> type[nn.BatchNorm2d]:
+    """A subclass of `kind`, a norm that does more than to normalise (it activates, say), which is never in training mode."""
+
+    def train(self: nn.Module, mode: bool = True) -> nn.Module:
+        return super(frozen, self).train(False)  # type: ignore[misc]
+
+    def reduce(self: nn.Module, _: int) -> tuple[Any, ...]:
+        return _revived, (kind,), self.__dict__.copy()  # a class that is made here has no name to be found by
+
+    frozen = type(f"Frozen{kind.__name__}", (FrozenNorm, kind), {"train": train, "__reduce_ex__": reduce})
+    return frozen
+
+
+def _revived(kind: type[nn.BatchNorm2d]) -> nn.Module:
+    made = frozen_kind(kind)
+    return made.__new__(made)
+
+
 def freeze_norms(module: nn.Module, *, train_affine: bool = False) -> int:
     """Freezes every BatchNorm2d inside `module`, in place: statistics always, weight and bias unless `train_affine`.
 
-    Returns how many. `module` itself must not be a BatchNorm2d (it could not be replaced from here).
+    A subclass that does more than to normalise goes on doing it (timm's `BatchNormAct2d` keeps its activation). Returns how
+    many. `module` itself must not be a BatchNorm2d (it could not be replaced from here).
     """
     if isinstance(module, nn.BatchNorm2d):
         raise ValueError("freeze_norms replaces the norms inside a module; give the module that holds the norm")
     found = 0
     for name, child in list(module.named_children()):
         if isinstance(child, nn.BatchNorm2d):
-            frozen = child if isinstance(child, FrozenBatchNorm2d) else _frozen_copy(child)
-            for parameter in frozen.parameters():
+            frozen = child if isinstance(child, FrozenNorm) else _frozen(child)
+            for parameter in frozen.parameters(recurse=False):
                 parameter.requires_grad_(train_affine and parameter.requires_grad)
             setattr(module, name, frozen)
             found += 1
@@ -43,9 +70,12 @@ def freeze_norms(module: nn.Module, *, train_affine: bool = False) -> int:
     return found
 
 
-def _frozen_copy(norm: nn.BatchNorm2d) -> FrozenBatchNorm2d:
+def _frozen(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
     if norm.running_mean is None:
         raise ValueError("a BatchNorm2d without running statistics cannot be frozen")
+    if type(norm).forward is not nn.BatchNorm2d.forward:
+        norm.__class__ = frozen_kind(type(norm))  # its parameters and what it does stay: only the mode is settled
+        return norm.eval()
     frozen = FrozenBatchNorm2d(norm.num_features, eps=norm.eps, affine=norm.affine, device=norm.running_mean.device)
     frozen.weight, frozen.bias = norm.weight, norm.bias  # shared, not copied: an optimizer may hold them already
     frozen.running_mean, frozen.running_var = norm.running_mean, norm.running_var

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
 
 from flyspeck.errors import UserError
-from flyspeck.models.backbones.freezing import FrozenBatchNorm2d
+from flyspeck.models.backbones.freezing import FrozenNorm
 from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.factors import FactorSwitch
 from flyspeck.models.dynamic.pooling import PooledStage, find_switch, staged_backbone
@@ -111,4 +111,4 @@ def _learns(norm: nn.Module) -> bool:
     if any(p.requires_grad for p in norm.parameters()):
         return True
     keeps = isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.track_running_stats
-    return keeps and not isinstance(norm, FrozenBatchNorm2d)
+    return keeps and not isinstance(norm, FrozenNorm)

@@ -16,7 +16,7 @@ from flyspeck.models.dynamic.norms import at_factor
 from flyspeck.models.dynamic.pooling import PooledStage, find_switch, run_prefix, split_stage, staged_backbone
 from flyspeck.models.dynamic.predictor import Decision, FactorPredictor
 from flyspeck.models.dynamic.split import detect_groups
-from flyspeck.models.fold import fold_norms
+from flyspeck.models.fold import fold_norms, probe_images
 from flyspeck.types import Detections, ImageBatch
 
 
@@ -111,16 +111,16 @@ class FoldedFactors(torch.nn.Module):
         shared = stages[: stages.index(split_stage(twins[0])) + 1]
         channels = int(detector.pixel_norm.mean.shape[1])
         device = detector.pixel_norm.mean.device
-        blank = ImageBatch(torch.zeros(1, channels, 128, 128, device=device), ((128, 128),))
+        images = probe_images(channels, 128, device=device)
         for twin in twins:
             twin.router = None
-            fold_norms(twin, lambda twin=twin: twin.pyramid(blank))
+            fold_norms(twin, lambda twin=twin: twin.pyramid(images))
         for twin in twins[1:]:
             for name in shared:
                 staged_backbone(twin).stages[name] = staged_backbone(twins[0]).stages[name]
         if self.router is not None:
             predictor = self.router.predictor
-            fold_norms(predictor, lambda: predictor(run_prefix(twins[0], blank)[1]))
+            fold_norms(predictor, lambda: predictor(run_prefix(twins[0], images)[1]))
         self.twins = torch.nn.ModuleList(twins)
 
     def detect(self, images: ImageBatch) -> list[Detections]:

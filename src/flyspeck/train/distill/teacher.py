@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flyspeck.models.detector import Detector
-from flyspeck.models.fold import fold_norms
+from flyspeck.models.fold import fold_norms, probe_images
 from flyspeck.types import Detections, ImageBatch
 
 TeacherOutputs = dict[str, Tensor]
@@ -35,9 +35,8 @@ class Teacher:
         self._running = copy.deepcopy(detector).eval().requires_grad_(False)
         if fold:
             channels = self._running.pixel_norm.mean.shape[1]
-            blank = ImageBatch(torch.zeros(1, channels, 64, 64), ((64, 64),))
-            with torch.no_grad():
-                fold_norms(self._running, lambda: self._running.pyramid(blank))
+            probe = probe_images(int(channels), 64, device=self._running.pixel_norm.mean.device)
+            fold_norms(self._running, lambda: self._running.pyramid(probe))
         self._device: torch.device | None = None
 
     @torch.no_grad()
