@@ -27,6 +27,32 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class LevelNorm(nn.Module):
+    """The norm layer behind a convolution that all pyramid levels share: one private copy for each level.
+
+    Batch norms must not be shared by levels: training normalises every level by its own batch, while evaluation would use one
+    mixture of all levels, which the last one updated dominates. See `per_level`.
+    """
+
+    def __init__(self, channels: int, *, levels: int, norm: NormBuilder) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(norm(channels) for _ in range(levels))
+
+    def forward(self, x: Tensor, level: int) -> Tensor:
+        """`(B, C, H, W)` of pyramid level `level` to the same shape."""
+        return self.levels[level](x)
+
+
+def per_level(norm: NormBuilder | None, levels: int) -> NormBuilder | None:
+    """`norm` for convolutions that `levels` pyramid levels share: private to a level where it keeps statistics (batch norm).
+
+    Norms without running statistics (GroupNorm) treat every map alone, so that the levels share one layer, as published.
+    """
+    if norm is None or not isinstance(norm(4), nn.modules.batchnorm._BatchNorm):
+        return norm
+    return lambda channels: LevelNorm(channels, levels=levels, norm=norm)
+
+
 class ConvNorm(nn.Sequential):
     """A convolution of odd kernel, 'same' padding, and a norm layer if one is given (then without a bias)."""
 
@@ -37,6 +63,12 @@ class ConvNorm(nn.Sequential):
         if norm is not None:
             layers.append(norm(outputs))
         super().__init__(*layers)
+
+    def forward(self, input: Tensor, level: int | None = None) -> Tensor:
+        """`(B, C, H, W)` to `(B, C', H', W')`; `level` is that of the pyramid, for norms that are private to a level."""
+        for layer in self:
+            input = layer(input, level) if isinstance(layer, LevelNorm) else layer(input)
+        return input
 
 
 class ConvTower(nn.Module):

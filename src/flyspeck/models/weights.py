@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from urllib.error import URLError
 
@@ -100,6 +101,21 @@ def load_backbone(
         renamed = {rename(name): tensor for name, tensor in state.items()}
         state = {name: tensor for name, tensor in renamed.items() if name is not None}
     load_strictly(backbone, state, where=where)
+
+
+def levels_from_shared(state: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
+    """`state` with each level's private norm taken from the one that all levels shared, where a file of version 0.1 has that.
+
+    `wanted` are the names that the model has: `….levels.2.weight` is filled from `….weight`, so that the boxes stay the same.
+    """
+    wanted = set(wanted)
+    filled = dict(state)
+    for name in wanted - filled.keys():
+        shared = re.sub(r"\.levels\.\d+(?=\.)", "", name)
+        if shared in state and shared not in wanted:
+            filled[name] = state[shared]
+            filled.pop(shared, None)
+    return filled
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, where: object) -> None:

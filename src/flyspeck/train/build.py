@@ -21,6 +21,7 @@ from flyspeck.models.detector import Detector, PixelNorm
 from flyspeck.models.layers import NORMS
 from flyspeck.models.necks.fpn import FPN, sigma_power_
 from flyspeck.models.postprocess import Suppression
+from flyspeck.models.weights import levels_from_shared
 from flyspeck.train.assigners import fields_of, recipe_assigner
 from flyspeck.train.checkpoint import load_weights, weights_file
 from flyspeck.train.config import AnchorConfig, DynamicConfig, ModelConfig
@@ -168,7 +169,9 @@ def load_into(detector: Detector, path: Path | str) -> None:
 
 
 def _load_state(detector: Detector, state: Mapping[str, Tensor], file: Path) -> None:
-    for name, value in detector.state_dict().items():
+    own = detector.state_dict()
+    state = levels_from_shared(state, own)
+    for name, value in own.items():
         if name not in state or state[name].shape != value.shape:
             got = "nothing" if name not in state else f"shape {tuple(state[name].shape)}"
             raise UserError(f"weights of another model: {name} has {got}, needs {tuple(value.shape)}", where=file)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flyspeck.errors import UserError
 from flyspeck.models.detector import Detector
+from flyspeck.models.weights import levels_from_shared
 from flyspeck.train.checkpoint import load_weights, weights_file
 
 log = logging.getLogger("flyspeck")
@@ -21,6 +22,7 @@ def take_over(detector: Detector, path: Path | str) -> int:
     file = weights_file(path)
     state, _ = load_weights(file)
     own = detector.state_dict()
+    state = levels_from_shared(state, own)
     fits = {
         name: tensor
         for name, tensor in state.items()

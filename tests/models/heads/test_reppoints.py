@@ -248,7 +248,7 @@ def test_the_point_convolution_is_torchvisions(size):
 def test_points_on_the_kernels_grid_make_plain_convolutions():
     h, x = plant(head(), GRID, torch.zeros(9, 2)), maps()
     logits = h(x)[0][0]
-    features = h.class_tower(x[0])
+    features = h.class_tower(x[0], 0)
     expected = h.class_out(F.relu(F.conv2d(features, h.class_conv.weight, padding=1)))
     assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 

@@ -66,9 +66,9 @@ def test_the_inception_block_sees_three_five_and_seven_cells() -> None:
             nn.init.zeros_(module.bias)  # type: ignore[arg-type]
     x = torch.zeros(1, 8, 15, 15)
     x[:, :, 7, 7] = 1
-    reach = [(out[0] > 0).any(0).sum().item() for out in block(x).split([4, 2, 2], 1)]
+    reach = [(out[0] > 0).any(0).sum().item() for out in block(x, 0).split([4, 2, 2], 1)]
     assert reach == [9, 25, 49]
-    assert block(x).shape == x.shape
+    assert block(x, 0).shape == x.shape
     with pytest.raises(ValueError, match="divides its channels by 4"):
         Inception(6, norm=None)
 

@@ -5,7 +5,7 @@ decides, by overlap, what the second (*refine*) and the class scores learn, and 
 convolutions of both look. Eq. 5-6: refined points are the first ones plus offsets.
 
 It is the host of DPNet's tables: P3-P7 with base scale 4 on COCO, P2-P6 with base scale 2 on TinyPerson, GroupNorm after
-every convolution of neck and head (the head's norms are shared by the levels).
+every convolution of neck and head, shared by the levels in the head (batch norms are private to a level).
 
 Deviations, all by argument or forced by moving resolutions:
 
@@ -46,7 +46,7 @@ from flyspeck.models.batch_decoding import (
 )
 from flyspeck.models.detector import Detector, Head, PixelNorm
 from flyspeck.models.heads.fcos import grid_points
-from flyspeck.models.layers import ConvNorm, NormBuilder, flatten_levels, group_norm, init_normal
+from flyspeck.models.layers import ConvNorm, NormBuilder, flatten_levels, group_norm, init_normal, per_level
 from flyspeck.models.losses import focal_loss, mean_over_processes, smooth_l1
 from flyspeck.models.necks.fpn import FPN, FusionMode
 from flyspeck.models.postprocess import RawDetections, Suppression, suppress, topk_per_level
@@ -190,7 +190,7 @@ class RepPointsHead(Head):
         self.offset = offset
         self.suppression = suppression or Suppression(max_detections=100)
         channels = features[0].channels
-        self.class_tower, self.point_tower = (_tower(channels, depth, norm) for _ in range(2))
+        self.class_tower, self.point_tower = (_Tower(channels, depth, per_level(norm, self.levels)) for _ in range(2))
         self.activation = nn.ReLU()
         self.init_conv = nn.Conv2d(channels, channels, 3, 1, 1)
         self.init_out = nn.Conv2d(channels, 2 * NUM_POINTS, 1)
@@ -217,8 +217,8 @@ class RepPointsHead(Head):
         Points are nine (y, x) pairs relative to the cell's point, in cells.
         """
         logits, first, refined = [], [], []
-        for m in maps:
-            for_class, for_points = self.class_tower(m), self.point_tower(m)
+        for level, m in enumerate(maps):
+            for_class, for_points = self.class_tower(m, level), self.point_tower(m, level)
             init = self.init_out(self.activation(self.init_conv(for_points)))
             # What classes and refined points want of the places they look at counts a tenth for the first points.
             softened = (1 - self.gradient_share) * init.detach() + self.gradient_share * init
@@ -327,14 +327,21 @@ class RepPointsHead(Head):
         return suppress_levels(levels, self.num_classes, self.suppression)
 
 
-def _tower(channels: int, depth: int, norm: NormBuilder | None) -> nn.Sequential:
-    """`depth` 3x3 convolutions with `norm` and ReLU; all pyramid levels share the norms too."""
-    layers: list[nn.Module] = []
-    for _ in range(depth):
-        layers += [ConvNorm(channels, channels, 3, norm=norm), nn.ReLU(inplace=True)]
-    tower = nn.Sequential(*layers)
-    init_normal(tower, std=0.01 if norm is None else 0.03)
-    return tower
+class _Tower(nn.Sequential):
+    """`depth` 3x3 convolutions with norm and ReLU, shared by all pyramid levels."""
+
+    def __init__(self, channels: int, depth: int, norm: NormBuilder | None) -> None:
+        layers: list[nn.Module] = []
+        for _ in range(depth):
+            layers += [ConvNorm(channels, channels, 3, norm=norm), nn.ReLU(inplace=True)]
+        super().__init__(*layers)
+        init_normal(self, std=0.01 if norm is None else 0.03)
+
+    def forward(self, input: Tensor, level: int) -> Tensor:
+        """`(B, C, H, W)` of pyramid level `level` to the same shape."""
+        for layer in self:
+            input = layer(input, level) if isinstance(layer, ConvNorm) else layer(input)
+        return input
 
 
 class RepPointsOptions(Thresholds):

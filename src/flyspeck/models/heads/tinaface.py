@@ -12,7 +12,7 @@ so from 10 px on, in three octave steps, 1.3 times as high as wide. Changed agai
 * batch norm in pyramid, block and head (BN), or group norm everywhere and deformable convolutions in stages 3 and 4
   (`tinaface_gn_dcn`); the pyramid enlarges its maps bilinearly.
 
-Deviations: norms of the towers are private to a level (the authors' are shared; the same count); there is a ReLU between
+Deviations: norms of the towers, and batch norms of the inception block, are private to a level (the authors' are shared); there is a ReLU between
 P6 and P7 (the authors have none); faces always take their best anchors (theirs need an IoU of 0.35); suppression is plain
 NMS at an IoU of 0.45 (theirs also votes among the boxes); faces lower than 9 px stay (theirs are dropped at WIDER FACE's
 scale); images are normalised by mean and deviation (theirs by the mean alone).
@@ -42,7 +42,7 @@ from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.batch_decoding import BatchDetections, Size, decode_anchored, flatten_level
 from flyspeck.models.deformable import make_deformable, replace_batch_norms
 from flyspeck.models.detector import DenseOutputs, Detector, Head, PixelNorm
-from flyspeck.models.layers import ConvNorm, ConvTower, NormBuilder, flatten_levels, group_norm, init_normal
+from flyspeck.models.layers import ConvNorm, ConvTower, NormBuilder, flatten_levels, group_norm, init_normal, per_level
 from flyspeck.models.losses import diou_loss, focal_loss
 from flyspeck.models.necks.fpn import FPN
 from flyspeck.models.postprocess import RawDetections, Suppression, suppress, topk_per_level
@@ -71,11 +71,11 @@ class Inception(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(B, C, H, W)` to the same shape."""
-        first = self.activation(self.first(x))
-        second = self.activation(self.second(first))
-        return F.relu(torch.cat([self.once(x), self.twice(first), self.thrice(second)], 1))
+    def forward(self, x: Tensor, level: int) -> Tensor:
+        """`(B, C, H, W)` of pyramid level `level` to the same shape."""
+        first = self.activation(self.first(x, level))
+        second = self.activation(self.second(first, level))
+        return F.relu(torch.cat([self.once(x, level), self.twice(first, level), self.thrice(second, level)], 1))
 
 
 class InceptionFPN(nn.Module):
@@ -93,12 +93,12 @@ class InceptionFPN(nn.Module):
         self.fpn = FPN(
             features, channels=channels, num_extra=num_extra, extra="conv_c5", norm=norm, upsample="bilinear"
         )
-        self.inception = Inception(channels, norm=norm)
         self.features = self.fpn.features
+        self.inception = Inception(channels, norm=per_level(norm, len(self.features)))
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Backbone maps, finest first, to pyramid maps, finest first."""
-        return [self.inception(level) for level in self.fpn(maps)]
+        return [self.inception(m, level) for level, m in enumerate(self.fpn(maps))]
 
 
 class TinaFaceHead(Head):
