@@ -338,7 +338,7 @@ def assemble(
         **options,
     )
     if name.dynamic:
-        pool_dynamically(detector)
+        pool_dynamically(detector, stride="replaced")
         privatise_norms(detector)
         attach_predictor(detector)
     return detector

@@ -133,7 +133,8 @@ def detector_from_description(description: Mapping[str, Any]) -> Detector:
         model, classes=description["classes"], mean=description["mean"], std=description["std"], load=False
     )
     if "dynamic" in description:
-        make_dynamic(detector, DynamicConfig.model_validate(description["dynamic"]))
+        # Until version 0.1 the stride was always replaced, and files did not say so.
+        make_dynamic(detector, DynamicConfig.model_validate({"stride": "replaced", **description["dynamic"]}))
     if "predictor" in description:
         restore_predictor(detector, description["predictor"])
     return detector

@@ -250,7 +250,10 @@ class DynamicConfig(_Strict):
     default: float = 0.5
     """The factor that acts where nobody chooses; a `single` training learns at this one."""
     stage: str = "stage2"
-    """The stage whose stride is replaced."""
+    """The stage before which maps are resized."""
+    stride: Literal["kept", "replaced"] = "kept"
+    """`kept`: resize by twice the factor in front of the strided block, so that 0.5 is exactly the static detector;
+    `replaced`: the paper's, the stride becomes 1 and the resize is by the factor (costs 4-5 points in short trainings)."""
     norms: Literal["shared", "private", "all"] = "private"
     """Norm layers of each factor (ANM): `private` after the resize, `all` everywhere, `shared` none."""
     train: Literal["mixed", "single"] = "mixed"

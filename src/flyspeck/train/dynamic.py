@@ -29,7 +29,7 @@ def make_dynamic(detector: Detector, config: DynamicConfig | None) -> None:
     """Converts a detector in place as a recipe's section says; None leaves it as it is."""
     if config is None:
         return
-    pool_dynamically(detector, config.factors, stage=config.stage, default=config.default)
+    pool_dynamically(detector, config.factors, stage=config.stage, default=config.default, stride=config.stride)
     if config.norms != "shared":
         privatise_norms(detector, everywhere=config.norms == "all")
 

@@ -13,7 +13,7 @@ from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.cost import mean_gflops, profile_factors
 from flyspeck.models.dynamic.mixed import mixed_losses
 from flyspeck.models.dynamic.norms import SwitchedNorm, at_factor, privatise_norms
-from flyspeck.models.dynamic.pooling import pool_dynamically
+from flyspeck.models.dynamic.pooling import Stride, pool_dynamically
 from flyspeck.models.fold import fold_norms
 from flyspeck.models.zoo import build
 
@@ -131,14 +131,24 @@ def test_mixed_losses_are_those_of_each_factor(kind, small, batch):
             assert_close(mixed[factor][name], value, atol=1e-5, rtol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def coco_detector() -> Detector:
+def coco_reppoints(stride: Stride) -> Detector:
     with torch.device("meta"):
         model = build("reppoints:resnet50", levels="3-7", classes=[f"class{i}" for i in range(80)])
     assert isinstance(model, Detector)
     freeze_stages(model.backbone, 1)  # type: ignore[arg-type]
-    pool_dynamically(model)
+    pool_dynamically(model, stride=stride)
     return model
+
+
+@pytest.fixture(scope="module")
+def coco_detector() -> Detector:
+    return coco_reppoints("replaced")
+
+
+def test_cost_of_each_factor_with_the_stride_kept():
+    """At 0.5 it is the static RepPoints, whose 168.25 the paper prints."""
+    costs = profile_factors(coco_reppoints("kept"), (796, 1124))
+    assert {f: round(p.gflops, 1) for f, p in costs.items()} == {0.5: 168.2, 0.33: 81.8, 0.25: 53.3}
 
 
 def test_cost_of_each_factor(coco_detector):

@@ -46,7 +46,7 @@ def static_twin(detector: Detector) -> Detector:
 def test_a_half_is_a_static_average_pool(kind, small, batch):
     detector = small(kind)
     static, names = static_twin(detector), list(detector.state_dict())
-    pool_dynamically(detector)
+    pool_dynamically(detector, stride="replaced")
     assert list(detector.state_dict()) == names
     with torch.no_grad():
         for ours, theirs in zip(detector.pyramid(batch[0]), static.pyramid(batch[0]), strict=True):
@@ -56,10 +56,25 @@ def test_a_half_is_a_static_average_pool(kind, small, batch):
         assert_close(torch.from_numpy(ours.scores), torch.from_numpy(theirs.scores), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_factor_trains_and_detects(kind, small, batch):
+def test_with_its_stride_kept_a_half_is_the_static_detector(kind, stage, small, batch):
     detector = small(kind)
-    switch = pool_dynamically(detector)
+    static, names = copy.deepcopy(detector), list(detector.state_dict())
+    switch = pool_dynamically(detector, stage=stage, stride="kept")
+    assert list(detector.state_dict()) == names
+    with torch.no_grad():
+        for ours, theirs in zip(detector.pyramid(batch[0]), static.pyramid(batch[0]), strict=True):
+            assert_close(ours, theirs, atol=0, rtol=0)
+        with switch.use(0.25):
+            assert detector.pyramid(batch[0])[-1].shape != static.pyramid(batch[0])[-1].shape
+
+
+@pytest.mark.parametrize("stride", ["kept", "replaced"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_factor_trains_and_detects(kind, stride, small, batch):
+    detector = small(kind)
+    switch = pool_dynamically(detector, stride=stride)
     seen = []
     for factor in switch.factors:
         with switch.use(factor):
@@ -115,10 +130,11 @@ def test_boxes_do_not_drift_at_a_third(small, batch):
     assert float(gaps.min()) < 1e-3
 
 
-def test_prefix_and_rest_are_the_whole(small, batch):
+@pytest.mark.parametrize("stride", ["kept", "replaced"])
+def test_prefix_and_rest_are_the_whole(stride, small, batch):
     for backbone, stage in (("resnet18", "stage2"), ("resnet18", "stage3"), ("mobilenet_v2", "stage1")):
         detector = small("fcos", backbone)
-        switch = pool_dynamically(detector, stage=stage)
+        switch = pool_dynamically(detector, stage=stage, stride=stride)
         with torch.no_grad(), switch.use(0.33):
             whole = detector.backbone(detector.pixel_norm(batch[0]))
             before, shared = run_prefix(detector, batch[0])
@@ -128,22 +144,24 @@ def test_prefix_and_rest_are_the_whole(small, batch):
             assert_close(a, b, atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("stride", ["kept", "replaced"])
 @pytest.mark.parametrize("backbone", ["resnet50", "mobilenet_v1", "mobilenet_v1_coral", "vgg16", "bh_resnet50"])
-def test_backbones_that_are_chains(backbone):
+def test_backbones_that_are_chains(backbone, stride):
     """At 0.5 the maps have the sizes of the strided backbone on any of them."""
     with torch.device("meta"):
         detector = build(f"fcos:{backbone}", width=0.25)
         assert isinstance(detector, Detector)
         x = torch.empty(1, 3, 160, 192)
         before = [m.shape for m in detector.backbone(x)]
-        pool_dynamically(detector)
+        pool_dynamically(detector, stride=stride)
         assert split_stage(detector) == "stage1"
         assert [m.shape for m in detector.backbone(x)] == before
 
 
-def test_the_stems_pool_is_stage_ones_stride(small, batch):
+@pytest.mark.parametrize("stride", ["kept", "replaced"])
+def test_the_stems_pool_is_stage_ones_stride(stride, small, batch):
     detector = small("retinanet")
-    switch = pool_dynamically(detector, stage="stage1")
+    switch = pool_dynamically(detector, stage="stage1", stride=stride)
     assert isinstance(detector.backbone, StagedBackbone)
     assert isinstance(detector.backbone.stages["stem"][3], nn.Identity)  # type: ignore[index]
     for factor, side in ((0.5, 32), (0.25, 16)):

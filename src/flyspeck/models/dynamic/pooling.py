@@ -4,8 +4,11 @@ image ("DPNet: Dynamic Pooling Network for Accurate and Efficient Size-Aware Tin
 Which stage: its published 107.80 GFLOPs are reachable only by the stride of stage 2 (C2 to C3); with `stage1`, whose
 stride a ResNet has in the pool of its stem, that pool is what is replaced.
 
-At 0.5 and on even maps the resize (align_corners=False, no antialiasing) is exactly a 2x2 average pool; the static twin is
-therefore a detector with such a pool before its stage, not the strided convolution that the weights were trained with.
+Two forms. `kept` resizes by twice the factor in front of the strided block, which stays: at 0.5 nothing is resized and the
+detector is bit for bit the static one that the weights were trained in. `replaced` is the text's and Fig. 3's: the stride
+becomes 1 and the map is resized by the factor itself; at 0.5 and on even maps the resize (align_corners=False, no
+antialiasing) is exactly a 2x2 average pool, so that the static twin is a detector with such a pool before its stage.
+Throwing the pretrained stride away costs 4-5 points of AP in short trainings; the papers' recipes do.
 Weights keep their names and values. Anchors and points come from the true ratio of image to map, so that boxes stay where
 they are at any factor.
 """
@@ -13,6 +16,7 @@ they are at any factor.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,41 +36,69 @@ def resized(size: int, factor: float) -> int:
     return max(1, int(size * factor + 0.5))
 
 
-class PooledStage(nn.Sequential):
-    """A stage without its stride, after a bilinear resize by the active factor. The children keep their names."""
+Stride = Literal["kept", "replaced"]
 
-    def __init__(self, stage: nn.Sequential, switch: FactorSwitch, *, name: str) -> None:
+
+class PooledStage(nn.Sequential):
+    """A stage after a bilinear resize by the active factor. The children keep their names.
+
+    `kept`: the stage (or `pool`, which ended the stage before) still has its stride of 2, and the resize is by twice the
+    factor. Otherwise the stride is gone, and the resize is by the factor.
+    """
+
+    def __init__(
+        self,
+        stage: nn.Sequential,
+        switch: FactorSwitch,
+        *,
+        name: str,
+        kept: bool = False,
+        pool: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         for child, module in stage.named_children():
             self.add_module(child, module)
-        self.switch = switch
-        self.name = name
+        self.switch, self.name, self.kept = switch, name, kept
+        self.pools = (pool,) if pool is not None else ()  # a tuple: no child, so that the children's names stay
         self.kernel = max([_largest(m.kernel_size) for m in stage.modules() if isinstance(m, nn.Conv2d)], default=1)
 
     def forward(self, input: Tensor) -> Tensor:
         """The map `(B, C, H, W)` of the stage before to this stage's; raises UserError where it gets too small."""
-        return super().forward(self.resize(input))
+        x = self.resize(input)
+        for pool in self.pools:
+            x = pool(x)
+        return super().forward(x)
 
     def resize(self, x: Tensor) -> Tensor:
-        """`(B, C, H, W)` to `(B, C, resized(H), resized(W))` by the active factor."""
+        """`(B, C, H, W)` to `(B, C, resized(H), resized(W))`, by the active factor or, where the stride is kept, twice that."""
         height, width = x.shape[-2:]
-        size = resized(height, self.switch.active), resized(width, self.switch.active)
-        if min(size) < self.kernel and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+        factor = self.switch.active * (2 if self.kept else 1)
+        size = resized(height, factor), resized(width, factor)
+        result = tuple((side + 1) // 2 for side in size) if self.kept else size
+        if min(result) < self.kernel and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
             raise UserError(
-                f"the factor {self.switch.active:g} makes a map of {size[0]}x{size[1]} out of {height}x{width}, smaller "
+                f"the factor {self.switch.active:g} makes a map of {result[0]}x{result[1]} out of {height}x{width}, smaller "
                 f"than the {self.kernel}x{self.kernel} kernels of {self.name}",
                 where="factors",
                 fix="enlarge or pad the image, or leave out the smallest factors",
             )
+        if factor == 1:
+            return x
         return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
 def pool_dynamically(
-    detector: Detector, factors: Sequence[float] = FACTORS, *, stage: str = "stage2", default: float = 0.5
+    detector: Detector,
+    factors: Sequence[float] = FACTORS,
+    *,
+    stage: str = "stage2",
+    default: float = 0.5,
+    stride: Stride = "kept",
 ) -> FactorSwitch:
-    """Replaces the stride 2 of `stage` by a bilinear resize, in place, and returns the switch that says by how much.
+    """Makes the stride 2 of `stage` a bilinear resize, in place, and returns the switch that says by how much.
 
     Weights are kept. `default` (the factor outside of `switch.use`) must be among `factors` and stands for the stride.
+    `stride`: see the head of this file.
     Raises UserError for a detector whose backbone is no chain of stages, or a stage that has no stride of 2.
     """
     backbone = staged_backbone(detector)
@@ -74,14 +106,19 @@ def pool_dynamically(
         raise UserError("the detector has dynamic pooling already", where="detector", fix="convert it once")
     switch = FactorSwitch(factors, default=default)
     before, chain = _chain(backbone, stage)
-    if not _remove_stride(chain, list(chain)):
+    kept, pool = stride == "kept", None
+    if not _halves(list(chain)):
         # A ResNet's first stage has none: the pool that ends the stage before is its stride.
         tail = list(backbone.stages[before].children())[-1:]
-        if not (tail and isinstance(tail[0], _Pool) and _remove_stride(backbone.stages[before], tail)):
+        if not (tail and isinstance(tail[0], _Pool) and _halves(tail)):
             raise UserError(
                 f"{stage} has no stride of 2 that a factor could replace", where="stage", fix="choose another stage"
             )
-    backbone.stages[stage] = PooledStage(chain, switch, name=stage)
+        pool = tail[0] if kept else None
+        _remove_stride(backbone.stages[before], tail)
+    elif not kept:
+        _remove_stride(chain, list(chain))
+    backbone.stages[stage] = PooledStage(chain, switch, name=stage, kept=kept, pool=pool)
     return switch
 
 
@@ -111,21 +148,26 @@ def _chain(backbone: StagedBackbone, stage: str) -> tuple[str, nn.Sequential]:
     return before, chain
 
 
-def _remove_stride(parent: nn.Module, children: Sequence[nn.Module]) -> bool:
-    """Sets the one stride 2 in `children` to 1, in place; False where there is none or more than one after another."""
-    strided = [c for c in children if any(_stride(m) != 1 for m in c.modules() if isinstance(m, nn.Conv2d | _Pool))]
-    if len(strided) != 1:
-        return False
-    found = [m for m in strided[0].modules() if isinstance(m, nn.Conv2d | _Pool) and _stride(m) != 1]
-    if any(_stride(m) != 2 for m in found):
-        return False
+def _strided(children: Sequence[nn.Module]) -> list[nn.Module]:
+    """The layers of `children` that have a stride."""
+    layers = [m for child in children for m in child.modules() if isinstance(m, nn.Conv2d | _Pool)]
+    return [layer for layer in layers if _stride(layer) != 1]
+
+
+def _halves(children: Sequence[nn.Module]) -> bool:
+    """Whether exactly one of `children`, which run one after another, has a stride, and that is 2."""
+    return sum(bool(_strided([child])) for child in children) == 1 and all(_stride(m) == 2 for m in _strided(children))
+
+
+def _remove_stride(parent: nn.Module, children: Sequence[nn.Module]) -> None:
+    """Sets the stride 2 in `children` of `parent` to 1, in place."""
+    found = _strided(children)
     for name, child in list(parent.named_modules()):
         if child in found and isinstance(child, _Pool):
             holder, _, last = name.rpartition(".")
             setattr(parent.get_submodule(holder), last, nn.Identity())
         elif child in found:
             child.stride = (1, 1)  # type: ignore[assignment]
-    return True
 
 
 def _stride(module: nn.Module) -> int:

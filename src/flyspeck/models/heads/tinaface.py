@@ -12,10 +12,10 @@ so from 10 px on, in three octave steps, 1.3 times as high as wide. Changed agai
 * batch norm in pyramid, block and head (BN), or group norm everywhere and deformable convolutions in stages 3 and 4
   (`tinaface_gn_dcn`); the pyramid enlarges its maps bilinearly.
 
-Deviations: norms of the towers, and batch norms of the inception block, are private to a level (the authors' are shared); there is a ReLU between
-P6 and P7 (the authors have none); faces always take their best anchors (theirs need an IoU of 0.35); suppression is plain
-NMS at an IoU of 0.45 (theirs also votes among the boxes); faces lower than 9 px stay (theirs are dropped at WIDER FACE's
-scale); images are normalised by mean and deviation (theirs by the mean alone).
+Deviations: norms of the towers, and batch norms of the inception block, are private to a level (the authors' are shared);
+there is a ReLU between P6 and P7 (the authors have none); faces always take their best anchors (theirs need an IoU of
+0.35); suppression is plain NMS at an IoU of 0.45 (theirs also votes among the boxes); faces lower than 9 px stay (theirs
+are dropped at WIDER FACE's scale); images are normalised by mean and deviation (theirs by the mean alone).
 
 Numbers, paper / here (640x512, `mmcv` convention; Ning, 2023, Table 9): see `zoo.LISTED` and docs/papers/tinaface.md. AP on
 WIDER FACE val, single scale: 95.77, 95.43, 92.23 (easy, medium, hard; BN) and 96.27, 95.67, 93.06 (GN and DCN): WIDER FACE
