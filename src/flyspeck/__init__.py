@@ -24,6 +24,14 @@ if TYPE_CHECKING:
     from flyspeck.infer.load import load_predictor as load_predictor
     from flyspeck.infer.merge import MergeRule as MergeRule
     from flyspeck.infer.predictor import Predictor as Predictor
+    from flyspeck.plugins import load_plugin as load_plugin
+    from flyspeck.plugins import register_backbone as register_backbone
+    from flyspeck.plugins import register_detector as register_detector
+    from flyspeck.plugins import register_neck as register_neck
+    from flyspeck.plugins import register_protocol as register_protocol
+    from flyspeck.plugins import register_reader as register_reader
+    from flyspeck.plugins import register_transform as register_transform
+    from flyspeck.plugins import register_writer as register_writer
     from flyspeck.train.build import load_detector as load_detector
     from flyspeck.train.config import load_recipe as load_recipe
     from flyspeck.types import Detections as Detections
@@ -46,11 +54,19 @@ _HOMES = {
     "Targets": "flyspeck.types",
     "UserError": "flyspeck.errors",
     "load_detector": "flyspeck.train.build",
+    "load_plugin": "flyspeck.plugins",
     "load_predictor": "flyspeck.infer.load",
     "load_recipe": "flyspeck.train.config",
     "make_loader": "flyspeck.data.loading",
     "read_annotations": "flyspeck.data.readers",
     "read_image": "flyspeck.data.images",
+    "register_backbone": "flyspeck.plugins",
+    "register_detector": "flyspeck.plugins",
+    "register_neck": "flyspeck.plugins",
+    "register_protocol": "flyspeck.plugins",
+    "register_reader": "flyspeck.plugins",
+    "register_transform": "flyspeck.plugins",
+    "register_writer": "flyspeck.plugins",
     "write_coco": "flyspeck.data.writers",
 }
 

@@ -84,7 +84,7 @@ def test_a_full_disk_leaves_no_half_line_in_the_csv(tmp_path: Path) -> None:
 
 
 def test_every_format(tmp_path: Path) -> None:
-    for writer in outputs.open_writers(tmp_path, outputs.FORMATS, classes=("a",)):
+    for writer in outputs.open_writers(tmp_path, list(outputs.WRITERS), classes=("a",)):
         writer.add(result(4))
         writer.add(result(5, boxes=0))
         writer.close()

@@ -85,7 +85,7 @@ def inspect(
 @app.command("convert")
 def convert(
     source: Path = SOURCE,
-    to: str = typer.Option("coco", "--to", help="Format to write: coco or yolo."),
+    to: str = typer.Option("coco", "--to", help="Format to write: coco, yolo, or that of a plugin."),
     out: Path = typer.Option(..., "--out", help="COCO: the json file. YOLO: the folder."),
     split: str = typer.Option("train", "--split", help="YOLO: the split to write."),
     link: bool = typer.Option(False, "--link", help="YOLO: link the images instead of copying them."),
@@ -94,20 +94,18 @@ def convert(
     classes: str | None = CLASSES,
 ) -> None:
     """Write annotations of any format as COCO json, or as a YOLO data set."""
-    from flyspeck.data.writers import write_coco, write_yolo
-    from flyspeck.errors import nearest
+    from flyspeck.data.writers import write_yolo, writer_named
 
-    if to not in ("coco", "yolo"):
-        raise UserError(f"cannot write '{to}'", where="--to", fix=nearest(to, ("coco", "yolo")))
+    write = writer_named(to)
     table = _read(source, format, images, classes)
     if to == "yolo":
         lost = write_yolo(table, out, split=split, link=link)
         if lost:
             print(f"note: {lost} ignore regions left out: YOLO has no place for them", file=sys.stderr)
     else:
-        if out.is_dir():
+        if to == "coco" and out.is_dir():
             raise UserError("is a folder", where=out, fix="name the json file to write")
-        write_coco(table, out)
+        write(table, out)
     typer.echo(f"{table.source}: {len(table)} images, {table.num_boxes} boxes -> {to}: {out}")
 
 

@@ -28,7 +28,9 @@ def predict(
     readers: int = typer.Option(1, "--readers", help="Threads that decode ahead."),
     device: str = typer.Option("cpu", "--device", help="cpu, cuda, cuda:1, mps."),
     precision: str = typer.Option("fp32", "--precision", help="fp32 or bf16."),
-    format_: str = typer.Option("coco", "--format", help="Some of coco,csv,geojson,gpkg,widerface,yolo."),
+    format_: str = typer.Option(
+        "coco", "--format", help="Some of coco,csv,geojson,gpkg,widerface,yolo, or a plugin's."
+    ),
     images: int = typer.Option(100, "--images", help="Draw the first N images; 0 draws none."),
     heat: bool = typer.Option(False, "--heat", help="A heat map of each, not only of images over 8000 px."),
     bands: str = typer.Option(None, "--bands", help="Bands of a raster, as in 4,3,2."),

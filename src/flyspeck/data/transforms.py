@@ -8,15 +8,18 @@ sizes, and a cut goes through the one policy of `flyspeck.data.policy`.
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torchvision.transforms.v2 import functional as tv
 
 from flyspeck.data.policy import CutPolicy, cut_boxes
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, nearest
+from flyspeck.plugins import UnknownPart, with_installed
 from flyspeck.types import Sample, Targets
 
 
@@ -315,6 +318,33 @@ class Mosaic:
             shift = torch.tensor([x1, y1, x1, y1], dtype=torch.float32)
             parts.append(replace(piece.targets, boxes=piece.targets.boxes + shift))
         return replace(sample, pixels=canvas, targets=join_targets(parts))
+
+
+TRANSFORMS: dict[str, Callable[..., Transform]] = {"mosaic": Mosaic, "resize": Resize}
+"""What a recipe may name in `augment.extra`; a plugin adds its own (`flyspeck.register_transform`)."""
+
+
+def transform_named(name: str, options: Mapping[str, Any]) -> Transform:
+    """The transform `name` with `options`, the keywords of its builder. Raises UserError for a name or an option not known."""
+
+    def find() -> Callable[..., Transform]:
+        if name not in TRANSFORMS:
+            raise UnknownPart(f"no transform '{name}'", where="augment.extra", name=name, known=TRANSFORMS)
+        return TRANSFORMS[name]
+
+    build, where = with_installed(find), f"augment.extra, {name}"
+    taken = inspect.signature(build).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in taken.values())
+    unknown = [key for key in options if key not in taken and not open_ended]
+    if unknown:
+        raise UserError(f"unknown key '{unknown[0]}'", where=where, fix=nearest(unknown[0], taken))
+    missing = [key for key, p in taken.items() if p.default is p.empty and key not in options and p.kind in _NAMED]
+    if missing:
+        raise UserError(f"'{missing[0]}' is missing", where=where, fix=f"it takes {', '.join(taken)}")
+    return build(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
+
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 # --- small parts -----------------------------------------------------------------------------------------------------

@@ -1,10 +1,11 @@
-"""Writers: the annotation table as COCO json, or as a YOLO data set."""
+"""Writers: the annotation table as COCO json, or as a YOLO data set; `WRITERS` has them by name."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from flyspeck import boxes as bx
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.image_files import output_names
 from flyspeck.errors import UserError
+from flyspeck.plugins import UnknownPart, with_installed
 
 IGNORE_NAME = "ignore region"
 """Category of regions that belong to no class, in what is written; the readers know it."""
@@ -144,6 +146,21 @@ def write_yolo(annotations: Annotations, folder: Path, *, split: str = "train", 
         (labels / names[index]).with_suffix(".txt").write_text("".join(lines), encoding="utf-8")
     write_text(folder / "data.yaml", yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
     return int(annotations.ignore.sum())
+
+
+WRITERS: dict[str, Callable[[Annotations, Path], object]] = {"coco": write_coco, "yolo": write_yolo}
+"""Formats by name, those of plugins too (`flyspeck.plugins.register_writer`)."""
+
+
+def writer_named(name: str) -> Callable[[Annotations, Path], object]:
+    """What writes a table in the format `name`. Raises UserError for a name that is not known."""
+
+    def find() -> Callable[[Annotations, Path], object]:
+        if name not in WRITERS:
+            raise UnknownPart(f"cannot write '{name}'", where="--to", name=name, known=WRITERS)
+        return WRITERS[name]
+
+    return with_installed(find)
 
 
 def _check_for_yolo(annotations: Annotations) -> None:

@@ -10,7 +10,7 @@ import itertools
 from dataclasses import replace
 from typing import Any
 
-from flyspeck.errors import UserError, nearest
+from flyspeck.errors import UserError
 from flyspeck.evaluate.matching import MatchRule, SecondPass
 from flyspeck.evaluate.protocols import (
     CALTECH_RULE,
@@ -27,6 +27,7 @@ from flyspeck.evaluate.protocols import (
     WiderProtocol,
     size_bins,
 )
+from flyspeck.plugins import UnknownPart, with_installed
 
 # --- TinyPerson -------------------------------------------------------------------------------------------------------
 
@@ -271,9 +272,13 @@ PROTOCOLS: dict[str, Protocol] = {p.name: p for p in (*_TINYPERSON, *_COCO_LIKE,
 
 def protocol_named(name: str) -> Protocol:
     """The protocol of that name; an unknown one is an error that names the nearest."""
-    if name not in PROTOCOLS:
-        raise UserError(f"no protocol '{name}'", fix=nearest(name, PROTOCOLS))
-    return PROTOCOLS[name]
+
+    def find() -> Protocol:
+        if name not in PROTOCOLS:
+            raise UnknownPart(f"no protocol '{name}'", name=name, known=PROTOCOLS)
+        return PROTOCOLS[name]
+
+    return with_installed(find)
 
 
 def customised(

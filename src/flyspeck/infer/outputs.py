@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Any
 
-from flyspeck.errors import UserError, nearest
+from flyspeck.errors import UserError
 from flyspeck.infer import convert
 from flyspeck.infer.geopackage import GeoPackageWriter
 from flyspeck.infer.reading import Result
 from flyspeck.infer.source import GeoReference
 from flyspeck.infer.writer import Writer, disk_full
-
-FORMATS = ("coco", "csv", "geojson", "gpkg", "widerface", "yolo")
+from flyspeck.plugins import UnknownPart, with_installed
 
 
 class _JsonList:
@@ -157,33 +156,42 @@ class PerImageWriter(Writer):
         """See `Writer.close`."""
 
 
+def _per_image(kind: str) -> Callable[..., Writer]:
+    return lambda folder, **_: PerImageWriter(folder, kind)
+
+
+WRITERS: dict[str, Callable[..., Writer]] = {
+    "coco": CocoWriter,
+    "csv": lambda folder, **_: CsvWriter(folder),
+    "geojson": _per_image("geojson"),
+    "gpkg": lambda folder, **_: GeoPackageWriter(folder),
+    "widerface": _per_image("widerface"),
+    "yolo": _per_image("yolo"),
+}
+"""Formats by name: `(folder, *, classes, category_ids)` to a writer; a plugin adds its own by `flyspeck.register_writer`."""
+
+
 def check_formats(formats: Sequence[str]) -> None:
-    """Raise UserError for a name that is not one of `FORMATS`."""
-    for name in formats:
-        if name not in FORMATS:
-            raise UserError(f"unknown output format '{name}'", fix=nearest(name, FORMATS))
+    """Raise UserError for a name that is not in `WRITERS`, nor in those that installed plugins add."""
+
+    def find() -> None:
+        for name in formats:
+            if name not in WRITERS:
+                raise UnknownPart(f"unknown output format '{name}'", name=name, known=WRITERS)
+
+    with_installed(find)
 
 
 def open_writers(
     folder: Path, formats: Sequence[str], *, classes: Sequence[str], category_ids: Sequence[int] | None = None
 ) -> list[Writer]:
-    """The writers of `formats` (names out of `FORMATS`) into `folder`, which is made. Raises UserError."""
+    """The writers of `formats` (names in `WRITERS`) into `folder`, which is made. Raises UserError."""
     check_formats(formats)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make this folder ({error.strerror})", where=folder) from error
-    writers: list[Writer] = []
-    for name in dict.fromkeys(formats):
-        if name == "coco":
-            writers.append(CocoWriter(folder, classes=classes, category_ids=category_ids))
-        elif name == "csv":
-            writers.append(CsvWriter(folder))
-        elif name == "gpkg":
-            writers.append(GeoPackageWriter(folder))
-        else:
-            writers.append(PerImageWriter(folder, name))
-    return writers
+    return [WRITERS[name](folder, classes=classes, category_ids=category_ids) for name in dict.fromkeys(formats)]
 
 
 def inside(name: str) -> Path:

@@ -3,8 +3,9 @@
 SSD has no neck to choose: its third part is a configuration (`ssd:mobilenet_v1:S1L0-DualPath19-10-S`). Any backbone that is
 a chain of stages may carry a stride elimination: `retinanet:resnet50-S1L1`.
 
-To add a part, add one line to `BACKBONES`, `NECKS` or `DETECTORS`. Any combination builds, except those that
-`build` refuses with the reason; `listed.LISTED` names those with published figures, which a test recounts.
+To add a part, add one line to `BACKBONES`, `NECKS` or `DETECTORS`; a part from outside the package comes in by
+`flyspeck.plugins`. Any combination builds, except those that `build` refuses with the reason; `listed.LISTED` names those
+with published figures, which a test recounts.
 `dpnet:` in front of a detector makes it dynamic.
 """
 
@@ -50,6 +51,7 @@ from flyspeck.models.necks.fpn import FPN
 from flyspeck.models.necks.hrfpn import HRFPN
 from flyspeck.models.necks.sspnet import SSPNet, sspnet_anchors, weighted_negatives
 from flyspeck.models.stride import eliminate_strides
+from flyspeck.plugins import UnknownPart, with_installed
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -174,7 +176,14 @@ def split_backbone(name: str) -> tuple[str, str | None]:
 
 
 def parse_name(name: str) -> ZooName:
-    """Takes a name apart; raises UserError that names the part nobody knows and the nearest known one."""
+    """Takes a name apart; raises UserError that names the part nobody knows and the nearest known one.
+
+    Where a part is not known, installed plugins are loaded.
+    """
+    return with_installed(lambda: _parse_name(name))
+
+
+def _parse_name(name: str) -> ZooName:
     if split_backbone(name)[0] in BACKBONES:
         return ZooName(None, name)
     if name.startswith(DYNAMIC):
@@ -191,17 +200,17 @@ def parse_name(name: str) -> ZooName:
     if found is None:
         head, colon, _ = name.partition(":")
         known = DETECTORS if colon else [*BACKBONES, *(m.name for m in LISTED)]
-        raise UserError(f"no '{head}' in '{name}'", where="model name", fix=nearest(head, known))
+        raise UnknownPart(f"no '{head}' in '{name}'", where="model name", name=head, known=known)
     backbone, _, third = name.removeprefix(f"{found}:").partition(":")
     bare = split_backbone(backbone)[0]
     if bare not in BACKBONES:
-        raise UserError(f"no backbone '{bare}' in '{name}'", where="model name", fix=nearest(bare, BACKBONES))
+        raise UnknownPart(f"no backbone '{bare}' in '{name}'", where="model name", name=bare, known=BACKBONES)
     if not DETECTORS[found].has_neck:
         if third:
             find_configuration(third, plain=bare == "vgg16")
         return ZooName(found, backbone, configuration=third or None)
     if third and third not in NECKS:
-        raise UserError(f"no neck '{third}' in '{name}'", where="model name", fix=nearest(third, NECKS))
+        raise UnknownPart(f"no neck '{third}' in '{name}'", where="model name", name=third, known=NECKS)
     return ZooName(found, backbone, third or None)
 
 

@@ -1,15 +1,19 @@
-"""Readers: one file per format; `read_annotations` finds out which one is needed."""
+"""Readers: one file per format; `read_annotations` finds out which one is needed.
+
+A format from outside the package comes in by `flyspeck.plugins.register_reader`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import IGNORE_CLASSES, IGNORE_FLAGS, ReadOptions
 from flyspeck.data.readers.citypersons import read_citypersons
 from flyspeck.data.readers.coco import read_coco
-from flyspeck.data.readers.detect import FORMATS, detect
+from flyspeck.data.readers.detect import detect
 from flyspeck.data.readers.dota import read_dota
 from flyspeck.data.readers.odgt import read_odgt
 from flyspeck.data.readers.table import read_table
@@ -17,19 +21,34 @@ from flyspeck.data.readers.visdrone import read_visdrone
 from flyspeck.data.readers.voc import read_voc
 from flyspeck.data.readers.wider import read_wider
 from flyspeck.data.readers.yolo import SPLITS, read_yolo
-from flyspeck.errors import UserError, nearest
+from flyspeck.errors import UserError
+from flyspeck.plugins import UnknownPart, owned, with_installed
 
-__all__ = ["FORMATS", "IGNORE_CLASSES", "IGNORE_FLAGS", "read_annotations"]
+__all__ = ["IGNORE_CLASSES", "IGNORE_FLAGS", "READERS", "ReadOptions", "Reader", "format_of", "read_annotations"]
 
-READERS: dict[str, Callable[[Path, ReadOptions], Annotations]] = {
-    "coco": read_coco,
-    "visdrone": read_visdrone,
-    "wider": read_wider,
-    "dota": read_dota,
-    "voc": read_voc,
-    "citypersons": read_citypersons,
-    "odgt": read_odgt,
-    "csv": read_table,
+
+@dataclass(frozen=True)
+class Reader:
+    """A format by name."""
+
+    read: Callable[[Path, ReadOptions], Annotations]
+    """From a file or folder to its table."""
+    endings: tuple[str, ...] = ()
+    """Of file names, with the dot. Of flyspeck's own formats, `detect` knows more than endings say."""
+    detect: Callable[[Path], bool] | None = None
+    """Whether a file or folder is of this format."""
+
+
+READERS: dict[str, Reader] = {
+    "coco": Reader(read_coco),
+    "visdrone": Reader(read_visdrone),
+    "wider": Reader(read_wider),
+    "dota": Reader(read_dota),
+    "voc": Reader(read_voc),
+    "yolo": Reader(read_yolo),
+    "citypersons": Reader(read_citypersons),
+    "odgt": Reader(read_odgt),
+    "csv": Reader(read_table),
 }
 
 
@@ -45,7 +64,7 @@ def read_annotations(
 ) -> Annotations:
     """Read the annotations of `source`, a file or folder, whatever its format; `Annotations.source` says what was seen.
 
-    `format` (one of `FORMATS`) names the format instead of having it found out; `data.yaml:val` is the split val of a YOLO
+    `format` (a name in `READERS`) names the format instead of having it found out; `data.yaml:val` is the split val of a YOLO
     data set. `classes` selects names and gives them the numbers 0..K-1 in this order; boxes of other classes are left
     out. `images` is the folder of the images where it is not the usual one. `ignore_classes` and `ignore_flags` say what is
     an ignore region (label -1, no class); give others to change the rule. `for_evaluation` keeps what reference evaluators
@@ -55,22 +74,61 @@ def read_annotations(
     `extra["category"]` (M,) is the class that a box was annotated with, also where it is an ignore region (-1: none). Broken
     entries are left out and listed in `Annotations.problems`. Raises UserError for a source that cannot be read at all.
     """
+    path, split = _split_of(source)
     options = ReadOptions(
         classes=None if classes is None else tuple(classes),
         ignore_classes=tuple(ignore_classes),
         ignore_flags=tuple(ignore_flags),
         for_evaluation=for_evaluation,
         images=None if images is None else Path(images),
+        split=split,
     )
-    if format is not None and format not in FORMATS:
-        raise UserError(f"unknown format '{format}'", where=source, fix=nearest(format, FORMATS))
     if options.images is not None and not options.images.is_dir():
         raise UserError("no such folder of images", where=options.images, fix="check the path")
-    path, split = _split_of(source)
-    kind, place = detect(path) if format is None else (format, path)
+    kind, place = _found(path, format)
     if not place.exists():
         raise UserError("no such file or folder", where=place, fix="check the path")
-    return read_yolo(place, options, split) if kind == "yolo" else READERS[kind](place, options)
+    return READERS[kind].read(place, options)
+
+
+def format_of(source: str | Path, format: str | None = None) -> str:
+    """The name of the format that `read_annotations` takes `source` for. Raises UserError where there is none."""
+    return _found(_split_of(source)[0], format)[0]
+
+
+def _found(path: Path, format: str | None) -> tuple[str, Path]:
+    """The format by name, and the file or folder to read. flyspeck's own come first: a plugin changes nothing for them."""
+    if format is not None:
+
+        def named() -> tuple[str, Path]:
+            if format not in READERS:
+                raise UnknownPart(f"unknown format '{format}'", where=path, name=format, known=READERS)
+            return format, path
+
+        return with_installed(named)
+    return detect(path) or with_installed(lambda: _outside(path))
+
+
+def _outside(path: Path) -> tuple[str, Path]:
+    """The one format of a plugin that claims a file or folder."""
+    claimed = [name for name in owned("reader") if _claims(READERS[name], path, name)]
+    if not claimed:
+        raise UnknownPart("no annotations of a known format", where=path, name="", known=READERS)
+    if len(claimed) > 1:
+        raise UserError(f"it could be {' or '.join(claimed)}", where=path, fix="give --format, or format in the recipe")
+    return claimed[0], path
+
+
+def _claims(reader: Reader, path: Path, name: str) -> bool:
+    if not path.name.lower().endswith(tuple(ending.lower() for ending in reader.endings) or ("",)):
+        return False
+    if reader.detect is None:
+        return bool(reader.endings)
+    try:
+        return reader.detect(path)
+    except Exception as error:  # it was shown a file that may be anything
+        what = f"the reader '{name}' of a plugin failed to look at it ({type(error).__name__}: {error})"
+        raise UserError(what, where=path, fix="give --format") from error
 
 
 def _split_of(source: str | Path) -> tuple[Path, str | None]:

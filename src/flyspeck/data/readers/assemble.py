@@ -45,6 +45,8 @@ class ReadOptions:
     """Keep what reference evaluators see: boxes without area, outside the image, or with an id that is used twice."""
     images: Path | None = None
     """Folder of the images, where it is not the place that the format implies."""
+    split: str | None = None
+    """Of a data set with several (`data.yaml:val`): train, val or test."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Which format a file or folder is in, told by its content."""
+"""Which of flyspeck's own formats a file or folder is in, told by its content."""
 
 from __future__ import annotations
 
@@ -9,18 +9,15 @@ from flyspeck.data.readers.wider import mat_names
 from flyspeck.data.readers.yolo import label_file
 from flyspeck.errors import UserError
 
-FORMATS = ("coco", "visdrone", "wider", "dota", "voc", "yolo", "citypersons", "odgt", "csv")
 
+def detect(source: Path) -> tuple[str, Path] | None:
+    """Which of flyspeck's own formats it is in, and the file or folder to give to its reader; None where none fits.
 
-def detect(source: Path) -> tuple[str, Path]:
-    """The format and the file or folder to give to its reader; raises UserError where none fits, or several files do."""
+    Raises UserError where there is nothing, or where several files fit.
+    """
     if not source.exists():
         raise UserError("no such file or folder", where=source, fix="check the path")
-    found = _of_folder(source) if source.is_dir() else _of_file(source)
-    if found is None:
-        fix = f"give --format, one of {', '.join(FORMATS)}, or a file of annotations"
-        raise UserError("no annotations of a known format", where=source, fix=fix)
-    return found
+    return _of_folder(source) if source.is_dir() else _of_file(source)
 
 
 def _of_file(path: Path) -> tuple[str, Path] | None:

@@ -15,8 +15,8 @@ from flyspeck.errors import UserError, nearest
 SPLITS = ("train", "val", "test")
 
 
-def read_yolo(source: Path, options: ReadOptions, split: str | None = None) -> Annotations:
-    """The table of a `data.yaml` (with `split` train, val or test; None: the first that it has), or of a folder.
+def read_yolo(source: Path, options: ReadOptions) -> Annotations:
+    """The table of a `data.yaml` (with `options.split` train, val or test; None: the first that it has), or of a folder.
 
     A folder has `images/` and `labels/`, or is a folder of images with the texts beside them or in the twin folder under
     `labels`. An image without text has no objects. Segments and oriented boxes become the horizontal box around
@@ -29,7 +29,7 @@ def read_yolo(source: Path, options: ReadOptions, split: str | None = None) -> A
     if recipe.is_file():
         content = _load_yaml(recipe)
         names = _names(content.get("names"), recipe)
-        draft.root, files, seen = _listed(content, recipe, split)
+        draft.root, files, seen = _listed(content, recipe, options.split)
     else:
         if options.images is None and (source / "images").is_dir():
             draft.root = source / "images"

@@ -1,0 +1,411 @@
+"""Parts from outside the package: `register_*` fills the tables by name, a plugin is a function that calls them.
+
+A plugin is `MODULE[:FUNCTION]`; the function, `register` where none is named, takes no arguments and calls `register_backbone`,
+`register_reader` and the like. Importing a module registers nothing. A plugin is found in two ways and no other:
+
+* as an installed entry point of the group `flyspeck.plugins`, loaded when a name is not known or when a recipe or run names it;
+* by `--plugin MODULE` on the command line, or `load_plugin` from Python.
+
+Recipes, runs, weights and exported files only *name* the plugins they need (`plugins: [my_parts==1.2]`): no module is ever
+imported because a file names it. This module imports no torch; a `register_*` call imports the home of its table alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import logging
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from flyspeck.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from flyspeck.data.annotations import Annotations
+    from flyspeck.data.readers import ReadOptions
+    from flyspeck.data.transforms import Transform
+    from flyspeck.evaluate.protocols import Protocol
+    from flyspeck.infer.writer import Writer
+
+GROUP = "flyspeck.plugins"
+"""The group of entry points that names installed plugins."""
+
+log = logging.getLogger("flyspeck")
+T = TypeVar("T")
+
+# Kind -> the table that lists its parts by name. Imported on the first registration of the kind.
+_HOMES = {
+    "backbone": "flyspeck.models.zoo:BACKBONES",
+    "neck": "flyspeck.models.zoo:NECKS",
+    "detector": "flyspeck.models.zoo:DETECTORS",
+    "reader": "flyspeck.data.readers:READERS",
+    "writer of annotations": "flyspeck.data.writers:WRITERS",
+    "writer of detections": "flyspeck.infer.outputs:WRITERS",
+    "protocol": "flyspeck.evaluate.catalogue:PROTOCOLS",
+    "transform": "flyspeck.data.transforms:TRANSFORMS",
+}
+_NAME = re.compile(r"[A-Za-z0-9][\w.+/-]*")
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A plugin that has registered something."""
+
+    name: str
+    """`MODULE`, or `MODULE:FUNCTION` where the function is not `register`."""
+    version: str
+
+    @property
+    def note(self) -> str:
+        """How files name it: `my_parts==1.2`."""
+        return f"{self.name}=={self.version}"
+
+
+class UnknownPart(UserError):
+    """A name that no part has; an installed plugin may bring it (`with_installed`)."""
+
+    def __init__(self, what: str, *, where: object = "", name: str, known: Iterable[str]) -> None:
+        fix = f"{nearest(name, known)} (a part of a plugin needs the plugin: --plugin MODULE)"
+        super().__init__(what, where=where, fix=fix)
+
+
+_owners: dict[tuple[str, str], str] = {}  # (kind, name of the part) -> name of the plugin that registered it
+_loaded: dict[str, Plugin] = {}
+_failed: dict[str, UserError] = {}  # installed plugins that could not be loaded, so that they are tried once
+_warned: set[str] = set()
+_loading: str | None = None
+
+
+# --- registering -----------------------------------------------------------------------------------------------------
+
+
+def register_backbone(
+    name: str, build: Callable[..., Any], *, picks_outputs: bool = True, neck: str | None = None
+) -> None:
+    """Adds the backbone `name`, as in `retinanet:NAME`.
+
+    `build` takes the keywords `width` and `weights`, and `outputs` where `picks_outputs` (the names of the stages whose
+    maps are wanted); it returns a `StagedBackbone`. `neck` is the neck it wants where the model's name has none. Maps that
+    contradict its `FeatureSpec`s are refused when it is first built. Raises UserError for a name that is taken.
+    """
+    from flyspeck.models.zoo import BackboneEntry
+
+    _register("backbone", name, BackboneEntry(build, picks_outputs=picks_outputs, neck=neck))
+
+
+def register_neck(
+    name: str,
+    build: Callable[..., Any],
+    *,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    fuses: bool = False,
+) -> None:
+    """Adds the neck `name`, as in `retinanet:resnet18:NAME`.
+
+    `build(features, *, channels, num_extra, norm)` takes the backbone's `FeatureSpec`s and returns a module that maps the list
+    of maps to `len(features) + num_extra` maps of `channels`, described by its own `features`; with `fuses` it takes `fusion`
+    too, one factor a top-down edge. `options` are, by detector, arguments that this neck implies for the detector's builder.
+    Raises UserError for a name that is taken.
+    """
+    from flyspeck.models.zoo import NeckEntry
+
+    _register("neck", name, NeckEntry(build, options or {}, fuses))
+
+
+def register_detector(
+    name: str,
+    build: Callable[..., Any],
+    *,
+    widths: Mapping[str, int] | None = None,
+    levels: str = "2-6",
+    anchors: bool = False,
+    assigners: tuple[str, ...] = (),
+) -> None:
+    """Adds the detector `name`, as in `NAME:resnet18`.
+
+    `build(backbone, *, classes, pixel_norm, neck, num_extra, channels, norm, suppression, **options)` returns a `Detector`
+    with a `Head` of its own; `options` are what a recipe says under `model.head`. `widths` are those of its keywords that are
+    channel counts, with their value at width 1 (`{"channels": 256}`); `levels` is its usual pyramid. `anchors`: it takes an
+    anchor builder; `assigners`: names of the label assigners that it takes. Raises UserError for a name that is taken.
+    """
+    from flyspeck.models.zoo import DetectorEntry
+
+    sizes = {"channels": 256} if widths is None else dict(widths)
+    entry = DetectorEntry(build, sizes, levels=levels, anchors=anchors, assigners=tuple(assigners))
+    _register("detector", name, entry)
+
+
+def register_reader(
+    name: str,
+    read: Callable[[Path, ReadOptions], Annotations],
+    *,
+    endings: Sequence[str] = (),
+    detect: Callable[[Path], bool] | None = None,
+) -> None:
+    """Adds the annotation format `name`, as in `--format NAME` and `data.format: NAME`.
+
+    `read(path, options)` returns the table; `data.readers.assemble` has what all readers share. Without a format given, a file
+    or folder that is in none of flyspeck's own formats is taken for this one if its name has one of `endings` (`.tally`) and
+    `detect(path)`, where given, says so. With neither, the format has to be named. Raises UserError for a name that is taken.
+    """
+    from flyspeck.data.readers import Reader
+
+    _register("reader", name, Reader(read, tuple(endings), detect))
+
+
+def register_writer(
+    name: str,
+    *,
+    annotations: Callable[[Annotations, Path], None] | None = None,
+    detections: Callable[..., Writer] | None = None,
+) -> None:
+    """Adds the format `name` to what is written: annotations (`data convert --to NAME`), detections (`predict --format NAME`).
+
+    `annotations(table, path)` writes a table; `detections(folder, *, classes, category_ids)` returns a `Writer` that gets one
+    image's result after the other. Raises UserError for a name that is taken, ValueError where neither is given.
+    """
+    if annotations is None and detections is None:
+        raise ValueError(f"the writer '{name}' writes neither annotations nor detections")
+    if annotations is not None:
+        _register("writer of annotations", name, annotations)
+    if detections is not None:
+        _register("writer of detections", name, detections)
+
+
+def register_protocol(protocol: Protocol) -> None:
+    """Adds an evaluation protocol under its own name: a value of `evaluate.protocols`, best made with `dataclasses.replace`.
+
+    Raises UserError for a name that is taken.
+    """
+    _register("protocol", protocol.name, protocol)
+
+
+def register_transform(name: str, build: Callable[..., Transform]) -> None:
+    """Adds the transform `name`, as in a recipe's `augment.extra: [{name: NAME, ...}]`.
+
+    `build` takes the recipe's further keys as keywords and returns a callable `(sample, rng, another) -> sample` that draws all
+    its numbers from `rng` (see `data.transforms`) and can be pickled: a frozen dataclass at the top of a module is best.
+    Raises UserError for a name that is taken.
+    """
+    _register("transform", name, build)
+
+
+def _register(kind: str, name: str, entry: Any) -> None:
+    owner = _loading or _calling_module()
+    if not _NAME.fullmatch(name):
+        raise UserError(f"'{name}' is no name for a {kind}", where=f"plugin {owner}", fix="letters, digits, _ . + / -")
+    table = _table(kind)
+    if name in table:
+        taken = _owners.get((kind, name))
+        by = "flyspeck itself" if taken is None else f"the plugin {taken}"
+        raise UserError(
+            f"the {kind} '{name}' is taken by {by}", where=f"plugin {owner}", fix="register it under another name"
+        )
+    table[name] = entry
+    _owners[kind, name] = owner
+
+
+def _table(kind: str) -> dict[str, Any]:
+    module, attribute = _HOMES[kind].split(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _calling_module() -> str:
+    """The first module up the stack that is not this one: whose program registers without being loaded as a plugin."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__") == __name__:
+        frame = frame.f_back
+    return str(frame.f_globals.get("__name__", "__main__"))
+
+
+# --- loading ---------------------------------------------------------------------------------------------------------
+
+
+def installed() -> dict[str, EntryPoint]:
+    """The installed plugins by name; nothing is imported."""
+    return {_plain(point.value): point for point in entry_points(group=GROUP)}
+
+
+def load_plugin(target: str) -> Plugin:
+    """Imports `MODULE[:FUNCTION]` and calls its function (`register` where none is named), once.
+
+    What a function has registered before it failed is taken back. Raises UserError for a module that is not there or fails on
+    import, a function that is not there or fails, and for a name that is taken.
+    """
+    global _loading
+    name = _plain(target)
+    if name in _loaded:
+        return _loaded[name]
+    if name in _owners.values():  # the program has called it by itself
+        return _note(name)
+    function = _function(name)
+    before, outer = set(_owners), _loading
+    _loading = name
+    try:
+        function()
+    except BaseException as error:
+        for kind, part in set(_owners) - before:
+            del _owners[kind, part]
+            _table(kind).pop(part, None)
+        if isinstance(error, UserError) or not isinstance(error, Exception):
+            raise
+        raise UserError(f"registering failed ({_words(error)})", where=f"plugin {name}", fix=_MEND) from error
+    finally:
+        _loading = outer
+    return _note(name)
+
+
+def load_installed() -> bool:
+    """Loads every installed plugin that is not loaded yet; whether there was one. A broken one is left out (`with_installed`)."""
+    fresh = False
+    for name in installed():
+        if name in _loaded or name in _failed:
+            continue
+        try:
+            load_plugin(name)
+            fresh = True
+        except UserError as error:
+            _failed[name] = error
+    return fresh
+
+
+def with_installed(find: Callable[[], T]) -> T:
+    """`find()`; where it raises `UnknownPart`, once more with every installed plugin loaded.
+
+    The error of the second time also says which installed plugins could not be loaded.
+    """
+    try:
+        return find()
+    except UnknownPart as unknown:
+        error = unknown
+    if load_installed():
+        try:
+            return find()
+        except UnknownPart as unknown:
+            error = unknown
+    for failure in _failed.values():
+        if str(failure) not in error.fix:
+            error = _also(error, failure)
+    raise error
+
+
+def load_needed(notes: Sequence[str], *, where: object) -> None:
+    """Loads those of `notes` (`my_parts==1.2`, or `my_parts`) that are installed, as the file `where` needs them.
+
+    A plugin of another version than noted is one warning. Raises UserError for one that is neither installed nor loaded.
+    """
+    for note in notes:
+        wanted, _, version = note.partition("==")
+        name = _plain(wanted.strip())
+        if name not in _loaded and name not in _owners.values() and name not in installed():
+            others = sorted({*_loaded, *installed()})
+            known = f" (there are: {', '.join(others)})" if others else ""
+            which = f"'{name}', version {version.strip()}," if version else f"'{name}'"
+            raise UserError(
+                f"it needs the plugin {which} which is neither installed nor given{known}",
+                where=where,
+                fix=f"pip install it, or give it with --plugin {name}, if you trust it",
+            )
+        found = load_plugin(name)
+        if version and found.version != version.strip() and note not in _warned:
+            _warned.add(note)
+            log.warning("%s: made with %s, now it runs with %s: results may differ", where, note, found.note)
+
+
+def owner(kind: str, name: str) -> str | None:
+    """The plugin that registered a part; None for flyspeck's own, and for a name nobody has."""
+    return _owners.get((kind, name))
+
+
+def owned(kind: str) -> list[str]:
+    """Names of the parts of a kind that plugins have registered, in the order of their registration."""
+    return [name for of, name in _owners if of == kind]
+
+
+def notes_of(parts: Iterable[tuple[str, str | None]]) -> list[str]:
+    """The plugins behind some parts `(kind, name)`, as files name them; flyspeck's own parts and None need none."""
+    names = {_owners[kind, name] for kind, name in parts if name is not None and (kind, name) in _owners}
+    return sorted(_note(name).note for name in names)
+
+
+def merged_notes(given: Iterable[str], found: Iterable[str]) -> list[str]:
+    """Both lists, a plugin once, with the version it has now where it is loaded."""
+    names = {_plain(note.partition("==")[0].strip()): note for note in (*given, *found)}
+    return sorted(_note(name).note if name in _loaded else note for name, note in names.items())
+
+
+_MEND = "mend the plugin; --debug shows where"
+
+
+def _plain(target: str) -> str:
+    """`my_parts:register` and `my_parts` are one plugin."""
+    module, _, attribute = target.replace(" ", "").partition(":")
+    return module if attribute in ("", "register") else f"{module}:{attribute}"
+
+
+def _function(name: str) -> Callable[[], object]:
+    module_name, _, attribute = name.partition(":")
+    where = f"plugin {name}"
+    if not all(part.isidentifier() for part in module_name.split(".")):
+        fix = "give the module's name, as in --plugin my_parts"
+        raise UserError(f"'{module_name}' is no module's name", where=where, fix=fix)
+    try:
+        module = importlib.import_module(module_name)
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{module_name}.".startswith(f"{error.name}."):
+            fix = "pip install it, or run in the folder that holds it"
+            raise UserError(f"there is no module '{error.name}'", where=where, fix=fix) from None
+        raise UserError(f"importing it failed ({_words(error)})", where=where, fix=_MEND) from error
+    function: Any = module
+    for part in (attribute or "register").split("."):
+        function = getattr(function, part, None)
+    if not callable(function):
+        raise UserError(
+            f"it has no function '{attribute or 'register'}'", where=where, fix="define one that calls register_*"
+        )
+    return function
+
+
+def _note(name: str) -> Plugin:
+    if name not in _loaded:
+        _loaded[name] = Plugin(name, _version(name))
+    return _loaded[name]
+
+
+def _version(name: str) -> str:
+    """The version of its distribution, its `__version__`, or a hash of its source."""
+    point = installed().get(name)
+    if point is not None and point.dist is not None:
+        return point.dist.version
+    module = sys.modules.get(name.partition(":")[0])
+    for holder in (module, sys.modules.get(name.partition(".")[0])):
+        if isinstance(getattr(holder, "__version__", None), str):
+            return holder.__version__  # type: ignore[union-attr]
+    return f"0+{_source_hash(module)}"
+
+
+def _source_hash(module: ModuleType | None) -> str:
+    digest = hashlib.sha256()
+    file = getattr(module, "__file__", None)
+    if file is not None:
+        files = sorted(Path(file).parent.rglob("*.py")) if Path(file).name == "__init__.py" else [Path(file)]
+        for source in files:
+            digest.update(source.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _words(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _also(error: UserError, failure: UserError) -> UserError:
+    return UserError(error.what, where=error.where, fix=f"{error.fix}; an installed plugin was left out: {failure}")

@@ -1,0 +1,69 @@
+"""Plugins fill tables that the whole process shares: every test here gets them back as they were."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from flyspeck import plugins
+
+
+@pytest.fixture(autouse=True)
+def tables_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    held = (plugins._owners, plugins._loaded, plugins._failed, plugins._warned)
+    before = [container.copy() for container in held]
+    tables = {kind: dict(plugins._table(kind)) for kind in plugins._HOMES}
+    modules, path = set(sys.modules), list(sys.path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    yield
+    for container, content in zip(held, before, strict=True):
+        container.clear()
+        container.update(content)
+    for kind, content in tables.items():
+        table = plugins._table(kind)
+        table.clear()
+        table.update(content)
+    for name in set(sys.modules) - modules:
+        if not getattr(sys.modules[name], "__name__", "").startswith(("flyspeck", "torch")):
+            del sys.modules[name]
+    sys.path[:] = path
+
+
+@pytest.fixture
+def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Writes modules into a folder outside the package, and stands in it: `outside(my_parts="...")`."""
+    folder = tmp_path / "outside"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def write(**sources: str) -> Path:
+        for name, source in sources.items():
+            (folder / f"{name}.py").write_text(source, encoding="utf-8")
+        importlib.invalidate_caches()
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Makes a distribution with modules and an entry point, as pip would lay it: `install("my-parts", "1.2", my_parts="...")`."""
+
+    def put(name: str, version: str, *, point: str | None = None, **sources: str) -> Path:
+        site = tmp_path / f"site-{name}"
+        info = site / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        target = point or f"{next(iter(sources))}:register"
+        (info / "entry_points.txt").write_text(f"[flyspeck.plugins]\n{name} = {target}\n")
+        for module, source in sources.items():
+            (site / f"{module}.py").write_text(source, encoding="utf-8")
+        monkeypatch.syspath_prepend(str(site))
+        importlib.invalidate_caches()
+        return site
+
+    return put
