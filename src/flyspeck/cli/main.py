@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from importlib import import_module
 from typing import Any
@@ -12,6 +11,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from flyspeck.cli import moved
+from flyspeck.cli.plugin_option import take_plugins
 from flyspeck.errors import UserError
 
 # verb -> (module:attribute of a typer app or a function, one line of help). Loaded when the verb is called.
@@ -36,46 +36,6 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 
 
-# What builds no model and reads no annotations.
-_WITHOUT_PLUGINS = ("demo", "data scenes")
-
-
-def _load_plugins(ctx: typer.Context, modules: list[str]) -> list[str]:
-    if modules and not ctx.resilient_parsing:
-        from flyspeck.plugins import load_plugin
-
-        if os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())  # last: a file in the folder never stands in for an installed module
-        for module in modules:
-            load_plugin(module)
-    return modules
-
-
-def _with_option(
-    plugin: list[str] = typer.Option(
-        [],
-        "--plugin",
-        metavar="MODULE",
-        callback=_load_plugins,
-        is_eager=True,  # before any other value is looked at: they may name what the plugin brings
-        expose_value=False,
-        help="Also load this plugin: a module whose register() adds parts.",
-    ),
-) -> None: ...
-
-
-def _take_plugins(command: Any, path: str) -> None:
-    """Gives a verb, or each verb of a group, the option `--plugin`: one way to load plugins for all of them."""
-    verbs = getattr(command, "commands", None)
-    if verbs is not None:
-        for name, verb in verbs.items():
-            _take_plugins(verb, f"{path} {name}")
-    elif path not in _WITHOUT_PLUGINS:
-        shelf = typer.Typer(add_completion=False)
-        shelf.command()(_with_option)
-        command.params += [option for option in get_command(shelf).params if option.name == "plugin"]
-
-
 class _LazyGroup(TyperGroup):
     """A group whose commands are imported on demand: `flyspeck --help` and `flyspeck data` never import torch."""
 
@@ -95,7 +55,7 @@ class _LazyGroup(TyperGroup):
             target.command(name=cmd_name, help=function.__doc__ or summary)(function)
         command = get_command(target)
         command.name = cmd_name
-        _take_plugins(command, cmd_name)
+        take_plugins(command, cmd_name)
         return command
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
