@@ -121,8 +121,8 @@ def chain(model: Detector) -> StagedBackbone:
 
 def on_images(run: Path, images: list[Path], elimination: str, out: Path) -> None:
     """A trained detector on images, before and after; writes both, drawn, into `out`."""
+    from flyspeck.convert import plot
     from flyspeck.data.images import read_image
-    from flyspeck.infer.convert import plot
     from flyspeck.train.build import load_detector
 
     before, after = load_detector(run), load_detector(run)

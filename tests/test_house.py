@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +11,15 @@ from pathlib import Path
 import pytest
 
 import flyspeck
+from import_graph import circles, floors, import_graph, summary
 
 SOURCE = Path(flyspeck.__file__).parent
 LAB = Path(__file__).resolve().parents[1] / "lab" / "src" / "flyspeck_lab"
 FILES = sorted(SOURCE.rglob("*.py"))
 LAB_FILES = sorted(LAB.rglob("*.py"))
+HOUSE = import_graph(SOURCE)
 
-# What each part may import of the others. boxes, types, errors, options and plugins are open to all.
+# What each part may import of the others. The ground is open to all.
 BELOW = {
     "data": set(),
     "models": set(),
@@ -29,14 +32,13 @@ BELOW = {
     "publish": {"data", "models", "evaluate", "train"},
     "cli": {"data", "models", "evaluate", "train", "infer", "export", "report", "publish", "explain"},
 }
-GROUND = {"boxes", "types", "errors", "options", "plugins"}
+GROUND = {"boxes", "types", "errors", "options", "plugins", "geo", "version", "drawing", "convert"}
 
 # Modules over the limit, each with the reason why it is one room.
 LONG: dict[str, str] = {}
-MAX_LINES, MAX_FUNCTION = (
-    450,
-    70,
-)  # of a function its code: a signature with its docstring may be as long as it has to be
+MAX_FLOORS = 20  # of the import graph; lower it when the house gets lower
+MAX_LINES = 450
+MAX_FUNCTION = 70  # lines of its code: a signature with its docstring may be as long as it has to be
 
 
 def imports(path: Path) -> set[str]:
@@ -65,22 +67,74 @@ def test_flyspeck_knows_nothing_of_its_laboratory() -> None:
 
 
 def test_the_ground_imports_nothing_above() -> None:
-    # types has methods that convert and draw; they import what they need inside.
-    assert imports(SOURCE / "boxes.py") | imports(SOURCE / "errors.py") == set()
+    # `Detections.plot` may be given a file: the converters read it with the one function for that, which needs nothing else.
+    images = {"flyspeck.data.images"}
+    assert HOUSE["flyspeck.data.images"] == {"flyspeck.errors"}
+    ground = {f"flyspeck.{name}" for name in GROUND}
+    for name in sorted(ground):
+        wrong = HOUSE[name] - ground - (images if name == "flyspeck.convert" else set())
+        assert not wrong, f"{name} imports {wrong}"
 
 
-LIGHT = (
-    "flyspeck flyspeck.boxes flyspeck.types flyspeck.data.annotations flyspeck.data.readers flyspeck.data.tiling "
-    "flyspeck.data.policy flyspeck.data.images flyspeck.evaluate flyspeck.infer.tiles flyspeck.infer.merge "
-    "flyspeck.infer.predictor flyspeck.cli.main flyspeck.cli.data flyspeck.cli.predict"
-)
+def test_no_files_import_each_other_in_a_circle() -> None:
+    assert circles(HOUSE) == []
+
+
+def test_the_house_has_few_floors(capsys: pytest.CaptureFixture[str]) -> None:
+    with capsys.disabled():
+        print(f"\nimport graph: {summary(HOUSE)}")
+    highest = max(floors(HOUSE).values()) + 1
+    assert highest <= MAX_FLOORS, f"{highest} floors: see `python tests/import_graph.py`"
+
+
+def test_circles_are_found_wherever_the_import_stands(tmp_path: Path) -> None:
+    package = tmp_path / "inn"
+    package.mkdir()
+    for name, text in {
+        "__init__": "from inn.a import x",
+        "a": "def f():\n    from inn import b",
+        "b": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import inn.c",
+        "c": "import inn.a\nimport inn.d",
+        "d": "import os",
+    }.items():
+        (package / f"{name}.py").write_text(text)
+    graph = import_graph(package)
+    assert graph["inn.a"] == {"inn.b"}
+    assert circles(graph) == [["inn.a", "inn.b", "inn.c"]]
+    assert floors(graph) == {"inn.d": 0, "inn.a": 1, "inn.b": 1, "inn.c": 1, "inn": 2}
+    (package / "b.py").write_text("import inn.d")
+    assert circles(import_graph(package)) == []
+
+
+# These parts are light: importing them loads none of the heavy libraries, but for the files that are named here.
+LIGHT = ("flyspeck.data", "flyspeck.evaluate", "flyspeck.infer", "flyspeck.cli")
+TORCH = {
+    *(f"flyspeck.data.{name}" for name in ("copy_paste", "loading", "pixel_cache", "square_crop", "transforms")),
+    *(f"flyspeck.infer.{name}" for name in ("presence", "statistic", "torch_model")),
+}
+HEAVY = ("torch", "torchvision", "matplotlib", "pandas", "accelerate")
 
 
 def test_the_light_parts_import_no_torch() -> None:
-    code = f"import sys, importlib\nfor name in {LIGHT.split()}: importlib.import_module(name)\n"
-    code += "print(sorted({'torch', 'torchvision', 'matplotlib', 'pandas', 'accelerate'} & set(sys.modules)))"
+    light = {name for name in HOUSE if name.startswith(LIGHT)} | {f"flyspeck.{name}" for name in GROUND} | {"flyspeck"}
+    code = "import sys, importlib\n"
+    code += f"for name in {sorted(light - TORCH)}:\n    importlib.import_module(name)\n"
+    code += f"    heavy = sorted({set(HEAVY)} & set(sys.modules))\n    if heavy: sys.exit(f'{{name}} loads {{heavy}}')"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert out.stdout.strip() == "[]", out.stdout + out.stderr
+    assert out.returncode == 0, out.stdout + out.stderr
+
+
+def test_the_files_said_to_need_torch_import_it() -> None:
+    assert set(HOUSE) >= TORCH
+    for name in TORCH:
+        reached, new = {name}, {name}
+        while new:
+            new = set().union(*(HOUSE[one] for one in new)) - reached
+            reached |= new
+        texts = [(SOURCE.parent / one.replace(".", "/")).with_suffix(".py") for one in reached]
+        assert any(re.search("^import torch$", text.read_text(), re.MULTILINE) for text in texts if text.is_file()), (
+            name
+        )
 
 
 def test_rooms_stay_small() -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from flyspeck.version import VERSION
+
+__version__ = VERSION
 
 if TYPE_CHECKING:
     from flyspeck.data.annotations import Annotations as Annotations
@@ -25,13 +27,13 @@ if TYPE_CHECKING:
     from flyspeck.infer.merge import MergeRule as MergeRule
     from flyspeck.infer.predictor import Predictor as Predictor
     from flyspeck.plugins import load_plugin as load_plugin
-    from flyspeck.plugins import register_backbone as register_backbone
-    from flyspeck.plugins import register_detector as register_detector
-    from flyspeck.plugins import register_neck as register_neck
-    from flyspeck.plugins import register_protocol as register_protocol
-    from flyspeck.plugins import register_reader as register_reader
-    from flyspeck.plugins import register_transform as register_transform
-    from flyspeck.plugins import register_writer as register_writer
+    from flyspeck.register import register_backbone as register_backbone
+    from flyspeck.register import register_detector as register_detector
+    from flyspeck.register import register_neck as register_neck
+    from flyspeck.register import register_protocol as register_protocol
+    from flyspeck.register import register_reader as register_reader
+    from flyspeck.register import register_transform as register_transform
+    from flyspeck.register import register_writer as register_writer
     from flyspeck.train.build import load_detector as load_detector
     from flyspeck.train.config import load_recipe as load_recipe
     from flyspeck.types import Detections as Detections
@@ -60,13 +62,13 @@ _HOMES = {
     "make_loader": "flyspeck.data.loading",
     "read_annotations": "flyspeck.data.readers",
     "read_image": "flyspeck.data.images",
-    "register_backbone": "flyspeck.plugins",
-    "register_detector": "flyspeck.plugins",
-    "register_neck": "flyspeck.plugins",
-    "register_protocol": "flyspeck.plugins",
-    "register_reader": "flyspeck.plugins",
-    "register_transform": "flyspeck.plugins",
-    "register_writer": "flyspeck.plugins",
+    "register_backbone": "flyspeck.register",
+    "register_detector": "flyspeck.register",
+    "register_neck": "flyspeck.register",
+    "register_protocol": "flyspeck.register",
+    "register_reader": "flyspeck.register",
+    "register_transform": "flyspeck.register",
+    "register_writer": "flyspeck.register",
     "write_coco": "flyspeck.data.writers",
 }
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flyspeck import convert
+
 if TYPE_CHECKING:
     import torch
 
@@ -127,31 +129,21 @@ class Detections:
     def to_coco(
         self, *, category_ids: Sequence[int] | None = None, image_id: int | str | None = None
     ) -> list[dict[str, Any]]:
-        """COCO results; see `flyspeck.infer.convert.to_coco`."""
-        from flyspeck.infer import convert
-
+        """COCO results; see `flyspeck.convert.to_coco`."""
         return convert.to_coco(self, category_ids=category_ids, image_id=image_id)
 
     def to_supervision(self) -> Any:
         """A `supervision.Detections`; needs the extra `supervision`."""
-        from flyspeck.infer import convert
-
         return convert.to_supervision(self)
 
     def to_dataframe(self) -> Any:
         """A pandas data frame with a row for every box; needs the extra `dataframe`."""
-        from flyspeck.infer import convert
-
         return convert.to_dataframe(self)
 
     def plot(self, image: Any, *, max_side: int = 1600, crops: int = 8) -> Any:
-        """A Pillow image of `image` (array or file) with boxes and enlarged crops; see `flyspeck.infer.convert.plot`."""
-        from flyspeck.infer import convert
-
+        """A Pillow image of `image` (array or file) with boxes and enlarged crops; see `flyspeck.convert.plot`."""
         return convert.plot(self, image, max_side=max_side, crops=crops)
 
     def save(self, path: Any, image: Any = None) -> Any:
-        """Write as `.json`, `.csv`, `.txt`, `.geojson` or an image; see `flyspeck.infer.convert.save`."""
-        from flyspeck.infer import convert
-
+        """Write as `.json`, `.csv`, `.txt`, `.geojson` or an image; see `flyspeck.convert.save`."""
         return convert.save(self, path, image)

@@ -9,9 +9,10 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from flyspeck.errors import UserError
+from flyspeck.geo import GeoReference
 from flyspeck.infer.geopackage import GeoPackageWriter, blob
 from flyspeck.infer.reading import Result
-from flyspeck.infer.source import GeoReference, Item
+from flyspeck.infer.source import Item
 from flyspeck.types import Detections
 
 UTM = GeoReference((0.5, 0, 1000.0, 0, -0.5, 2000.0), "EPSG:32617")

@@ -15,7 +15,7 @@ from planted import SeesPlanted, plant
 from flyspeck.errors import UserError
 from flyspeck.infer.merge import MergeRule
 from flyspeck.infer.predictor import Predictor
-from flyspeck.infer.source import ArraySource, Source
+from flyspeck.infer.windows import ArraySource, Source
 from flyspeck.types import Detections
 
 SIZE, TILE, OVERLAP = (100, 136), (48, 56), 16

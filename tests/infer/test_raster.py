@@ -13,7 +13,8 @@ from planted import SeesPlanted, plant
 from flyspeck.errors import UserError
 from flyspeck.infer import raster
 from flyspeck.infer.predictor import Predictor
-from flyspeck.infer.source import OpenOptions, open_source
+from flyspeck.infer.source import open_source
+from flyspeck.infer.windows import OpenOptions
 
 WINDOWS = [(0, 0, 130, 90), (10, 20, 30, 50), (60, 40, 70, 70), (129, 89, 130, 90)]
 

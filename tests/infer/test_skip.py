@@ -11,7 +11,7 @@ from flyspeck.errors import UserError
 from flyspeck.infer.predictor import Predictor, Result, Share
 from flyspeck.infer.resume import TileJournal
 from flyspeck.infer.skip import ContrastLook, DetectorLook, FirstLook, SkipReport, SkipRule, takes_back, upper_bound
-from flyspeck.infer.source import ArraySource
+from flyspeck.infer.windows import ArraySource
 from flyspeck.types import Detections
 
 SIZE = (640, 640)

@@ -8,9 +8,11 @@ import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
 
+from flyspeck.data.enlarge import resample
 from flyspeck.errors import UserError
 from flyspeck.infer import raster
-from flyspeck.infer.source import OpenOptions, find_items, open_source, resample
+from flyspeck.infer.source import find_items, open_source
+from flyspeck.infer.windows import OpenOptions
 
 
 def gradient(height: int = 90, width: int = 130, channels: int = 3) -> np.ndarray:

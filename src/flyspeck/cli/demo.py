@@ -174,12 +174,12 @@ def _predict(out: Path, side: tuple[int, int], seed: int, *, score: float) -> tu
 
     from flyspeck.data.readers import read_annotations
     from flyspeck.data.scenes.dataset import write_scenes
+    from flyspeck.drawing import annotated
     from flyspeck.evaluate import DetectionTable, evaluate
     from flyspeck.infer.predictor import Predictor
     from flyspeck.infer.source import open_source
     from flyspeck.infer.torch_model import TorchModel
     from flyspeck.report import Appendix
-    from flyspeck.report.drawing import annotated
     from flyspeck.train.build import load_detector
 
     truth = read_annotations(

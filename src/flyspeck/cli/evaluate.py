@@ -41,7 +41,6 @@ def evaluate(
     from flyspeck.evaluate import PROTOCOLS, customised, protocol_named
     from flyspeck.evaluate import evaluate as run
     from flyspeck.evaluate.layouts import read_pair
-    from flyspeck.evaluate.printing import table
 
     if list_protocols:
         for known in PROTOCOLS.values():
@@ -71,7 +70,7 @@ def evaluate(
     text = reasons.add(annotations, detections, result)
     for note in result.notes:
         typer.echo(f"warning: {note}", err=True)
-    typer.echo(table(result, per_class=per_class), nl=False)
+    typer.echo(result.table(per_class=per_class), nl=False)
     typer.echo(text, nl=False)
     if json_out is not None:
         result.write(json_out)

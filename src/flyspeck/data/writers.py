@@ -149,7 +149,7 @@ def write_yolo(annotations: Annotations, folder: Path, *, split: str = "train", 
 
 
 WRITERS: dict[str, Callable[[Annotations, Path], object]] = {"coco": write_coco, "yolo": write_yolo}
-"""Formats by name, those of plugins too (`flyspeck.plugins.register_writer`)."""
+"""Formats by name, those of plugins too (`flyspeck.register_writer`)."""
 
 
 def writer_named(name: str) -> Callable[[Annotations, Path], object]:

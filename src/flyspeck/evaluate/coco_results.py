@@ -5,22 +5,36 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.errors import UserError
 from flyspeck.evaluate.collector import paused_collector
-from flyspeck.evaluate.detections import DetectionTable
 
 _FIELDS = ("image_id", "category_id", "bbox", "score")
 
 
-def read_results(
+class ResultColumns(NamedTuple):
+    """The detections of a COCO results file as columns; those of categories that the ground truth does not have are left out."""
+
+    image_index: np.ndarray
+    """(N,) int64 row of the annotation table's `image_ids`."""
+    labels: np.ndarray
+    """(N,) int64 in 0..K-1."""
+    xywh: np.ndarray
+    """(N, 4) float64 pixels."""
+    scores: np.ndarray
+    """(N,) float64."""
+    notes: tuple[str, ...]
+    """What was odd, one line each."""
+
+
+def read_columns(
     source: Path | str | Sequence[dict[str, Any]], annotations: Annotations, *, any_score: bool = False
-) -> DetectionTable:
-    """The table of a COCO results file (or of the list in it), in file order.
+) -> ResultColumns:
+    """The columns of a COCO results file (or of the list in it), in file order; `DetectionTable.from_coco` is a table of them.
 
     Raises UserError for an image id that the ground truth does not have, ids of the wrong type, boxes that are not four
     finite numbers, scores that are not finite, and scores outside [0, 1] unless `any_score`. Categories that the
@@ -29,14 +43,13 @@ def read_results(
     where = source if isinstance(source, Path | str) else "detections"
     entries = load_results(Path(source)) if isinstance(source, Path | str) else list(source)
     if not entries:
-        return DetectionTable.empty()
+        nothing = np.zeros(0, np.int64)
+        return ResultColumns(nothing, nothing, np.zeros((0, 4)), np.zeros(0), ())
     image_ids, categories, xywh, values = checked_columns(entries, where, any_score=any_score)
     image_index = _image_rows(image_ids, annotations, where)
     labels, notes = _labels(categories, annotations, where)
     known = labels >= 0
-    return DetectionTable.from_columns(
-        image_index=image_index[known], xywh=xywh[known], scores=values[known], labels=labels[known], notes=notes
-    )
+    return ResultColumns(image_index[known], labels[known], xywh[known], values[known], tuple(notes))
 
 
 def load_results(path: Path) -> list[Any]:

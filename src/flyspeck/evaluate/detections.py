@@ -12,6 +12,7 @@ import numpy as np
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.errors import UserError
+from flyspeck.evaluate.coco_results import read_columns
 from flyspeck.types import Detections
 
 
@@ -100,12 +101,14 @@ class DetectionTable:
 
     @staticmethod
     def from_coco(
-        source: Path | str | list[dict[str, Any]], annotations: Annotations, **checks: bool
+        source: Path | str | Sequence[dict[str, Any]], annotations: Annotations, *, any_score: bool = False
     ) -> DetectionTable:
-        """From a COCO results file, or the list in it (see `flyspeck.evaluate.coco_results.read_results`)."""
-        from flyspeck.evaluate.coco_results import read_results
+        """From a COCO results file, or the list in it: see `flyspeck.evaluate.coco_results.read_columns`, also for errors.
 
-        return read_results(source, annotations, **checks)
+        `any_score` allows scores outside [0, 1], of which only the order counts.
+        """
+        columns = read_columns(source, annotations, any_score=any_score)
+        return DetectionTable.from_columns(**columns._asdict())
 
     @staticmethod
     def empty() -> DetectionTable:

@@ -15,7 +15,6 @@ from flyspeck.data.readers import read_annotations
 from flyspeck.errors import UserError
 from flyspeck.evaluate.borders import tiles_of_corner_file
 from flyspeck.evaluate.checks import suspicions
-from flyspeck.evaluate.coco_results import read_results
 from flyspeck.evaluate.detections import DetectionTable
 from flyspeck.evaluate.protocols import Protocol, VOCProtocol, WiderProtocol
 
@@ -60,7 +59,7 @@ def read_pair(
 
         detections = merge_tile_results(dt, merge_from, annotations, kernel=merge_kernel, any_score=any_score)
     else:
-        detections = read_results(dt, annotations, any_score=any_score)
+        detections = DetectionTable.from_coco(dt, annotations, any_score=any_score)
     found = (*notes, *detections.notes, *suspicions(annotations, detections, protocol))
     return annotations, replace(detections, notes=found)
 

@@ -17,7 +17,7 @@ import numpy as np
 from flyspeck.data.annotations import Annotations
 from flyspeck.errors import UserError
 from flyspeck.evaluate.borders import wholes_by_tile_name
-from flyspeck.evaluate.coco_results import checked_columns, load_results, read_results
+from flyspeck.evaluate.coco_results import checked_columns, load_results
 from flyspeck.evaluate.detections import DetectionTable
 from flyspeck.evaluate.matching import overlapping_pairs
 
@@ -40,7 +40,7 @@ def merge_tile_results(
     results = load_results(dt)
     checked_columns(results, dt, any_score=any_score)
     merged = merge_tiles(results, tiles, kernel=kernel, wholes=wholes, where=str(dt))  # pyright: ignore
-    return read_results(merged, annotations, any_score=any_score)
+    return DetectionTable.from_coco(merged, annotations, any_score=any_score)
 
 
 def merge_tiles(

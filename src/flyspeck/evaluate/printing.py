@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from flyspeck.evaluate.results import EvaluationResult
+from flyspeck.evaluate.protocols import Protocol
 
 
-def table(result: EvaluationResult, *, per_class: bool = False) -> str:
-    """The rows of `result` in percent: one line per subset (bin, setup, setting or class), one column per metric and IoU."""
-    by_class = any("_per_class" in row["metric"] for row in result.rows)
-    rows = [row for row in result.rows if per_class or "_per_class" not in row["metric"]]
+def table(protocol: Protocol, rows: Sequence[dict[str, Any]], *, per_class: bool = False) -> str:
+    """Rows of an `EvaluationResult` in percent: a line per subset (bin, setup, setting or class), a column per metric and IoU."""
+    by_class = any("_per_class" in row["metric"] for row in rows)
+    rows = [row for row in rows if per_class or "_per_class" not in row["metric"]]
     columns: list[tuple[str, str]] = []
     lines: dict[str, dict[tuple[str, str], float | None]] = {}
     flat = all(_subset(row) == "" for row in rows)
@@ -25,8 +25,8 @@ def table(result: EvaluationResult, *, per_class: bool = False) -> str:
     head = ["", *(f"{metric}{f'@{iou}' if iou else ''}" for metric, iou in columns)]
     body = [[line, *(percent(values.get(column, -1.0)) for column in columns)] for line, values in lines.items()]
     hint = "" if per_class or not by_class else "(by class: --per-class)\n"
-    quirks = f"quirks of the reference: {'; '.join(result.protocol.quirks)}\n" if result.protocol.quirks else ""
-    return f"{result.protocol.text}\n{quirks}{aligned([head, *body])}\n{hint}"
+    quirks = f"quirks of the reference: {'; '.join(protocol.quirks)}\n" if protocol.quirks else ""
+    return f"{protocol.text}\n{quirks}{aligned([head, *body])}\n{hint}"
 
 
 def percent(value: float | None) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flyspeck.evaluate import printing
 from flyspeck.evaluate.protocols import Protocol, describe
 
 _VARIABLE = ("value", "protocol", "metric")
@@ -55,11 +56,12 @@ class EvaluationResult:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(_finite(self.to_dict()), indent=1), encoding="utf-8")
 
-    def table(self) -> str:
-        """The numbers in percent as text, headed by the protocol; a dash where there was nothing to find."""
-        from flyspeck.evaluate.printing import table
+    def table(self, *, per_class: bool = False) -> str:
+        """The numbers in percent as text, headed by the protocol; a dash where there was nothing to find.
 
-        return table(self)
+        `per_class` adds those of every class.
+        """
+        return printing.table(self.protocol, self.rows, per_class=per_class)
 
 
 def _distinguishing(row: dict[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ from flyspeck.data.annotations import Annotations
 from flyspeck.data.enlarge import native_sizes
 from flyspeck.data.images import read_image
 from flyspeck.data.writers import write_text
+from flyspeck.drawing import Levels
 from flyspeck.errors import UserError, nearest
 from flyspeck.explain.cases import Case, Window, pick_cases, whole_case
 from flyspeck.explain.maps import Explanation, explain
@@ -22,7 +23,6 @@ from flyspeck.explain.page import Shown, build_page
 from flyspeck.explain.panels import ModelView, sheet
 from flyspeck.explain.similarity import View, attention_on_objects, compare_levels
 from flyspeck.explain.subjects import Subject, box_rows, region_around
-from flyspeck.report.drawing import Levels
 
 MAX_LEVELS = 4
 """Levels whose attention a sheet shows, from the finest."""

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from flyspeck import __version__
 from flyspeck.errors import UserError, missing_extra
 from flyspeck.export.factors import FactorGraph, PrefixGraph
 from flyspeck.export.graph import INPUT, OUTPUTS, DetectorGraph, smallest_side
@@ -19,6 +18,7 @@ from flyspeck.export.operators import onnx_translations
 from flyspeck.infer.exported import FORMAT, KEY
 from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.router import FactorRouter
+from flyspeck.version import VERSION
 
 OPSET = 18
 PIXELS = {8: "uint8", 16: "float32"}
@@ -94,7 +94,7 @@ def describe(detector: Detector, description: Mapping[str, Any], *, bits: int = 
     model = description.get("model")
     return {
         "format": FORMAT,
-        "flyspeck": __version__,
+        "flyspeck": VERSION,
         "model": model.get("name", "") if isinstance(model, dict) else "",
         "classes": list(detector.classes),
         "channels": int(norm.mean.shape[1]),
@@ -127,7 +127,7 @@ def write_onnx(model: Any, path: Path, description: Mapping[str, Any]) -> None:
 
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, {KEY: json.dumps(description)})
-    model.producer_name, model.producer_version = "flyspeck", __version__
+    model.producer_name, model.producer_version = "flyspeck", VERSION
     path.write_bytes(model.SerializeToString())
 
 

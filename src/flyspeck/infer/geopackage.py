@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from flyspeck.infer import convert
+from flyspeck import convert
+from flyspeck.geo import GeoReference
 from flyspeck.infer.reading import Result
-from flyspeck.infer.source import GeoReference
 from flyspeck.infer.writer import Writer, disk_full
 
 _APPLICATION, _VERSION = 0x47504B47, 10300  # "GPKG", 1.3

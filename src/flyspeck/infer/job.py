@@ -20,9 +20,10 @@ from flyspeck.infer.multiscale import MultiScale
 from flyspeck.infer.outputs import check_formats, open_writers
 from flyspeck.infer.predictor import Predictor
 from flyspeck.infer.processes import Processes
-from flyspeck.infer.source import Categories, Item, OpenOptions, find_items
+from flyspeck.infer.source import Categories, Item, find_items
 from flyspeck.infer.tiles import default_tiles
 from flyspeck.infer.video import is_video
+from flyspeck.infer.windows import OpenOptions
 
 log = logging.getLogger("flyspeck")
 AnyPath = str | os.PathLike[str]

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from flyspeck.boxes import iou
+from flyspeck.convert import class_names
 from flyspeck.data.readers import read_annotations
+from flyspeck.drawing import annotated
 from flyspeck.errors import UserError
-from flyspeck.infer.convert import class_names
 from flyspeck.infer.engines import is_exported
 from flyspeck.infer.outputs import inside, open_writers
 from flyspeck.infer.predictor import Predictor
@@ -25,7 +26,6 @@ from flyspeck.infer.skip import SkipReport, SkipRule
 from flyspeck.infer.source import Categories, Item, open_source
 from flyspeck.infer.writer import Writer
 from flyspeck.report.density import heat_map
-from flyspeck.report.drawing import annotated
 from flyspeck.types import Detections
 
 Say = Callable[[str], None]

@@ -12,11 +12,11 @@ from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Any
 
+from flyspeck import convert
 from flyspeck.errors import UserError
-from flyspeck.infer import convert
+from flyspeck.geo import GeoReference
 from flyspeck.infer.geopackage import GeoPackageWriter
 from flyspeck.infer.reading import Result
-from flyspeck.infer.source import GeoReference
 from flyspeck.infer.writer import Writer, disk_full
 from flyspeck.plugins import UnknownPart, with_installed
 

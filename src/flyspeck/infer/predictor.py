@@ -23,8 +23,9 @@ from flyspeck.errors import UserError
 from flyspeck.infer.merge import MergeRule, merge
 from flyspeck.infer.reading import SEAL, Finished, Job, Journal, Reading, Result, Share, Window, read_window
 from flyspeck.infer.skip import AUDITED, RUN, SKIPPED, SkipReport, SkipRule, report_of, takes_back
-from flyspeck.infer.source import Item, OpenOptions, open_source
+from flyspeck.infer.source import Item, open_source
 from flyspeck.infer.tiles import grid, is_cut
+from flyspeck.infer.windows import OpenOptions
 from flyspeck.types import Detections
 
 __all__ = ["Finished", "Journal", "Model", "Predictor", "Result", "Share", "concatenate"]

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from flyspeck.data.enlarge import resample
 from flyspeck.errors import UserError, missing_extra
-from flyspeck.infer.source import GeoReference, OpenOptions, Source, resample
+from flyspeck.geo import GeoReference
+from flyspeck.infer.windows import OpenOptions, Source
 
 _CACHE_MB = 160  # decoded blocks kept: two rows of 512 px blocks across 40,000 px of RGB are 120 MB
 _BROKEN = "copy the file again; what was read so far is kept"

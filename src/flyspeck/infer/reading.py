@@ -18,7 +18,8 @@ import numpy as np
 
 from flyspeck.errors import UserError
 from flyspeck.infer.skip import RUN, SKIPPED, SkipReport, SkipRule
-from flyspeck.infer.source import Item, OpenOptions, Source, open_source
+from flyspeck.infer.source import Item, open_source
+from flyspeck.infer.windows import OpenOptions, Source
 from flyspeck.types import Detections
 
 TileKey = tuple[int, int, int, int]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flyspeck.errors import UserError
-from flyspeck.infer.source import Source
+from flyspeck.infer.windows import Source
 from flyspeck.types import Detections
 
 _TRIAL = 16  # one tile in so many is looked at first

@@ -1,14 +1,12 @@
-"""Images as windows: one small interface over arrays, image files, memory-mapped arrays and giant rasters.
+"""From what a command line names (files, folders, a COCO json) to a list of `Item`s, and from an item to its open `Source`.
 
-A `Source` is opened, gives windows of pixels, and is closed; only formats that cannot do better are decoded whole. What a
-command line names (files, folders, a COCO json) becomes a list of `Item`s first, cheap and in a fixed order; each is opened
-when its turn comes.
+The list is made first, cheap and in a fixed order; each image is opened when its turn comes. Only formats that cannot do better
+are decoded whole.
 """
 
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,77 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from flyspeck.data.enlarge import resample
-from flyspeck.data.images import EXTENSIONS, MAX_PIXELS, read_image, read_size
+from flyspeck.data.images import EXTENSIONS, read_image, read_size
 from flyspeck.data.readers.assemble import find_root
 from flyspeck.data.readers.coco import usual_places
 from flyspeck.errors import UserError, missing_extra
+from flyspeck.infer import raster
+from flyspeck.infer.windows import ArraySource, OpenOptions, Source
 
 _TIFF = (".tif", ".tiff")
 _BOMB = 100  # pixels a byte; photographs have 1 to 10, blank scans some tens
 _ONE_PIECE = 50_000_000  # pixels; larger TIFFs are read by windows where an extra is there to do it
-
-
-@dataclass(frozen=True)
-class GeoReference:
-    """Where a raster lies on Earth."""
-
-    transform: tuple[float, float, float, float, float, float]
-    """(a, b, c, d, e, f): x_map = a * x + b * y + c, y_map = d * x + e * y + f for pixel corners (x, y)."""
-    crs: str | None
-    """The coordinate system as `EPSG:n` or WKT; None where the file does not say."""
-
-
-class Source(ABC):
-    """One image, read by windows. Not thread-safe: one thread opens, reads and closes it."""
-
-    name: str
-    size: tuple[int, int]
-    """(H, W) in pixels."""
-    geo: GeoReference | None = None
-    note: str = ""
-    """How the file's values became the pixels, where that is a choice: bands and scale."""
-
-    @abstractmethod
-    def read(self, x1: int, y1: int, x2: int, y2: int, out: tuple[int, int] | None = None) -> np.ndarray:
-        """The window as `(h, w, C)` uint8 or uint16, its own memory; resampled to `out` (h, w) where that is given.
-
-        Raises UserError where the file is broken.
-        """
-
-    @abstractmethod
-    def close(self) -> None:
-        """Give back files and memory."""
-
-    def __enter__(self) -> Source:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-class ArraySource(Source):
-    """An image in memory, or mapped into it: `(H, W)` or `(H, W, C)`, uint8 or uint16."""
-
-    def __init__(self, pixels: np.ndarray, *, name: str = "array") -> None:
-        if pixels.ndim not in (2, 3) or pixels.dtype not in (np.uint8, np.uint16) or 0 in pixels.shape:
-            raise UserError(
-                f"an image must be (H, W) or (H, W, C) of uint8 or uint16, not {pixels.shape} of {pixels.dtype}",
-                where=name,
-                fix="convert it first",
-            )
-        self.name, self.size = name, (pixels.shape[0], pixels.shape[1])
-        self._pixels: np.ndarray | None = pixels if pixels.ndim == 3 else pixels[:, :, None]
-
-    def read(self, x1: int, y1: int, x2: int, y2: int, out: tuple[int, int] | None = None) -> np.ndarray:
-        """See `Source.read`."""
-        if self._pixels is None:
-            raise ValueError(f"{self.name} is closed")
-        return resample(np.array(self._pixels[y1:y2, x1:x2]), out)
-
-    def close(self) -> None:
-        """See `Source.close`."""
-        self._pixels = None
 
 
 @dataclass(frozen=True)
@@ -97,18 +34,6 @@ class Item:
     """What messages and outputs call it."""
     image: Path | np.ndarray
     image_id: int | str
-
-
-@dataclass(frozen=True, kw_only=True)
-class OpenOptions:
-    """How image files are opened."""
-
-    max_pixels: int | None = MAX_PIXELS
-    """Largest image that is decoded in one piece; None lifts the limit."""
-    bands: tuple[int, ...] | None = None
-    """Bands of a raster to read, counted from 1; None takes the first three, or the first of fewer than three."""
-    value_range: tuple[float, float] | None = None
-    """For rasters: values that become black and white. Needed for pixels that are neither 8 nor 16 bits unsigned."""
 
 
 def open_source(image: Path | str | np.ndarray, options: OpenOptions | None = None, *, name: str = "") -> Source:
@@ -147,8 +72,6 @@ def _memory_mapped(path: Path, name: str) -> Source:
 
 def _raster(path: Path, options: OpenOptions, name: str) -> Source | None:
     """A TIFF by windows, or None where it is small and plain enough to be decoded as any image is."""
-    from flyspeck.infer import raster
-
     if raster.has_rasterio():
         source = raster.RasterioSource(path, options, name=name)
         height, width = source.size
@@ -166,8 +89,6 @@ def _raster(path: Path, options: OpenOptions, name: str) -> Source | None:
 
 
 def _by_vips(path: Path, options: OpenOptions, name: str, pixels: int) -> Source:
-    from flyspeck.infer import raster
-
     if raster.has_pyvips():
         if path.suffix.lower() not in _TIFF and pixels > _BOMB * path.stat().st_size:
             raise UserError(

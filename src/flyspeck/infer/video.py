@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from flyspeck import convert
+from flyspeck.drawing import draw_boxes
 from flyspeck.errors import UserError, missing_extra
 from flyspeck.infer.reading import Result
 from flyspeck.infer.source import Item
@@ -177,8 +179,6 @@ class TrackTable:
 
     def add(self, result: Result) -> None:
         """Append a frame's tracks; `result.item.image_id` is its number from 1."""
-        from flyspeck.infer import convert
-
         found = result.detections[result.detections.extra["track"] >= 0]
         frame = int(result.item.image_id)
         track = found.extra["track"]
@@ -208,8 +208,6 @@ def draw_tracks(pixels: np.ndarray, found: Detections, *, least: float) -> np.nd
     A track keeps its colour, and its number is written beside it.
     """
     from PIL import Image, ImageDraw, ImageFont
-
-    from flyspeck.report.drawing import draw_boxes
 
     track = found.extra.get("track", np.full(len(found), -1))
     shown = found[(found.scores >= least) | (track >= 0)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from flyspeck.report.drawing import Levels, Read, thumbnail
+from flyspeck.drawing import Levels, Read, thumbnail
 from flyspeck.types import Detections
 
 _SIGMA = 0.012  # of the longer side: the width of one detection on the map

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from flyspeck import __version__
 from flyspeck import boxes as box_algebra
 from flyspeck.data.writers import write_text
 from flyspeck.errors import UserError
@@ -25,6 +24,7 @@ from flyspeck.report.diagnosis import FATES, SIZES, Curve, Diagnosis, Rate, diag
 from flyspeck.report.gains import gains_figure
 from flyspeck.report.runs import RunReport
 from flyspeck.report.similarity import similarity_figure, similarity_history
+from flyspeck.version import VERSION
 
 # What the page may do is stated in the page: run its own script, show its own images, and reach nothing else.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -113,7 +113,7 @@ def render_page(title: str, lead: str, sections: Sequence[tuple[str, str, str]])
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"><link rel="icon" href="data:,">'
         f'<style>{style}</style></head><body><a class="skip" href="#main">Skip to the report</a>'
         f'<header><h1>{escape(title)}</h1><p>{escape(lead)}</p><nav aria-label="Sections"><ul>{links}</ul></nav></header>'
-        f'<main id="main" tabindex="-1">{body}</main><footer><p>flyspeck {__version__}</p></footer>'
+        f'<main id="main" tabindex="-1">{body}</main><footer><p>flyspeck {VERSION}</p></footer>'
         f"<script>{script}</script></body></html>"
     )
 

@@ -23,7 +23,6 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-import flyspeck
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.enlarge import enlarged_table
 from flyspeck.data.images import read_image
@@ -42,6 +41,7 @@ from flyspeck.train.loop import Progress, fit
 from flyspeck.train.measure import measure
 from flyspeck.train.processes import join_processes
 from flyspeck.train.progress import Console, Fanout, Reporter, RunFiles, TensorBoard
+from flyspeck.version import VERSION
 
 log = logging.getLogger("flyspeck")
 
@@ -267,7 +267,7 @@ def _describe_run(
 ) -> None:
     (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
     environment = {
-        "flyspeck": flyspeck.__version__,
+        "flyspeck": VERSION,
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "platform": platform.platform(),

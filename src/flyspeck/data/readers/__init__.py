@@ -1,6 +1,6 @@
 """Readers: one file per format; `read_annotations` finds out which one is needed.
 
-A format from outside the package comes in by `flyspeck.plugins.register_reader`.
+A format from outside the package comes in by `flyspeck.register_reader`.
 """
 
 from __future__ import annotations

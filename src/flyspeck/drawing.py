@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-
-from flyspeck.types import Detections
 
 # Okabe and Ito (2008): told apart by colour-blind readers too; black and the greys are left out.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#D55E00", "#CC79A7", "#0072B2")
@@ -21,6 +20,35 @@ _CHUNK = 4096
 
 Read = Callable[[int, int, int, int, tuple[int, int] | None], np.ndarray]
 """A window reader as `flyspeck.infer.source.Source.read`: (x1, y1, x2, y2, out (h, w)) to (h, w, C)."""
+
+
+class DrawnBoxes(Protocol):
+    """What drawing needs to know of `flyspeck.Detections`."""
+
+    @property
+    def boxes(self) -> np.ndarray:
+        """(N, 4) xyxy pixels."""
+        ...
+
+    @property
+    def scores(self) -> np.ndarray:
+        """(N,) in [0, 1]."""
+        ...
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) in 0..K-1."""
+        ...
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) of the image."""
+        ...
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """(K,) names, or none."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -58,7 +86,7 @@ def draw_boxes(image: Image.Image, boxes: np.ndarray, labels: np.ndarray, *, wid
     return image
 
 
-def annotated(read: Read, found: Detections, *, max_side: int = 1600, crops: int = 8) -> Image.Image:
+def annotated(read: Read, found: DrawnBoxes, *, max_side: int = 1600, crops: int = 8) -> Image.Image:
     """The whole image, no longer than `max_side`, with its boxes, a legend, and up to `crops` enlarged places.
 
     `found.image_size` is the image's (H, W); `read` gives its windows, so that a giant raster is never held whole.
@@ -77,7 +105,7 @@ def annotated(read: Read, found: Detections, *, max_side: int = 1600, crops: int
     return _page(overview, panels, _legend(found))
 
 
-def annotate(pixels: np.ndarray, found: Detections, *, max_side: int = 1600, crops: int = 8) -> Image.Image:
+def annotate(pixels: np.ndarray, found: DrawnBoxes, *, max_side: int = 1600, crops: int = 8) -> Image.Image:
     """`annotated` for an image in memory, `(H, W)` or `(H, W, C)`."""
     planes = pixels if pixels.ndim == 3 else pixels[:, :, None]
     if planes.shape[:2] != tuple(found.image_size):
@@ -116,7 +144,7 @@ def _resize(pixels: np.ndarray, out: tuple[int, int] | None) -> np.ndarray:
     return np.stack(planes, axis=2).round().astype(pixels.dtype)
 
 
-def places_to_enlarge(found: Detections, ratio: float, count: int) -> np.ndarray:
+def places_to_enlarge(found: DrawnBoxes, ratio: float, count: int) -> np.ndarray:
     """Square windows `(n, 4)` of the image, n <= `count`, around the best of what is drawn smaller than 24 px.
 
     The window with the highest sum of scores first, then the next among the boxes that are in none yet.
@@ -140,7 +168,7 @@ def places_to_enlarge(found: Detections, ratio: float, count: int) -> np.ndarray
     return np.array(places).reshape(-1, 4)
 
 
-def _enlarge(read: Read, found: Detections, place: np.ndarray, levels: Levels) -> Image.Image:
+def _enlarge(read: Read, found: DrawnBoxes, place: np.ndarray, levels: Levels) -> Image.Image:
     height, width = found.image_size
     x1, y1 = (int(v) for v in place[:2])
     x2, y2 = min(width, int(np.ceil(place[2]))), min(height, int(np.ceil(place[3])))
@@ -156,7 +184,7 @@ def _enlarge(read: Read, found: Detections, place: np.ndarray, levels: Levels) -
     return crop
 
 
-def _legend(found: Detections) -> list[tuple[str, str]]:
+def _legend(found: DrawnBoxes) -> list[tuple[str, str]]:
     """(colour, text) for every class that was found, most frequent first."""
     labels, counts = np.unique(found.labels, return_counts=True)
     order = np.argsort(-counts, kind="stable")

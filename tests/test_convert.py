@@ -10,9 +10,9 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
+from flyspeck import convert
 from flyspeck.errors import UserError
-from flyspeck.infer import convert
-from flyspeck.infer.source import GeoReference
+from flyspeck.geo import GeoReference
 from flyspeck.types import Detections
 
 FOUND = Detections(

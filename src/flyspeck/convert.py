@@ -1,25 +1,44 @@
-"""`Detections` in other people's forms. The methods of `Detections` are thin calls of these functions."""
+"""Detections in other people's forms. The methods of `flyspeck.Detections` are thin calls of these functions.
+
+They stand below that class: they name what they need of it (`FoundBoxes`) and import neither it nor anything above.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from flyspeck.data.images import read_image
+from flyspeck.drawing import DrawnBoxes, annotate
 from flyspeck.errors import UserError, missing_extra, nearest
+from flyspeck.geo import GeoReference
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from flyspeck.infer.source import GeoReference
-    from flyspeck.types import Detections
+
+class FoundBoxes(DrawnBoxes, Protocol):
+    """What the converters need to know of `flyspeck.Detections`."""
+
+    @property
+    def image_id(self) -> int | str | None:
+        """The image's id in its data set."""
+        ...
+
+    @property
+    def extra(self) -> dict[str, np.ndarray]:
+        """More columns of length N."""
+        ...
+
+    def __len__(self) -> int: ...
 
 
 def to_coco(
-    found: Detections, *, category_ids: Sequence[int] | None = None, image_id: int | str | None = None
+    found: FoundBoxes, *, category_ids: Sequence[int] | None = None, image_id: int | str | None = None
 ) -> list[dict[str, Any]]:
     """COCO results: one dict a box with image_id, category_id, bbox `[x, y, w, h]` in pixels and score.
 
@@ -38,7 +57,7 @@ def to_coco(
     ]
 
 
-def to_supervision(found: Detections) -> Any:
+def to_supervision(found: FoundBoxes) -> Any:
     """A `supervision.Detections`, class names under `data["class_name"]`; needs the extra `supervision`."""
     try:
         import supervision
@@ -53,7 +72,7 @@ def to_supervision(found: Detections) -> Any:
     )
 
 
-def to_dataframe(found: Detections) -> Any:
+def to_dataframe(found: FoundBoxes) -> Any:
     """A pandas data frame with a row for every box; needs the extra `dataframe`."""
     try:
         import pandas
@@ -62,7 +81,7 @@ def to_dataframe(found: Detections) -> Any:
     return pandas.DataFrame(columns_of(found))
 
 
-def columns_of(found: Detections) -> dict[str, Any]:
+def columns_of(found: FoundBoxes) -> dict[str, Any]:
     """The boxes as named columns of length N: image_id, x1, y1, x2, y2 (pixels), score, label, class, and the extra ones."""
     x1, y1, x2, y2 = found.boxes.T
     return {
@@ -73,13 +92,13 @@ def columns_of(found: Detections) -> dict[str, Any]:
     }
 
 
-def class_names(found: Detections) -> list[str]:
+def class_names(found: FoundBoxes) -> list[str]:
     """The name of each box's class, its number where the classes have no names."""
     known = len(found.classes)
     return [found.classes[k] if 0 <= k < known else str(k) for k in found.labels.tolist()]
 
 
-def to_csv(found: Detections, *, header: bool = True) -> str:
+def to_csv(found: FoundBoxes, *, header: bool = True) -> str:
     """The columns of `columns_of` as comma-separated text; names with commas or quotes are quoted."""
     columns = columns_of(found)
     lines = [",".join(columns)] if header else []
@@ -102,7 +121,7 @@ def cell(value: Any) -> str:
     return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\n') else text
 
 
-def to_yolo(found: Detections) -> str:
+def to_yolo(found: FoundBoxes) -> str:
     """Lines `label cx cy w h score`, box as shares of the image's sides."""
     height, width = found.image_size
     centre = (found.boxes[:, :2] + found.boxes[:, 2:]) / 2
@@ -112,7 +131,7 @@ def to_yolo(found: Detections) -> str:
     return "".join(f"{k} {' '.join(f'{v:.8g}' for v in box)} {score:.6g}\n" for k, box, score in rows)
 
 
-def to_widerface(found: Detections, name: str) -> str:
+def to_widerface(found: FoundBoxes, name: str) -> str:
     """WIDER FACE's submission of the image `name`: its name, the number of boxes, lines `x y w h score`, best score first.
 
     Boxes are in pixels. The benchmark asks for a file with a count of 0 where nothing was found.
@@ -125,7 +144,7 @@ def to_widerface(found: Detections, name: str) -> str:
     return "".join(f"{line}\n" for line in (name, str(len(lines)), *lines))
 
 
-def to_geojson(found: Detections, geo: GeoReference | None = None) -> dict[str, Any]:
+def to_geojson(found: FoundBoxes, geo: GeoReference | None = None) -> dict[str, Any]:
     """A GeoJSON FeatureCollection, a polygon for every box, in the coordinate system of the image.
 
     RFC 7946 knows WGS 84 only; the `crs` member of the 2008 specification names another, as GDAL and QGIS read it. Without
@@ -159,11 +178,8 @@ def rings(boxes: np.ndarray, geo: GeoReference | None) -> np.ndarray:
     return np.stack([a * x + b * y + c, d * x + e * y + f], axis=-1)
 
 
-def plot(found: Detections, image: np.ndarray | str | Path, *, max_side: int = 1600, crops: int = 8) -> Image.Image:
+def plot(found: FoundBoxes, image: np.ndarray | str | Path, *, max_side: int = 1600, crops: int = 8) -> Image.Image:
     """The image (array or file) with its boxes and enlarged crops of the smallest, as a Pillow image."""
-    from flyspeck.data.images import read_image
-    from flyspeck.report.drawing import annotate
-
     pixels = image if isinstance(image, np.ndarray) else read_image(image)
     return annotate(pixels, found, max_side=max_side, crops=crops)
 
@@ -177,7 +193,7 @@ _TEXTS = {
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-def save(found: Detections, path: str | Path, image: np.ndarray | str | Path | None = None) -> Path:
+def save(found: FoundBoxes, path: str | Path, image: np.ndarray | str | Path | None = None) -> Path:
     """Write by the name's ending: `.json` COCO results, `.csv`, `.txt` YOLO, `.geojson` (pixels), or an image with boxes.
 
     An image ending needs `image`, the array or file to draw on. Raises UserError for an unknown ending.

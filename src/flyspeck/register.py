@@ -1,0 +1,130 @@
+"""`register_*`: parts from outside the package, added to the tables by name. See docs/how-to/extend.md.
+
+Importing this module imports no torch; a call imports the home of its table alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flyspeck.plugins import add_part
+
+if TYPE_CHECKING:
+    from flyspeck.data.annotations import Annotations
+    from flyspeck.data.readers import ReadOptions
+    from flyspeck.data.transforms import Transform
+    from flyspeck.evaluate.protocols import Protocol
+    from flyspeck.infer.writer import Writer
+
+
+def register_backbone(
+    name: str, build: Callable[..., Any], *, picks_outputs: bool = True, neck: str | None = None
+) -> None:
+    """Adds the backbone `name`, as in `retinanet:NAME`.
+
+    `build` takes the keywords `width` and `weights`, and `outputs` where `picks_outputs` (the names of the stages whose
+    maps are wanted); it returns a `StagedBackbone`. `neck` is the neck it wants where the model's name has none. Maps that
+    contradict its `FeatureSpec`s are refused when it is first built. Raises UserError for a name that is taken.
+    """
+    from flyspeck.models.zoo import BackboneEntry
+
+    add_part("backbone", name, BackboneEntry(build, picks_outputs=picks_outputs, neck=neck))
+
+
+def register_neck(
+    name: str,
+    build: Callable[..., Any],
+    *,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    fuses: bool = False,
+) -> None:
+    """Adds the neck `name`, as in `retinanet:resnet18:NAME`.
+
+    `build(features, *, channels, num_extra, norm)` takes the backbone's `FeatureSpec`s and returns a module that maps the list
+    of maps to `len(features) + num_extra` maps of `channels`, described by its own `features`; with `fuses` it takes `fusion`
+    too, one factor a top-down edge. `options` are, by detector, arguments that this neck implies for the detector's builder.
+    Raises UserError for a name that is taken.
+    """
+    from flyspeck.models.zoo import NeckEntry
+
+    add_part("neck", name, NeckEntry(build, options or {}, fuses))
+
+
+def register_detector(
+    name: str,
+    build: Callable[..., Any],
+    *,
+    widths: Mapping[str, int] | None = None,
+    levels: str = "2-6",
+    anchors: bool = False,
+    assigners: tuple[str, ...] = (),
+) -> None:
+    """Adds the detector `name`, as in `NAME:resnet18`.
+
+    `build(backbone, *, classes, pixel_norm, neck, num_extra, channels, norm, suppression, **options)` returns a `Detector`
+    with a `Head` of its own; `options` are what a recipe says under `model.head`. `widths` are those of its keywords that are
+    channel counts, with their value at width 1 (`{"channels": 256}`); `levels` is its usual pyramid. `anchors`: it takes an
+    anchor builder; `assigners`: names of the label assigners that it takes. Raises UserError for a name that is taken.
+    """
+    from flyspeck.models.zoo import DetectorEntry
+
+    sizes = {"channels": 256} if widths is None else dict(widths)
+    entry = DetectorEntry(build, sizes, levels=levels, anchors=anchors, assigners=tuple(assigners))
+    add_part("detector", name, entry)
+
+
+def register_reader(
+    name: str,
+    read: Callable[[Path, ReadOptions], Annotations],
+    *,
+    endings: Sequence[str] = (),
+    detect: Callable[[Path], bool] | None = None,
+) -> None:
+    """Adds the annotation format `name`, as in `--format NAME` and `data.format: NAME`.
+
+    `read(path, options)` returns the table; `data.readers.assemble` has what all readers share. Without a format given, a file
+    or folder that is in none of flyspeck's own formats is taken for this one if its name has one of `endings` (`.tally`) and
+    `detect(path)`, where given, says so. With neither, the format has to be named. Raises UserError for a name that is taken.
+    """
+    from flyspeck.data.readers import Reader
+
+    add_part("reader", name, Reader(read, tuple(endings), detect))
+
+
+def register_writer(
+    name: str,
+    *,
+    annotations: Callable[[Annotations, Path], None] | None = None,
+    detections: Callable[..., Writer] | None = None,
+) -> None:
+    """Adds the format `name` to what is written: annotations (`data convert --to NAME`), detections (`predict --format NAME`).
+
+    `annotations(table, path)` writes a table; `detections(folder, *, classes, category_ids)` returns a `Writer` that gets one
+    image's result after the other. Raises UserError for a name that is taken, ValueError where neither is given.
+    """
+    if annotations is None and detections is None:
+        raise ValueError(f"the writer '{name}' writes neither annotations nor detections")
+    if annotations is not None:
+        add_part("writer of annotations", name, annotations)
+    if detections is not None:
+        add_part("writer of detections", name, detections)
+
+
+def register_protocol(protocol: Protocol) -> None:
+    """Adds an evaluation protocol under its own name: a value of `evaluate.protocols`, best made with `dataclasses.replace`.
+
+    Raises UserError for a name that is taken.
+    """
+    add_part("protocol", protocol.name, protocol)
+
+
+def register_transform(name: str, build: Callable[..., Transform]) -> None:
+    """Adds the transform `name`, as in a recipe's `augment.extra: [{name: NAME, ...}]`.
+
+    `build` takes the recipe's further keys as keywords and returns a callable `(sample, rng, another) -> sample` that draws all
+    its numbers from `rng` (see `data.transforms`) and can be pickled: a frozen dataclass at the top of a module is best.
+    Raises UserError for a name that is taken.
+    """
+    add_part("transform", name, build)
