@@ -1,4 +1,4 @@
-"""A data set and a recipe that train in a second, and a finished run that chooses its factor."""
+"""The comparators as a loaded plugin, and a data set and a recipe that train in a second."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
+from flyspeck.plugins import load_plugin
 from small_training import base_recipe, write_squares
+
+
+@pytest.fixture(autouse=True, scope="session")
+def comparators() -> None:
+    """`free_anchor`, `libra_rcnn` and `grid_rcnn` are in the table, however the laboratory is installed."""
+    load_plugin("flyspeck_lab.comparators")
 
 
 @pytest.fixture

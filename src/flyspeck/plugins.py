@@ -29,6 +29,10 @@ from flyspeck.errors import UserError, nearest
 GROUP = "flyspeck.plugins"
 """The group of entry points that names installed plugins."""
 
+IN_LAB = "it is in the package flyspeck-lab (folder lab/ of the repository)"
+COMPARATORS = ("free_anchor", "grid_rcnn", "libra_rcnn")
+"""Detectors of version 0.1 that are parts of that package now."""
+
 log = logging.getLogger("flyspeck")
 T = TypeVar("T")
 
@@ -65,6 +69,7 @@ class UnknownPart(UserError):
 
     def __init__(self, what: str, *, where: object = "", name: str, known: Iterable[str]) -> None:
         fix = f"{nearest(name, known)} (a part of a plugin needs the plugin: --plugin MODULE)"
+        fix = f"{IN_LAB}: install that" if name in COMPARATORS else fix
         super().__init__(what, where=where, fix=fix)
 
 

@@ -60,18 +60,20 @@ def register_detector(
     levels: str = "2-6",
     anchors: bool = False,
     assigners: tuple[str, ...] = (),
+    like: str | None = None,
 ) -> None:
     """Adds the detector `name`, as in `NAME:resnet18`.
 
     `build(backbone, *, classes, pixel_norm, neck, num_extra, channels, norm, suppression, **options)` returns a `Detector`
     with a `Head` of its own; `options` are what a recipe says under `model.head`. `widths` are those of its keywords that are
     channel counts, with their value at width 1 (`{"channels": 256}`); `levels` is its usual pyramid. `anchors`: it takes an
-    anchor builder; `assigners`: names of the label assigners that it takes. Raises UserError for a name that is taken.
+    anchor builder; `assigners`: names of the label assigners that it takes. `like`: the detector (`faster_rcnn`) for which the
+    papers of necks give arguments that its builder takes too. Raises UserError for a name that is taken.
     """
     from flyspeck.models.zoo import DetectorEntry
 
     sizes = {"channels": 256} if widths is None else dict(widths)
-    entry = DetectorEntry(build, sizes, levels=levels, anchors=anchors, assigners=tuple(assigners))
+    entry = DetectorEntry(build, sizes, levels=levels, anchors=anchors, assigners=tuple(assigners), like=like)
     add_part("detector", name, entry)
 
 

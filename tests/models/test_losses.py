@@ -2,43 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from torch import Tensor
 from torch.testing import assert_close
 
-from flyspeck import boxes as box_algebra
 from flyspeck.models.assigners.nwd import nwd_loss
-from flyspeck.models.libra_rcnn import balanced_l1
 from flyspeck.models.losses import diou_loss, focal_loss, giou_loss, smooth_l1
+from loss_battery import SHIFTS, Loss, check_a_step_against_the_gradient, check_equal_boxes, check_sums, encoded, square
 
-ANCHOR = torch.tensor([[40.0, 40, 48, 48]])
-
-
-def encoded(loss: Callable[..., Tensor], **options: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """`loss` of the offsets from an anchor, as heads use it: of boxes like the others."""
-
-    def of_boxes(prediction: Tensor, target: Tensor) -> Tensor:
-        anchors = ANCHOR.expand(len(prediction), 4)
-        return loss(box_algebra.encode(prediction, anchors), box_algebra.encode(target, anchors), **options)
-
-    return of_boxes
-
-
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+LOSSES: dict[str, Loss] = {
     "diou": diou_loss,
     "giou": giou_loss,
     "nwd": nwd_loss,
     "smooth_l1": encoded(smooth_l1, beta=1 / 9),
     "l1": encoded(smooth_l1, beta=0.0),
-    "balanced_l1": encoded(balanced_l1),
 }
-
-
-def square(x: float, y: float, side: float) -> Tensor:
-    return torch.tensor([[x, y, x + side, y + side]])
 
 
 def test_overlap_losses_by_hand() -> None:
@@ -54,43 +32,22 @@ def test_overlap_losses_by_hand() -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("side", range(1, 9))
-@pytest.mark.parametrize("shift", [(0.5, 0.0), (3.0, 2.0), (30.0, -20.0)])
+@pytest.mark.parametrize("shift", SHIFTS)
 def test_a_step_against_the_gradient_comes_nearer_to_a_tiny_box(
     name: str, side: int, shift: tuple[float, float]
 ) -> None:
-    target = square(44 - side / 2, 44 - side / 2, side)
-    prediction = (target + torch.tensor([shift * 2]) + torch.tensor([[-0.25, 0, 0.25, 0]])).requires_grad_()
-    before = LOSSES[name](prediction, target)
-    (gradient,) = torch.autograd.grad(before, prediction)
-    assert torch.isfinite(gradient).all()
-    assert gradient.abs().max() > 0
-    step = prediction.detach() - 0.01 * gradient / gradient.norm()
-    assert LOSSES[name](step, target) < before
+    check_a_step_against_the_gradient(LOSSES[name], side, shift)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("side", range(1, 9))
 def test_equal_boxes_cost_nothing_and_equal_centres_are_told_apart(name: str, side: int) -> None:
-    target = square(44 - side / 2, 44 - side / 2, side)
-    equal = target.clone().requires_grad_()
-    loss = LOSSES[name](equal, target)
-    assert float(loss.detach()) == pytest.approx(0, abs=1e-3)
-    (gradient,) = torch.autograd.grad(loss, equal)
-    assert torch.isfinite(gradient).all()
-    around = [LOSSES[name](square(44 - s / 2, 44 - s / 2, s), target) for s in (side + 0.5, side + 1.0, side + 4.0)]
-    assert 1e-3 < float(around[0]) < float(around[1]) < float(around[2])
+    check_equal_boxes(LOSSES[name], side)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_no_boxes_cost_nothing_and_a_sum_is_a_sum(name: str) -> None:
-    nothing = torch.zeros(0, 4, requires_grad=True)
-    loss = LOSSES[name](nothing, torch.zeros(0, 4))
-    assert float(loss.detach()) == 0
-    loss.backward()
-    boxes = torch.cat([square(40, 40, 3), square(42, 41, 8)])
-    targets = torch.cat([square(41, 40, 4), square(42, 43, 7)])
-    parts = sum(LOSSES[name](boxes[i : i + 1], targets[i : i + 1]) for i in range(2))
-    assert_close(LOSSES[name](boxes, targets), parts)
+    check_sums(LOSSES[name])
 
 
 @pytest.mark.parametrize("name", ["diou", "giou", "nwd"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from flyspeck.errors import UserError
+from flyspeck.plugins import IN_LAB
 
 VERBS = {"bench": "flyspeck-lab run"}
 """Verbs of `flyspeck` itself that moved, and their commands now."""
@@ -12,7 +13,7 @@ VERBS = {"bench": "flyspeck-lab run"}
 
 def moved_error(old: str, new: str) -> UserError:
     """The error of the command `old`, which is `new` now."""
-    return UserError(f"`{old}` is now `{new}`", fix="it is in the package flyspeck-lab (folder lab/ of the repository)")
+    return UserError(f"`{old}` is now `{new}`", fix=IN_LAB)
 
 
 def keep_moved(app: typer.Typer, name: str, *, old: str, new: str) -> None:

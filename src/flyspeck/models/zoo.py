@@ -36,8 +36,6 @@ from flyspeck.models.detector import Detector, PixelNorm
 from flyspeck.models.dynamic.norms import privatise_norms
 from flyspeck.models.dynamic.pooling import pool_dynamically
 from flyspeck.models.dynamic.router import attach_predictor
-from flyspeck.models.free_anchor import free_anchor
-from flyspeck.models.grid_rcnn import grid_rcnn
 from flyspeck.models.heads.cascade_rcnn import cascade_rcnn
 from flyspeck.models.heads.faster_rcnn import faster_rcnn
 from flyspeck.models.heads.fcos import fcos
@@ -45,7 +43,6 @@ from flyspeck.models.heads.reppoints import reppoints
 from flyspeck.models.heads.retinanet import retinanet
 from flyspeck.models.heads.ssd import find_configuration, ssd
 from flyspeck.models.heads.tinaface import tinaface, tinaface_gn_dcn
-from flyspeck.models.libra_rcnn import libra_rcnn
 from flyspeck.models.listed import LISTED
 from flyspeck.models.necks.fpn import FPN
 from flyspeck.models.necks.hrfpn import HRFPN
@@ -99,6 +96,8 @@ class DetectorEntry:
     """Whether it takes `anchors` (an anchor-free head regresses from points)."""
     assigners: tuple[str, ...] = ()
     """Names of the label assigners that it takes; without any it assigns by its own rule."""
+    like: str | None = None
+    """The detector for which the papers of necks give arguments (`NeckEntry.options`) that its builder takes too."""
 
 
 BACKBONES: dict[str, BackboneEntry] = {
@@ -126,7 +125,7 @@ BACKBONES: dict[str, BackboneEntry] = {
 DYNAMIC = "dpnet:"
 """Stands in front of the name of a detector that is made dynamic; its pyramid and classes are those of DPNet's TinyCOCO."""
 _DYNAMIC_LEVELS, _DYNAMIC_CLASSES = "3-7", 80
-_TWO_STAGES = ("faster_rcnn", "cascade_rcnn", "libra_rcnn", "grid_rcnn")
+_TWO_STAGES = ("faster_rcnn", "cascade_rcnn")
 _SSPNET_PROPOSALS = {"anchors": sspnet_anchors, "rpn": {"negative_weight": weighted_negatives}}
 
 NECKS: dict[str, NeckEntry] = {
@@ -140,9 +139,6 @@ DETECTORS: dict[str, DetectorEntry] = {
     "retinanet": DetectorEntry(retinanet, {"channels": 256}, assigners=ASSIGNERS),
     "faster_rcnn": DetectorEntry(faster_rcnn, {"channels": 256, "hidden": 1024}, assigners=ASSIGNERS),
     "cascade_rcnn": DetectorEntry(cascade_rcnn, {"channels": 256, "hidden": 1024}, assigners=ASSIGNERS),
-    "free_anchor": DetectorEntry(free_anchor, {"channels": 256}),
-    "libra_rcnn": DetectorEntry(libra_rcnn, {"channels": 256, "hidden": 1024}, assigners=ASSIGNERS),
-    "grid_rcnn": DetectorEntry(grid_rcnn, {"channels": 256, "hidden": 1024, "point_channels": 64}),
     "fcos": DetectorEntry(fcos, {"channels": 256}, anchors=False, assigners=(CENTER_SAMPLING, *ASSIGNERS)),
     "reppoints": DetectorEntry(reppoints, {"channels": 256}, anchors=False),
     "tinaface": DetectorEntry(tinaface, {"channels": 256}, levels="2-7", assigners=ASSIGNERS),
@@ -336,7 +332,8 @@ def assemble(
             norm=options.get("norm"),
             **(fusion if entry.fuses else {}),
         )
-        options = _merged(entry.options.get(name.detector, {}), options)
+        implied = entry.options.get(name.detector) or entry.options.get(builder.like or "", {})
+        options = _merged(implied, options)
     detector = builder.build(
         backbone,
         classes=classes,

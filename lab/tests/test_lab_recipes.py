@@ -1,4 +1,4 @@
-"""Recipes of the comparators, of narrow students and of a transformer build, and their weights come back."""
+"""Recipes of the comparators build, and their weights come back."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ TWO_STAGES = {"hidden": 16, "proposals": 20, "train_proposals": 20}
         ("libra_rcnn:shufflenet_v2", TWO_STAGES, {"fusion": [0.5, 0.5, 0.5], "norm": "gn"}),
         ("grid_rcnn:shufflenet_v2", {**TWO_STAGES, "point_channels": 4, "grid_depth": 1}, {}),
         ("libra_rcnn:shufflenet_v2", TWO_STAGES, {"assigner": {"name": "nwd"}}),
-        ("faster_rcnn:swin_t", TWO_STAGES, {"fusion": "three"}),
     ],
 )
 def test_a_recipe_builds_and_its_weights_come_back(name, options, more, tmp_path):

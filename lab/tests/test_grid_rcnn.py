@@ -9,9 +9,12 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
-from flyspeck.models import grid_rcnn as module
 from flyspeck.models.detector import Detector
-from flyspeck.models.grid_rcnn import (
+from flyspeck.models.profile import profile
+from flyspeck.models.zoo import build
+from flyspeck.types import ImageBatch, Targets
+from flyspeck_lab.comparators import grid_rcnn as module
+from flyspeck_lab.comparators.grid_rcnn import (
     HALF,
     NEIGHBOURS,
     POINTS,
@@ -22,9 +25,6 @@ from flyspeck.models.grid_rcnn import (
     grid_targets,
     jittered,
 )
-from flyspeck.models.profile import profile
-from flyspeck.models.zoo import build
-from flyspeck.types import ImageBatch, Targets
 
 
 def test_neighbours_of_the_grid():

@@ -11,12 +11,19 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from flyspeck.models import libra_rcnn as libra
 from flyspeck.models.assign import BACKGROUND, IGNORED
-from flyspeck.models.libra_rcnn import BalancedPyramid, IoUBalancedSampler, NonLocal, balanced_l1, sample_per_object
 from flyspeck.models.necks.fpn import FPN
 from flyspeck.models.zoo import build
 from flyspeck.types import FeatureSpec, ImageBatch, Targets
+from flyspeck_lab.comparators import libra_rcnn as libra
+from flyspeck_lab.comparators.libra_rcnn import (
+    BalancedPyramid,
+    IoUBalancedSampler,
+    NonLocal,
+    balanced_l1,
+    sample_per_object,
+)
+from loss_battery import SHIFTS, check_a_step_against_the_gradient, check_equal_boxes, check_sums, encoded
 
 
 def test_balanced_l1_by_hand_and_by_its_gradient():
@@ -132,3 +139,11 @@ def test_a_supervised_neck_keeps_its_losses():
     images = ImageBatch(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), ((64, 64),))
     inner = build("faster_rcnn:resnet18:sspnet", width=0.125, classes=("a",), hidden=16, proposals=20)
     assert set(detector.losses(images, [target])) == set(inner.losses(images, [target]))
+
+
+@pytest.mark.parametrize("side", range(1, 9))
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_a_step_of_balanced_l1_comes_nearer_to_a_tiny_box(side, shift):
+    check_a_step_against_the_gradient(encoded(balanced_l1), side, shift)
+    check_equal_boxes(encoded(balanced_l1), side)
+    check_sums(encoded(balanced_l1))

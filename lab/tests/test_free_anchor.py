@@ -11,9 +11,9 @@ from torch.testing import assert_close
 from flyspeck import boxes as box_algebra
 from flyspeck.errors import UserError
 from flyspeck.models.anchors import AnchorGrid
-from flyspeck.models.free_anchor import FreeAnchorLoss, mean_max
 from flyspeck.models.zoo import build
 from flyspeck.types import Targets
+from flyspeck_lab.comparators.free_anchor import FreeAnchorLoss, mean_max
 
 
 def targets(boxes, labels=None, ignore=None) -> Targets:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flyspeck.models.free_anchor import free_anchor
-from flyspeck.models.grid_rcnn import grid_rcnn
-from flyspeck.models.libra_rcnn import libra_rcnn
+from flyspeck.models.detector import PixelNorm
+from flyspeck_lab.comparators.free_anchor import free_anchor
+from flyspeck_lab.comparators.grid_rcnn import grid_rcnn
+from flyspeck_lab.comparators.libra_rcnn import libra_rcnn
+from learning import build_small_backbone, learn_on, make_squares
 
 TWO_STAGES = {
     "hidden": 64,
@@ -24,7 +26,8 @@ GRID = {"point_channels": 8, "grid_depth": 2, "max_grids": 32}
     ("builder", "options", "steps"),
     [(free_anchor, {"depth": 1}, 70), (libra_rcnn, TWO_STAGES, 70), (grid_rcnn, {**TWO_STAGES, **GRID}, 60)],
 )
-def test_it_learns(builder, options, steps, learn, small_backbone, squares, pixel_norm):
+def test_it_learns(builder, options, steps):
+    squares, pixel_norm = make_squares(), PixelNorm((0.5,) * 3, (0.25,) * 3)
     torch.manual_seed(0)
-    detector = builder(small_backbone(), classes=squares.classes, pixel_norm=pixel_norm, channels=32, **options)
-    assert learn(detector, steps=steps) > 0.7
+    detector = builder(build_small_backbone(), classes=squares.classes, pixel_norm=pixel_norm, channels=32, **options)
+    assert learn_on(squares, detector, steps=steps) > 0.7

@@ -1,0 +1,18 @@
+"""The detectors beside which the fusion-factor paper puts its own, as a plugin of flyspeck."""
+
+from __future__ import annotations
+
+from flyspeck import register_detector
+
+
+def register() -> None:
+    """Adds `free_anchor`, `libra_rcnn` and `grid_rcnn`."""
+    from flyspeck.models.assigners.build import NAMES as ASSIGNERS
+    from flyspeck_lab.comparators.free_anchor import free_anchor
+    from flyspeck_lab.comparators.grid_rcnn import grid_rcnn
+    from flyspeck_lab.comparators.libra_rcnn import libra_rcnn
+
+    widths = {"channels": 256, "hidden": 1024}
+    register_detector("free_anchor", free_anchor, anchors=True)
+    register_detector("libra_rcnn", libra_rcnn, widths=widths, anchors=True, assigners=ASSIGNERS, like="faster_rcnn")
+    register_detector("grid_rcnn", grid_rcnn, widths={**widths, "point_channels": 64}, anchors=True, like="faster_rcnn")

@@ -1,0 +1,116 @@
+"""The comparators as parts of flyspeck: found by name, counted, trained on every neck, and exported."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_exports import make_detector
+
+from flyspeck import plugins
+from flyspeck.cli.main import main
+from flyspeck.export.graph import DetectorGraph
+from flyspeck.export.parity import Rule, compare
+from flyspeck.models.profile import profile
+from flyspeck.models.zoo import BACKBONES, DETECTORS, NECKS, build, parse_name
+from flyspeck.types import Detections, ImageBatch
+from one_step import train_a_step
+
+NAMES = ("free_anchor", "grid_rcnn", "libra_rcnn")
+KINDS = ("resnet18", "mobilenet_v2", "hrnet18", "swin_t")  # one backbone of each kind
+
+
+def test_the_package_brings_them_as_a_plugin() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["entry-points"]["flyspeck.plugins"] == {"comparators": "flyspeck_lab.comparators"}
+    assert {plugins.owner("detector", name) for name in NAMES} == {"flyspeck_lab.comparators"}
+    assert sorted(plugins.COMPARATORS) == sorted(NAMES)  # what flyspeck says of them where they are not
+
+
+def test_flyspeck_finds_them_where_the_package_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a run or recipe of flyspeck 0.1 names them, which notes no plugin."""
+    point = plugins.EntryPoint("comparators", "flyspeck_lab.comparators", plugins.GROUP)
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [point])
+    monkeypatch.setattr(plugins, "_loaded", {})
+    monkeypatch.setattr(plugins, "_failed", {})
+    monkeypatch.setattr(plugins, "_owners", {})
+    for name in NAMES:
+        monkeypatch.delitem(DETECTORS, name)
+    assert parse_name("libra_rcnn:resnet18").detector == "libra_rcnn"
+    assert set(NAMES) <= set(DETECTORS)
+
+
+@pytest.mark.parametrize(
+    ("name", "gflops", "parameters"),
+    [("free_anchor", 177.52, 36.40e6), ("libra_rcnn", 75.93, 41.61e6), ("grid_rcnn", 189.07, 64.47e6)],
+)
+def test_they_cost_what_their_page_says(name: str, gflops: float, parameters: float) -> None:
+    with torch.device("meta"):
+        counted = profile(build(f"{name}:resnet50"), (512, 640), convention="mmcv")
+    assert counted.gflops == pytest.approx(gflops, abs=0.006)
+    assert counted.params == pytest.approx(parameters, abs=0.006e6)
+    page = (Path(__file__).parents[2] / "docs" / "papers" / "comparators.md").read_text(encoding="utf-8")
+    assert f"{gflops:.2f}" in page
+    assert f"{parameters / 1e6:.2f}" in page
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("neck", NECKS)
+def test_every_part_counts_on_every_neck(name: str, neck: str) -> None:
+    with torch.device("meta"):
+        parts = profile(build(f"{name}:resnet18:{neck}", width=0.125), (128, 160)).parts
+    assert all(count > 0 for count in parts.values())
+
+
+@pytest.mark.parametrize("backbone", KINDS)
+def test_they_train_a_step_on_every_kind_of_backbone(backbone: str) -> None:
+    """With the necks in turn, so that each comparator meets each of them."""
+    start, necks = KINDS.index(backbone), list(NECKS)
+    train_a_step(backbone, [(necks[(start + i) % len(necks)], name) for i, name in enumerate(NAMES)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_they_train_a_step_on_every_neck_of_every_backbone(backbone: str) -> None:
+    train_a_step(backbone, [(neck, name) for neck in NECKS for name in NAMES])
+
+
+def test_necks_give_two_stages_what_they_give_faster_rcnn() -> None:
+    for name in ("libra_rcnn", "grid_rcnn"):
+        with torch.device("meta"):
+            ours, theirs = (build(f"{kind}:resnet18:sspnet", width=0.125) for kind in (name, "faster_rcnn"))
+        assert ours.head.rpn.negative_weight is theirs.head.rpn.negative_weight is not None  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("free_anchor:resnet18", {"norm": "gn"}),
+        ("libra_rcnn:resnet18", {"head": {"hidden": 16, "proposals": 60}}),
+        ("grid_rcnn:resnet18", {"head": {"hidden": 16, "proposals": 60, "point_channels": 4, "grid_depth": 1}}),
+    ],
+)
+@pytest.mark.parametrize("size", [(96, 128), (75, 97)])
+def test_the_exported_graph_finds_what_the_detector_finds(name: str, options: dict, size: tuple[int, int]) -> None:
+    detector, config = make_detector(name, **options)
+    pixels = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (2, *size, 3), np.uint8))
+    wanted = detector.detect(ImageBatch(pixels.permute(0, 3, 1, 2), (size, size)))
+    with torch.no_grad():
+        boxes, scores, labels, counts = DetectorGraph(detector).eval()(pixels)
+    found = [
+        Detections(boxes[i, :n].numpy(), scores[i, :n].numpy(), labels[i, :n].numpy(), size)
+        for i, n in enumerate(counts.tolist())
+    ]
+    assert min(len(w) for w in wanted) > 10
+    difference = compare(wanted, found, Rule(config.min_score, config.nms or 0.5, config.max_detections))
+    assert difference.unmatched == 0, difference.text
+    assert difference.ties <= max(2, 0.002 * difference.boxes), difference.text
+
+
+def test_the_command_line_takes_them(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--size", "64x64", "--plugin", "flyspeck_lab.comparators"]
+    assert main(["profile", "grid_rcnn:resnet18", *options]) == 0
+    assert "grid_rcnn:resnet18" in capsys.readouterr().out
