@@ -86,6 +86,12 @@ def _frozen(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
 def freeze_stages(backbone: StagedBackbone, number: int) -> None:
     """Freezes the stem and stages 1..`number` in place (0: the stem alone; -1: nothing), their BatchNorms included."""
     names = list(backbone.stages)
+    if number >= 0 and names[0] in backbone.branches:
+        raise UserError(
+            "the backbone gives all its maps at once: it has no stages to freeze",
+            where="frozen_stages",
+            fix="give -1 (nothing), and freeze_norms if its norms should stay",
+        )
     if not -1 <= number < len(names):
         raise UserError(
             f"cannot freeze {number} stages: the backbone has stages 0 (stem) to {len(names) - 1}",

@@ -117,6 +117,12 @@ def pool_dynamically(
         pool = tail[0] if kept else None
         _remove_stride(backbone.stages[before], tail)
     elif not kept:
+        if any(_shrinks(layer) for layer in _strided(list(chain))):
+            raise UserError(
+                f"{stage} merges cells that do not overlap: with a stride of 1 its map would shrink",
+                where="stage",
+                fix="keep its stride (stride: kept), or choose a backbone of padded convolutions",
+            )
         _remove_stride(chain, list(chain))
     backbone.stages[stage] = PooledStage(chain, switch, name=stage, kept=kept, pool=pool)
     return switch
@@ -168,6 +174,14 @@ def _remove_stride(parent: nn.Module, children: Sequence[nn.Module]) -> None:
             setattr(parent.get_submodule(holder), last, nn.Identity())
         elif child in found:
             child.stride = (1, 1)  # type: ignore[assignment]
+
+
+def _shrinks(module: nn.Module) -> bool:
+    """Whether a convolution whose padding is fixed would make its map smaller at a stride of 1, as one of 2x2 cells does."""
+    if type(module).forward is not nn.Conv2d.forward or isinstance(module.padding, str):
+        return False
+    sizes = zip(module.kernel_size, module.dilation, module.padding, strict=True)  # type: ignore[arg-type]
+    return any(d * (k - 1) > 2 * p for k, d, p in sizes)
 
 
 def _stride(module: nn.Module) -> int:
