@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from numpy.testing import assert_allclose, assert_array_equal
-from tiny_exports import CLASSES, make_detector, write_images
+from tiny_exports import CLASSES, RULE, make_detector, write_images
 from torch import nn
 
 from flyspeck.cli.main import main
@@ -34,6 +34,7 @@ from flyspeck.train.checkpoint import save_weights
 from flyspeck.train.config import DynamicConfig, ModelConfig
 from flyspeck.train.dynamic import make_dynamic
 from flyspeck.types import Detections, ImageBatch
+from same_detections import assert_same_detections
 
 FACTORS = (0.5, 0.33, 0.25)
 
@@ -63,11 +64,7 @@ def noise(number: int, height: int, width: int) -> np.ndarray:
 
 
 def assert_same(one: Sequence[Detections], other: Sequence[Detections]) -> None:
-    for a, b in zip(one, other, strict=True):
-        assert len(a) == len(b) > 5
-        assert_allclose(a.scores, b.scores, atol=1e-5)
-        order = np.lexsort(a.boxes.T), np.lexsort(b.boxes.T)
-        assert_allclose(a.boxes[order[0]], b.boxes[order[1]], atol=0.01)
+    assert_same_detections(other, one, box_px=0.01, score=1e-5, rule=RULE, least=6)
 
 
 class TorchSession(Session):

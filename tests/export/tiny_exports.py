@@ -14,13 +14,16 @@ from PIL import Image
 from torch import nn
 
 from flyspeck.models.detector import Detector
+from flyspeck.models.postprocess import Suppression
 from flyspeck.train.build import build_detector, describe_model
 from flyspeck.train.checkpoint import save_weights
 from flyspeck.train.config import ModelConfig
-from flyspeck.types import ImageBatch
+from spread_scores import spread_scores
 
 CLASSES = ("dot", "dash")
 HEIGHT, WIDTH = 96, 128
+RULE = Suppression(score=0.02, iou=0.5, max_detections=50)
+"""How the detectors of `make_detector` suppress, unless they are told otherwise."""
 
 
 def make_detector(name: str, **model: object) -> tuple[Detector, ModelConfig]:
@@ -36,27 +39,6 @@ def make_detector(name: str, **model: object) -> tuple[Detector, ModelConfig]:
                 module.running_var.uniform_(0.5, 1.5)
     spread_scores(detector)
     return detector, config
-
-
-@torch.no_grad()
-def spread_scores(detector: Detector) -> None:
-    """Scales every layer that gives scores so that logits deviate by 1.5: no two scores are equal, none is saturated."""
-
-    def scale(layer: nn.Module, _: object, output: torch.Tensor) -> torch.Tensor:
-        if layer not in done:
-            done.add(layer)
-            layer.weight.mul_(1.5 / output.std().clamp(min=1e-6))
-        return output
-
-    done: set[nn.Module] = set()
-    words = ("class_logits", "class_out", "objectness")
-    named = dict(detector.named_modules()).items()
-    layers = [m for key, m in named if isinstance(m, nn.Conv2d | nn.Linear) and any(w in key for w in words)]
-    hooks = [layer.register_forward_hook(scale) for layer in layers]
-    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 300, 300), np.uint8))
-    detector.detect(ImageBatch(pixels, ((300, 300),)))
-    for hook in hooks:
-        hook.remove()
 
 
 def write_images(folder: Path, number: int, *, seed: int, name: str) -> Path:

@@ -25,6 +25,7 @@ from flyspeck.train.checkpoint import load_weights, save_weights
 from flyspeck.train.config import PredictorConfig, Recipe
 from flyspeck.train.dynamic_fit import PooledMaps, train_predictor
 from flyspeck.train.dynamic_labels import FactorLosses, read_losses, select, summary
+from same_detections import assert_same_detections
 from tiny_sets import train_dynamic
 
 RecipeMaker = Callable[..., Recipe]
@@ -76,13 +77,13 @@ def test_each_tile_has_its_own_factor(run: Path) -> None:
         [[0.9, 0.9] if float(p.float().std()) < 1 else [0.9, 0.1] for p in images.pixels]
     )
     noise = np.random.default_rng(0).integers(0, 255, (128, 128, 1)).astype(np.uint8)
+    rule = load_described(run)[0].head.suppression
+    rule = load_described(run)[0].head.suppression
     windows = [noise, np.full_like(noise, 90), noise]
     together = model(windows)
     assert model.taken == {0.5: 2, 0.25: 1}
     for window, found in zip(windows, together, strict=True):
-        alone = model([window])[0]
-        assert len(alone) == len(found)
-        assert_allclose(alone.scores, found.scores, atol=1e-5)
+        assert_same_detections(model([window]), [found], box_px=1e-2, score=1e-5, rule=rule, least=0)
 
 
 def test_a_choice_is_refused_where_there_is_none(run: Path) -> None:

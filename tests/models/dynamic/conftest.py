@@ -11,6 +11,7 @@ from flyspeck.models.detector import Detector
 from flyspeck.models.layers import group_norm
 from flyspeck.models.zoo import build
 from flyspeck.types import ImageBatch, Targets
+from spread_scores import spread_scores
 
 SIZE = (96, 128)
 OPTIONS = {
@@ -23,7 +24,7 @@ OPTIONS = {
 
 @pytest.fixture
 def small() -> Callable[..., Detector]:
-    """`small("fcos", backbone="resnet18")`: two classes, 16 channels, statistics of norms away from 0 and 1."""
+    """`small("fcos", backbone="resnet18")`: two classes, 16 channels, norms away from 0 and 1, scores spread out."""
 
     def make(kind: str, backbone: str = "resnet18") -> Detector:
         torch.manual_seed(0)
@@ -33,7 +34,8 @@ def small() -> Callable[..., Detector]:
             if isinstance(module, torch.nn.BatchNorm2d) and module.running_mean is not None:
                 module.running_mean.normal_(0, 0.1)
                 module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
-        return detector.eval()
+        spread_scores(detector.eval())
+        return detector
 
     return make
 

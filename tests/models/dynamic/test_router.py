@@ -14,7 +14,8 @@ from flyspeck.models.dynamic.norms import SwitchedNorm, at_factor, privatise_nor
 from flyspeck.models.dynamic.pooling import pool_dynamically
 from flyspeck.models.dynamic.predictor import Decision
 from flyspeck.models.dynamic.router import FactorRouter, FoldedFactors, attach_predictor
-from flyspeck.types import Detections, ImageBatch
+from flyspeck.types import ImageBatch
+from same_detections import assert_same_detections
 
 
 @pytest.fixture(params=["retinanet", "reppoints", "faster_rcnn"])
@@ -50,23 +51,17 @@ def fix_choices(detector: Detector, images: ImageBatch, probabilities: list[list
 CHOICES = [[0.9, 0.1, 0.1], [0.9, 0.2, 0.9], [0.1, 0.9, 0.1], [0.9, 0.9, 0.9], [0.9, 0.1, 0.1]]
 
 
-def same(a: Detections, b: Detections) -> None:
-    assert len(a) == len(b)
-    assert_allclose(a.scores, b.scores, atol=1e-5)
-    assert_allclose(a.boxes, b.boxes, atol=1e-2)
-    assert_array_equal(a.labels, b.labels)
-
-
 def test_a_batch_gives_what_its_images_give_one_by_one(routed: Detector, images: ImageBatch) -> None:
     fix_choices(routed, images, CHOICES)
     together = routed.detect(images)
     router = routed.router
     assert isinstance(router, FactorRouter)
     assert_array_equal(router.taken, [2, 1, 2])
+    rule = routed.head.suppression
     for i, factor in enumerate([0.5, 0.25, 0.33, 0.25, 0.5]):
         one = ImageBatch(images.pixels[i : i + 1], images.sizes[i : i + 1])
-        same(routed.detect(one)[0], together[i])
-        same(at_factor(routed, factor).detect(one)[0], together[i])
+        for found in (routed.detect(one), at_factor(routed, factor).detect(one)):
+            assert_same_detections(found, [together[i]], box_px=1e-2, score=1e-5, rule=rule)
 
 
 def test_probabilities_do_not_depend_on_the_padding(routed: Detector, images: ImageBatch) -> None:
@@ -94,8 +89,7 @@ def test_folded_factors_detect_the_same(routed: Detector, images: ImageBatch) ->
     assert not kept
     with torch.no_grad():
         expected, found = routed.detect(images), folded.detect(images)
-    for a, b in zip(expected, found, strict=True):
-        same(a, b)
+    assert_same_detections(found, expected, box_px=1e-2, score=1e-5, rule=routed.head.suppression)
     assert isinstance(routed.router, FactorRouter)
     assert any(isinstance(m, torch.nn.BatchNorm2d) for m in routed.router.predictor.modules())  # the given one is whole
 
