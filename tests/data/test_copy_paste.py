@@ -63,6 +63,46 @@ def test_copies_lie_under_their_boxes(seed, tall, wide, channels, dtype, most):
     assert empty.pixels.max() == 0
 
 
+@pytest.mark.parametrize("at", [(0, 5), (16, 5)])
+def test_a_mirrored_copy_lies_under_its_mirrored_box(at):
+    """At the side of its image an object has surroundings on one side only: mirrored, it lies elsewhere in its patch.
+
+    Its left column is brighter, so that the mirrored copies can be told: they are half of all.
+    """
+    x, y = at
+    giver = painted(20, 20, [(x, y, x + 4, y + 6)])
+    giver.pixels[:, y : y + 6, x] = 250
+    empty, rng = painted(60, 70, []), np.random.default_rng(0)
+    step, mirrored = CopyPaste(probability=1.0, max_objects=1), 0
+    for _ in range(400):
+        result = step(empty, rng, only(giver))
+        ((x1, y1, x2, y2),) = result.targets.boxes.int().tolist()
+        seen = result.pixels[0, y1:y2, x1:x2]
+        original = giver.pixels[0, y : y + 6, x : x + 4]
+        turned = bool(seen[0, 0] != 250)
+        assert_close(seen, original.flip(1) if turned else original, rtol=0, atol=0)
+        mirrored += turned
+    assert mirrored / 400 == pytest.approx(0.5, abs=0.125)  # five standard errors
+
+
+def test_how_often_how_many_and_whose():
+    """A sixth gets nothing; the rest 1 to 4 copies, each number as often; half are the image's own."""
+    own, other = painted(200, 200, [(9, 9, 12, 12)], labels=[0]), painted(40, 40, [(9, 9, 12, 12)], labels=[1])
+    step, rng = CopyPaste(probability=5 / 6, max_objects=4), np.random.default_rng(0)
+    counts, givers = [], []
+    for _ in range(1500):
+        result = step(own, rng, only(other))
+        labels = result.targets.labels[1:].tolist()
+        counts.append(len(labels))
+        assert len(set(labels)) <= 1  # all copies of one image come from one giver
+        givers += labels[:1]
+    shares = np.bincount(counts, minlength=5) / 1500
+    assert len(shares) == 5
+    # Five standard errors of a share of 5/24; a copy or two found no free place.
+    assert shares == pytest.approx([1 / 6] + [5 / 24] * 4, abs=0.055)
+    assert np.mean(givers) == pytest.approx(0.5, abs=0.075)
+
+
 @settings(max_examples=60)
 @given(st.integers(0, 2**32), st.floats(0, 0.5))
 def test_no_overlap_above_the_limit(seed, limit):

@@ -261,11 +261,50 @@ def test_a_image_smaller_than_the_crop_stays_as_it_is():
 def test_probabilities():
     sample = painted(6, 6, [(0, 0, 1, 1)])
     rng = np.random.default_rng(0)
-    mirrored = sum(float(RandomFlip(0.25)(sample, rng).targets.boxes[0, 0]) == 5 for _ in range(2000))
-    assert 0.20 < mirrored / 2000 < 0.30  # five standard errors are 0.05
+    flipped = [RandomFlip(0.25, 0.7)(sample, rng).targets.boxes[0, :2] == 5 for _ in range(2000)]
+    assert torch.stack(flipped).double().mean(0).tolist() == pytest.approx(
+        [0.25, 0.7], abs=0.051
+    )  # five standard errors
     places = [tuple(RandomTurn(0.75)(sample, rng).targets.boxes[0, :2].tolist()) for _ in range(2000)]
     shares = [places.count(corner) / 2000 for corner in [(0, 0), (0, 5), (5, 5), (5, 0)]]
     assert all(0.20 < share < 0.30 for share in shares)
+
+
+def test_scales_are_drawn_evenly_in_the_logarithm():
+    """Between 1/4 and 4 a third lies below 2^(-2/3) and a third above 2^(2/3); drawn evenly, a tenth and two thirds would."""
+    sample, rng = painted(100, 200, []), np.random.default_rng(0)
+    factors = np.array([RandomScaleCrop((0.25, 4.0))(sample, rng).pixels.shape[2] / 200 for _ in range(1000)])
+    assert factors.min() >= 0.25
+    assert factors.max() <= 4
+    thirds = [(factors < 2 ** (-2 / 3)).mean(), (factors > 2 ** (2 / 3)).mean()]
+    assert thirds == pytest.approx([1 / 3, 1 / 3], abs=0.075)  # five standard errors
+
+
+def test_windows_are_drawn_from_everywhere():
+    """A window of 8 px has five places along a side of 12, each as likely as the others, the first and last included."""
+    rng, places = np.random.default_rng(0), np.zeros((5, 5))
+    for _ in range(2500):
+        places[RandomScaleCrop().place(painted(12, 12, []), (8, 8), rng)] += 1
+    assert places.sum(0) / 2500 == pytest.approx(np.full(5, 0.2), abs=0.04)  # five standard errors
+    assert places.sum(1) / 2500 == pytest.approx(np.full(5, 0.2), abs=0.04)
+
+
+def test_a_window_toward_an_object_has_it_in_any_place_of_its_own():
+    """The centre pixel of the object, (20, 30), lies evenly in the four rows and columns of the window."""
+    rng, seen = np.random.default_rng(0), np.zeros((4, 4))
+    for _ in range(2000):
+        y, x = RandomScaleCrop(toward_objects=1.0).place(painted(60, 60, [(19, 29, 22, 32)]), (4, 4), rng)
+        seen[30 - y, 20 - x] += 1
+    assert seen.sum(0) / 2000 == pytest.approx(np.full(4, 0.25), abs=0.05)
+    assert seen.sum(1) / 2000 == pytest.approx(np.full(4, 0.25), abs=0.05)
+
+
+def test_as_many_windows_go_toward_objects_as_asked():
+    """In a corner of 1000 x 1000 px: by chance a window of 10 px hardly ever holds it."""
+    sample, rng = painted(1000, 1000, [(3, 3, 5, 5)]), np.random.default_rng(0)
+    step = RandomScaleCrop(toward_objects=0.3)
+    hits = [max(step.place(sample, (10, 10), rng)) <= 4 for _ in range(2000)]
+    assert np.mean(hits) == pytest.approx(0.3, abs=0.052)  # five standard errors
 
 
 # --- light -----------------------------------------------------------------------------------------------------------
@@ -318,6 +357,71 @@ def test_noise_has_the_deviation_asked_for(dtype):
     assert deviation == pytest.approx(0.05, rel=0.02)  # standard error of a deviation over 40,000: 0.35 %
 
 
+def seen_settings(monkeypatch, count, strength=1.0):
+    """What `Photometric` asks of its parts for `count` grey or colour images: a list of calls by part."""
+    calls = {"tone": [], "blur": [], "add_noise": []}
+    module = "flyspeck.data.transforms"
+    monkeypatch.setattr(f"{module}.tone", lambda pixels, **given: calls["tone"].append(given) or pixels)
+    monkeypatch.setattr(f"{module}.blur", lambda pixels, sigma: calls["blur"].append(sigma) or pixels)
+    monkeypatch.setattr(f"{module}.add_noise", lambda pixels, size, rng: calls["add_noise"].append(size) or pixels)
+    sample = painted(2, 2, [], channels=3)
+    sample.pixels[0] = 9
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        Photometric(strength)(sample, rng)
+    return calls
+
+
+def test_how_often_and_how_strongly_light_and_sensor_change(monkeypatch):
+    """The numbers of the docstring: an even draw reaches the last hundredth of its range in 2000 tries, nothing beyond."""
+    calls = seen_settings(monkeypatch, 2000)
+    assert len(calls["blur"]) / 2000 == pytest.approx(0.2, abs=0.045)  # five standard errors
+    assert len(calls["add_noise"]) / 2000 == pytest.approx(1 / 3, abs=0.053)
+    logs = np.log([[call["contrast"], call["gamma"]] for call in calls["tone"]]) / np.log(1.5)
+    casts = np.log([call["channel_gains"] for call in calls["tone"]]) / np.log(1.1)
+    brightness = np.array([[call["brightness"]] for call in calls["tone"]]) / 0.15
+    for drawn in (*logs.T, *casts.T, *brightness.T):
+        assert 0.98 < drawn.max() <= 1 + 1e-9
+        assert -1 - 1e-9 <= drawn.min() < -0.98
+        assert drawn.mean() == pytest.approx(0, abs=0.065)  # five standard errors of an even draw on [-1, 1]
+        assert (np.abs(drawn) < 0.5).mean() == pytest.approx(0.5, abs=0.056)
+    assert len({tuple(row) for row in casts.round(6)}) == 2000  # of their own, channel by channel
+    assert (casts.std(1) > 0).all()
+    sigma, deviation = np.array(calls["blur"]), np.array(calls["add_noise"])
+    assert (0.2 <= sigma.min() < 0.21, 0.69 < sigma.max() <= 0.7) == (True, True)
+    assert (0 <= deviation.min() < 3e-4, 0.0297 < deviation.max() <= 0.03) == (True, True)
+
+
+def test_strength_scales_every_change(monkeypatch):
+    whole, half = seen_settings(monkeypatch, 300), seen_settings(monkeypatch, 300, strength=0.5)
+    for one, other in zip(whole["tone"], half["tone"], strict=True):
+        assert other["contrast"] ** 2 == pytest.approx(one["contrast"])
+        assert other["gamma"] ** 2 == pytest.approx(one["gamma"])
+        assert other["brightness"] * 2 == pytest.approx(one["brightness"])
+        assert other["channel_gains"] ** 2 == pytest.approx(one["channel_gains"])
+    assert np.array(half["blur"]) * 2 - 0.2 == pytest.approx(np.array(whole["blur"]))
+    assert np.array(half["add_noise"]) * 2 == pytest.approx(np.array(whole["add_noise"]))
+
+
+def test_the_light_of_a_seed_stays_the_light_of_that_seed():
+    """A seed is a promise: runs are repeated by it. Drawn first: contrast, brightness, gamma, each from [-1, 1]."""
+    grey = torch.full((1, 4, 4), 0.5)
+    sample = Sample(grey, painted(4, 4, []).targets, 1, (4, 4))
+    checked = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        _, brightness, gamma = rng.uniform(-1, 1, size=3)
+        rng.uniform(-1, 1, size=3)
+        _, noisy, *_ = rng.random(4)
+        if noisy < 1 / 3:
+            continue  # the middle grey is neither moved by contrast nor by blur, but by noise
+        expected = (0.5 + 0.15 * brightness) ** (1.5**gamma)
+        result = Photometric(1.0)(sample, np.random.default_rng(seed)).pixels
+        assert_close(result, torch.full((1, 4, 4), expected, dtype=torch.float32))
+        checked += 1
+    assert checked > 20
+
+
 def test_photometric_strength_zero_changes_nothing():
     sample = painted(16, 16, [(6, 6, 9, 9)])
     assert Photometric(0.0)(sample, np.random.default_rng(0)) is sample
@@ -357,6 +461,25 @@ def test_mosaic_boxes_lie_on_their_pixels(seed, height, width):
     # Nothing white is left over outside the boxes, unless the object is as big as its piece, whose mean is white then.
     if height * width > 4 * tall * wide:
         assert (result.pixels[0] == 255).logical_and(~shown).sum() == 0
+
+
+def test_the_point_where_four_images_meet_lies_in_the_middle():
+    """Between 0.3 and 0.7 of each side, everywhere alike; and as many images become mosaics as asked."""
+    white = painted(100, 200, [(0, 0, 200, 100)])
+    black = painted(100, 200, [])
+    step, rng = Mosaic((100, 200), 0.4, policy=KEEP_ALL), np.random.default_rng(0)
+    points = []
+    for _ in range(1500):
+        result = step(white, rng, lambda rng, index=None: black)
+        if result is not white:
+            points.append(found(result.pixels)[2:])
+    assert len(points) / 1500 == pytest.approx(0.4, abs=0.064)  # five standard errors
+    shares = torch.stack(points) / torch.tensor([200.0, 100.0])
+    assert shares.min() >= 0.295
+    assert shares.max() <= 0.705
+    assert float(shares.min()) < 0.31
+    assert float(shares.max()) > 0.69
+    assert_close(shares.mean(0), torch.tensor([0.5, 0.5]), atol=0.024, rtol=0)
 
 
 def test_images_of_different_kinds_are_not_mixed():

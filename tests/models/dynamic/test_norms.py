@@ -51,6 +51,24 @@ def test_the_prefix_is_shared_and_the_rest_private(small):
     assert privatise_norms(everywhere, everywhere=True) == count + 5  # the stem's and stage 1's four
 
 
+def test_a_layer_in_two_places_stays_one_layer(small, batch):
+    """A norm that two places share is one layer with one set of copies: its statistics come from both."""
+    detector = small("fcos")
+    stage = detector.backbone.stages["stage3"]
+    stage[1].bn1 = stage[1].bn2
+    switch = pool_dynamically(detector)
+    before = len([m for m in detector.modules() if isinstance(m, nn.BatchNorm2d | nn.GroupNorm)])
+    count = privatise_norms(detector)
+    assert stage[1].bn1 is stage[1].bn2
+    assert isinstance(stage[1].bn1, SwitchedNorm)
+    assert count == len([m for m in detector.modules() if isinstance(m, SwitchedNorm)])
+    copies = [m for m in detector.modules() if isinstance(m, nn.BatchNorm2d | nn.GroupNorm)]
+    assert len(copies) - before == count * (len(switch.factors) - 1)
+    for factor in switch.factors:
+        twin = at_factor(detector, factor)
+        assert twin.backbone.stages["stage3"][1].bn1 is twin.backbone.stages["stage3"][1].bn2
+
+
 def test_a_factor_trains_its_own_copies_and_all_convolutions(small, batch):
     detector = small("reppoints").train()
     switch = pool_dynamically(detector)

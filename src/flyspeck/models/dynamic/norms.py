@@ -101,7 +101,7 @@ def _parts(detector: Detector, everywhere: bool) -> list[nn.Module]:
 def _norms(root: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
     """Every norm layer below `root` with its parent and its name there."""
     for parent in root.modules():
-        for name, child in parent.named_children():
+        for name, child in parent._modules.items():  # `named_children` would leave out a layer's second place
             if isinstance(child, NORMS):
                 yield parent, name, child
 
