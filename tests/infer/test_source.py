@@ -96,7 +96,7 @@ def test_a_coco_json_keeps_its_ids(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "not a json"), ("[]", "not a COCO"), ('{"images": [], "categories": []}', "no image")],
+    [("{", "not valid json"), ("[]", "not a COCO"), ('{"images": [], "categories": []}', "no image")],
 )
 def test_wrong_json(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "t.json").write_text(content)

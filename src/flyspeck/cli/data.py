@@ -26,6 +26,8 @@ SOURCE = typer.Argument(..., help="Annotations: a file or folder in any of the f
 FORMAT = typer.Option(None, "--format", help="Name the format instead of having it found out.")
 IMAGES = typer.Option(None, "--images", help="Folder of the images, where it is not the usual one.")
 CLASSES = typer.Option(None, "--classes", help="Names of the classes to read, with commas between.")
+PIXELS = typer.Option(None, "--pixels", help="What whole corners mean (VOC): half-open, from-0 or from-1.")
+ENCODING = typer.Option(None, "--encoding", help="Of text files that are not UTF-8: cp1252, gbk, …")
 WORKERS = typer.Option(2, "--workers", min=1, help="Processes.")
 IMAGE_FORMAT = typer.Option("png", "--image-format", help="Lossless image format to write: png or webp.")
 
@@ -49,6 +51,8 @@ def inspect(
     format: str | None = FORMAT,
     images: Path | None = IMAGES,
     classes: str | None = CLASSES,
+    pixels: str | None = PIXELS,
+    encoding: str | None = ENCODING,
 ) -> None:
     """Count what is in a data set, by size; say what is broken, and what it asks of a detector."""
     import json
@@ -63,7 +67,13 @@ def inspect(
         facts = _joined_classification(reports)
     else:
         table, facts = inspect_set(
-            source, check_files=check_files, format=format, images=images, classes=_names(classes)
+            source,
+            check_files=check_files,
+            format=format,
+            images=images,
+            classes=_names(classes),
+            pixels=pixels,
+            encoding=encoding,
         )
         if assign:
             from flyspeck.train.positives import positives_by_size
@@ -92,12 +102,14 @@ def convert(
     format: str | None = FORMAT,
     images: Path | None = IMAGES,
     classes: str | None = CLASSES,
+    pixels: str | None = PIXELS,
+    encoding: str | None = ENCODING,
 ) -> None:
     """Write annotations of any format as COCO json, or as a YOLO data set."""
     from flyspeck.data.writers import write_yolo, writer_named
 
     write = writer_named(to)
-    table = _read(source, format, images, classes)
+    table = _read(source, format, images, classes, pixels, encoding)
     if to == "yolo":
         lost = write_yolo(table, out, split=split, link=link)
         if lost:
@@ -122,11 +134,13 @@ def shrink(
     format: str | None = FORMAT,
     images: Path | None = IMAGES,
     classes: str | None = CLASSES,
+    pixels: str | None = PIXELS,
+    encoding: str | None = ENCODING,
 ) -> None:
     """Make a data set smaller, as TinyCOCO (--short-side 100) and Tiny CityPersons are made."""
     from flyspeck.data.shrink import shrink as shrink_set
 
-    table = _read(source, format, images, classes)
+    table = _read(source, format, images, classes, pixels, encoding)
     with ProgressBar("shrinking") as progress:
         small = shrink_set(
             table,
@@ -168,6 +182,8 @@ def tile(
     format: str | None = FORMAT,
     images: Path | None = IMAGES,
     classes: str | None = CLASSES,
+    pixels: str | None = PIXELS,
+    encoding: str | None = ENCODING,
 ) -> None:
     """Cut big images into overlapping tiles, with their annotations.
 
@@ -179,7 +195,7 @@ def tile(
     from flyspeck.data.tiling import drop_crowded, tile_annotations
 
     image_format = _image_format(image_format)
-    table = _read(source, format, images, classes)
+    table = _read(source, format, images, classes, pixels, encoding)
     whole = table if max_objects is None else drop_crowded(table, max_objects)
     tiles = tile_annotations(
         whole,
@@ -228,6 +244,8 @@ def scale_match(
     format: str | None = FORMAT,
     images: Path | None = IMAGES,
     classes: str | None = CLASSES,
+    pixels: str | None = PIXELS,
+    encoding: str | None = ENCODING,
 ) -> None:
     """Give the objects of SOURCE the sizes of those of --target, to pre-train on (Scale Match, MSM, SM+)."""
     import json
@@ -247,7 +265,7 @@ def scale_match(
     )
     image_format = _image_format(image_format)
     wanted = _read(target, None, None, None)
-    table = _read(source, format, images, classes)
+    table = _read(source, format, images, classes, pixels, encoding)
     with ProgressBar("matching") as progress:
         written, report = match(
             table,
@@ -319,12 +337,23 @@ def _names(classes: str | None) -> list[str] | None:
     return None if classes is None else [name.strip() for name in classes.split(",") if name.strip()]
 
 
-def _read(source: Path, format: str | None, images: Path | None, classes: str | None) -> Annotations:
+def _read(
+    source: Path,
+    format: str | None,
+    images: Path | None,
+    classes: str | None,
+    pixels: str | None = None,
+    encoding: str | None = None,
+) -> Annotations:
     """The table of a source, with what was seen and what is broken said on stderr."""
     from flyspeck.data.readers import read_annotations
 
-    table = read_annotations(source, format=format, images=images, classes=_names(classes))
+    table = read_annotations(
+        source, format=format, images=images, classes=_names(classes), pixels=pixels, encoding=encoding
+    )
     print(f"read {table.source}", file=sys.stderr)
+    for note in table.notes:
+        print(f"note: {note}", file=sys.stderr)
     list_problems(table.problems, "broken entries left out")
     return table
 

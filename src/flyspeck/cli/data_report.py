@@ -12,6 +12,7 @@ def lines(facts: dict[str, Any]) -> list[str]:
         text += [f"  {name}: {part['images']} images, {part['boxes']} boxes"]
     for part in facts.get("overlaps", ()):
         text += [f"  {part['images']} images are in both {' and '.join(part['files'])}"]
+    text += [f"note: {note}" for note in facts.get("notes", ())]
     if "objects" not in facts:  # a classification set
         return [*text, f"{len(facts['classes'])} classes; images a class: {_spread(facts['images_per_class'])}"]
     text += ["", *_sizes(facts), "", f"boxes an image: {_spread(facts['boxes_per_image'])}"]

@@ -35,6 +35,7 @@ def evaluate(
     tiles: Path = typer.Option(
         None, "--tiles", help="COCO json of tiles (with corners): recall by distance to their borders."
     ),
+    pixels: str = typer.Option(None, "--pixels", help="What VOC's whole corners mean: half-open, from-0 or from-1."),
     list_protocols: bool = typer.Option(False, "--list", help="List the protocols and stop."),
 ) -> None:
     """Score detections against ground truth under a named protocol."""
@@ -64,6 +65,7 @@ def evaluate(
         merge_from=merge_from,
         merge_kernel=merge_kernel,
         classes=None if classes is None else [name.strip() for name in classes.split(",")],
+        pixels=pixels,
     )
     result = run(annotations, detections, chosen)
     reasons = Reasons(why or tiles is not None, bootstrap, against, tiles or merge_from, any_score)

@@ -55,6 +55,12 @@ class Annotations:
     """What was read, in words, for messages: `coco: train.json`."""
     problems: tuple[str, ...] = ()
     """Broken entries that the reader found and left out, one line each."""
+    notes: tuple[str, ...] = ()
+    """What the reader guessed, with its reason and the option that says otherwise, and files that have no partner."""
+    pixels: str | None = None
+    """How whole-pixel corners were read (`half-open`, `from-0`, `from-1`), where the format leaves that open."""
+    pixels_known: bool = True
+    """Whether that is the user's word or the writing tool's, rather than a guess."""
 
     def __len__(self) -> int:
         return len(self.image_ids)

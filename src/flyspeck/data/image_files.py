@@ -75,13 +75,14 @@ def save_pixels(pixels: np.ndarray, path: Path) -> None:
 def output_names(file_names: Sequence[str], suffix: str | None = None) -> list[str]:
     """Names to write images under, unlike each other even without their endings.
 
-    Folders are kept, but for a leading `images` and whatever would climb out of the folder written to; `suffix` (with its
+    Folders are kept, but for `images` and `labels` and whatever would climb out of the folder written to; `suffix` (with its
     dot) replaces the ending.
     """
     names, taken = [], set()
     for name in file_names:
         parts = [part for part in Path(name).parts if part not in ("..", ".", "/", "\\") and not part.endswith(":\\")]
-        parts = parts[1:] if len(parts) > 1 and parts[0] == "images" else parts
+        # A folder `images` further in would send readers of YOLO to other label files than the ones beside.
+        parts = [part for part in parts[:-1] if part not in ("images", "labels")] + parts[-1:]
         plain = Path(*parts)
         stem = plain.with_suffix("").as_posix()
         while stem.lower() in taken:

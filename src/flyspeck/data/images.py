@@ -9,6 +9,7 @@ grey, 1-bit               uint8, C = 1; a 1-bit image has the values 0 and 255
 16-bit grey               uint16, C = 1, the file's own values
 RGB, palette, YCbCr, LAB  uint8, C = 3; a palette is looked up, 16-bit RGB (PNG) is cut to its upper 8 bits
 CMYK                      uint8, C = 3, by Pillow's plain formula (no colour profile)
+HEIF, JPEG XL             as RGB or grey of 8 bits; need the extras `heif` and `jxl`
 alpha, transparent key    composited onto black, so that colours hidden under transparency never reach a network
 several frames            the first one
 ========================  ===================================================================================
@@ -22,12 +23,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image
 
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, missing_extra
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "JPEG2000", "PPM", "AVIF")
 """Pillow's names of the formats that are opened."""
@@ -37,9 +40,18 @@ EXTENSIONS = frozenset(
     for ending in (
         *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "webp", "tif", "tiff", "bmp", "dib", "gif"),
         *("jp2", "j2k", "jpx", "ppm", "pgm", "pbm", "pnm", "avif"),
+        *(("heic", "heif") if find_spec("pi_heif") else ()),
+        *(("jxl",) if find_spec("imagecodecs") else ()),
     )
 )
 """Lower-case file name endings that a search for images in a folder should take."""
+
+_EXTRAS = {".heic": "heif", ".heif": "heif", ".jxl": "jxl"}
+UNREAD: dict[str, str] = {
+    **{ending: extra for ending, extra in _EXTRAS.items() if ending not in EXTENSIONS},
+    **dict.fromkeys((".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".psd", ".exr", ".hdr"), ""),
+}
+"""Endings of images that are not read here, with the extra that would; a search for images must not pass over them in silence."""
 
 MAX_PIXELS = 200_000_000
 """Largest image that is decoded in one piece unless the caller allows more; bigger ones are read by windows."""
@@ -79,7 +91,7 @@ def read_size(path: Path | str) -> tuple[int, int]:
 
 
 @contextmanager
-def _opened(path: Path | str, max_pixels: int | None) -> Iterator[ImageFile.ImageFile]:
+def _opened(path: Path | str, max_pixels: int | None) -> Iterator[Image.Image]:
     """The file opened by the plugin that knows its first bytes.
 
     Image.open is not used: its own limit on pixels is one global number that warns at half of what it allows, so
@@ -89,6 +101,10 @@ def _opened(path: Path | str, max_pixels: int | None) -> Iterator[ImageFile.Imag
     Image.init()
     with path.open("rb") as file:
         prefix = file.read(16)
+        special = _by_extra(prefix, file)
+        if special is not None:
+            yield _within(special, path, max_pixels)
+            return
         for name in FORMATS:
             if name not in Image.OPEN:
                 continue  # this build of Pillow lacks the codec
@@ -101,15 +117,7 @@ def _opened(path: Path | str, max_pixels: int | None) -> Iterator[ImageFile.Imag
                 image = factory(file, str(path))
             except (SyntaxError, IndexError, TypeError, struct.error):
                 continue  # Pillow's way of saying "not mine after all"
-            width, height = image.size
-            if max_pixels is not None and width * height > max_pixels:
-                raise UserError(
-                    f"the image is {width} x {height} = {width * height / 1e6:.0f} megapixels, over the limit of"
-                    f" {max_pixels / 1e6:g}",
-                    where=path,
-                    fix="cut it into tiles, or raise max_pixels if the file is to be trusted",
-                )
-            yield image
+            yield _within(image, path, max_pixels)
             return
     if not prefix:
         raise UserError("the file is empty", where=path, fix="fetch it again or take it out of the list")
@@ -118,6 +126,46 @@ def _opened(path: Path | str, max_pixels: int | None) -> Iterator[ImageFile.Imag
         where=path,
         fix=f"convert it to one of {', '.join(FORMATS)}",
     )
+
+
+def _within(image: Image.Image, path: Path, max_pixels: int | None) -> Image.Image:
+    """`image`, if it has no more pixels than allowed."""
+    width, height = image.size
+    if max_pixels is not None and width * height > max_pixels:
+        raise UserError(
+            f"the image is {width} x {height} = {width * height / 1e6:.0f} megapixels, over the limit of"
+            f" {max_pixels / 1e6:g}",
+            where=path,
+            fix="cut it into tiles, or raise max_pixels if the file is to be trusted",
+        )
+    return image
+
+
+def _by_extra(prefix: bytes, file: BinaryIO) -> Image.Image | None:
+    """An image of a kind that Pillow alone does not open (HEIF, JPEG XL); None for all others."""
+    if prefix[4:12] in _HEIF:
+        try:
+            import pi_heif
+        except ImportError:
+            raise missing_extra("pi-heif", "heif") from None
+        file.seek(0)
+        found = pi_heif.open_heif(file, convert_hdr_to_8bit=True)
+        return found.to_pillow()
+    if prefix.startswith(_JPEG_XL):
+        try:
+            from imagecodecs import jpegxl_decode
+        except ImportError:
+            raise missing_extra("imagecodecs", "jxl") from None
+        file.seek(0)
+        pixels = jpegxl_decode(file.read())
+        if pixels.dtype not in (np.uint8, np.uint16) or (pixels.dtype == np.uint16 and pixels.ndim > 2):
+            raise UserError(f"its pixels are {pixels.dtype} of shape {pixels.shape}", fix="convert it to 8 bits first")
+        return Image.fromarray(pixels)
+    return None
+
+
+_HEIF = (b"ftypheic", b"ftypheix", b"ftypheim", b"ftypheis", b"ftyphevc", b"ftyphevx", b"ftypmif1", b"ftypmsf1")
+_JPEG_XL = (b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")
 
 
 @contextmanager

@@ -70,6 +70,7 @@ def summarize(annotations: Annotations, *, check_files: bool = True) -> dict[str
     sizes = size_histogram(annotations.boxes)
     facts: dict[str, Any] = {
         "source": annotations.source,
+        "notes": list(annotations.notes),
         "images": len(annotations),
         "boxes": annotations.num_boxes,
         "sizes": sizes,

@@ -12,10 +12,13 @@ import numpy as np
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers import read_annotations
+from flyspeck.data.readers.values import as_id
 from flyspeck.errors import UserError
 from flyspeck.evaluate.borders import tiles_of_corner_file
 from flyspeck.evaluate.checks import suspicions
+from flyspeck.evaluate.coco_results import load_results
 from flyspeck.evaluate.detections import DetectionTable
+from flyspeck.evaluate.identity import ids_by_name
 from flyspeck.evaluate.protocols import Protocol, VOCProtocol, WiderProtocol
 
 
@@ -28,6 +31,7 @@ def read_pair(
     merge_from: Path | None = None,
     merge_kernel: str = "cpu",
     classes: Sequence[str] | None = None,
+    pixels: str | None = None,
 ) -> tuple[Annotations, DetectionTable]:
     """Ground truth and detections as `protocol` wants them; what looks wrong is in the detection table's `notes`.
 
@@ -44,14 +48,15 @@ def read_pair(
         from flyspeck.evaluate.voc_files import read_dota_pair, read_voc_pair
 
         return read_dota_pair(gt, dt, protocol) if protocol.truncate_truth else read_voc_pair(gt, dt)
-    annotations = read_annotations(gt, classes=classes, for_evaluation=True)
+    annotations = read_annotations(gt, classes=classes, for_evaluation=True, pixels=pixels)
     if dt.is_dir():
         raise UserError(
             f"'{protocol.name}' reads detections from a COCO results json, this is a folder",
             where=dt,
             fix="give the json file",
         )
-    notes: tuple[str, ...] = tuple(f"ground truth: {problem}" for problem in annotations.problems[:5])
+    notes: tuple[str, ...] = tuple(f"ground truth: {note}" for note in annotations.notes)
+    notes += tuple(f"ground truth: {problem}" for problem in annotations.problems[:5])
     if len(annotations.problems) > 5:
         notes += (f"ground truth: {len(annotations.problems) - 5} more broken entries left out",)
     if merge_from is not None:
@@ -59,9 +64,22 @@ def read_pair(
 
         detections = merge_tile_results(dt, merge_from, annotations, kernel=merge_kernel, any_score=any_score)
     else:
-        detections = DetectionTable.from_coco(dt, annotations, any_score=any_score)
+        renamed, note = ids_by_name(dt, annotations)
+        source = dt if not renamed else _with_ids(load_results(dt), renamed)
+        detections = DetectionTable.from_coco(source, annotations, any_score=any_score)
+        notes += (note,) if note else ()
     found = (*notes, *detections.notes, *suspicions(annotations, detections, protocol))
     return annotations, replace(detections, notes=found)
+
+
+def _with_ids(entries: list[Any], renamed: dict[Any, Any]) -> list[Any]:
+    """The detections of the images that have a new id, under it; those of other images go, as the ground truth lacks them."""
+    kept = []
+    for entry in entries:
+        key = as_id(entry.get("image_id")) if isinstance(entry, dict) else None
+        if key in renamed:
+            kept.append({**entry, "image_id": renamed[key]})
+    return kept
 
 
 def read_tiles(path: Path, annotations: Annotations) -> dict[Any, np.ndarray]:

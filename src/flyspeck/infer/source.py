@@ -6,17 +6,14 @@ are decoded whole.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from flyspeck.data.images import EXTENSIONS, read_image, read_size
-from flyspeck.data.readers.assemble import find_root
-from flyspeck.data.readers.coco import usual_places
+from flyspeck.data.readers.coco import read_listing
 from flyspeck.errors import UserError, missing_extra
 from flyspeck.infer import raster
 from flyspeck.infer.windows import ArraySource, OpenOptions, Source
@@ -147,22 +144,11 @@ class Categories:
 
 
 def _coco_items(path: Path) -> tuple[list[Item], Categories]:
-    """Images of a COCO json; only `images` and `categories` are looked at."""
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError("no such file", where=path) from None
-    except (ValueError, OSError) as error:
-        raise UserError(f"not a json file ({error})", where=path) from error
-    try:
-        images, categories = content["images"], content["categories"]
-        names = [(image["id"], str(image["file_name"])) for image in images]
-        table = Categories(tuple(str(c["name"]) for c in categories), tuple(int(c["id"]) for c in categories))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"not a COCO json ({error})", where=path, fix="it needs images with id and file_name, and categories"
-        ) from error
-    if not names:
-        raise UserError("lists no image", where=path)
-    root = find_root(usual_places(path), [name for _, name in names])
-    return [Item(name, root / name, image_id) for image_id, name in names], table
+    """Images of a COCO json, as the reader of annotations takes them; its annotations are not looked at."""
+    draft = read_listing(path)
+    if not draft.file_names:
+        fix = "it needs images with id and file_name, and categories"
+        raise UserError("lists no image", where=path, fix=draft.problems[0] if draft.problems else fix)
+    items = zip(draft.image_ids, draft.file_names, strict=True)
+    table = Categories(tuple(draft.names), tuple(draft.category_ids))
+    return [Item(name, draft.root / name, image_id) for image_id, name in items], table

@@ -30,6 +30,10 @@ class DataConfig(_Strict):
     """Annotations to measure on."""
     format: str | None = None
     """Name of the format; None looks at the files."""
+    pixels: Literal["half-open", "from-0", "from-1"] | None = None
+    """What whole-pixel corners mean where the format leaves it open (VOC); None takes what the writing tool means."""
+    encoding: str | None = None
+    """Encoding of text files that are not UTF-8 and do not say what they are: cp1252, gbk, …"""
     classes: list[str] | None = None
     """Classes to learn, in order; None takes all. Boxes of the others are left out."""
     channels: Literal[1, 3] | None = None

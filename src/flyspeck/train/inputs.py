@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,20 +16,64 @@ from flyspeck.data.readers import read_annotations
 from flyspeck.data.sampling import EpochSampler, repeat_factors
 from flyspeck.data.square_crop import RandomSquareCrop
 from flyspeck.data.transforms import Compose, Photometric, RandomFlip, RandomScaleCrop, RandomTurn, Transform
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, nearest
 from flyspeck.train.config import AugmentConfig, DataConfig, Recipe
+
+log = logging.getLogger("flyspeck")
 
 
 def read_sets(data: DataConfig) -> tuple[Annotations, Annotations]:
     """The training and the validation table, limited and filtered as the recipe says, with the same classes."""
-    train = read_annotations(data.train, format=data.format, classes=data.classes)
-    val = read_annotations(data.val, format=data.format, classes=data.classes or train.classes)
-    if not train.classes:
-        raise UserError("no classes to learn", where=data.train, fix="annotate some objects or name data.classes")
+    train, val = _read(data, data.train, data.classes), _read(data, data.val, data.classes or None)
+    if data.classes is None and train.classes:
+        val = _read(data, data.val, train.classes)
+    if val.pixels != train.pixels and not (val.pixels_known and train.pixels_known):
+        # One rule for the run: a guess gives way to what a tool's marks say, or to the training set's guess.
+        leader, other = (val, data.train) if val.pixels_known else (train, data.val)
+        again = _read(data.model_copy(update={"pixels": leader.pixels}), other, data.classes or train.classes)
+        train, val = (again, val) if leader is val else (train, again)
+        log.warning(
+            "%s: corners are read as %s, as those of the other set; data.pixels says otherwise", other, leader.pixels
+        )
+    _check_classes(data, train, val)
     if data.max_objects is not None:
         counts = np.bincount(train.image_index[train.labels >= 0], minlength=len(train))
         train = train.select_images(counts <= data.max_objects)
     return spread(train, data.train_limit), spread(val, data.val_limit)
+
+
+def _read(data: DataConfig, source: str, classes: Sequence[str] | None) -> Annotations:
+    return read_annotations(
+        source,
+        format=data.format,
+        classes=classes,
+        pixels=data.pixels,
+        encoding=data.encoding,
+        absent_classes=True,  # a small validation set may lack a rare class; `_check_classes` looks at both
+    )
+
+
+def _check_classes(data: DataConfig, train: Annotations, val: Annotations) -> None:
+    """Raises UserError where there is nothing to learn, or a class that neither set has."""
+    if not train.classes:
+        raise UserError("no classes to learn", where=data.train, fix="annotate some objects or name data.classes")
+    if not (train.labels >= 0).any():
+        what = "no objects to learn" + ("" if not train.num_boxes else f" ({train.num_boxes} ignore regions)")
+        raise UserError(what, where=train.source, fix="are the label files where they should be? flyspeck data inspect")
+    if data.classes is not None:
+        present = {
+            name
+            for table in (train, val)
+            for name in np.array(table.classes)[np.unique(table.labels[table.labels >= 0])]
+        }
+        absent = [name for name in data.classes if name not in present]
+        if absent:
+            known = _read(data, data.train, None).classes
+            if absent[0] not in known:
+                raise UserError(
+                    f"class '{absent[0]}' is in neither set", where="data.classes", fix=nearest(absent[0], known)
+                )
+            log.warning("no object of %s in either set", ", ".join(absent))
 
 
 def enlargement(data: DataConfig) -> Enlarge:

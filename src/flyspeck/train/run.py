@@ -93,6 +93,9 @@ def train(
     accelerator = join_processes()
     _claim(folder, resume, accelerator)
     train_set, val_set = read_sets(recipe.data)
+    for table in (train_set, val_set):
+        for note in table.notes:
+            log.warning("%s: %s", table.source, note)
     _judge_problems(recipe.data.max_broken_share, train_set, val_set)
     statistics = pixel_statistics(train_set, channels=recipe.data.channels)
     channels, mean = statistics.channels, statistics.mean

@@ -67,7 +67,7 @@ BROKEN = {
     "zero area": (entry(4, [10, 10, 0, 3]), "annotation 4 has a box of zero area"),
     "outside": (entry(4, [100, 10, 5, 3]), "annotation 4 has a box wholly outside its image"),
     "unknown image": (entry(4, [1, 1, 2, 2], 1, 8), "annotation 4 names an image that is not listed (image_id 8,"),
-    "text for a number": (entry(4, [1, 1, 2, 2], 1, "7"), "names an image that is not listed (image_id '7',"),
+    "text for a number": (entry(4, [1, 1, 2, 2], 1, "7a"), "names an image that is not listed (image_id '7a',"),
     "unknown category": (entry(4, [1, 1, 2, 2], 2), "annotation 4 names a category that is not listed"),
     "id again": (entry(1, [1, 1, 2, 2]), "annotation 1 has an id that an earlier one has"),
     "no object": ([1, 2], "entry 2 of 'annotations' is no object"),
@@ -206,7 +206,7 @@ def test_images_are_looked_for_in_the_usual_places(tmp_path: Path) -> None:
         ('{"images": [], "annotations": {}}', "no list 'annotations'"),
         ('{"images": [], "annotations": [], "categories": [{"id": 1}, {"id": 1}]}', "category id 1 is listed twice"),
         ('{"images": [], "annotations": [], "categories": [{"name": "a"}]}', "category 1 has no whole number as id"),
-        ("[" * 100_000, "not a json text"),
+        ("[" * 100_000, "nested too deeply"),
     ],
 )
 def test_a_file_that_cannot_be_read_at_all(tmp_path: Path, text: str, words: str) -> None:
@@ -222,7 +222,7 @@ def test_a_file_that_cannot_be_read_at_all(tmp_path: Path, text: str, words: str
 def test_binary_in_place_of_json(tmp_path: Path) -> None:
     path = tmp_path / "gt.json"
     path.write_bytes(b"\xff\xd8\xff\x00\x80")
-    with pytest.raises(UserError, match="not a json text"):
+    with pytest.raises(UserError, match="not UTF-8"):
         read_annotations(path)
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.data.readers.assemble import IGNORE_CLASSES, IGNORE_FLAGS, ReadOptions
+from flyspeck.data.readers.assemble import IGNORE_CLASSES, IGNORE_FLAGS, PIXELS, Pixels, ReadOptions
 from flyspeck.data.readers.citypersons import read_citypersons
 from flyspeck.data.readers.coco import read_coco
 from flyspeck.data.readers.detect import detect
@@ -21,7 +22,7 @@ from flyspeck.data.readers.visdrone import read_visdrone
 from flyspeck.data.readers.voc import read_voc
 from flyspeck.data.readers.wider import read_wider
 from flyspeck.data.readers.yolo import SPLITS, read_yolo
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, nearest
 from flyspeck.plugins import UnknownPart, owned, with_installed
 
 __all__ = ["IGNORE_CLASSES", "IGNORE_FLAGS", "READERS", "ReadOptions", "Reader", "format_of", "read_annotations"]
@@ -61,6 +62,9 @@ def read_annotations(
     ignore_classes: Sequence[str] = IGNORE_CLASSES,
     ignore_flags: Sequence[str] = IGNORE_FLAGS,
     for_evaluation: bool = False,
+    pixels: str | None = None,
+    encoding: str | None = None,
+    absent_classes: bool = False,
 ) -> Annotations:
     """Read the annotations of `source`, a file or folder, whatever its format; `Annotations.source` says what was seen.
 
@@ -70,6 +74,10 @@ def read_annotations(
     an ignore region (label -1, no class); give others to change the rule. `for_evaluation` keeps what reference evaluators
     see: boxes without area (WIDER FACE has one of width -2), outside the image, and repeated ids; and COCO files give
     `extra["xywh"]`, the boxes to the last bit.
+
+    `pixels` (`half-open`, `from-0`, `from-1`) says what whole-pixel corners mean where a format leaves it open (VOC).
+    `encoding` is that of text files which are neither UTF-8 nor say what they are. With `absent_classes`, `classes` may name
+    some that the source does not have. What was guessed, and files without a partner, stand in `Annotations.notes`.
 
     `extra["category"]` (M,) is the class that a box was annotated with, also where it is an ignore region (-1: none). Broken
     entries are left out and listed in `Annotations.problems`. Raises UserError for a source that cannot be read at all.
@@ -82,6 +90,9 @@ def read_annotations(
         for_evaluation=for_evaluation,
         images=None if images is None else Path(images),
         split=split,
+        pixels=_pixels(pixels),
+        encoding=encoding,
+        absent_classes=absent_classes,
     )
     if options.images is not None and not options.images.is_dir():
         raise UserError("no such folder of images", where=options.images, fix="check the path")
@@ -89,6 +100,12 @@ def read_annotations(
     if not place.exists():
         raise UserError("no such file or folder", where=place, fix="check the path")
     return READERS[kind].read(place, options)
+
+
+def _pixels(name: str | None) -> Pixels | None:
+    if name is None or name in PIXELS:
+        return cast("Pixels | None", name)
+    raise UserError(f"'{name}' is no meaning of pixels", where="pixels", fix=nearest(name, PIXELS))
 
 
 def format_of(source: str | Path, format: str | None = None) -> str:

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.data.images import EXTENSIONS, read_size
 from flyspeck.errors import UserError, nearest
 
 IGNORE_CLASSES = (
@@ -31,6 +30,11 @@ IGNORE_FLAGS = ("iscrowd", "ignore", "uncertain", "difficult", "invalid")
 """Flags of a source that make a box an ignore region."""
 
 
+Pixels = Literal["half-open", "from-0", "from-1"]
+"""What xmin, xmax of whole numbers mean: edges (xmax is no part of the box), or the first and last pixel, counted from 0 or 1."""
+PIXELS: tuple[Pixels, ...] = get_args(Pixels)
+
+
 @dataclass(frozen=True)
 class ReadOptions:
     """What a user may ask of every reader."""
@@ -45,6 +49,12 @@ class ReadOptions:
     """Keep what reference evaluators see: boxes without area, outside the image, or with an id that is used twice."""
     images: Path | None = None
     """Folder of the images, where it is not the place that the format implies."""
+    pixels: Pixels | None = None
+    """How whole-pixel corners are meant, where a format leaves it open (VOC); None: as the writing tool is known to mean them."""
+    encoding: str | None = None
+    """Of text files without a byte order mark; None: UTF-8, and what an xml file declares."""
+    absent_classes: bool = False
+    """Whether `classes` may name some that the source does not have (a validation set without a rare class)."""
     split: str | None = None
     """Of a data set with several (`data.yaml:val`): train, val or test."""
 
@@ -79,6 +89,12 @@ class Draft:
     extra: dict[str, Any] = field(default_factory=dict)
     """More (M, …) columns."""
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What was guessed, with its reason and the option that says otherwise; what has no partner."""
+    pixels: Pixels | None = None
+    """How corners were read, where that was a choice."""
+    pixels_known: bool = True
+    """Whether that is the user's word or the writing tool's, rather than a guess."""
     places: list[str] | None = None
     """(M,) where each entry stands (`a.txt, line 3`), or None: `where` and its id."""
     describe: Callable[[int], str] | None = None
@@ -107,8 +123,8 @@ def normal_name(name: str) -> str:
 
 
 def id_array(ids: Sequence[Any]) -> np.ndarray:
-    """Ids as int64 where all are whole numbers, else as objects unchanged."""
-    if all(isinstance(i, int | np.integer) and not isinstance(i, bool) for i in ids):
+    """Ids as int64 where all are whole numbers of 64 bits, else as objects unchanged."""
+    if all(isinstance(i, int | np.integer) and not isinstance(i, bool) and -(2**63) <= i < 2**63 for i in ids):
         return np.array(ids, dtype=np.int64)
     column = np.empty(len(ids), dtype=object)
     column[:] = list(ids)
@@ -169,6 +185,9 @@ def assemble(draft: Draft, options: ReadOptions, source: str) -> Annotations:
         image_extra=draft.image_extra,
         source=source,
         problems=(*draft.problems, *faults),
+        notes=tuple(draft.notes),
+        pixels=draft.pixels,
+        pixels_known=draft.pixels_known,
     )
 
 
@@ -242,77 +261,38 @@ def _named(draft: Draft, row: int, reason: str) -> str:
 
 
 def _classes(draft: Draft, options: ReadOptions) -> tuple[tuple[str, ...], tuple[int, ...], np.ndarray]:
-    """Names and source ids of the classes, and for each category of the source its class (-1 ignore, -3 not asked for)."""
+    """Names and source ids of the classes, and for each category of the source its class (-1 ignore, -3 not asked for).
+
+    A category is what its id says: two of one name stay two classes, and the later one's name gets its id.
+    """
     ignored = {normal_name(name) for name in options.ignore_classes}
     # VisDrone's eleventh category is no class of its benchmark; the name means so only beside its ignored regions.
     if "ignoredregions" in ignored and "ignoredregions" in map(normal_name, draft.names):
         ignored.add("others")
-    real: dict[str, int] = {}
-    for name, number in zip(draft.names, draft.category_ids, strict=True):
-        if normal_name(name) not in ignored:
-            real.setdefault(name, number)
+    names = _names_apart(draft)
+    real = {
+        name: number for name, number in zip(names, draft.category_ids, strict=True) if normal_name(name) not in ignored
+    }
     if options.classes is not None:
+        free = 1 + max((n for n in draft.category_ids if isinstance(n, int)), default=0)
+        chosen = {}
         for name in options.classes:
-            if name not in real:
+            if name not in real and not options.absent_classes:
                 raise UserError(f"class '{name}' is not in the annotations", where=draft.where, fix=nearest(name, real))
-        real = {name: real[name] for name in options.classes}
+            chosen[name] = real.get(name, free + len(chosen))
+        real = chosen
     row = {name: index for index, name in enumerate(real)}
-    lookup = [-1 if normal_name(name) in ignored else row.get(name, -3) for name in draft.names]
+    lookup = [-1 if normal_name(name) in ignored else row.get(name, -3) for name in names]
     return tuple(real), tuple(real.values()), np.array(lookup, dtype=np.int64).reshape(-1)
 
 
-def find_root(candidates: Sequence[Path], names: Sequence[str]) -> Path:
-    """The first folder that holds one of the first images named; the first candidate where none does."""
-    for folder in candidates:
-        if any((folder / name).is_file() for name in names[:20]):
-            return folder
-    return candidates[0]
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file, without a byte order mark; a file that is no text is an error."""
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise UserError("not a text file", where=path, fix="check the file") from None
-    except FileNotFoundError:
-        raise UserError("no such file", where=path, fix="check the path") from None
-
-
-def numbers(fields: Sequence[str]) -> list[float]:
-    """Texts as floats; NaN for what is no number, which makes the entry a broken one."""
-    values = []
-    for text in fields:
-        try:
-            values.append(float(text))
-        except ValueError:
-            values.append(float("nan"))
-    return values
-
-
-def add_images(draft: Draft, folder: Path, stems: Sequence[str]) -> None:
-    """Append the image of each stem found in `folder` (ids are the stems), with its size read from the header.
-
-    An image that is not there is listed as `<stem>.jpg` without a size; loading it later says that it is missing.
-    """
-    found = {file.stem: file.name for file in image_files(folder)} if folder.is_dir() else {}
-    draft.root = folder
-    for stem in stems:
-        name = found.get(stem)
-        size = (-1, -1) if name is None else header_size(draft, folder / name)
-        draft.add_image(stem, name or f"{stem}.jpg", size)
-
-
-def image_files(folder: Path, recursive: bool = False) -> list[Path]:
-    """The images in a folder, sorted by name."""
-    files = folder.rglob("*") if recursive else folder.iterdir()
-    return sorted(file for file in files if file.suffix.lower() in EXTENSIONS and file.is_file())
-
-
-def header_size(draft: Draft, path: Path) -> tuple[int, int]:
-    """(height, width) from the image's header; (-1, -1) and a problem where the file cannot be read."""
-    try:
-        return read_size(path)
-    except UserError as error:
-        draft.problems.append(f"{path.name}: {error.what}")
-        return -1, -1
+def _names_apart(draft: Draft) -> list[str]:
+    """The categories' names; one that an earlier category has too gets its id, and a note."""
+    names: list[str] = []
+    for name, number in zip(draft.names, draft.category_ids, strict=True):
+        if name in names:
+            apart = f"{name} (id {number})"
+            draft.notes.append(f"two categories are called '{name}': the one with id {number} is read as '{apart}'")
+            name = apart
+        names.append(name)
+    return names

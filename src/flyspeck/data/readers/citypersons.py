@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, find_root, header_size
-from flyspeck.data.readers.coco import load_json
+from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble
+from flyspeck.data.readers.places import find_root, known_sizes
+from flyspeck.data.readers.values import as_number, as_numbers, load_json
 from flyspeck.data.readers.wider import load_mat
 from flyspeck.errors import UserError
 
@@ -85,9 +86,7 @@ def _read_mat(draft: Draft, path: Path, options: ReadOptions) -> list[list[float
     above = path.parent
     places = [folder / "leftImg8bit" / variable[1] for folder in (above, above.parent, above.parent.parent)]
     draft.root = options.images or find_root([*places, above], draft.file_names)
-    for row, name in enumerate(draft.file_names):
-        if (draft.root / name).is_file():
-            draft.sizes[row] = header_size(draft, draft.root / name)
+    known_sizes(draft)
     return visible
 
 
@@ -116,7 +115,7 @@ def _read_file(draft: Draft, file: Path, visible: list[list[float]]) -> None:
         return
     stem = file.name.removesuffix(ENDING)
     name = f"{file.parent.name}/{stem}_leftImg8bit.png"
-    row = draft.add_image(stem, name, (int(content.get("imgHeight", -1)), int(content.get("imgWidth", -1))))
+    row = draft.add_image(stem, name, (_side(content.get("imgHeight")), _side(content.get("imgWidth"))))
     for number, item in enumerate(content["objects"], 1):
         label = item.get("label") if isinstance(item, dict) else None
         box, shown = (_four(item.get(key)) if isinstance(item, dict) else _four(None) for key in ("bbox", "bboxVis"))
@@ -128,5 +127,9 @@ def _read_file(draft: Draft, file: Path, visible: list[list[float]]) -> None:
 
 
 def _four(value: Any) -> list[float]:
-    numeric = isinstance(value, list) and len(value) == 4 and all(isinstance(v, int | float) for v in value)
-    return [float(v) for v in value] if numeric else [float("nan")] * 4
+    return as_numbers(value) if isinstance(value, list) and len(value) == 4 else [float("nan")] * 4
+
+
+def _side(value: Any) -> int:
+    """Pixels of an image's side; -1 where there is no such number."""
+    return int(as_number(value)) if 0 < as_number(value) < 2**31 else -1

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, find_root
+from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble
+from flyspeck.data.readers.foreign import tool_of_json
+from flyspeck.data.readers.masks import mask_box
+from flyspeck.data.readers.places import known_sizes, settle_root
+from flyspeck.data.readers.values import as_id, as_number, as_numbers, as_path, as_truth, load_json
 from flyspeck.errors import UserError
 
 FLAGS = ("iscrowd", "ignore", "uncertain", "logo", "in_dense_image", "difficult", "invalid", "truncated", "occluded")
 NUMBERS = ("height", "vis_ratio", "vis", "size", "score", "truncation", "occlusion")
-
-
-def load_json(path: Path) -> Any:
-    """The content of a json file; a broken one is an error that names the line."""
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError("no such file", where=path, fix="check the path") from None
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"not valid json ({error.msg})",
-            where=f"{path}, line {error.lineno}, column {error.colno}",
-            fix="the file may be cut off; write it again",
-        ) from None
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"not a json text ({type(error).__name__})", where=path, fix="check the file") from None
 
 
 def read_coco(path: Path, options: ReadOptions, content: Any = None) -> Annotations:
@@ -40,24 +28,39 @@ def read_coco(path: Path, options: ReadOptions, content: Any = None) -> Annotati
     become columns of `extra`; `corner` of a tile file becomes `image_extra["corner"]`, (I, 4) x1, y1, x2, y2 of the tile in its
     whole image, and `image_extra["whole"]` the id of that image in `old_images` (its file name, where they are not listed).
     """
-    content = load_json(path) if content is None else content
+    content = load_json(path, options.encoding) if content is None else content
     _check_shape(content, path)
     draft = Draft(where=path, root=path.parent)
     rows = _read_images(draft, content, nameless=options.for_evaluation)
-    draft.root = options.images or find_root(usual_places(path), draft.file_names)
-    _read_categories(draft, content["categories"])
-    _read_boxes(draft, content["annotations"], rows, exact=options.for_evaluation)
+    settle_root(draft, [options.images] if options.images else usual_places(path))
+    if not options.for_evaluation:
+        known_sizes(draft)
+    categories = _read_categories(draft, content["categories"])
+    _read_boxes(draft, content["annotations"], rows, categories, options.for_evaluation)
     return assemble(draft, options, f"{_dialect(draft)}: {path.name}")
 
 
+def read_listing(path: Path) -> Draft:
+    """The images and categories of a COCO json, which need not have annotations: what is to be predicted."""
+    content = load_json(path)
+    for key in ("images", "categories"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            fix = "it needs images with id and file_name, and categories"
+            raise UserError(f"not a COCO json: no list '{key}'", where=path, fix=fix)
+    draft = Draft(where=path, root=path.parent)
+    _read_images(draft, {**content, "old_images": None})
+    settle_root(draft, usual_places(path))
+    _read_categories(draft, content["categories"])
+    return draft
+
+
 def _check_shape(content: Any, path: Path) -> None:
-    if isinstance(content, list):
-        detections = bool(content) and isinstance(content[0], dict) and "score" in content[0]
-        what = (
-            "a list of detections, not annotations"
-            if detections
-            else "a list, not an object with images and annotations"
-        )
+    tool = tool_of_json(content)
+    if isinstance(content, list) or tool not in ("COCO", None):
+        what = {
+            "COCO results": "a list of detections, not annotations",
+            None: "a list, not an object with images and annotations",
+        }.get(tool, f"a file of {tool}, not a COCO file")
         raise UserError(
             what, where=path, fix="give the ground-truth file with 'images', 'annotations' and 'categories'"
         )
@@ -86,29 +89,31 @@ def _dialect(draft: Draft) -> str:
 
 def _whole(value: Any) -> int | None:
     """A number of pixels as int; None where it is none."""
-    return int(value) if isinstance(value, int | float) and np.isfinite(value) and value > 0 else None
+    found = as_number(value)
+    return int(found) if 0 < found < 2**31 else None
 
 
 def _read_images(draft: Draft, content: dict[str, Any], *, nameless: bool = False) -> dict[Any, int]:
     """Append the images; returns the row of each id. With `nameless` an image without file_name is named by its id."""
     rows: dict[Any, int] = {}
     kept = []
-    for number, image in enumerate(content["images"], 1):
+    for count, image in enumerate(content["images"], 1):
         entry = image if isinstance(image, dict) else {}
-        name, key = entry.get("file_name"), entry.get("id")
+        name, given = entry.get("file_name"), entry.get("id")
+        key = as_id(given)
         if nameless and name is None:
-            name = str(key)
+            name = str(given)
         fault = ""
-        if isinstance(key, bool) or not isinstance(key, int | str):
-            fault = f"has the id {key!r}, neither a whole number nor a text"
+        if key is None:
+            fault = f"has the id {given!r}, neither a whole number nor a text"
         elif key in rows:
-            fault = f"has the id {key!r} of an earlier one"
-        if fault or not isinstance(name, str) or not name:
-            draft.problems.append(f"{draft.where.name}: image {number} {fault or 'has no file_name'}")
+            fault = f"has the id {given!r} of an earlier one"
+        if fault or not isinstance(name, str) or not name.strip():
+            draft.problems.append(f"{draft.where.name}: image {count} {fault or 'has no file_name'}")
             continue
-        height, width = _whole(image.get("height")), _whole(image.get("width"))
+        height, width = _whole(entry.get("height")), _whole(entry.get("width"))
         size = (-1, -1) if height is None or width is None else (height, width)
-        rows[key] = draft.add_image(key, name, size)
+        rows[key] = draft.add_image(given if isinstance(given, str) else key, as_path(name), size)
         kept.append(entry)
     if any("corner" in image for image in kept):
         _read_corners(draft, kept, content.get("old_images"))
@@ -129,33 +134,37 @@ def _read_corners(draft: Draft, images: list[dict[str, Any]], old_images: Any) -
     draft.image_extra["whole"] = whole
 
 
-def _read_categories(draft: Draft, categories: list[Any]) -> None:
-    listed: dict[Any, str] = {}
-    for number, category in enumerate(categories, 1):
-        if not isinstance(category, dict) or not isinstance(category.get("id"), int):
-            what = f"category {number} has no whole number as id"
+def _read_categories(draft: Draft, categories: list[Any]) -> dict[Any, int]:
+    """Append the categories, ascending by id; returns the row of each id."""
+    listed: dict[int, str] = {}
+    for count, category in enumerate(categories, 1):
+        key = as_id(category.get("id")) if isinstance(category, dict) else None
+        if not isinstance(key, int):
+            what = f"category {count} has no whole number as id"
             raise UserError(what, where=draft.where, fix="give each an 'id' and a 'name'")
-        if category["id"] in listed:
-            raise UserError(
-                f"category id {category['id']} is listed twice", where=draft.where, fix="give each its own id"
-            )
-        listed[category["id"]] = str(category.get("name", category["id"]))
+        if key in listed:
+            raise UserError(f"category id {key} is listed twice", where=draft.where, fix="give each its own id")
+        name = category.get("name")
+        listed[key] = str(key if name is None else name).strip() or str(key)
     draft.category_ids = sorted(listed)
     draft.names = [listed[key] for key in draft.category_ids]
+    return {key: row for row, key in enumerate(draft.category_ids)}
 
 
-def _read_boxes(draft: Draft, entries: list[Any], rows: dict[Any, int], exact: bool) -> None:
+def _read_boxes(
+    draft: Draft, entries: list[Any], rows: dict[Any, int], categories: dict[Any, int], exact: bool
+) -> None:
     usable = [entry for entry in entries if isinstance(entry, dict)]
-    for number, entry in enumerate(entries, 1):
+    for count, entry in enumerate(entries, 1):
         if not isinstance(entry, dict):
-            draft.problems.append(f"{draft.where.name}: entry {number} of 'annotations' is no object")
-    category_row = {key: row for row, key in enumerate(draft.category_ids)}
+            draft.problems.append(f"{draft.where.name}: entry {count} of 'annotations' is no object")
     draft.image_index = [_find(rows, entry.get("image_id"), -1) for entry in usable]
-    draft.category = [_find(category_row, entry.get("category_id"), -2) for entry in usable]
+    draft.category = [_find(categories, entry.get("category_id"), -2) for entry in usable]
     draft.describe = lambda row: (
         f"image_id {usable[row].get('image_id')!r}, category_id {usable[row].get('category_id')!r}"
     )
     boxes = _float_rows([entry.get("bbox") for entry in usable], 4)
+    _boxes_of_masks(draft, usable, boxes)
     if exact:
         draft.extra["xywh"] = boxes.copy()
     boxes[:, 2:] += boxes[:, :2]
@@ -166,39 +175,68 @@ def _read_boxes(draft: Draft, entries: list[Any], rows: dict[Any, int], exact: b
         draft.area = _float_column([entry.get("area") for entry in usable])
     for name in FLAGS:
         if any(name in entry for entry in usable):
-            draft.flags[name] = [bool(entry.get(name)) for entry in usable]
+            draft.flags[name] = _flags(draft, name, usable)
     for name in NUMBERS:
         if any(name in entry for entry in usable):
             draft.extra[name] = _float_column([entry.get(name) for entry in usable])
     if any("vis_bbox" in entry for entry in usable):
         draft.extra["vis_bbox"] = _float_rows([entry.get("vis_bbox") for entry in usable], 4)
+    if usable and "iscrowd" in draft.flags and all(draft.flags["iscrowd"]):
+        draft.notes.append(
+            "every annotation has iscrowd 1: all are ignore regions, and there is nothing to learn or to find"
+        )
+
+
+def _boxes_of_masks(draft: Draft, entries: list[dict[str, Any]], boxes: np.ndarray) -> None:
+    """Fills in, in place, the xywh of entries that have a mask and no box."""
+    filled = 0
+    for row in np.flatnonzero(np.isnan(boxes).any(1)).tolist():
+        if not entries[row].get("bbox") and entries[row].get("segmentation"):
+            boxes[row] = mask_box(entries[row]["segmentation"])
+            filled += 1
+    if filled:
+        draft.notes.append(f"{filled} annotations have a segmentation and no bbox: the box around the mask is taken")
+
+
+def _flags(draft: Draft, name: str, entries: list[dict[str, Any]]) -> list[bool]:
+    found = [as_truth(entry.get(name)) for entry in entries]
+    unclear = [entry.get(name) for entry, flag in zip(entries, found, strict=True) if flag is None]
+    if unclear:
+        draft.notes.append(
+            f"{len(unclear)} annotations have a '{name}' that says neither yes nor no ({unclear[0]!r}): no"
+        )
+    return [bool(flag) for flag in found]
 
 
 def _box_ids(ids: list[Any]) -> list[Any]:
     """The ids; an entry without a number or text gets a number above all others."""
-    unused = itertools.count(1 + max((key for key in ids if isinstance(key, int)), default=0))
-    return [key if isinstance(key, int | str) else next(unused) for key in ids]
+    known = [key if type(key) is int else as_id(key) for key in ids]
+    unused = itertools.count(1 + max((key for key in known if isinstance(key, int)), default=0))
+    return [next(unused) if key is None else key for key in known]
 
 
 def _find(rows: dict[Any, int], key: Any, otherwise: int) -> int:
-    return rows.get(key, otherwise) if isinstance(key, int | str) and not isinstance(key, bool) else otherwise
+    return rows.get(key if type(key) is int else as_id(key), otherwise)
 
 
 def _float_column(values: list[Any]) -> np.ndarray:
     """Numbers as float64 `(M,)`; NaN for anything else."""
-    try:
-        return np.array(values, dtype=np.float64).reshape(len(values))
-    except (TypeError, ValueError, OverflowError):
-        return np.array([float(v) if isinstance(v, int | float) else np.nan for v in values])
+    if all(type(value) is float or type(value) is int for value in values):
+        with contextlib.suppress(OverflowError):
+            return np.array(values, dtype=np.float64).reshape(len(values))
+    return np.array([as_number(value) for value in values], dtype=np.float64)
 
 
 def _float_rows(values: list[Any], length: int) -> np.ndarray:
     """Lists of `length` numbers as float64 `(M, length)`; a row of NaN for anything else."""
     try:
-        return np.array(values, dtype=np.float64).reshape(len(values), length)
+        table = np.array(values).reshape(len(values), length)
     except (TypeError, ValueError, OverflowError):
-        table = np.full((len(values), length), np.nan)
-        for row, value in enumerate(values):
-            if isinstance(value, list) and len(value) == length and all(isinstance(v, int | float) for v in value):
-                table[row] = value
-        return table
+        table = None
+    if table is not None and table.dtype.kind in "iuf":
+        return table.astype(np.float64)
+    rows = np.full((len(values), length), np.nan)
+    for row, value in enumerate(values):
+        if isinstance(value, list) and len(value) == length:
+            rows[row] = as_numbers(value)
+    return rows

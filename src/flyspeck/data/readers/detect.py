@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from itertools import islice
 from pathlib import Path
 
 from flyspeck.data.images import EXTENSIONS
+from flyspeck.data.readers.foreign import tool_of_json
+from flyspeck.data.readers.values import as_number, decoded, load_json
 from flyspeck.data.readers.wider import mat_names
-from flyspeck.data.readers.yolo import label_file
+from flyspeck.data.readers.yolo import CONTENTS, NOT_LABELS, label_file, listed_images
 from flyspeck.errors import UserError
 
 
@@ -23,13 +27,20 @@ def detect(source: Path) -> tuple[str, Path] | None:
 def _of_file(path: Path) -> tuple[str, Path] | None:
     if path.name.endswith("_gtBboxCityPersons.json"):
         return "citypersons", path
-    if path.suffix.lower() == ".mat":
+    suffix = path.suffix.lower()
+    if suffix == ".mat":
         return ("wider" if {"event_list", "gt_list"} & mat_names(path) else "citypersons"), path
-    by_ending = {".json": "coco", ".xml": "voc", ".csv": "csv", ".yaml": "yolo", ".yml": "yolo", ".odgt": "odgt"}
-    if path.suffix.lower() in by_ending:
-        return by_ending[path.suffix.lower()], path
-    if path.suffix.lower() == ".txt" and _first_line(path).lower().endswith(tuple(EXTENSIONS)):
-        return "wider", path
+    by_ending = {".json": "coco", ".xml": "voc", ".csv": "csv", ".odgt": "odgt"}
+    by_ending |= dict.fromkeys((".yaml", ".yml", ".data"), "yolo")
+    if suffix in by_ending:
+        return by_ending[suffix], path
+    if suffix == ".txt":
+        lines = _first_lines(path, 2)
+        if lines and lines[0].lower().endswith(tuple(EXTENSIONS)):
+            if (len(lines) > 1 and lines[1].isdigit()) or not any(file.is_file() for file in listed_images(path)[:20]):
+                return "wider", path
+            darknet = path.parent / "obj.data"
+            return "yolo", darknet if darknet.is_file() else path
     return None
 
 
@@ -39,7 +50,7 @@ def json_files(folder: Path) -> list[Path]:
 
 
 def _of_folder(folder: Path) -> tuple[str, Path] | None:
-    for name in ("data.yaml", "dataset.yaml"):
+    for name in CONTENTS:
         if (folder / name).is_file():
             return "yolo", folder / name
     texts = [p for p in (folder, folder / "annotations") if p.is_dir() and _text_kind(p) == "visdrone"]
@@ -51,8 +62,9 @@ def _of_folder(folder: Path) -> tuple[str, Path] | None:
         return "voc", folder
     if any(folder.rglob("*_gtBboxCityPersons.json")):
         return "citypersons", folder
+    yolo = _is_yolo(folder)
     for kind, files in (
-        ("coco", json_files(folder)),
+        ("coco", [file for file in json_files(folder) if not yolo or _json_kind(file) == "COCO"]),
         ("csv", sorted(folder.glob("*.csv"))),
         ("wider", sorted(folder.glob("**/wider_face_*_bbx_gt.txt"))),
         ("wider", sorted(folder.glob("wider_face_val.mat"))),
@@ -64,24 +76,41 @@ def _of_folder(folder: Path) -> tuple[str, Path] | None:
             raise UserError(f"{len(files)} files of annotations ({listed})", where=folder, fix="give one of them")
         if files:
             return kind, files[0]
+    return ("yolo", folder) if yolo else None
+
+
+def _is_yolo(folder: Path) -> bool:
     twin = label_file(folder.absolute() / "any.txt").parent
-    if (folder / "labels").is_dir() or _text_kind(folder) == "yolo" or (twin != folder.absolute() and twin.is_dir()):
-        return "yolo", folder
-    return None
+    if (folder / "labels").is_dir() or (twin != folder.absolute() and twin.is_dir()):
+        return True
+    return _text_kind(folder) == "yolo"
 
 
-def _first_line(path: Path) -> str:
+def _json_kind(path: Path) -> str | None:
+    """The kind of a json file beside YOLO's labels: many tools leave notes there."""
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            return next((line.strip() for line in file if line.strip()), "")
-    except UnicodeDecodeError:
-        return ""
+        return tool_of_json(load_json(path))
+    except UserError:
+        return None
+
+
+def _first_lines(path: Path, count: int) -> list[str]:
+    """The first lines that are not empty, without blanks around; none of what is no text."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(1 << 16)
+        lines = decoded(head[: head.rfind(b"\n") + 1] or head, path).splitlines()
+    except (UserError, OSError):
+        return []
+    return [line.strip() for line in lines if line.strip()][:count]
 
 
 def _text_kind(folder: Path) -> str | None:
-    """What the text files of a folder hold, told by the first few that are not empty."""
-    for path in sorted(folder.glob("*.txt"))[:20]:
-        line = _first_line(path)
+    """What the text files of a folder hold, told by the first few that hold something; folders may be empty for long."""
+    files = sorted(path for path in folder.glob("*.txt") if path.name not in NOT_LABELS)
+    filled = (path for path in files if path.stat().st_size > 0)
+    for path in islice(filled, 20):
+        line = next(iter(_first_lines(path, 1)), "")
         fields = line.split()
         if line.lower().startswith(("imagesource", "gsd")) or (len(fields) in (9, 10) and not _is_number(fields[8])):
             return "dota"
@@ -93,8 +122,4 @@ def _text_kind(folder: Path) -> str | None:
 
 
 def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return math.isfinite(as_number(text))

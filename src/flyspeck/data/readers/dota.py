@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.data.readers.assemble import Draft, ReadOptions, add_images, assemble, numbers, read_lines
+from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble
+from flyspeck.data.readers.places import add_images
+from flyspeck.data.readers.values import as_numbers, as_truth, read_lines
 from flyspeck.errors import UserError
 
 CLASSES = (
@@ -42,21 +44,21 @@ def read_dota(folder: Path, options: ReadOptions) -> Annotations:
     add_images(draft, options.images or labels.parent / "images", [file.stem for file in files])
     polygons, difficult, names = [], [], []
     for row, file in enumerate(files):
-        for number, line in enumerate(read_lines(file), 1):
+        for number, line in enumerate(read_lines(file, options.encoding), 1):
             fields = line.split()
             if not fields or fields[0].lower().startswith(HEADERS):
                 continue
             if len(fields) < 9:
                 draft.problems.append(f"{file.name}, line {number}: {len(fields)} fields where DOTA has 10")
                 continue
-            corners = numbers(fields[:8])
+            corners = as_numbers(fields[:8])
             box = (min(corners[::2]), min(corners[1::2]), max(corners[::2]), max(corners[1::2]))
             if not np.isfinite(corners).all():
                 box = (float("nan"),) * 4
             draft.add_box(row, box, -2, f"{file.name}, line {number}")
             polygons.append(corners)
             names.append(fields[8])
-            difficult.append(fields[9:10] not in ([], ["0"]))
+            difficult.append(bool(as_truth(fields[9] if len(fields) > 9 else "0")))
     draft.names = _class_list(set(names))
     draft.category_ids = list(range(1, len(draft.names) + 1))
     draft.category = [draft.names.index(name) for name in names]

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, header_size, image_files, read_lines
+from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble
+from flyspeck.data.readers.places import header_size, image_files
+from flyspeck.data.readers.values import as_number, as_numbers, as_path, as_truth, read_lines
 from flyspeck.errors import UserError
 
 HEAD = "head"
@@ -32,7 +34,7 @@ def read_odgt(path: Path, options: ReadOptions) -> Annotations:
         raise UserError("no .odgt file", where=path, fix="check the path")
     draft = Draft(where=path, root=path.parent, flags={"ignore": []})
     visible: list[list[float]] = []
-    records = [(n, record) for n, line in enumerate(read_lines(path), 1) if line.strip()
+    records = [(n, record) for n, line in enumerate(read_lines(path, options.encoding), 1) if line.strip()
                for record in [_record(draft, path, n, line)] if record is not None]  # fmt: skip
     if not records:
         raise UserError("no line is a json object with ID and gtboxes", where=path, fix="check the file")
@@ -56,7 +58,7 @@ def _record(draft: Draft, path: Path, number: int, line: str) -> dict[str, Any] 
     """A line's object, or None and a problem."""
     try:
         record = json.loads(line)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         record = None
     if isinstance(record, dict) and isinstance(record.get("gtboxes"), list) and ("ID" in record or "fpath" in record):
         return record
@@ -66,7 +68,7 @@ def _record(draft: Draft, path: Path, number: int, line: str) -> dict[str, Any] 
 
 def _add_images(draft: Draft, path: Path, records: list[dict[str, Any]], options: ReadOptions) -> None:
     """The images, and the folder that they are in: `Images` beside the file or above it, or what `images` says."""
-    names = [str(r.get("fpath") or r["ID"]).lstrip("/") for r in records]
+    names = [as_path(str(r.get("fpath") or r["ID"])).lstrip("/") for r in records]
     above = [path.parent, path.parent.parent]
     places = [folder / name for folder in above for name in ("Images", "images", "JPEGImages", "")]
     folders = [options.images] if options.images else [p for p in places if p.is_dir()]
@@ -81,7 +83,7 @@ def _add_images(draft: Draft, path: Path, records: list[dict[str, Any]], options
     for record, name in zip(records, names, strict=True):
         file = found.get(name) or (name if Path(name).suffix else f"{name}.jpg")
         size = (record.get("height"), record.get("width"))
-        if not all(isinstance(side, int) and side > 0 for side in size):
+        if not all(0 < as_number(side) < 2**31 for side in size):
             known = (draft.root / file).is_file()
             size = header_size(draft, draft.root / file) if known else (-1, -1)
         draft.add_image(record.get("ID", name), file, size)  # type: ignore[arg-type]
@@ -112,9 +114,8 @@ def _add(
 
 
 def _flag(marks: Any, name: str) -> bool:
-    return isinstance(marks, dict) and marks.get(name) in (1, True)
+    return isinstance(marks, dict) and bool(as_truth(marks.get(name)))
 
 
 def _four(value: Any) -> list[float]:
-    numeric = isinstance(value, list) and len(value) == 4 and all(isinstance(v, int | float) for v in value)
-    return [float(v) for v in value] if numeric else list(_NOWHERE)
+    return as_numbers(value) if isinstance(value, list) and len(value) == 4 else list(_NOWHERE)

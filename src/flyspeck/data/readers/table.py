@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 
+import numpy as np
+
 from flyspeck.data.annotations import Annotations
-from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, find_root, header_size, numbers, read_lines
+from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble
+from flyspeck.data.readers.places import known_sizes, settle_root
+from flyspeck.data.readers.values import as_number, as_numbers, as_path, read_text
 from flyspeck.errors import UserError
 
 COLUMNS = {
@@ -19,45 +24,79 @@ COLUMNS = {
 }
 
 
+_DELIMITERS = (",", ";", "\t", "|")
+
+
 def read_table(path: Path, options: ReadOptions) -> Annotations:
     """The table of a csv file; boxes are taken as half-open xyxy pixels. Classes are the names that occur, sorted.
 
-    A line without any coordinate lists an image without objects.
+    Columns are divided by commas, semicolons (then `5,5` is five and a half), tabs or bars, whichever the header has. Corners
+    that all lie between 0 and 1 are shares of the image. A line without any coordinate lists an image without objects.
     """
-    lines = list(csv.reader(read_lines(path)))
+    text = read_text(path, options.encoding)
+    delimiter = max(_DELIMITERS, key=text.partition("\n")[0].count)
+    lines = list(csv.reader(text.splitlines(), delimiter=delimiter))
     header = [field.strip().lower() for field in lines[0]] if lines else []
-    column = {}
-    for role, known in COLUMNS.items():
-        column[role] = next((header.index(name) for name in known if name in header), -1)
-        if column[role] < 0:
-            raise UserError(
-                f"no column '{known[0]}'",
-                where=f"{path}, line 1",
-                fix="the header is image_path,xmin,ymin,xmax,ymax,label",
-            )
+    column = _columns(header, path)
     draft = Draft(where=path, root=path.parent)
     rows: dict[str, int] = {}
     names: list[str] = []
     sides = [column[side] for side in ("xmin", "ymin", "xmax", "ymax")]
-    for number, fields in enumerate(lines[1:], 2):
-        if not fields:
+    size = [header.index(name) if name in header else -1 for name in ("height", "width")]
+    for count, fields in enumerate(lines[1:], 2):
+        if not any(field.strip() for field in fields):
             continue
         if len(fields) <= max(column.values()):
-            draft.problems.append(
-                f"{path.name}, line {number}: {len(fields)} fields where the header has {len(header)}"
-            )
+            draft.problems.append(f"{path.name}, line {count}: {len(fields)} fields where the header has {len(header)}")
             continue
-        name = fields[column["image"]].strip()
-        row = rows[name] if name in rows else rows.setdefault(name, draft.add_image(name, name))
+        name = as_path(fields[column["image"]])
+        if name not in rows:
+            rows[name] = draft.add_image(name, name, _size(fields, size))
         if any(fields[side].strip() for side in sides):
-            draft.add_box(row, numbers([fields[side] for side in sides]), -2, f"{path.name}, line {number}")
+            corners = [fields[side].replace(",", ".") if delimiter != "," else fields[side] for side in sides]
+            draft.add_box(rows[name], as_numbers(corners), -2, f"{path.name}, line {count}")
             names.append(fields[column["label"]].strip())
-    draft.root = options.images or find_root([path.parent, path.parent / "images"], draft.file_names)
-    for row, name in enumerate(draft.file_names):
-        if (draft.root / name).is_file():
-            draft.sizes[row] = header_size(draft, draft.root / name)
+    settle_root(draft, [options.images] if options.images else [path.parent, path.parent / "images"])
+    known_sizes(draft)
+    _undo_shares(draft)
     draft.names = sorted(set(names))
     draft.category_ids = list(range(1, len(draft.names) + 1))
     row_of = {name: row for row, name in enumerate(draft.names)}
     draft.category = [row_of[name] for name in names]
     return assemble(draft, options, f"csv: {path.name}")
+
+
+def _columns(header: list[str], path: Path) -> dict[str, int]:
+    """The place of each column that is needed; raises UserError where one is not there."""
+    column = {}
+    for role, known in COLUMNS.items():
+        column[role] = next((header.index(name) for name in known if name in header), -1)
+        if column[role] >= 0:
+            continue
+        what, fix = f"no column '{known[0]}'", "the header is image_path,xmin,ymin,xmax,ymax,label"
+        if "region_shape_attributes" in header:
+            what, fix = "a csv of VIA", "export VIA's json, which is read"
+        elif sum(math.isfinite(as_number(field)) for field in header) >= 4:
+            what, fix = "the first line is a box, not a header", f"put a first line before it: {fix.rpartition(' ')[2]}"
+        raise UserError(what, where=f"{path}, line 1", fix=fix)
+    return column
+
+
+def _size(fields: list[str], at: list[int]) -> tuple[int, int]:
+    """(height, width) where the table states them; (-1, -1) otherwise."""
+    height, width = (as_number(fields[place]) if 0 <= place < len(fields) else math.nan for place in at)
+    return (int(height), int(width)) if 0 < height < 2**31 and 0 < width < 2**31 else (-1, -1)
+
+
+def _undo_shares(draft: Draft) -> None:
+    """Shares of the image become pixels, with a note; boxes of pixels stay."""
+    boxes = np.array(draft.boxes, dtype=np.float64).reshape(-1, 4)
+    known = boxes[np.isfinite(boxes).all(1)]
+    if not len(known) or known.min() < 0 or known.max() > 1:
+        return
+    sizes = np.array(draft.sizes, dtype=np.float64)[draft.image_index]
+    if (sizes < 1).any():
+        what = "all corners lie between 0 and 1, as shares of the image, and an image whose size is needed is missing"
+        raise UserError(what, where=draft.where, fix="give the folder of the images with --images")
+    draft.boxes = (boxes * np.tile(sizes[:, ::-1], 2)).tolist()
+    draft.notes.append("all corners lie between 0 and 1: they are read as shares of the image")

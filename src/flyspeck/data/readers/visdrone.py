@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.data.readers.assemble import Draft, ReadOptions, add_images, assemble, numbers, read_lines
+from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble
+from flyspeck.data.readers.places import add_images
+from flyspeck.data.readers.values import as_numbers, read_lines
 from flyspeck.errors import UserError
 
 CATEGORIES = (
@@ -42,14 +44,20 @@ def read_visdrone(folder: Path, options: ReadOptions) -> Annotations:
     add_images(draft, options.images or labels.parent / "images", [file.stem for file in files])
     columns = []
     for row, file in enumerate(files):
-        for number, line in enumerate(read_lines(file), 1):
+        for number, line in enumerate(read_lines(file, options.encoding), 1):
             fields = line.strip().rstrip(",").split(",")
             if fields == [""]:
                 continue
+            if len(fields) == 10:
+                raise UserError(
+                    "10 columns are a file of VisDrone's videos (VID, MOT), whose first two are frame and track",
+                    where=f"{file}, line {number}",
+                    fix="give --format visdrone-vid",
+                )
             if len(fields) < 6:
                 draft.problems.append(f"{file.name}, line {number}: {len(fields)} fields where VisDrone has 8")
                 continue
-            x, y, w, h, *rest = numbers(fields)
+            x, y, w, h, *rest = as_numbers(fields)
             category = int(rest[1]) if rest[1] in range(12) else -2
             draft.add_box(row, (x, y, x + w, y + h), category, f"{file.name}, line {number}")
             columns.append((rest[0], *rest[2:4], *[0.0] * (4 - len(rest))))

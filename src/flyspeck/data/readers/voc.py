@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, find_root, header_size, numbers
+from flyspeck.data.readers.assemble import PIXELS, Draft, Pixels, ReadOptions, assemble
+from flyspeck.data.readers.foreign import tool_of_xml
+from flyspeck.data.readers.places import image_files, known_sizes, note_alone, note_unread, settle_root
+from flyspeck.data.readers.values import as_numbers, as_path, as_truth, parse_xml
 from flyspeck.errors import UserError
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
@@ -15,9 +22,10 @@ SIDES = ("xmin", "ymin", "xmax", "ymax")
 def read_voc(source: Path, options: ReadOptions) -> Annotations:
     """The table of a VOC folder (with `Annotations/` and `JPEGImages/`), of a folder of xml files, or of one xml file.
 
-    VOC counts pixels from 1 and includes the last one, so `xmin, ymin` lose 1 to give half-open boxes; a set in which a
-    coordinate 0 occurs counts from 0 (as many tools write it), and only `xmax, ymax` gain 1. Either way a box is as wide
-    as the pixels it names. Classes are the names that occur, sorted. Image ids are the names of the xml files.
+    What whole corners mean is `options.pixels`; None takes what the tool that wrote the files is known to mean: edges
+    (LabelImg, CVAT, Roboflow, Label Studio, FiftyOne), or the first and last pixel counted from 1 (Pascal's devkit). A set
+    without a tool's marks is read as the devkit defines it, or counted from 0 where a 0 occurs. `Annotations.notes` says what
+    was taken and why. Classes are the names that occur, sorted. Image ids are the names of the xml files.
     """
     folder = source / "Annotations" if (source / "Annotations").is_dir() else source
     files = [folder] if folder.is_file() else sorted(folder.glob("*.xml"))
@@ -25,47 +33,112 @@ def read_voc(source: Path, options: ReadOptions) -> Annotations:
         raise UserError("no xml files", where=folder, fix="give the folder with 'Annotations' and 'JPEGImages'")
     draft = Draft(where=source, root=folder)
     names: list[str] = []
+    writers: set[str] = set()
     for name in ("difficult", "truncated"):
         draft.flags[name] = []
     for file in files:
-        _read_file(draft, file, names)
+        _read_file(draft, file, names, writers, options.encoding)
     here = files[0].parent
     places = [here.parent / "JPEGImages", here.parent / "images", here, here.parent]
-    draft.root = options.images or find_root(places, draft.file_names)
-    for row, size in enumerate(draft.sizes):
-        if size == (-1, -1) and draft.root.joinpath(draft.file_names[row]).is_file():
-            draft.sizes[row] = header_size(draft, draft.root / draft.file_names[row])
+    settle_root(draft, [options.images] if options.images else places)
+    known_sizes(draft)
+    _note_partners(draft, files)
     draft.names = sorted(set(names))
     draft.category_ids = list(range(1, len(draft.names) + 1))
     row_of = {name: row for row, name in enumerate(draft.names)}
     draft.category = [row_of[name] for name in names]
-    base = 0 if any(0 in box[:2] for box in draft.boxes) else 1
-    draft.boxes = [(x1 - base, y1 - base, x2 - base + 1, y2 - base + 1) for x1, y1, x2, y2 in draft.boxes]
-    counted = f"pixels counted from {base}"
-    return assemble(draft, options, f"voc: {source.name} ({counted})")
+    draft.pixels, reason, draft.pixels_known = _meaning(draft.boxes, writers, options.pixels)
+    if reason:
+        others = " or ".join(p for p in PIXELS if p != draft.pixels)
+        draft.notes.append(f"VOC boxes are read as {_MEANS[draft.pixels]}, {reason}; --pixels {others} says otherwise")
+    base, last = {"half-open": (0, 0), "from-0": (0, 1), "from-1": (1, 1)}[draft.pixels]
+    draft.boxes = [(x1 - base, y1 - base, x2 - base + last, y2 - base + last) for x1, y1, x2, y2 in draft.boxes]
+    return assemble(draft, options, f"voc: {source.name} ({_MEANS[draft.pixels]})")
 
 
-def _read_file(draft: Draft, file: Path, names: list[str]) -> None:
+_MEANS: dict[Pixels, str] = {
+    "half-open": "edges from 0, half-open",
+    "from-0": "pixels counted from 0, the last included",
+    "from-1": "pixels counted from 1, the last included",
+}
+DEVKIT = "Pascal VOC's devkit"
+
+
+def _meaning(boxes: Sequence[Sequence[float]], writers: set[str], asked: Pixels | None) -> tuple[Pixels, str, bool]:
+    """What corners mean, why (empty where the user said so), and whether that is known rather than guessed."""
+    if asked is not None:
+        return asked, "", True
+    if writers == {DEVKIT}:
+        return "from-1", f"as {DEVKIT} writes them", True
+    if writers and DEVKIT not in writers:
+        return "half-open", f"as {' and '.join(sorted(writers))} write{'s' * (len(writers) == 1)} them", True
+    if any(side != int(side) for box in boxes for side in box if math.isfinite(side)):
+        return "half-open", "since corners are no whole numbers", True
+    if any(0 in box[:2] for box in boxes):
+        return "from-0", "since a coordinate 0 occurs and no tool left its mark", False
+    return "from-1", "as the format defines them, since no tool left its mark", False
+
+
+def _writer(tree: ElementTree.Element) -> str | None:
+    """The tool that wrote a file, told by its marks; None where there are none."""
+    database = (tree.findtext("source/database") or "").strip().lower()
+    if re.search(r"voc ?20\d\d", database) or "pascal" in (tree.findtext("source/annotation") or "").lower():
+        return DEVKIT
+    for mark, tool in (("roboflow", "Roboflow"), ("label studio", "Label Studio"), ("mydatabase", "Label Studio"),
+                       ("cvat", "CVAT"), ("fiftyone", "FiftyOne"), ("labelme", "labelme"), ("flyspeck", "flyspeck")):  # fmt: skip
+        if mark in database:
+            return tool
+    if database == "unknown":
+        return "CVAT" if tree.find("source/annotation") is not None else "LabelImg"
+    if tree.find("path") is not None or tree.get("verified") is not None:
+        return "LabelImg"
+    return None
+
+
+def _note_partners(draft: Draft, files: Sequence[Path]) -> None:
+    """Notes on xml files without image, images without xml, and two files that name one image."""
+    missing = [name for name in draft.file_names if not (draft.root / name).is_file()]
+    if len(missing) < len(draft.file_names):
+        note_alone(draft, missing, "annotation files have no image", draft.root)
+    if draft.root.is_dir() and len(files) > 1:
+        listed = {Path(name).name for name in draft.file_names}
+        alone = [file.name for file in image_files(draft.root) if file.name not in listed]
+        note_alone(draft, alone, "images have no annotation file, and are no part of the set")
+        note_unread(draft, draft.root)
+    twice = [name for name, count in Counter(draft.file_names).items() if count > 1]
+    note_alone(draft, twice, "images are named by several annotation files")
+
+
+def _read_file(draft: Draft, file: Path, names: list[str], writers: set[str], encoding: str | None) -> None:
     """Append one xml file; a broken one is a problem."""
     try:
-        tree = ElementTree.parse(file).getroot()
-    except ElementTree.ParseError as error:
-        draft.problems.append(f"{file.name}, line {error.position[0]}: not valid xml")
+        tree = parse_xml(file, encoding)
+    except UserError as error:
+        draft.problems.append(str(error).replace(str(file), file.name))
         return
     if tree.tag != "annotation":
+        kind = tool_of_xml(tree)
+        if kind is not None:
+            raise UserError(f"a file of {kind}, not of VOC", where=file, fix="give --format")
         draft.problems.append(f"{file.name}: <{tree.tag}> where VOC has <annotation>")
         return
-    height, width = numbers([tree.findtext("size/height", ""), tree.findtext("size/width", "")])
+    tool = _writer(tree)
+    if tool is not None:
+        writers.add(tool)
+    height, width = as_numbers([tree.findtext("size/height", ""), tree.findtext("size/width", "")])
     size = (int(height), int(width)) if height > 0 and width > 0 else (-1, -1)
-    file_name = (tree.findtext("filename") or "").strip() or f"{file.stem}.jpg"
+    file_name = as_path(tree.findtext("filename") or "") or f"{file.stem}.jpg"
     row = draft.add_image(file.stem, file_name if "." in file_name else f"{file_name}.jpg", size)
-    for number, item in enumerate(tree.findall("object"), 1):
-        place = f"{file.name}, object {number}"
+    for count, item in enumerate(tree.findall("object"), 1):
+        place = f"{file.name}, object {count}"
         name = (item.findtext("name") or "").strip()
         if not name:
             draft.problems.append(f"{place}: no name")
             continue
-        draft.add_box(row, numbers([item.findtext(f"bndbox/{side}", "") for side in SIDES]), -2, place)
+        draft.add_box(row, as_numbers([item.findtext(f"bndbox/{side}", "") for side in SIDES]), -2, place)
         names.append(name)
         for flag in ("difficult", "truncated"):
-            draft.flags[flag].append((item.findtext(flag) or "0").strip() not in ("0", ""))
+            said = as_truth((item.findtext(flag) or "").strip())
+            if said is None:
+                draft.notes.append(f"{place}: <{flag}> says neither yes nor no ({item.findtext(flag)!r}): no")
+            draft.flags[flag].append(bool(said))

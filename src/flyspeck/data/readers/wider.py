@@ -8,7 +8,9 @@ from typing import Any, Literal
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, find_root, header_size, numbers, read_lines
+from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble
+from flyspeck.data.readers.places import find_root, known_sizes
+from flyspeck.data.readers.values import as_numbers, read_lines
 from flyspeck.errors import UserError, missing_extra
 
 SETTINGS = ("easy", "medium", "hard")
@@ -27,7 +29,7 @@ def read_wider(path: Path, options: ReadOptions) -> Annotations:
     if path.suffix == ".mat":
         _read_mat(draft, path)
     else:
-        _read_text(draft, path)
+        _read_list(draft, path, options.encoding)
     split = next((word for word in ("train", "val", "test") if word in path.stem), "val")
     above = path.parent.parent
     places = [
@@ -37,14 +39,12 @@ def read_wider(path: Path, options: ReadOptions) -> Annotations:
         path.parent,
     ]
     draft.root = options.images or find_root(places, draft.file_names)
-    for row, name in enumerate(draft.file_names):
-        if (draft.root / name).is_file():
-            draft.sizes[row] = header_size(draft, draft.root / name)
+    known_sizes(draft)
     return assemble(draft, options, f"wider face: {path.name}")
 
 
-def _read_text(draft: Draft, path: Path) -> None:
-    lines = read_lines(path)
+def _read_list(draft: Draft, path: Path, encoding: str | None) -> None:
+    lines = read_lines(path, encoding)
     attributes: list[list[float]] = []
     at = 0
     while at < len(lines):
@@ -66,7 +66,7 @@ def _read_text(draft: Draft, path: Path) -> None:
                 raise UserError(what, where=f"{path}, line {number + 1}", fix="the file may be cut off")
             if int(count) == 0:
                 continue
-            x, y, w, h, *rest = numbers(lines[number].split())
+            x, y, w, h, *rest = as_numbers(lines[number].split())
             draft.add_box(row, (x, y, x + w, y + h), 0, f"{path.name}, line {number + 1}")
             attributes.append([*rest, *[0.0] * 6][:6])
         at += faces

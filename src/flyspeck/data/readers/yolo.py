@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,40 +10,60 @@ import numpy as np
 import yaml
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, header_size, image_files, numbers, read_lines
+from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble
+from flyspeck.data.readers.places import header_size, image_files, note_alone, note_unread
+from flyspeck.data.readers.values import as_id, as_numbers, as_path, read_lines, read_text
 from flyspeck.errors import UserError, nearest
 
 SPLITS = ("train", "val", "test")
+CONTENTS = ("data.yaml", "dataset.yaml", "data.yml", "obj.data")
+"""Files that say what a data set holds."""
+NOT_LABELS = (
+    "classes.txt",
+    "train.txt",
+    "val.txt",
+    "valid.txt",
+    "test.txt",
+    "README.roboflow.txt",
+    "README.dataset.txt",
+)
+"""Text files of these names beside the labels are no labels."""
 
 
 def read_yolo(source: Path, options: ReadOptions) -> Annotations:
-    """The table of a `data.yaml` (with `options.split` train, val or test; None: the first that it has), or of a folder.
+    """The table of a `data.yaml` (`options.split` says which part; None: the first), a darknet `obj.data`, a list or a folder.
 
-    A folder has `images/` and `labels/`, or is a folder of images with the texts beside them or in the twin folder under
-    `labels`. An image without text has no objects. Segments and oriented boxes become the horizontal box around
-    them. Names come from the yaml, or `classes.txt`; else `class 0`, `class 1`, …
+    A list is a text file of images, a line each. A folder has `images/` and `labels/`, or is a folder of images with the
+    texts beside them or in the twin folder under `labels`. An image without text has no objects. Segments and oriented
+    boxes become the horizontal box around them; with `kpt_shape` in the yaml, what follows the box are key points. Names
+    come from the yaml, `obj.names`, `_darknet.labels` or `classes.txt`; else `class 0`, `class 1`, …
     """
     draft = Draft(where=source, root=source)
-    inside = next((p for p in (source / "data.yaml", source / "dataset.yaml") if p.is_file()), None)
+    inside = next((p for p in (source / name for name in CONTENTS) if p.is_file()), None)
     recipe = inside or source
-    seen = ""
-    if recipe.is_file():
-        content = _load_yaml(recipe)
-        names = _names(content.get("names"), recipe)
-        draft.root, files, seen = _listed(content, recipe, options.split)
+    seen, points = "", 0
+    if recipe.suffix.lower() == ".txt":
+        draft.root, files = recipe.parent, listed_images(recipe, options.encoding)
+        names = _class_names(sorted({recipe.parent, *(file.parent for file in files)}), options)
+    elif recipe.is_file():
+        content, names = _contents(recipe, options)
+        points = _key_points(content, recipe)
+        draft.root, files, seen = _listed(content, recipe, options)
     else:
-        if options.images is None and (source / "images").is_dir():
-            draft.root = source / "images"
-        elif options.images is not None:
-            draft.root = options.images
+        draft.root = options.images or (source / "images" if (source / "images").is_dir() else source)
         files = image_files(draft.root, recursive=True)
-        names = next(
-            (read_lines(p) for p in (source / "classes.txt", source / "labels" / "classes.txt") if p.is_file()), []
-        )
+        names = _class_names([source, source / "labels", *([options.images] if options.images else [])], options)
+    read, without = set(), []
     for file in files:
-        _read_image(draft, file)
+        text = label_file(file)
+        if not text.is_file():
+            without.append(file.name)
+        read.add(text)
+        _read_image(draft, file, text, points, options.encoding)
+    _keep_ids_apart(draft)
+    _note_partners(draft, files, read, without)
     numbers_seen = [int(c) for c in draft.category if c >= 0]
-    draft.names = names or [f"class {number}" for number in range(max(numbers_seen, default=-1) + 1)]
+    draft.names = names or [f"class {row}" for row in range(max(numbers_seen, default=-1) + 1)]
     draft.category_ids = list(range(len(draft.names)))
     draft.category = [c if 0 <= c < len(draft.names) else -2 for c in draft.category]
     if not files:
@@ -52,10 +73,69 @@ def read_yolo(source: Path, options: ReadOptions) -> Annotations:
     return assemble(draft, options, f"yolo: {recipe.name}{seen}")
 
 
-def _load_yaml(path: Path) -> dict[str, Any]:
+def _keep_ids_apart(draft: Draft) -> None:
+    """`a.jpg` and `a.png` would both be `a`: images of one stem get their whole name as id."""
+    counts = Counter(draft.image_ids)
+    pairs = zip(draft.image_ids, draft.file_names, strict=True)
+    draft.image_ids = [name if counts[key] > 1 else key for key, name in pairs]
+
+
+def _note_partners(draft: Draft, files: list[Path], read: set[Path], without: list[str]) -> None:
+    """Notes on label files without image and images without label file."""
+    folders = {text.parent for text in read if text.parent.is_dir()}
+    texts = {text for folder in folders for text in folder.glob("*.txt") if text.name not in NOT_LABELS}
+    alone = sorted(text.name for text in texts - read if text.with_suffix("").name not in ("train", "val", "test"))
+    note_alone(draft, alone, "label files have no image, and their objects are lost")
+    if read and len(without) < len(files):
+        note_alone(draft, without, f"of {len(files)} images have no label file: read as images without objects")
+    elif without:
+        draft.notes.append(f"none of the {len(files)} images has a label file: there is nothing to learn or to find")
+    shared: dict[Path, list[str]] = {}
+    for file in files:
+        shared.setdefault(label_file(file), []).append(file.name)
+    twins = [" and ".join(names) for names in shared.values() if len(names) > 1]
+    note_alone(draft, twins, "label files belong to several images, and are read for each")
+    for folder in sorted({file.parent for file in files}):
+        note_unread(draft, folder)
+
+
+def _contents(recipe: Path, options: ReadOptions) -> tuple[dict[str, Any], list[str]]:
+    """The keys of a data.yaml or of darknet's `obj.data`, and the names of the classes."""
+    if recipe.suffix.lower() != ".data":
+        content = _load_yaml(recipe, options.encoding)
+        return content, _names(content.get("names"), recipe)
+    pairs = (line.partition("=") for line in read_lines(recipe, options.encoding) if "=" in line)
+    content = {key.strip(): value.strip() for key, _, value in pairs}
+    # Paths are those of the place where darknet ran: `data/obj.names` lies beside this file.
+    listed = next((p for p in (recipe.parent / content.get("names", ""), recipe.parent / Path(content.get("names", "")).name)
+                   if content.get("names") and p.is_file()), None)  # fmt: skip
+    if listed is None:
+        raise UserError(f"'names' ({content.get('names')}) is not there", where=recipe, fix="put obj.names beside it")
+    return content, _trimmed(read_lines(listed, options.encoding))
+
+
+def _class_names(folders: list[Path], options: ReadOptions) -> list[str]:
+    """The classes that a text file in one of the folders lists, a line each; empty where there is none."""
+    for folder in folders:
+        for name in ("classes.txt", "obj.names", "_darknet.labels"):
+            if (folder / name).is_file():
+                return _trimmed(read_lines(folder / name, options.encoding))
+    return []
+
+
+def _trimmed(lines: list[str]) -> list[str]:
+    """Names without blanks around them, and without the empty lines at the end."""
+    names = [line.strip() for line in lines]
+    while names and not names[-1]:
+        names.pop()
+    return names
+
+
+def _load_yaml(path: Path, encoding: str | None) -> dict[str, Any]:
+    """The keys as texts, as they stand: plain yaml makes `no` a truth and `1_0` a number."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.load(read_text(path, encoding), Loader=yaml.BaseLoader)  # builds texts, lists and mappings only
+    except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"not valid yaml ({str(error).splitlines()[0]})", where=path, fix="correct the file") from None
     if not isinstance(content, dict):
         raise UserError("no keys", where=path, fix="a YOLO data.yaml has 'train', 'val' and 'names'")
@@ -63,39 +143,68 @@ def _load_yaml(path: Path) -> dict[str, Any]:
 
 
 def _names(names: Any, where: Path) -> list[str]:
-    if isinstance(names, dict) and sorted(names) == list(range(len(names))):
-        return [str(names[number]) for number in range(len(names))]
-    if isinstance(names, list):
-        return [str(name) for name in names]
-    raise UserError("'names' is no list of classes", where=where, fix="write names: [person, car]")
+    if isinstance(names, dict):
+        by_number = {as_id(key): str(name).strip() for key, name in names.items()}
+        if set(by_number) == set(range(len(names))):
+            return [by_number[row] for row in range(len(names))]
+    if isinstance(names, list) and all(isinstance(name, str) for name in names):
+        return [name.strip() for name in names]
+    raise UserError("'names' is no list of classes numbered from 0", where=where, fix="write names: [person, car]")
 
 
-def _listed(content: dict[str, Any], recipe: Path, split: str | None) -> tuple[Path, list[Path], str]:
+def _key_points(content: dict[str, Any], where: Path) -> int:
+    """Numbers of key points that follow each box; 0 without `kpt_shape`."""
+    shape = content.get("kpt_shape")
+    if shape is None:
+        return 0
+    values = as_numbers(shape) if isinstance(shape, list) else []
+    if len(values) != 2 or not all(value >= 1 and value.is_integer() for value in values):
+        raise UserError(f"'kpt_shape' is {shape}, not [points, 2 or 3]", where=where, fix="write kpt_shape: [17, 3]")
+    return int(values[0] * values[1])
+
+
+def _listed(content: dict[str, Any], recipe: Path, options: ReadOptions) -> tuple[Path, list[Path], str]:
     """The root, the images of a split of a data.yaml, and words on what was taken."""
-    here = [name for name in SPLITS if content.get(name)]
+    split = options.split
+    here = [name for name in (*SPLITS, "valid") if content.get(name)]
     if split is None:
         split = here[0] if here else "train"
+    if split == "val" and "val" not in here and "valid" in here:
+        split = "valid"
     if split not in here:
         raise UserError(
             f"no split '{split}'", where=recipe, fix=nearest(split, here) if here else "add 'train' and 'val'"
         )
-    base = Path(content.get("path") or ".")
+    base = Path(as_path(str(content.get("path") or ".")))
     candidates = [recipe.parent / base, base, recipe.parent]
     entries = content[split] if isinstance(content[split], list) else [content[split]]
     files: list[Path] = []
     root = recipe.parent
-    for entry in map(str, entries):
+    for entry in (as_path(str(one)) for one in entries):
         # Some tools write the entry as if it were a level deeper: `../train/images` beside `train/`.
-        options = [folder / e for folder in candidates for e in (entry, entry.removeprefix("../"))]
-        place = next((p for p in options if p.exists()), None)
+        trials = [folder / e for folder in candidates for e in (entry, entry.removeprefix("../"), Path(entry).name)]
+        place = next((p for p in trials if p.exists()), None)
         if place is None:
             raise UserError(f"'{entry}' of '{split}' does not exist", where=recipe, fix="correct 'path' or the entry")
-        root = next(folder for folder in candidates if place.is_relative_to(folder))
+        root = next((folder for folder in candidates if place.is_relative_to(folder)), place.parent)
         if place.is_file():
-            files += [place.parent / line.strip() for line in read_lines(place) if line.strip()]
+            files += listed_images(place, options.encoding)
         else:
             files += image_files(place, recursive=True)
     return root, files, f", split {split}"
+
+
+def listed_images(path: Path, encoding: str | None = None) -> list[Path]:
+    """The images that a text file lists, a line each: beside the file, or where the longest tail of the line lies there."""
+    files = []
+    for line in read_lines(path, encoding):
+        name = as_path(line)
+        if not name:
+            continue
+        parts = name.split("/")
+        tails = (path.parent.joinpath(*parts[start:]) for start in range(len(parts)))
+        files.append(next((place for place in (Path(name), *tails) if place.is_file()), path.parent / name))
+    return files
 
 
 def label_file(image: Path) -> Path:
@@ -109,7 +218,7 @@ def label_file(image: Path) -> Path:
     return image.with_suffix(".txt")
 
 
-def _read_image(draft: Draft, image: Path) -> None:
+def _read_image(draft: Draft, image: Path, text: Path, points: int, encoding: str | None) -> None:
     inside = image.is_relative_to(draft.root)
     name = image.relative_to(draft.root).as_posix() if inside else str(image.absolute())
     if not image.is_file():
@@ -119,17 +228,20 @@ def _read_image(draft: Draft, image: Path) -> None:
     if height < 1:
         return
     row = draft.add_image(str(Path(name).with_suffix("").as_posix()), name, (height, width))
-    text = label_file(image)
-    for number, line in enumerate(read_lines(text) if text.is_file() else [], 1):
+    for count, line in enumerate(read_lines(text, encoding) if text.is_file() else [], 1):
         fields = line.split()
         if not fields:
             continue
         if len(fields) < 5:
-            draft.problems.append(f"{text.name}, line {number}: {len(fields)} fields where YOLO has 5")
+            draft.problems.append(f"{text.name}, line {count}: {len(fields)} fields where YOLO has 5")
             continue
-        key, *shares = numbers(fields)
-        box = np.array(_box(shares)) * (width, height, width, height)
-        draft.add_box(row, box.tolist(), int(key) if key.is_integer() else -2, f"{text.name}, line {number}")
+        key, *shares = as_numbers(fields)
+        if points and len(shares) != 4 + points:
+            what = f"{len(fields)} fields where a box and its key points (kpt_shape) are {5 + points}"
+            draft.problems.append(f"{text.name}, line {count}: {what}")
+            continue
+        box = np.array(_box(shares[:4] if points else shares)) * (width, height, width, height)
+        draft.add_box(row, box.tolist(), int(key) if key.is_integer() else -2, f"{text.name}, line {count}")
 
 
 def _box(shares: list[float]) -> tuple[float, float, float, float]:

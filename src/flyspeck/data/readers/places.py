@@ -1,0 +1,115 @@
+"""Where a format's images lie, and what has no partner: label files without image, images without label file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from flyspeck.data.images import EXTENSIONS, UNREAD, read_size
+from flyspeck.data.readers.assemble import Draft
+from flyspeck.errors import UserError
+
+
+def find_root(candidates: Sequence[Path], names: Sequence[str]) -> Path:
+    """The first folder that holds one of the first images named; the first candidate where none does."""
+    for folder in candidates:
+        if any((folder / name).is_file() for name in names[:20]):
+            return folder
+    return candidates[0]
+
+
+def settle_root(draft: Draft, candidates: Sequence[Path]) -> None:
+    """Sets the folder of the images, and shortens names that hold a path of the machine that the tool ran on.
+
+    Where none of the first images named lies in a candidate, the longest tail of its path that does is taken for all.
+    """
+    draft.root = find_root(candidates, draft.file_names)
+    names = draft.file_names[:20]
+    if any((draft.root / name).is_file() for name in names) or not any("/" in name for name in names):
+        return
+    for folder in candidates:
+        for name in names:
+            parts = name.split("/")
+            for cut in range(1, len(parts)):
+                if (folder / "/".join(parts[cut:])).is_file():
+                    lead = "/".join(parts[:cut]) + "/"
+                    draft.root = folder
+                    draft.file_names = [name.removeprefix(lead) for name in draft.file_names]
+                    draft.notes.append(
+                        f"images are looked for in {folder} without '{lead}' of their names; --images says otherwise"
+                    )
+                    return
+
+
+def add_images(draft: Draft, folder: Path, stems: Sequence[str]) -> None:
+    """Append the image of each stem found in `folder` (ids are the stems), with its size read from the header.
+
+    An image that is not there is listed as `<stem>.jpg` without a size; loading it later says that it is missing.
+    """
+    files = image_files(folder) if folder.is_dir() else []
+    found = _by_stem(draft, files)
+    draft.root = folder
+    for stem in stems:
+        name = found.get(stem)
+        size = (-1, -1) if name is None else header_size(draft, folder / name)
+        draft.add_image(stem, name or f"{stem}.jpg", size)
+    note_alone(draft, [stem for stem in stems if stem not in found], "annotation files have no image", folder)
+    alone = [name for stem, name in found.items() if stem not in set(stems)]
+    note_alone(draft, alone, "images have no annotation file, and are no part of the set")
+    note_unread(draft, folder)
+
+
+def _by_stem(draft: Draft, files: Sequence[Path]) -> dict[str, str]:
+    """File names by stem, the first of those that share one."""
+    found: dict[str, str] = {}
+    twins = []
+    for file in files:
+        if file.stem in found:
+            twins.append(f"{found[file.stem]} and {file.name}")
+        found.setdefault(file.stem, file.name)
+    note_alone(draft, twins, "pairs of images share one annotation file, which is taken for the first of each")
+    return found
+
+
+def note_alone(draft: Draft, names: Sequence[str], what: str, folder: Path | None = None) -> None:
+    """A note that counts and names (the first few of) `names`; nothing where there are none."""
+    if names:
+        place = "" if folder is None else f" in {folder}"
+        draft.notes.append(f"{len(names)} {what}{place} ({some(names)})")
+
+
+def note_unread(draft: Draft, folder: Path, *, recursive: bool = False) -> None:
+    """A note on images of a kind that nothing here reads, or only an extra does."""
+    files = list(folder.rglob("*") if recursive else folder.iterdir()) if folder.is_dir() else []
+    for ending, extra in UNREAD.items():
+        names = sorted(file.name for file in files if file.suffix.lower() == ending)
+        fix = f"pip install 'flyspeck[{extra}]' to read them" if extra else "convert them"
+        note_alone(draft, names, f"images are {ending} files, which are not read here ({fix})")
+
+
+def some(names: Iterable[str], most: int = 3) -> str:
+    """The first few of `names`, with commas between."""
+    listed = list(names)
+    return ", ".join(listed[:most]) + (", …" if len(listed) > most else "")
+
+
+def image_files(folder: Path, recursive: bool = False) -> list[Path]:
+    """The images in a folder, sorted by name."""
+    files = folder.rglob("*") if recursive else folder.iterdir()
+    return sorted(file for file in files if file.suffix.lower() in EXTENSIONS and file.is_file())
+
+
+def header_size(draft: Draft, path: Path) -> tuple[int, int]:
+    """(height, width) from the image's header; (-1, -1) and a problem where the file cannot be read."""
+    try:
+        return read_size(path)
+    except UserError as error:
+        draft.problems.append(f"{path.name}: {error.what}")
+        return -1, -1
+
+
+def known_sizes(draft: Draft) -> None:
+    """Fills in the sizes that the annotations do not state, from the headers of the files that are there."""
+    for row, size in enumerate(draft.sizes):
+        if min(size) < 1 and (draft.root / draft.file_names[row]).is_file():
+            draft.sizes[row] = header_size(draft, draft.root / draft.file_names[row])
