@@ -77,7 +77,8 @@ def markdown(table: Table, results_folder: Path) -> str:
     if not sections:
         return ""
     about = f"{table.about.strip()}\n\n" if table.about.strip() else ""
-    return f"### {table.title}\n\nSource: {table.source}. {about}" + "\n".join(sections)
+    withdrawn = f"Withdrawn: {table.withdrawn.strip()}\n\n" if table.withdrawn.strip() else ""
+    return f"### {table.title}\n\n{withdrawn}Source: {table.source}. {about}" + "\n".join(sections)
 
 
 def summary(table: Table, grade: str, results_folder: Path) -> str:

@@ -152,6 +152,8 @@ class Table(_Strict):
     """The paper and its tables."""
     about: str = ""
     """A paragraph for the page: what is compared, and how it differs from the paper."""
+    withdrawn: str = ""
+    """Why its rows and verdicts stand no longer, until they are run again; the page says it first."""
     sets: dict[str, DataSet]
     grades: dict[str, Grade]
     rows: list[Row]

@@ -8,7 +8,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from flyspeck.errors import UserError
-from flyspeck.models.backbones.bottom_heavy import bh_hrnet18, bh_resnet14, bh_resnet50, bottom_heavy
+from flyspeck.models.backbones.bottom_heavy import bh_hrnet18, bh_resnet14, bh_resnet18, bh_resnet50, bottom_heavy
 from flyspeck.models.backbones.hrnet import HRStage, hrnet18, hrnet32, staged_hrnet
 from flyspeck.models.backbones.mobilenet import mobilenet_v2
 from flyspeck.models.backbones.resnet import resnet18, resnet34, resnet50
@@ -125,3 +125,10 @@ def test_the_small_one_has_no_pool_and_the_usual_maps():
     assert [(f.channels, f.stride) for f in backbone.features] == [(16, 4), (32, 8), (64, 16), (128, 32)]
     maps = backbone(torch.zeros(1, 3, 64, 96))
     assert [tuple(m.shape) for m in maps] == [(1, 16, 16, 24), (1, 32, 8, 12), (1, 64, 4, 6), (1, 128, 2, 3)]
+
+
+def test_resnet18_and_its_twin_cost_the_same() -> None:
+    with torch.device("meta"):
+        pair = resnet18(), bh_resnet18()
+    first, second = (profile(net, (512, 640)).gflops for net in pair)
+    assert abs(first / second - 1) < 0.01
