@@ -67,10 +67,14 @@ class Plugin:
 class UnknownPart(UserError):
     """A name that no part has; an installed plugin may bring it (`with_installed`)."""
 
-    def __init__(self, what: str, *, where: object = "", name: str, known: Iterable[str]) -> None:
-        fix = f"{nearest(name, known)} (a part of a plugin needs the plugin: --plugin MODULE)"
-        fix = f"{IN_LAB}: install that" if name in COMPARATORS else fix
-        super().__init__(what, where=where, fix=fix)
+    def __init__(
+        self, what: str, *, where: object = "", name: str, known: Iterable[str], failed: Iterable[UserError] = ()
+    ) -> None:
+        self.name, self.known = name, sorted(known)
+        hint = f"{nearest(name, self.known)} (a part of a plugin needs the plugin: --plugin MODULE)"
+        hint = f"{IN_LAB}: install that" if name in COMPARATORS else hint
+        left_out = [f"; an installed plugin was left out: {error}" for error in failed]
+        super().__init__(what, where=where, fix=hint + "".join(left_out))
 
 
 _owners: dict[tuple[str, str], str] = {}  # (kind, name of the part) -> name of the plugin that registered it
@@ -174,10 +178,7 @@ def with_installed(find: Callable[[], T]) -> T:
             return find()
         except UnknownPart as unknown:
             error = unknown
-    for failure in _failed.values():
-        if str(failure) not in error.fix:
-            error = _also(error, failure)
-    raise error
+    raise UnknownPart(error.what, where=error.where, name=error.name, known=error.known, failed=_failed.values())
 
 
 def load_needed(notes: Sequence[str], *, where: object) -> None:
@@ -290,7 +291,3 @@ def _source_hash(module: ModuleType | None) -> str:
 def _words(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _also(error: UserError, failure: UserError) -> UserError:
-    return UserError(error.what, where=error.where, fix=f"{error.fix}; an installed plugin was left out: {failure}")

@@ -94,6 +94,21 @@ def test_a_coco_json_keeps_its_ids(tmp_path: Path) -> None:
     assert (categories.names, categories.ids) == (("boat",), (5,))
 
 
+def test_other_annotations_name_images_too_and_what_is_none_is_an_image(tmp_path: Path) -> None:
+    Image.fromarray(gradient()).save(tmp_path / "x.png")
+    Image.fromarray(gradient()).save(tmp_path / "photo.unknown", format="PNG")
+    (tmp_path / "t.csv").write_text("image_path,xmin,ymin,xmax,ymax,label\nx.png,1,2,5,6,boat\n")
+    items, categories = find_items([tmp_path / "t.csv"])
+    assert [(i.name, i.image, i.image_id) for i in items] == [("x.png", tmp_path / "x.png", "x.png")]
+    assert categories is not None
+    assert (categories.names, categories.ids) == (("boat",), (1,))
+    items, categories = find_items([tmp_path / "photo.unknown", tmp_path / "x.png"])
+    assert categories is None
+    assert [i.name for i in items] == ["photo.unknown", "x.png"]
+    with pytest.raises(UserError, match="alone"):
+        find_items([tmp_path / "t.csv", tmp_path / "x.png"])
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [("{", "not valid json"), ("[]", "not a COCO"), ('{"images": [], "categories": []}', "no image")],

@@ -12,7 +12,7 @@ from flyspeck.errors import UserError
 
 
 def predict(
-    source: list[str] = typer.Argument(..., help="Images, folders, one COCO json, or one video."),
+    source: list[str] = typer.Argument(..., help="Images, folders, one file of annotations, or one video."),
     model: Path = typer.Option(..., "--model", help="A run folder, a weights file, or an exported model."),
     out: Path = typer.Option(..., "--out", help="Folder for the results."),
     tile: str = typer.Option(None, "--tile", help="Tile HxW in model pixels, or 'off'; default: the training size."),

@@ -66,7 +66,7 @@ def predict(
     """Find objects in images of any size, or in a video, and write result files and annotated images.
 
     Args:
-        source: Image files, folders (searched to the bottom), one COCO json, or one video.
+        source: Image files, folders (searched to the bottom), one file of annotations, or one video.
         model: A run folder, a weights file, or an exported `.onnx` or `.xml` file (which needs no torch).
         out: Folder for the results; made if need be. It holds the files of `formats`, `drawn/`, and the finished tiles under
             `tiles/` that `resume` goes on from.

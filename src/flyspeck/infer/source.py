@@ -1,4 +1,4 @@
-"""From what a command line names (files, folders, a COCO json) to a list of `Item`s, and from an item to its open `Source`.
+"""From what a command line names (files, folders, annotations) to a list of `Item`s, and from an item to its open `Source`.
 
 The list is made first, cheap and in a fixed order; each image is opened when its turn comes. Only formats that cannot do better
 are decoded whole.
@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from flyspeck.data.images import EXTENSIONS, read_image, read_size
+from flyspeck.data.readers import format_of, read_annotations
 from flyspeck.data.readers.coco import read_listing
 from flyspeck.errors import UserError, missing_extra
 from flyspeck.infer import raster
 from flyspeck.infer.windows import ArraySource, OpenOptions, Source
+from flyspeck.plugins import UnknownPart
 
 _TIFF = (".tif", ".tiff")
 _BOMB = 100  # pixels a byte; photographs have 1 to 10, blank scans some tens
@@ -103,17 +105,18 @@ def _by_vips(path: Path, options: OpenOptions, name: str, pixels: int) -> Source
 
 
 def find_items(sources: Sequence[str | Path]) -> tuple[list[Item], Categories | None]:
-    """The images that `sources` name (files, folders, one COCO json), and the categories of the json.
+    """The images that `sources` name (files, folders, one file of annotations), and the categories of the annotations.
 
-    Folders are searched to the bottom, in the order of names. Images of a COCO json keep their ids; others are numbered from
-    1. Raises UserError for a source that is not there, holds no image, or for a json beside other sources.
+    Folders are searched to the bottom, in the order of names. Images of annotations keep their ids; others are numbered from
+    1. Raises UserError for a source that is not there, holds no image, or for annotations beside other sources.
     """
     paths = [Path(s) for s in sources]
-    tables = [p for p in paths if p.suffix.lower() == ".json"]
+    tables = [p for p in paths if _holds_annotations(p)]
     if tables:
         if len(paths) > 1:
-            raise UserError("a COCO json beside other sources", where=tables[0], fix="give it alone")
-        return _coco_items(tables[0])
+            raise UserError("a file of annotations beside other sources", where=tables[0], fix="give it alone")
+        # Of a COCO json only the list of images is wanted, whatever its annotations are worth.
+        return _coco_items(tables[0]) if tables[0].suffix.lower() == ".json" else _annotated_items(tables[0])
     found: list[tuple[str, Path]] = []
     for path in paths:
         if path.is_dir():
@@ -137,10 +140,32 @@ def _endings() -> str:
 
 @dataclass(frozen=True)
 class Categories:
-    """Names and numbers of a COCO json's categories, in file order."""
+    """Names and numbers of an annotation file's categories, in its order."""
 
     names: tuple[str, ...]
     ids: tuple[int, ...]
+
+
+def _holds_annotations(path: Path) -> bool:
+    """Whether a file is none of images: by its ending where that is known, else by what a reader of annotations sees."""
+    ending = path.suffix.lower()
+    if ending == ".json" or ending in EXTENSIONS or ending == ".npy" or not path.is_file():
+        return ending == ".json"
+    try:
+        format_of(path)
+    except UnknownPart:
+        return False
+    return True
+
+
+def _annotated_items(path: Path) -> tuple[list[Item], Categories]:
+    """Images of annotations in any other format that is read, those of plugins too."""
+    table = read_annotations(path)
+    if not len(table):
+        raise UserError("lists no image", where=path)
+    ids = [key if isinstance(key, str) else int(key) for key in table.image_ids]
+    items = [Item(name, table.path(row), ids[row]) for row, name in enumerate(table.file_names)]
+    return items, Categories(table.classes, table.category_ids)
 
 
 def _coco_items(path: Path) -> tuple[list[Item], Categories]:
