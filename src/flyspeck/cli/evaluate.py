@@ -36,6 +36,13 @@ def evaluate(
         None, "--tiles", help="COCO json of tiles (with corners): recall by distance to their borders."
     ),
     pixels: str = typer.Option(None, "--pixels", help="What VOC's whole corners mean: half-open, from-0 or from-1."),
+    max_broken_share: float = typer.Option(
+        0.0,
+        "--max-broken-share",
+        min=0,
+        max=1,
+        help="Share of the ground truth's entries that may be broken and left out.",
+    ),
     list_protocols: bool = typer.Option(False, "--list", help="List the protocols and stop."),
 ) -> None:
     """Score detections against ground truth under a named protocol."""
@@ -66,6 +73,7 @@ def evaluate(
         merge_kernel=merge_kernel,
         classes=None if classes is None else [name.strip() for name in classes.split(",")],
         pixels=pixels,
+        max_broken_share=max_broken_share,
     )
     result = run(annotations, detections, chosen)
     reasons = Reasons(why or tiles is not None, bootstrap, against, tiles or merge_from, any_score)

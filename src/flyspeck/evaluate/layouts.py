@@ -32,10 +32,13 @@ def read_pair(
     merge_kernel: str = "cpu",
     classes: Sequence[str] | None = None,
     pixels: str | None = None,
+    max_broken_share: float = 0.0,
 ) -> tuple[Annotations, DetectionTable]:
     """Ground truth and detections as `protocol` wants them; what looks wrong is in the detection table's `notes`.
 
-    `classes` names those to score, where a COCO json has more; detections of the others count for nothing.
+    `classes` names those to score, where a COCO json has more; detections of the others count for nothing. `pixels` is what
+    VOC's whole corners mean. Broken entries of the ground truth would change the numbers: more than `max_broken_share` of
+    them are a UserError.
     """
     for path, option in ((gt, "--gt"), (dt, "--dt"), (merge_from, "--merge-from")):
         if path is not None and not path.exists():
@@ -49,6 +52,7 @@ def read_pair(
 
         return read_dota_pair(gt, dt, protocol) if protocol.truncate_truth else read_voc_pair(gt, dt)
     annotations = read_annotations(gt, classes=classes, for_evaluation=True, pixels=pixels)
+    _judge_truth(annotations, max_broken_share)
     if dt.is_dir():
         raise UserError(
             f"'{protocol.name}' reads detections from a COCO results json, this is a folder",
@@ -70,6 +74,16 @@ def read_pair(
         notes += (note,) if note else ()
     found = (*notes, *detections.notes, *suspicions(annotations, detections, protocol))
     return annotations, replace(detections, notes=found)
+
+
+def _judge_truth(annotations: Annotations, allowed_share: float) -> None:
+    broken = len(annotations.problems)
+    if broken and broken / (broken + annotations.num_boxes) > allowed_share:
+        raise UserError(
+            f"{broken} broken entries in the ground truth; the first: {annotations.problems[0]}",
+            where=annotations.source,
+            fix="mend them, or allow a share of them with --max-broken-share",
+        )
 
 
 def _with_ids(entries: list[Any], renamed: dict[Any, Any]) -> list[Any]:

@@ -40,6 +40,8 @@ class DataConfig(_Strict):
     """Channels to read; None takes what the first image has."""
     cache: Literal["none", "ram"] = "none"
     """Keep decoded images in memory (a set of small images trains faster)."""
+    check_files: Literal["none", "headers", "full"] = "headers"
+    """What is looked at of every image of both sets before the first step: nothing, its header, or all of its pixels."""
     max_objects: int | None = None
     """Leave out training images with more objects (the papers use 200)."""
     max_broken_share: float = Field(default=0.0, ge=0, le=1)

@@ -128,9 +128,12 @@ def fit(
                         reporter.step(record)
                 if config.checkpoint_every and progress.step % config.checkpoint_every == 0:
                     save()
-            progress.epoch, progress.step_in_epoch = epoch + 1, 0
             record = {"step": progress.step, "epoch": epoch + 1, **meter.epoch_record()}
-            if measure is not None and ((epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs):
+            due = measure is not None and ((epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs)
+            if due:
+                save()  # should the evaluation fail, a resumed run goes on with it
+            progress.epoch, progress.step_in_epoch = epoch + 1, 0
+            if due and measure is not None:
                 record["figures"] = progress.figures = measure(detector if ema is None else ema.model)
                 _keep_best(folder, progress, detector if ema is None else ema.model, best, description, accelerator)
             if accelerator.is_main_process:
@@ -257,7 +260,12 @@ def _restore(
 ) -> Progress:
     state = load_state(path)
     before = state["description"]  # of an older version: what it did not note cannot differ
-    differing = [key for key in description if key in before and before[key] != description[key]]
+    differing = [key for key in description if key in before and not _same(before[key], description[key])]
+    old, new = (content.get("recipe", {}).get("dynamic") or {} for content in (before, description))
+    if old and "stride" not in old and new.get("stride") != "replaced":
+        raise UserError(
+            "this run of version 0.1 replaced the backbone's stride", where=path, fix="set dynamic.stride to replaced"
+        )
     if differing:
         raise UserError(
             f"this run was started with another {', '.join(differing)}",
@@ -270,6 +278,13 @@ def _restore(
         ema.model.load_state_dict(state["ema"]["model"])
         ema.updates = state["ema"]["updates"]
     return Progress(**state["progress"])
+
+
+def _same(before: Any, now: Any) -> bool:
+    """Whether two descriptions agree in what both of them know: fields that came later cannot differ."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        return all(_same(before[key], now[key]) for key in before.keys() & now.keys())
+    return before == now
 
 
 class _Meter:

@@ -12,7 +12,7 @@ import json
 import logging
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from flyspeck.models import zoo
 from flyspeck.models.detector import Detector
 from flyspeck.train.assigners import settled_assigner
 from flyspeck.train.build import build_detector, describe_model, fitted_anchors, load_detector, load_into
+from flyspeck.train.checks import judge_problems, usable_images
 from flyspeck.train.config import PredictorConfig, Recipe, dump_recipe
 from flyspeck.train.dynamic import best_figure, make_dynamic, measure_factors, objective_of
 from flyspeck.train.dynamic_fit import FOLDER, fit_predictor, measure_routed, open_run
@@ -91,12 +92,25 @@ def train(
         raise UserError("the recipe has a section 'distill'", where=recipe.name, fix="run it with `flyspeck distill`")
     method = method or Method()
     accelerator = join_processes()
-    _claim(folder, resume, accelerator)
+    resume = _claim(folder, resume, accelerator)
+    with _released_on_failure(folder, accelerator):
+        return _train(recipe, folder, resume, reporter, method, accelerator)
+
+
+def _train(
+    recipe: Recipe,
+    folder: Path,
+    resume: bool,
+    reporter: Reporter | None,
+    method: Method,
+    accelerator: Accelerator,
+) -> dict[str, float]:
     train_set, val_set = read_sets(recipe.data)
-    for table in (train_set, val_set):
-        for note in table.notes:
-            log.warning("%s: %s", table.source, note)
-    _judge_problems(recipe.data.max_broken_share, train_set, val_set)
+    judge_problems(recipe.data.max_broken_share, (train_set, val_set))
+    train_set, val_set = (
+        usable_images(table, how=recipe.data.check_files, allowed_share=recipe.data.max_broken_share)
+        for table in (train_set, val_set)
+    )
     statistics = pixel_statistics(train_set, channels=recipe.data.channels)
     channels, mean = statistics.channels, statistics.mean
     std = [max(deviation, 1e-3) for deviation in statistics.std]  # a channel that never varies must not divide by 0
@@ -179,12 +193,35 @@ def _with_predictor(folder: Path, config: PredictorConfig, device: str) -> dict[
     return {f"{name}@{FOLDER}": value for name, value in measure_routed(opened, where).items()}
 
 
-def _claim(folder: Path, resume: bool, accelerator: Accelerator) -> None:
-    taken = (folder / "recipe.yaml").exists() or (folder / "state.pt").exists()
-    if taken and not resume:
+STATE = "state.pt"
+CLAIMS = ("recipe.yaml", "environment.json")
+"""What says that a folder holds a run, before there is a state."""
+
+
+def _claim(folder: Path, resume: bool, accelerator: Accelerator) -> bool:
+    """Makes the folder this run's; returns whether there is a state to go on from."""
+    saved = (folder / STATE).exists()
+    if not resume and (saved or (folder / "recipe.yaml").exists()):
         raise UserError("holds a run already", where=folder, fix="choose another --out, or go on with --resume")
+    if resume and not saved and not folder.exists():
+        raise UserError("nothing to resume", where=folder, fix="leave out --resume to start the run")
+    if resume and not saved:
+        log.warning("%s: stopped before its first checkpoint, so it begins anew", folder)
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
+    return resume and saved
+
+
+@contextlib.contextmanager
+def _released_on_failure(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """A start that fails before anything is saved leaves a folder that the next one can take."""
+    try:
+        yield
+    except BaseException:
+        if accelerator.is_main_process and not (folder / STATE).exists():
+            for name in CLAIMS:
+                (folder / name).unlink(missing_ok=True)
+        raise
 
 
 def _resolved(recipe: Recipe, train_set: Annotations) -> Recipe:
@@ -234,22 +271,6 @@ def _object_side(train_set: Annotations) -> float:
     """99th percentile of the objects' longer sides in pixels: what the overlap of tiles must hold. 0 without objects."""
     boxes = train_set.boxes[~train_set.ignore]
     return float(np.quantile((boxes[:, 2:] - boxes[:, :2]).max(axis=1), 0.99)) if len(boxes) else 0.0
-
-
-def _judge_problems(allowed_share: float, *tables: Annotations) -> None:
-    """Broken entries stop a run, unless the recipe allows their share; then they are counted and the first listed."""
-    for table in tables:
-        if not table.problems:
-            continue
-        broken, shown = len(table.problems), "; ".join(table.problems[:3])
-        share = broken / (broken + table.num_boxes)
-        if share > allowed_share:
-            raise UserError(
-                f"{broken} broken entries ({share:.2%} of all, {allowed_share:.2%} allowed): {shown}",
-                where=table.source,
-                fix="mend them (`flyspeck data inspect` lists them all), or raise data.max_broken_share",
-            )
-        log.warning("%s: %d broken entries left out: %s", table.source, broken, shown)
 
 
 def _reporters(folder: Path, recipe: Recipe) -> Reporter:

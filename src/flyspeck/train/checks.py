@@ -1,0 +1,72 @@
+"""What is looked at before the first step, so that nothing stops a run that has already cost something."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from flyspeck.data.annotations import Annotations
+from flyspeck.data.images import read_image, read_size
+from flyspeck.errors import UserError
+
+log = logging.getLogger("flyspeck")
+
+NONE, HEADERS, FULL = "none", "headers", "full"
+
+
+def judge_problems(allowed_share: float, tables: Sequence[Annotations]) -> None:
+    """Broken entries stop a run, unless the recipe allows their share; then they are counted and the first listed."""
+    for table in tables:
+        for note in table.notes:
+            log.warning("%s: %s", table.source, note)
+        if not table.problems:
+            continue
+        broken, shown = len(table.problems), "; ".join(table.problems[:3])
+        share = broken / (broken + table.num_boxes)
+        if share > allowed_share:
+            raise UserError(
+                f"{broken} broken entries ({share:.2%} of all, {allowed_share:.2%} allowed): {shown}",
+                where=table.source,
+                fix="mend them (`flyspeck data inspect` lists them all), or raise data.max_broken_share",
+            )
+        log.warning("%s: %d broken entries left out: %s", table.source, broken, shown)
+
+
+def usable_images(table: Annotations, *, how: str = HEADERS, allowed_share: float = 0.0) -> Annotations:
+    """`table` without the images that are not there, cannot be read, or are not of the stated size.
+
+    `how`: `none` looks at nothing, `headers` opens each file, `full` decodes it. Raises UserError where more than `allowed_share`
+    of the images fail; those that may are counted, and the first named.
+    """
+    if how == NONE or len(table) == 0:
+        return table
+    faults = {row: fault for row in range(len(table)) if (fault := _fault(table, row, how == FULL))}
+    if not faults:
+        return table
+    share, first = len(faults) / len(table), next(iter(faults.values()))
+    said = f"{len(faults)} of {len(table)} images cannot be used; the first: {first}"
+    if share > allowed_share:
+        raise UserError(
+            f"{said} ({share:.2%}, {allowed_share:.2%} allowed)",
+            where=table.source,
+            fix="put them in place (`flyspeck data inspect` lists them), or raise data.max_broken_share",
+        )
+    log.warning("%s: %s; they are left out, with their objects", table.source, said)
+    keep = np.ones(len(table), dtype=bool)
+    keep[list(faults)] = False
+    return table.select_images(keep)
+
+
+def _fault(table: Annotations, row: int, whole: bool) -> str:
+    """What is wrong with an image; empty where nothing is."""
+    path = table.path(row)
+    try:
+        height, width = read_image(path).shape[:2] if whole else read_size(path)
+    except UserError as error:
+        return str(error)
+    stated = tuple(int(side) for side in table.sizes[row])
+    if min(stated) > 0 and stated != (height, width):
+        return f"{path}: {width} x {height} px where the annotations say {stated[1]} x {stated[0]}"
+    return ""
