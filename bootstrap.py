@@ -6,7 +6,8 @@
     python3 bootstrap.py lint     set up, and check style and types
     python3 bootstrap.py setup    set up only
 
-What follows the verb goes to what it runs: `python3 bootstrap.py test -m slow`. Uses uv where it is there (faster).
+What follows the verb goes to what it runs: `python3 bootstrap.py test -m slow`. `test --processors` passes the tests once more
+under the instruction sets of each of three older processors. Uses uv where it is there (faster).
 """
 
 from __future__ import annotations
@@ -74,7 +75,10 @@ def main() -> None:
         set_up("dev")
         # One thread a worker: the tests' tensors are small, and threads would only wait for each other.
         workers = str(min(os.cpu_count() or 1, 8))
-        run([str(PYTHON), "-m", "pytest", "-n", workers, *rest], OMP_NUM_THREADS="1")
+        several = "--processors" in rest
+        start = [str(HERE / "tests" / "processors.py")] if several else ["-m", "pytest"]
+        rest = [word for word in rest if word != "--processors"]
+        run([str(PYTHON), *start, "-n", workers, *rest], OMP_NUM_THREADS="1")
     elif verb == "lint":
         set_up("dev")
         run([str(BIN / "ruff"), "check", *rest])
