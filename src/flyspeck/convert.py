@@ -15,6 +15,7 @@ import numpy as np
 from flyspeck.data.images import read_image
 from flyspeck.drawing import DrawnBoxes, annotate
 from flyspeck.errors import UserError, missing_extra, nearest
+from flyspeck.files import write_text
 from flyspeck.geo import GeoReference
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ def save(found: FoundBoxes, path: str | Path, image: np.ndarray | str | Path | N
     path = Path(path)
     ending = path.suffix.lower()
     if ending in _TEXTS:
-        path.write_text(_TEXTS[ending](found), encoding="utf-8")
+        write_text(path, _TEXTS[ending](found))
     elif ending in _IMAGES:
         if image is None:
             raise UserError("no image to draw on", where=path, fix="pass image=, the array or file")

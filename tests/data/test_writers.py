@@ -13,8 +13,9 @@ from PIL import Image
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers import read_annotations
-from flyspeck.data.writers import write_coco, write_text, write_yolo
+from flyspeck.data.writers import write_coco, write_yolo
 from flyspeck.errors import UserError
+from flyspeck.files import write_text
 
 SIZES = ((30, 40), (20, 50), (8, 8))
 

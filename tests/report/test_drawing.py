@@ -5,7 +5,7 @@ import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image, ImageColor
 
-from flyspeck.report import drawing
+from flyspeck import drawing
 from flyspeck.types import Detections
 
 

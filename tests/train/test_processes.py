@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from flyspeck.files import read_jsonl
 from flyspeck.train.checkpoint import load_weights
 from flyspeck.train.config import Recipe, dump_recipe
-from flyspeck.train.progress import read_jsonl
 
 RecipeMaker = Callable[..., Recipe]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}

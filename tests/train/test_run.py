@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from flyspeck.errors import UserError
+from flyspeck.files import read_jsonl
 from flyspeck.train.build import load_described, load_detector
 from flyspeck.train.checkpoint import load_state, load_weights
 from flyspeck.train.config import Recipe, load_recipe
 from flyspeck.train.loop import DetectionObjective
-from flyspeck.train.progress import read_jsonl
 from flyspeck.train.run import train
 
 RecipeMaker = Callable[..., Recipe]

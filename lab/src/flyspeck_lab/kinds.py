@@ -14,6 +14,7 @@ import torch
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.errors import UserError
+from flyspeck.files import read_jsonl, write_json
 from flyspeck.publish.score import Score, cost, environment, score
 from flyspeck.train.config import ModelConfig, Recipe
 from flyspeck_lab.results import Entry
@@ -147,8 +148,7 @@ def _scored(job: Job, val_set: Annotations, detections: Path, recipe: Recipe) ->
 def _seconds(metrics: Path) -> float:
     """Seconds of training, evaluation left out: those of the epochs that count, however often the run was broken off."""
     by_epoch: dict[int, float] = {}
-    for line in metrics.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+    for record in read_jsonl(metrics):
         if record.get("kind") == "epoch":
             by_epoch[record["epoch"]] = record["seconds"]
     return round(sum(by_epoch.values()), 1)
@@ -218,7 +218,7 @@ def _pretrain(job: Job, places: Places) -> Outcome:
         "seconds": round(time.monotonic() - started, 1),
         **environment(),
     }
-    done.write_text(json.dumps({"top1": best.top1, "facts": facts}, indent=1), encoding="utf-8")
+    write_json(done, {"top1": best.top1, "facts": facts})
     return _outcome(job, [("", share_score(best.top1, len(val_set)), facts)])
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from flyspeck.errors import UserError
+from flyspeck.files import write_text
 from flyspeck.publish.score import interval
 from flyspeck_lab.claims import current, seed_means
 from flyspeck_lab.results import Entry, Results, read_results
@@ -29,7 +30,7 @@ def write_page(page: Path, tables: Sequence[Table], results_folder: Path) -> int
         raise UserError("the markers are missing", where=page, fix=f"put two lines there: {BEGIN} and {END}")
     parts = [part for table in tables if (part := markdown(table, results_folder))]
     body = "\n".join([overview(tables, results_folder), *parts])
-    page.write_text(f"{before}{BEGIN}\n\n{body}\n{END}{after}", encoding="utf-8")
+    write_text(page, f"{before}{BEGIN}\n\n{body}\n{END}{after}")
     return len(parts)
 
 

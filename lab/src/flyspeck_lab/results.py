@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from flyspeck.errors import UserError
+from flyspeck.files import write_bytes, write_json, write_text
 
 _SCALE = 65534.0
 """Figures in [0, 1] as 16-bit whole numbers; the last one stands for NaN."""
@@ -116,13 +116,13 @@ def write_results(folder: Path, results: Results) -> None:
         "entries": [asdict(entry) for entry in results.entries],
         "verdicts": [asdict(verdict) for verdict in results.verdicts],
     }
-    _replace(folder / f"{results.table}.json", (json.dumps(content, indent=1) + "\n").encode())
-    _replace(folder / f"{results.table}.csv", _csv(results).encode())
+    write_json(folder / f"{results.table}.json", content)
+    write_text(folder / f"{results.table}.csv", _csv(results))
     buffer = io.BytesIO()
     arrays = {f"{key}|{name}": _pack(v) for key, figures in results.draws.items() for name, v in figures.items()}
     if arrays:
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-        _replace(folder / f"{results.table}.npz", buffer.getvalue())
+        write_bytes(folder / f"{results.table}.npz", buffer.getvalue())
 
 
 def _csv(results: Results) -> str:
@@ -150,9 +150,3 @@ def _pack(values: np.ndarray) -> np.ndarray:
 
 def _unpack(packed: np.ndarray) -> np.ndarray:
     return np.where(packed == _NAN, np.nan, packed / _SCALE)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

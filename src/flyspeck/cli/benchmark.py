@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from flyspeck.errors import UserError, missing_extra
+from flyspeck.files import write_json
 
 if TYPE_CHECKING:
     from flyspeck.export.benchmark import EngineResult
@@ -31,7 +32,6 @@ def benchmark(
     calibration_tiles: int = typer.Option(48, "--calibration-tiles", min=1, help="Tiles that INT8 is calibrated on."),
 ) -> None:
     """Milliseconds an image (decode, tile, forward, merge, write) of every engine, AP and recall; a table, json, a curve."""
-    import json
 
     import torch
 
@@ -65,7 +65,7 @@ def benchmark(
         out.mkdir(parents=True, exist_ok=True)
         told = {"run": run.name, "images": len(chosen.paths), "threads": torch.get_num_threads(), "rounds": rounds}
         told |= {"torch": torch.__version__, "score": score, "engines": [row.to_dict() for row in rows]}
-        (out / "benchmark.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        write_json(out / "benchmark.json", told)
         if any(row.curve for row in rows):
             draw_curve(rows, out / "benchmark.png")
         typer.echo(f"written to {out}")

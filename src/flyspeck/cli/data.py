@@ -11,6 +11,7 @@ import typer
 from flyspeck.cli.moved import keep_moved
 from flyspeck.cli.terminal import ProgressBar, list_problems
 from flyspeck.errors import UserError
+from flyspeck.files import write_text
 
 if TYPE_CHECKING:
     from flyspeck.data.annotations import Annotations
@@ -88,7 +89,7 @@ def inspect(
     text = json.dumps(facts, indent=1, allow_nan=False)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "inspect.json").write_text(text, encoding="utf-8")
+        write_text(out / "inspect.json", text)
     typer.echo(text if as_json else "\n".join(lines(facts)))
 
 

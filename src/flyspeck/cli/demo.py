@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from flyspeck.errors import UserError
+from flyspeck.files import write_text
 
 if TYPE_CHECKING:
     from flyspeck.evaluate import EvaluationResult
@@ -145,7 +146,7 @@ def _train(out: Path, epochs: int, seed: int) -> None:
     recipe = out / "recipe.yaml"
     every = max(1, epochs // 2)
     text = RECIPE.format(epochs=epochs, precision=_faster_precision(), eval_every=every, seed=seed)
-    recipe.write_text(text, encoding="utf-8")
+    write_text(recipe, text)
     train(load_recipe(recipe), out / "run")
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from flyspeck.files import write_json
+
 if TYPE_CHECKING:
     from flyspeck.train.config import Recipe
 
@@ -65,7 +67,7 @@ def alpha(
         "means": {str(key): value[0] for key, value in means.items()},
         "trials": [asdict(trial) for trial in trials],
     }
-    (folder / "alpha.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+    write_json(folder / "alpha.json", summary)
     plotted = _plot(means, folder / "alpha.png", metric)
     if as_json:
         typer.echo(json.dumps(summary))

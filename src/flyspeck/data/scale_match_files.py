@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,8 +24,9 @@ from flyspeck.data.scale_match import (
     resized_around_center,
 )
 from flyspeck.data.tiling import tile_annotations
-from flyspeck.data.writers import write_coco, write_text
+from flyspeck.data.writers import write_coco
 from flyspeck.errors import UserError, missing_extra
+from flyspeck.files import write_json
 
 Corner = tuple[int, int, int, int]
 _RADIUS = 3
@@ -99,7 +99,7 @@ def scale_match(
     written = replace(written, problems=(*source.problems, *faults.values()))
     write_coco(written, out / name)
     report |= {"written": {"images": len(written), "boxes": written.num_boxes}, "left_out": len(faults)}
-    write_text(out / "scale_match.json", json.dumps(report, indent=1, allow_nan=False))
+    write_json(out / "scale_match.json", report)
     draw_histograms(
         {
             "source before": object_sizes(source)[1],

@@ -16,6 +16,7 @@ from flyspeck import boxes as bx
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.image_files import output_names
 from flyspeck.errors import UserError
+from flyspeck.files import write_text
 from flyspeck.plugins import UnknownPart, with_installed
 
 IGNORE_NAME = "ignore region"
@@ -52,17 +53,7 @@ def write_coco(
     }
     if old_images is not None:
         content["old_images"] = old_images
-    write_text(path, json.dumps(content, separators=(",", ":"), allow_nan=False))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all: to a temporary name, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, json.dumps(content, separators=(",", ":"), allow_nan=False))  # NaN here is a bug of ours
 
 
 def relative_names(annotations: Annotations, folder: Path) -> list[str]:
@@ -143,7 +134,7 @@ def write_yolo(annotations: Annotations, folder: Path, *, split: str = "train", 
         box = bx.clip(annotations.boxes[here][objects], height, width) / (width, height, width, height)
         rows = zip(annotations.labels[here][objects], bx.center(box), box[:, 2:] - box[:, :2], strict=True)
         lines = [f"{label} {x:.9f} {y:.9f} {w:.9f} {h:.9f}\n" for label, (x, y), (w, h) in rows]
-        (labels / names[index]).with_suffix(".txt").write_text("".join(lines), encoding="utf-8")
+        write_text((labels / names[index]).with_suffix(".txt"), "".join(lines))
     write_text(folder / "data.yaml", yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
     return int(annotations.ignore.sum())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from flyspeck.data.annotations import Annotations
 from flyspeck.errors import UserError
 from flyspeck.evaluate.coco_results import read_columns
+from flyspeck.files import write_json
 from flyspeck.types import Detections
 
 
@@ -141,7 +141,7 @@ class DetectionTable:
     def write_coco(self, path: Path, annotations: Annotations) -> None:
         """Write the COCO results file."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_coco(annotations)), encoding="utf-8")
+        write_json(path, self.to_coco(annotations), indent=None)
 
 
 def _plain(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from flyspeck.evaluate import printing
 from flyspeck.evaluate.protocols import Protocol, describe
+from flyspeck.files import write_json
 
 _VARIABLE = ("value", "protocol", "metric")
 
@@ -54,7 +54,7 @@ class EvaluationResult:
     def write(self, path: Path) -> None:
         """Write `to_dict` as json; what is not a number (NaN) is null."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(_finite(self.to_dict()), indent=1), encoding="utf-8")
+        write_json(path, self.to_dict())
 
     def table(self, *, per_class: bool = False) -> str:
         """The numbers in percent as text, headed by the protocol; a dash where there was nothing to find.
@@ -66,14 +66,3 @@ class EvaluationResult:
 
 def _distinguishing(row: dict[str, Any]) -> list[str]:
     return [name for name in ("category_id", "cls", "setup", "setting", "area", "iou", "max_dets") if name in row]
-
-
-def _finite(value: Any) -> Any:
-    """`value` with every float that JSON cannot hold turned into None."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    return value

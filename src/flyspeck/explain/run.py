@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,6 @@ import numpy as np
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.enlarge import native_sizes
 from flyspeck.data.images import read_image
-from flyspeck.data.writers import write_text
 from flyspeck.drawing import Levels
 from flyspeck.errors import UserError, nearest
 from flyspeck.explain.cases import Case, Window, pick_cases, whole_case
@@ -23,6 +20,7 @@ from flyspeck.explain.page import Shown, build_page
 from flyspeck.explain.panels import ModelView, sheet
 from flyspeck.explain.similarity import View, attention_on_objects, compare_levels
 from flyspeck.explain.subjects import Subject, box_rows, region_around
+from flyspeck.files import write_json, write_text
 
 MAX_LEVELS = 4
 """Levels whose attention a sheet shows, from the finest."""
@@ -83,7 +81,7 @@ def explain_models(
         "similarity_through_training": {s.name: s.history for s in subjects if s.history},
     }
     # json has no NaN; what could not be measured is null
-    write_text(out / "explain.json", json.dumps(_without_nan(content), indent=1, allow_nan=False) + "\n")
+    write_json(out / "explain.json", content)
     write_text(out / "index.html", build_page(subjects, shown, numbers, images.table.source))
     return out / "index.html"
 
@@ -187,11 +185,3 @@ def measure(subjects: Sequence[Subject], table: Annotations, options: Options) -
         first, second = (s.detector for s in subjects)
         similarity = [vars(level) for level in compare_levels(first, second, zip(*views, strict=True))]
     return {"sample": len(rows), "attention": attention, "similarity": similarity}
-
-
-def _without_nan(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {key: _without_nan(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_without_nan(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content

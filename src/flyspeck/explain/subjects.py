@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from flyspeck.data.enlarge import Enlarge, resample
-from flyspeck.errors import UserError
+from flyspeck.devices import torch_device
 from flyspeck.explain.cases import Window
 from flyspeck.explain.similarity import View
+from flyspeck.files import read_jsonl
 from flyspeck.infer.torch_model import match_channels, to_batch
 from flyspeck.models.detector import Detector
 from flyspeck.report.similarity import History, similarity_history
@@ -48,7 +47,7 @@ class Subject:
 
 def load_subjects(paths: Sequence[Path], *, device: str = "cpu") -> list[Subject]:
     """The models of run folders or weights files, named after their folders, with more of the path where names are equal."""
-    target = _device(device)
+    target = torch_device(device)
     subjects = []
     for path, name in zip(paths, _names(paths), strict=True):
         detector, description = load_described(path)
@@ -60,15 +59,7 @@ def load_subjects(paths: Sequence[Path], *, device: str = "cpu") -> list[Subject
 
 def read_similarities(path: Path) -> History:
     """`P2` to (epoch, value) from the figures `similarity_P2` in a run folder's `metrics.jsonl`; empty where it has none."""
-    file = path / "metrics.jsonl"
-    if not file.is_file():
-        return {}
-    records: list[dict[str, Any]] = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break  # cut off in the middle of a line
+    records = read_jsonl(path / "metrics.jsonl")
     return similarity_history(record for record in records if record.get("kind") == "epoch")
 
 
@@ -97,12 +88,3 @@ def _names(paths: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return [f"{name} ({number})" for number, name in enumerate(names, 1)]
-
-
-def _device(name: str) -> torch.device:
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError("no CUDA device was found", where="--device", fix="use --device cpu")
-    try:
-        return torch.device(name)
-    except RuntimeError:
-        raise UserError(f"unknown device '{name}'", where="--device", fix="cpu or cuda") from None

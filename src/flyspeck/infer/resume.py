@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from flyspeck.errors import UserError
+from flyspeck.files import json_lines
 from flyspeck.infer.reading import Finished, Journal, stamp_of
 from flyspeck.infer.skip import RUN
 from flyspeck.infer.source import Item
@@ -108,20 +109,17 @@ class TileJournal(Journal):
             ) from error
 
     def _load(self, path: Path) -> None:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file):
-                try:
-                    entry = json.loads(line)
-                except ValueError:
-                    continue  # the line that a kill cut off
-                if "made_with" in entry:
-                    self._check(entry["made_with"], path)
-                elif number == 0:
-                    raise UserError("not a journal of finished tiles", where=path, fix="start without --resume")
-                else:
-                    for column in ("boxes", "scores", "labels", "cut"):  # lists of numbers take five times the memory
-                        entry[column] = np.array(entry[column], _TYPES[column])
-                    self._done[(entry["name"], *entry["size"], *entry["tile"])] = entry
+        for number, entry in json_lines(path):
+            if entry is None:
+                continue  # the line that a kill cut off: others follow where a later process had the same number
+            if "made_with" in entry:
+                self._check(entry["made_with"], path)
+            elif number == 1:
+                raise UserError("not a journal of finished tiles", where=path, fix="start without --resume")
+            else:
+                for column in ("boxes", "scores", "labels", "cut"):  # lists of numbers take five times the memory
+                    entry[column] = np.array(entry[column], _TYPES[column])
+                self._done[(entry["name"], *entry["size"], *entry["tile"])] = entry
 
     def _check(self, before: dict[str, Any], path: Path) -> None:
         keys = [k for k in {**before, **self._made_with} if before.get(k) != self._made_with.get(k)]

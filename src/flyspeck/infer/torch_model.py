@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 
+from flyspeck.devices import torch_device
 from flyspeck.errors import UserError
 from flyspeck.infer.channels import match_channels
 from flyspeck.infer.padding import padded, within
@@ -29,7 +30,7 @@ class TorchModel:
     def __init__(self, detector: Detector, *, device: str = "cpu", precision: Literal["fp32", "bf16"] = "fp32") -> None:
         if precision not in ("fp32", "bf16"):
             raise UserError(f"unknown precision '{precision}'", fix="fp32 or bf16")
-        self.device = _device(device)
+        self.device = torch_device(device)
         self.precision = precision
         self.classes = detector.classes
         self.channels = int(detector.pixel_norm.mean.shape[1])
@@ -75,15 +76,3 @@ def to_batch(windows: list[np.ndarray]) -> torch.Tensor:
     if batch is None:
         batch = torch.from_numpy(np.stack(windows).astype(np.float32) / np.float32(65535))
     return batch.permute(0, 3, 1, 2)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device: Any = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"unknown device '{name}'", fix="cpu, cuda, cuda:1 or mps") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("no CUDA device was found", where="device", fix="use --device cpu")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("no MPS device was found", where="device", fix="use --device cpu")
-    return device

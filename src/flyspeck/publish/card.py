@@ -16,6 +16,7 @@ from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers import read_annotations
 from flyspeck.errors import UserError
 from flyspeck.evaluate import protocol_named
+from flyspeck.files import write_text
 from flyspeck.models.detector import Detector
 from flyspeck.publish.score import CONVENTION, LEVEL, SAMPLES, Score, cost, environment, score
 from flyspeck.train.build import load_described
@@ -90,7 +91,7 @@ def write_card(
     text = card(recipe, description, figures, words, parity, detector=detector, val_set=val_set, run=run, speed=speed)
     written = (out / WEIGHTS).read_bytes()
     text = text.replace("@SIZE@", f"{len(written) / 1e6:.1f} MB").replace("@HASH@", hashlib.sha256(written).hexdigest())
-    (out / CARD).write_text(text, encoding="utf-8")
+    write_text(out / CARD, text)
     return parity
 
 

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from flyspeck import boxes as box_algebra
-from flyspeck.data.writers import write_text
 from flyspeck.errors import UserError
+from flyspeck.files import write_text
 from flyspeck.report import figures as fig
 from flyspeck.report import tables
 from flyspeck.report.chosen import chosen_section

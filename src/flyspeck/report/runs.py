@@ -15,6 +15,7 @@ import yaml
 from flyspeck.data.annotations import Annotations
 from flyspeck.errors import UserError
 from flyspeck.evaluate import DetectionTable, EvaluationResult, evaluate, protocol_named
+from flyspeck.files import read_jsonl
 
 CHOSEN = "factor-probabilities-val.json"
 """Where a run with a factor predictor says what it chose."""
@@ -80,7 +81,7 @@ def read_run(folder: Path | str, *, gt: Path | str | None = None, protocol: str 
     detections = DetectionTable.from_coco(found_file, annotations)
     name = protocol or _stored_protocol(folder / "evaluation.json")
     evaluation = evaluate(annotations, detections, protocol_named(name))
-    history = tuple(record for record in _lines(folder / "metrics.jsonl") if record.get("kind") == "epoch")
+    history = tuple(record for record in read_jsonl(folder / "metrics.jsonl") if record.get("kind") == "epoch")
     return RunReport(
         folder.name,
         annotations,
@@ -147,21 +148,6 @@ def _stored_protocol(path: Path) -> str:
         raise UserError(
             "is not an evaluation", where=path, fix="measure again: flyspeck eval, or delete the file"
         ) from None
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a jsonl file; a last line that was cut off is left out."""
-    records: list[dict[str, Any]] = []
-    if not path.is_file():
-        return records
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if isinstance(record, dict):
-            records.append(record)
-    return records
 
 
 def _facts(recipe: Mapping[str, Any], folder: Path) -> dict[str, str]:

@@ -3,15 +3,13 @@
 * `best.safetensors`, `last.safetensors`: weights for inference, with the model's description in the file's metadata.
 * `state.pt`: everything that resuming needs, read with `weights_only=True`.
 
-Files are written under a temporary name and renamed, so that a full disk or a kill never costs the one before.
+Files are written whole or not at all (`flyspeck.files`), so that a full disk or a kill never costs the one before.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,43 +18,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from flyspeck.errors import UserError
+from flyspeck.files import replace_file
 
 KEY = "flyspeck"
-
-
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Calls `write` with a temporary path beside `path`, flushes the file to disk and renames it to `path`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(
-            f"could not be written ({reason})", where=path, fix="the file before it is untouched"
-        ) from error
-    except (RuntimeError, SafetensorError) as error:  # torch and safetensors wrap a full disk in their own errors
-        raise UserError(f"could not be written ({error})", where=path, fix="the file before it is untouched") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Plain values as JSON, whole or not at all."""
-
-    def write(temporary: Path) -> None:
-        temporary.write_text(json.dumps(content), encoding="utf-8")
-
-    replace_file(path, write)
+_WRAPPED = (RuntimeError, SafetensorError)  # torch and safetensors wrap a full disk in their own errors
 
 
 def save_weights(path: Path, state: dict[str, torch.Tensor], description: dict[str, Any]) -> None:
     """Weights as safetensors; `description` (JSON) says how to build the model that they fit."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     metadata = {KEY: json.dumps(description)}
-    replace_file(path, lambda temporary: save_file(tensors, temporary, metadata))
+    replace_file(path, lambda temporary: save_file(tensors, temporary, metadata), errors=_WRAPPED)
 
 
 def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -78,7 +50,7 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Tensors and plain values for resuming."""
-    replace_file(path, lambda temporary: torch.save(state, temporary))
+    replace_file(path, lambda temporary: torch.save(state, temporary), errors=_WRAPPED)
 
 
 def load_state(path: Path) -> dict[str, Any]:

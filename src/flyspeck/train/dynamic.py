@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from flyspeck.files import write_bytes
 from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.mixed import MixedTraining
 from flyspeck.models.dynamic.norms import privatise_norms
@@ -92,7 +93,7 @@ def measure_factors(
                     for kind in ("detections", "evaluation"):
                         source = folder / f"{kind}-{variant(factor)}.json"
                         if source.exists():
-                            (folder / f"{kind}.json").write_bytes(source.read_bytes())
+                            write_bytes(folder / f"{kind}.json", source.read_bytes())
         for name, value in own.items():
             figures[f"{name}@{factor:g}"] = value
             named.setdefault(name, []).append(value)

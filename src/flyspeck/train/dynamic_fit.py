@@ -23,6 +23,7 @@ from flyspeck.data.annotations import Annotations
 from flyspeck.data.enlarge import Enlarge
 from flyspeck.data.loading import DetectionDataset, in_order, make_loader
 from flyspeck.errors import UserError
+from flyspeck.files import write_json
 from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.pooling import find_switch, run_prefix
 from flyspeck.models.dynamic.predictor import (
@@ -33,7 +34,7 @@ from flyspeck.models.dynamic.predictor import (
 )
 from flyspeck.models.dynamic.router import FactorRouter, attach_predictor
 from flyspeck.train.build import load_described
-from flyspeck.train.checkpoint import save_weights, write_json
+from flyspeck.train.checkpoint import save_weights
 from flyspeck.train.config import PredictorConfig, Recipe, load_recipe
 from flyspeck.train.dynamic_labels import FactorLosses, compute_losses, fingerprint, losses_file, read_losses, select
 from flyspeck.train.inputs import enlargement, read_sets

@@ -19,10 +19,10 @@ from flyspeck.data.annotations import Annotations
 from flyspeck.data.enlarge import Enlarge
 from flyspeck.data.loading import DetectionDataset, in_order, make_loader
 from flyspeck.errors import UserError
+from flyspeck.files import write_json
 from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.guidance import RATIO, factor_labels, factor_losses, total_labels
 from flyspeck.models.dynamic.pooling import find_switch
-from flyspeck.train.checkpoint import write_json
 
 ROUTER = "router."
 """Begins the names of the predictor's weights, which are no part of the detector that labels belong to."""

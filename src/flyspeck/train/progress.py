@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from flyspeck.errors import missing_extra
+from flyspeck.files import read_jsonl, write_text
 
 log = logging.getLogger("flyspeck")
 
@@ -41,7 +42,7 @@ class RunFiles:
     def start(self, *, total_steps: int, done_steps: int) -> None:
         """Drops what an interrupted run logged beyond the checkpoint that it resumes from."""
         records = [r for r in read_jsonl(self.jsonl) if r["step"] <= done_steps] if done_steps else []
-        self.jsonl.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+        write_text(self.jsonl, "".join(json.dumps(r) + "\n" for r in records))
         self._rewrite_csv()
 
     def step(self, record: Mapping[str, Any]) -> None:
@@ -181,19 +182,6 @@ class Fanout:
         """See `Reporter.close`."""
         for reporter in self.reporters:
             reporter.close()
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The records of a log; a last line that a kill cut off is left out."""
-    if not path.is_file():
-        return []
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return records
 
 
 def _minutes(seconds: float) -> str:

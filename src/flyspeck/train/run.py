@@ -8,7 +8,6 @@ A run folder holds `recipe.yaml` (complete), `environment.json` (versions, hardw
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import platform
 import sys
@@ -28,6 +27,7 @@ from flyspeck.data.enlarge import enlarged_table
 from flyspeck.data.images import read_image
 from flyspeck.data.statistics import pixel_statistics
 from flyspeck.errors import UserError
+from flyspeck.files import write_json, write_text
 from flyspeck.models import zoo
 from flyspeck.models.detector import Detector
 from flyspeck.train.assigners import settled_assigner
@@ -289,7 +289,7 @@ def _describe_run(
     *,
     processes: int,
 ) -> None:
-    (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    write_text(folder / "recipe.yaml", dump_recipe(recipe))
     environment = {
         "flyspeck": VERSION,
         "python": sys.version.split()[0],
@@ -303,4 +303,4 @@ def _describe_run(
         "train": {"source": train_set.source, "images": len(train_set), "boxes": train_set.num_boxes},
         "val": {"source": val_set.source, "images": len(val_set), "boxes": val_set.num_boxes},
     }
-    (folder / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
+    write_json(folder / "environment.json", environment)

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from flyspeck.errors import UserError
+from flyspeck.files import write_json
 from flyspeck.models.zoo import DETECTORS, parse_levels, parse_name
 from flyspeck.train.build import build_detector
 from flyspeck.train.config import ModelConfig, Recipe
@@ -75,7 +76,7 @@ def _trial(recipe: Recipe, folder: Path, fusion: list[float] | str, seed: int, r
     figures = run(recipe.model_copy(update={"name": folder.name, "model": model, "train": train}), folder)
     trial = Trial(fusion, seed, figures)
     folder.mkdir(parents=True, exist_ok=True)
-    done.write_text(json.dumps(asdict(trial), indent=1), encoding="utf-8")
+    write_json(done, asdict(trial))
     return trial
 
 

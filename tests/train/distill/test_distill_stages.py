@@ -13,6 +13,7 @@ import torch
 
 from flyspeck.cli.main import main
 from flyspeck.errors import UserError
+from flyspeck.files import read_jsonl
 from flyspeck.train.build import load_described
 from flyspeck.train.checkpoint import load_state, load_weights
 from flyspeck.train.config import Recipe, dump_recipe, load_recipe, parse_recipe
@@ -20,7 +21,6 @@ from flyspeck.train.distill import stages
 from flyspeck.train.distill.config import DistillConfig
 from flyspeck.train.distill.objective import FeatureObjective
 from flyspeck.train.distill.table import Table
-from flyspeck.train.progress import read_jsonl
 from flyspeck.train.run import train
 
 RecipeMaker = Callable[..., Recipe]

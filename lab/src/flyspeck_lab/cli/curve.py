@@ -25,7 +25,7 @@ def curve(
     import json
 
     from flyspeck.errors import UserError
-    from flyspeck.train.checkpoint import write_json
+    from flyspeck.files import write_json
     from flyspeck.train.dynamic_fit import FOLDER, open_run
     from flyspeck_lab.dynamic_curve import lines, tradeoff
     from flyspeck_lab.dynamic_run import open_candidates, oracle_places

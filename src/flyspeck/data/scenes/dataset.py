@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -18,6 +17,7 @@ from flyspeck.data.annotations import Annotations
 from flyspeck.data.scenes import CLASSES, generate_scene, plan, scene_seed
 from flyspeck.data.writers import write_coco
 from flyspeck.errors import UserError
+from flyspeck.files import replace_file
 
 IMAGE_FOLDER = "images"
 ANNOTATION_FILE = "annotations.json"
@@ -115,11 +115,10 @@ def _count(done: Iterable[None], total: int, progress: Callable[[int, int], None
 
 
 def _write_one(task: tuple[str, int, int, dict[str, Any]]) -> None:
-    """Paint one scene and write it, by way of a temporary name."""
+    """Paint one scene and write it."""
     out, seed, index, asked = task
     scene = generate_scene(scene_seed(seed, index), **asked)
     path = Path(out) / scene_name(seed, index)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    image = Image.fromarray(scene.pixels)
     # level 1: grain does not compress, and higher levels cost more time than painting does
-    Image.fromarray(scene.pixels).save(temporary, format="PNG", compress_level=1)
-    temporary.replace(path)
+    replace_file(path, lambda temporary: image.save(temporary, format="PNG", compress_level=1))

@@ -23,6 +23,7 @@ from flyspeck.data.annotations import Annotations
 from flyspeck.data.loading import DetectionDataset, collate
 from flyspeck.data.transforms import flip_horizontal, flip_vertical
 from flyspeck.errors import UserError
+from flyspeck.files import write_json
 from flyspeck.train.config import AugmentConfig
 from flyspeck.train.distill.teacher import Observe, Teacher, TeacherOutputs
 from flyspeck.types import ImageBatch, Sample
@@ -150,7 +151,7 @@ def open_cache(
     for array in arrays.values():
         array.flush()
     np.save(folder / "keys.npy", keys)
-    (folder / "index.json").write_text(json.dumps(made_of, indent=1), encoding="utf-8")  # last: now it is whole
+    write_json(folder / "index.json", made_of)  # last: now it is whole
     return CachedSource(folder, sample)
 
 

@@ -19,9 +19,9 @@ from torch import nn
 
 from flyspeck.data.loading import DetectionDataset
 from flyspeck.errors import UserError
+from flyspeck.files import write_json
 from flyspeck.models.detector import Detector
 from flyspeck.train.build import build_detector, load_described
-from flyspeck.train.checkpoint import replace_file
 from flyspeck.train.config import Recipe, load_recipe
 from flyspeck.train.distill.cache import open_cache, versions
 from flyspeck.train.distill.config import DistillConfig
@@ -272,11 +272,8 @@ def _check_same(done: Path, recipe: Recipe, method: Method) -> None:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    def write(temporary: Path) -> None:
-        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, write)
+    write_json(path, content)
 
 
 # --- the table --------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 
 from flyspeck.data.loading import DetectionDataset, collate
 from flyspeck.errors import UserError
+from flyspeck.files import write_json, write_text
 from flyspeck.models.detector import Detector
 from flyspeck.models.profile import measure_latency, profile
 from flyspeck.train.distill.features import FeatureTerms
@@ -124,5 +124,5 @@ def level_similarities(
 
 def write_table(table: Table, folder: Path) -> None:
     """`table.json` and `table.md` in `folder`."""
-    (folder / "table.json").write_text(json.dumps(asdict(table), indent=1), encoding="utf-8")
-    (folder / "table.md").write_text(table.text(), encoding="utf-8")
+    write_json(folder / "table.json", asdict(table))
+    write_text(folder / "table.md", table.text())

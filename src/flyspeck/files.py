@@ -1,0 +1,102 @@
+"""Writing files whole or not at all, and reading logs that a kill may have cut off.
+
+A file is written under a temporary name beside its own, flushed to disk and renamed, so that a full disk or a kill never costs
+the one before, and nobody ever reads half a file. Logs are JSON lines (one object a line, appended): only their last line can
+be cut off.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from flyspeck.errors import UserError
+
+
+def replace_file(path: Path, write: Callable[[Path], object], *, errors: tuple[type[Exception], ...] = ()) -> None:
+    """Calls `write` with a temporary path beside `path`, with the same ending, and renames what it wrote to `path`.
+
+    Raises UserError where the disk is full or the folder may not be written to; `errors` are further exceptions of `write` that
+    mean the same. The file that was there before is untouched then.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"could not be written ({reason})", where=path, fix="the file before it is untouched"
+        ) from error
+    except errors as error:
+        raise UserError(f"could not be written ({error})", where=path, fix="the file before it is untouched") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file in UTF-8, whole or not at all; line ends as they are."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """A file, whole or not at all."""
+    replace_file(path, lambda temporary: temporary.write_bytes(content))
+
+
+def write_json(path: Path, content: Any, *, indent: int | None = 1) -> None:
+    """Plain values as JSON, whole or not at all; what is not a number (NaN) or infinite is null. `indent` None: on one line."""
+    separators = None if indent is not None else (",", ":")
+    write_text(path, json.dumps(finite(content), indent=indent, separators=separators, allow_nan=False) + "\n")
+
+
+def finite(content: Any) -> Any:
+    """`content`, plain values, with every float that JSON cannot hold turned into None; tuples become lists."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Every line that is not blank: its number, from 1, and its object; None where it is no JSON object.
+
+    Reads line by line: files of many gigabytes need no memory.
+    """
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):
+                record = None
+            yield number, record if isinstance(record, dict) else None
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The records of a log, none where there is no such file; a last line that a kill cut off is left out.
+
+    Raises UserError for any other line that is no JSON object: something else than a kill has been at the file.
+    """
+    records: list[dict[str, Any]] = []
+    broken: int | None = None
+    if not path.is_file():
+        return records
+    for number, record in json_lines(path):
+        if broken is not None:
+            raise UserError(
+                "is no JSON object", where=f"{path}, line {broken}", fix="restore the file, or delete the line"
+            )
+        if record is None:
+            broken = number
+        else:
+            records.append(record)
+    return records

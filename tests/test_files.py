@@ -1,0 +1,88 @@
+"""A file is there whole, the new one or the one before; a log is read up to where a kill cut it off."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flyspeck.errors import UserError
+from flyspeck.files import finite, json_lines, read_jsonl, replace_file, write_bytes, write_json, write_text
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_file_before_survives_whatever_stops_the_writing(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_text(path, "before")
+
+    def stops(error: BaseException):
+        def write(temporary: Path) -> None:
+            temporary.write_text("half")
+            assert path.read_text() == "before"
+            raise error
+
+        return write
+
+    for error, shown, extra in (
+        (OSError(28, "No space left on device"), UserError, ()),
+        (RuntimeError("PytorchStreamWriter failed"), UserError, (RuntimeError,)),
+        (RuntimeError("a bug of ours"), RuntimeError, ()),
+        (KeyboardInterrupt(), KeyboardInterrupt, ()),
+    ):
+        with pytest.raises(shown, match="could not be written .*No space" if isinstance(error, OSError) else None):
+            replace_file(path, stops(error), errors=extra)
+        assert path.read_text() == "before"
+        assert names(tmp_path) == ["a.json"]
+
+
+def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"could not be written \(No such file or directory\)"):
+        write_text(tmp_path / "no" / "a.txt", "x")
+
+
+def test_the_temporary_file_has_the_ending_of_the_file(tmp_path: Path) -> None:
+    """Pillow, NumPy and ONNX choose their format by it."""
+    seen: list[Path] = []
+    replace_file(tmp_path / "a.b.png", lambda temporary: seen.append(temporary) or temporary.write_bytes(b"x"))
+    assert (seen[0].suffix, seen[0].parent) == (".png", tmp_path)
+    assert names(tmp_path) == ["a.b.png"]
+
+
+def test_text_and_bytes_come_back_as_they_are(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "ä\r\nb\n")
+    assert (tmp_path / "a.txt").read_bytes() == "ä\r\nb\n".encode()
+    write_bytes(tmp_path / "a.bin", bytes(range(256)))
+    assert (tmp_path / "a.bin").read_bytes() == bytes(range(256))
+
+
+def test_json_has_no_numbers_that_are_none(tmp_path: Path) -> None:
+    content = {"a": [1.5, float("nan"), (float("inf"), -float("inf"))], "b": {"c": True, "d": None}}
+    write_json(tmp_path / "a.json", content)
+    expected = {"a": [1.5, None, [None, None]], "b": {"c": True, "d": None}}
+    assert json.loads((tmp_path / "a.json").read_text()) == finite(content) == expected
+    write_json(tmp_path / "a.json", content, indent=None)
+    assert (tmp_path / "a.json").read_text() == '{"a":[1.5,null,[null,null]],"b":{"c":true,"d":null}}\n'
+
+
+def test_a_log_that_was_cut_off_is_read_up_to_there(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    assert read_jsonl(path) == []
+    whole = '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
+    for cut in range(len(whole) + 1):
+        path.write_text(whole[:cut])
+        found = [record["step"] for record in read_jsonl(path)]
+        # A record is whole with its closing brace; the line end may be missing.
+        assert found == [1, 2, 3][: whole[:cut].count("}")]
+
+
+@pytest.mark.parametrize("wrong", ["nonsense", '{"step": ', "[1, 2]", "7", "[" * 100_000])
+def test_a_broken_line_within_a_log_is_no_cut(tmp_path: Path, wrong: str) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(f'{{"step": 1}}\n\n{wrong}\n{{"step": 2}}\n')
+    with pytest.raises(UserError, match=r"log\.jsonl, line 3"):
+        read_jsonl(path)
+    assert list(json_lines(path)) == [(1, {"step": 1}), (3, None), (4, {"step": 2})]
