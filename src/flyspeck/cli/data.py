@@ -58,9 +58,9 @@ def inspect(
     """Count what is in a data set, by size; say what is broken, and what it asks of a detector."""
     import json
 
-    from flyspeck.cli.data_report import lines
     from flyspeck.data.inspect import inspect as inspect_set
     from flyspeck.data.inspect import summarize_classification
+    from flyspeck.data.inspect_text import lines
 
     packed = sorted(source.glob("*.npz")) if source.is_dir() else [source] if source.suffix == ".npz" else []
     if packed:
@@ -251,8 +251,8 @@ def scale_match(
     """Give the objects of SOURCE the sizes of those of --target, to pre-train on (Scale Match, MSM, SM+)."""
     import json
 
-    from flyspeck.cli.data_report import match_lines
     from flyspeck.cli.values import parse_size
+    from flyspeck.data.inspect_text import match_lines
     from flyspeck.data.scale_match import MatchRule
     from flyspeck.data.scale_match_files import scale_match as match
 

@@ -21,19 +21,21 @@ def export(
     calibration_tiles: int = typer.Option(64, "--calibration-tiles", help="Tiles that INT8 is calibrated on."),
 ) -> None:
     """Write a detector as ONNX or OpenVINO, if it finds the same boxes there; else say what differed."""
-    from flyspeck.export.package import ExportOptions, export_model
+    from flyspeck.export.exporting import export as write
 
-    options = ExportOptions(
-        format=format_,
+    done = write(
+        run,
+        out=out,
+        format=format_,  # pyright: ignore[reportArgumentType]  # the function says which there are
         int8=int8,
-        bits=pixels,
+        bits=pixels,  # pyright: ignore[reportArgumentType]
         hard_nms=hard_nms,
         factor=factor,
         check=check,
         check_limit=check_limit,
         calibrate=calibrate,
         calibration_tiles=calibration_tiles,
+        say=typer.echo,
     )
-    done = export_model(run, out, options, say=typer.echo)
     size = sum(f.stat().st_size for f in (done.path, done.path.with_suffix(".bin")) if f.is_file()) / 1e6
     typer.echo(f"{done.path}: {size:.1f} MB; flyspeck predict --model {done.path} IMAGES --out FOLDER")

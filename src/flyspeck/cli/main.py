@@ -68,9 +68,9 @@ app = typer.Typer(cls=_LazyGroup, add_completion=False, rich_markup_mode=None, n
 
 def _version(value: bool) -> None:
     if value:
-        from flyspeck import __version__
+        from flyspeck.version import VERSION
 
-        typer.echo(__version__)
+        typer.echo(VERSION)
         raise typer.Exit
 
 

@@ -16,7 +16,7 @@ def report(
     title: str = typer.Option("flyspeck report", "--title", help="The page's title."),
 ) -> None:
     """Explain runs in one HTML file: numbers by size, curves, what is lost, the worst images. No server, no network."""
-    from flyspeck.report import build_report, read_runs
+    from flyspeck.report.page import report as write
 
-    path = build_report(read_runs(runs, gt=gt, protocol=protocol), out, images=images, title=title)
+    path = write(runs, out=out, ground_truth=gt, protocol=protocol, images=images, title=title)
     typer.echo(f"{path}: {len(runs)} {'run' if len(runs) == 1 else 'runs'}, {path.stat().st_size / 1e6:.1f} MB")

@@ -16,21 +16,18 @@ def train(
     print_config: bool = typer.Option(False, "--print-config", help="Print the complete recipe and stop."),
 ) -> None:
     """Train a detector as a recipe says."""
-    from flyspeck.train.config import dump_recipe, load_recipe
+    from flyspeck.train.config import dump_recipe
+    from flyspeck.train.trained import read_recipe
+    from flyspeck.train.trained import train as run
 
-    if recipe.is_dir():
-        out, recipe = out or recipe, recipe / "recipe.yaml"
-    wanted = load_recipe(recipe, set_)
+    wanted, folder = read_recipe(recipe, set_)
     if print_config:
         typer.echo(dump_recipe(wanted), nl=False)
         return
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("flyspeck").setLevel(logging.INFO)
-    from flyspeck.train.run import train as run
-
-    folder = out or Path("runs") / wanted.name
-    figures = run(wanted, folder, resume=resume)
-    width = max(map(len, figures), default=0)
-    typer.echo(f"{folder}: best weights, protocol {wanted.evaluate.protocol}")
-    for name, value in figures.items():
+    done = run(wanted, out=out or folder, resume=resume)
+    width = max(map(len, done.metrics), default=0)
+    typer.echo(f"{done.folder}: best weights, protocol {wanted.evaluate.protocol}")
+    for name, value in done.metrics.items():
         typer.echo(f"  {name:<{width}}  {'-' if value < 0 else f'{100 * value:.1f}'}")

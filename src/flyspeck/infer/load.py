@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from flyspeck.data.enlarge import Enlarge
 from flyspeck.errors import UserError
 from flyspeck.infer.engines import is_exported, open_exported
 from flyspeck.infer.exported import ExportedModel
 from flyspeck.infer.factor_model import FactorModel
+from flyspeck.infer.merge import MergeRule
 from flyspeck.infer.predictor import Predictor
+from flyspeck.infer.skip import SkipRule
 from flyspeck.infer.tiles import default_tiles
+from flyspeck.infer.windows import OpenOptions
 
 
 def load_model(
@@ -59,22 +63,63 @@ def _choose(model: ExportedModel, choice: Mapping[str, Any]) -> None:
 
 
 def load_predictor(
-    path: Path | str,
+    path: str | os.PathLike[str],
     *,
     device: str = "cpu",
     precision: str = "fp32",
-    tile: tuple[int, int] | None = None,
+    tile: tuple[int, int] | Literal["off"] | None = None,
     overlap: int | None = None,
-    choice: Mapping[str, Any] | None = None,
-    **options: Any,
+    scale: float | None = None,
+    score_threshold: float = 0.05,
+    merge: MergeRule | None = None,
+    batch_size: int = 8,
+    readers: int = 1,
+    skip: SkipRule | None = None,
+    options: OpenOptions | None = None,
+    budget: str | None = None,
+    quality: float | None = None,
+    factor: float | None = None,
 ) -> Predictor:
-    """The predictor of a run folder, a weights file, or an exported model: images of any size in, detections out.
+    """The predictor of a trained model: images of any size in, one `Detections` each out.
 
-    `tile` (height, width) and `overlap` in pixels and the enlargement default to what the training saw; `choice` is that of
-    `load_model`; `options` go to `Predictor`.
+    Args:
+        path: A run folder, a weights file, or an exported `.onnx` or `.xml` file (which needs no torch).
+        device: `cpu`, `cuda`, `cuda:1`, `mps`.
+        precision: `fp32` or `bf16`.
+        tile: (height, width) of a tile in pixels that the model sees, or `"off"` for whole images; None: the training size.
+        overlap: Pixels that neighbouring tiles share at least; the largest object must fit in. None: from the training's objects.
+        scale: Model pixels per image pixel; None: as in training.
+        score_threshold: Detections below this score, from 0 to 1, are left out.
+        merge: How boxes of overlapping tiles become one; None: `MergeRule()`.
+        batch_size: Tiles in one pass of the model.
+        readers: Threads that decode ahead.
+        skip: Which tiles are passed over as empty; None: none.
+        options: How image files are opened: bands, range of values, largest size.
+        budget: Of a detector with factors: mean cost of a tile, as in `0.6GFLOPs` or `12ms`.
+        quality: Of a detector with factors: from 0, the cheapest, to 1, the largest.
+        factor: Of a detector with factors: this one for everything. `budget`, `quality` and `factor` exclude each other.
+
+    Returns:
+        A predictor: `.predict(images)` for a list, `.stream(images)` for one result after the other. Boxes are xyxy in pixels
+        of the original image.
+
+    Raises:
+        UserError: For a file that is not there or of another program, and for settings that cannot be.
     """
-    model, description = load_model(path, device=device, precision=precision, choice=choice, tile=tile)
-    sides, shared = default_tiles(tile, overlap, description)
-    if "scale" not in options and "enlarge" in description:
-        options.setdefault("enlarge", Enlarge(**description["enlarge"]))
-    return Predictor(model, tile=sides, overlap=shared, **options)
+    asked: dict[str, Any] = {"budget": budget, "quality": quality, "factor": factor}
+    choice = {name: value for name, value in asked.items() if value is not None}
+    size = None if tile == "off" else tile
+    model, description = load_model(Path(path), device=device, precision=precision, choice=choice, tile=size)
+    sides, shared = default_tiles(size, overlap, description, whole=tile == "off")
+    return Predictor(
+        model,
+        tile=sides,
+        overlap=shared,
+        enlarge=Enlarge(**description.get("enlarge", {})) if scale is None else Enlarge(scale),
+        batch_size=batch_size,
+        score_threshold=score_threshold,
+        merge=merge,
+        skip=skip,
+        readers=readers,
+        options=options,
+    )

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import flyspeck
 from flyspeck.data.annotations import Annotations
 from flyspeck.evaluate import DetectionTable, evaluate
 from flyspeck.evaluate.bootstrap import drawn_aps
@@ -20,6 +19,7 @@ from flyspeck.evaluate.protocols import APProtocol, Protocol
 from flyspeck.models.detector import Detector
 from flyspeck.models.profile import NUM_PROPOSALS, measure_latency, profile
 from flyspeck.train.measure import figures_of
+from flyspeck.version import VERSION
 
 SAMPLES = 500
 """Resamples of the images."""
@@ -75,7 +75,7 @@ def environment() -> dict[str, Any]:
     """Versions, hardware and threads of this process."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
-        "version": flyspeck.__version__,
+        "version": VERSION,
         "commit": _commit(),
         "torch": torch.__version__.partition("+")[0],
         "hardware": gpu or _processor(),
@@ -96,7 +96,7 @@ def _processor() -> str:
 
 def _commit() -> str:
     """The last commit of the package's own files, or "" where they are not in a git work tree."""
-    package = Path(flyspeck.__file__).parent
+    package = Path(__file__).parents[1]
     command = ["git", "-C", str(package), "log", "-1", "--format=%h", "--", "."]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()

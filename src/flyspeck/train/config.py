@@ -328,7 +328,7 @@ def load_recipe(path: Path | str, overrides: list[str] | None = None) -> Recipe:
             "a recipe is a mapping of sections", where=path, fix=f"sections: {', '.join(Recipe.model_fields)}"
         )
     for override in overrides or []:
-        _apply(content, override)
+        apply_change(content, override)
     recipe = parse_recipe(content, where=path)
     return resolve_paths(recipe, path.parent)
 
@@ -385,7 +385,8 @@ def _absolute(folder: Path, value: str) -> Path:
     return path if path.is_absolute() else (folder / path).resolve()
 
 
-def _apply(content: dict[str, Any], override: str) -> None:
+def apply_change(content: dict[str, Any], override: str) -> None:
+    """Sets one field of a recipe's mapping, in place: `section.key=value`, the value in YAML."""
     key, equals, value = override.partition("=")
     if not equals:
         raise UserError(f"'{override}' sets nothing", where="--set", fix="write section.key=value")
