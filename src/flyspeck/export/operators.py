@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-import flyspeck.models.batch_decoding  # noqa: F401  (registers torch.ops.flyspeck)
+from flyspeck.models.batch_decoding import ONNX_FORMS
 
 
 def onnx_translations() -> dict[Any, Any]:
-    """For `torch.onnx.export(custom_translation_table=...)`: the two operators in ONNX."""
+    """For `torch.onnx.export(custom_translation_table=...)`: the two operators in ONNX, and those of `register_onnx`."""
     from onnxscript import opset18
 
     op: Any = opset18  # its type constraints cannot follow values through one another
@@ -62,7 +62,12 @@ def onnx_translations() -> dict[Any, Any]:
         inverse = op.ScatterElements(places, order, places, axis=0)
         return op.Gather(op.Concat(*cuts, axis=0), inverse, axis=0)
 
+    further = {}
+    for name, form in ONNX_FORMS.items():
+        namespace, _, operator = name.partition("::")
+        further[getattr(getattr(torch.ops, namespace), operator).default] = form(op)
     return {
+        **further,
         torch.ops.flyspeck.nms_mask.default: nms_mask_onnx,
         torch.ops.flyspeck.pyramid_roi_align.default: pyramid_roi_align_onnx,
     }

@@ -9,7 +9,7 @@ How to write one, so that the graph serves every batch and every image size and 
 * never `len(tensor)`, `int(...)`, `.item()` or an `if` on a size: each bakes the traced number into the file. Take `x.shape[0]`;
 * sizes in the argument `size` may be symbols: use them in arithmetic only;
 * suppression and RoIAlign go through `nms_mask` and `pyramid_roi_align` below (or the functions that call them): the
-  exporter knows how to write these two.
+  exporter knows how to write these two. `register_onnx` adds others.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from flyspeck import boxes as box_algebra
+from flyspeck.errors import UserError
 from flyspeck.models.postprocess import Suppression
 from flyspeck.models.roi_align import pyramid_roi_align as eager_roi_align
 
@@ -155,3 +156,22 @@ def pyramid_roi_align(
 @pyramid_roi_align.register_fake
 def _(maps: list[Tensor], regions: Tensor, level: Tensor, output: int, sampling: int, aligned: bool) -> Tensor:
     return maps[0].new_empty(regions.shape[0], maps[0].shape[1], output, output)
+
+
+OnnxForm = Callable[[Any], Callable[..., Any]]
+"""Takes onnxscript's opset 18 and gives a function of the operator's arguments that builds it of ONNX's operators."""
+ONNX_FORMS: dict[str, OnnxForm] = {}
+"""How further operators are written in ONNX, by name; filled by `register_onnx`."""
+
+
+def register_onnx(name: str, form: OnnxForm) -> None:
+    """For a head or neck with a step that no graph can hold: `form` is how `flyspeck export` writes the operator `name`.
+
+    `name` is that of a `torch.library.custom_op` of fixed output shape, such as `mine::peaks`; in the method that is exported,
+    call it in place of the step (`torch.compiler.is_exporting()` says when).
+    """
+    if name in ONNX_FORMS and ONNX_FORMS[name] is not form:
+        raise UserError(
+            f"the operator '{name}' has an ONNX form already", where="register_onnx", fix="name yours otherwise"
+        )
+    ONNX_FORMS[name] = form

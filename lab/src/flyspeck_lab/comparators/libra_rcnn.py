@@ -24,7 +24,7 @@ than the Faster R-CNN it is built on (47.35, 87.57).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ from torch.nn import functional as F
 from flyspeck import boxes as box_algebra
 from flyspeck.models.assign import BACKGROUND
 from flyspeck.models.backbones.staged import StagedBackbone
+from flyspeck.models.batch_decoding import register_onnx
 from flyspeck.models.detector import Detector, SupervisedNeck
 from flyspeck.models.heads.faster_rcnn import faster_rcnn
 from flyspeck.models.heads.roi import TwoStageOptions
@@ -45,6 +46,8 @@ from flyspeck.types import FeatureSpec, Targets
 
 MAX_KEYS = 4096
 """Cells that each cell of the refined map attends to at most."""
+_HALVINGS = 8
+"""That a graph makes at most: enough for a map of 16384 x 16384 cells."""
 
 
 @dataclass(frozen=True)
@@ -126,14 +129,85 @@ class NonLocal(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, C, H, W)` to the same shape."""
-        batch, channels, height, width = x.shape
-        far = x
-        while far.shape[-2] * far.shape[-1] > MAX_KEYS:
-            far = F.avg_pool2d(far, 2, ceil_mode=True, count_include_pad=False)
-        query, key, value = (m.flatten(2).transpose(1, 2) for m in (self.query(x), self.key(far), self.value(far)))
-        # Without the 1 / sqrt(C) of transformers: the embedded Gaussian has none.
-        seen = F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None], scale=1.0)[:, 0]
-        return x + self.out(seen.transpose(1, 2).reshape(batch, channels, height, width))
+        if torch.compiler.is_exporting():  # of a mean, a 1x1 convolution gives the mean of what it gives
+            return x + self.out(attend(self.query(x), self.key(x), self.value(x), MAX_KEYS))
+        far = halved(x, MAX_KEYS)
+        return x + self.out(attention(self.query(x), self.key(far), self.value(far)))
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The mean of `value (B, C, h, w)` for every cell of `query (B, C, H, W)`, weighed by softmax of its products with `key`."""
+    q, k, v = (m.flatten(2).transpose(1, 2)[:, None] for m in (query, key, value))
+    # Without the 1 / sqrt(C) of transformers: the embedded Gaussian has none.
+    return F.scaled_dot_product_attention(q, k, v, scale=1.0)[:, 0].transpose(1, 2).reshape(query.shape)
+
+
+def halved(x: Tensor, cells: int) -> Tensor:
+    """A map `(B, C, H, W)` averaged by 2 x 2, as often as it takes until it has at most `cells` cells."""
+    while x.shape[-2] * x.shape[-1] > cells:
+        x = F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
+    return x
+
+
+@torch.library.custom_op("flyspeck::attend_halved", mutates_args=())
+def attend(query: Tensor, key: Tensor, value: Tensor, cells: int) -> Tensor:
+    """`attention` to keys and values `halved` to at most `cells` cells, as one operator of a graph; all are `(B, C, H, W)`."""
+    return attention(query, halved(key, cells), halved(value, cells)).contiguous()
+
+
+@attend.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, cells: int) -> Tensor:
+    return torch.empty_like(query, memory_format=torch.contiguous_format)
+
+
+def _attend_onnx(op: Any) -> Callable[..., Any]:
+    """`attend` in ONNX: how often to halve is arithmetic on the size, and the average is a product on either side."""
+
+    def number(value: int) -> Any:
+        return op.Constant(value_int=value)
+
+    def ceil_div(side: Any, by: Any) -> Any:
+        return op.Div(op.Sub(op.Add(side, by), number(1)), by)
+
+    def averages(side: Any, again: Sequence[Any], block: Any) -> Any:
+        """`(side', side)`: the weights by which the cells along one axis go into the halved ones."""
+        cell = op.Range(number(0), side, number(1))
+        weight = op.Expand(op.Constant(value_float=1.0), op.Shape(cell))
+        for times, one in enumerate(again):
+            length = ceil_div(side, number(2**times))
+            # A last cell without a partner goes on alone.
+            last = op.Equal(op.Div(cell, number(2**times)), op.Sub(length, number(1)))
+            alone = op.And(last, op.Equal(op.Mod(length, number(2)), number(1)))
+            half = op.Sub(op.Constant(value_float=1.0), op.Mul(op.Constant(value_float=0.5), op.Cast(one, to=1)))
+            weight = op.Mul(weight, op.Where(alone, op.Constant(value_float=1.0), half))
+        target = op.Range(number(0), ceil_div(side, block), number(1))
+        member = op.Equal(
+            op.Div(op.Unsqueeze(cell, op.Constant(value_ints=[0])), block),
+            op.Unsqueeze(target, op.Constant(value_ints=[1])),
+        )
+        return op.Mul(op.Cast(member, to=1), op.Unsqueeze(weight, op.Constant(value_ints=[0])))
+
+    def attend_onnx(query: Any, key: Any, value: Any, cells: int) -> Any:
+        height, width = (
+            op.Squeeze(op.Shape(query, start=axis, end=axis + 1), op.Constant(value_ints=[0])) for axis in (2, 3)
+        )
+        again, block = [], number(1)  # 1 where the map is halved once more, else 0
+        for times in range(_HALVINGS):
+            rows, columns = (ceil_div(side, number(2**times)) for side in (height, width))
+            again.append(op.Min(number(1), op.Div(op.Sub(op.Mul(rows, columns), number(1)), number(cells))))
+            block = op.Mul(block, op.Add(number(1), again[-1]))
+        down, across = averages(height, again, block), averages(width, again, block)
+        across = op.Transpose(across, perm=[1, 0])
+        flat = op.Constant(value_ints=[0, 0, -1])
+        key, value = (op.Reshape(op.MatMul(op.MatMul(down, m), across), flat) for m in (key, value))
+        products = op.MatMul(op.Transpose(op.Reshape(query, flat), perm=[0, 2, 1]), key)
+        seen = op.MatMul(value, op.Transpose(op.Softmax(products, axis=-1), perm=[0, 2, 1]))
+        return op.Reshape(seen, op.Shape(query))
+
+    return attend_onnx
+
+
+register_onnx("flyspeck::attend_halved", _attend_onnx)
 
 
 class BalancedPyramid(SupervisedNeck):
@@ -163,17 +237,36 @@ class BalancedPyramid(SupervisedNeck):
         return self._balance(levels), losses
 
     def _balance(self, levels: list[Tensor]) -> list[Tensor]:
-        size = levels[self.refine].shape[-2:]
-        mean = torch.stack([_resize(level, size) for level in levels]).mean(0)
+        middle = self.refine
+        size = levels[middle].shape[-2:]
+        mean = torch.stack([_resized(level, size, middle - i) for i, level in enumerate(levels)]).mean(0)
         refined = self.attention(mean)
-        return [level + _resize(refined, level.shape[-2:]) for level in levels]
+        return [level + _resized(refined, level.shape[-2:], i - middle) for i, level in enumerate(levels)]
 
 
-def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """`(B, C, H, W)` to `size` (H, W): by maxima where it shrinks, nearest where it grows."""
-    if x.shape[-2] >= size[0] and x.shape[-1] >= size[1]:
-        return x if tuple(x.shape[-2:]) == tuple(size) else F.adaptive_max_pool2d(x, tuple(size))
-    return F.interpolate(x, size=tuple(size), mode="nearest")
+def _resized(x: Tensor, size: Sequence[Any], steps: int) -> Tensor:
+    """`(B, C, H, W)` to `size` (H, W), `steps` levels up the pyramid: by maxima where it shrinks, nearest where it grows."""
+    if steps < 0:
+        return F.interpolate(x, size=tuple(size), mode="nearest")
+    if steps == 0:
+        return x
+    if torch.compiler.is_exporting():
+        return max_over_bins(max_over_bins(x, 2, size[0]), 3, size[1])
+    return F.adaptive_max_pool2d(x, tuple(size))
+
+
+def max_over_bins(x: Tensor, dim: int, bins: Any) -> Tensor:
+    """`F.adaptive_max_pool2d` along one axis of `(B, C, H, W)`, for a graph whose sizes are symbols."""
+    side = x.shape[dim]
+    place = torch.arange(bins, device=x.device)
+    first = torch.div(place * side, bins, rounding_mode="floor")
+    last = torch.div((place + 1) * side + bins - 1, bins, rounding_mode="floor") - 1
+    within = torch.arange(
+        side // bins + 2, device=x.device
+    )  # no bin is longer; what is too long reads its last cell again
+    index = (first[:, None] + within).minimum(last[:, None])
+    shape = [*x.shape[:dim], *index.shape, *x.shape[dim + 1 :]]
+    return x.index_select(dim, index.flatten()).reshape(shape).amax(dim + 1)
 
 
 class LibraRCNNOptions(TwoStageOptions):

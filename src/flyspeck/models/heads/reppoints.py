@@ -44,6 +44,7 @@ from flyspeck.models.batch_decoding import (
     suppress_levels,
     take_rows,
 )
+from flyspeck.models.deformable import sampled_deform_conv
 from flyspeck.models.detector import Detector, Head, PixelNorm
 from flyspeck.models.heads.fcos import grid_points
 from flyspeck.models.layers import ConvNorm, NormBuilder, flatten_levels, group_norm, init_normal, per_level
@@ -139,19 +140,7 @@ class PointConv(DeformConv2d):
         """`(B, C, H, W)` and offsets `(B, 18, H, W)`, (y, x) pairs in cells from the plain kernel's taps, to `(B, C', H, W)`."""
         if input.device.type != "cpu" or mask is not None:
             return super().forward(input, offset, mask)
-        batch, _, height, width = input.shape
-        y, x = torch.meshgrid(
-            torch.arange(height, device=offset.device), torch.arange(width, device=offset.device), indexing="ij"
-        )
-        taps = offset.float().unflatten(1, (NUM_POINTS, 2)) + _KERNEL_TAPS.reshape(NUM_POINTS, 2, 1, 1)
-        places = torch.stack([2 * (taps[:, :, 1] + x) + 1, 2 * (taps[:, :, 0] + y) + 1], -1)
-        places = places / torch.tensor([width, height], dtype=torch.float32) - 1  # cell middles in [-1, 1]
-        read = nn.functional.grid_sample(
-            input.float(), places.reshape(batch, -1, width, 2), mode="bilinear", align_corners=False
-        )
-        read = read.reshape(batch, -1, NUM_POINTS, height * width)
-        out = torch.einsum("bcpn,dcp->bdn", read, self.weight.float().flatten(2))
-        return out.reshape(batch, -1, height, width).to(input.dtype)
+        return sampled_deform_conv(input, offset, self.weight, stride=1, padding=1)
 
 
 class RepPointsHead(Head):
