@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from every_batch import assert_same, differences
 from tiny_exports import make_detector
 
 from flyspeck import plugins
 from flyspeck.cli.main import main
 from flyspeck.export.graph import DetectorGraph
 from flyspeck.export.parity import Rule, compare
+from flyspeck.models.detector import Detector
 from flyspeck.models.profile import profile
 from flyspeck.models.zoo import BACKBONES, DETECTORS, NECKS, build, parse_name
 from flyspeck.types import Detections, ImageBatch
@@ -85,17 +87,18 @@ def test_necks_give_two_stages_what_they_give_faster_rcnn() -> None:
         assert ours.head.rpn.negative_weight is theirs.head.rpn.negative_weight is not None  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("free_anchor:resnet18", {"norm": "gn"}),
-        ("libra_rcnn:resnet18", {"head": {"hidden": 16, "proposals": 60}}),
-        ("grid_rcnn:resnet18", {"head": {"hidden": 16, "proposals": 60, "point_channels": 4, "grid_depth": 1}}),
-    ],
-)
+EXPORTS: dict[str, dict] = {
+    "free_anchor:resnet18": {"norm": "gn"},
+    "libra_rcnn:resnet18": {"head": {"hidden": 16, "proposals": 60}},
+    "grid_rcnn:resnet18": {"head": {"hidden": 16, "proposals": 60, "point_channels": 4, "grid_depth": 1}},
+}
+
+
+@pytest.mark.parametrize("name", EXPORTS)
 @pytest.mark.parametrize("size", [(96, 128), (75, 97)])
-def test_the_exported_graph_finds_what_the_detector_finds(name: str, options: dict, size: tuple[int, int]) -> None:
-    detector, config = make_detector(name, **options)
+def test_the_exported_graph_finds_what_the_detector_finds(name: str, size: tuple[int, int]) -> None:
+    detector, config = make_detector(name, **EXPORTS[name])
+    _spread_out(detector)
     pixels = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (2, *size, 3), np.uint8))
     wanted = detector.detect(ImageBatch(pixels.permute(0, 3, 1, 2), (size, size)))
     with torch.no_grad():
@@ -108,6 +111,24 @@ def test_the_exported_graph_finds_what_the_detector_finds(name: str, options: di
     difference = compare(wanted, found, Rule(config.min_score, config.nms or 0.5, config.max_detections))
     assert difference.unmatched == 0, difference.text
     assert difference.ties <= max(2, 0.002 * difference.boxes), difference.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPORTS)
+def test_they_run_at_every_batch_and_size_in_every_engine(name: str, tmp_path: Path) -> None:
+    detector, _ = make_detector(name, **EXPORTS[name])
+    _spread_out(detector)
+    assert_same(differences(detector, tmp_path))
+
+
+@torch.no_grad()
+def _spread_out(detector: Detector) -> None:
+    """What begins at next to nothing counts: the attention of Libra, and heat maps that are all alike."""
+    for name, parameter in detector.named_parameters():
+        if "attention.out" in name:
+            parameter.normal_(0, 0.3)
+        if "grid.deconv" in name and name.endswith("weight"):
+            parameter.mul_(100)
 
 
 def test_the_command_line_takes_them(capsys: pytest.CaptureFixture[str]) -> None:

@@ -131,6 +131,53 @@ def test_non_local_equals_the_loop_over_cells(monkeypatch):
         assert layer(x).shape == x.shape
 
 
+@pytest.mark.parametrize("size", [(9, 14), (5, 5), (3, 4), (17, 23), (1, 30)])
+def test_the_graph_of_a_balanced_pyramid_takes_every_size(size, pyramid_file):
+    """Maps of any size, those whose keys are halved once, twice or not at all among them."""
+    pyramid, session = pyramid_file
+    torch.manual_seed(1)
+    maps = [torch.randn(3, 8, 4 * size[0] - 1, 4 * size[1] - 2), torch.randn(3, 8, 2 * size[0], 2 * size[1])]
+    maps += [torch.randn(3, 8, *size), torch.randn(3, 8, *(math.ceil(s / 2) for s in size))]
+    with torch.no_grad():
+        wanted = pyramid(maps)
+    found = session.run(None, {f"map{i}": m.numpy() for i, m in enumerate(maps)})
+    for one, other in zip(wanted, found, strict=True):
+        assert_close(torch.from_numpy(other), one, atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def pyramid_file(tmp_path_factory):
+    """A pyramid whose attention counts, of at most 12 keys, and its file in ONNX Runtime."""
+    import onnxruntime
+
+    from flyspeck.export.onnx import as_onnx
+
+    class Given(nn.Module):
+        features = tuple(FeatureSpec(8, stride) for stride in (4, 8, 16, 32))
+
+        def forward(self, maps):
+            return list(maps)
+
+    class Starred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pyramid = BalancedPyramid(Given())
+
+        def forward(self, *maps):
+            return tuple(self.pyramid(maps))
+
+    torch.manual_seed(0)
+    module = Starred().eval()
+    for conv in (m for m in module.modules() if isinstance(m, nn.Conv2d)):
+        nn.init.normal_(conv.weight, std=0.3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(libra, "MAX_KEYS", 12)
+        examples = [torch.randn(2, 8, 64 // 2**i, 80 // 2**i) for i in range(4)]
+        names = [f"map{i}" for i in range(4)]
+        model = as_onnx(module, examples, inputs=names, outputs=[f"out{i}" for i in range(4)])
+        yield module.pyramid, onnxruntime.InferenceSession(model.SerializeToString())
+
+
 def test_a_supervised_neck_keeps_its_losses():
     torch.manual_seed(0)
     detector = build("libra_rcnn:resnet18:sspnet", width=0.125, classes=("a",), hidden=16, proposals=20)

@@ -20,6 +20,8 @@ HEADS = {
     "reppoints:resnet18": {"norm": "gn"},
     "faster_rcnn:resnet18": {"head": {"hidden": 16, "proposals": 60}},
     "cascade_rcnn:resnet18": {"head": {"hidden": 16, "proposals": 60}, "nms": 0.3},
+    "tinaface:resnet18": {"norm": "bn", "levels": "3-6"},
+    "tinaface_gn_dcn:resnet50": {"norm": "gn", "levels": "3-6"},
     "ssd:mobilenet_v1": {"levels": None, "norm": "bn", "max_detections": 3000, "nms": 1.0, "min_score": 0.8},
 }
 

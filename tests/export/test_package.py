@@ -40,7 +40,7 @@ def assert_same(one: list[Detections], other: list[Detections]) -> None:
 
 def test_any_batch_of_any_size_gives_the_detectors_boxes(exports: Exports) -> None:
     eager, exported = TorchModel(load_detector(exports.run)), open_exported(exports.onnx)
-    for number, height, width in ((1, 64, 96), (3, 64, 64), (2, 101, 77)):
+    for number, height, width in ((1, 64, 96), (3, 64, 64), (2, 101, 77), (7, 33, 97)):
         batch = windows(number, height, width)
         assert_same(eager(batch), exported(batch))
 
@@ -55,6 +55,8 @@ def test_the_file_says_what_it_is(exports: Exports) -> None:
     assert told["figures"] == {"ap50_tiny": 0.01}
     assert told["parity"]["images"] == 4
     assert told["parity"]["unmatched"] == 0
+    assert told["parity"]["batches"] == [1, 2, 3, 7]
+    assert told["batch"] == "any"
     assert told["parity"]["boxes"] > 20
     assert set(told["parity"]["ap50"]) == {"eager", "exported"}
     assert "sides within" in exports.said

@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 from torch import nn
 
+from flyspeck.models.deformable import DeformableConv
 from flyspeck.models.detector import Detector
 from flyspeck.models.postprocess import Suppression
 from flyspeck.train.build import build_detector, describe_model
@@ -37,6 +38,8 @@ def make_detector(name: str, **model: object) -> tuple[Detector, ModelConfig]:
             if isinstance(module, nn.BatchNorm2d):
                 module.running_mean.normal_(0, 0.1)
                 module.running_var.uniform_(0.5, 1.5)
+            elif isinstance(module, DeformableConv):  # it starts as a plain convolution
+                module.offset.weight.normal_(0, 0.1)
     spread_scores(detector)
     return detector, config
 

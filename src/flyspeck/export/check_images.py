@@ -94,8 +94,11 @@ class Recorder:
         return found
 
 
-def predictor_for(model: Model, description: Mapping[str, Any], *, score: float, batch_size: int = 4) -> Predictor:
-    """As `flyspeck predict` runs it: tiles of the training size, the run's enlargement. One reader: a fixed order."""
+def predictor_for(model: Model, description: Mapping[str, Any], *, score: float, batch_size: int = 3) -> Predictor:
+    """As `flyspeck predict` runs it: tiles of the training size, the run's enlargement. One reader: a fixed order.
+
+    The batch is odd, and the last one often ragged, as a stranger's are.
+    """
     tile, overlap = default_tiles(None, None, description)
     enlarge = Enlarge(**description.get("enlarge", {}))
     return Predictor(

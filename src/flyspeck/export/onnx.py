@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import warnings
@@ -15,7 +16,7 @@ from flyspeck.errors import UserError, missing_extra
 from flyspeck.export.factors import FactorGraph, PrefixGraph
 from flyspeck.export.graph import INPUT, OUTPUTS, DetectorGraph, smallest_side
 from flyspeck.export.operators import onnx_translations
-from flyspeck.infer.exported import FORMAT, KEY
+from flyspeck.infer.exported import ANY_BATCH, FORMAT, KEY
 from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.router import FactorRouter
 from flyspeck.version import VERSION
@@ -28,7 +29,7 @@ _KEPT = ("training_size", "object_side_99", "enlarge", "protocol", "figures", "e
 def trace(detector: Detector, *, bits: int = 8) -> Any:
     """The `onnx.ModelProto` of a detector for images of `bits` (8, or 16 which also takes 8) a channel."""
     graph = DetectorGraph(detector).eval()
-    return _model_of(graph, [_example(graph, bits)], inputs=[INPUT], outputs=OUTPUTS)
+    return as_onnx(graph, [_example(graph, bits)], inputs=[INPUT], outputs=OUTPUTS)
 
 
 def trace_factors(detector: Detector, *, bits: int = 8) -> tuple[Any, dict[float, Any]]:
@@ -40,9 +41,9 @@ def trace_factors(detector: Detector, *, bits: int = 8) -> tuple[Any, dict[float
     with torch.no_grad():
         _, *maps = first(example)
     names = [f"map{number}" for number in range(len(maps))]
-    made = _model_of(first, [example], inputs=[INPUT], outputs=["probabilities", *names])
+    made = as_onnx(first, [example], inputs=[INPUT], outputs=["probabilities", *names])
     going_on = {
-        factor: _model_of(graph, [example, *maps], inputs=[INPUT, *names], outputs=OUTPUTS)
+        factor: as_onnx(graph, [example, *maps], inputs=[INPUT, *names], outputs=OUTPUTS)
         for factor, graph in rest.items()
     }
     return made, going_on
@@ -53,7 +54,7 @@ def _example(graph: DetectorGraph | PrefixGraph, bits: int) -> torch.Tensor:
     return torch.zeros(2, 256, 320, graph.mean.shape[1], dtype=torch.uint8 if bits == 8 else torch.float32)
 
 
-def _model_of(
+def as_onnx(
     graph: torch.nn.Module, examples: Sequence[torch.Tensor], *, inputs: Sequence[str], outputs: Sequence[str]
 ) -> Any:
     """A module as an `onnx.ModelProto`; of windows batch, height and width are free, of maps all but the channels."""
@@ -74,8 +75,7 @@ def _model_of(
                 opset_version=OPSET,
                 input_names=list(inputs),
                 output_names=list(outputs),
-                # `FactorGraph` takes its maps as one starred argument.
-                dynamic_shapes=(shapes[0],) if len(shapes) == 1 else (shapes[0], tuple(shapes[1:])),
+                dynamic_shapes=_as_taken(graph, shapes),
                 custom_translation_table=onnx_translations(),
                 verbose=False,
             )
@@ -86,6 +86,15 @@ def _model_of(
             ) from error
     assert program is not None
     return _tidy(program.model_proto)
+
+
+def _as_taken(graph: torch.nn.Module, shapes: list[dict[int, Any]]) -> tuple[Any, ...]:
+    """As the arguments of `forward` are: a starred one (`*maps`) takes all that follow."""
+    kinds = [parameter.kind for parameter in inspect.signature(graph.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return tuple(shapes)
+    first = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    return (*shapes[:first], tuple(shapes[first:]))
 
 
 def describe(detector: Detector, description: Mapping[str, Any], *, bits: int = 8) -> dict[str, Any]:
@@ -99,6 +108,7 @@ def describe(detector: Detector, description: Mapping[str, Any], *, bits: int = 
         "classes": list(detector.classes),
         "channels": int(norm.mean.shape[1]),
         "pixels": PIXELS[bits],
+        "batch": ANY_BATCH,
         "normalisation": {
             "mean": [round(v, 6) for v in norm.mean.flatten().tolist()],
             "std": [round(v, 6) for v in norm.std.flatten().tolist()],

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from flyspeck.errors import UserError
+from flyspeck.export.batches import BATCHES, compare_batches, windows_of
 from flyspeck.export.check_images import ImageSet, detect, named_set, run_sets, tiles_of
 from flyspeck.export.onnx import PIXELS, describe, trace, trace_factors, write_onnx
 from flyspeck.export.openvino import write_openvino
@@ -75,13 +76,16 @@ def export_model(run: Path, out: Path, options: ExportOptions, *, say: Say = pri
     try:
         write_all(graph, by_factor, temporary, told)
         say(f"checking on {len(checked.paths)} images of {checked.name}")
-        eager, reference = detect(TorchModel(detector), checked, description, score=rule.score)
-        found, windows = detect(open_exported(temporary), checked, description, score=rule.score)
+        model, exported = TorchModel(detector), open_exported(temporary)
+        batches = compare_batches(model, exported, windows_of(checked, description), rule)
+        eager, reference = detect(model, checked, description, score=rule.score)
+        found, windows = detect(exported, checked, description, score=rule.score)
         difference = compare(reference, windows, rule)
         ap = _accuracy(checked, eager=eager, exported=found)
         say(difference.text)
-        _require_parity(difference, ap, out)
-        told = {**told, "parity": {"images": len(checked.paths), **difference.to_dict(), "ap50": ap}}
+        _require_parity(difference, batches, ap, out)
+        parity = {"images": len(checked.paths), "batches": list(BATCHES), **difference.to_dict(), "ap50": ap}
+        told = {**told, "parity": parity}
         if options.int8:
             graph, told, ap = _quantised(graph, temporary, told, options, (checked, calibrated), eager, say)
         elif ap:
@@ -188,7 +192,9 @@ def _accuracy(images: ImageSet, **found: list[Any]) -> dict[str, dict[str, float
     return {name: ap_by_size(images.annotations, one) for name, one in found.items()}
 
 
-def _require_parity(difference: Difference, ap: Mapping[str, Mapping[str, float]], out: Path) -> None:
+def _require_parity(
+    difference: Difference, batches: Difference, ap: Mapping[str, Mapping[str, float]], out: Path
+) -> None:
     """Raises UserError where the exported model does not find the same."""
     if difference.boxes == 0:
         raise UserError(
@@ -197,9 +203,12 @@ def _require_parity(difference: Difference, ap: Mapping[str, Mapping[str, float]
             fix="give images with objects, or train it first",
         )
     faults = []
+    limits = f"{BOX_PX} px, {SCORE:g} in score, ties in {TIE_SHARE:.1%} of the boxes"
     if not difference.same:
-        limits = f"{BOX_PX} px, {SCORE:g} in score, ties in {TIE_SHARE:.1%} of the boxes"
         faults.append(f"boxes differ beyond the limits ({limits}): {difference.text}")
+    elif not batches.same:
+        sizes = ", ".join(map(str, BATCHES))
+        faults.append(f"in batches of {sizes} boxes differ beyond the limits ({limits}): {batches.text}")
     if ap and abs(ap["exported"]["tiny"] - ap["eager"]["tiny"]) > AP:
         faults.append(f"AP50 of tiny objects is {ap['exported']['tiny']:.4f}, was {ap['eager']['tiny']:.4f}")
     if faults:

@@ -24,6 +24,9 @@ KEY = "flyspeck"
 FORMAT = 1
 """Raised when a file of before could no longer be read rightly."""
 
+ANY_BATCH = "any"
+"""`batch` in the description of a file that takes every batch; 0.1.0 wrote no such entry."""
+
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """boxes (B, D, 4), scores (B, D), labels (B, D), counts (B,)."""
 
@@ -100,8 +103,15 @@ class PlainModel(ExportedModel):
 
     def run(self, batch: np.ndarray) -> Arrays:
         """See `ExportedModel.run`."""
-        boxes, scores, labels, counts = self._session.run([batch])
-        return boxes, scores, labels, counts
+        boxes, scores, labels, counts = self._session.run([self._even(batch)])
+        number = len(batch)
+        return boxes[:number], scores[:number], labels[:number], counts[:number]
+
+    def _even(self, batch: np.ndarray) -> np.ndarray:
+        """Files of 0.1.0 that hold a two-stage detector run on even batches only: the last window twice, then."""
+        if self.description.get("batch") == ANY_BATCH or len(batch) % 2 == 0:
+            return batch
+        return np.concatenate([batch, batch[-1:]])
 
 
 def described(text: str | None, path: Path) -> dict[str, Any]:
@@ -116,6 +126,13 @@ def described(text: str | None, path: Path) -> dict[str, Any]:
     if number != FORMAT:
         raise UserError(f"a file of format {number}; this version reads {FORMAT}", where=path, fix="export it again")
     return content
+
+
+def cannot_run(path: Path, inputs: Sequence[np.ndarray], error: Exception) -> UserError:
+    """For an engine that opened the file and fails on `inputs`."""
+    shape = "x".join(map(str, inputs[0].shape))
+    reason = " ".join(str(error).split())[-200:]
+    return UserError(f"the model does not run on windows of {shape} ({reason})", where=path, fix="export it again")
 
 
 def num_threads() -> int:

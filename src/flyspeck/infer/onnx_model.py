@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from flyspeck.errors import UserError, missing_extra
-from flyspeck.infer.exported import KEY, Session, num_threads
+from flyspeck.infer.exported import KEY, Session, cannot_run, num_threads
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
@@ -46,4 +46,7 @@ class OnnxSession(Session):
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """See `Session.run`."""
-        return self._session.run(None, dict(zip(self._inputs, inputs, strict=True)))
+        try:
+            return self._session.run(None, dict(zip(self._inputs, inputs, strict=True)))
+        except Exception as error:  # the runtime has no common base of its errors
+            raise cannot_run(self.path, inputs, error) from error

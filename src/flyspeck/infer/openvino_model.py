@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from flyspeck.errors import UserError, missing_extra
-from flyspeck.infer.exported import KEY, Session, num_threads
+from flyspeck.infer.exported import KEY, Session, cannot_run, num_threads
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
@@ -52,9 +52,18 @@ class OpenVinoSession(Session):
         if request is None:
             if len(self._compiled) > 8:  # images of ever new sizes must not fill the memory
                 self._compiled.clear()
-            model = self._model.clone()
-            model.reshape({place: list(shape) for place, shape in enumerate(shapes)})
-            request = self._core.compile_model(model, self._device, self._hints).create_infer_request()
+            try:
+                request = self._compile(shapes)
+            except RuntimeError as error:
+                raise cannot_run(self.path, inputs, error) from error
             self._compiled[shapes] = request
-        found = request.infer(dict(enumerate(inputs)), share_inputs=True)
+        try:
+            found = request.infer(dict(enumerate(inputs)), share_inputs=True)
+        except RuntimeError as error:
+            raise cannot_run(self.path, inputs, error) from error
         return [found[place].copy() for place in range(len(found))]
+
+    def _compile(self, shapes: Sequence[tuple[int, ...]]) -> Any:
+        model = self._model.clone()
+        model.reshape({place: list(shape) for place, shape in enumerate(shapes)})
+        return self._core.compile_model(model, self._device, self._hints).create_infer_request()

@@ -11,7 +11,7 @@ from flyspeck.errors import UserError
 from flyspeck.models import zoo
 from flyspeck.models.backbones.mobilenet import mobilenet_v2
 from flyspeck.models.backbones.resnet import resnet50
-from flyspeck.models.deformable import DeformableConv, make_deformable, replace_batch_norms
+from flyspeck.models.deformable import DeformableConv, make_deformable, replace_batch_norms, sampled_deform_conv
 from flyspeck.models.detector import Detector, PixelNorm
 from flyspeck.models.heads.tinaface import Inception, TinaFaceHead, tinaface, tinaface_anchors
 from flyspeck.models.layers import group_norm
@@ -152,6 +152,18 @@ def test_a_backbone_becomes_deformable_without_changing_what_it_computes() -> No
     assert not any(isinstance(m, nn.BatchNorm2d) for m in backbone.modules())
     with pytest.raises(UserError, match="no bottleneck"):
         make_deformable(mobilenet_v2(width=0.25))
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (1, 2, 0), (5, 1, 2)])
+@pytest.mark.parametrize("size", [(12, 15), (1, 2)])
+def test_sampling_is_a_deformable_convolution(kernel: int, stride: int, padding: int, size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    conv = DeformableConv(4, 6, kernel, stride=stride, padding=padding)
+    nn.init.normal_(conv.offset.weight)  # far beyond the border too
+    x = torch.randn(2, 4, *size)
+    offset = conv.offset(x)
+    found = sampled_deform_conv(x, offset, conv.conv.weight, stride=stride, padding=padding)
+    assert_close(found, conv(x), atol=1e-4, rtol=1e-4)
 
 
 # Ning, 2023, Table 9, at 512x640 by thop's rule: ResNet-50 191.30 and 184.29, BH-ResNet50 191.54 and 188.60.

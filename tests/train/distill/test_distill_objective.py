@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +28,7 @@ from same_detections import assert_same_detections
 HEADS = {
     "retinanet": {"depth": 1},
     "fcos": {"depth": 1},
+    "tinaface": {"depth": 1},
     "faster_rcnn": {"hidden": 16, "samples": 16, "train_proposals": 30, "proposals": 20},
 }
 
@@ -75,6 +77,7 @@ def minimised(losses: dict[str, Tensor]) -> Tensor:
         ("faster_rcnn", "faster_rcnn", {"method": "response", "regions": 8}),
         ("retinanet", "retinanet", {"method": "response"}),
         ("fcos", "fcos", {"method": "response"}),
+        ("tinaface", "tinaface", {"method": "response"}),
     ],
 )
 def test_a_step_changes_the_student_and_leaves_the_teacher(
@@ -202,6 +205,35 @@ def test_dense_terms_follow_the_teachers_confidence() -> None:
     classes, distance = dense_terms(teacher.clone(), off, teacher, boxes, temperature=1.0)
     assert_close(classes, torch.tensor(0.0), atol=1e-5, rtol=0)
     assert_close(distance, torch.tensor(1.0 - 0.11 / 2), atol=1e-4, rtol=0)
+
+
+def test_softened_logits_keep_the_size_of_their_gradient() -> None:
+    # As above: odds of 4 : 1 soften to 2/3 and 1/3 at a temperature of 2, against 1/2; times T^2 = 4.
+    softer = 4 * (2 / 3 * math.log(4 / 3) + 1 / 3 * math.log(2 / 3))
+    apart = bernoulli_kl(torch.zeros(1), torch.tensor([4.0]).log(), temperature=2.0)
+    assert_close(apart, torch.tensor([softer]))
+
+
+def test_a_teacher_that_is_sure_of_nothing_says_next_to_nothing() -> None:
+    # Its total confidence is 1000 / (1 + e^10) = 0.045: without a floor of 1 the sums would be divided by that.
+    teacher, student = torch.full((1, 1000, 1), -10.0), torch.full((1, 1000, 1), -8.0)
+    classes, distance = dense_terms(student, torch.ones(1, 1000, 4), teacher, torch.zeros(1, 1000, 4), temperature=1.0)
+    assert_close(classes, bernoulli_kl(student, teacher, temperature=1.0).sum())
+    assert_close(distance, torch.tensor((1 - 0.11 / 2) * 1000 / (1 + math.exp(10))), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "term"), [("fcos", "centerness"), ("faster_rcnn", "boxes")])
+def test_neither_do_its_centerness_and_its_boxes(kind: str, term: str, batch: tuple[ImageBatch, list[Targets]]) -> None:
+    teacher = detector(kind, channels=12)
+    layer = teacher.head.box_head.class_logits if kind == "faster_rcnn" else teacher.head.class_logits
+    assert isinstance(layer, nn.Module)
+    bias = layer.bias
+    assert isinstance(bias, Tensor)
+    with torch.no_grad():
+        bias.fill_(-25.0)
+        bias[2:] = 0.0  # the background of the second stage
+    losses = objective(detector(kind), teacher, method="response", regions=8)(*batch)
+    assert float(losses[f"kd_{term}"].detach()) < 1e-4
 
 
 def test_softened_background_outweighs_an_object() -> None:

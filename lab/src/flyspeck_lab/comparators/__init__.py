@@ -8,11 +8,13 @@ from flyspeck import register_detector
 def register() -> None:
     """Adds `free_anchor`, `libra_rcnn` and `grid_rcnn`."""
     from flyspeck.models.assigners.build import NAMES as ASSIGNERS
+    from flyspeck.models.batch_decoding import register_onnx
     from flyspeck_lab.comparators.free_anchor import free_anchor
     from flyspeck_lab.comparators.grid_rcnn import grid_rcnn
-    from flyspeck_lab.comparators.libra_rcnn import libra_rcnn
+    from flyspeck_lab.comparators.libra_rcnn import attend_onnx, libra_rcnn
 
     widths = {"channels": 256, "hidden": 1024}
     register_detector("free_anchor", free_anchor, anchors=True)
     register_detector("libra_rcnn", libra_rcnn, widths=widths, anchors=True, assigners=ASSIGNERS, like="faster_rcnn")
+    register_onnx("flyspeck_lab::attend_halved", attend_onnx)
     register_detector("grid_rcnn", grid_rcnn, widths={**widths, "point_channels": 64}, anchors=True, like="faster_rcnn")

@@ -35,7 +35,6 @@ from torch.nn import functional as F
 from flyspeck import boxes as box_algebra
 from flyspeck.models.assign import BACKGROUND
 from flyspeck.models.backbones.staged import StagedBackbone
-from flyspeck.models.batch_decoding import register_onnx
 from flyspeck.models.detector import Detector, SupervisedNeck
 from flyspeck.models.heads.faster_rcnn import faster_rcnn
 from flyspeck.models.heads.roi import TwoStageOptions
@@ -149,7 +148,7 @@ def halved(x: Tensor, cells: int) -> Tensor:
     return x
 
 
-@torch.library.custom_op("flyspeck::attend_halved", mutates_args=())
+@torch.library.custom_op("flyspeck_lab::attend_halved", mutates_args=())
 def attend(query: Tensor, key: Tensor, value: Tensor, cells: int) -> Tensor:
     """`attention` to keys and values `halved` to at most `cells` cells, as one operator of a graph; all are `(B, C, H, W)`."""
     return attention(query, halved(key, cells), halved(value, cells)).contiguous()
@@ -160,7 +159,7 @@ def _(query: Tensor, key: Tensor, value: Tensor, cells: int) -> Tensor:
     return torch.empty_like(query, memory_format=torch.contiguous_format)
 
 
-def _attend_onnx(op: Any) -> Callable[..., Any]:
+def attend_onnx(op: Any) -> Callable[..., Any]:
     """`attend` in ONNX: how often to halve is arithmetic on the size, and the average is a product on either side."""
 
     def number(value: int) -> Any:
@@ -187,7 +186,7 @@ def _attend_onnx(op: Any) -> Callable[..., Any]:
         )
         return op.Mul(op.Cast(member, to=1), op.Unsqueeze(weight, op.Constant(value_ints=[0])))
 
-    def attend_onnx(query: Any, key: Any, value: Any, cells: int) -> Any:
+    def built(query: Any, key: Any, value: Any, cells: int) -> Any:
         height, width = (
             op.Squeeze(op.Shape(query, start=axis, end=axis + 1), op.Constant(value_ints=[0])) for axis in (2, 3)
         )
@@ -204,10 +203,7 @@ def _attend_onnx(op: Any) -> Callable[..., Any]:
         seen = op.MatMul(value, op.Transpose(op.Softmax(products, axis=-1), perm=[0, 2, 1]))
         return op.Reshape(seen, op.Shape(query))
 
-    return attend_onnx
-
-
-register_onnx("flyspeck::attend_halved", _attend_onnx)
+    return built
 
 
 class BalancedPyramid(SupervisedNeck):
