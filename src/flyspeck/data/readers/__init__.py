@@ -14,10 +14,17 @@ from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import IGNORE_CLASSES, IGNORE_FLAGS, PIXELS, Pixels, ReadOptions
 from flyspeck.data.readers.citypersons import read_citypersons
 from flyspeck.data.readers.coco import read_coco
+from flyspeck.data.readers.cvat import read_cvat
 from flyspeck.data.readers.detect import detect
 from flyspeck.data.readers.dota import read_dota
+from flyspeck.data.readers.kitti import read_kitti
+from flyspeck.data.readers.label_studio import read_label_studio
+from flyspeck.data.readers.labelme import read_labelme
 from flyspeck.data.readers.odgt import read_odgt
+from flyspeck.data.readers.supervisely import read_supervisely
 from flyspeck.data.readers.table import read_table
+from flyspeck.data.readers.via import read_via
+from flyspeck.data.readers.video_frames import read_uavdt, read_visdrone_video
 from flyspeck.data.readers.visdrone import read_visdrone
 from flyspeck.data.readers.voc import read_voc
 from flyspeck.data.readers.wider import read_wider
@@ -50,6 +57,14 @@ READERS: dict[str, Reader] = {
     "citypersons": Reader(read_citypersons),
     "odgt": Reader(read_odgt),
     "csv": Reader(read_table),
+    "labelme": Reader(read_labelme),
+    "via": Reader(read_via),
+    "cvat": Reader(read_cvat),
+    "label-studio": Reader(read_label_studio),
+    "supervisely": Reader(read_supervisely),
+    "kitti": Reader(read_kitti),
+    "visdrone-vid": Reader(read_visdrone_video),
+    "uavdt": Reader(read_uavdt),
 }
 
 

@@ -260,6 +260,18 @@ def _named(draft: Draft, row: int, reason: str) -> str:
     return f" ({draft.describe(row)})" if draft.describe is not None and "not listed" in reason else ""
 
 
+def by_name(draft: Draft, names: Sequence[str], *, listed: Sequence[str] = ()) -> None:
+    """Fills in the categories of a format that names each box's class: `listed` in their order, then the others sorted.
+
+    `names` has one entry a box; ids count from 1.
+    """
+    first = list(dict.fromkeys(listed))
+    draft.names = [*first, *sorted(set(names) - set(first))]
+    draft.category_ids = list(range(1, len(draft.names) + 1))
+    row_of = {name: row for row, name in enumerate(draft.names)}
+    draft.category = [row_of[name] for name in names]
+
+
 def _classes(draft: Draft, options: ReadOptions) -> tuple[tuple[str, ...], tuple[int, ...], np.ndarray]:
     """Names and source ids of the classes, and for each category of the source its class (-1 ignore, -3 not asked for).
 

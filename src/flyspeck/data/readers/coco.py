@@ -65,7 +65,9 @@ def _check_shape(content: Any, path: Path) -> None:
             what, where=path, fix="give the ground-truth file with 'images', 'annotations' and 'categories'"
         )
     for key in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+        found = content.get(key) if isinstance(content, dict) else None
+        # SODA-A has a file for each image, whose `images` is that one.
+        if not isinstance(found, list) and not (key == "images" and isinstance(found, dict)):
             raise UserError(
                 f"no list '{key}'", where=path, fix="a COCO file has 'images', 'annotations' and 'categories'"
             )
@@ -97,7 +99,8 @@ def _read_images(draft: Draft, content: dict[str, Any], *, nameless: bool = Fals
     """Append the images; returns the row of each id. With `nameless` an image without file_name is named by its id."""
     rows: dict[Any, int] = {}
     kept = []
-    for count, image in enumerate(content["images"], 1):
+    listed = content["images"]
+    for count, image in enumerate(listed if isinstance(listed, list) else [listed], 1):
         entry = image if isinstance(image, dict) else {}
         name, given = entry.get("file_name"), entry.get("id")
         key = as_id(given)
@@ -191,8 +194,9 @@ def _boxes_of_masks(draft: Draft, entries: list[dict[str, Any]], boxes: np.ndarr
     """Fills in, in place, the xywh of entries that have a mask and no box."""
     filled = 0
     for row in np.flatnonzero(np.isnan(boxes).any(1)).tolist():
-        if not entries[row].get("bbox") and entries[row].get("segmentation"):
-            boxes[row] = mask_box(entries[row]["segmentation"])
+        mask = entries[row].get("segmentation") or entries[row].get("poly")  # `poly`: SODA-A's turned boxes
+        if not entries[row].get("bbox") and mask:
+            boxes[row] = mask_box(mask)
             filled += 1
     if filled:
         draft.notes.append(f"{filled} annotations have a segmentation and no bbox: the box around the mask is taken")

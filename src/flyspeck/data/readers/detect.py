@@ -7,8 +7,9 @@ from itertools import islice
 from pathlib import Path
 
 from flyspeck.data.images import EXTENSIONS
-from flyspeck.data.readers.foreign import tool_of_json
-from flyspeck.data.readers.values import as_number, decoded, load_json
+from flyspeck.data.readers.foreign import tool_of_json, tool_of_xml
+from flyspeck.data.readers.values import as_number, decoded, load_json, parse_xml
+from flyspeck.data.readers.video_frames import UAVDT_WHOLE
 from flyspeck.data.readers.wider import mat_names
 from flyspeck.data.readers.yolo import CONTENTS, NOT_LABELS, label_file, listed_images
 from flyspeck.errors import UserError
@@ -30,7 +31,11 @@ def _of_file(path: Path) -> tuple[str, Path] | None:
     suffix = path.suffix.lower()
     if suffix == ".mat":
         return ("wider" if {"event_list", "gt_list"} & mat_names(path) else "citypersons"), path
-    by_ending = {".json": "coco", ".xml": "voc", ".csv": "csv", ".odgt": "odgt"}
+    if suffix == ".json":
+        return FORMATS_OF_TOOLS.get(_json_kind(path) or "", "coco"), path
+    if suffix == ".xml":
+        return ("cvat" if _xml_kind(path) == "CVAT" else "voc"), path
+    by_ending = {".csv": "csv", ".odgt": "odgt"}
     by_ending |= dict.fromkeys((".yaml", ".yml", ".data"), "yolo")
     if suffix in by_ending:
         return by_ending[suffix], path
@@ -53,16 +58,28 @@ def _of_folder(folder: Path) -> tuple[str, Path] | None:
     for name in CONTENTS:
         if (folder / name).is_file():
             return "yolo", folder / name
-    texts = [p for p in (folder, folder / "annotations") if p.is_dir() and _text_kind(p) == "visdrone"]
-    if texts:
-        return "visdrone", folder
+    if any(next(folder.glob(f"{depth}*{UAVDT_WHOLE}"), None) for depth in ("", "*/")):
+        return "uavdt", folder
+    for kind in ("visdrone", "visdrone-vid"):
+        if any(p.is_dir() and _text_kind(p) == kind for p in (folder, folder / "annotations")):
+            return kind, folder
+    if any(p.is_dir() and _text_kind(p) == "kitti" for p in (folder, folder / "label_2", folder / "labels")):
+        return "kitti", folder
+    if any(p.is_dir() and any(p.glob("*.json")) for p in (folder / "ann", *folder.glob("*/ann"))):
+        return "supervisely", folder
     if any(p.is_dir() and _text_kind(p) == "dota" for p in (folder, *folder.glob("labelTxt*"))):
         return "dota", folder
-    if any(any(p.glob("*.xml")) for p in (folder, folder / "Annotations") if p.is_dir()):
+    xmls = next((files for p in (folder, folder / "Annotations") if (files := sorted(p.glob("*.xml")))), [])
+    if len(xmls) == 1 and _xml_kind(xmls[0]) == "CVAT":
+        return "cvat", xmls[0]
+    if xmls:
         return "voc", folder
     if any(folder.rglob("*_gtBboxCityPersons.json")):
         return "citypersons", folder
     yolo = _is_yolo(folder)
+    jsons = [] if yolo else json_files(folder)
+    if jsons and _json_kind(jsons[0]) == "labelme":
+        return "labelme", folder
     for kind, files in (
         ("coco", [file for file in json_files(folder) if not yolo or _json_kind(file) == "COCO"]),
         ("csv", sorted(folder.glob("*.csv"))),
@@ -75,7 +92,7 @@ def _of_folder(folder: Path) -> tuple[str, Path] | None:
             listed = ", ".join(file.relative_to(folder).as_posix() for file in files[:8])
             raise UserError(f"{len(files)} files of annotations ({listed})", where=folder, fix="give one of them")
         if files:
-            return kind, files[0]
+            return _of_file(files[0]) or (kind, files[0])
     return ("yolo", folder) if yolo else None
 
 
@@ -86,11 +103,27 @@ def _is_yolo(folder: Path) -> bool:
     return _text_kind(folder) == "yolo"
 
 
+FORMATS_OF_TOOLS = {"labelme": "labelme", "VIA": "via", "Label Studio": "label-studio", "Supervisely": "supervisely"}
+"""The tools of `foreign.tool_of_json` whose files have a reader of their own."""
+_SMALL = 1 << 23
+
+
 def _json_kind(path: Path) -> str | None:
-    """The kind of a json file beside YOLO's labels: many tools leave notes there."""
+    """The tool or kind of a json file: many tools write that ending. Only COCO's files are large, and begin with its keys."""
     try:
+        if path.stat().st_size > _SMALL:
+            with path.open("rb") as file:
+                head = file.read(1 << 16).lstrip()
+            return None if head.startswith(b"[") else "COCO"
         return tool_of_json(load_json(path))
-    except UserError:
+    except (UserError, OSError):
+        return None
+
+
+def _xml_kind(path: Path) -> str | None:
+    try:
+        return tool_of_xml(parse_xml(path))
+    except (UserError, OSError):
         return None
 
 
@@ -114,8 +147,11 @@ def _text_kind(folder: Path) -> str | None:
         fields = line.split()
         if line.lower().startswith(("imagesource", "gsd")) or (len(fields) in (9, 10) and not _is_number(fields[8])):
             return "dota"
-        if line.count(",") >= 5 and all(_is_number(field) for field in line.rstrip(",").split(",")):
-            return "visdrone"
+        parts = line.rstrip(",").split(",")
+        if len(parts) >= 6 and all(map(_is_number, parts)):
+            return "visdrone-vid" if len(parts) == 10 else "visdrone"
+        if len(fields) in (15, 16) and not _is_number(fields[0]) and all(map(_is_number, fields[1:])):
+            return "kitti"
         if len(fields) >= 5 and all(_is_number(field) for field in fields):
             return "yolo"
     return None

@@ -12,7 +12,7 @@ def tool_of_json(content: Any) -> str | None:
     first = content[0] if isinstance(content, list) and content else None
     if isinstance(content, Mapping):
         keys = content.keys()
-        if {"images", "categories"} <= keys and isinstance(content["images"], list):
+        if {"images", "categories"} <= keys and isinstance(content["images"], list | Mapping):
             return "COCO"
         if {"images", "type"} <= keys and {"categories"} & keys:
             return "COCO"
@@ -29,7 +29,7 @@ def tool_of_json(content: Any) -> str | None:
         if _is_task(content):
             return "Label Studio"
     if isinstance(first, Mapping):
-        if _is_task(first):
+        if _is_task(first) or _is_short_task(first):
             return "Label Studio"
         if "score" in first:
             return "COCO results"
@@ -43,6 +43,12 @@ def _via_entries(content: Mapping[str, Any]) -> bool:
 
 def _is_task(entry: Mapping[str, Any]) -> bool:
     return "data" in entry and bool({"annotations", "completions", "predictions"} & entry.keys())
+
+
+def _is_short_task(entry: Mapping[str, Any]) -> bool:
+    """An entry of Label Studio's JSON-MIN: a list of shapes that say their image's size in a key of the label's name."""
+    lists = [value for value in entry.values() if isinstance(value, list) and value and isinstance(value[0], Mapping)]
+    return any("original_width" in value[0] for value in lists)
 
 
 def tool_of_xml(root: ElementTree.Element) -> str | None:

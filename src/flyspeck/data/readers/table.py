@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble
+from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, by_name
 from flyspeck.data.readers.places import known_sizes, settle_root
 from flyspeck.data.readers.values import as_number, as_numbers, as_path, read_text
 from flyspeck.errors import UserError
@@ -59,10 +59,7 @@ def read_table(path: Path, options: ReadOptions) -> Annotations:
     settle_root(draft, [options.images] if options.images else [path.parent, path.parent / "images"])
     known_sizes(draft)
     _undo_shares(draft)
-    draft.names = sorted(set(names))
-    draft.category_ids = list(range(1, len(draft.names) + 1))
-    row_of = {name: row for row, name in enumerate(draft.names)}
-    draft.category = [row_of[name] for name in names]
+    by_name(draft, names)
     return assemble(draft, options, f"csv: {path.name}")
 
 

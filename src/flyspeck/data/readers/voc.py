@@ -10,7 +10,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.data.readers.assemble import PIXELS, Draft, Pixels, ReadOptions, assemble
+from flyspeck.data.readers.assemble import PIXELS, Draft, Pixels, ReadOptions, assemble, by_name
 from flyspeck.data.readers.foreign import tool_of_xml
 from flyspeck.data.readers.places import image_files, known_sizes, note_alone, note_unread, settle_root
 from flyspeck.data.readers.values import as_numbers, as_path, as_truth, parse_xml
@@ -43,10 +43,7 @@ def read_voc(source: Path, options: ReadOptions) -> Annotations:
     settle_root(draft, [options.images] if options.images else places)
     known_sizes(draft)
     _note_partners(draft, files)
-    draft.names = sorted(set(names))
-    draft.category_ids = list(range(1, len(draft.names) + 1))
-    row_of = {name: row for row, name in enumerate(draft.names)}
-    draft.category = [row_of[name] for name in names]
+    by_name(draft, names)
     draft.pixels, reason, draft.pixels_known = _meaning(draft.boxes, writers, options.pixels)
     if reason:
         others = " or ".join(p for p in PIXELS if p != draft.pixels)
