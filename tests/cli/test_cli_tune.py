@@ -57,7 +57,7 @@ def test_a_search_trains_plots_and_resumes(recipe, tmp_path, capsys):
     ("options", "message"),
     [
         (["--grid", "0,x"], "no list of numbers"),
-        (["--grid", "-1,1"], "outside of 0 to 100"),
+        (["--grid", "-1,1"], "not at least 0 and below 100"),
         (["--set", "model.fusion=one"], "sets model.fusion"),
         (["--set", "model.name=fcos:resnet18:sspnet"], "no top-down fusion factors"),
     ],

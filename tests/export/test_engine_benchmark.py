@@ -71,8 +71,8 @@ def test_images_without_annotations_have_times_only(
 def test_what_is_asked_wrongly(exports: Exports, capsys: pytest.CaptureFixture[str]) -> None:
     for asked, line in (
         (("--engines", "eager,onx"), "no engine 'onx'"),
-        (("--scales", "0,1"), "'0,1' is no list of scales"),
-        (("--scales", "big"), "'big' is no list of scales"),
+        (("--scales", "0,1"), "'0,1' has a number that is not positive"),
+        (("--scales", "big"), "'big' is no list of numbers"),
         (("--images", "nowhere"), "no such images or annotations"),
     ):
         assert run(exports.run, *asked) == 2

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from flyspeck.errors import UserError, missing_extra
+from flyspeck.cli.values import parse_names, parse_numbers
+from flyspeck.errors import missing_extra
 from flyspeck.files import write_json
 
 if TYPE_CHECKING:
@@ -39,9 +40,9 @@ def benchmark(
     from flyspeck.export.check_images import named_set, run_sets
     from flyspeck.train.build import load_described
 
-    names = [name.strip() for name in engines.split(",")]
+    names = parse_names(engines, where="--engines")
     check_engines(names)
-    factors = _numbers(scales)
+    factors = list(parse_numbers(scales, where="--scales", example="0.5,1"))
     detector, description = load_described(run)
     if threads is not None:
         torch.set_num_threads(threads)
@@ -121,13 +122,3 @@ def draw_curve(rows: list[EngineResult], path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=120)
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        found = [float(part) for part in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or min(found) <= 0:
-        raise UserError(f"'{text}' is no list of scales", where="--scales", fix="for example 0.5,1")
-    return found

@@ -10,6 +10,7 @@ import typer
 
 from flyspeck.cli.moved import keep_moved
 from flyspeck.cli.terminal import ProgressBar, list_problems
+from flyspeck.cli.values import parse_names, parse_size
 from flyspeck.errors import UserError
 from flyspeck.files import write_text
 
@@ -72,7 +73,7 @@ def inspect(
             check_files=check_files,
             format=format,
             images=images,
-            classes=_names(classes),
+            classes=None if classes is None else parse_names(classes, where="--classes"),
             pixels=pixels,
             encoding=encoding,
         )
@@ -149,7 +150,7 @@ def shrink(
             name=name or _json_name(source),
             factor=factor,
             short_side=short_side,
-            size=_size(size) if size else None,
+            size=parse_size(size) if size else None,
             image_format=_image_format(image_format),
             workers=workers,
             progress=progress.update,
@@ -191,7 +192,6 @@ def tile(
     Writes the tiles and a json of them, and corners.json: the same tiles as the TinyPerson benchmark lists them, by the whole
     images' names. Boxes at the cut: kept from a visible share, ignored from another, else dropped.
     """
-    from flyspeck.cli.values import parse_size
     from flyspeck.data.tile_files import write_corners, write_tiles
     from flyspeck.data.tiling import drop_crowded, tile_annotations
 
@@ -251,7 +251,6 @@ def scale_match(
     """Give the objects of SOURCE the sizes of those of --target, to pre-train on (Scale Match, MSM, SM+)."""
     import json
 
-    from flyspeck.cli.values import parse_size
     from flyspeck.data.inspect_text import match_lines
     from flyspeck.data.scale_match import MatchRule
     from flyspeck.data.scale_match_files import scale_match as match
@@ -310,7 +309,7 @@ def scenes(
     """Generate images of sea, fields and roads from a drone, with tiny persons, boats and cars."""
     from flyspeck.data.scenes.dataset import write_scenes
 
-    height, width = _size(size)
+    height, width = parse_size(size)
     with ProgressBar("painting") as progress:
         target = write_scenes(
             out,
@@ -326,18 +325,6 @@ def scenes(
     typer.echo(f"{target}: {images} images of {height} x {width}")
 
 
-def _size(text: str) -> tuple[int, int]:
-    """HxW as two numbers."""
-    parts = text.lower().replace("×", "x").split("x")
-    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
-        raise UserError(f"'{text}' is no size", where="--size", fix="write HEIGHTxWIDTH, such as 512x640")
-    return int(parts[0]), int(parts[1])
-
-
-def _names(classes: str | None) -> list[str] | None:
-    return None if classes is None else [name.strip() for name in classes.split(",") if name.strip()]
-
-
 def _read(
     source: Path,
     format: str | None,
@@ -350,7 +337,12 @@ def _read(
     from flyspeck.data.readers import read_annotations
 
     table = read_annotations(
-        source, format=format, images=images, classes=_names(classes), pixels=pixels, encoding=encoding
+        source,
+        format=format,
+        images=images,
+        classes=None if classes is None else parse_names(classes, where="--classes"),
+        pixels=pixels,
+        encoding=encoding,
     )
     print(f"read {table.source}", file=sys.stderr)
     for note in table.notes:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import typer
 
+from flyspeck.cli.values import parse_names, parse_numbers
 from flyspeck.data.annotations import Annotations
 from flyspeck.errors import UserError
 from flyspeck.evaluate import DetectionTable, EvaluationResult
@@ -62,7 +63,10 @@ def evaluate(
     if merge_kernel not in ("cpu", "cuda"):
         raise UserError(f"no merge kernel '{merge_kernel}'", where="--merge-kernel", fix="cpu or cuda")
     chosen = customised(
-        protocol_named(protocol), size_edges=_numbers(bins, "--bins"), max_dets=max_dets, ious=_numbers(iou, "--iou")
+        protocol_named(protocol),
+        size_edges=None if bins is None else parse_numbers(bins, where="--bins", least=0, example="2,8,12,20,32"),
+        max_dets=max_dets,
+        ious=None if iou is None else parse_numbers(iou, where="--iou", least=0, example="0.5,0.75"),
     )
     annotations, detections = read_pair(
         gt,
@@ -71,7 +75,7 @@ def evaluate(
         any_score=any_score,
         merge_from=merge_from,
         merge_kernel=merge_kernel,
-        classes=None if classes is None else [name.strip() for name in classes.split(",")],
+        classes=None if classes is None else parse_names(classes, where="--classes"),
         pixels=pixels,
         max_broken_share=max_broken_share,
     )
@@ -130,13 +134,3 @@ class Reasons:
             result.extra["comparison"] = rows
             text += "\n" + comparison_text(rows)
         return text
-
-
-def _numbers(text: str | None, option: str) -> tuple[float, ...] | None:
-    """`2,8,12` as numbers."""
-    if text is None:
-        return None
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise UserError(f"'{text}' is no list of numbers", where=option, fix="for example 2,8,12,20,32") from None

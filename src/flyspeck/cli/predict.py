@@ -48,7 +48,7 @@ def predict(
     every: int = typer.Option(1, "--every", help="Of a video, every Nth frame."),
 ) -> None:
     """Find objects in images; writes detections.json, images.json and annotated images into --out."""
-    from flyspeck.cli.values import parse_integers, parse_numbers
+    from flyspeck.cli.values import parse_integers, parse_names, parse_numbers, parse_range
     from flyspeck.infer.job import predict as run
     from flyspeck.infer.merge import MergeRule
 
@@ -58,7 +58,7 @@ def predict(
         source,
         model=model,
         out=out,
-        formats=format_.split(","),
+        formats=parse_names(format_, where="--format"),
         tile=_tile(tile),
         overlap=overlap,
         scale=scale,
@@ -74,7 +74,7 @@ def predict(
         draw=images,
         heat=heat,
         bands=None if bands is None else parse_integers(bands, where="--bands"),
-        value_range=None if value_range is None else _range(value_range),
+        value_range=None if value_range is None else parse_range(value_range, where="--value-range"),
         max_megapixels=max_megapixels,
         resume=resume,
         skip=skip,
@@ -93,13 +93,3 @@ def _tile(tile: str | None) -> Any:
     from flyspeck.cli.values import parse_size
 
     return tile if tile is None or tile == "off" else parse_size(tile, where="--tile")
-
-
-def _range(text: str) -> tuple[float, float]:
-    try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError:
-        raise UserError(f"'{text}' is no range", where="--value-range", fix="write LOW,HIGH such as 0,3000") from None
-    if not low < high:
-        raise UserError(f"'{text}' is no range", where="--value-range", fix="the first number must be the smaller")
-    return low, high

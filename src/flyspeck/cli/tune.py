@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from flyspeck.cli.values import parse_numbers
 from flyspeck.files import write_json
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def alpha(
     from flyspeck.train.config import load_recipe
     from flyspeck.train.tune import best_factor, count_edges, mean_by_factor, tune_fusion
 
-    factors = _factors(grid)
+    factors = sorted(set(parse_numbers(grid, where="--grid", least=0, below=100, example="0,0.5,1")))
     wanted = load_recipe(recipe, set_)
     if wanted.model.fusion is not None:
         raise UserError(
@@ -76,18 +77,6 @@ def alpha(
         spread = f"  ({100 * low:.1f} to {100 * high:.1f})" if seeds > 1 else ""
         typer.echo(f"  {key!s:>9}  {metric} {100 * mean:5.1f}{spread}{'  <- best' if key == best else ''}")
     typer.echo(f"{folder / 'alpha.json'}{f', {plotted}' if plotted else ''}")
-
-
-def _factors(grid: str) -> list[float]:
-    from flyspeck.errors import UserError
-
-    try:
-        factors = sorted({float(part) for part in grid.split(",")})
-    except ValueError:
-        raise UserError(f"'{grid}' is no list of numbers", where="--grid", fix="write 0,0.5,1") from None
-    if not all(0 <= factor < 100 for factor in factors):
-        raise UserError(f"'{grid}' has a factor outside of 0 to 100", where="--grid")
-    return factors
 
 
 def _train(recipe: Recipe, folder: Path) -> dict[str, float]:

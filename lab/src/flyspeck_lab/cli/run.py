@@ -31,6 +31,7 @@ def run(
     """Run the rows and seeds of tables that are not done yet, and judge their claims."""
     import logging
 
+    from flyspeck.cli.values import parse_names
     from flyspeck.errors import UserError
     from flyspeck_lab.page import summary
     from flyspeck_lab.runner import rejudge, rescore_table, run_tables, states
@@ -40,7 +41,7 @@ def run(
         known = ", ".join(sorted(path.stem for path in tables.glob("*.yaml")))
         raise UserError("no table named", where=tables, fix=f"all, or {known}" if known else "give a YAML file")
     wanted = [load_table(path) for path in find_tables(names, tables)]
-    chosen = [name.strip() for name in rows.split(",")] if rows else None
+    chosen = parse_names(rows, where="--rows") if rows else None
     if chosen and len(wanted) > 1:
         raise UserError(f"{len(wanted)} tables", where=f"--rows {rows}", fix="name the one table whose rows are meant")
     if list_:
