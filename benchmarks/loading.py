@@ -67,7 +67,7 @@ def main() -> None:
         "copy-paste 0.5 + flip + scale + crop + photometric": usual,
     }
     print(f"{options.images} images, {options.channels} channel(s), augmented at {size[1]} x {size[0]}, one thread")
-    height, width = samples[0].original_size
+    height, width = samples[0].pixels.shape[1:]
     print(f"{milliseconds(plain.raw, options.images):8.2f} ms  read and decode ({width} x {height} file)")
     print(f"{milliseconds(cached.raw, options.images):8.2f} ms  from the cache in memory")
     for name, step in steps.items():

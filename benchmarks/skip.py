@@ -27,7 +27,7 @@ from flyspeck.data.scenes import KINDS, plan
 from flyspeck.data.scenes.render import render
 from flyspeck.infer.predictor import Predictor, Result
 from flyspeck.infer.presence import PresenceLook
-from flyspeck.infer.skip import ContrastLook, DetectorLook, SkipReport, SkipRule
+from flyspeck.infer.skip import DetectorLook, SkipReport, SkipRule
 from flyspeck.infer.tiles import grid
 from flyspeck.infer.torch_model import TorchModel
 from flyspeck.train.build import load_detector
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--look", choices=("trained", "detector", "contrast"), default="trained")
+    parser.add_argument("--look", choices=("trained", "detector"), default="trained")
     parser.add_argument("--threshold", type=float, default=None, help="of the look; the trained one's own by default")
     parser.add_argument("--audit", type=float, default=0.05)
     parser.add_argument("--dense-only", action="store_true")
@@ -132,7 +132,7 @@ def main() -> None:
         look = PresenceLook(asked.run / "look.safetensors")
         threshold = look.threshold
     else:
-        look = DetectorLook(model) if asked.look == "detector" else ContrastLook()
+        look = DetectorLook(model)
         threshold = 0.1 if asked.look == "detector" else 0.5
     threshold = asked.threshold if asked.threshold is not None else threshold
     rule = SkipRule(look=look, threshold=threshold, audit=asked.audit, score=SCORE)

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,36 @@ def test_files_are_written_whole_or_not_at_all() -> None:
                     if name in {"write_text", "write_bytes", "os.replace", "os.rename"}:
                         found.setdefault(path.relative_to(root).as_posix(), set()).add(name)
     assert found.keys() == WRITE_THEMSELVES.keys()
+
+
+# Definitions that nothing of ours names, and who calls them.
+CALLED_BY_OTHERS = {
+    "list_commands": "typer",
+    "format_commands": "typer",
+    "find_class": "pickle",
+    "get_next": "onnxruntime",
+    "is_leaf_module": "torch.fx",
+    # What recipes will call when they take plugins.
+    **dict.fromkeys(("load_needed", "notes_of", "merged_notes", "transform_named", "timm_backbone"), "recipes, next"),
+}
+
+
+def test_everything_is_used_by_more_than_its_test() -> None:
+    """What only a test calls is dead. A name counts as used where code, a benchmark, an example or a page says it once more."""
+    root = LAB.parents[2]
+    folders = ("src", "lab/src", "benchmarks", "examples", "docs")
+    texts = [p for folder in folders for p in (root / folder).rglob("*") if p.suffix in (".py", ".md")]
+    words: Counter[str] = Counter()
+    for path in (*texts, root / "README.md"):
+        words.update(re.findall(r"\w+", path.read_text(encoding="utf-8")))
+    dead = set()
+    for path in (*FILES, *LAB_FILES):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.FunctionDef | ast.ClassDef) or words[node.name] > 1 or node.decorator_list:
+                continue
+            if not node.name.startswith("__") and not node.name.endswith("Options"):  # found by a builder's name
+                dead.add(node.name)
+    assert not dead - CALLED_BY_OTHERS.keys()
 
 
 def test_rooms_stay_small() -> None:

@@ -38,12 +38,6 @@ def center(boxes: Array) -> Array:
     return (boxes[..., :2] + boxes[..., 2:]) / 2
 
 
-def from_xywh(boxes: Array) -> Array:
-    """Corner-and-size boxes `[x, y, w, h]` to xyxy."""
-    xp = _namespace(boxes)
-    return xp.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], -1)
-
-
 def to_xywh(boxes: Array) -> Array:
     """Boxes in xyxy to corner-and-size `[x, y, w, h]`."""
     xp = _namespace(boxes)

@@ -65,8 +65,6 @@ class Sample:
     """(C, H, W) uint8, or float32 in [0, 1] (16-bit images)."""
     targets: Targets
     image_id: int | str
-    original_size: tuple[int, int]
-    """(H, W) of the file's image."""
 
 
 @dataclass(frozen=True)

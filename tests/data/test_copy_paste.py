@@ -28,7 +28,7 @@ def painted(height, width, boxes, *, labels=None, ignore=None, dtype=torch.uint8
         labels=torch.tensor(labels or [0] * num, dtype=torch.int64),
         ignore=torch.tensor(ignore or [False] * num, dtype=torch.bool),
     )
-    return Sample(pixels, targets, 1, (height, width))
+    return Sample(pixels, targets, 1)
 
 
 def only(sample):
@@ -152,9 +152,7 @@ def test_an_object_at_the_border_of_its_image_comes_with_what_there_is():
 def test_boxes_between_pixels_keep_their_place():
     sample = painted(9, 9, [(2, 2, 6, 6)])
     box = torch.tensor([[2.25, 2.5, 5.5, 5.75]])
-    moved = Sample(
-        sample.pixels, Targets(box, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.bool)), 1, (9, 9)
-    )
+    moved = Sample(sample.pixels, Targets(box, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.bool)), 1)
     patch, local = cut_out(moved, 0, 1)
     assert patch.shape == (1, 6, 6)
     assert local.tolist() == [1.25, 1.5, 4.5, 4.75]

@@ -57,7 +57,6 @@ def test_table_in_enlarged_pixels(table: Annotations) -> None:
 def test_data_set_enlarges_pixels_and_boxes(table: Annotations, cache: str) -> None:
     sample = DetectionDataset(table, cache=cache, enlarge=Enlarge(2)).raw(0)  # type: ignore[arg-type]
     assert sample.pixels.shape == (1, 20, 40)
-    assert sample.original_size == (10, 20)
     assert sample.targets.boxes.tolist() == [[8, 10, 12, 16]]
     expected = resample(np.arange(200, dtype=np.uint8).reshape(10, 20, 1), (20, 40))
     assert_array_equal(sample.pixels[0].numpy(), expected[:, :, 0])

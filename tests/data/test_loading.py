@@ -95,7 +95,7 @@ def test_sample_by_hand(tmp_path):
     assert_close(sample.targets.boxes, torch.tensor([[1.0, 0, 3, 2], [0, 0, 2, 1], [0, 0, 4, 3], [0, 1, 4, 3]]))
     assert sample.targets.labels.tolist() == [0, 1, -1, -1]
     assert sample.targets.ignore.tolist() == [False, False, True, True]
-    assert (sample.image_id, sample.original_size) == (0, (3, 4))
+    assert (sample.image_id, sample.pixels.shape[1:]) == (0, (3, 4))
     assert type(sample.image_id) is int
 
 
@@ -145,7 +145,7 @@ def test_wrong_size_in_the_annotations(tmp_path):
     with pytest.raises(UserError, match=r"0\.png: the image is 30 x 20 where the annotations say 20 x 30"):
         DetectionDataset(turned)[0]
     unknown = replace(annotations, sizes=np.array([[-1, -1]]))
-    assert DetectionDataset(unknown)[0].original_size == (20, 30)
+    assert DetectionDataset(unknown)[0].pixels.shape[1:] == (20, 30)
 
 
 @pytest.mark.parametrize("chunk", [1, 5000, 2**27])
@@ -171,7 +171,7 @@ def test_cache_says_its_size_and_keeps_its_limit(varied, caplog):
 
 def sample_of(pixels, image_id=0):
     nothing = Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool))
-    return Sample(pixels, nothing, image_id, tuple(pixels.shape[1:]))
+    return Sample(pixels, nothing, image_id)
 
 
 def test_padding_never_moves_or_resizes():

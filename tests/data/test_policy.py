@@ -7,20 +7,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.testing import assert_allclose, assert_array_equal
+from numpy.testing import assert_array_equal
 
-from flyspeck.data.policy import TINYBENCHMARK, CutPolicy, cut_boxes, visible_share
+from flyspeck.data.policy import TINYBENCHMARK, CutPolicy, cut_boxes
 
 WINDOW = (100, 50, 110, 60)
 # A 4x4 box at the left border of the window: 4, 3, 2 of its columns inside, then a sliver of 0.25, then none.
 BOXES = np.array(
     [[100, 50, 104, 54], [99, 50, 103, 54], [98, 50, 102, 54], [96.25, 50, 100.25, 54], [96, 50, 100, 54.0]]
 )
-
-
-def test_shares_by_hand() -> None:
-    assert_allclose(visible_share(BOXES, WINDOW), [1, 0.75, 0.5, 0.0625, 0], atol=1e-12)
-    assert_array_equal(visible_share(np.array([[105.0, 55, 105, 58]]), WINDOW), [0])
 
 
 def test_keep_ignore_drop_by_hand() -> None:

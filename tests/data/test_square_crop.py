@@ -17,7 +17,7 @@ def sample(boxes: list[list[float]], size: tuple[int, int] = (60, 100)) -> Sampl
     for x1, y1, x2, y2 in rows.long().tolist():
         pixels[:, y1:y2, x1:x2] = 255
     ignore = torch.zeros(len(rows), dtype=torch.bool)
-    return Sample(pixels, Targets(rows, torch.zeros(len(rows), dtype=torch.int64), ignore), 0, size)
+    return Sample(pixels, Targets(rows, torch.zeros(len(rows), dtype=torch.int64), ignore), 0)
 
 
 @given(st.integers(0, 10_000))

@@ -49,7 +49,7 @@ def painted(height, width, boxes, *, channels=1, dtype=torch.uint8, labels=None,
         labels=torch.tensor(labels or [0] * num, dtype=torch.int64),
         ignore=torch.tensor(ignore or [False] * num, dtype=torch.bool),
     )
-    return Sample(pixels, targets, 1, (height, width))
+    return Sample(pixels, targets, 1)
 
 
 def found(pixels, threshold=0.5):
@@ -406,7 +406,7 @@ def test_strength_scales_every_change(monkeypatch):
 def test_the_light_of_a_seed_stays_the_light_of_that_seed():
     """A seed is a promise: runs are repeated by it. Drawn first: contrast, brightness, gamma, each from [-1, 1]."""
     grey = torch.full((1, 4, 4), 0.5)
-    sample = Sample(grey, painted(4, 4, []).targets, 1, (4, 4))
+    sample = Sample(grey, painted(4, 4, []).targets, 1)
     checked = 0
     for seed in range(40):
         rng = np.random.default_rng(seed)

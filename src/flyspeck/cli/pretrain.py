@@ -31,6 +31,7 @@ def pretrain(
     import torch
 
     from flyspeck.data.classification import read_labelled_images
+    from flyspeck.devices import torch_device
     from flyspeck.errors import UserError
     from flyspeck.models.zoo import build_backbone
     from flyspeck.train.config import TrainConfig
@@ -56,6 +57,6 @@ def pretrain(
         seed=seed,
     )
     typer.echo(f"{backbone}: {len(train)} training and {len(val)} validation images of {len(train.classes)} classes")
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    where = torch_device(device or "auto")
     best = run(network, train, val, config, out, name=backbone, smallest_crop=smallest_crop, device=where)
     typer.echo(f"{best.weights}: top-1 {100 * best.top1:.2f} % (epoch {best.epoch})")

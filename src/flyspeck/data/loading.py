@@ -99,13 +99,11 @@ class DetectionDataset(Dataset[Sample]):
         else:
             tensor = torch.from_numpy(pixels.copy() if self._cache else pixels)  # a transform may write in place
         height, width = tensor.shape[-2:]
-        native = self._native[index] if self.enlarged else (height, width)
         image_id = self.annotations.image_ids[index]
         return Sample(
             pixels=tensor,
             targets=self._targets(index, height, width),
             image_id=image_id if isinstance(image_id, str) else int(image_id),
-            original_size=(int(native[0]), int(native[1])),
         )
 
     def _another(self, rng: np.random.Generator, index: int | None = None) -> Sample:

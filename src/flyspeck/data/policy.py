@@ -36,11 +36,6 @@ TINYBENCHMARK = CutPolicy(keep=0.7, ignore=0.7, measure="size", spare_ignored=Fa
 """TinyPerson's rule (TinyBenchmark, `split_and_merge_image.py`): a box is kept from 0.7 of its size, else dropped."""
 
 
-def visible_share(boxes: Array, window: tuple[float, float, float, float]) -> Array:
-    """Share of each box's area inside `window`, `(M, 4) -> (M,)` in [0, 1]; 0 for a box without area."""
-    return bx.area(_in_window(boxes, window)) / bx.area(boxes).clip(min=bx.EPS)
-
-
 def cut_boxes(
     boxes: Array, ignore: Array, window: tuple[float, float, float, float], policy: CutPolicy
 ) -> tuple[Array, Array, Array]:

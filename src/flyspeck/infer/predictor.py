@@ -169,7 +169,6 @@ class Predictor:
             passed = [w for w, wanted in zip(batch, verdict, strict=True) if wanted]
             for window, wanted in zip(batch, verdict, strict=True):
                 if not wanted:
-                    window.job.gated += 1
                     self._skip(window, journal)
         if passed:
             with self.turn:

@@ -123,7 +123,6 @@ class Job:
     found: dict[int, Detections] = field(default_factory=dict)
     verdicts: dict[int, str] = field(default_factory=dict)
     """Of tiles that the first look called empty: SKIPPED or AUDITED."""
-    gated: int = 0
     holes: list[tuple[TileKey, str]] = field(default_factory=list)
     waiting: int = 0
     """Tiles not yet done with."""

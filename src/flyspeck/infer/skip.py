@@ -49,35 +49,6 @@ class DetectorLook(FirstLook):
         return np.array([found.scores.max(initial=0) for found in self.model(windows)], np.float32)
 
 
-class ContrastLook(FirstLook):
-    """The largest deviation of a pixel from its surroundings, in units of the window's own noise; nothing is learnt.
-
-    x is the coarse window, m its mean over 5x5 pixels, d = |x - m|, the largest over channels; the answer is
-    1 - exp(-max(d) / (40 * median(d) + 4)), so that 0.5 is a spot 28 times as strong as the usual grain.
-    """
-
-    def __init__(self, *, shrink: int = 2) -> None:
-        self.shrink = shrink
-
-    def __call__(self, windows: list[np.ndarray]) -> np.ndarray:
-        """See `FirstLook`."""
-        return np.array([self._one(w) for w in windows], np.float32)
-
-    def _one(self, window: np.ndarray) -> float:
-        x = window.astype(np.float32) / (1 if window.dtype == np.uint8 else 257)
-        d = np.abs(x - _mean5(x)).max(axis=2)
-        return 1 - math.exp(-float(d.max()) / (40 * float(np.median(d)) + 4))
-
-
-def _mean5(x: np.ndarray) -> np.ndarray:
-    """Mean over 5x5 pixels of `(h, w, C)`, edges repeated."""
-    for axis in (0, 1):
-        padded = np.pad(x, [(2, 2) if k == axis else (0, 0) for k in range(3)], mode="edge")
-        n = x.shape[axis]
-        x = sum(np.take(padded, range(k, k + n), axis=axis) for k in range(5)) / 5  # pyright: ignore
-    return x
-
-
 @dataclass(frozen=True, kw_only=True)
 class SkipRule:
     """Which tiles are skipped, and when that is taken back."""

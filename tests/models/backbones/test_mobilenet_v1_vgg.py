@@ -13,9 +13,11 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from flyspeck.errors import UserError
-from flyspeck.models.backbones.mobilenet_v1 import CORAL, SameConv2d, mobilenet_v1, mobilenet_v1_classifier
+from flyspeck.models.backbones.mobilenet_v1 import CORAL, SameConv2d, mobilenet_v1
 from flyspeck.models.backbones.vgg import from_torchvision, vgg16
+from flyspeck.models.classifier import Classifier
 from flyspeck.models.profile import profile
+from flyspeck.models.weights import read_weights
 
 FULL, QUARTER = "mobilenet_v1_1_in1k_coral_bnfolded.pt", "mobilenet_v1_0.25_in1k_coral_bnfolded.pt"
 
@@ -52,9 +54,20 @@ IMAGENET = {
 }  # fmt: skip
 
 
+def classifier(weights, *, width):
+    """The whole network of a Coral file: its backbone as we read it, with its own `fc`, a 1x1 convolution."""
+    state = read_weights(weights)
+    backbone = mobilenet_v1(width=width, weights=weights, **CORAL)
+    model = Classifier(backbone, num_classes=len(state["fc.bias"]))
+    with torch.no_grad():
+        model.fc.weight.copy_(state["fc.weight"].flatten(1))
+        model.fc.bias.copy_(state["fc.bias"])
+    return model
+
+
 def test_quarter_width_classifies(shared):
     """Real ImageNet images that were shrunk to 32x32 and enlarged again: weak, but far above chance (0.4 of 80)."""
-    model = mobilenet_v1_classifier(shared / "weights" / QUARTER, width=0.25).eval()
+    model = classifier(shared / "weights" / QUARTER, width=0.25).eval()
     with np.load(shared / "data" / "tinyimagenet32" / "val.npz", allow_pickle=False) as content:
         data, offsets, labels, classes = (content[k] for k in ("data", "offsets", "labels", "classes"))
     right = 0

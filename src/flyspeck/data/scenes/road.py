@@ -77,10 +77,6 @@ class Streets(Terrain):
         """Whether ground points lie under a roof or closer than `margin` to one, `(N,)` bool."""
         return _inside(points, self.roofs[:, :5], margin)
 
-    def in_lot(self, points: np.ndarray, margin: float = 0.0) -> np.ndarray:
-        """Whether ground points lie on a parking lot, `(N,)` bool."""
-        return _inside(points, self.lots, margin)
-
     def plants(self) -> Trees:
         """Street trees."""
         return self.trees

@@ -17,14 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flyspeck.models.backbones.staged import StagedBackbone
-from flyspeck.models.classifier import Classifier
 from flyspeck.models.depthwise import DepthwiseConv2d
-from flyspeck.models.weights import load_backbone, load_strictly, read_weights
+from flyspeck.models.weights import load_backbone
 from flyspeck.options import Options
 from flyspeck.types import FeatureSpec
 
@@ -138,23 +136,6 @@ def mobilenet_v1(
     if weights is not None:
         load_backbone(backbone, weights, rename=rename_coral)
     return backbone
-
-
-def mobilenet_v1_classifier(weights: str | Path, *, width: float) -> Classifier:
-    """The classifier of a Coral file that has one (`fc`, a 1x1 convolution): images in [-1, 1] to logits.
-
-    Class 0 is the background, class `i + 1` ImageNet's class `i`.
-    """
-    state = read_weights(weights)
-    kernel, bias = state.pop("fc.weight"), state.pop("fc.bias")
-    backbone = mobilenet_v1(width=width, **CORAL)
-    renamed = {rename_coral(name): tensor for name, tensor in state.items()}
-    load_strictly(backbone, {name: tensor for name, tensor in renamed.items() if name is not None}, where=weights)
-    model = Classifier(backbone, num_classes=len(bias))
-    with torch.no_grad():
-        model.fc.weight.copy_(kernel.flatten(1))
-        model.fc.bias.copy_(bias)
-    return model
 
 
 def rename_coral(key: str) -> str | None:

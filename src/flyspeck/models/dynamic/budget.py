@@ -19,7 +19,7 @@ import torch
 
 from flyspeck.errors import UserError
 from flyspeck.models.detector import Detector
-from flyspeck.models.dynamic.cost import predictor_gflops, profile_factors
+from flyspeck.models.dynamic.cost import profile_factors
 from flyspeck.models.dynamic.norms import at_factor
 from flyspeck.models.dynamic.pooling import find_switch
 from flyspeck.models.dynamic.predictor import Decision
@@ -139,9 +139,3 @@ def factor_times(
             if turn >= warmup:
                 times[place].append(1000 * (time.perf_counter() - start))
     return [statistics.median(t) for t in times]
-
-
-def predictor_share(detector: Detector, size: tuple[int, int]) -> float:
-    """The predictor's part of the GFLOPs at the smallest factor, where it weighs most."""
-    costs = profile_factors(detector, size)
-    return predictor_gflops(detector, size) / min(cost.gflops for cost in costs.values())

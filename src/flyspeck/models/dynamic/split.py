@@ -8,22 +8,8 @@ import torch
 from torch import Tensor
 
 from flyspeck.models.detector import Detector, to_detections
-from flyspeck.models.dynamic.pooling import find_switch, run_prefix, run_rest
+from flyspeck.models.dynamic.pooling import find_switch, run_rest
 from flyspeck.types import Detections, ImageBatch
-
-
-@torch.no_grad()
-def detect_split(detector: Detector, images: ImageBatch, factors: Sequence[float]) -> list[Detections]:
-    """Detections of each image at its own factor (`factors`, one an image), in the order of the batch.
-
-    The same as one by one, as long as the detector is in evaluation mode. Raises UserError for an unknown factor.
-    """
-    if len(factors) != len(images.sizes):
-        raise ValueError(f"{len(factors)} factors for {len(images.sizes)} images")
-    switch = find_switch(detector)
-    places = [switch.place(factor) for factor in factors]
-    before, shared = run_prefix(detector, images)
-    return detect_groups(dict.fromkeys(range(len(switch.factors)), detector), before, shared, images, places)
 
 
 @torch.no_grad()
