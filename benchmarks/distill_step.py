@@ -107,7 +107,7 @@ def main() -> None:
     config = DistillConfig(teacher="given", method=options.method)
     with tempfile.TemporaryDirectory() as name:
         dataset = noise_set(Path(name), options.batch)
-        images, targets, _ = collate([dataset.raw(i) for i in range(options.batch)])
+        images, targets, _ = collate([dataset.raw(i) for i in range(options.batch)], divisor=32)
 
         def cached(observe: Observe) -> Source:
             still = AugmentConfig(flip=0)

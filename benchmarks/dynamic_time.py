@@ -50,6 +50,7 @@ def batches_of(run: DynamicRun, num_images: int, batch: int) -> tuple[list[Image
         batch_size=batch,
         sampler=in_order(len(rows)),
         workers=0,
+        divisor=run.detector.divisor,
         drop_last=False,
     )
     return [images for images, _, _ in loader.epoch(0)], rows.tolist()

@@ -62,7 +62,9 @@ def train_some(model: Path, folder: Path, threads: int) -> dict[str, float]:
     table = table.select_images([0] * 8)
     crop = RandomScaleCrop(size=tuple(description["training_size"]), toward_objects=1.0)
     channels = len(description["mean"])
-    loader = make_loader(DetectionDataset(table, channels=channels, transform=crop), batch_size=8, workers=0)  # type: ignore[arg-type]
+    loader = make_loader(
+        DetectionDataset(table, channels=channels, transform=crop), batch_size=8, workers=0, divisor=32
+    )  # type: ignore[arg-type]
     times = []
     for step in range(STEPS):
         start = time.perf_counter()

@@ -73,7 +73,9 @@ def main() -> None:
     for name, step in steps.items():
         spent = milliseconds(lambda n, step=step: step(samples[n % len(samples)], rng, another), 3 * options.images)
         print(f"{spent:8.2f} ms  {name}")
-    print(f"{milliseconds(lambda n: collate(samples[:8]), 100) / 8:8.2f} ms  padding, per image of a batch of 8")
+    print(
+        f"{milliseconds(lambda n: collate(samples[:8], divisor=32), 100) / 8:8.2f} ms  padding, per image of a batch of 8"
+    )
 
 
 if __name__ == "__main__":

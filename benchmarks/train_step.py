@@ -98,7 +98,7 @@ def main() -> None:
     model = ModelConfig.model_validate({**content, "weights": None, "norm": "none"})
     with tempfile.TemporaryDirectory() as name:
         dataset = noise_set(Path(name), options.batch)
-        images, targets, _ = collate([dataset.raw(i) for i in range(options.batch)])
+        images, targets, _ = collate([dataset.raw(i) for i in range(options.batch)], divisor=32)
     ours = DetectionObjective(build(model))
     step = stepper(ours, images, targets, bf16)
     times = rounds(

@@ -7,8 +7,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from flyspeck.models.build import assemble, build_backbone
 from flyspeck.models.detector import Detector, PixelNorm
-from flyspeck.models.zoo import DETECTORS, ZooName, assemble, build_backbone
+from flyspeck.models.names import ZooName
+from flyspeck.models.zoo import DETECTORS
 from flyspeck.types import ImageBatch, Targets
 
 SIZE = (64, 96)
@@ -68,7 +70,7 @@ def train_a_step(backbone_name: str, pairs: Iterable[tuple[str, str]]) -> None:
             pixel_norm=pixel_norm,
             num_extra=1,
             channels=16,
-            **(FEW if "hidden" in DETECTORS[head].widths else {}),
+            **(FEW if "rpn" in DETECTORS[head].sections else {}),
         )
         detector.backbone = remembered
         finite_step(detector)

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from flyspeck import boxes as box_algebra
 from flyspeck.errors import UserError
 from flyspeck.models.anchors import AnchorGrid
-from flyspeck.models.zoo import build
+from flyspeck.models.build import build
 from flyspeck.types import Targets
 from flyspeck_lab.comparators.free_anchor import FreeAnchorLoss, mean_max
 
@@ -155,6 +155,6 @@ def test_a_crowd_of_800():
 
 def test_it_takes_no_assigner():
     with torch.device("meta"):
-        detector = build("free_anchor:resnet18", width=0.125)
+        detector = build("free_anchor:resnet18", width=0.125, channels=32)
     with pytest.raises(UserError, match="FreeAnchorLoss matches anchors by itself"):
         detector.head.assigning_part()

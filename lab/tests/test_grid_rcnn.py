@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
+from flyspeck.models.build import build
 from flyspeck.models.detector import Detector
 from flyspeck.models.profile import profile
-from flyspeck.models.zoo import build
 from flyspeck.types import ImageBatch, Targets
 from flyspeck_lab.comparators import grid_rcnn as module
 from flyspeck_lab.comparators.grid_rcnn import (

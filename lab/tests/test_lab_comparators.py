@@ -15,9 +15,11 @@ from flyspeck import plugins
 from flyspeck.cli.main import main
 from flyspeck.export.graph import DetectorGraph
 from flyspeck.export.parity import Rule, compare
+from flyspeck.models.build import build
 from flyspeck.models.detector import Detector
+from flyspeck.models.names import parse_name
 from flyspeck.models.profile import profile
-from flyspeck.models.zoo import BACKBONES, DETECTORS, NECKS, build, parse_name
+from flyspeck.models.zoo import BACKBONES, DETECTORS, NECKS
 from flyspeck.types import Detections, ImageBatch
 from one_step import train_a_step
 

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from flyspeck.errors import UserError
-from flyspeck.models.zoo import build_backbone
+from flyspeck.models.build import build_backbone
 from flyspeck.train.build import build_detector
 from flyspeck_lab.cli.main import main
 from flyspeck_lab.results import read_results

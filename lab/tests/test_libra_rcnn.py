@@ -12,8 +12,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from flyspeck.models.assign import BACKGROUND, IGNORED
+from flyspeck.models.build import build
 from flyspeck.models.necks.fpn import FPN
-from flyspeck.models.zoo import build
 from flyspeck.types import FeatureSpec, ImageBatch, Targets
 from flyspeck_lab.comparators import libra_rcnn as libra
 from flyspeck_lab.comparators.libra_rcnn import (
@@ -180,11 +180,11 @@ def pyramid_file(tmp_path_factory):
 
 def test_a_supervised_neck_keeps_its_losses():
     torch.manual_seed(0)
-    detector = build("libra_rcnn:resnet18:sspnet", width=0.125, classes=("a",), hidden=16, proposals=20)
+    detector = build("libra_rcnn:resnet18:sspnet", width=0.125, channels=32, classes=("a",), hidden=16, proposals=20)
     box = torch.tensor([[10.0, 10, 14, 14]])
     target = Targets(box, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.bool))
     images = ImageBatch(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), ((64, 64),))
-    inner = build("faster_rcnn:resnet18:sspnet", width=0.125, classes=("a",), hidden=16, proposals=20)
+    inner = build("faster_rcnn:resnet18:sspnet", width=0.125, channels=32, classes=("a",), hidden=16, proposals=20)
     assert set(detector.losses(images, [target])) == set(inner.losses(images, [target]))
 
 

@@ -20,17 +20,22 @@ if TYPE_CHECKING:
 
 
 def register_backbone(
-    name: str, build: Callable[..., Any], *, picks_outputs: bool = True, neck: str | None = None
+    name: str,
+    build: Callable[..., Any],
+    *,
+    strides: Sequence[int] = (4, 8, 16, 32),
+    neck: str | None = None,
 ) -> None:
     """Adds the backbone `name`, as in `retinanet:NAME`.
 
-    `build` takes the keywords `width` and `weights`, and `outputs` where `picks_outputs` (the names of the stages whose
-    maps are wanted); it returns a `StagedBackbone`. `neck` is the neck it wants where the model's name has none. Maps that
-    contradict its `FeatureSpec`s are refused when it is first built. Raises UserError for a name that is taken.
+    `build` takes the keywords `width` and `weights` and returns a `StagedBackbone` with a `FeatureSpec` for every stage whose
+    map a pyramid may take; `strides` are those of these maps, finest first. `neck` is the neck it wants where the model's name
+    has none. Maps that contradict its `FeatureSpec`s are refused when it is first built. Raises UserError for a name that is
+    taken.
     """
     from flyspeck.models.zoo import BackboneEntry
 
-    add_part("backbone", name, BackboneEntry(build, picks_outputs=picks_outputs, neck=neck))
+    add_part("backbone", name, BackboneEntry(build, tuple(strides), neck))
 
 
 def register_neck(
@@ -56,24 +61,22 @@ def register_detector(
     name: str,
     build: Callable[..., Any],
     *,
-    widths: Mapping[str, int] | None = None,
+    passes_to: Sequence[Callable[..., Any]] = (),
     levels: str = "2-6",
-    anchors: bool = False,
     assigners: tuple[str, ...] = (),
     like: str | None = None,
 ) -> None:
     """Adds the detector `name`, as in `NAME:resnet18`.
 
     `build(backbone, *, classes, pixel_norm, neck, num_extra, channels, norm, suppression, **options)` returns a `Detector`
-    with a `Head` of its own; `options` are what a recipe says under `model.head`. `widths` are those of its keywords that are
-    channel counts, with their value at width 1 (`{"channels": 256}`); `levels` is its usual pyramid. `anchors`: it takes an
-    anchor builder; `assigners`: names of the label assigners that it takes. `like`: the detector (`faster_rcnn`) for which the
-    papers of necks give arguments that its builder takes too. Raises UserError for a name that is taken.
+    with a `Head` of its own; `options` are what a recipe says under `model.head`. Where they go on to others (the class of the
+    head), `passes_to` names these, so that a misspelt one can be told. `levels` is its usual pyramid; `assigners`: names of the
+    label assigners that it takes. `like`: the detector (`faster_rcnn`) for which the papers of necks give arguments that its
+    builder takes too. Raises UserError for a name that is taken.
     """
     from flyspeck.models.zoo import DetectorEntry
 
-    sizes = {"channels": 256} if widths is None else dict(widths)
-    entry = DetectorEntry(build, sizes, levels=levels, anchors=anchors, assigners=tuple(assigners), like=like)
+    entry = DetectorEntry(build, tuple(passes_to), levels=levels, assigners=tuple(assigners), like=like)
     add_part("detector", name, entry)
 
 

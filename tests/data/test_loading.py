@@ -113,7 +113,7 @@ def test_no_box_and_800_boxes(tmp_path, count):
     annotations = write_set(tmp_path, [np.zeros((64, 64), np.uint8)], boxes)
     dataset = DetectionDataset(annotations, transform=HEAVY)
     assert len(dataset.raw(0).targets.boxes) == count
-    batch = collate([dataset[0], dataset[Draw(3, 1, 0)]])
+    batch = collate([dataset[0], dataset[Draw(3, 1, 0)]], divisor=32)
     assert all(target.boxes.shape[1] == 4 for target in batch.targets)
     assert all(target.boxes.dtype == torch.float32 for target in batch.targets)
     assert all(target.labels.dtype == torch.int64 for target in batch.targets)
@@ -188,9 +188,9 @@ def test_padding_never_moves_or_resizes():
 
 def test_mixed_kinds_are_refused():
     with pytest.raises(UserError, match=r"1 channel.* and 3 channel"):
-        collate([sample_of(torch.zeros(1, 4, 4)), sample_of(torch.zeros(3, 4, 4))])
+        collate([sample_of(torch.zeros(1, 4, 4)), sample_of(torch.zeros(3, 4, 4))], divisor=32)
     with pytest.raises(UserError, match=r"float32 and .*uint8"):
-        collate([sample_of(torch.zeros(1, 4, 4)), sample_of(torch.zeros(1, 4, 4, dtype=torch.uint8))])
+        collate([sample_of(torch.zeros(1, 4, 4)), sample_of(torch.zeros(1, 4, 4, dtype=torch.uint8))], divisor=32)
 
 
 # --- the loader ------------------------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ def flat(batches):
 
 @pytest.fixture
 def reference(varied):
-    loader = make_loader(DetectionDataset(varied, transform=HEAVY, seed=7), batch_size=3, workers=0, seed=7)
+    loader = make_loader(DetectionDataset(varied, transform=HEAVY, seed=7), batch_size=3, divisor=32, workers=0, seed=7)
     return [flat(loader.epoch(epoch)) for epoch in range(2)]
 
 
@@ -223,7 +223,7 @@ def test_epochs_differ(reference):
 @pytest.mark.parametrize(("workers", "cache"), [(0, "ram"), (1, "none"), (2, "ram")])
 def test_batches_do_not_depend_on_workers_or_cache(varied, reference, workers, cache):
     dataset = DetectionDataset(varied, transform=HEAVY, seed=7, cache=cache)
-    loader = make_loader(dataset, batch_size=3, workers=workers, seed=7)
+    loader = make_loader(dataset, batch_size=3, divisor=32, workers=workers, seed=7)
     torch.manual_seed(workers)
     assert flat(loader.epoch(0)) == reference[0]
     # Left in the middle of an epoch, then resumed at the same place: workers and their queues must be clean again.
@@ -233,15 +233,17 @@ def test_batches_do_not_depend_on_workers_or_cache(varied, reference, workers, c
 
 
 def test_resume_in_a_fresh_loader_mid_epoch(varied, reference):
-    loader = make_loader(DetectionDataset(varied, transform=HEAVY, seed=7), batch_size=3, workers=1, seed=7)
+    loader = make_loader(DetectionDataset(varied, transform=HEAVY, seed=7), batch_size=3, divisor=32, workers=1, seed=7)
     assert flat(loader.epoch(1, start=2)) == reference[1][2:]
 
 
 def test_two_processes_see_the_batches_of_one(varied):
     dataset = DetectionDataset(varied, transform=HEAVY, seed=7)
-    whole = make_loader(dataset, batch_size=4, workers=0, sampler=EpochSampler(12, seed=7))
+    whole = make_loader(dataset, batch_size=4, divisor=32, workers=0, sampler=EpochSampler(12, seed=7))
     parts = [
-        make_loader(dataset, batch_size=2, workers=0, sampler=EpochSampler(12, seed=7, rank=rank, world_size=2))
+        make_loader(
+            dataset, batch_size=2, divisor=32, workers=0, sampler=EpochSampler(12, seed=7, rank=rank, world_size=2)
+        )
         for rank in range(2)
     ]
     for together, *halves in zip(whole.epoch(1), *(part.epoch(1) for part in parts), strict=True):
@@ -252,22 +254,24 @@ def test_two_processes_see_the_batches_of_one(varied):
 def test_the_global_random_state_is_untouched(varied):
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    for _ in make_loader(DetectionDataset(varied, transform=HEAVY), batch_size=3, workers=1).epoch(0):
+    for _ in make_loader(DetectionDataset(varied, transform=HEAVY), batch_size=3, divisor=32, workers=1).epoch(0):
         pass
     assert_close(torch.get_rng_state(), before)
 
 
 def test_evaluation_sees_every_image_once_in_order(varied):
-    loader = make_loader(DetectionDataset(varied), batch_size=5, workers=0, sampler=in_order(12), drop_last=False)
+    loader = make_loader(
+        DetectionDataset(varied), batch_size=5, divisor=32, workers=0, sampler=in_order(12), drop_last=False
+    )
     assert len(loader) == 3
     assert [i for batch in loader.epoch(0) for i in batch.image_ids] == list(range(12))
 
 
 def test_too_few_images_for_a_batch(varied):
     with pytest.raises(UserError, match=r"made\.json: 12 images do not fill one batch of 13"):
-        make_loader(DetectionDataset(varied), batch_size=13, workers=0)
+        make_loader(DetectionDataset(varied), batch_size=13, divisor=32, workers=0)
     with pytest.raises(UserError, match="batch_size"):
-        make_loader(DetectionDataset(varied), batch_size=0, workers=0)
+        make_loader(DetectionDataset(varied), batch_size=0, divisor=32, workers=0)
 
 
 # --- broken images -------------------------------------------------------------------------------------------------
@@ -281,7 +285,7 @@ def break_image(annotations, index):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_image_stops_training_with_its_name(varied, workers):
     break_image(varied, 4)
-    loader = make_loader(DetectionDataset(varied, transform=HEAVY), batch_size=3, workers=workers)
+    loader = make_loader(DetectionDataset(varied, transform=HEAVY), batch_size=3, divisor=32, workers=workers)
     with pytest.raises(UserError, match=r"4\.png: the image is broken") as caught:
         list(loader.epoch(0))
     assert "\n" not in str(caught.value)
@@ -293,7 +297,7 @@ def test_a_share_of_broken_images_may_be_left_out(varied, workers, caplog):
     break_image(varied, 4)
     (varied.path(7)).unlink()
     dataset = DetectionDataset(varied, cache="ram")
-    loader = make_loader(dataset, batch_size=3, workers=workers, max_broken_share=2 / 12)
+    loader = make_loader(dataset, batch_size=3, divisor=32, workers=workers, max_broken_share=2 / 12)
     batches = [batch for epoch in range(2) for batch in loader.epoch(epoch)]
     assert len(batches) == 8
     assert all(len(batch.image_ids) == 3 for batch in batches)
@@ -305,7 +309,9 @@ def test_a_share_of_broken_images_may_be_left_out(varied, workers, caplog):
 def test_more_than_the_allowed_share(varied):
     for index in (1, 2, 3):
         break_image(varied, index)
-    loader = make_loader(DetectionDataset(varied), batch_size=3, workers=0, max_broken_share=0.17)  # 2.04 images
+    loader = make_loader(
+        DetectionDataset(varied), batch_size=3, divisor=32, workers=0, max_broken_share=0.17
+    )  # 2.04 images
     with pytest.raises(UserError, match=r"3 of 12 images cannot be used, more than the allowed share of 0\.17"):
         list(loader.epoch(0))
 
@@ -313,7 +319,7 @@ def test_more_than_the_allowed_share(varied):
 def test_a_broken_image_counts_once_though_many_mosaics_met_it(varied):
     break_image(varied, 4)
     dataset = DetectionDataset(varied, transform=Mosaic((48, 64), 1.0))
-    loader = make_loader(dataset, batch_size=3, workers=0, max_broken_share=1 / 12)
+    loader = make_loader(dataset, batch_size=3, divisor=32, workers=0, max_broken_share=1 / 12)
     assert sum(len(list(loader.epoch(epoch))) for epoch in range(4)) == 16
     assert list(loader.broken) == [str(varied.path(4))]
 
@@ -321,7 +327,7 @@ def test_a_broken_image_counts_once_though_many_mosaics_met_it(varied):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_mixed_depths_in_a_set_are_one_line_from_any_worker(tmp_path, workers):
     annotations = write_set(tmp_path, [np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.uint16)])
-    loader = make_loader(DetectionDataset(annotations), batch_size=2, workers=workers)
+    loader = make_loader(DetectionDataset(annotations), batch_size=2, divisor=32, workers=workers)
     with pytest.raises(UserError, match="images of different kinds in one batch") as caught:
         list(loader.epoch(0))
     assert "\n" not in str(caught.value)
@@ -330,7 +336,7 @@ def test_mixed_depths_in_a_set_are_one_line_from_any_worker(tmp_path, workers):
 def test_nothing_but_broken_images(varied):
     for index in range(12):
         break_image(varied, index)
-    loader = make_loader(DetectionDataset(varied), batch_size=3, workers=1, max_broken_share=1.0)
+    loader = make_loader(DetectionDataset(varied), batch_size=3, divisor=32, workers=1, max_broken_share=1.0)
     with pytest.raises(UserError, match="the image is broken") as caught:
         list(loader.epoch(0))
     assert "\n" not in str(caught.value)
@@ -349,7 +355,7 @@ def test_real_sets_go_through(shared, name):
     table = read_annotations(file)
     table = table.select_images(np.linspace(0, len(table) - 1, 6).astype(int))
     dataset = DetectionDataset(table, channels=3, transform=HEAVY)
-    batches = list(make_loader(dataset, batch_size=3, workers=0).epoch(0))
+    batches = list(make_loader(dataset, batch_size=3, divisor=32, workers=0).epoch(0))
     assert len(batches) == 2
     assert all(images.pixels.float().std() > 5 for images, _, _ in batches)
     assert sum(len(dataset.raw(index).targets.boxes) for index in range(6)) > 0

@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose
 from torch.testing import assert_close
 
 from flyspeck.explain.maps import GRAD_CAM, LAYER_CAM, explain, grad_cam, layer_cam, level_names
-from flyspeck.models.zoo import build
+from flyspeck.models.build import build
 from flyspeck.types import FeatureSpec, ImageBatch
 
 

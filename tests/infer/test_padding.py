@@ -8,20 +8,22 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from flyspeck.infer.padding import padded, within
 from flyspeck.infer.torch_model import TorchModel
-from flyspeck.models import zoo
-from flyspeck.models.detector import PixelNorm
+from flyspeck.models.build import build
+from flyspeck.models.detector import Detector
 from flyspeck.types import Detections, ImageBatch
 from same_detections import assert_same_detections
 
 
 def test_zeros_below_and_to_the_right_up_to_the_next_multiple() -> None:
     window = np.full((33, 64, 1), 7, np.uint8)
-    found = padded(window)
+    found = padded(window, divisor=32)
     assert found.shape == (64, 64, 1)
     assert_array_equal(found[:33], window)
     assert not found[33:].any()
     whole = np.zeros((32, 96, 3), np.uint8)
-    assert padded(whole) is whole
+    assert padded(whole, divisor=32) is whole
+    assert padded(window, divisor=1) is window
+    assert padded(window, divisor=1, smallest=40).shape == (40, 64, 1)
 
 
 def test_boxes_are_clipped_to_the_window_and_those_of_the_padding_go() -> None:
@@ -37,11 +39,8 @@ def test_boxes_are_clipped_to_the_window_and_those_of_the_padding_go() -> None:
 
 def test_an_odd_window_gives_what_its_padded_batch_gives() -> None:
     torch.manual_seed(0)
-    name = zoo.parse_name("fcos:resnet18")
-    backbone = zoo.build_backbone(name.backbone, width=0.25, first_level=2)
-    detector = zoo.assemble(
-        name, backbone, classes=("a",), pixel_norm=PixelNorm((0.5,) * 3, (0.25,) * 3), num_extra=0, channels=16
-    ).eval()
+    detector = build("fcos:resnet18", width=0.25, channels=16, levels="2-5", classes=("a",)).eval()
+    assert isinstance(detector, Detector)
     window = np.random.default_rng(0).integers(0, 255, (50, 75, 3)).astype(np.uint8)
     (ours,) = TorchModel(detector)([window])
     pixels = torch.zeros(1, 3, 64, 96, dtype=torch.uint8)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from flyspeck.models.build import build
 from flyspeck.models.detector import Detector
-from flyspeck.models.zoo import build
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from flyspeck.models.build import build
 from flyspeck.models.detector import Detector
-from flyspeck.models.zoo import DETECTORS, LISTED, build, parse_name
+from flyspeck.models.listed import LISTED
+from flyspeck.models.names import parse_name
+from flyspeck.models.zoo import DETECTORS
 
 NAMES = [m.name for m in LISTED if parse_name(m.name).detector is not None and not parse_name(m.name).dynamic]
 WITH_NECK = [name for name in NAMES if DETECTORS[parse_name(name).detector].has_neck]

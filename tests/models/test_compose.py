@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from flyspeck.errors import UserError
+from flyspeck.models.build import build
 from flyspeck.models.detector import Detector
 from flyspeck.models.heads.ssd_tables import MOBILENET_V1, VGG16
-from flyspeck.models.zoo import build
 from flyspeck.types import ImageBatch, Targets
 
 HEIGHT, WIDTH = 64, 96
@@ -27,7 +27,7 @@ NAMES = (
 
 def one_step(name: str) -> None:
     torch.manual_seed(0)
-    model = build(name, width=0.125, classes=("a", "b"))
+    model = build(name, width=0.125, classes=("a", "b"), **({} if name.startswith("ssd") else {"channels": 32}))
     assert isinstance(model, Detector)
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (2, 3, HEIGHT, WIDTH), dtype=torch.uint8, generator=generator)
@@ -62,8 +62,12 @@ def test_every_ssd_configuration_trains_one_step(name):
 @pytest.mark.parametrize(
     ("name", "options", "reason"),
     [
-        ("retinanet:hrnet18", {"levels": "3-7"}, "fuses all its maps"),
+        ("retinanet:hrnet18", {"levels": "3-7"}, "gives all its maps together"),
         ("retinanet:resnet18:hrfpn", {"fusion": (0.5, 0.5, 0.5)}, "hrfpn has no top-down fusion factors"),
+        ("retinanet:resnet18", {"levels": "1-5"}, "resnet18 has no map of level 1.*levels 2, 3, 4, 5"),
+        ("retinanet:bh_resnet14", {"levels": "2-4"}, "leave out the last map of bh_resnet14, which has level 5"),
+        ("retinanet:resnet18", {"depht": 3}, "retinanet takes no 'depht'.*'depth'"),
+        ("faster_rcnn:resnet18", {"rpn": {"sampels": 3}}, "faster_rcnn's rpn takes no 'sampels'.*'samples'"),
         ("ssd:hrnet18", {}, "SSD needs a chain of stages"),
         ("ssd:resnet18:fpn", {}, "no SSD configuration 'fpn'"),
         ("retinanet:resnet18-S1L3", {}, "layer 3 has no stride to eliminate"),

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from flyspeck.errors import UserError
+from flyspeck.models.build import build
 from flyspeck.models.detector import Detector
-from flyspeck.models.zoo import BACKBONES, DETECTORS, NECKS, build
+from flyspeck.models.zoo import BACKBONES, DETECTORS, NECKS
 from one_step import finite_step, train_a_step
 
 DEFORMABLE = ("tinaface_gn_dcn",)  # changes its backbone, which must have bottlenecks: no part of the grid
@@ -42,7 +43,7 @@ def test_every_neck_with_every_head_trains_a_step_on(backbone_name):
 @pytest.mark.parametrize("head", DEFORMABLE)
 def test_deformable_heads_train_on_bottlenecks_and_refuse_other_blocks(head):
     torch.manual_seed(0)
-    detector = build(f"{head}:resnet50", width=1 / 16, classes=("a", "b"))
+    detector = build(f"{head}:resnet50", width=1 / 16, channels=16, classes=("a", "b"))
     assert isinstance(detector, Detector)
     finite_step(detector)
     with pytest.raises(UserError, match="no bottleneck"):

@@ -12,15 +12,16 @@ import pytest
 import torch
 from torch import nn
 
+from flyspeck.models.build import build
 from flyspeck.models.detector import Detector
 from flyspeck.models.layers import NORMS, LevelNorm, group_norm, per_level
 from flyspeck.models.weights import levels_from_shared
-from flyspeck.models.zoo import DETECTORS, NECKS, build
+from flyspeck.models.zoo import DETECTORS, NECKS
 from flyspeck.types import ImageBatch, Targets
 
 SIDE, COUNT = 128, 4
 HEADS = [name for name, entry in DETECTORS.items() if entry.has_neck]
-SMALL = {"depth": 1, "hidden": 32, "samples": 64, "point_channels": 16}
+SMALL = {"depth": 1, "hidden": 32}
 
 
 def batch() -> tuple[ImageBatch, list[Targets]]:
@@ -44,8 +45,7 @@ def detector(head: str, neck: str, norm: str) -> Detector:
     torch.manual_seed(0)
     backbone = {"hrfpn": "hrnet18"}.get(neck, "resnet50" if head == "tinaface_gn_dcn" else "mobilenet_v2")
     name = f"{head}:{backbone}:{neck}" if neck else f"{head}:{backbone}"
-    own = {key: value for key, value in SMALL.items() if key in DETECTORS[head].widths or key == "depth"}
-    own = {key: value for key, value in own.items() if key != "depth" or "rcnn" not in head}
+    own = {"hidden": SMALL["hidden"]} if DETECTORS[head].sections else {"depth": SMALL["depth"]}
     model = build(name, classes="ab", width=0.25, norm=NORMS[norm], channels=16, **own)
     assert isinstance(model, Detector)
     for layer in [*model.neck.modules(), *model.head.modules()]:

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from flyspeck.models.backbones.staged import StagedBackbone
+from flyspeck.models.build import build_backbone
 from flyspeck.models.receptive import RESNET50, chain_fields, receptive_fields
-from flyspeck.models.zoo import build_backbone
 from flyspeck.types import FeatureSpec
 
 

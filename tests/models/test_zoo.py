@@ -8,10 +8,16 @@ import torch
 from flyspeck.errors import UserError
 from flyspeck.models.backbones.freezing import freeze_norms, freeze_stages
 from flyspeck.models.backbones.staged import StagedBackbone
+from flyspeck.models.build import build
 from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.cost import profile_factors
+from flyspeck.models.levels import parse_levels
+from flyspeck.models.listed import LISTED
+from flyspeck.models.names import ZooName, parse_name
 from flyspeck.models.profile import profile
-from flyspeck.models.zoo import BACKBONES, DETECTORS, LISTED, NECKS, ZooName, build, parse_levels, parse_name
+from flyspeck.models.zoo import BACKBONES, DETECTORS, NECKS
+from flyspeck.train.build import build_detector
+from flyspeck.train.config import ModelConfig
 
 
 @pytest.mark.parametrize("entry", LISTED, ids=lambda entry: entry.name)
@@ -90,23 +96,24 @@ def test_an_unknown_part_names_the_nearest(name, message):
 
 def test_levels():
     assert parse_levels("3-7") == (3, 7)
-    for wrong in ("", "2", "6-2", "1-5", "2-x", "2-4"):
+    assert parse_levels("1-5") == (1, 5)
+    for wrong in ("", "2", "6-2", "2-x", "2-10"):
         with pytest.raises(UserError, match="are no pyramid levels"):
             parse_levels(wrong)
     with torch.device("meta"):
-        model = build("retinanet:resnet18", levels="3-7", width=0.25)
+        model = build("retinanet:resnet18", levels="3-7", width=0.25, channels=16)
     assert isinstance(model, Detector)
     assert [f.stride for f in model.features] == [8, 16, 32, 64, 128]
 
 
 def test_a_pyramid_of_branches_cannot_begin_later():
-    with pytest.raises(UserError, match=r"hrnet18 fuses all its maps.*begin at level 2"):
+    with pytest.raises(UserError, match=r"hrnet18 gives all its maps together, from level 2 on.*begin at level 2"):
         build("retinanet:hrnet18", levels="3-7")
 
 
 def _parts(name):
     with torch.device("meta"):
-        model = build(name, width=0.125)
+        model = build(name, width=0.125, channels=32)
     return profile(model, (128, 160)).parts
 
 
@@ -131,12 +138,26 @@ def test_the_whole_grid_counts(detector, neck, backbone):
     assert all(count > 0 for count in _parts(f"{detector}:{backbone}:{neck}").values())
 
 
-def test_options_win_over_width():
+def test_width_is_the_backbones_alone():
     with torch.device("meta"):
-        model = build("faster_rcnn:resnet18", width=0.25, channels=48, classes=("a", "b"))
-    assert isinstance(model, Detector)
-    assert {f.channels for f in model.features} == {48}
-    assert model.head.num_classes == 2
+        narrow = build("faster_rcnn:resnet18", width=0.25, classes=("a", "b"))
+        thin = build("faster_rcnn:resnet18", channels=48)
+    assert isinstance(narrow, Detector)
+    assert isinstance(thin, Detector)
+    assert [f.channels for f in narrow.backbone.features] == [16, 32, 64, 128]
+    assert {f.channels for f in narrow.features} == {256}
+    assert [f.channels for f in thin.backbone.features] == [64, 128, 256, 512]
+    assert {f.channels for f in thin.features} == {48}
+    assert narrow.head.num_classes == 2
+
+
+def test_a_recipe_and_a_name_build_the_same_network():
+    with torch.device("meta"):
+        named = build("faster_rcnn:resnet18-S1L1", width=0.5, channels=64, levels="1-5", classes=("a",))
+        config = ModelConfig(name="faster_rcnn:resnet18-S1L1", width=0.5, channels=64, levels="1-5")
+        written = build_detector(config, classes=("a",), mean=[0.5] * 3, std=[0.5] * 3, load=False)
+    shapes = [{key: value.shape for key, value in model.state_dict().items()} for model in (named, written)]
+    assert shapes[0] == shapes[1]
 
 
 def test_ssd_names():
@@ -150,7 +171,7 @@ def test_ssd_names():
 
 def test_stride_elimination_in_a_backbones_name():
     with torch.device("meta"):
-        model = build("retinanet:resnet18-S1L1", width=0.25)
+        model = build("retinanet:resnet18-S1L1", width=0.25, channels=32)
     assert isinstance(model, Detector)
     assert [f.stride for f in model.features] == [2, 4, 8, 16, 32]
     plain = _parts("retinanet:resnet18")

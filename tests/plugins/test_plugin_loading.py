@@ -12,7 +12,7 @@ import flyspeck
 from flyspeck import UserError, plugins
 from flyspeck.cli.main import VERBS, app, main
 from flyspeck.cli.plugin_option import WITHOUT_PLUGINS
-from flyspeck.models import zoo
+from flyspeck.models import names, zoo
 
 BACKBONE = """
 from flyspeck import register_backbone
@@ -64,15 +64,15 @@ def test_without_the_option_a_module_of_the_folder_stays_unknown(outside, capsys
 def test_an_installed_plugin_is_found_by_the_name_of_its_part(install):
     install("my-parts", "1.2", parts=BACKBONE)
     assert "parts" not in sys.modules
-    zoo.parse_name("retinanet:resnet18")
+    names.parse_name("retinanet:resnet18")
     assert "parts" not in sys.modules  # nothing unknown: nothing loaded
-    assert zoo.parse_name("retinanet:mine").backbone == "mine"
+    assert names.parse_name("retinanet:mine").backbone == "mine"
     assert plugins.notes_of([("backbone", "mine")]) == ["parts==1.2"]
 
 
 def test_the_function_may_have_another_name(install):
     install("my-parts", "1.2", point="parts:fill", parts=BACKBONE.replace("def register()", "def fill()"))
-    assert zoo.parse_name("retinanet:mine").backbone == "mine"
+    assert names.parse_name("retinanet:mine").backbone == "mine"
     assert plugins.notes_of([("backbone", "mine")]) == ["parts:fill==1.2"]
 
 
@@ -122,9 +122,9 @@ def test_what_a_failing_plugin_registered_is_taken_back(outside):
 def test_a_broken_installed_plugin_spoils_no_other(install):
     install("broken", "1.0", broken="raise RuntimeError('no luck')")
     install("my-parts", "1.2", parts=BACKBONE)
-    assert zoo.parse_name("retinanet:mine").backbone == "mine"
+    assert names.parse_name("retinanet:mine").backbone == "mine"
     with pytest.raises(UserError, match=r"no backbone 'mnie'.*did you mean 'mine'.*plugin broken: importing it failed"):
-        zoo.parse_name("retinanet:mnie")
+        names.parse_name("retinanet:mnie")
 
 
 def test_a_file_that_names_a_plugin_imports_nothing_that_is_not_installed(outside):

@@ -13,9 +13,9 @@ from torch.testing import assert_close
 from flyspeck.cli.main import main
 from flyspeck.data.classification import LabelledImages
 from flyspeck.errors import UserError
+from flyspeck.models.build import build, build_backbone
 from flyspeck.models.detector import Detector
 from flyspeck.models.weights import save_weights
-from flyspeck.models.zoo import build, build_backbone
 from flyspeck.train.config import TrainConfig
 from flyspeck.train.pretrain import crop_and_flip, pixel_statistics, pretrain
 
@@ -48,7 +48,7 @@ def test_pretraining_learns_and_its_weights_load_into_a_detector(tmp_path, name,
         about = file.metadata()
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     assert (about["backbone"], about["classes"], about["epoch"]) == (name, "3", str(found.epoch))
-    detector = build(f"retinanet:{name}", width=width, weights=found.weights)
+    detector = build(f"retinanet:{name}", width=width, channels=16, weights=found.weights)
     assert isinstance(detector, Detector)
     assert_close(dict(detector.backbone.state_dict()), state)
 

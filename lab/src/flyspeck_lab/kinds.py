@@ -176,7 +176,7 @@ def _outcome(job: Job, found: list[tuple[str, Score, dict[str, Any]]]) -> Outcom
 def _pretrain(job: Job, places: Places) -> Outcome:
     """A pre-training is not resumable: one that was broken off begins again."""
     from flyspeck.data.classification import read_labelled_images
-    from flyspeck.models.zoo import build_backbone
+    from flyspeck.models.build import build_backbone
     from flyspeck.train.config import TrainConfig
     from flyspeck.train.pretrain import pretrain
 

@@ -16,7 +16,8 @@ def models(
 ) -> None:
     """The models by name, with their paper and counts, and the parts that any name may combine."""
     from flyspeck.models.listed import LISTED
-    from flyspeck.models.zoo import BACKBONES, DETECTORS, DYNAMIC, NECKS
+    from flyspeck.models.names import DYNAMIC
+    from flyspeck.models.zoo import BACKBONES, DETECTORS, NECKS
 
     rows = [_row(entry, count) for entry in LISTED if search in entry.name]
     if as_json:
@@ -77,8 +78,8 @@ def _row(entry: Any, count: bool) -> dict[str, Any]:
     if count:
         import torch
 
+        from flyspeck.models.build import build
         from flyspeck.models.profile import profile
-        from flyspeck.models.zoo import build
 
         with torch.device("meta"):
             model = build(entry.name)

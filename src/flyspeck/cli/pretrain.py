@@ -33,7 +33,7 @@ def pretrain(
     from flyspeck.data.classification import read_labelled_images
     from flyspeck.devices import torch_device
     from flyspeck.errors import UserError
-    from flyspeck.models.zoo import build_backbone
+    from flyspeck.models.build import build_backbone
     from flyspeck.train.config import TrainConfig
     from flyspeck.train.pretrain import pretrain as run
 

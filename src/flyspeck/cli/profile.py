@@ -20,8 +20,9 @@ def profile(
     size: str = typer.Option("", help="HxW of the image; default: that of the model's published figures."),
     convention: str = typer.Option("", help="macs, mmcv, thop or ptflops; default: that of the model's paper."),
     classes: int | None = typer.Option(None, min=1, help="Foreground classes; default: as published (1; SSD: 80)."),
-    levels: str | None = typer.Option(None, help="Pyramid levels, such as 2-6 or 3-7."),
-    width: float = typer.Option(1.0, min=0.01, help="Multiplier of all channel counts."),
+    levels: str | None = typer.Option(None, help="Pyramid levels, such as 2-6, 1-5 or 3-7: level k has stride 2^k."),
+    width: float = typer.Option(1.0, min=0.01, help="Multiplier of the backbone's channels."),
+    channels: int = typer.Option(256, min=4, help="Channels of neck and head."),
     frozen_stages: int | None = typer.Option(None, help="Count as frozen: 0 the stem, 1 also stage 1, …"),
     frozen_norm: bool = typer.Option(False, "--frozen-norm", help="Count the backbone's norms as frozen."),
     latency: bool = typer.Option(False, "--latency", help="Also build the model and time it."),
@@ -47,7 +48,7 @@ def profile(
     for name in names:
         image = parse_size(size) if size else default_size(name)
         with torch.device("meta"):
-            model = _build(name, classes=classes, levels=levels, width=width)
+            model = _build(name, classes=classes, levels=levels, width=width, channels=channels)
         backbone = model.backbone if isinstance(model, Detector) else model
         if frozen_stages is not None:
             freeze_stages(backbone, frozen_stages)  # type: ignore[arg-type]
@@ -55,7 +56,7 @@ def profile(
             freeze_norms(backbone)
         result = count(model, image, name=name, convention=convention or default_convention(name))
         if latency:
-            real = _build(name, classes=classes, levels=levels, width=width)
+            real = _build(name, classes=classes, levels=levels, width=width, channels=channels)
             result = replace(result, latency=measure_latency(real, image, runs=runs, threads=threads, device=device))
         found.append(result)
         by_factor.append(_factors(model, image, name=name, convention=result.convention))
@@ -78,11 +79,11 @@ def profile(
                 _print_factors(factors)
 
 
-def _build(name: str, *, classes: int | None, levels: str | None, width: float) -> nn.Module:
-    from flyspeck.models.zoo import build
+def _build(name: str, *, classes: int | None, levels: str | None, width: float, channels: int) -> nn.Module:
+    from flyspeck.models.build import build
 
     if not name.endswith((".yaml", ".yml")):
-        return build(name, classes=_class_names(classes), levels=levels, width=width)
+        return build(name, classes=_class_names(classes), levels=levels, width=width, channels=channels)
     from flyspeck.train.build import build_detector
     from flyspeck.train.config import load_recipe
     from flyspeck.train.dynamic import make_dynamic

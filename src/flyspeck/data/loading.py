@@ -22,6 +22,7 @@ from flyspeck import boxes as box_algebra
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.enlarge import Enlarge, enlarged_table, native_sizes, resample
 from flyspeck.data.images import MAX_PIXELS, read_image
+from flyspeck.data.padding import padded_side
 from flyspeck.data.pixel_cache import LIMIT_BYTES, PixelCache
 from flyspeck.data.sampling import Draw, EpochSampler
 from flyspeck.data.transforms import Transform
@@ -141,8 +142,8 @@ class DetectionDataset(Dataset[Sample]):
         )
 
 
-def collate(samples: Sequence[Sample], *, divisor: int = 32) -> Batch:
-    """Samples padded with 0 at the bottom and the right to one size, a multiple of `divisor`; nothing is resized.
+def collate(samples: Sequence[Sample], *, divisor: int, smallest: int = 1) -> Batch:
+    """Samples padded with 0 at the bottom and the right to one size, see `padded_side`; nothing is resized.
 
     All samples must have the same number of channels and of bits.
     """
@@ -157,7 +158,7 @@ def collate(samples: Sequence[Sample], *, divisor: int = 32) -> Batch:
         )
     channels, dtype = next(iter(kinds))
     sizes = tuple((int(s.pixels.shape[1]), int(s.pixels.shape[2])) for s in samples)
-    height, width = (-(-max(side) // divisor) * divisor for side in zip(*sizes, strict=True))
+    height, width = (padded_side(max(side), divisor=divisor, smallest=smallest) for side in zip(*sizes, strict=True))
     pixels = torch.zeros((len(samples), channels, height, width), dtype=dtype)
     for row, sample, (h, w) in zip(pixels, samples, sizes, strict=True):
         row[:, :h, :w] = sample.pixels
@@ -207,6 +208,7 @@ class _Fetcher(Dataset[Any]):
 @dataclass(frozen=True)
 class _Collate:
     divisor: int
+    smallest: int
 
     def __call__(self, items: list[tuple[Sample | None, tuple[UserError, ...]]]) -> _Fetched:
         errors = tuple(error for _, found in items for error in found)
@@ -214,7 +216,7 @@ class _Collate:
         if len(samples) < len(items):
             return _Fetched(None, errors)
         try:
-            return _Fetched(collate(samples, divisor=self.divisor), errors)
+            return _Fetched(collate(samples, divisor=self.divisor, smallest=self.smallest), errors)
         except UserError as error:
             return _Fetched(None, (*errors, error))
 
@@ -236,6 +238,7 @@ class Loader:
         workers: int,
         seed: int,
         divisor: int,
+        smallest: int,
         drop_last: bool,
         max_broken_share: float,
         pin_memory: bool,
@@ -247,7 +250,7 @@ class Loader:
             dataset=_Fetcher(dataset),
             batch_sampler=_Batches(sampler, batch_size, drop_last),
             num_workers=workers,
-            collate_fn=_Collate(divisor),
+            collate_fn=_Collate(divisor, smallest),
             worker_init_fn=_start_worker,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
@@ -327,15 +330,17 @@ def make_loader(
     sampler: EpochSampler | None = None,
     workers: int | None = None,
     seed: int = 0,
-    divisor: int = 32,
+    divisor: int,
+    smallest: int = 1,
     drop_last: bool = True,
     max_broken_share: float = 0.0,
     pin_memory: bool = False,
 ) -> Loader:
     """A loader for training (defaults), or for evaluation with `sampler=in_order(len(dataset))` and `drop_last=False`.
 
-    `batch_size` counts the images of this process. `workers` None takes `default_workers()`. `max_broken_share` in
-    [0, 1] is the share of images that may turn out broken before training stops.
+    `batch_size` counts the images of this process. `divisor` and `smallest` are what the sides of batches must divide by and
+    have at least: those of the detector (`Detector.divisor`, `Detector.smallest_side`). `workers` None takes
+    `default_workers()`. `max_broken_share` in [0, 1] is the share of images that may turn out broken before training stops.
     """
     sampler = sampler if sampler is not None else EpochSampler(len(dataset), seed=seed)
     if sampler.num != len(dataset):
@@ -349,6 +354,7 @@ def make_loader(
         workers=default_workers() if workers is None else workers,
         seed=seed,
         divisor=divisor,
+        smallest=smallest,
         drop_last=drop_last,
         max_broken_share=max_broken_share,
         pin_memory=pin_memory,

@@ -14,6 +14,7 @@ from flyspeck.devices import torch_device
 from flyspeck.explain.cases import Window
 from flyspeck.explain.similarity import View
 from flyspeck.files import read_jsonl
+from flyspeck.infer.padding import padded
 from flyspeck.infer.torch_model import match_channels, to_batch
 from flyspeck.models.detector import Detector
 from flyspeck.report.similarity import History, similarity_history
@@ -40,7 +41,8 @@ class Subject:
         ready = match_channels(resample(cut, size), int(self.detector.pixel_norm.mean.shape[1]))
         ratio = np.array([size[1] / cut.shape[1], size[0] / cut.shape[0]] * 2)
         device = self.detector.pixel_norm.mean.device
-        images = ImageBatch(to_batch([np.ascontiguousarray(ready)]).to(device), (size,))
+        whole = padded(ready, divisor=self.detector.divisor, smallest=self.detector.smallest_side)
+        images = ImageBatch(to_batch([np.ascontiguousarray(whole)]).to(device), (size,))
         inside = box_rows(boxes, region)
         return View(images, (boxes[inside] - np.array([x1, y1, x1, y1])) * ratio)
 

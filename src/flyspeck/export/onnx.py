@@ -114,6 +114,7 @@ def describe(detector: Detector, description: Mapping[str, Any], *, bits: int = 
             "std": [round(v, 6) for v in norm.std.flatten().tolist()],
             "units": "shares of 1; done inside the graph",
         },
+        "divisor": detector.divisor,
         "smallest_side": smallest_side(detector),
         "suppression": {"score": rule.score, "iou": rule.iou, "max_detections": rule.max_detections},
         "precision": "fp32",

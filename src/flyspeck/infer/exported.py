@@ -51,6 +51,8 @@ class ExportedModel(ABC):
         self.description = dict(description)
         self.classes = tuple(description["classes"])
         self.channels = int(description["channels"])
+        # Files of version 0.1.0 do not say it: all were padded to 32.
+        self.divisor = int(description.get("divisor", 32))
         self._pixels = np.dtype(description["pixels"])
         self._smallest = int(description["smallest_side"])
 
@@ -82,7 +84,7 @@ class ExportedModel(ABC):
 
     def to_batch(self, windows: list[np.ndarray]) -> np.ndarray:
         """Windows of one size to `(B, H, W, C)` of the graph's type, with its channels, padded as in training."""
-        batch = np.stack([padded(match_channels(window, self.channels)) for window in windows])
+        batch = np.stack([padded(match_channels(window, self.channels), divisor=self.divisor) for window in windows])
         if self._pixels == np.uint8:
             if batch.dtype != np.uint8:
                 raise UserError(

@@ -1,7 +1,7 @@
-"""Windows as training and evaluation show them to a network: padded to whole cells of its coarse maps. NumPy only.
+"""Images as networks take them: padded to sides that divide by what the detector asks for. NumPy only.
 
-Anchors and points follow the ratio of image to map. Where a side is no multiple of a map's stride, that map's last cell is
-only partly covered, the ratio is off, and boxes shift, the more the further they lie from the origin.
+What it asks for is `Detector.divisor`, and the same number in an exported file; training, evaluation and prediction all pad
+to it. A detector of one image size (SSD) asks for nothing.
 """
 
 from __future__ import annotations
@@ -10,16 +10,14 @@ from dataclasses import replace
 
 import numpy as np
 
+from flyspeck.data.padding import padded_side
 from flyspeck.types import Detections
 
-MULTIPLE = 32
-"""What batches are padded to in training and evaluation (`data.loading.collate`)."""
 
-
-def padded(window: np.ndarray) -> np.ndarray:
-    """A window (H, W, C) with zeros at the bottom and the right, up to multiples of 32; the same array if it has them."""
+def padded(window: np.ndarray, *, divisor: int, smallest: int = 1) -> np.ndarray:
+    """A window (H, W, C) with zeros at the bottom and the right, see `padded_side`; the same array if it needs none."""
     height, width = window.shape[:2]
-    bottom, right = -height % MULTIPLE, -width % MULTIPLE
+    bottom, right = (padded_side(side, divisor=divisor, smallest=smallest) - side for side in (height, width))
     return np.pad(window, ((0, bottom), (0, right), (0, 0))) if bottom or right else window
 
 

@@ -34,6 +34,7 @@ class TorchModel:
         self.precision = precision
         self.classes = detector.classes
         self.channels = int(detector.pixel_norm.mean.shape[1])
+        self.divisor, self._smallest = detector.divisor, detector.smallest_side
         # The caller's keeps its norms, and may train on.
         mine: Detector | FoldedFactors = (
             _folded(detector) if not is_dynamic(detector) else FoldedFactors(detector).eval()
@@ -57,7 +58,12 @@ class TorchModel:
 
     def to_images(self, windows: list[np.ndarray]) -> ImageBatch:
         """Windows of one size as the network's input: its channels, padded as in training."""
-        pixels = to_batch([padded(match_channels(window, self.channels)) for window in windows]).to(self.device)
+        pixels = to_batch(
+            [
+                padded(match_channels(window, self.channels), divisor=self.divisor, smallest=self._smallest)
+                for window in windows
+            ]
+        ).to(self.device)
         # An exported graph knows no more than this size either: both clip to the window itself afterwards.
         return ImageBatch(pixels, ((int(pixels.shape[2]), int(pixels.shape[3])),) * len(windows))
 

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from flyspeck.models.assigners.base import AssigningPart
 from flyspeck.models.batch_decoding import BatchDetections, Size
 from flyspeck.models.postprocess import RawDetections, Suppression
 from flyspeck.types import Detections, FeatureSpec, ImageBatch, Targets
+
+_PADDED_STRIDE = 32
+"""Pixels of padding are computed for nothing: strides above this one are not padded to."""
 
 
 @dataclass(frozen=True)
@@ -216,14 +220,49 @@ class Detector(nn.Module):
     """Final: the composition of three parts. Training and detecting are separate functions, whatever `self.training` is."""
 
     def __init__(
-        self, backbone: nn.Module, neck: nn.Module, head: Head, *, pixel_norm: PixelNorm, classes: Sequence[str]
+        self,
+        backbone: nn.Module,
+        neck: nn.Module,
+        head: Head,
+        *,
+        pixel_norm: PixelNorm,
+        classes: Sequence[str],
+        divisor: int | None = None,
     ) -> None:
+        """`divisor` None lets it follow from the strides, see `Detector.divisor`."""
         super().__init__()
         self.pixel_norm = pixel_norm
         self.backbone, self.neck, self.head = backbone, neck, head
         self.classes = tuple(classes)
         self.router: Router | None = None
         """None: every image is treated alike."""
+        self._divisor = divisor
+
+    @property
+    def divisor(self) -> int:
+        """What the sides of the network's input must divide by; batches and windows are padded to multiples of it.
+
+        Where a map's last cell is only partly covered, the ratio of image to map is off, and boxes shift, the more the
+        further they lie from the origin. So it is a multiple of every stride up to 32, and up to the backbone's largest;
+        coarser levels are left to be off by less than a cell. An SSD, whose priors belong to one image size, has 1.
+        """
+        if self._divisor is not None:
+            return self._divisor
+        own: Sequence[FeatureSpec] = self.backbone.features  # type: ignore[assignment]
+        bound = max(_PADDED_STRIDE, *(spec.stride for spec in own))
+        strides = {spec.stride for spec in (*own, *self.features) if spec.stride <= bound}
+        return math.lcm(*(int(stride) for stride in strides if stride == int(stride)))
+
+    @divisor.setter
+    def divisor(self, value: int) -> None:
+        """For weights that were trained with another padding (all of version 0.1.0 with 32)."""
+        self._divisor = value
+
+    @property
+    def smallest_side(self) -> int:
+        """Pixels that a side of the network's input needs at least: one cell of the backbone's coarsest map."""
+        own: Sequence[FeatureSpec] = self.backbone.features  # type: ignore[assignment]
+        return math.ceil(max(spec.stride for spec in own))
 
     @property
     def features(self) -> tuple[FeatureSpec, ...]:

@@ -10,13 +10,13 @@ import torch
 from flyspeck import boxes as box_algebra
 from flyspeck.data.annotations import Annotations
 from flyspeck.errors import UserError
-from flyspeck.models import zoo
 from flyspeck.models.assigners.build import CENTER_SAMPLING, AssignerBuilder, named_assigner, refuse_unless
 from flyspeck.models.assigners.hosts import priors_of
 from flyspeck.models.assigners.simd import RatioMeans
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.detector import Detector
 from flyspeck.models.receptive import receptive_fields
+from flyspeck.models.zoo import DETECTORS
 from flyspeck.train.config import AssignerConfig
 
 log = logging.getLogger("flyspeck")
@@ -33,8 +33,8 @@ def recipe_assigner(
     """
     if config is None:
         return None
-    hosts = [name for name, entry in zoo.DETECTORS.items() if config.name in entry.assigners]
-    refuse_unless(config.name, host, zoo.DETECTORS[host].assigners, hosts)
+    hosts = [name for name, entry in DETECTORS.items() if config.name in entry.assigners]
+    refuse_unless(config.name, host, DETECTORS[host].assigners, hosts)
     if config.name == CENTER_SAMPLING:
         return None
     return named_assigner(

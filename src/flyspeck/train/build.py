@@ -7,18 +7,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from flyspeck import boxes as box_algebra
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.implications import fit_anchors
 from flyspeck.errors import UserError
-from flyspeck.models import zoo
 from flyspeck.models.anchors import strided_anchors
 from flyspeck.models.assigners.rfla import receptive_anchors
 from flyspeck.models.backbones.freezing import freeze_norms, freeze_stages
+from flyspeck.models.backbones.staged import StagedBackbone
+from flyspeck.models.build import build, check_options
 from flyspeck.models.detector import Detector, PixelNorm
 from flyspeck.models.layers import NORMS
+from flyspeck.models.names import DYNAMIC, ZooName, parse_name
 from flyspeck.models.necks.fpn import FPN, sigma_power_
 from flyspeck.models.postprocess import Suppression
 from flyspeck.models.weights import levels_from_shared
@@ -27,6 +30,9 @@ from flyspeck.train.checkpoint import load_weights, weights_file
 from flyspeck.train.config import AnchorConfig, DynamicConfig, ModelConfig
 from flyspeck.train.dynamic import make_dynamic, restore_predictor
 from flyspeck.train.start import take_over
+
+_OWN_KEYS = {"anchors", "assigner", "channels", "fusion", "norm"}
+"""Of the detector's builder, but keys of the recipe's `model` itself."""
 
 
 def fitted_anchors(annotations: Annotations, finest_stride: float) -> AnchorConfig:
@@ -47,7 +53,7 @@ def build_detector(
     `load` False leaves out the backbone's pretrained weights, where a checkpoint follows. What is taken from the training
     set (fitted anchors, statistical fusion factors) must be filled in already.
     """
-    name = zoo.parse_name(model.name)
+    name = parse_name(model.name)
     if name.detector is None:
         raise UserError(
             f"'{model.name}' is a backbone", where="model.name", fix=f"write faster_rcnn:{model.name} or the like"
@@ -55,48 +61,69 @@ def build_detector(
     if name.dynamic:
         raise UserError(
             f"'{model.name}' is a name to count with", where="model.name",
-            fix=f"write {model.name.removeprefix(zoo.DYNAMIC)}, and a section `dynamic`",
+            fix=f"write {model.name.removeprefix(DYNAMIC)}, and a section `dynamic`",
         )  # fmt: skip
-    first, last = zoo.parse_levels(model.levels or zoo.DETECTORS[name.detector].levels)
-    backbone = zoo.build_backbone(
-        name.backbone, width=model.width, weights=model.weights if load else None, first_level=first
+    options = _options(name, model)
+    detector = build(
+        model.name,
+        classes=classes,
+        pixel_norm=PixelNorm(mean, std),
+        width=model.width,
+        levels=model.levels,
+        weights=model.weights if load else None,
+        prepare=partial(_prepare, model, name.detector),
+        channels=model.channels,
+        norm=NORMS[model.norm],
+        suppression=Suppression(
+            score=model.min_score, iou=model.nms, max_detections=model.max_detections, soft=model.soft_nms
+        ),
+        **options,
     )
-    if model.freeze_norms:
-        freeze_norms(backbone)
-    if model.frozen_stages:
-        freeze_stages(backbone, model.frozen_stages)
-    options: dict[str, Any] = dict(model.head)
-    if model.anchors is not None:
-        a = model.anchors
-        options["anchors"] = partial(strided_anchors, base_scale=a.base_scale, ratios=a.ratios, octaves=a.octaves)
-        if a.receptive_fields:
-            fields = fields_of(backbone, last - 5)
-            options["anchors"] = partial(receptive_anchors, receptive_fields=fields, ratios=a.ratios)
-    if model.assigner is not None:
-        options["assigner"] = recipe_assigner(model.assigner, name.detector, backbone, last - 5)
-    if model.fusion is not None:
-        options["fusion"] = model.fusion
-    try:
-        detector = zoo.assemble(
-            name,
-            backbone,
-            classes=classes,
-            pixel_norm=PixelNorm(mean, std),
-            num_extra=last - 5,
-            channels=model.channels,
-            norm=NORMS[model.norm],
-            suppression=Suppression(
-                score=model.min_score, iou=model.nms, max_detections=model.max_detections, soft=model.soft_nms
-            ),
-            **options,
-        )
-    except TypeError as error:  # a keyword that this detector's builder does not take
-        raise UserError(f"{name.detector} does not take this: {error}", where="model.head") from error
+    assert isinstance(detector, Detector)
     if load and model.sigma is not None:
         _initialise_by_power(detector, model.sigma)
     if load and model.start is not None:
         take_over(detector, model.start)
     return detector
+
+
+def _options(name: ZooName, model: ModelConfig) -> dict[str, Any]:
+    """What the recipe says of the detector's builder; raises UserError for what it does not take."""
+    for key in _OWN_KEYS & model.head.keys():
+        raise UserError(f"head.{key} is no option of its own", where="model.head", fix=f"set model.{key}")
+    check_options(name, model.head, where="model.head")
+    options: dict[str, Any] = dict(model.head)
+    for key in ("anchors", "fusion"):  # of the assigner `recipe_assigner` knows more
+        if getattr(model, key) is not None:
+            check_options(name, {key: None}, where=f"model.{key}")
+    if model.anchors is not None:
+        a = model.anchors
+        options["anchors"] = partial(strided_anchors, base_scale=a.base_scale, ratios=a.ratios, octaves=a.octaves)
+    if model.fusion is not None:
+        options["fusion"] = model.fusion
+    return options
+
+
+def _prepare(model: ModelConfig, host: str, backbone: StagedBackbone, num_extra: int) -> dict[str, Any]:
+    """Freezes what the recipe freezes, and gives what depends on the backbone: the assigner, anchors on receptive fields."""
+    if model.freeze_norms:
+        freeze_norms(backbone)
+    if model.frozen_stages:
+        freeze_stages(backbone, model.frozen_stages)
+    options: dict[str, Any] = {}
+    if model.anchors is not None and model.anchors.receptive_fields:
+        fields = fields_of(backbone, num_extra)
+        options["anchors"] = partial(receptive_anchors, receptive_fields=fields, ratios=model.anchors.ratios)
+    if model.assigner is not None:
+        options["assigner"] = recipe_assigner(model.assigner, host, backbone, num_extra)
+    return options
+
+
+def finest_stride(model: ModelConfig) -> float:
+    """Stride of the finest level of a recipe's pyramid."""
+    plain = model.model_copy(update={"fusion": None, "assigner": None, "anchors": None})
+    with torch.device("meta"):  # shapes only
+        return build_detector(plain, classes=("object",), mean=(0.5,), std=(0.5,), load=False).features[0].stride
 
 
 def _initialise_by_power(detector: Detector, sigma: float) -> None:

@@ -131,11 +131,12 @@ class ModelConfig(_Strict):
     start: str | None = None
     """Fine-tuning: a run folder or weights file whose tensors are taken over where name and shape agree."""
     width: float = Field(default=1.0, gt=0)
-    """Width multiplier of the backbone."""
+    """Width multiplier of the backbone, and of nothing else."""
     channels: int = Field(default=256, ge=4)
     """Channels of neck and head: 64 on a laptop, 256 in the papers."""
     levels: str | None = None
-    """Pyramid levels: 2-6 is strides 4 to 64; None takes the detector's own."""
+    """Pyramid levels: 2-6 is strides 4 to 64, 1-5 strides 2 to 32, for backbones that have a map of stride 2; None takes the
+    detector's own (of a backbone with a stride elimination: on the maps that this enlarged)."""
     norm: Literal["none", "bn", "gn"] = "none"
     """Norm layers of neck and head."""
     frozen_stages: int = Field(default=0, ge=0)

@@ -135,6 +135,7 @@ def pooled_maps(
         batch_size=run.recipe.evaluate.batch_size,
         sampler=in_order(len(annotations)),
         workers=0,
+        divisor=run.detector.divisor,
         drop_last=False,
     )
     detector = run.detector.eval().to(device)

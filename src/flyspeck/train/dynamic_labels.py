@@ -129,6 +129,7 @@ def compute_losses(
         batch_size=batch_size,
         sampler=in_order(len(annotations)),
         workers=0,
+        divisor=detector.divisor,
         drop_last=False,
     )
     found, ids, objects = [], [], []

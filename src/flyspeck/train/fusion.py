@@ -38,8 +38,8 @@ def recipe_fusion(annotations: Annotations, model: ModelConfig, *, size: tuple[i
         assign = partial(best_anchor, levels=levels)
     else:
         assign = partial(assigned_points, strides=strides)
-    # Levels above the backbone's last map (C5, stride 32) have no top-down edge of their own.
-    extra_levels = sum(stride > 32 for stride in strides)
+    # Levels above the backbone's last map have no top-down edge of their own.
+    extra_levels = len(strides) - len(detector.backbone.features)  # type: ignore[arg-type]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = fusion_statistics(annotations, assign, strides, size=size, extra_levels=extra_levels)

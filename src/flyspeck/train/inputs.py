@@ -116,9 +116,20 @@ def augmentation(config: AugmentConfig, train: Annotations) -> Transform:
 
 
 def training_loader(
-    recipe: Recipe, train: Annotations, *, channels: int, rank: int, world_size: int, pin_memory: bool = False
+    recipe: Recipe,
+    train: Annotations,
+    *,
+    channels: int,
+    divisor: int,
+    smallest: int = 1,
+    rank: int,
+    world_size: int,
+    pin_memory: bool = False,
 ) -> Loader:
-    """Batches of one process: its share of the global batch, `accumulate` of them a step."""
+    """Batches of one process: its share of the global batch, `accumulate` of them a step.
+
+    `divisor` and `smallest` are the detector's, see `make_loader`.
+    """
     config = recipe.train
     share, rest = divmod(config.batch_size, config.accumulate * world_size)
     if rest or share == 0:
@@ -145,6 +156,8 @@ def training_loader(
         sampler=sampler,
         workers=default_workers(world_size) if config.workers is None else config.workers,
         seed=config.seed,
+        divisor=divisor,
+        smallest=smallest,
         max_broken_share=recipe.data.max_broken_share,
         pin_memory=pin_memory,
     )

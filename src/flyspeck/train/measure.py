@@ -40,6 +40,8 @@ def detect_all(
         batch_size=batch_size,
         sampler=in_order(len(annotations), rank=rank, world_size=world),
         workers=0,
+        divisor=detector.divisor,  # type: ignore[arg-type]
+        smallest=detector.smallest_side,  # type: ignore[arg-type]
         drop_last=False,
     )
     found: list[Detections] = []

@@ -11,11 +11,12 @@ from flyspeck import boxes as box_algebra
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.inspect import BINS, EDGES
 from flyspeck.errors import UserError
-from flyspeck.models import zoo
 from flyspeck.models.assigners.hosts import map_sizes_of
 from flyspeck.models.detector import Detector
+from flyspeck.models.names import parse_name
+from flyspeck.models.zoo import DETECTORS
 from flyspeck.train.assigners import settled_assigner
-from flyspeck.train.build import build_detector, fitted_anchors
+from flyspeck.train.build import build_detector, finest_stride, fitted_anchors
 from flyspeck.train.config import AssignerConfig, ModelConfig, load_recipe
 from flyspeck.types import Targets
 
@@ -31,10 +32,10 @@ def positives_by_size(annotations: Annotations, detector: str, *, images: int = 
     is nothing to assign.
     """
     model, own = _model(detector)
-    host = zoo.parse_name(model.name).detector
-    names = zoo.DETECTORS[host].assigners if host else ()
+    host = parse_name(model.name).detector
+    names = DETECTORS[host].assigners if host else ()
     if not names:
-        can = ", ".join(key for key, entry in zoo.DETECTORS.items() if entry.assigners)
+        can = ", ".join(key for key, entry in DETECTORS.items() if entry.assigners)
         raise UserError(
             f"'{model.name}' takes no assigner", where="--detector", fix=f"these do: {can}, each with a backbone"
         )
@@ -44,8 +45,7 @@ def positives_by_size(annotations: Annotations, detector: str, *, images: int = 
     if not (~table.ignore).any():
         raise UserError("no objects to assign", where=annotations.source, fix="look at a set that has some")
     if model.anchors is not None and model.anchors.fit:
-        finest = zoo.parse_levels(model.levels or zoo.DETECTORS[host].levels)[0]  # type: ignore[index]
-        model = model.model_copy(update={"anchors": fitted_anchors(table, 2.0**finest)})
+        model = model.model_copy(update={"anchors": fitted_anchors(table, finest_stride(model))})
     bare = _build(model)
     found: dict[str, Any] = {}
     for assigner in names:

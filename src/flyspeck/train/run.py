@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -28,10 +29,9 @@ from flyspeck.data.images import read_image
 from flyspeck.data.statistics import pixel_statistics
 from flyspeck.errors import UserError
 from flyspeck.files import write_json, write_text
-from flyspeck.models import zoo
 from flyspeck.models.detector import Detector
 from flyspeck.train.assigners import settled_assigner
-from flyspeck.train.build import build_detector, describe_model, fitted_anchors, load_detector, load_into
+from flyspeck.train.build import build_detector, describe_model, finest_stride, fitted_anchors, load_detector, load_into
 from flyspeck.train.checks import judge_problems, usable_images
 from flyspeck.train.config import PredictorConfig, Recipe, dump_recipe
 from flyspeck.train.dynamic import best_figure, make_dynamic, measure_factors, objective_of
@@ -71,6 +71,8 @@ class Method:
     objective: Callable[[Detector, RunContext], nn.Module] = plain_objective
     start: Path | None = None
     """A run folder or checkpoint of the same model, whose weights the run starts from."""
+    divisor: int = 1
+    """What the sides of batches must divide by besides the detector's own divisor: a teacher's."""
     note: Mapping[str, Any] = field(default_factory=dict)
     """Plain values for the checkpoint's description; a resumed run must have the same."""
 
@@ -151,6 +153,8 @@ def _train(
             recipe,
             train_set,
             channels=channels,
+            divisor=math.lcm(detector.divisor, method.divisor),
+            smallest=detector.smallest_side,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
             pin_memory=accelerator.device.type == "cuda",
@@ -228,9 +232,7 @@ def _resolved(recipe: Recipe, train_set: Annotations) -> Recipe:
     """The recipe with everything that is taken from the training set filled in."""
     model = recipe.model
     if model.anchors is not None and model.anchors.fit:
-        detector = zoo.parse_name(model.name).detector
-        levels = model.levels or (zoo.DETECTORS[detector].levels if detector else "2-6")
-        anchors = fitted_anchors(train_set, 2.0 ** zoo.parse_levels(levels)[0])
+        anchors = fitted_anchors(train_set, finest_stride(model))
         log.info("anchors fitted to the training set: %s", anchors.model_dump(exclude={"fit"}))
         model = model.model_copy(update={"anchors": anchors})
     if model.fusion == STATISTIC:

@@ -14,7 +14,6 @@ import torch
 
 from flyspeck.errors import UserError
 from flyspeck.files import write_json
-from flyspeck.models.zoo import DETECTORS, parse_levels, parse_name
 from flyspeck.train.build import build_detector
 from flyspeck.train.config import ModelConfig, Recipe
 from flyspeck.train.fusion import STATISTIC
@@ -58,12 +57,12 @@ def tune_fusion(
 
 def count_edges(model: ModelConfig) -> int:
     """Top-down edges of a recipe's pyramid; raises UserError where its neck has no fusion factors."""
-    detector = parse_name(model.name).detector
-    levels = model.levels or (DETECTORS[detector].levels if detector else "2-6")
-    edges = 5 - parse_levels(levels)[0]
     with torch.device("meta"):
-        plain = model.model_copy(update={"fusion": [1.0] * edges, "weights": None})
-        build_detector(plain, classes=("object",), mean=(0.5,), std=(0.5,), load=False)
+        plain = model.model_copy(update={"fusion": None})
+        detector = build_detector(plain, classes=("object",), mean=(0.5,), std=(0.5,), load=False)
+        edges = len(detector.backbone.features) - 1  # type: ignore[arg-type]
+        fused = model.model_copy(update={"fusion": [1.0] * edges})
+        build_detector(fused, classes=("object",), mean=(0.5,), std=(0.5,), load=False)
     return edges
 
 

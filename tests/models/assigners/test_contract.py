@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import flyspeck.models.assign as assign_module
 from flyspeck.errors import UserError
-from flyspeck.models import zoo
+from flyspeck.models import build as builder
 from flyspeck.models.anchors import strided_anchors
 from flyspeck.models.assign import BACKGROUND, IGNORED
 from flyspeck.models.assigners.base import Assigner, Priors
@@ -150,7 +150,7 @@ def build(host: str, **options: object) -> Detector:
     torch.manual_seed(0)
     extra = {"hidden": 32, "samples": 64} if "rcnn" in host else {"depth": 1}
     norm = PixelNorm([0.5] * 3, [0.25] * 3)
-    detector = zoo.build(
+    detector = builder.build(
         f"{host}:mobilenet_v2", width=0.25, classes="ab", pixel_norm=norm, channels=16, **extra, **options
     )
     assert isinstance(detector, Detector)
@@ -225,7 +225,7 @@ def test_a_point_may_learn_an_object_beside_it() -> None:
 
 
 def test_heads_with_a_rule_of_their_own_say_what_they_lack() -> None:
-    detector = zoo.build("reppoints:mobilenet_v2", width=0.25, channels=16)
+    detector = builder.build("reppoints:mobilenet_v2", width=0.25, channels=16)
     assert isinstance(detector, nn.Module)
     with pytest.raises(UserError, match=r"RepPointsHead cannot take an assigner .* implement Head\.assigning_part"):
         detector.head.assigning_part()  # type: ignore[arg-type]

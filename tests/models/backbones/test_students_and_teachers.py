@@ -14,10 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from flyspeck.errors import UserError
 from flyspeck.models.backbones.shufflenet import rename_torchvision, shufflenet_v2
 from flyspeck.models.backbones.swin import swin_t
+from flyspeck.models.build import build
 from flyspeck.models.detector import Detector
 from flyspeck.models.profile import profile
 from flyspeck.models.stride import eliminate_strides
-from flyspeck.models.zoo import build
 from flyspeck.types import ImageBatch, Targets
 
 BOTH = pytest.mark.parametrize("make", [shufflenet_v2, swin_t])
@@ -161,13 +161,13 @@ def test_mmcv_counts_the_linear_layers_of_attention_and_the_norms():
 
 def test_swin_detects_through_normed_maps_and_profiles_by_parts():
     with torch.device("meta"):
-        model = build("retinanet:swin_t", width=0.125)
+        model = build("retinanet:swin_t", width=0.125, channels=32)
     assert isinstance(model, Detector)
     assert model.neck.input_norms is not None
     parts = profile(model, (128, 160)).parts
     assert all(parts[part] > 0 for part in ("backbone", "neck", "head"))
     x = 100 * torch.randn(1, 12, 3, 5) + 7
-    norm = build("retinanet:swin_t", width=0.125).neck.input_norms[0]
+    norm = build("retinanet:swin_t", width=0.125, channels=32).neck.input_norms[0]
     normed = norm(x)
     assert_close(normed.mean(1), torch.zeros(1, 3, 5), atol=1e-4, rtol=0)
     assert_close(normed.var(1, unbiased=False), torch.ones(1, 3, 5), atol=1e-3, rtol=0)
@@ -185,7 +185,7 @@ def test_strides():
 @pytest.mark.parametrize("side", [1, 2, 4, 8])
 def test_boxes_of_a_few_pixels_reach_every_stage(name, side):
     torch.manual_seed(0)
-    detector = build(name, width=0.125, classes=("a",), depth=1)
+    detector = build(name, width=0.125, channels=32, classes=("a",), depth=1)
     assert isinstance(detector, Detector)
     pixels = torch.randint(0, 256, (2, 3, 75, 97), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     box = torch.tensor([[40.5, 30.25, 40.5 + side, 30.25 + side]])

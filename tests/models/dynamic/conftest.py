@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from flyspeck.models.build import build
 from flyspeck.models.detector import Detector
 from flyspeck.models.layers import group_norm
-from flyspeck.models.zoo import build
 from flyspeck.types import ImageBatch, Targets
 from spread_scores import spread_scores
 
@@ -28,7 +28,7 @@ def small() -> Callable[..., Detector]:
 
     def make(kind: str, backbone: str = "resnet18") -> Detector:
         torch.manual_seed(0)
-        detector = build(f"{kind}:{backbone}", width=0.125, classes=("a", "b"), **OPTIONS[kind])
+        detector = build(f"{kind}:{backbone}", width=0.125, channels=32, classes=("a", "b"), **OPTIONS[kind])
         assert isinstance(detector, Detector)
         for module in detector.modules():
             if isinstance(module, torch.nn.BatchNorm2d) and module.running_mean is not None:

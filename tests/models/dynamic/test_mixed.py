@@ -8,12 +8,12 @@ from torch.testing import assert_close
 
 from flyspeck.errors import UserError
 from flyspeck.models.backbones.freezing import freeze_stages
+from flyspeck.models.build import build
 from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.mixed import MixedTraining
 from flyspeck.models.dynamic.norms import privatise_norms
 from flyspeck.models.dynamic.pooling import Stride, pool_dynamically
 from flyspeck.models.profile import _PeakMemory
-from flyspeck.models.zoo import build
 from flyspeck.types import ImageBatch
 
 
@@ -49,7 +49,7 @@ def test_one_after_another_gives_the_same_gradients(kind, frozen, small, batch):
 
 def peak(factors: tuple[float, ...], stride: Stride, *, sequential: bool, batch) -> int:
     torch.manual_seed(0)
-    detector = build("fcos:resnet18", width=0.125, classes=("a", "b"))
+    detector = build("fcos:resnet18", width=0.125, channels=32, classes=("a", "b"))
     assert isinstance(detector, Detector)
     pool_dynamically(detector, factors, stride=stride)
     privatise_norms(detector)

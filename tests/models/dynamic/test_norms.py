@@ -9,13 +9,13 @@ from torch.testing import assert_close
 
 from flyspeck.errors import UserError
 from flyspeck.models.backbones.freezing import freeze_norms, freeze_stages
+from flyspeck.models.build import build
 from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.cost import mean_gflops, profile_factors
 from flyspeck.models.dynamic.mixed import mixed_losses
 from flyspeck.models.dynamic.norms import SwitchedNorm, at_factor, privatise_norms
 from flyspeck.models.dynamic.pooling import Stride, pool_dynamically
 from flyspeck.models.fold import fold_norms
-from flyspeck.models.zoo import build
 
 KINDS = ("retinanet", "fcos", "reppoints", "faster_rcnn")
 

@@ -14,6 +14,7 @@ from torch.testing import assert_close
 
 from flyspeck.errors import UserError
 from flyspeck.models.backbones.staged import StagedBackbone
+from flyspeck.models.build import build
 from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.factors import FactorSwitch, check_factors
 from flyspeck.models.dynamic.pooling import (
@@ -25,7 +26,6 @@ from flyspeck.models.dynamic.pooling import (
     run_rest,
     split_stage,
 )
-from flyspeck.models.zoo import build
 from flyspeck.types import ImageBatch
 from same_detections import assert_same_detections
 

@@ -11,9 +11,10 @@ import torch
 from flyspeck.cli.main import main
 from flyspeck.errors import UserError
 from flyspeck.models.backbones.freezing import freeze_stages
+from flyspeck.models.build import build
 from flyspeck.models.dynamic.pooling import find_switch
 from flyspeck.models.dynamic.router import FactorRouter
-from flyspeck.models.zoo import build, parse_name
+from flyspeck.models.names import parse_name
 from flyspeck.train.build import build_detector
 from flyspeck.train.config import ModelConfig
 
@@ -44,7 +45,7 @@ def test_the_name_in_words(capsys: Any) -> None:
 @pytest.mark.parametrize("host", ["reppoints", "retinanet", "faster_rcnn", "fcos"])
 def test_any_staged_host(host: str) -> None:
     with torch.device("meta"):
-        detector = build(f"dpnet:{host}:mobilenet_v2", width=0.25)
+        detector = build(f"dpnet:{host}:mobilenet_v2", width=0.25, channels=64)
     assert isinstance(detector.router, FactorRouter)  # type: ignore[union-attr]
     assert find_switch(detector).factors == (0.5, 0.33, 0.25)  # type: ignore[arg-type]
     assert detector.features[0].stride == 8  # type: ignore[union-attr, index]

@@ -15,6 +15,7 @@ from torchvision.ops import deform_conv2d
 
 from flyspeck.models.assign import BACKGROUND, IGNORED
 from flyspeck.models.backbones.freezing import freeze_stages
+from flyspeck.models.build import build_backbone
 from flyspeck.models.detector import PixelNorm
 from flyspeck.models.heads.fcos import grid_points
 from flyspeck.models.heads.reppoints import (
@@ -25,8 +26,8 @@ from flyspeck.models.heads.reppoints import (
     object_levels,
     reppoints,
 )
+from flyspeck.models.levels import choose_maps
 from flyspeck.models.profile import profile
-from flyspeck.models.zoo import build_backbone
 from flyspeck.types import FeatureSpec, Targets
 
 STRIDES = (4, 8, 16, 32, 64)
@@ -366,8 +367,10 @@ def test_a_image_without_objects():
 )
 def test_published_counts(first, extra, classes, size, gflops, trainable):
     with torch.device("meta"):
+        backbone = build_backbone("resnet50")
+        choose_maps(backbone, first, name="resnet50")
         model = reppoints(
-            build_backbone("resnet50", first_level=first),
+            backbone,
             classes=[f"class{i}" for i in range(classes)],
             pixel_norm=PixelNorm((0.5,) * 3, (0.25,) * 3),
             num_extra=extra,

@@ -12,10 +12,10 @@ from flyspeck.models.backbones.hrnet import hrnet18
 from flyspeck.models.backbones.mobilenet import mobilenet_v2
 from flyspeck.models.backbones.mobilenet_v1 import mobilenet_v1
 from flyspeck.models.backbones.vgg import vgg16
+from flyspeck.models.build import build as build_by_name
 from flyspeck.models.detector import PixelNorm
 from flyspeck.models.heads.ssd import L2Norm, Priors, find_configuration, hardest, ssd
 from flyspeck.models.heads.ssd_tables import MOBILENET_V1, VGG16
-from flyspeck.models.zoo import build as build_by_name
 from flyspeck.types import ImageBatch, Targets
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from flyspeck.errors import UserError
-from flyspeck.models import zoo
+from flyspeck.models import build as builder
 from flyspeck.models.backbones.mobilenet import mobilenet_v2
 from flyspeck.models.backbones.resnet import resnet50
 from flyspeck.models.deformable import DeformableConv, make_deformable, replace_batch_norms, sampled_deform_conv
@@ -177,4 +177,4 @@ def test_sampling_is_a_deformable_convolution(kernel: int, stride: int, padding:
     ],
 )
 def test_the_published_counts(name: str, expected: float) -> None:
-    assert round(profile(zoo.build(name), (512, 640), convention="thop").gflops, 2) == expected
+    assert round(profile(builder.build(name), (512, 640), convention="thop").gflops, 2) == expected

@@ -54,17 +54,17 @@ def test_cached_outputs_are_the_teachers(
 ) -> None:
     what = observe(teacher, **fields)
     with caplog.at_level(logging.INFO):
-        source = open_cache(tmp_path / "cache", dataset, teacher, what, augment=FLIPS, limit_bytes=1e9)
+        source = open_cache(tmp_path / "cache", dataset, teacher, what, augment=FLIPS, limit_bytes=1e9, divisor=32)
     assert "12 images x" in caplog.text  # six, and six flipped
     plain = [dataset.raw(i) for i in (4, 1)]
-    images = collate([plain[0], flip_horizontal(plain[1])]).images
+    images = collate([plain[0], flip_horizontal(plain[1])], divisor=32).images
     wanted, found = teacher.outputs(images, what), source(images)
     assert set(found) == set(wanted)
     for name, value in wanted.items():
         assert_close(found[name].float(), value.float(), rtol=2e-3, atol=1e-3)  # ten bits of mantissa
     # A second start reads what is there.
     written = (tmp_path / "cache" / "index.json").stat().st_mtime_ns
-    open_cache(tmp_path / "cache", dataset, teacher, what, augment=FLIPS, limit_bytes=1)
+    open_cache(tmp_path / "cache", dataset, teacher, what, augment=FLIPS, limit_bytes=1, divisor=32)
     assert (tmp_path / "cache" / "index.json").stat().st_mtime_ns == written
 
 
@@ -82,46 +82,46 @@ def test_a_cache_that_was_broken_off_is_filled_again(
 
     monkeypatch.setattr(Teacher, "outputs", outputs)
     with pytest.raises(KeyboardInterrupt):
-        open_cache(tmp_path, dataset, teacher, what, augment=FLIPS, limit_bytes=1e9, batch_size=3)
+        open_cache(tmp_path, dataset, teacher, what, augment=FLIPS, limit_bytes=1e9, divisor=32, batch_size=3)
     monkeypatch.undo()
     assert (tmp_path / "P2.npy").is_file()  # half of it is there already
-    source = open_cache(tmp_path, dataset, teacher, what, augment=FLIPS, limit_bytes=1e9, batch_size=3)
-    images = collate([dataset.raw(5)]).images
+    source = open_cache(tmp_path, dataset, teacher, what, augment=FLIPS, limit_bytes=1e9, divisor=32, batch_size=3)
+    images = collate([dataset.raw(5)], divisor=32).images
     assert_close(source(images)["P2"].float(), teacher.outputs(images, what)["P2"], rtol=2e-3, atol=1e-3)
 
 
 def test_a_cache_serves_methods_that_need_less(teacher: Teacher, dataset: DetectionDataset, tmp_path: Path) -> None:
-    open_cache(tmp_path, dataset, teacher, observe(teacher), augment=FLIPS, limit_bytes=1e9)
+    open_cache(tmp_path, dataset, teacher, observe(teacher), augment=FLIPS, limit_bytes=1e9, divisor=32)
     single = observe(teacher, method="single", levels=[3])
-    source = open_cache(tmp_path, dataset, teacher, single, augment=FLIPS, limit_bytes=1e9)
-    assert set(source(collate([dataset.raw(0)]).images)) == {"P3", "P3 cells"}
+    source = open_cache(tmp_path, dataset, teacher, single, augment=FLIPS, limit_bytes=1e9, divisor=32)
+    assert set(source(collate([dataset.raw(0)], divisor=32).images)) == {"P3", "P3 cells"}
     six = observe(teacher, levels=[2, 6])
     with pytest.raises(UserError, match="other levels or another method"):
-        open_cache(tmp_path, dataset, teacher, six, augment=FLIPS, limit_bytes=1e9)
+        open_cache(tmp_path, dataset, teacher, six, augment=FLIPS, limit_bytes=1e9, divisor=32)
 
 
 def test_outputs_of_others_are_refused(
     teacher: Teacher, dataset: DetectionDataset, tiny_set: Path, tmp_path: Path
 ) -> None:
     what = observe(teacher)
-    source = open_cache(tmp_path, dataset, teacher, what, augment=FLIPS, limit_bytes=1e9)
+    source = open_cache(tmp_path, dataset, teacher, what, augment=FLIPS, limit_bytes=1e9, divisor=32)
     other = Teacher(detector(12, seed=1))
     with pytest.raises(UserError, match="the outputs of another teacher"):
-        open_cache(tmp_path, dataset, other, observe(other), augment=FLIPS, limit_bytes=1e9)
+        open_cache(tmp_path, dataset, other, observe(other), augment=FLIPS, limit_bytes=1e9, divisor=32)
     more = DetectionDataset(read_annotations(tiny_set / "train.json"), channels=1)
     with pytest.raises(UserError, match="the outputs of other images"):
-        open_cache(tmp_path, more, teacher, what, augment=FLIPS, limit_bytes=1e9)
+        open_cache(tmp_path, more, teacher, what, augment=FLIPS, limit_bytes=1e9, divisor=32)
     with pytest.raises(UserError, match="the outputs of other images"):
-        open_cache(tmp_path, dataset, teacher, what, augment=AugmentConfig(flip=0), limit_bytes=1e9)
+        open_cache(tmp_path, dataset, teacher, what, augment=AugmentConfig(flip=0), limit_bytes=1e9, divisor=32)
     with pytest.raises(UserError, match="1 of 1 images of a batch have other pixels"):
-        source(collate([more.raw(0)]).images)
+        source(collate([more.raw(0)], divisor=32).images)
 
 
 def test_too_large_a_cache_is_refused_before_it_is_begun(
     teacher: Teacher, dataset: DetectionDataset, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=r"would take 0\.00 GB, more than the limit of 0\.0001 GB"):
-        open_cache(tmp_path / "cache", dataset, teacher, observe(teacher), augment=FLIPS, limit_bytes=1e5)
+        open_cache(tmp_path / "cache", dataset, teacher, observe(teacher), augment=FLIPS, limit_bytes=1e5, divisor=32)
     assert not (tmp_path / "cache").exists()
 
 
@@ -138,4 +138,4 @@ def test_images_of_several_sizes_are_refused(teacher: Teacher, dataset: Detectio
     sizes[2] = np.array([32, 32])
     object.__setattr__(dataset.annotations, "sizes", sizes)
     with pytest.raises(UserError, match="the images have 2 sizes"):
-        open_cache(tmp_path, dataset, teacher, observe(teacher), augment=FLIPS, limit_bytes=1e9)
+        open_cache(tmp_path, dataset, teacher, observe(teacher), augment=FLIPS, limit_bytes=1e9, divisor=32)

@@ -9,12 +9,15 @@ def register() -> None:
     """Adds `free_anchor`, `libra_rcnn` and `grid_rcnn`."""
     from flyspeck.models.assigners.build import NAMES as ASSIGNERS
     from flyspeck.models.batch_decoding import register_onnx
+    from flyspeck.models.heads.faster_rcnn import FasterRCNNHead, faster_rcnn
+    from flyspeck.models.heads.retinanet import RetinaNetHead, retinanet
     from flyspeck_lab.comparators.free_anchor import free_anchor
-    from flyspeck_lab.comparators.grid_rcnn import grid_rcnn
+    from flyspeck_lab.comparators.grid_rcnn import GridRCNNHead, grid_rcnn
     from flyspeck_lab.comparators.libra_rcnn import attend_onnx, libra_rcnn
 
-    widths = {"channels": 256, "hidden": 1024}
-    register_detector("free_anchor", free_anchor, anchors=True)
-    register_detector("libra_rcnn", libra_rcnn, widths=widths, anchors=True, assigners=ASSIGNERS, like="faster_rcnn")
+    register_detector("free_anchor", free_anchor, passes_to=(retinanet, RetinaNetHead))
+    register_detector(
+        "libra_rcnn", libra_rcnn, passes_to=(faster_rcnn, FasterRCNNHead), assigners=ASSIGNERS, like="faster_rcnn"
+    )
     register_onnx("flyspeck_lab::attend_halved", attend_onnx)
-    register_detector("grid_rcnn", grid_rcnn, widths={**widths, "point_channels": 64}, anchors=True, like="faster_rcnn")
+    register_detector("grid_rcnn", grid_rcnn, passes_to=(GridRCNNHead,), like="faster_rcnn")

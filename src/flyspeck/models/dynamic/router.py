@@ -122,6 +122,7 @@ class FoldedFactors(torch.nn.Module):
             predictor = self.router.predictor
             fold_norms(predictor, lambda: predictor(run_prefix(twins[0], images)[1]))
         self.twins = torch.nn.ModuleList(twins)
+        self.divisor = detector.divisor
 
     def detect(self, images: ImageBatch) -> list[Detections]:
         """Detections of each image, in the frame of the batch."""

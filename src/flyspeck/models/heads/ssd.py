@@ -334,7 +334,8 @@ def ssd(
     neck = SSDNeck(features, configuration, separable=not plain, channels=channels)
     priors = Priors(configuration)
     ssd_head = SSDHead(neck.features, num_classes=len(classes), priors=priors, suppression=suppression, **head)
-    return Detector(path, neck, ssd_head, pixel_norm=pixel_norm, classes=classes)
+    # At its own size an SSD has the table's maps and priors: any padding would make it another one.
+    return Detector(path, neck, ssd_head, pixel_norm=pixel_norm, classes=classes, divisor=1)
 
 
 def _ssd_top(backbone: StagedBackbone) -> None:

@@ -97,19 +97,22 @@ def open_cache(
     *,
     augment: AugmentConfig,
     limit_bytes: float,
+    divisor: int,
+    smallest: int = 1,
     batch_size: int = 8,
     device: torch.device | None = None,
     precision: str = "fp32",
 ) -> CachedSource:
     """The cache in `folder`, filled now if there is none.
 
-    Says its size before it begins. Raises UserError if it would be larger than `limit_bytes` or than the disk's free
+    `divisor` and `smallest` are those of the batches that the outputs are for. Says its size before it begins.
+    Raises UserError if it would be larger than `limit_bytes` or than the disk's free
     space, if the images have several sizes, and if the folder holds the outputs of another teacher or other images.
     """
     flips = versions(augment)
     device = device or torch.device("cpu")
     enabled = precision == "bf16"
-    first = collate([dataset.raw(0)])
+    first = collate([dataset.raw(0)], divisor=divisor, smallest=smallest)
     with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
         sample = teacher.outputs(first.images.to(device), observe)
     made_of = {
@@ -136,7 +139,7 @@ def open_cache(
     keys = np.zeros(count, "V16")
     start = 0
     for batch in _batches(dataset, flips, batch_size):
-        images = collate(batch).images
+        images = collate(batch, divisor=divisor, smallest=smallest).images
         with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
             found = teacher.outputs(images.to(device), observe)
         rows = slice(start, start + len(batch))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -196,12 +197,16 @@ def _student_method(config: DistillConfig, teacher: TrainedTeacher) -> Method:
     def objective(detector: Detector, context: RunContext) -> nn.Module:
         whole = Teacher(teacher.detector, scale=teacher.scale)
         _check_channels(context.channels, teacher.description)
-        return build_objective(config, detector, whole, lambda observe: _source(config, whole, observe, context))
+        return build_objective(
+            config, detector, whole, lambda observe: _source(config, detector, whole, observe, context)
+        )
 
-    return Method(objective=objective, note=note)
+    return Method(objective=objective, divisor=teacher.detector.divisor, note=note)
 
 
-def _source(config: DistillConfig, teacher: Teacher, observe: Observe, context: RunContext) -> Source:
+def _source(
+    config: DistillConfig, student: Detector, teacher: Teacher, observe: Observe, context: RunContext
+) -> Source:
     if config.cache is None:
         return TeacherSource(teacher, observe)
     recipe, accelerator = context.recipe, context.accelerator
@@ -214,6 +219,8 @@ def _source(config: DistillConfig, teacher: Teacher, observe: Observe, context: 
             observe,
             augment=recipe.augment,
             limit_bytes=config.cache_limit_gb * 1e9,
+            divisor=math.lcm(student.divisor, teacher.detector.divisor),
+            smallest=student.smallest_side,
             batch_size=recipe.evaluate.batch_size,
             device=accelerator.device,
             precision=recipe.train.precision,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -115,7 +116,7 @@ def level_similarities(
     sums = dict.fromkeys((pair.name for pair in pairs), 0.0)
     rows = np.unique(np.linspace(0, len(dataset) - 1, min(num_images, len(dataset))).round().astype(int))
     for row in rows:
-        images = collate([dataset.raw(int(row))]).images
+        images = collate([dataset.raw(int(row))], divisor=math.lcm(student.divisor, teacher.detector.divisor)).images
         found = terms.similarities(student.pyramid(images), teacher.outputs(images, terms.observe))
         for name, value in found.items():
             sums[name] += float(value) / len(rows)

@@ -79,6 +79,16 @@ class AsStudent(nn.Module):
         super().__init__()
         self.teacher, self.scale, self.classes = teacher, scale, tuple(classes)
 
+    @property
+    def divisor(self) -> int:
+        """As `Detector.divisor`."""
+        return self.teacher.divisor
+
+    @property
+    def smallest_side(self) -> int:
+        """As `Detector.smallest_side`."""
+        return self.teacher.smallest_side
+
     def detect(self, images: ImageBatch) -> list[Detections]:
         """As `Detector.detect`."""
         found = self.teacher.detect(enlarged(images, self.scale))
