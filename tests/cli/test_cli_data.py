@@ -134,7 +134,7 @@ MISTAKES = {
         "class 'persn' is not in the annotations; did you mean 'person'",
     ),
     "writer": (("convert", "SRC", "--to", "voc", "--out", "o"), "--to: cannot write 'voc'"),
-    "folder": (("convert", "SRC", "--out", "OUT"), "is a folder; name the json file to write"),
+    "folder": (("convert", "SRC", "--out", "OUT"), "is a folder; name the file to write"),
     "no factor": (("shrink", "SRC", "--out", "o"), "give one of factor, short side and size"),
     "grow": (("shrink", "SRC", "--out", "o", "--factor", "0.5"), "a factor of 0.5 does not shrink"),
     "image_format": (

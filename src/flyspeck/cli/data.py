@@ -97,8 +97,10 @@ def inspect(
 @app.command("convert")
 def convert(
     source: Path = SOURCE,
-    to: str = typer.Option("coco", "--to", help="Format to write: coco, yolo, or that of a plugin."),
-    out: Path = typer.Option(..., "--out", help="COCO: the json file. YOLO: the folder."),
+    to: str = typer.Option(
+        "coco", "--to", help="coco, yolo, voc, cvat, label-studio, labelme, fiftyone, or that of a plugin."
+    ),
+    out: Path = typer.Option(..., "--out", help="The file to write; of yolo, voc and labelme the folder."),
     split: str = typer.Option("train", "--split", help="YOLO: the split to write."),
     link: bool = typer.Option(False, "--link", help="YOLO: link the images instead of copying them."),
     format: str | None = FORMAT,
@@ -107,7 +109,7 @@ def convert(
     pixels: str | None = PIXELS,
     encoding: str | None = ENCODING,
 ) -> None:
-    """Write annotations of any format as COCO json, or as a YOLO data set."""
+    """Write annotations of any format as COCO json, as a YOLO data set, or for an annotation tool."""
     from flyspeck.data.writers import write_yolo, writer_named
 
     write = writer_named(to)
@@ -117,9 +119,11 @@ def convert(
         if lost:
             print(f"note: {lost} ignore regions left out: YOLO has no place for them", file=sys.stderr)
     else:
-        if to == "coco" and out.is_dir():
-            raise UserError("is a folder", where=out, fix="name the json file to write")
+        if to in ("coco", "cvat", "label-studio", "fiftyone") and out.is_dir():
+            raise UserError("is a folder", where=out, fix="name the file to write")
         write(table, out)
+    if table.unkept:
+        print(f"note: not kept: {', '.join(table.unkept)}", file=sys.stderr)
     typer.echo(f"{table.source}: {len(table)} images, {table.num_boxes} boxes -> {to}: {out}")
 
 

@@ -57,6 +57,8 @@ class Annotations:
     """Broken entries that the reader found and left out, one line each."""
     notes: tuple[str, ...] = ()
     """What the reader guessed, with its reason and the option that says otherwise, and files that have no partner."""
+    unkept: tuple[str, ...] = ()
+    """What the source has and this table does not hold, in words: `segmentation of 12 annotations`, `licenses`."""
     pixels: str | None = None
     """How whole-pixel corners were read (`half-open`, `from-0`, `from-1`), where the format leaves that open."""
     pixels_known: bool = True

@@ -1,4 +1,4 @@
-"""Writers: the annotation table as COCO json, or as a YOLO data set; `WRITERS` has them by name."""
+"""Writers of the annotation table: COCO json, a YOLO data set, and the tools' (`tool_writers`); `WRITERS` has them by name."""
 
 from __future__ import annotations
 
@@ -15,12 +15,18 @@ import yaml
 from flyspeck import boxes as bx
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.image_files import output_names
+from flyspeck.data.tool_writers import (
+    IGNORE_NAME,
+    write_cvat,
+    write_fiftyone,
+    write_label_studio,
+    write_labelme,
+    write_voc,
+)
 from flyspeck.errors import UserError
 from flyspeck.files import write_text
 from flyspeck.plugins import UnknownPart, with_installed
 
-IGNORE_NAME = "ignore region"
-"""Category of regions that belong to no class, in what is written; the readers know it."""
 _WRITTEN = ("category", "iscrowd", "ignore_flag", "xywh", "polygon")
 _EXPLAINED = ("uncertain", "difficult", "invalid")
 _DIGITS = 6
@@ -139,7 +145,15 @@ def write_yolo(annotations: Annotations, folder: Path, *, split: str = "train", 
     return int(annotations.ignore.sum())
 
 
-WRITERS: dict[str, Callable[[Annotations, Path], object]] = {"coco": write_coco, "yolo": write_yolo}
+WRITERS: dict[str, Callable[[Annotations, Path], object]] = {
+    "coco": write_coco,
+    "yolo": write_yolo,
+    "voc": write_voc,
+    "cvat": write_cvat,
+    "label-studio": write_label_studio,
+    "labelme": write_labelme,
+    "fiftyone": write_fiftyone,
+}
 """Formats by name, those of plugins too (`flyspeck.register_writer`)."""
 
 

@@ -13,12 +13,15 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from flyspeck import convert
+from flyspeck.data import tool_files
+from flyspeck.data.tool_files import LabelledBoxes
 from flyspeck.errors import UserError
 from flyspeck.geo import GeoReference
 from flyspeck.infer.geopackage import GeoPackageWriter
 from flyspeck.infer.reading import Result
 from flyspeck.infer.writer import Writer, disk_full
 from flyspeck.plugins import UnknownPart, with_installed
+from flyspeck.version import VERSION
 
 
 class _JsonList:
@@ -123,7 +126,73 @@ class CsvWriter(Writer):
         self._file.close()
 
 
-_PLACES = {"yolo": ("labels", ".txt"), "geojson": ("geojson", ".geojson"), "widerface": ("widerface", ".txt")}
+class LabelStudioWriter(Writer):
+    """`label_studio.json`: tasks with predictions, to be imported as pre-annotations."""
+
+    def __init__(self, folder: Path) -> None:
+        self._tasks = _JsonList(folder / "label_studio.json")
+        self._count = 0
+
+    def add(self, result: Result) -> None:
+        """See `Writer.add`."""
+        self._count += 1
+        self._tasks.extend(
+            [tool_files.label_studio_task(labelled(result), self._count, model_version=f"flyspeck {VERSION}")]
+        )
+
+    def close(self) -> None:
+        """See `Writer.close`."""
+        self._tasks.close()
+
+
+class CvatWriter(Writer):
+    """`cvat.xml`: CVAT for images 1.1, to be uploaded as annotations of a task with the same images."""
+
+    def __init__(self, folder: Path, *, classes: Sequence[str], **_: Any) -> None:
+        self.path = folder / "cvat.xml"
+        self._file = self.path.open("w+b")
+        self._file.write((tool_files.cvat_head(classes) + tool_files.CVAT_TAIL).encode())
+        self._file.flush()
+        self._end = self._file.tell() - len(tool_files.CVAT_TAIL)
+        self._count = 0
+
+    def add(self, result: Result) -> None:
+        """See `Writer.add`."""
+        text = tool_files.cvat_image(labelled(result), self._count).encode()
+        try:
+            self._file.seek(self._end)
+            self._file.write(text + tool_files.CVAT_TAIL.encode())
+            self._file.flush()
+        except OSError as error:
+            with suppress(OSError):
+                self._file.close()
+            os.truncate(self.path, self._end)
+            self._file = self.path.open("r+b")
+            self._file.seek(self._end)
+            self._file.write(tool_files.CVAT_TAIL.encode())
+            self._file.flush()
+            raise disk_full(self.path, error) from error
+        self._end, self._count = self._end + len(text), self._count + 1
+
+    def close(self) -> None:
+        """See `Writer.close`."""
+        self._file.close()
+
+
+def labelled(result: Result) -> LabelledBoxes:
+    """One image's detections as the tools' files take them."""
+    found = result.detections
+    names = [found.classes[label] for label in found.labels.tolist()]
+    return LabelledBoxes(str(result.item.name), found.image_size, found.boxes, names, scores=found.scores)
+
+
+_PLACES = {
+    "yolo": ("labels", ".txt"),
+    "geojson": ("geojson", ".geojson"),
+    "widerface": ("widerface", ".txt"),
+    "voc": ("voc", ".xml"),
+    "labelme": ("labelme", ".json"),
+}
 
 
 class PerImageWriter(Writer):
@@ -149,6 +218,10 @@ class PerImageWriter(Writer):
             return convert.to_yolo(found)
         if self.kind == "widerface":
             return convert.to_widerface(found, PurePath(result.item.name).name)
+        if self.kind == "voc":
+            return tool_files.voc_xml(labelled(result))
+        if self.kind == "labelme":
+            return json.dumps(tool_files.labelme_file(labelled(result)), indent=1)
         geo = result.source_geo if isinstance(result.source_geo, GeoReference) else None
         return json.dumps(convert.to_geojson(found, geo))
 
@@ -162,6 +235,10 @@ def _per_image(kind: str) -> Callable[..., Writer]:
 
 WRITERS: dict[str, Callable[..., Writer]] = {
     "coco": CocoWriter,
+    "cvat": CvatWriter,
+    "label-studio": lambda folder, **_: LabelStudioWriter(folder),
+    "labelme": _per_image("labelme"),
+    "voc": _per_image("voc"),
     "csv": lambda folder, **_: CsvWriter(folder),
     "geojson": _per_image("geojson"),
     "gpkg": lambda folder, **_: GeoPackageWriter(folder),

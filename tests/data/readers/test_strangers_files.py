@@ -445,3 +445,16 @@ def test_a_training_set_without_objects_is_refused(tmp_path: Path) -> None:
     path = coco(tmp_path / "x.json", annotations=[])
     with pytest.raises(UserError, match="no objects to learn"):
         read_sets(DataConfig(train=str(path), val=str(path)))
+
+
+def test_what_the_table_does_not_hold_is_named(tmp_path: Path) -> None:
+    entry = {
+        "id": 1,
+        "image_id": 1,
+        "category_id": 1,
+        "bbox": [5, 6, 7, 8],
+        "segmentation": [[1, 1, 2, 2]],
+        "keypoints": [],
+    }
+    table = read_annotations(coco(tmp_path / "x.json", annotations=[entry], licenses=[{"id": 1}]))
+    assert table.unkept == ("licenses", "segmentation of 1 annotations")

@@ -17,6 +17,7 @@ from flyspeck.data.readers.coco import read_coco
 from flyspeck.data.readers.cvat import read_cvat
 from flyspeck.data.readers.detect import detect
 from flyspeck.data.readers.dota import read_dota
+from flyspeck.data.readers.fiftyone import read_fiftyone
 from flyspeck.data.readers.kitti import read_kitti
 from flyspeck.data.readers.label_studio import read_label_studio
 from flyspeck.data.readers.labelme import read_labelme
@@ -62,6 +63,7 @@ READERS: dict[str, Reader] = {
     "cvat": Reader(read_cvat),
     "label-studio": Reader(read_label_studio),
     "supervisely": Reader(read_supervisely),
+    "fiftyone": Reader(read_fiftyone),
     "kitti": Reader(read_kitti),
     "visdrone-vid": Reader(read_visdrone_video),
     "uavdt": Reader(read_uavdt),

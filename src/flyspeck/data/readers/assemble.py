@@ -91,6 +91,8 @@ class Draft:
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What was guessed, with its reason and the option that says otherwise; what has no partner."""
+    unkept: list[str] = field(default_factory=list)
+    """What the table has no place for, in words."""
     pixels: Pixels | None = None
     """How corners were read, where that was a choice."""
     pixels_known: bool = True
@@ -186,6 +188,7 @@ def assemble(draft: Draft, options: ReadOptions, source: str) -> Annotations:
         source=source,
         problems=(*draft.problems, *faults),
         notes=tuple(draft.notes),
+        unkept=tuple(draft.unkept),
         pixels=draft.pixels,
         pixels_known=draft.pixels_known,
     )

@@ -18,6 +18,8 @@ from flyspeck.data.readers.values import as_id, as_number, as_numbers, as_path, 
 from flyspeck.errors import UserError
 
 FLAGS = ("iscrowd", "ignore", "uncertain", "logo", "in_dense_image", "difficult", "invalid", "truncated", "occluded")
+UNKEPT = ("segmentation", "keypoints", "attributes", "caption")
+"""What annotations may have that the table does not hold."""
 NUMBERS = ("height", "vis_ratio", "vis", "size", "score", "truncation", "occlusion")
 
 
@@ -35,6 +37,7 @@ def read_coco(path: Path, options: ReadOptions, content: Any = None) -> Annotati
     settle_root(draft, [options.images] if options.images else usual_places(path))
     if not options.for_evaluation:
         known_sizes(draft)
+    draft.unkept = [key for key in ("licenses", "info") if content.get(key)]
     categories = _read_categories(draft, content["categories"])
     _read_boxes(draft, content["annotations"], rows, categories, options.for_evaluation)
     return assemble(draft, options, f"{_dialect(draft)}: {path.name}")
@@ -184,6 +187,10 @@ def _read_boxes(
             draft.extra[name] = _float_column([entry.get(name) for entry in usable])
     if any("vis_bbox" in entry for entry in usable):
         draft.extra["vis_bbox"] = _float_rows([entry.get("vis_bbox") for entry in usable], 4)
+    for name in UNKEPT:
+        count = sum(bool(entry.get(name)) for entry in usable)
+        if count:
+            draft.unkept.append(f"{name} of {count} annotations")
     if usable and "iscrowd" in draft.flags and all(draft.flags["iscrowd"]):
         draft.notes.append(
             "every annotation has iscrowd 1: all are ignore regions, and there is nothing to learn or to find"

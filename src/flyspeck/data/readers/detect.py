@@ -93,7 +93,10 @@ def _of_folder(folder: Path) -> tuple[str, Path] | None:
             raise UserError(f"{len(files)} files of annotations ({listed})", where=folder, fix="give one of them")
         if files:
             return _of_file(files[0]) or (kind, files[0])
-    return ("yolo", folder) if yolo else None
+    if yolo:
+        return "yolo", folder
+    deep = next(folder.glob("**/*.json"), None)
+    return ("labelme", folder) if deep is not None and _json_kind(deep) == "labelme" else None
 
 
 def _is_yolo(folder: Path) -> bool:
@@ -103,7 +106,13 @@ def _is_yolo(folder: Path) -> bool:
     return _text_kind(folder) == "yolo"
 
 
-FORMATS_OF_TOOLS = {"labelme": "labelme", "VIA": "via", "Label Studio": "label-studio", "Supervisely": "supervisely"}
+FORMATS_OF_TOOLS = {
+    "FiftyOne": "fiftyone",
+    "Label Studio": "label-studio",
+    "Supervisely": "supervisely",
+    "VIA": "via",
+    "labelme": "labelme",
+}
 """The tools of `foreign.tool_of_json` whose files have a reader of their own."""
 _SMALL = 1 << 23
 

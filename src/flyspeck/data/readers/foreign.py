@@ -24,7 +24,7 @@ def tool_of_json(content: Any) -> str | None:
             return "Supervisely"
         if "objects" in keys and "imgHeight" in keys:
             return "Cityscapes"
-        if {"samples", "version"} <= keys:
+        if {"classes", "labels"} <= keys and isinstance(content["labels"], Mapping):
             return "FiftyOne"
         if _is_task(content):
             return "Label Studio"

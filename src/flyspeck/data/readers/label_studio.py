@@ -68,8 +68,8 @@ def _image_of(task: Mapping[str, Any]) -> str | None:
     texts = [value for value in values if isinstance(value, str)]
     for text in texts:
         address = urlparse(text.replace("\\", "/"))
-        inside = parse_qs(address.query).get("d", [address.path])[0]  # /data/local-files/?d=folder/a.jpg
-        name = as_path(unquote(inside)).lstrip("/")
+        inside = parse_qs(address.query).get("d")  # /data/local-files/?d=folder/a.jpg
+        name = as_path(inside[0] if inside else unquote(address.path)).lstrip("/")
         if Path(name).suffix.lower() in EXTENSIONS:
             return name
     return None
