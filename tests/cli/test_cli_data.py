@@ -133,7 +133,7 @@ MISTAKES = {
         ("inspect", "SRC", "--classes", "persn"),
         "class 'persn' is not in the annotations; did you mean 'person'",
     ),
-    "writer": (("convert", "SRC", "--to", "voc", "--out", "o"), "--to: cannot write 'voc'"),
+    "writer": (("convert", "SRC", "--to", "pascal", "--out", "o"), "--to: cannot write 'pascal'"),
     "folder": (("convert", "SRC", "--out", "OUT"), "is a folder; name the file to write"),
     "no factor": (("shrink", "SRC", "--out", "o"), "give one of factor, short side and size"),
     "grow": (("shrink", "SRC", "--out", "o", "--factor", "0.5"), "a factor of 0.5 does not shrink"),
