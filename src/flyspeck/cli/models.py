@@ -57,6 +57,7 @@ def models(
         console.print("\nAny DETECTOR:BACKBONE[:NECK] of these parts builds:")
         for label, known in (("detectors", DETECTORS), ("backbones", BACKBONES), ("necks", NECKS)):
             console.print(f"  {label}: {', '.join(known)}", highlight=False)
+        console.print("  and as backbones timm's models with a pyramid (extra timm): timm/NAME", highlight=False)
 
 
 def _millions(count: float | None) -> str:

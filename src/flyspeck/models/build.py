@@ -29,7 +29,6 @@ from flyspeck.models.names import ZooName, find_backbone, parse_name, split_back
 from flyspeck.models.stride import eliminate_strides
 from flyspeck.models.zoo import DETECTORS, NECKS
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _DYNAMIC_LEVELS, _DYNAMIC_CLASSES = "3-7", 80  # of DPNet's TinyCOCO
 _GIVEN_BY_THE_BUILDER = {"backbone", "classes", "pixel_norm", "neck", "num_extra", "configuration", "plain"}
 _GIVEN_BY_THE_DETECTOR = {"norm", "train_rule", "test_rule"}  # to its sections
@@ -60,7 +59,7 @@ def build(
         width: Multiplies the channels of the backbone, see the head of this module.
         channels: Of neck and head.
         levels: Of the pyramid, such as `2-6`; None takes the detector's own.
-        weights: The backbone's: a torchvision name or a file.
+        weights: The backbone's: a file, or a name that torchvision or (of `timm/NAME`) timm has for them.
         backbone_options: Keyword arguments of the backbone's builder (`tf_same`, `folded`, `top_stride`, …).
         prepare: Called with the backbone and the number of levels above its maps before the rest is built; what it returns
             joins `options`.
@@ -94,7 +93,7 @@ def build(
         parsed,
         backbone,
         classes=classes or default_classes(_DYNAMIC_CLASSES if parsed.dynamic else entry.classes),
-        pixel_norm=pixel_norm or PixelNorm(IMAGENET_MEAN, IMAGENET_STD),
+        pixel_norm=pixel_norm or PixelNorm(*find_backbone(bare).pixels()),
         num_extra=num_extra,
         channels=channels,
         **options,

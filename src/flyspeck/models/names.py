@@ -1,7 +1,8 @@
 """A model's name taken apart: `DETECTOR:BACKBONE[:NECK]`, or a bare backbone.
 
 SSD has no neck to choose: its third part is a configuration (`ssd:mobilenet_v1:S1L0-DualPath19-10-S`). Any backbone that is
-a chain of stages may carry a stride elimination: `retinanet:resnet50-S1L1`. `dpnet:` in front of a detector makes it
+a chain of stages may carry a stride elimination: `retinanet:resnet50-S1L1`. `timm/NAME` is a model of timm
+(`faster_rcnn:timm/mobilenetv3_small_100`, see `backbones.timm_models`). `dpnet:` in front of a detector makes it
 dynamic.
 """
 
@@ -9,8 +10,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 
 from flyspeck.errors import UserError
+from flyspeck.models.backbones.timm_models import PREFIX, check_name, pixel_statistics, timm_backbone
 from flyspeck.models.listed import LISTED
 from flyspeck.models.zoo import BACKBONES, DETECTORS, NECKS, BackboneEntry
 from flyspeck.plugins import UnknownPart, with_installed
@@ -52,8 +55,17 @@ def find_backbone(name: str, *, within: str = "") -> BackboneEntry:
     return with_installed(lambda: _find_backbone(name, within))
 
 
+def _is_backbone(bare: str) -> bool:
+    """Whether a name without stride elimination means a backbone: timm's are all those that begin with its prefix."""
+    return bare in BACKBONES or bare.startswith(PREFIX)
+
+
 def _find_backbone(name: str, within: str) -> BackboneEntry:
     bare = split_backbone(name)[0]
+    if bare not in BACKBONES and bare.startswith(PREFIX):
+        own = bare.removeprefix(PREFIX)
+        check_name(own)
+        return BackboneEntry(partial(timm_backbone, own), pixels=partial(pixel_statistics, own))
     if bare not in BACKBONES:
         place = f" in '{within}'" if within else ""
         raise UnknownPart(f"no backbone '{bare}'{place}", where="model name", name=bare, known=BACKBONES)
@@ -69,7 +81,8 @@ def parse_name(name: str) -> ZooName:
 
 
 def _parse_name(name: str) -> ZooName:
-    if split_backbone(name)[0] in BACKBONES:
+    if _is_backbone(split_backbone(name)[0]):
+        _find_backbone(name, name)
         return ZooName(None, name)
     if name.startswith(DYNAMIC):
         host = parse_name(name.removeprefix(DYNAMIC))

@@ -7,7 +7,7 @@ with published figures, which a test recounts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -43,6 +43,11 @@ NeckBuilder = Callable[..., nn.Module]
 """`(features, *, channels, num_extra, norm)` to a neck."""
 
 
+def imagenet_pixels() -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and deviation of each channel of ImageNet in [0, 1], as torchvision's weights were trained with."""
+    return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
 @dataclass(frozen=True)
 class BackboneEntry:
     """A backbone by name."""
@@ -55,6 +60,8 @@ class BackboneEntry:
     """The neck it is published with, if not the detector's own."""
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Detector name to arguments that the detector's builder needs for this backbone."""
+    pixels: Callable[[], tuple[Sequence[float], Sequence[float]]] = imagenet_pixels
+    """Mean and deviation of each channel, in [0, 1], that its published weights were trained with."""
 
 
 @dataclass(frozen=True)

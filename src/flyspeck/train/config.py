@@ -127,7 +127,7 @@ class ModelConfig(_Strict):
     name: str = "faster_rcnn:mobilenet_v2"
     """DETECTOR:BACKBONE[:NECK], as `flyspeck models` lists them."""
     weights: str | None = None
-    """Backbone weights: a torchvision name (IMAGENET1K_V1), a file, or None for random."""
+    """Backbone weights: a file, a name that torchvision (IMAGENET1K_V1) or timm (DEFAULT, d2_in1k) has, or None for random."""
     start: str | None = None
     """Fine-tuning: a run folder or weights file whose tensors are taken over where name and shape agree."""
     width: float = Field(default=1.0, gt=0)

@@ -90,13 +90,9 @@ def check_name(name: str) -> None:
     bare = name.partition(".")[0]
     if not timm.is_model(bare):
         raise UserError(f"timm has no model '{bare}'", where="model name", fix=nearest(bare, timm.list_models()))
-    tags = _tags(bare)
-    if bare != name and name.partition(".")[2] not in tags:
-        raise UserError(
-            f"timm has no weights '{name.partition('.')[2]}' of {bare}",
-            where="model name",
-            fix=nearest(name.partition(".")[2], tags),
-        )
+    tag = name.partition(".")[2]
+    if tag and tag not in _tags(bare):
+        raise UserError(f"timm has no weights '{tag}' of {bare}", where="model name", fix=nearest(tag, _tags(bare)))
 
 
 def _timm() -> Any:
@@ -143,7 +139,7 @@ def _create(name: str, pretrained: bool, options: Mapping[str, Any]) -> tuple[nn
         except TypeError as error:  # it takes no such argument
             if not more:
                 raise UserError(
-                    f"{PREFIX}{name} takes no such option: {_line(error)}", where="model.backbone"
+                    f"{PREFIX}{name} takes no such option: {_line(error)}", where="backbone options"
                 ) from error
             continue
         try:

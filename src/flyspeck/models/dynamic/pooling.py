@@ -107,7 +107,8 @@ def pool_dynamically(
     switch = FactorSwitch(factors, default=default)
     before, chain = _chain(backbone, stage)
     kept, pool = stride == "kept", None
-    if not _halves(list(chain)):
+    # A stride that stays only has to be one of 2 in all, whatever other strides lie beside the way (pooled attention).
+    if not _halves(list(chain)) and not (kept and _doubles(backbone, before, stage)):
         # A ResNet's first stage has none: the pool that ends the stage before is its stride.
         tail = list(backbone.stages[before].children())[-1:]
         if not (tail and isinstance(tail[0], _Pool) and _halves(tail)):
@@ -163,6 +164,12 @@ def _strided(children: Sequence[nn.Module]) -> list[nn.Module]:
 def _halves(children: Sequence[nn.Module]) -> bool:
     """Whether exactly one of `children`, which run one after another, has a stride, and that is 2."""
     return sum(bool(_strided([child])) for child in children) == 1 and all(_stride(m) == 2 for m in _strided(children))
+
+
+def _doubles(backbone: StagedBackbone, before: str, stage: str) -> bool:
+    """Whether the map of `stage` has twice the stride of the one before, by what the backbone promises of both."""
+    specs = backbone.specs
+    return before in specs and stage in specs and specs[stage].stride == 2 * specs[before].stride
 
 
 def _remove_stride(parent: nn.Module, children: Sequence[nn.Module]) -> None:
