@@ -31,7 +31,7 @@ def test_a_full_disk_leaves_the_file_before_it(tmp_path: Path, monkeypatch: pyte
     def full(fd: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(c.os, "fsync", full)
+    monkeypatch.setattr("flyspeck.files.os.fsync", full)
     with pytest.raises(UserError, match="No space left"):
         c.save_state(path, {"step": 2})
     monkeypatch.undo()
