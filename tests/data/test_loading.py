@@ -251,6 +251,43 @@ def test_two_processes_see_the_batches_of_one(varied):
         assert union == {i: t.boxes.tolist() for i, t in zip(together.image_ids, together.targets, strict=True)}
 
 
+def first_number(sample, rng, another=None):
+    """A transform that leaves its first random number as the one pixel."""
+    return Sample(torch.tensor([[[rng.random()]]]), sample.targets, sample.image_id)
+
+
+def test_every_draw_has_random_numbers_of_its_own(varied):
+    """By seed, epoch, position and attempt; the image drawn there is no part of it, and the same draw gives the same."""
+    numbers = {}
+    for seed in (0, 1, 7):
+        dataset = DetectionDataset(varied, transform=first_number, seed=seed)
+        for epoch in range(3):
+            for position in range(4):
+                for attempt in range(2):
+                    draw = Draw(epoch, position, index=5)
+                    value = float(dataset.draw(draw, attempt).pixels)
+                    assert value == float(dataset.draw(draw._replace(index=2), attempt).pixels)
+                    numbers[seed, epoch, position, attempt] = value
+    assert len(set(numbers.values())) == len(numbers) == 3 * 3 * 4 * 2
+    assert float(DetectionDataset(varied, transform=first_number)[3].pixels) == numbers[0, 0, 3, 0]
+
+
+def test_what_stands_in_for_a_broken_image_differs_from_draw_to_draw(varied):
+    """By seed, epoch and position: or the same image would come twice wherever the broken one was meant."""
+    break_image(varied, 4)
+
+    def stand_in(seed, epoch, position):
+        sample, errors = loading._Fetcher(DetectionDataset(varied, seed=seed))[Draw(epoch, position, 4)]
+        assert len(errors) >= 1
+        return sample.image_id
+
+    for varying in range(3):
+        # Twelve draws from eleven images: that five or fewer of them differ has a chance of one in five thousand.
+        found = [stand_in(*np.eye(3, dtype=int)[varying] * number) for number in range(12)]
+        assert len(set(found)) > 5, found
+        assert found == [stand_in(*np.eye(3, dtype=int)[varying] * number) for number in range(12)]
+
+
 def test_the_global_random_state_is_untouched(varied):
     torch.manual_seed(0)
     before = torch.get_rng_state()

@@ -152,7 +152,9 @@ def test_the_batch_of_a_recipe_is_that_of_all_processes_and_parts(
 
     def first_step(rank: int, world: int, parts: int) -> list[Any]:
         split = make_recipe(train={"accumulate": parts})
-        loader = training_loader(split, train_set, channels=1, rank=rank, world_size=world, pin_memory=False)
+        loader = training_loader(
+            split, train_set, channels=1, divisor=32, rank=rank, world_size=world, pin_memory=False
+        )
         assert len(loader) == 3 * parts
         stream = loader.epoch(0)
         ids = [next(stream)[2] for _ in range(parts)]
