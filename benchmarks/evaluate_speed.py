@@ -145,7 +145,7 @@ def command(scale: float) -> dict[str, Any]:
         gt.write_text(json.dumps(as_coco(annotations)))
         detections.write_coco(dt, annotations)
         line = [sys.executable, "-m", "flyspeck.cli.main", "eval", "--protocol", "tinybenchmark_ap"]
-        line += ["--gt", str(gt), "--dt", str(dt), "--json", str(Path(folder, "f.json"))]
+        line += ["--gt", str(gt), "--dt", str(dt), "--out", str(Path(folder, "f.json"))]
         start = time.perf_counter()
         subprocess.run(line, check=True, capture_output=True)
         wall = time.perf_counter() - start

@@ -93,7 +93,7 @@ def main() -> None:
         return
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
-        flyspeck = [sys.executable, "-m", "flyspeck.cli.main", "data", "scenes", "--images", "1", "--seed", "5"]
+        flyspeck = [sys.executable, "-m", "flyspeck.cli.main", "data", "scenes", "--num-images", "1", "--seed", "5"]
         subprocess.run([*flyspeck, "--size", "300x400", "--out", f"{scratch}/warm"], check=True, capture_output=True)
         for megapixels, (height, width) in SIZES.items():
             folder = f"{scratch}/{megapixels}"

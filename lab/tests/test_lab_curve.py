@@ -28,7 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_curve_on_the_command_line(run: Path, capsys: Any) -> None:
-    assert main(["curve", str(run), "--random", "2", "--steps", "3", "--samples", "20", "--oracle", "--json"]) == 0
+    assert main(["curve", str(run), "--random", "2", "--points", "3", "--bootstrap", "20", "--oracle", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert len(found["random"]) == 2
     assert [p["factor"] for p in found["static"]] == [0.5, 0.25]

@@ -104,7 +104,7 @@ def register_writer(
     annotations: Callable[[Annotations, Path], None] | None = None,
     detections: Callable[..., Writer] | None = None,
 ) -> None:
-    """Adds the format `name` to what is written: annotations (`data convert --to NAME`), detections (`predict --format NAME`).
+    """Adds the format `name` to what is written: annotations (`data convert --to NAME`), detections (`predict --to NAME`).
 
     `annotations(table, path)` writes a table; `detections(folder, *, classes, category_ids)` returns a `Writer` that gets one
     image's result after the other. Raises UserError for a name that is taken, ValueError where neither is given.

@@ -38,7 +38,7 @@ def run(*arguments: object) -> int:
 
 
 def test_inspect_json(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("inspect", source, "--json", "--out", tmp_path / "out", "--samples", 1) == 0
+    assert run("inspect", source, "--json", "--out", tmp_path / "out", "--draw", 1) == 0
     printed = capsys.readouterr()
     facts = json.loads(printed.out)  # one object and nothing else
     assert (facts["images"], facts["boxes"]) == (2, 3)
@@ -97,7 +97,7 @@ def test_shrink(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_tile(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    options = ("--size", "40x40", "--overlap", 10, "--out", out, "--workers", 1)
+    options = ("--tile", "40x40", "--overlap", 10, "--out", out, "--workers", 1)
     assert run("tile", source, *options, "--keep", 0.8, "--ignore", 0.2) == 0
     assert "2 images -> 5 tiles" in capsys.readouterr().out
     tiles = read_annotations(out / "gt.json")
@@ -117,7 +117,7 @@ def test_tile(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_tile_by_the_benchmarks_rules(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rules = {"tinybenchmark_split_by_size": 5, "tinybenchmark_split_by_pieces": 4, "tov_cropped_tiles": 5}
     for rule, count in rules.items():
-        options = ("--size", "40x40", "--overlap", "0x10", "--pieces", "1x2", "--corners-only")
+        options = ("--tile", "40x40", "--overlap", "0x10", "--pieces", "1x2", "--corners-only")
         assert run("tile", source, "--rule", rule, *options, "--out", tmp_path / rule) == 0
         assert f"-> {count} tiles" in capsys.readouterr().out
         assert [path.name for path in (tmp_path / rule).iterdir()] == ["corners.json"]
@@ -136,14 +136,14 @@ MISTAKES = {
     "writer": (("convert", "SRC", "--to", "pascal", "--out", "o"), "--to: cannot write 'pascal'"),
     "folder": (("convert", "SRC", "--out", "OUT"), "is a folder; name the file to write"),
     "no factor": (("shrink", "SRC", "--out", "o"), "give one of factor, short side and size"),
-    "grow": (("shrink", "SRC", "--out", "o", "--factor", "0.5"), "a factor of 0.5 does not shrink"),
+    "grow": (("shrink", "SRC", "--out", "o", "--by", "0.5"), "a factor of 0.5 does not shrink"),
     "image_format": (
-        ("shrink", "SRC", "--out", "o", "--factor", "2", "--image-format", "jpg"),
+        ("shrink", "SRC", "--out", "o", "--by", "2", "--image-format", "jpg"),
         "cannot write 'jpg' images",
     ),
-    "itself": (("shrink", "SRC", "--out", "OUT", "--factor", "2"), "written over themselves"),
+    "itself": (("shrink", "SRC", "--out", "OUT", "--by", "2"), "written over themselves"),
     "rule": (("tile", "SRC", "--out", "o", "--rule", "tov"), "unknown tile rule 'tov'"),
-    "size": (("tile", "SRC", "--out", "o", "--size", "640"), "--size: '640' is no size"),
+    "size": (("tile", "SRC", "--out", "o", "--tile", "640"), "--tile: '640' is no size"),
     "overlap": (("tile", "SRC", "--out", "o", "--overlap", "600"), "cannot overlap by 600x600 px"),
     "policy": (("tile", "SRC", "--out", "o", "--keep", "0.1", "--ignore", "0.5"), "give 0 <= ignore <= keep <= 1"),
 }

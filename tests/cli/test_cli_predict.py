@@ -58,7 +58,7 @@ def predict(*arguments: object) -> int:
 def test_a_folder_of_images(run_folder: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     formats = "coco,csv,geojson,gpkg,yolo"
-    asked = ("--score", 0, "--show-score", 0, "--format", formats)
+    asked = ("--score", 0, "--show-score", 0, "--to", formats)
     assert predict("--model", run_folder, images, "--out", out, *asked) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("2 images, tiles of 64x96, overlap 32")
@@ -136,7 +136,7 @@ def test_resume_keeps_the_tiles(
         (["--tile", "64x64", "--overlap", "64"], "overlap"),
         (["--tile", "off", "--overlap", "8"], "without tiles"),
         (["--merge", "nsm"], "did you mean 'nms'"),
-        (["--format", "jsn"], "unknown output format"),
+        (["--to", "jsn"], "unknown output format"),
         (["--device", "gpu"], "unknown device"),
         (["--precision", "int4"], "unknown precision"),
         (["--value-range", "5"], "--value-range"),
@@ -154,7 +154,7 @@ def test_wrong_options_end_in_one_line(
 
 
 def test_the_same_job_from_python(run_folder: Path, images: Path, tmp_path: Path) -> None:
-    settings = ("--score", 0, "--tile", "48x64", "--overlap", 8, "--flip", "--format", "coco,csv", "--images", 1)
+    settings = ("--score", 0, "--tile", "48x64", "--overlap", 8, "--flip", "--to", "coco,csv", "--draw", 1)
     assert predict("--model", run_folder, images, "--out", tmp_path / "cli", *settings) == 0
     said: list[str] = []
     summary = job(
@@ -215,8 +215,8 @@ def test_a_truncated_geotiff_is_finished_but_for_its_holes(
     with rasterio.open(path, "w", **settings) as file:
         file.write(pixels)
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
-    asked = ("--model", run_folder, images, "--out", tmp_path / "o", "--score", 0, "--images", 0)
-    assert predict(*asked, "--tile", "64x64", "--overlap", 0, "--format", "coco,gpkg") == 2
+    asked = ("--model", run_folder, images, "--out", tmp_path / "o", "--score", 0, "--draw", 0)
+    assert predict(*asked, "--tile", "64x64", "--overlap", 0, "--to", "coco,gpkg") == 2
     said = capsys.readouterr()
     assert "c.tif: no result for" in said.err
     assert "1 of 3 images could not be read, wholly or in part" in said.err
@@ -307,7 +307,7 @@ def _free_port() -> int:
 @pytest.mark.slow  # two processes that each import torch
 def test_two_processes_and_a_killed_one(run_folder: Path, images: Path, tmp_path: Path) -> None:
     alone, many = tmp_path / "alone", tmp_path / "many"
-    asked = ["--model", str(run_folder), str(images), "--score", "0", "--images", "0", "--tile", "32x32"]
+    asked = ["--model", str(run_folder), str(images), "--score", "0", "--draw", "0", "--tile", "32x32"]
     asked += ["--overlap", "8", "--batch-size", "1"]
     assert predict(*asked, "--out", alone) == 0
     both = [_as_process(rank, 2, [*asked, "--out", str(many)], port) for port in [_free_port()] for rank in (0, 1)]
@@ -343,7 +343,7 @@ def test_a_process_that_is_killed_outright(run_folder: Path, tmp_path: Path) -> 
     for number in range(16):  # enough images that each process takes whole ones
         Image.fromarray(rng.integers(0, 255, (100, 150, 3), np.uint8)).save(folder / f"{number:02d}.png")
     alone, many = tmp_path / "alone", tmp_path / "many"
-    asked = ["--model", str(run_folder), str(folder), "--score", "0", "--images", "0", "--tile", "32x32"]
+    asked = ["--model", str(run_folder), str(folder), "--score", "0", "--draw", "0", "--tile", "32x32"]
     asked += ["--overlap", "8", "--batch-size", "1"]
     assert predict(*asked, "--out", alone) == 0
     port = _free_port()

@@ -67,7 +67,7 @@ def test_from_images_to_the_benchmarks_figures(
     run_folder: Path, widerface: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], views: list[str]
 ) -> None:
     out = tmp_path / "found"
-    asked = ["--tile", "off", "--score", "0", "--format", "widerface", "--images", "0", *views]
+    asked = ["--tile", "off", "--score", "0", "--to", "widerface", "--draw", "0", *views]
     assert (
         main(["predict", str(widerface.parent / "images"), "--model", str(run_folder), "--out", str(out), *asked]) == 0
     )

@@ -32,7 +32,7 @@ def test_profile_table_latency_and_plot(capsys, tmp_path):
     plot = tmp_path / "shares.png"
     code, out, err = run(
         capsys, "profile", "resnet18", "mobilenet_v2", "--size", "32x64", "--width", "0.25", "--latency",
-        "--runs", "2", "--threads", "1", "--plot", str(plot),
+        "--rounds", "2", "--threads", "1", "--plot", str(plot),
     )  # fmt: skip
     assert (code, err) == (0, "")
     assert "resnet18 at 32x64, convention mmcv" in out
@@ -47,7 +47,7 @@ def test_width_levels_and_classes_change_the_count(capsys):
 
     base = gflops()
     assert gflops("--levels", "3-7") < base / 2
-    assert gflops("--classes", "20") > base
+    assert gflops("--num-classes", "20") > base
     assert gflops("--size", "256x320") < base
 
 
@@ -90,7 +90,7 @@ def test_models_lists_paper_and_counts(capsys):
 
 
 def test_models_counts_anew(capsys):
-    _, out, _ = run(capsys, "models", "bh_resnet50", "--count", "--json")
+    _, out, _ = run(capsys, "models", "bh_resnet50", "--recount", "--json")
     row = json.loads(out)["models"][0]
     assert row["params"] == 10_948_160
     assert row["gflops"] == pytest.approx(27.115, abs=1e-3)

@@ -337,7 +337,7 @@ def test_the_verb_prints_distances_caps_and_refuses(tmp_path: Path, target: Anno
     assert "Wasserstein distance to the target:" in done.output
     assert "capped: see --max-scale" in done.output
     found = CliRunner().invoke(
-        app, [*base, "--out", str(tmp_path / "two"), "--workers", "1", "--json", "--method", "sm"]
+        app, [*base, "--out", str(tmp_path / "two"), "--workers", "1", "--json", "--match", "sm"]
     )
     assert json.loads(found.stdout)["method"] == "sm"
     write_set(tmp_path / "none", [[]])

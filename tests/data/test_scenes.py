@@ -198,7 +198,20 @@ def test_a_longer_set_starts_with_the_shorter_one():
 
 def test_command(tmp_path, capsys):
     out = tmp_path / "scenes"
-    command = ["data", "scenes", "--out", str(out), "--images", "2", "--seed", "3", "--size", "64x80", "--workers", "1"]
+    command = [
+        "data",
+        "scenes",
+        "--out",
+        str(out),
+        "--num-images",
+        "2",
+        "--seed",
+        "3",
+        "--size",
+        "64x80",
+        "--workers",
+        "1",
+    ]
     assert main(command) == 0
     assert "2 images of 64 x 80" in capsys.readouterr().out
     content = json.loads((out / "annotations.json").read_text())

@@ -10,6 +10,7 @@ import pytest
 
 from flyspeck.cli.main import VERBS, main
 from flyspeck_lab.cli.main import app as laboratory
+from verb_tree import all_verbs, parse
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -63,3 +64,31 @@ def test_every_link_leads_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
         if not link.startswith(("http://", "https://")):
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+COMMANDS = sorted(
+    [*PAGES, ROOT / "models" / "README.md", *(ROOT / "recipes").rglob("*.yaml"), *(ROOT / "benchmarks").rglob("*.yaml")]
+)
+
+
+@pytest.mark.parametrize("page", COMMANDS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_option_a_page_gives_a_verb_exists(page: Path) -> None:
+    verbs = all_verbs()
+    text = re.sub(r"\\\n\s*#?\s*", "", page.read_text(encoding="utf-8"))
+    for command in re.findall(r"(?<![\w./-])flyspeck(?:-lab)? (?:(?!, flyspeck)[^`\n();])+", text):
+        words = command.split()
+        path = max((p for p in verbs if words[: len(p.split())] == p.split()), key=len, default=None)
+        if path is not None:
+            known = {name for option in verbs[path].params for name in (*option.opts, *option.secondary_opts)}
+            given = {word.partition("=")[0].rstrip(",.;:)") for word in words if re.match(r"--[a-z]", word)}
+            assert given <= known | {"--help"}, f"{page.name}: `{command}` gives {path} {given - known}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_command_line_of_a_page_parses(page: Path) -> None:
+    verbs = all_verbs()
+    for language, _, text in BLOCK.findall(page.read_text(encoding="utf-8")):
+        for line in text.replace("\\\n", " ").splitlines() if language == "bash" else ():
+            words = shlex.split(line.partition(" > ")[0].partition(" | ")[0], comments=True)
+            if words[:1] in (["flyspeck"], ["flyspeck-lab"]) and "--help" not in words:
+                parse(words, verbs)

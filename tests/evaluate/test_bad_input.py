@@ -37,7 +37,7 @@ def score(tmp_path: Path) -> Callable[..., int]:
         gt.write_text(json.dumps(GT))
         dt.write_text(json.dumps(detections) if text is None else text)
         out = str(tmp_path / "f.json")
-        return main(["eval", "--gt", str(gt), "--dt", str(dt), "--json", out, *more])
+        return main(["eval", "--gt", str(gt), "--dt", str(dt), "--out", out, *more])
 
     return run
 
@@ -196,7 +196,7 @@ def test_unsorted_wider_rows(shared: Path, tmp_path: Path, capsys: pytest.Captur
     golden = shared / "golden"
     dt = wider_zip(golden / "wider_a" / "det.zip", tmp_path / "d.zip", lambda _, lines: [*lines[:2], *lines[:1:-1]])
     out = tmp_path / "f.json"
-    files = ["--gt", str(golden / "wider_gt"), "--dt", str(dt), "--json", str(out)]
+    files = ["--gt", str(golden / "wider_gt"), "--dt", str(dt), "--out", str(out)]
     assert main(["eval", "--protocol", "widerface_val", *files]) == 0
     assert "not sorted by falling score" in capsys.readouterr().err
     values = {row["setting"]: round(row["value"], 3) for row in json.loads(out.read_text())["rows"]}

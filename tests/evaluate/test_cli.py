@@ -23,7 +23,7 @@ def files(shared: Path, case: str = "tiny_a") -> list[str]:
 def test_in_a_process_of_its_own(shared: Path, tmp_path: Path, protocol: str) -> None:
     out = tmp_path / "f.json"
     line = [sys.executable, "-W", "error", "-m", "flyspeck.cli.main", "eval", "--protocol", protocol, *files(shared)]
-    done = subprocess.run([*line, "--json", str(out)], capture_output=True, text=True, check=False)
+    done = subprocess.run([*line, "--out", str(out)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert not differences(json.loads(out.read_text())["rows"], expected(shared / "golden" / "tiny_a")[protocol])
 
@@ -45,7 +45,7 @@ def test_list_names_every_protocol(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_bins_max_dets_and_iou(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "f.json"
-    more = ["--bins", "2,8,12,20,32", "--max-dets", "100", "--iou", "0.25,0.5", "--json", str(out)]
+    more = ["--bins", "2,8,12,20,32", "--max-dets", "100", "--iou", "0.25,0.5", "--out", str(out)]
     assert main(["eval", "--protocol", "tinybenchmark_ap", *files(shared), *more]) == 0
     written = json.loads(out.read_text())
     name = "tinybenchmark_ap[iou=0.25,0.5; maxDets=100; bins=2,8,12,20,32]"
@@ -59,7 +59,7 @@ def test_bins_max_dets_and_iou(shared: Path, tmp_path: Path, capsys: pytest.Capt
 def test_why_intervals_and_comparison(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "f.json"
     other = files(shared)[-1]
-    more = ["--why", "--bootstrap", "30", "--against", other, "--json", str(out)]
+    more = ["--why", "--bootstrap", "30", "--against", other, "--out", str(out)]
     assert main(["eval", *files(shared), *more]) == 0
     written = json.loads(out.read_text())
     assert {row["area"] for row in written["why"]["errors"]} == {"all", "tiny", "tiny1", "tiny2", "tiny3", "small"}
@@ -74,7 +74,7 @@ def test_recall_by_tile_border(shared: Path, tmp_path: Path) -> None:
     folder = shared / "golden" / "merge_a"
     out = tmp_path / "f.json"
     line = ["--gt", folder / "merged_gt.json", "--dt", folder / "det.json", "--merge-from", folder / "corner_gt.json"]
-    assert main(["eval", *map(str, line), "--why", "--json", str(out)]) == 0
+    assert main(["eval", *map(str, line), "--why", "--out", str(out)]) == 0
     rows = [row for row in json.loads(out.read_text())["why"]["borders"] if row["area"] == "all"]
     assert sum(row["n_gt"] for row in rows) == 244
 

@@ -82,7 +82,7 @@ def test_command_line(shared: Path, case: str, tmp_path: Path, capsys: pytest.Ca
     for protocol, rows in expected(folder).items():
         out = tmp_path / "f.json"
         files = ["--gt", str(folder / "gt.json"), "--dt", str(folder / "det.json")]
-        assert main(["eval", "--protocol", protocol, *files, "--json", str(out)]) == 0
+        assert main(["eval", "--protocol", protocol, *files, "--out", str(out)]) == 0
         written = json.loads(out.read_text())
         assert written["protocol"] == protocol
         assert all(row["protocol"] == protocol for row in written["rows"])

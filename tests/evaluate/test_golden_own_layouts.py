@@ -34,7 +34,7 @@ def test_command_line(shared: Path, case: str, tmp_path: Path) -> None:
     gt, dt = (str(shared / "golden" / part) for part in PAIRS[case])
     for name, rows in expected(shared / "golden" / case).items():
         out = tmp_path / "f.json"
-        assert main(["eval", "--protocol", name, "--gt", gt, "--dt", dt, "--json", str(out)]) == 0
+        assert main(["eval", "--protocol", name, "--gt", gt, "--dt", dt, "--out", str(out)]) == 0
         assert not differences(json.loads(out.read_text())["rows"], rows, _tolerance(name))
 
 

@@ -46,7 +46,7 @@ def test_command_line(shared: Path, tmp_path: Path) -> None:
     folder = shared / "golden" / "merge_a"
     out = tmp_path / "f.json"
     files = ["--gt", folder / "merged_gt.json", "--dt", folder / "det.json", "--merge-from", folder / "corner_gt.json"]
-    assert main(["eval", "--protocol", "tinybenchmark_ap", *map(str, files), "--json", str(out)]) == 0
+    assert main(["eval", "--protocol", "tinybenchmark_ap", *map(str, files), "--out", str(out)]) == 0
     rows = expected(folder)["tinybenchmark_ap_after_merge_cpu"]
     assert not differences(json.loads(out.read_text())["rows"], rows)
 
@@ -72,7 +72,7 @@ def test_tiles_cut_by_the_command(shared: Path, tmp_path: Path, moved: bool) -> 
         one["image_id"] = ours[whole[tile["file_name"]], *tile["corner"]]
     (tmp_path / "dt.json").write_text(json.dumps(found))
     out = tmp_path / "f.json"
-    line = ["eval", "--gt", gt, "--dt", str(tmp_path / "dt.json"), "--merge-from", str(corners), "--json", str(out)]
+    line = ["eval", "--gt", gt, "--dt", str(tmp_path / "dt.json"), "--merge-from", str(corners), "--out", str(out)]
     assert main([*line, "--protocol", "tinybenchmark_ap"]) == 0
     assert not differences(json.loads(out.read_text())["rows"], expected(folder)["tinybenchmark_ap_after_merge_cpu"])
 

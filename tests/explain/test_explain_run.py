@@ -50,7 +50,7 @@ def runs(tmp_path_factory) -> list[Path]:
 
 def test_two_models_side_by_side(runs, scenes, tmp_path, capsys):
     out = tmp_path / "seen"
-    arguments = ["explain", *map(str, runs), "--gt", str(scenes), "--out", str(out), "--images", "2", "--sample", "3"]
+    arguments = ["explain", *map(str, runs), "--gt", str(scenes), "--out", str(out), "--draw", "2", "--limit", "3"]
     assert main(arguments) == 0, capsys.readouterr().err
     content = json.loads((out / "explain.json").read_text())
     assert content["models"] == ["teacher", "student"]

@@ -60,7 +60,7 @@ def test_images_without_annotations_have_times_only(
     folder = tmp_path / "photos"
     folder.mkdir()
     Image.fromarray(np.full((64, 96, 3), 90, np.uint8)).save(folder / "a.png")
-    asked = ("--engines", "eager", "--rounds", 1, "--images", folder, "--out", tmp_path / "o")
+    asked = ("--engines", "eager", "--rounds", 1, "--on", folder, "--out", tmp_path / "o")
     assert run(exports.run, *asked) == 0
     told = json.loads((tmp_path / "o" / "benchmark.json").read_text())
     assert told["engines"][0]["figures"] == {}
@@ -73,7 +73,7 @@ def test_what_is_asked_wrongly(exports: Exports, capsys: pytest.CaptureFixture[s
         (("--engines", "eager,onx"), "no engine 'onx'"),
         (("--scales", "0,1"), "'0,1' has a number that is not positive"),
         (("--scales", "big"), "'big' is no list of numbers"),
-        (("--images", "nowhere"), "no such images or annotations"),
+        (("--on", "nowhere"), "no such images or annotations"),
     ):
         assert run(exports.run, *asked) == 2
         said = capsys.readouterr().err

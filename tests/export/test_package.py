@@ -153,7 +153,7 @@ def test_what_finds_other_boxes_is_not_left_there(
 def test_sixteen_bits_need_a_graph_of_floats(exports: Exports, tmp_path: Path) -> None:
     model = open_exported(exports.onnx)
     image = np.zeros((64, 96, 3), np.uint16)
-    with pytest.raises(UserError, match="--pixels 16"):
+    with pytest.raises(UserError, match="--bits 16"):
         model([image])
     wide = PlainModel.__new__(PlainModel)  # only its conversion is looked at
     wide.__dict__.update(model.__dict__, _pixels=np.dtype("float32"))
@@ -218,5 +218,5 @@ def test_images_to_check_on(exports: Exports, tmp_path: Path) -> None:
     (exports.run / "lone").mkdir(exist_ok=True)
     lone = exports.run / "lone" / "w.safetensors"
     lone.write_bytes((exports.run / "best.safetensors").read_bytes())
-    with pytest.raises(UserError, match="--check"):
+    with pytest.raises(UserError, match="--on"):
         run_sets(lone)

@@ -27,7 +27,7 @@ def run(squares: Path, base: dict[str, Any]) -> Path:
     return squares / "run"
 
 
-OPTIONS = ["--data", "squares of our own (CC0)", "--licence", "Apache-2.0"]
+OPTIONS = ["--trained-on", "squares of our own (CC0)", "--licence", "Apache-2.0"]
 
 
 def test_a_card_and_weights_that_predict_takes_by_path(

@@ -49,7 +49,7 @@ def test_the_card_is_of_these_weights(path: Path) -> None:
 def test_predict_takes_the_weights_by_their_path(path: Path, tmp_path: Path) -> None:
     write_scenes(tmp_path / "scenes", num_images=1, seed=0, height=128, width=160)
     out = tmp_path / "found"
-    assert main(["predict", str(tmp_path / "scenes"), "--model", str(path), "--out", str(out), "--images", "0"]) == 0
+    assert main(["predict", str(tmp_path / "scenes"), "--model", str(path), "--out", str(out), "--draw", "0"]) == 0
     names = {category["name"] for category in json.loads((out / "images.json").read_text())["categories"]}
     assert names == set(load_weights(path)[1]["classes"])
     assert isinstance(json.loads((out / "detections.json").read_text()), list)

@@ -11,7 +11,7 @@ from flyspeck.cli.main import main
 
 def test_a_very_short_demo_goes_all_the_way(tmp_path, capsys):
     out = tmp_path / "demo"
-    small = ["--images", "8", "--val-images", "4", "--epochs", "1", "--big", "300x400"]
+    small = ["--num-images", "8", "--num-val-images", "4", "--epochs", "1", "--big", "300x400"]
     assert main(["demo", "--out", str(out), *small]) == 0
     said = capsys.readouterr().out
     assert "Protocol" in (out / "report.html").read_text(encoding="utf-8")

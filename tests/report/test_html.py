@@ -170,7 +170,7 @@ def test_a_run_folder_is_read_back(runs, scene_set, tmp_path):
 def test_the_command_compares_runs(runs, scene_set, tmp_path, capsys):
     folders = [_write_run(tmp_path / name, run, scene_set) for name, run in zip("ab", runs, strict=True)]
     out = tmp_path / "deep" / "r.html"
-    assert main(["report", *map(str, folders), "--out", str(out), "--images", "2"]) == 0
+    assert main(["report", *map(str, folders), "--out", str(out), "--draw", "2"]) == 0
     assert "2 runs" in capsys.readouterr().out
     text = out.read_text(encoding="utf-8")
     Page(text)

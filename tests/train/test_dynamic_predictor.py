@@ -97,7 +97,7 @@ def test_a_choice_is_refused_where_there_is_none(run: Path) -> None:
 
 def test_predict_on_the_command_line(run: Path, tiny_set: Path, tmp_path: Path, capsys: Any) -> None:
     command = ["predict", str(tiny_set / "images"), "--model", str(run / "dpnet"), "--out", str(tmp_path / "p")]
-    assert main([*command, "--quality", "1", "--images", "0"]) == 0
+    assert main([*command, "--quality", "1", "--draw", "0"]) == 0
     assert "images or tiles by factor: 0.5: 18 (100 %), 0.25: 0 (0 %)" in capsys.readouterr().out
     assert main([*command, "--budget", "0.0000001"]) == 2
     assert "below the least possible" in capsys.readouterr().err
@@ -113,7 +113,7 @@ def test_labels_are_kept_shown_and_refused_when_older(run: Path, tmp_path: Path,
     assert kept.read_bytes() == before  # read, not computed again
     assert main(["dpnet", "labels", str(run), "--slack", "1"]) == 0
     assert "at most 1 more in the sum" in capsys.readouterr().out
-    assert main(["dpnet", "labels", str(run), "--on", "val", "--no-guidance", "--json"]) == 0
+    assert main(["dpnet", "labels", str(run), "--part", "val", "--no-guidance", "--json"]) == 0
     images = json.loads(capsys.readouterr().out)["images"]
     assert len(images) == 6
     assert set(images[0]) == {"image_id", "objects", "losses", "good_enough", "cheapest"}

@@ -115,7 +115,7 @@ def test_verb(tmp_path, capsys):
             folder = tmp_path / "set" / split / data.classes[label]
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(folder / f"{i}.png")
-    arguments = ["--epochs", "1", "--batch-size", "8", "--width", "0.06", "--per-class", "4", "--device", "cpu"]
+    arguments = ["--epochs", "1", "--batch-size", "8", "--width", "0.06", "--max-per-class", "4", "--device", "cpu"]
     out = tmp_path / "run"
     assert main(["pretrain", "resnet18", str(tmp_path / "set"), "--out", str(out), *arguments]) == 0
     assert "12 training and 24 validation images of 3 classes" in capsys.readouterr().out

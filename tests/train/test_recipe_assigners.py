@@ -154,11 +154,11 @@ def test_positives_of_a_recipes_own_anchors(tmp_path: Path, make_recipe: Callabl
 
 def test_inspect_prints_the_table_and_the_json(tmp_path: Path) -> None:
     path = write_set(tmp_path, [[8, 8, 3, 3], [20, 20, 9, 9]])
-    plain = CliRunner().invoke(app, ["inspect", str(path), "--assign", "--no-check-files"])
+    plain = CliRunner().invoke(app, ["inspect", str(path), "--positives", "--no-check-files"])
     assert plain.exit_code == 0, plain.output
     assert "anchors or points of faster_rcnn:mobilenet_v2 for one object" in plain.output
     found = CliRunner().invoke(
-        app, ["inspect", str(path), "--assign", "--no-check-files", "--json", "--detector", "retinanet:mobilenet_v2"]
+        app, ["inspect", str(path), "--positives", "--no-check-files", "--json", "--detector", "retinanet:mobilenet_v2"]
     )
     facts = json.loads(found.stdout)
     assert set(facts["assign"]["assigners"]) == {"max_iou", "nwd", "simd", "rfla"}

@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import typer
 
+from flyspeck.cli.shared_options import JSON
+
 
 def alpha(
-    gt: Path = typer.Argument(help="Annotations, in any format that is read."),
-    anchors: str = typer.Option("8,16,32,64,128", help="Anchor size of each level in pixels, finest first."),
-    ratios: str = typer.Option("0.5,1,2", help="Anchor ratios, height over width."),
-    octaves: int = typer.Option(3, help="Anchor sizes per level: size x 2^(k/octaves)."),
-    strides: str = typer.Option("4,8,16,32,64", help="Image pixels per map pixel of each level, finest first."),
-    size: str = typer.Option("", help="HxW of the image the network sees; default: each image's own."),
-    assign: str = typer.Option("anchors", help="Who claims an object: 'anchors' (highest IoU) or 'points' (FCOS)."),
-    count: str = typer.Option("anchors", help="'anchors': marked ones, each once per image; 'objects': every object."),
-    extra_levels: int = typer.Option(1, help="Coarsest levels made from the one before, without a fusion edge."),
+    gt: Path = typer.Argument(
+        ..., metavar="ANNOTATIONS", help="Annotations: a file or folder in any of the formats read."
+    ),
+    anchors: str = typer.Option(
+        "8,16,32,64,128", "--anchors", metavar="A,B,...", help="Anchor size of each level in pixels, finest first."
+    ),
+    ratios: str = typer.Option("0.5,1,2", "--ratios", metavar="A,B,...", help="Anchor ratios, height over width."),
+    octaves: int = typer.Option(
+        3, "--octaves", min=1, metavar="N", help="Anchor sizes per level: size x 2^(k/octaves)."
+    ),
+    strides: str = typer.Option(
+        "4,8,16,32,64", "--strides", metavar="A,B,...", help="Image pixels per map pixel of each level, finest first."
+    ),
+    size: str = typer.Option(
+        "", "--size", metavar="HxW", help="Image size in pixels, as the network sees it; default: each image's own."
+    ),
+    assign: Literal["anchors", "points"] = typer.Option(
+        "anchors", "--assign", help="Who claims an object: anchors (highest IoU) or points (FCOS)."
+    ),
+    count: Literal["anchors", "objects"] = typer.Option(
+        "anchors", "--count", help="What is counted: anchors claimed, each once an image, or every object."
+    ),
+    extra_levels: int = typer.Option(
+        1, "--extra-levels", min=0, metavar="N", help="Coarsest levels made from the one before, without a fusion edge."
+    ),
     raw: bool = typer.Option(False, "--raw", help="The plain ratio: no clamp to [0.2, 2], no rounding."),
-    as_json: bool = typer.Option(False, "--json", help="Print json."),
+    as_json: bool = JSON,
 ) -> None:
     """Count the objects of each pyramid level and give the fusion factors that follow (S-alpha, Algorithm 1)."""
     import warnings
@@ -27,14 +46,7 @@ def alpha(
     from flyspeck.cli.values import parse_integers, parse_numbers, parse_size
     from flyspeck.data import fusion
     from flyspeck.data.readers import read_annotations
-    from flyspeck.errors import UserError, nearest
 
-    for option, value, known in (
-        ("--assign", assign, ("anchors", "points")),
-        ("--count", count, ("anchors", "objects")),
-    ):
-        if value not in known:
-            raise UserError(f"'{value}' is unknown", where=option, fix=nearest(value, known))
     steps = parse_integers(strides, where="--strides")
     if assign == "points":
         assignment = partial(fusion.assigned_points, strides=steps)
@@ -54,7 +66,7 @@ def alpha(
             assignment,
             steps,
             size=parse_size(size) if size else None,
-            count="objects" if count == "objects" else "anchors",
+            count=count,
             raw=raw,
             extra_levels=extra_levels,
         )

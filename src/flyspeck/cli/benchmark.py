@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from flyspeck.cli.choices import engines as engine_names
+from flyspeck.cli.shared_options import THREADS
 from flyspeck.cli.values import parse_names, parse_numbers
 from flyspeck.errors import missing_extra
 from flyspeck.files import write_json
@@ -18,19 +20,37 @@ DEFAULT = "eager,eager bf16,compiled,onnx,openvino,openvino bf16,onnx int8,openv
 
 
 def benchmark(
-    run: Path = typer.Argument(..., help="A run folder or a weights file."),
-    images: Path = typer.Option(None, "--images", help="Images or annotations; default: the run's validation set."),
-    out: Path = typer.Option(None, "--out", help="Folder for benchmark.json and benchmark.png."),
-    engines: str = typer.Option(DEFAULT, "--engines", help="Which, with commas between."),
-    limit: int = typer.Option(16, "--limit", min=1, help="At most so many images, evenly spread."),
-    rounds: int = typer.Option(3, "--rounds", min=1, help="Times that every engine takes its turn."),
-    batch_size: int = typer.Option(4, "--batch-size", min=1, help="Tiles in one pass."),
-    score: float = typer.Option(0.05, "--score", help="Leave out weaker detections."),
-    scales: str = typer.Option(
-        "0.5,0.75,1", "--scales", help="Scales of the image for the curve; the recall falls with it."
+    run: Path = typer.Argument(..., metavar="RUN", help="A run folder or a weights file."),
+    on: Path = typer.Option(
+        None, "--on", metavar="PATH", help="Images or annotations to measure on; default: the run's own."
     ),
-    threads: int = typer.Option(None, "--threads", min=1, help="CPU threads of torch; default: its own choice."),
-    calibration_tiles: int = typer.Option(48, "--calibration-tiles", min=1, help="Tiles that INT8 is calibrated on."),
+    out: Path = typer.Option(
+        None, "--out", metavar="FOLDER", help="Where to write: the folder of benchmark.json and benchmark.png."
+    ),
+    engines: str = typer.Option(
+        DEFAULT,
+        "--engines",
+        metavar="A,B,...",
+        autocompletion=engine_names,
+        show_default=False,
+        help="Engines to run, with commas between; default: all of them.",
+    ),
+    limit: int = typer.Option(16, "--limit", min=1, metavar="N", help="At most so many images, evenly spread."),
+    rounds: int = typer.Option(3, "--rounds", min=1, metavar="N", help="Timed rounds: turns of every engine."),
+    batch_size: int = typer.Option(4, "--batch-size", min=1, metavar="N", help="Batch size: tiles in one pass."),
+    score: float = typer.Option(
+        0.05, "--score", min=0, max=1, metavar="SCORE", help="Score threshold: weaker detections are left out."
+    ),
+    scales: str = typer.Option(
+        "0.5,0.75,1",
+        "--scales",
+        metavar="A,B,...",
+        help="Scales of the image, with commas between: points of the curve, whose recall falls with them.",
+    ),
+    threads: int = THREADS,
+    calibration_tiles: int = typer.Option(
+        48, "--calibration-tiles", min=1, metavar="N", help="Tiles that INT8 is calibrated on."
+    ),
 ) -> None:
     """Milliseconds an image (decode, tile, forward, merge, write) of every engine, AP and recall; a table, json, a curve."""
 
@@ -46,10 +66,10 @@ def benchmark(
     detector, description = load_described(run)
     if threads is not None:
         torch.set_num_threads(threads)
-    if images is None:
+    if on is None:
         calibration, chosen = run_sets(run)
     else:
-        chosen = named_set(images, detector.classes)
+        chosen = named_set(on, detector.classes)
         calibration = chosen
     chosen = chosen.spread(limit)
 

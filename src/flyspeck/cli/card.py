@@ -6,17 +6,30 @@ from pathlib import Path
 
 import typer
 
+from flyspeck.cli.shared_options import DEVICE, training_device
+
 
 def card(
-    run: Path = typer.Argument(..., help="A finished run folder."),
-    out: Path = typer.Option(..., "--out", help="Folder to write: model.safetensors and README.md."),
-    data: str = typer.Option(..., "--data", help="The data set, its source and licence, in words."),
-    licence: str = typer.Option(..., "--licence", help="Licence of the weights, in words."),
-    title: str = typer.Option("", "--title", help="Head of the card; default: the run's name."),
-    notes: Path | None = typer.Option(None, "--notes", help="A text file: what to know before using the model."),
-    gt: Path | None = typer.Option(None, "--gt", help="The validation set, where it has moved."),
-    speed: bool = typer.Option(False, "--speed", help="Time the model, on a machine that does nothing else."),
-    images: int = typer.Option(200, "--parity-images", min=1, help="Validation images to compare half precision on."),
+    run: Path = typer.Argument(..., metavar="RUN", help="A finished run folder."),
+    out: Path = typer.Option(
+        ..., "--out", metavar="FOLDER", help="Where to write: the folder of model.safetensors and README.md."
+    ),
+    trained_on: str = typer.Option(
+        ..., "--trained-on", metavar="WORDS", help="The data set, its source and licence, in words."
+    ),
+    licence: str = typer.Option(..., "--licence", metavar="WORDS", help="Licence of the weights, in words."),
+    title: str = typer.Option("", "--title", metavar="WORDS", help="Title of the page; default: the run's name."),
+    notes: Path | None = typer.Option(
+        None, "--notes", metavar="FILE", help="A text file: what to know before using the model."
+    ),
+    gt: Path | None = typer.Option(
+        None, "--gt", metavar="PATH", help="Ground truth: the validation set, where it has moved."
+    ),
+    latency: bool = typer.Option(False, "--latency", help="Also time the model, on a machine that does nothing else."),
+    limit: int = typer.Option(
+        200, "--limit", min=1, metavar="N", help="At most so many images: those that half precision is compared on."
+    ),
+    device: str = DEVICE,
 ) -> None:
     """Write a model card with figures by size, and the weights in half precision where that costs nothing."""
     from flyspeck.errors import UserError
@@ -24,8 +37,9 @@ def card(
 
     if notes is not None and not notes.is_file():
         raise UserError("no such file", where=f"--notes {notes}")
-    words = Words(title or run.name, data, licence, notes.read_text(encoding="utf-8") if notes else "")
-    parity = write_card(run, out, words, gt=gt, parity_images=images, speed=speed)
+    words = Words(title or run.name, trained_on, licence, notes.read_text(encoding="utf-8") if notes else "")
+    with training_device(device):
+        parity = write_card(run, out, words, gt=gt, parity_images=limit, speed=latency)
     kept = "half" if parity.holds else "single"
     typer.echo(
         f"{out}: {kept} precision; {parity.figure} on {parity.images} images {100 * parity.single:.2f} before "

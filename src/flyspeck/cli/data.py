@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
+from flyspeck.cli.choices import check_choice, tile_rules, written_annotations
+from flyspeck.cli.layout import PlainApp
 from flyspeck.cli.moved import keep_moved
+from flyspeck.cli.shared_options import FORMAT, JSON, PIXELS, WORKERS, Pixels
 from flyspeck.cli.terminal import ProgressBar, list_problems
 from flyspeck.cli.values import parse_names, parse_size
 from flyspeck.errors import UserError
@@ -17,21 +20,17 @@ from flyspeck.files import write_text
 if TYPE_CHECKING:
     from flyspeck.data.annotations import Annotations
 
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    help="Annotated images: look, convert, shrink, tile.",
-)
+app = PlainApp(help="Annotated images: look, convert, shrink, tile.")
 
-SOURCE = typer.Argument(..., help="Annotations: a file or folder in any of the formats read.")
-FORMAT = typer.Option(None, "--format", help="Name the format instead of having it found out.")
-IMAGES = typer.Option(None, "--images", help="Folder of the images, where it is not the usual one.")
-CLASSES = typer.Option(None, "--classes", help="Names of the classes to read, with commas between.")
-PIXELS = typer.Option(None, "--pixels", help="What whole corners mean (VOC): half-open, from-0 or from-1.")
-ENCODING = typer.Option(None, "--encoding", help="Of text files that are not UTF-8: cp1252, gbk, …")
-WORKERS = typer.Option(2, "--workers", min=1, help="Processes.")
-IMAGE_FORMAT = typer.Option("png", "--image-format", help="Lossless image format to write: png or webp.")
+SOURCE = typer.Argument(..., metavar="SOURCE", help="Annotations: a file or folder in any of the formats read.")
+IMAGES = typer.Option(None, "--images", metavar="FOLDER", help="Folder of the images, where it is not the usual one.")
+CLASSES = typer.Option(None, "--classes", metavar="A,B,...", help="Names of the classes to read, with commas between.")
+ENCODING = typer.Option(
+    None, "--encoding", metavar="NAME", help="Encoding of text files that are not UTF-8: cp1252, gbk, ..."
+)
+ImageFormat = Literal["png", "webp"]
+IMAGE_FORMAT = typer.Option("png", "--image-format", help="Format of the images to write; both are lossless.")
+NAME = typer.Option(None, "--name", metavar="NAME", help="Name of the json; default: that of the source.")
 
 
 @app.callback()
@@ -42,18 +41,29 @@ def data() -> None:
 @app.command("inspect")
 def inspect(
     source: Path = SOURCE,
-    as_json: bool = typer.Option(False, "--json", help="One json object on stdout."),
-    out: Path | None = typer.Option(None, "--out", help="Folder for sample images with boxes, and inspect.json."),
-    samples: int = typer.Option(12, "--samples", min=0, help="How many sample images to draw into --out."),
-    check_files: bool = typer.Option(True, help="Look for each image and read its header."),
-    assign: bool = typer.Option(False, "--assign", help="Count the positives each label assigner gives to each size."),
+    as_json: bool = JSON,
+    out: Path | None = typer.Option(
+        None, "--out", metavar="FOLDER", help="Where to write: the folder of images with boxes, and inspect.json."
+    ),
+    draw: int = typer.Option(
+        12, "--draw", min=0, metavar="N", help="Draw at most so many images into --out, with their boxes."
+    ),
+    check_files: bool = typer.Option(
+        True, "--check-files/--no-check-files", help="Look for each image and read its header."
+    ),
+    positives: bool = typer.Option(
+        False, "--positives", help="Count the positives each label assigner gives to each size."
+    ),
     detector: str = typer.Option(
-        "faster_rcnn:mobilenet_v2", "--detector", help="--assign: whose anchors or points; a recipe too."
+        "faster_rcnn:mobilenet_v2",
+        "--detector",
+        metavar="NAME|RECIPE",
+        help="Of --positives: the detector, or its recipe, whose anchors or points are meant.",
     ),
     format: str | None = FORMAT,
     images: Path | None = IMAGES,
     classes: str | None = CLASSES,
-    pixels: str | None = PIXELS,
+    pixels: Pixels | None = PIXELS,
     encoding: str | None = ENCODING,
 ) -> None:
     """Count what is in a data set, by size; say what is broken, and what it asks of a detector."""
@@ -77,14 +87,14 @@ def inspect(
             pixels=pixels,
             encoding=encoding,
         )
-        if assign:
+        if positives:
             from flyspeck.train.positives import positives_by_size
 
             facts["assign"] = positives_by_size(table, detector)
         if out is not None:
             from flyspeck.data.samples import write_samples
 
-            written, faults = write_samples(table, out, samples)
+            written, faults = write_samples(table, out, draw)
             facts["samples"] = [str(path) for path in written]
             list_problems(faults, "images could not be drawn")
     text = json.dumps(facts, indent=1, allow_nan=False)
@@ -97,16 +107,16 @@ def inspect(
 @app.command("convert")
 def convert(
     source: Path = SOURCE,
-    to: str = typer.Option(
-        "coco", "--to", help="coco, yolo, voc, cvat, label-studio, labelme, fiftyone, or that of a plugin."
+    to: str = typer.Option("coco", "--to", metavar="NAME", autocompletion=written_annotations, help="Format to write."),
+    out: Path = typer.Option(
+        ..., "--out", metavar="PATH", help="Where to write: the file; of yolo, voc and labelme the folder."
     ),
-    out: Path = typer.Option(..., "--out", help="The file to write; of yolo, voc and labelme the folder."),
-    split: str = typer.Option("train", "--split", help="YOLO: the split to write."),
+    split: str = typer.Option("train", "--split", metavar="NAME", help="YOLO: the split to write."),
     link: bool = typer.Option(False, "--link", help="YOLO: link the images instead of copying them."),
     format: str | None = FORMAT,
     images: Path | None = IMAGES,
     classes: str | None = CLASSES,
-    pixels: str | None = PIXELS,
+    pixels: Pixels | None = PIXELS,
     encoding: str | None = ENCODING,
 ) -> None:
     """Write annotations of any format as COCO json, as a YOLO data set, or for an annotation tool."""
@@ -130,17 +140,23 @@ def convert(
 @app.command("shrink")
 def shrink(
     source: Path = SOURCE,
-    out: Path = typer.Option(..., "--out", help="Folder to write: images/ and a COCO json."),
-    factor: float | None = typer.Option(None, "--factor", help="Divide width and height by this."),
-    short_side: int | None = typer.Option(None, "--short-side", help="Make the shorter side this long, in pixels."),
-    size: str = typer.Option("", "--size", help="Squeeze every image to HxW pixels, such as 300x300 (SSD's way)."),
-    name: str | None = typer.Option(None, "--name", help="Name of the json; otherwise that of the source."),
-    image_format: str = IMAGE_FORMAT,
+    out: Path = typer.Option(
+        ..., "--out", metavar="FOLDER", help="Where to write: the folder of images/ and a COCO json."
+    ),
+    by: float | None = typer.Option(None, "--by", metavar="FACTOR", help="Divide width and height by this."),
+    short_side: int | None = typer.Option(
+        None, "--short-side", metavar="PX", help="Make the shorter side this long, in pixels."
+    ),
+    size: str = typer.Option(
+        "", "--size", metavar="HxW", help="Image size in pixels that every image is squeezed to (SSD's way)."
+    ),
+    name: str | None = NAME,
+    image_format: ImageFormat = IMAGE_FORMAT,
     workers: int = WORKERS,
     format: str | None = FORMAT,
     images: Path | None = IMAGES,
     classes: str | None = CLASSES,
-    pixels: str | None = PIXELS,
+    pixels: Pixels | None = PIXELS,
     encoding: str | None = ENCODING,
 ) -> None:
     """Make a data set smaller, as TinyCOCO (--short-side 100) and Tiny CityPersons are made."""
@@ -152,10 +168,10 @@ def shrink(
             table,
             out,
             name=name or _json_name(source),
-            factor=factor,
+            factor=by,
             short_side=short_side,
             size=parse_size(size) if size else None,
-            image_format=_image_format(image_format),
+            image_format=image_format,
             workers=workers,
             progress=progress.update,
         )
@@ -170,25 +186,39 @@ def shrink(
 @app.command("tile")
 def tile(
     source: Path = SOURCE,
-    out: Path = typer.Option(..., "--out", help="Folder to write."),
-    rule: str = typer.Option("flyspeck", "--rule", help="Where the tiles lie; see flyspeck.data.tiling.corners."),
-    size: str = typer.Option("512x640", "--size", help="Tile as HxW in pixels."),
-    overlap: str = typer.Option("50", "--overlap", help="Pixels that tiles share: one number, or HxW."),
-    pieces: str = typer.Option("2x2", "--pieces", help="tinybenchmark_split_by_pieces: ROWSxCOLUMNS."),
+    out: Path = typer.Option(
+        ..., "--out", metavar="FOLDER", help="Where to write: the folder of images/, a COCO json and corners.json."
+    ),
+    rule: str = typer.Option(
+        "flyspeck", "--rule", metavar="NAME", autocompletion=tile_rules, help="Where the tiles lie."
+    ),
+    tile: str = typer.Option("512x640", "--tile", metavar="HxW", help="Tile size in pixels."),
+    overlap: str = typer.Option(
+        "50", "--overlap", metavar="PX|HxW", help="Pixels that tiles share: one number, or HxW."
+    ),
+    pieces: str = typer.Option(
+        "2x2", "--pieces", metavar="ROWSxCOLUMNS", help="How many tiles tinybenchmark_split_by_pieces cuts."
+    ),
     clip: bool = typer.Option(
         False, "--clip", help="TinyBenchmark's rules: clip the last tiles, do not move them back."
     ),
-    keep: float | None = typer.Option(None, "--keep", help="Visible share from which a cut box stays an object."),
-    ignore: float | None = typer.Option(None, "--ignore", help="Visible share from which it is an ignore region."),
-    max_objects: int | None = typer.Option(None, "--max-objects", help="Leave out whole images with more annotations."),
+    keep: float | None = typer.Option(
+        None, "--keep", metavar="SHARE", help="Visible share from which a cut box stays an object."
+    ),
+    ignore: float | None = typer.Option(
+        None, "--ignore", metavar="SHARE", help="Visible share from which it is an ignore region."
+    ),
+    max_objects: int | None = typer.Option(
+        None, "--max-objects", min=0, metavar="N", help="Leave out whole images with more annotations."
+    ),
     corners_only: bool = typer.Option(False, "--corners-only", help="Write no images, only corners.json."),
-    name: str | None = typer.Option(None, "--name", help="Name of the json; otherwise that of the source."),
-    image_format: str = IMAGE_FORMAT,
+    name: str | None = NAME,
+    image_format: ImageFormat = IMAGE_FORMAT,
     workers: int = WORKERS,
     format: str | None = FORMAT,
     images: Path | None = IMAGES,
     classes: str | None = CLASSES,
-    pixels: str | None = PIXELS,
+    pixels: Pixels | None = PIXELS,
     encoding: str | None = ENCODING,
 ) -> None:
     """Cut big images into overlapping tiles, with their annotations.
@@ -199,13 +229,13 @@ def tile(
     from flyspeck.data.tile_files import write_corners, write_tiles
     from flyspeck.data.tiling import drop_crowded, tile_annotations
 
-    image_format = _image_format(image_format)
+    check_choice("--rule", rule, tile_rules())
     table = _read(source, format, images, classes, pixels, encoding)
     whole = table if max_objects is None else drop_crowded(table, max_objects)
     tiles = tile_annotations(
         whole,
         rule=rule,
-        size=parse_size(size, where="--size"),
+        size=parse_size(tile, where="--tile"),
         overlap=int(overlap) if overlap.isdigit() else parse_size(overlap, where="--overlap", least=0),
         pieces=parse_size(pieces, where="--pieces"),
         fixed_size=not clip,
@@ -232,24 +262,37 @@ def tile(
 @app.command("scale-match")
 def scale_match(
     source: Path = SOURCE,
-    target: Path = typer.Option(..., "--target", help="The data set whose object sizes are wanted."),
-    out: Path = typer.Option(..., "--out", help="Folder to write: images/, a COCO json, a report and its image."),
-    method: str = typer.Option("msm", "--method", help="sm (sizes drawn), msm (mapped), sm+ (every object by itself)."),
-    size: str | None = typer.Option(None, "--size", help="HxW: tile larger images, pad smaller ones to this."),
-    overlap: int = typer.Option(0, "--overlap", min=0, help="Pixels that tiles of --size share."),
-    bins: int = typer.Option(100, "--bins", help="Bins of the rectified histogram."),
-    max_scale: float = typer.Option(2.0, "--max-scale", help="Nothing is enlarged by more."),
-    min_side: float = typer.Option(1.0, "--min-side", help="Objects with a shorter side are dropped, px."),
-    probability: float = typer.Option(1.0, "--probability", help="sm+: share of images done object by object."),
-    seed: int = typer.Option(0, "--seed", help="The same seed draws the same sizes."),
-    name: str | None = typer.Option(None, "--name", help="Name of the json; otherwise that of the source."),
-    image_format: str = IMAGE_FORMAT,
+    target: Path = typer.Option(
+        ..., "--target", metavar="PATH", help="Annotations of the data set whose object sizes are wanted."
+    ),
+    out: Path = typer.Option(
+        ...,
+        "--out",
+        metavar="FOLDER",
+        help="Where to write: the folder of images/, a COCO json, a report and its plot.",
+    ),
+    match: Literal["sm", "msm", "sm+"] = typer.Option(
+        "msm", "--match", help="How sizes are matched: drawn (sm), mapped (msm), every object by itself (sm+)."
+    ),
+    size: str | None = typer.Option(
+        None, "--size", metavar="HxW", help="Image size in pixels: larger ones are tiled, smaller ones padded."
+    ),
+    overlap: int = typer.Option(0, "--overlap", min=0, metavar="PX", help="Pixels that tiles share, with --size."),
+    num_bins: int = typer.Option(100, "--num-bins", min=1, metavar="N", help="Bins of the rectified histogram."),
+    max_scale: float = typer.Option(2.0, "--max-scale", metavar="FACTOR", help="Nothing is enlarged by more."),
+    min_side: float = typer.Option(1.0, "--min-side", metavar="PX", help="Objects with a shorter side are dropped."),
+    probability: float = typer.Option(
+        1.0, "--probability", metavar="SHARE", help="Of sm+: share of images done object by object."
+    ),
+    seed: int = typer.Option(0, "--seed", min=0, metavar="N", help="Seed of the sizes that are drawn."),
+    name: str | None = NAME,
+    image_format: ImageFormat = IMAGE_FORMAT,
     workers: int = WORKERS,
-    as_json: bool = typer.Option(False, "--json", help="The report as one json object on stdout."),
+    as_json: bool = JSON,
     format: str | None = FORMAT,
     images: Path | None = IMAGES,
     classes: str | None = CLASSES,
-    pixels: str | None = PIXELS,
+    pixels: Pixels | None = PIXELS,
     encoding: str | None = ENCODING,
 ) -> None:
     """Give the objects of SOURCE the sizes of those of --target, to pre-train on (Scale Match, MSM, SM+)."""
@@ -257,21 +300,20 @@ def scale_match(
 
     from flyspeck.data.inspect_text import match_lines
     from flyspeck.data.scale_match import MatchRule
-    from flyspeck.data.scale_match_files import scale_match as match
+    from flyspeck.data.scale_match_files import scale_match as run
 
     rule = MatchRule(
-        method=method,  # type: ignore[arg-type]
-        bins=bins,
+        method=match,
+        bins=num_bins,
         max_scale=max_scale,
         min_side=min_side,
         probability=probability,
         seed=seed,
     )
-    image_format = _image_format(image_format)
     wanted = _read(target, None, None, None)
     table = _read(source, format, images, classes, pixels, encoding)
     with ProgressBar("matching") as progress:
-        written, report = match(
+        written, report = run(
             table,
             wanted,
             out,
@@ -302,12 +344,16 @@ def _policy(keep: float | None, ignore: float | None) -> Any:
 
 @app.command("scenes")
 def scenes(
-    out: Path = typer.Option(..., "--out", help="Folder to write: annotations.json and images/."),
-    images: int = typer.Option(100, "--images", min=1, help="How many images."),
-    seed: int = typer.Option(0, "--seed", min=0, help="The same seed gives the same images, byte for byte."),
-    size: str = typer.Option("512x640", "--size", help="Height x width of the images."),
-    kind: str | None = typer.Option(None, "--kind", help="Only one kind: sea, field or road."),
-    density: float = typer.Option(1.0, "--density", help="How many times as many things as usual."),
+    out: Path = typer.Option(
+        ..., "--out", metavar="FOLDER", help="Where to write: the folder of annotations.json and images/."
+    ),
+    num_images: int = typer.Option(100, "--num-images", min=1, metavar="N", help="Images to make."),
+    seed: int = typer.Option(
+        0, "--seed", min=0, metavar="N", help="Seed of the images; the same gives the same, byte for byte."
+    ),
+    size: str = typer.Option("512x640", "--size", metavar="HxW", help="Image size in pixels."),
+    kind: Literal["sea", "field", "road"] | None = typer.Option(None, "--kind", help="Scenes of one kind only."),
+    density: float = typer.Option(1.0, "--density", metavar="FACTOR", help="How many times as many things as usual."),
     workers: int = WORKERS,
 ) -> None:
     """Generate images of sea, fields and roads from a drone, with tiny persons, boats and cars."""
@@ -317,7 +363,7 @@ def scenes(
     with ProgressBar("painting") as progress:
         target = write_scenes(
             out,
-            num_images=images,
+            num_images=num_images,
             seed=seed,
             height=height,
             width=width,
@@ -326,7 +372,7 @@ def scenes(
             workers=workers,
             progress=progress.update,
         )
-    typer.echo(f"{target}: {images} images of {height} x {width}")
+    typer.echo(f"{target}: {num_images} images of {height} x {width}")
 
 
 def _read(
@@ -357,15 +403,6 @@ def _read(
 
 def _json_name(source: Path) -> str:
     return f"{source.stem if source.suffix else source.name}.json"
-
-
-def _image_format(name: str) -> str:
-    from flyspeck.data.image_files import FORMATS
-    from flyspeck.errors import nearest
-
-    if name not in FORMATS:
-        raise UserError(f"cannot write '{name}' images", where="--image-format", fix=nearest(name, FORMATS))
-    return name
 
 
 def _joined_classification(reports: dict[str, dict[str, Any]]) -> dict[str, Any]:

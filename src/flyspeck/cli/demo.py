@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from flyspeck.cli.shared_options import DEVICE, training_device
 from flyspeck.errors import UserError
 from flyspeck.files import write_text
 
@@ -60,12 +61,19 @@ train:
 
 
 def demo(
-    out: Path = typer.Option(Path("flyspeck-demo"), "--out", help="Folder for everything that the demo makes."),
-    images: int = typer.Option(600, "--images", min=8, help="Scenes to learn from."),
-    val_images: int = typer.Option(120, "--val-images", min=4, help="Scenes to measure on."),
-    epochs: int = typer.Option(21, "--epochs", min=1, help="Passes over them."),
-    seed: int = typer.Option(0, "--seed", min=0, help="Of the scenes and of the training."),
-    big: str = typer.Option(f"{BIG[0]}x{BIG[1]}", "--big", help="Height x width of the large scene."),
+    out: Path = typer.Option(
+        Path("flyspeck-demo"), "--out", metavar="FOLDER", help="Where to write: the folder of all that the demo makes."
+    ),
+    num_images: int = typer.Option(600, "--num-images", min=8, metavar="N", help="Images to make, to learn from."),
+    num_val_images: int = typer.Option(
+        120, "--num-val-images", min=4, metavar="N", help="Images to make, to measure on."
+    ),
+    epochs: int = typer.Option(21, "--epochs", min=1, metavar="N", help="Passes over the training images."),
+    seed: int = typer.Option(0, "--seed", min=0, metavar="N", help="Seed of the scenes and of the training."),
+    big: str = typer.Option(
+        f"{BIG[0]}x{BIG[1]}", "--big", metavar="HxW", help="Size of the one large scene, in pixels."
+    ),
+    device: str = DEVICE,
 ) -> None:
     """Scenes, training, evaluation, prediction on one large image, one page: the whole job in a few minutes."""
     import logging
@@ -81,13 +89,13 @@ def demo(
     logging.basicConfig(level=logging.INFO, format="  %(message)s")
     logging.getLogger("flyspeck").setLevel(logging.INFO)
     with clock("painting scenes"):
-        _paint(out, images, val_images, seed)
-    with clock("training"):
+        _paint(out, num_images, num_val_images, seed)
+    with clock("training"), training_device(device):
         _train(out, epochs, seed)
     with clock("measuring on unseen scenes"):
         run = read_run(out / "run")
     with clock(f"predicting on one scene of {side[1]} x {side[0]}"):
-        appendix, on_big = _predict(out, side, seed, score=diagnose(run).working_score)
+        appendix, on_big = _predict(out, side, seed, device=device, score=diagnose(run).working_score)
     with clock("writing the page"):
         title = "flyspeck demo: tiny things in generated scenes"
         page = build_report([run], out / "report.html", title=title, appendices=[appendix])
@@ -169,7 +177,9 @@ def _faster_precision() -> str:
     return "bf16" if seconds(torch.bfloat16) < 0.8 * seconds(torch.float32) else "fp32"
 
 
-def _predict(out: Path, side: tuple[int, int], seed: int, *, score: float) -> tuple[Appendix, EvaluationResult]:
+def _predict(
+    out: Path, side: tuple[int, int], seed: int, *, device: str, score: float
+) -> tuple[Appendix, EvaluationResult]:
     """Tiles over one large scene, merged; its numbers, and the image with detections of `score` and more."""
     import numpy as np
 
@@ -187,7 +197,9 @@ def _predict(out: Path, side: tuple[int, int], seed: int, *, score: float) -> tu
         write_scenes(out / "large", num_images=1, seed=3 * seed + 2, height=side[0], width=side[1])
     )
     tile = tuple(2 * s for s in TILE)
-    predictor = Predictor(TorchModel(load_detector(out / "run")), tile=(tile[0], tile[1]), overlap=64, batch_size=2)
+    predictor = Predictor(
+        TorchModel(load_detector(out / "run"), device=device), tile=(tile[0], tile[1]), overlap=64, batch_size=2
+    )
     start = time.perf_counter()
     (found,) = predictor.predict(truth.path(0))
     seconds = time.perf_counter() - start

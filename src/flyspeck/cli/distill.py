@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Literal
 
 import typer
 
+from flyspeck.cli.shared_options import DEVICE, PRINT_CONFIG, RESUME, SET, training_device
+
 
 def distill(
-    recipe: Path = typer.Argument(..., help="A recipe (YAML) with a section `distill`, or a run folder."),
-    out: Path | None = typer.Option(None, "--out", help="Folder of all stages; default runs/NAME."),
-    resume: bool = typer.Option(False, "--resume", help="Keep finished stages and go on from the last checkpoint."),
-    teacher: Path | None = typer.Option(
-        None, "--teacher", help="Recipe, run folder or weights; else the recipe's own."
+    recipe: Path = typer.Argument(
+        ..., metavar="RECIPE", help="A recipe (YAML) with a section `distill`, or a run folder."
     ),
-    method: str | None = typer.Option(
-        None, "--method", help="none, response, single or hierarchical; else the recipe's."
+    out: Path | None = typer.Option(
+        None, "--out", metavar="FOLDER", help="Where to write: the folder of all stages; default: runs/NAME."
+    ),
+    resume: bool = RESUME,
+    teacher: Path | None = typer.Option(
+        None, "--teacher", metavar="PATH", help="Recipe, run folder or weights; default: the recipe's own."
+    ),
+    method: Literal["none", "response", "single", "hierarchical"] | None = typer.Option(
+        None, "--method", help="What the student learns from; default: the recipe's."
     ),
     cache_teacher: bool = typer.Option(False, "--cache-teacher", help="Compute the teacher's outputs once, in --out."),
-    against: list[Path] = typer.Option([], "--against", metavar="RUN", help="Further run folders for the table."),
-    set_: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Change a field: --set distill.weight=0.5."),
-    print_config: bool = typer.Option(False, "--print-config", help="Print the complete recipe and stop."),
+    compare: list[Path] = typer.Option(
+        [], "--compare", metavar="RUN", help="A further run folder for the table; may be repeated."
+    ),
+    set_: list[str] = SET,
+    print_config: bool = PRINT_CONFIG,
+    device: str = DEVICE,
 ) -> None:
     """Train a student on the ground truth and on what a teacher computes; teacher first, if it is a recipe."""
     from flyspeck.train.config import dump_recipe, load_recipe
@@ -45,5 +55,6 @@ def distill(
     logging.getLogger("flyspeck").setLevel(logging.INFO)
     from flyspeck.train.distill.stages import distill as run
 
-    table = run(wanted, folder, resume=resume, against=against)
+    with training_device(device):
+        table = run(wanted, folder, resume=resume, against=compare)
     typer.echo(f"{folder / 'table.md'}:\n\n{table.text()}", nl=False)

@@ -3,35 +3,45 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import typer
 
+from flyspeck.cli.layout import PlainApp
 from flyspeck.cli.moved import keep_moved
+from flyspeck.cli.shared_options import DEVICE, JSON, SET
 
-dpnet = typer.Typer(help="Dynamic pooling (DPNet): factor labels and the predictor.", no_args_is_help=True)
+dpnet = PlainApp(help="Dynamic pooling (DPNet): factor labels and the predictor.")
+
+PREDICTOR = "dynamic.predictor."
+"""Where a recipe has the fields that `fit` may still change."""
 
 
 @dpnet.command()
 def labels(
-    run: Path = typer.Argument(..., help="Run folder of a recipe with a section `dynamic`."),
-    on: str = typer.Option("train", "--on", help="train or val."),
+    run: Path = typer.Argument(..., metavar="RUN", help="Run folder of a recipe with a section `dynamic`."),
+    part: Literal["train", "val"] = typer.Option("train", "--part", help="The set whose images are labelled."),
     guidance: bool = typer.Option(True, "--guidance/--no-guidance", help="The guidance loss, or the detector's own."),
-    ratio: float = typer.Option(1.1, "--ratio", min=1, help="T: good enough is up to so many times the least loss."),
+    ratio: float = typer.Option(
+        1.1, "--ratio", min=1, metavar="FACTOR", help="T: good enough is up to so many times the least loss."
+    ),
     slack: float = typer.Option(
-        None, "--slack", min=0, help="Instead of --ratio: up to so much more in the sum over an image's objects."
+        None,
+        "--slack",
+        min=0,
+        metavar="LOSS",
+        help="Instead of --ratio: up to so much more in the sum over an image's objects.",
     ),
     again: bool = typer.Option(False, "--again", help="Compute them anew, over those that are there."),
-    device: str = typer.Option("cpu", "--device", help="cpu, cuda, …"),
-    as_json: bool = typer.Option(False, "--json", help="Print json: losses and labels of every image."),
+    device: str = DEVICE,
+    as_json: bool = JSON,
 ) -> None:
     """How many images want which factor, and why. Computed once, kept in the run folder."""
-    from flyspeck.errors import UserError
+    from flyspeck.devices import torch_device
     from flyspeck.train.dynamic_fit import open_run
     from flyspeck.train.dynamic_labels import summary
 
-    if on not in ("train", "val"):
-        raise UserError(f"no set '{on}'", where="--on", fix="train or val")
-    found = open_run(run).losses(on, guidance=guidance, again=again, device=device)
+    found = open_run(run).losses(part, guidance=guidance, again=again, device=str(torch_device(device)))
     if as_json:
         import json
 
@@ -58,12 +68,12 @@ def labels(
 
 @dpnet.command()
 def fit(
-    run: Path = typer.Argument(..., help="Run folder of a recipe with a section `dynamic`."),
-    out: Path = typer.Option(None, "--out", help="Run folder of detector and predictor; default RUN/dpnet."),
-    set_: list[str] = typer.Option(
-        [], "--set", metavar="KEY=VALUE", help="A field of dynamic.predictor: --set epochs=80."
+    run: Path = typer.Argument(..., metavar="RUN", help="Run folder of a recipe with a section `dynamic`."),
+    out: Path = typer.Option(
+        None, "--out", metavar="FOLDER", help="Where to write: the run folder of both; default: RUN/dpnet."
     ),
-    device: str = typer.Option("cpu", "--device", help="cpu, cuda, …"),
+    set_: list[str] = SET,
+    device: str = DEVICE,
 ) -> None:
     """Train the factor predictor on the frozen detector; leaves a run folder with both, measured."""
     import logging
@@ -71,6 +81,7 @@ def fit(
     import numpy as np
     import yaml
 
+    from flyspeck.devices import torch_device
     from flyspeck.errors import UserError
     from flyspeck.train.config import parse_recipe
     from flyspeck.train.dynamic_fit import fit_predictor, measure_routed, open_run
@@ -83,12 +94,15 @@ def fit(
         key, equals, value = assignment.partition("=")
         if not equals:
             raise UserError(f"'{assignment}' sets nothing", where="--set", fix="write key=value")
-        settings[key.strip()] = yaml.safe_load(value)
+        if not key.strip().startswith(PREDICTOR):
+            fix = f"only fields of {PREDICTOR[:-1]} change now, as in --set {PREDICTOR}epochs=80"
+            raise UserError(f"'{key.strip()}' is fixed by the run", where="--set", fix=fix)
+        settings[key.strip().removeprefix(PREDICTOR)] = yaml.safe_load(value)
     recipe["dynamic"]["predictor"] = settings
     section = parse_recipe(recipe, where=run).dynamic
     assert section is not None
     assert section.predictor is not None
-    folder, router = fit_predictor(opened, section.predictor, out=out, device=device)
+    folder, router = fit_predictor(opened, section.predictor, out=out, device=str(torch_device(device)))
     figures = measure_routed(opened, folder)
     shares = router.taken / max(1, int(np.sum(router.taken)))
     taken = ", ".join(f"{factor:g}: {share:.0%}" for factor, share in zip(router.switch.factors, shares, strict=True))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import typer
 
+from flyspeck.cli.choices import protocols
+from flyspeck.cli.shared_options import PIXELS, Pixels
 from flyspeck.cli.values import parse_names, parse_numbers
 from flyspeck.data.annotations import Annotations
 from flyspeck.errors import UserError
@@ -14,34 +17,60 @@ from flyspeck.evaluate import DetectionTable, EvaluationResult
 
 
 def evaluate(
-    gt: Path = typer.Option(None, "--gt", help="Ground truth: a COCO json, or the protocol's own layout."),
-    dt: Path = typer.Option(None, "--dt", help="Detections: a COCO results json, or the protocol's own layout."),
-    protocol: str = typer.Option("flyspeck", "--protocol", help="Name of the protocol; --list shows them."),
-    json_out: Path = typer.Option(None, "--json", help="Write the numbers here."),
-    bins: str = typer.Option(None, "--bins", help="Sizes in pixels that bound the bins, such as 2,8,12,20,32."),
-    max_dets: int = typer.Option(None, "--max-dets", help="Detections kept per image and class."),
-    iou: str = typer.Option(None, "--iou", help="IoU thresholds, such as 0.25,0.5."),
-    merge_from: Path = typer.Option(
-        None, "--merge-from", help="COCO json of the tiles (with corners) that --dt was made on: merge it first."
+    gt: Path = typer.Option(
+        None, "--gt", metavar="PATH", help="Ground truth: a COCO json, or the protocol's own layout."
     ),
-    merge_kernel: str = typer.Option("cpu", "--merge-kernel", help="NMS rule of the merge: cpu (>=) or cuda (>)."),
-    classes: str = typer.Option(None, "--classes", help="Score only these classes of the json, with commas between."),
+    dt: Path = typer.Option(
+        None, "--dt", metavar="PATH", help="Detections: a COCO results json, or the protocol's own layout."
+    ),
+    protocol: str = typer.Option(
+        "flyspeck",
+        "--protocol",
+        metavar="NAME",
+        autocompletion=protocols,
+        help="Protocol to score under; --list says what each is.",
+    ),
+    out: Path = typer.Option(None, "--out", metavar="FILE", help="Where to write: a JSON file of the numbers."),
+    bins: str = typer.Option(
+        None, "--bins", metavar="A,B,...", help="Sizes in pixels that bound the bins, such as 2,8,12,20,32."
+    ),
+    max_dets: int = typer.Option(None, "--max-dets", min=1, metavar="N", help="Detections kept per image and class."),
+    iou: str = typer.Option(None, "--iou", metavar="A,B,...", help="IoU thresholds, such as 0.25,0.5."),
+    merge_from: Path = typer.Option(
+        None,
+        "--merge-from",
+        metavar="FILE",
+        help="COCO json of the tiles (with corners) that --dt was made on: merge it first.",
+    ),
+    merge_kernel: Literal["cpu", "cuda"] = typer.Option(
+        "cpu", "--merge-kernel", help="NMS rule of the merge: cpu (>=) or cuda (>)."
+    ),
+    classes: str = typer.Option(
+        None, "--classes", metavar="A,B,...", help="Names of the classes to score, with commas between."
+    ),
     per_class: bool = typer.Option(False, "--per-class", help="Print the numbers of every class too."),
     any_score: bool = typer.Option(False, "--any-score", help="Allow scores outside [0, 1]."),
     why: bool = typer.Option(False, "--why", help="Errors by size, what they cost, oLRP, recall, calibration."),
     bootstrap: int = typer.Option(
-        0, "--bootstrap", min=0, help="Resamples of the images for confidence intervals; 1000 is good."
+        0,
+        "--bootstrap",
+        min=0,
+        metavar="N",
+        help="Resamples of the images for confidence intervals; 1000 is good, 0 leaves them out.",
     ),
-    against: Path = typer.Option(None, "--against", help="Detections of another run: difference and p-value."),
+    against: Path = typer.Option(
+        None, "--against", metavar="FILE", help="Detections of another run: difference and p-value."
+    ),
     tiles: Path = typer.Option(
-        None, "--tiles", help="COCO json of tiles (with corners): recall by distance to their borders."
+        None, "--tiles", metavar="FILE", help="COCO json of tiles (with corners): recall by distance to their borders."
     ),
-    pixels: str = typer.Option(None, "--pixels", help="What VOC's whole corners mean: half-open, from-0 or from-1."),
+    pixels: Pixels | None = PIXELS,
     max_broken_share: float = typer.Option(
         0.0,
         "--max-broken-share",
         min=0,
         max=1,
+        metavar="SHARE",
         help="Share of the ground truth's entries that may be broken and left out.",
     ),
     list_protocols: bool = typer.Option(False, "--list", help="List the protocols and stop."),
@@ -60,8 +89,6 @@ def evaluate(
     for path, option in ((against, "--against"), (tiles, "--tiles")):
         if path is not None and not path.is_file():
             raise UserError("no such file", where=f"{option} {path}", fix="check the path")
-    if merge_kernel not in ("cpu", "cuda"):
-        raise UserError(f"no merge kernel '{merge_kernel}'", where="--merge-kernel", fix="cpu or cuda")
     chosen = customised(
         protocol_named(protocol),
         size_edges=None if bins is None else parse_numbers(bins, where="--bins", least=0, example="2,8,12,20,32"),
@@ -86,8 +113,8 @@ def evaluate(
         typer.echo(f"warning: {note}", err=True)
     typer.echo(result.table(per_class=per_class), nl=False)
     typer.echo(text, nl=False)
-    if json_out is not None:
-        result.write(json_out)
+    if out is not None:
+        result.write(out)
 
 
 @dataclass(frozen=True)

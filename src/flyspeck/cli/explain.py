@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from flyspeck.cli.shared_options import DEVICE, FORMAT
 from flyspeck.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,19 +16,35 @@ if TYPE_CHECKING:
 
 
 def explain(
-    models: list[Path] = typer.Argument(..., help="One or two run folders or weights files: teacher, then student."),
-    out: Path = typer.Option(..., "--out", help="Folder for the images and index.html."),
-    gt: str | None = typer.Option(None, "--gt", help="Annotations to pick dense and occluded cases from."),
-    format_: str | None = typer.Option(None, "--format", help="Of --gt; found out if not given."),
-    image: list[str] = typer.Option([], "--image", help="Explain this image: a file, or a name or id in --gt."),
-    images: int = typer.Option(6, "--images", min=1, help="How many cases to pick."),
-    score: float = typer.Option(0.3, "--score", min=0, max=1, help="Explain detections of at least this score."),
-    class_: str | None = typer.Option(None, "--class", help="Explain the detections of this class alone."),
-    sample: int = typer.Option(64, "--sample", min=0, help="Images of --gt for the numbers; 0 leaves them out."),
-    max_side: int = typer.Option(
-        1024, "--max-side", min=64, help="Larger images are cut about the case, to so many px."
+    models: list[Path] = typer.Argument(
+        ..., metavar="MODEL...", help="One or two run folders or weights files: teacher, then student."
     ),
-    device: str = typer.Option("cpu", "--device", help="cpu, cuda."),
+    out: Path = typer.Option(
+        ..., "--out", metavar="FOLDER", help="Where to write: the folder of the images and index.html."
+    ),
+    gt: Path | None = typer.Option(
+        None, "--gt", metavar="PATH", help="Ground truth: annotations to pick dense and occluded cases from."
+    ),
+    format: str | None = FORMAT,
+    image: list[str] = typer.Option(
+        [], "--image", metavar="IMAGE", help="Explain this image: a file, or a name or id in --gt; may be repeated."
+    ),
+    draw: int = typer.Option(
+        6, "--draw", min=1, metavar="N", help="Draw at most so many images: the cases picked from --gt."
+    ),
+    score: float = typer.Option(
+        0.3, "--score", min=0, max=1, metavar="SCORE", help="Score threshold: weaker detections are not explained."
+    ),
+    class_: str | None = typer.Option(
+        None, "--class", metavar="NAME", help="Explain the detections of this class alone."
+    ),
+    limit: int = typer.Option(
+        64, "--limit", min=0, metavar="N", help="At most so many images, evenly spread, for the numbers; 0: no numbers."
+    ),
+    max_side: int = typer.Option(
+        1024, "--max-side", min=64, metavar="PX", help="Larger images are cut about the case, to so many pixels."
+    ),
+    device: str = DEVICE,
 ) -> None:
     """Show what a model looks at, or teacher and student side by side: Grad-CAM, attention of each level, similarity."""
     from flyspeck.explain.run import Options, explain_models
@@ -35,20 +52,20 @@ def explain(
 
     if len(models) > 2:
         raise UserError(f"{len(models)} models", where="MODELS", fix="give one, or two to compare")
-    table = _images(gt, format_, image)
+    table = _images(gt, format, image)
     subjects = load_subjects(models, device=device)
     options = Options(
-        images=images,
+        images=draw,
         score=score,
         label=class_,
-        sample=sample if gt is not None else 0,
+        sample=limit if gt is not None else 0,
         max_side=max_side,
     )
     page = explain_models(subjects, table, out, options, tell=typer.echo)
     typer.echo(f"{page}: {page.stat().st_size / 1e6:.1f} MB")
 
 
-def _images(gt: str | None, format_: str | None, wanted: list[str]) -> Images:
+def _images(gt: Path | None, format: str | None, wanted: list[str]) -> Images:
     """The table of --gt with the rows that were asked for, or one of bare image files."""
     import numpy as np
 
@@ -57,7 +74,7 @@ def _images(gt: str | None, format_: str | None, wanted: list[str]) -> Images:
     from flyspeck.explain.run import Images
 
     if gt is not None:
-        table = read_annotations(gt, format=format_)
+        table = read_annotations(gt, format=format)
         return Images(table, tuple(_row(table, name) for name in wanted))
     if not wanted:
         raise UserError("nothing to explain", fix="give annotations with --gt, or images with --image")

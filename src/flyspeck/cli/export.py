@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import typer
 
 
 def export(
-    run: Path = typer.Argument(..., help="A run folder or a weights file."),
-    out: Path = typer.Option(..., "--out", help="The file to write: .onnx, or .xml for OpenVINO."),
-    format_: str = typer.Option("onnx", "--format", help="onnx or openvino."),
+    run: Path = typer.Argument(..., metavar="RUN", help="A run folder or a weights file."),
+    out: Path = typer.Option(..., "--out", metavar="FILE", help="Where to write: a file .onnx, or .xml for OpenVINO."),
+    to: Literal["onnx", "openvino"] = typer.Option("onnx", "--to", help="Format to write."),
     int8: bool = typer.Option(False, "--int8", help="Integers, calibrated on tiles; its loss by size is printed."),
-    pixels: int = typer.Option(8, "--pixels", help="Bits of a channel: 8, or 16 (which takes both)."),
-    hard_nms: float = typer.Option(None, "--hard-nms", help="IoU of plain suppression, in place of soft-NMS."),
-    factor: float = typer.Option(None, "--factor", help="Of a detector with factors: this one alone."),
-    check: Path = typer.Option(None, "--check", help="Images or annotations to check on; default: the run's own."),
-    check_limit: int = typer.Option(48, "--check-limit", help="Check on at most so many images, evenly spread."),
-    calibrate: Path = typer.Option(None, "--calibrate", help="Images for INT8; default: the run's training set."),
-    calibration_tiles: int = typer.Option(64, "--calibration-tiles", help="Tiles that INT8 is calibrated on."),
+    bits: Literal["8", "16"] = typer.Option("8", "--bits", help="Bits of a channel of the images; 16 takes both."),
+    hard_nms: float = typer.Option(
+        None, "--hard-nms", min=0, max=1, metavar="IOU", help="Plain suppression at this overlap, in place of soft-NMS."
+    ),
+    factor: float = typer.Option(
+        None, "--factor", metavar="FACTOR", help="Of a detector with pooling factors: this one alone."
+    ),
+    on: Path = typer.Option(
+        None, "--on", metavar="PATH", help="Images or annotations to measure on; default: the run's own."
+    ),
+    limit: int = typer.Option(48, "--limit", min=1, metavar="N", help="At most so many images, evenly spread."),
+    calibrate: Path = typer.Option(
+        None, "--calibrate", metavar="PATH", help="Images or annotations for INT8; default: the run's training set."
+    ),
+    calibration_tiles: int = typer.Option(
+        64, "--calibration-tiles", min=1, metavar="N", help="Tiles that INT8 is calibrated on."
+    ),
 ) -> None:
     """Write a detector as ONNX or OpenVINO, if it finds the same boxes there; else say what differed."""
     from flyspeck.export.exporting import export as write
@@ -26,13 +37,13 @@ def export(
     done = write(
         run,
         out=out,
-        format=format_,  # pyright: ignore[reportArgumentType]  # the function says which there are
+        format=to,
         int8=int8,
-        bits=pixels,  # pyright: ignore[reportArgumentType]
+        bits=16 if bits == "16" else 8,
         hard_nms=hard_nms,
         factor=factor,
-        check=check,
-        check_limit=check_limit,
+        check=on,
+        check_limit=limit,
         calibrate=calibrate,
         calibration_tiles=calibration_tiles,
         say=typer.echo,

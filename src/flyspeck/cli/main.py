@@ -7,10 +7,12 @@ from importlib import import_module
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand
 from typer.main import get_command
 
 from flyspeck.cli import moved
+from flyspeck.cli.examples import EXAMPLES
+from flyspeck.cli.layout import MISUSE, Group, PlainApp, add_examples
 from flyspeck.cli.plugin_option import take_plugins
 from flyspeck.errors import UserError
 
@@ -36,8 +38,10 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 
 
-class _LazyGroup(TyperGroup):
+class _LazyGroup(Group):
     """A group whose commands are imported on demand: `flyspeck --help` and `flyspeck data` never import torch."""
+
+    _names_only = False
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(VERBS)
@@ -48,22 +52,33 @@ class _LazyGroup(TyperGroup):
         if cmd_name not in VERBS:
             return None
         home, summary = VERBS[cmd_name]
+        if self._names_only:
+            return TyperCommand(cmd_name, help=summary)
         module, attribute = home.split(":")
         target = getattr(import_module(module), attribute)
         if not isinstance(target, typer.Typer):
-            function, target = target, typer.Typer(add_completion=False)
+            function, target = target, PlainApp(no_args_is_help=False)
             target.command(name=cmd_name, help=function.__doc__ or summary)(function)
         command = get_command(target)
         command.name = cmd_name
         take_plugins(command, cmd_name)
+        add_examples(command, f"flyspeck {cmd_name}", EXAMPLES)
         return command
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """See click; names and summaries of the verbs, without importing any."""
+        self._names_only = True
+        try:
+            return super().shell_complete(ctx, incomplete)
+        finally:
+            self._names_only = False
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in VERBS.items()])
 
 
-app = typer.Typer(cls=_LazyGroup, add_completion=False, rich_markup_mode=None, no_args_is_help=True)
+app = PlainApp(name="flyspeck", cls=_LazyGroup, add_completion=True)
 
 
 def _version(value: bool) -> None:
@@ -87,8 +102,10 @@ def main(argv: list[str] | None = None) -> int:
     return run_app(app, argv)
 
 
-def run_app(app: typer.Typer, argv: list[str] | None = None) -> int:
-    """Runs a command line, `sys.argv` where `argv` is None; returns the exit code: 2 for a user's mistakes, 130 for Ctrl-C.
+def run_app(app: typer.Typer, argv: list[str] | None = None, *, program: str = "flyspeck") -> int:
+    """Runs the command line of `program`, `sys.argv` where `argv` is None.
+
+    Returns the exit code: 2 for a user's mistakes, 130 for Ctrl-C.
 
     A mistake is one line on stderr; with `--debug` among the arguments, its traceback.
     """
@@ -96,7 +113,13 @@ def run_app(app: typer.Typer, argv: list[str] | None = None) -> int:
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
     try:
-        app(arguments, standalone_mode=True)
+        code = app(arguments, prog_name=program, standalone_mode=False)
+        if code == 130:
+            raise KeyboardInterrupt
+        return code if isinstance(code, int) else 0
+    except MISUSE as error:
+        print(_misuse(error, program), file=sys.stderr)
+        return 2
     except UserError as error:
         if debug:
             raise
@@ -112,7 +135,14 @@ def run_app(app: typer.Typer, argv: list[str] | None = None) -> int:
         return 2
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(bool(stop.code))
-    return 0
+
+
+def _misuse(error: Any, program: str) -> str:
+    """Typer's own error about a command line, in one line that says where help is; help itself where nothing was given."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return error.format_message()
+    verb = error.ctx.command_path if getattr(error, "ctx", None) is not None else program
+    return f"error: {' '.join(error.format_message().split()).rstrip('.')}; {verb} --help lists all options"
 
 
 if __name__ == "__main__":

@@ -6,20 +6,22 @@ from typing import Any
 
 import typer
 
+from flyspeck.cli.shared_options import JSON
+
 
 def models(
-    search: str = typer.Argument("", help="Show only names that contain this."),
-    count: bool = typer.Option(
-        False, "--count", help="Count each model anew and show it beside the published figures."
+    search: str = typer.Argument("", metavar="[TEXT]", help="Show only names that contain this."),
+    recount: bool = typer.Option(
+        False, "--recount", help="Count each model anew and show it beside the published figures."
     ),
-    as_json: bool = typer.Option(False, "--json", help="Print json."),
+    as_json: bool = JSON,
 ) -> None:
     """The models by name, with their paper and counts, and the parts that any name may combine."""
     from flyspeck.models.listed import LISTED
     from flyspeck.models.names import DYNAMIC
     from flyspeck.models.zoo import BACKBONES, DETECTORS, NECKS
 
-    rows = [_row(entry, count) for entry in LISTED if search in entry.name]
+    rows = [_row(entry, recount) for entry in LISTED if search in entry.name]
     if as_json:
         import json
 
@@ -34,7 +36,7 @@ def models(
         table.add_column(
             heading, justify="right" if heading in ("size", "published params", "GFLOPs") else "left", no_wrap=True
         )
-    if count:
+    if recount:
         table.add_column("counted here: params", justify="right")
         table.add_column("GFLOPs", justify="right")
     for row in rows:
@@ -42,13 +44,13 @@ def models(
         inexact = "" if row["reproduced"] else "~"
         gflops = f"{inexact}{row['published_gflops']:.2f}" if row["published_gflops"] else "-"
         cells += [inexact + _millions(row["published_params"]), gflops]
-        if count:
+        if recount:
             cells += [_millions(row["params"]), f"{row['gflops']:.3f}"]
         table.add_row(*cells)
     console = Console(width=None if Console().is_terminal else 160)
     console.print(table)
     if not all(row["reproduced"] for row in rows):
-        console.print("\n~ published, but reproduced to 3 % only: --count shows what is built here", highlight=False)
+        console.print("\n~ published, but reproduced to 3 % only: --recount shows what is built here", highlight=False)
     if any(row["mean_of_factors"] for row in rows):
         console.print(
             f"{DYNAMIC} the GFLOPs are a mean over a data set's factors; counted is the largest", highlight=False

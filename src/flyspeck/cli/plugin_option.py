@@ -32,7 +32,7 @@ def _with_option(
         callback=_load_plugins,
         is_eager=True,  # before any other value is looked at: they may name what the plugin brings
         expose_value=False,
-        help="Also load this plugin: a module whose register() adds parts.",
+        help="Also load this plugin: a module whose register() adds parts; may be repeated.",
     ),
 ) -> None: ...
 

@@ -4,61 +4,99 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import typer
 
-from flyspeck.errors import UserError
+from flyspeck.cli.choices import detection_formats
+from flyspeck.cli.shared_options import DEVICE, PRECISION, RESUME, Precision
 
 
 def predict(
-    source: list[str] = typer.Argument(..., help="Images, folders, one file of annotations, or one video."),
-    model: Path = typer.Option(..., "--model", help="A run folder, a weights file, or an exported model."),
-    out: Path = typer.Option(..., "--out", help="Folder for the results."),
-    tile: str = typer.Option(None, "--tile", help="Tile HxW in model pixels, or 'off'; default: the training size."),
-    overlap: int = typer.Option(None, "--overlap", help="Pixels that tiles share; the largest object must fit in."),
-    scale: float = typer.Option(None, "--scale", help="Model pixels per image pixel; default: as in training."),
-    scales: str = typer.Option(None, "--scales", help="See each tile at all of these sizes and merge, as in 0.5,1,2."),
-    flip: bool = typer.Option(False, "--flip", help="See each tile mirrored too, and merge."),
-    score: float = typer.Option(0.05, "--score", help="Leave out weaker detections."),
-    show_score: float = typer.Option(0.3, "--show-score", help="Draw, track and count only from this score."),
-    merge: str = typer.Option("nms", "--merge", help="nms, nmm, soft-nms or wbf."),
-    merge_threshold: float = typer.Option(0.4, "--merge-threshold", help="Overlap from which two boxes are one."),
-    batch_size: int = typer.Option(8, "--batch-size", help="Tiles in one pass."),
-    readers: int = typer.Option(1, "--readers", help="Threads that decode ahead."),
-    device: str = typer.Option("cpu", "--device", help="cpu, cuda, cuda:1, mps."),
-    precision: str = typer.Option("fp32", "--precision", help="fp32 or bf16."),
-    format_: str = typer.Option(
-        "coco", "--format", help="Some of coco,csv,geojson,gpkg,widerface,yolo, or a plugin's."
+    source: list[str] = typer.Argument(
+        ..., metavar="SOURCE...", help="Images, folders, one file of annotations, or one video."
     ),
-    images: int = typer.Option(100, "--images", help="Draw the first N images; 0 draws none."),
+    model: Path = typer.Option(
+        ..., "--model", metavar="PATH", help="A run folder, a weights file, or an exported model."
+    ),
+    out: Path = typer.Option(..., "--out", metavar="FOLDER", help="Where to write: the folder of the results."),
+    tile: str = typer.Option(
+        None, "--tile", metavar="HxW", help="Tile size in pixels, as the model sees them, or off; default: as trained."
+    ),
+    overlap: int = typer.Option(
+        None, "--overlap", min=0, metavar="PX", help="Pixels that tiles share; the largest object must fit in."
+    ),
+    scale: float = typer.Option(
+        None, "--scale", metavar="FACTOR", help="Model pixels per image pixel; default: as in training."
+    ),
+    scales: str = typer.Option(
+        None,
+        "--scales",
+        metavar="A,B,...",
+        help="Scales of the image, with commas between: each tile is seen at all of them, and merged.",
+    ),
+    flip: bool = typer.Option(False, "--flip", help="See each tile mirrored too, and merge."),
+    score: float = typer.Option(
+        0.05, "--score", min=0, max=1, metavar="SCORE", help="Score threshold: weaker detections are left out."
+    ),
+    show_score: float = typer.Option(
+        0.3, "--show-score", min=0, max=1, metavar="SCORE", help="Draw, track and count only from this score."
+    ),
+    merge: Literal["nms", "nmm", "soft-nms", "wbf"] = typer.Option(
+        "nms", "--merge", help="What becomes of boxes of one object: suppressed, joined, weakened or averaged."
+    ),
+    merge_threshold: float = typer.Option(
+        0.4, "--merge-threshold", min=0, max=1, metavar="IOU", help="Overlap from which two boxes are one."
+    ),
+    batch_size: int = typer.Option(8, "--batch-size", min=1, metavar="N", help="Batch size: tiles in one pass."),
+    readers: int = typer.Option(1, "--readers", min=1, metavar="N", help="Threads that decode ahead."),
+    device: str = DEVICE,
+    precision: Precision = PRECISION,
+    to: str = typer.Option(
+        "coco",
+        "--to",
+        metavar="A,B,...",
+        autocompletion=detection_formats,
+        help="Format to write, or several with commas between.",
+    ),
+    draw: int = typer.Option(
+        100, "--draw", min=0, metavar="N", help="Draw at most so many images: the first; 0 draws none."
+    ),
     heat: bool = typer.Option(False, "--heat", help="A heat map of each, not only of images over 8000 px."),
-    bands: str = typer.Option(None, "--bands", help="Bands of a raster, as in 4,3,2."),
-    value_range: str = typer.Option(None, "--value-range", help="LOW,HIGH: raster values of black and white."),
-    max_megapixels: float = typer.Option(200, "--max-megapixels", help="Largest image decoded in one piece."),
-    resume: bool = typer.Option(False, "--resume", help="Keep the tiles that an earlier run finished."),
+    bands: str = typer.Option(None, "--bands", metavar="A,B,...", help="Bands of a raster, as in 4,3,2."),
+    value_range: str = typer.Option(
+        None, "--value-range", metavar="LOW,HIGH", help="Values of a raster that are black and white."
+    ),
+    max_megapixels: float = typer.Option(
+        200, "--max-megapixels", metavar="N", help="Largest image decoded in one piece."
+    ),
+    resume: bool = RESUME,
     skip: bool = typer.Option(False, "--skip", help="Pass over tiles that a cheap first look finds empty."),
-    skip_audit: float = typer.Option(0.05, "--skip-audit", help="Share of the empty tiles that is run all the same."),
+    skip_audit: float = typer.Option(
+        0.05, "--skip-audit", metavar="SHARE", help="Share of the empty tiles that is run all the same."
+    ),
     skip_check: bool = typer.Option(False, "--skip-check", help="Run every tile and say what --skip would have lost."),
     budget: str = typer.Option(
-        None, "--budget", help="Of a detector with factors: mean cost, as in 0.6GFLOPs or 12ms."
+        None, "--budget", metavar="COST", help="Of a detector with pooling factors: mean cost, as in 0.6GFLOPs or 12ms."
     ),
-    quality: float = typer.Option(None, "--quality", help="Of a detector with factors: 0 the cheapest, 1 the largest."),
-    factor: float = typer.Option(None, "--factor", help="Of a detector with factors: this one for everything."),
-    every: int = typer.Option(1, "--every", help="Of a video, every Nth frame."),
+    quality: float = typer.Option(
+        None, "--quality", metavar="SHARE", help="Of a detector with pooling factors: 0 the cheapest, 1 the largest."
+    ),
+    factor: float = typer.Option(
+        None, "--factor", metavar="FACTOR", help="Of a detector with pooling factors: this one alone."
+    ),
+    every: int = typer.Option(1, "--every", min=1, metavar="N", help="Of a video, every Nth frame."),
 ) -> None:
     """Find objects in images; writes detections.json, images.json and annotated images into --out."""
     from flyspeck.cli.values import parse_integers, parse_names, parse_numbers, parse_range
     from flyspeck.infer.job import predict as run
     from flyspeck.infer.merge import MergeRule
 
-    if not 0 <= score <= 1:
-        raise UserError(f"a score of {score}", where="--score", fix="choose one from 0 to 1")
     run(
         source,
         model=model,
         out=out,
-        formats=parse_names(format_, where="--format"),
+        formats=parse_names(to, where="--to"),
         tile=_tile(tile),
         overlap=overlap,
         scale=scale,
@@ -66,12 +104,12 @@ def predict(
         flip=flip,
         score_threshold=score,
         show_score=show_score,
-        merge=MergeRule(method=merge, threshold=merge_threshold),  # pyright: ignore[reportArgumentType]
+        merge=MergeRule(method=merge, threshold=merge_threshold),
         batch_size=batch_size,
         readers=readers,
         device=device,
         precision=precision,
-        draw=images,
+        draw=draw,
         heat=heat,
         bands=None if bands is None else parse_integers(bands, where="--bands"),
         value_range=None if value_range is None else parse_range(value_range, where="--value-range"),

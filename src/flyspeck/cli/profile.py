@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
+
+from flyspeck.cli.shared_options import DEVICE, JSON, THREADS, WIDTH
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,20 +19,32 @@ if TYPE_CHECKING:
 
 def profile(
     names: list[str] = typer.Argument(..., metavar="NAME|RECIPE...", help="Zoo names or recipes (.yaml)."),
-    size: str = typer.Option("", help="HxW of the image; default: that of the model's published figures."),
-    convention: str = typer.Option("", help="macs, mmcv, thop or ptflops; default: that of the model's paper."),
-    classes: int | None = typer.Option(None, min=1, help="Foreground classes; default: as published (1; SSD: 80)."),
-    levels: str | None = typer.Option(None, help="Pyramid levels, such as 2-6, 1-5 or 3-7: level k has stride 2^k."),
-    width: float = typer.Option(1.0, min=0.01, help="Multiplier of the backbone's channels."),
-    channels: int = typer.Option(256, min=4, help="Channels of neck and head."),
-    frozen_stages: int | None = typer.Option(None, help="Count as frozen: 0 the stem, 1 also stage 1, …"),
+    size: str = typer.Option(
+        "", "--size", metavar="HxW", help="Image size in pixels; default: that of the model's published counts."
+    ),
+    convention: Literal["macs", "mmcv", "thop", "ptflops"] | None = typer.Option(
+        None, "--convention", help="What counts as a FLOP; default: as in the model's paper."
+    ),
+    num_classes: int | None = typer.Option(
+        None, "--num-classes", min=1, metavar="N", help="Foreground classes; default: as published (1; SSD: 80)."
+    ),
+    levels: str | None = typer.Option(
+        None, "--levels", metavar="FROM-TO", help="Pyramid levels, such as 2-6, 1-5 or 3-7: level k has stride 2^k."
+    ),
+    width: float = WIDTH,
+    channels: int = typer.Option(256, "--channels", min=4, metavar="N", help="Channels of neck and head."),
+    frozen_stages: int | None = typer.Option(
+        None, "--frozen-stages", min=0, metavar="N", help="Count as frozen: 0 the stem, 1 also stage 1, ..."
+    ),
     frozen_norm: bool = typer.Option(False, "--frozen-norm", help="Count the backbone's norms as frozen."),
-    latency: bool = typer.Option(False, "--latency", help="Also build the model and time it."),
-    runs: int = typer.Option(20, min=2, help="Timed runs."),
-    threads: int | None = typer.Option(None, min=1, help="CPU threads while timing."),
-    device: str = typer.Option("cpu", help="Where to time: cpu, cuda, …"),
-    plot: Path | None = typer.Option(None, help="Write the share of GFLOPs by stage as an image."),
-    as_json: bool = typer.Option(False, "--json", help="Print json: an object, or a list for several models."),
+    latency: bool = typer.Option(False, "--latency", help="Also time the model."),
+    rounds: int = typer.Option(20, "--rounds", min=2, metavar="N", help="Timed rounds: passes of the model."),
+    threads: int | None = THREADS,
+    device: str = DEVICE,
+    plot: Path | None = typer.Option(
+        None, "--plot", metavar="FILE", help="Write the share of GFLOPs by stage as an image."
+    ),
+    as_json: bool = JSON,
 ) -> None:
     """Parameters, GFLOPs by part and by stage under a named convention, memory, latency."""
     from dataclasses import replace
@@ -38,17 +52,19 @@ def profile(
     import torch
 
     from flyspeck.cli.values import parse_size
+    from flyspeck.devices import torch_device
     from flyspeck.models.backbones.freezing import freeze_norms, freeze_stages
     from flyspeck.models.detector import Detector
     from flyspeck.models.listed import default_convention, default_size
     from flyspeck.models.profile import measure_latency
     from flyspeck.models.profile import profile as count
 
+    place = torch_device(device) if latency else torch.device("cpu")
     found, by_factor = [], []
     for name in names:
         image = parse_size(size) if size else default_size(name)
         with torch.device("meta"):
-            model = _build(name, classes=classes, levels=levels, width=width, channels=channels)
+            model = _build(name, classes=num_classes, levels=levels, width=width, channels=channels)
         backbone = model.backbone if isinstance(model, Detector) else model
         if frozen_stages is not None:
             freeze_stages(backbone, frozen_stages)  # type: ignore[arg-type]
@@ -56,8 +72,8 @@ def profile(
             freeze_norms(backbone)
         result = count(model, image, name=name, convention=convention or default_convention(name))
         if latency:
-            real = _build(name, classes=classes, levels=levels, width=width, channels=channels)
-            result = replace(result, latency=measure_latency(real, image, runs=runs, threads=threads, device=device))
+            real = _build(name, classes=num_classes, levels=levels, width=width, channels=channels)
+            result = replace(result, latency=measure_latency(real, image, runs=rounds, threads=threads, device=place))
         found.append(result)
         by_factor.append(_factors(model, image, name=name, convention=result.convention))
     if plot is not None:

@@ -6,17 +6,27 @@ from pathlib import Path
 
 import typer
 
+from flyspeck.cli.choices import protocols
+
 
 def report(
-    runs: list[Path] = typer.Argument(..., help="Run folders; several are compared side by side."),
-    out: Path = typer.Option(Path("report.html"), "--out", help="The file to write."),
-    gt: Path | None = typer.Option(None, "--gt", help="Ground truth, where it is not the recipe's validation set."),
-    protocol: str | None = typer.Option(None, "--protocol", help="Measure anew under this protocol."),
-    images: int = typer.Option(40, "--images", min=0, help="How many of the worst images to show."),
-    title: str = typer.Option("flyspeck report", "--title", help="The page's title."),
+    runs: list[Path] = typer.Argument(..., metavar="RUN...", help="Run folders; several are compared side by side."),
+    out: Path = typer.Option(Path("report.html"), "--out", metavar="FILE", help="Where to write: the HTML file."),
+    gt: Path | None = typer.Option(
+        None, "--gt", metavar="PATH", help="Ground truth: annotations, where not the recipe's validation set."
+    ),
+    protocol: str | None = typer.Option(
+        None,
+        "--protocol",
+        metavar="NAME",
+        autocompletion=protocols,
+        help="Protocol to score under; default: each run's own.",
+    ),
+    draw: int = typer.Option(40, "--draw", min=0, metavar="N", help="Draw at most so many images: the worst."),
+    title: str = typer.Option("flyspeck report", "--title", metavar="WORDS", help="Title of the page."),
 ) -> None:
     """Explain runs in one HTML file: numbers by size, curves, what is lost, the worst images. No server, no network."""
     from flyspeck.report.page import report as write
 
-    path = write(runs, out=out, ground_truth=gt, protocol=protocol, images=images, title=title)
+    path = write(runs, out=out, ground_truth=gt, protocol=protocol, images=draw, title=title)
     typer.echo(f"{path}: {len(runs)} {'run' if len(runs) == 1 else 'runs'}, {path.stat().st_size / 1e6:.1f} MB")

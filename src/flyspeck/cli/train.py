@@ -7,13 +7,18 @@ from pathlib import Path
 
 import typer
 
+from flyspeck.cli.shared_options import DEVICE, PRINT_CONFIG, RESUME, SET, training_device
+
 
 def train(
-    recipe: Path = typer.Argument(..., help="A recipe (YAML), or a run folder to go on with."),
-    out: Path | None = typer.Option(None, "--out", help="Run folder; default runs/NAME."),
-    resume: bool = typer.Option(False, "--resume", help="Go on from the run's last checkpoint."),
-    set_: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Change a field: --set train.epochs=3."),
-    print_config: bool = typer.Option(False, "--print-config", help="Print the complete recipe and stop."),
+    recipe: Path = typer.Argument(..., metavar="RECIPE", help="A recipe (YAML), or a run folder to go on with."),
+    out: Path | None = typer.Option(
+        None, "--out", metavar="FOLDER", help="Where to write: the run folder; default: runs/NAME."
+    ),
+    resume: bool = RESUME,
+    set_: list[str] = SET,
+    print_config: bool = PRINT_CONFIG,
+    device: str = DEVICE,
 ) -> None:
     """Train a detector as a recipe says."""
     from flyspeck.train.config import dump_recipe
@@ -26,7 +31,8 @@ def train(
         return
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("flyspeck").setLevel(logging.INFO)
-    done = run(wanted, out=out or folder, resume=resume)
+    with training_device(device):
+        done = run(wanted, out=out or folder, resume=resume)
     width = max(map(len, done.metrics), default=0)
     typer.echo(f"{done.folder}: best weights, protocol {wanted.evaluate.protocol}")
     for name, value in done.metrics.items():

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from flyspeck.cli.layout import PlainApp
+from flyspeck.cli.shared_options import DEVICE, JSON, SET, training_device
 from flyspeck.cli.values import parse_numbers
 from flyspeck.files import write_json
 
 if TYPE_CHECKING:
     from flyspeck.train.config import Recipe
 
-app = typer.Typer(
-    add_completion=False, no_args_is_help=True, rich_markup_mode=None, help="Searches that train short runs."
-)
+app = PlainApp(help="Searches that train short runs.")
 
 
 @app.callback()
@@ -25,14 +25,25 @@ def tune() -> None:
 
 @app.command("alpha")
 def alpha(
-    recipe: Path = typer.Argument(..., help="A recipe (YAML); set its epochs short with --set train.epochs=2."),
-    grid: str = typer.Option("0,0.25,0.5,0.75,1", help="Fusion factors to try, the same on every edge."),
-    statistic: bool = typer.Option(True, help="Also run the statistical factors of the training set (S-alpha)."),
-    seeds: int = typer.Option(1, min=1, help="Runs per factor, with seeds 0, 1, …"),
-    metric: str = typer.Option("", help="Figure to compare; default: the recipe's evaluate.best."),
-    out: Path | None = typer.Option(None, "--out", help="Folder of the runs; default runs/NAME-alpha."),
-    set_: list[str] = typer.Option([], "--set", metavar="KEY=VALUE", help="Change a field of the recipe."),
-    as_json: bool = typer.Option(False, "--json", help="Print json."),
+    recipe: Path = typer.Argument(
+        ..., metavar="RECIPE", help="A recipe (YAML); set its epochs short with --set train.epochs=2."
+    ),
+    grid: str = typer.Option(
+        "0,0.25,0.5,0.75,1", "--grid", metavar="A,B,...", help="Fusion factors to try, the same on every edge."
+    ),
+    statistic: bool = typer.Option(
+        True, "--statistic/--no-statistic", help="Also run the statistical factors of the training set (S-alpha)."
+    ),
+    seeds: int = typer.Option(1, "--seeds", min=1, metavar="N", help="Number of seeds that each factor is run with."),
+    metric: str = typer.Option(
+        "", "--metric", metavar="NAME", help="Metric to compare; default: the recipe's evaluate.best."
+    ),
+    out: Path | None = typer.Option(
+        None, "--out", metavar="FOLDER", help="Where to write: the folder of the runs; default: runs/NAME-alpha."
+    ),
+    set_: list[str] = SET,
+    as_json: bool = JSON,
+    device: str = DEVICE,
 ) -> None:
     """Train a recipe at every fusion factor of a grid and plot the AP against it (brute force)."""
     import json
@@ -51,14 +62,15 @@ def alpha(
         )
     folder = out or Path("runs") / f"{wanted.name}-alpha"
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    trials = tune_fusion(
-        wanted,
-        folder,
-        [*factors, "statistic"] if statistic else factors,
-        run=_train,
-        seeds=range(seeds),
-        num_edges=count_edges(wanted.model),
-    )
+    with training_device(device):
+        trials = tune_fusion(
+            wanted,
+            folder,
+            [*factors, "statistic"] if statistic else factors,
+            run=_train,
+            seeds=range(seeds),
+            num_edges=count_edges(wanted.model),
+        )
     metric = metric or wanted.evaluate.best
     means = mean_by_factor(trials, metric)
     best = best_factor(means)
@@ -102,10 +114,14 @@ def _plot(means: dict, path: Path, metric: str) -> Path | None:
 
 @app.command("look")
 def look(
-    run: Path = typer.Argument(..., help="A run folder; its recipe names the images."),
-    steps: int = typer.Option(600, "--steps", min=1, help="Training steps of 16 windows."),
-    shrink: int = typer.Option(2, "--shrink", min=1, help="Detector pixels along a side for each of the look's."),
-    lost: float = typer.Option(0.05, "--lost", help="Share of found validation objects that it may pass over."),
+    run: Path = typer.Argument(..., metavar="RUN", help="A run folder; its recipe names the images."),
+    steps: int = typer.Option(600, "--steps", min=1, metavar="N", help="Training steps of 16 windows."),
+    shrink: int = typer.Option(
+        2, "--shrink", min=1, metavar="N", help="Detector pixels along a side for each of the look's."
+    ),
+    lost: float = typer.Option(
+        0.05, "--lost", metavar="SHARE", help="Share of found validation objects that it may pass over."
+    ),
 ) -> None:
     """Train the first look that lets `predict --skip` pass over empty tiles; writes look.safetensors into the run."""
     from flyspeck.errors import UserError

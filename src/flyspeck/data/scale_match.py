@@ -61,7 +61,7 @@ class MatchRule:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise UserError(f"no method '{self.method}'", where="--method", fix=f"choose one of {', '.join(METHODS)}")
+            raise UserError(f"no method '{self.method}'", where="--match", fix=f"choose one of {', '.join(METHODS)}")
         if self.bins < 3 or not 0 <= (self.tails or 0) < 1:
             raise UserError(
                 f"{self.bins} bins with tails of {self.tails}", fix="give 3 bins or more, and tails below 1"
@@ -227,7 +227,7 @@ def match_report(
     _, goal = object_sizes(target)
     if len(new) == 0:
         raise UserError(
-            "no object is left after matching", where=source.source, fix="lower --min-side, or take --method sm+"
+            "no object is left after matching", where=source.source, fix="lower --min-side, or take --match sm+"
         )
     return {
         "method": rule.method,

@@ -184,9 +184,7 @@ def resize_objects(pixels: np.ndarray, boxes: np.ndarray, factor: np.ndarray) ->
     What an object that shrinks leaves free is inpainted from its surroundings. The largest are put back first.
     """
     if pixels.dtype != np.uint8:
-        raise UserError(
-            f"inpainting works on 8 bits, the image has {pixels.dtype}", where="sm+", fix="use --method msm"
-        )
+        raise UserError(f"inpainting works on 8 bits, the image has {pixels.dtype}", where="sm+", fix="use --match msm")
     height, width = pixels.shape[:2]
     frames = [_whole_pixels(box, height, width) for box in boxes]
     patches = [pixels[y1:y2, x1:x2].copy() for x1, y1, x2, y2 in frames]

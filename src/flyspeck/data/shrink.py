@@ -28,7 +28,7 @@ def small_sizes(
     Rounded to whole pixels, at least 1; an image whose shorter side is no longer than `short_side` stays as it is.
     """
     if sum(option is not None for option in (factor, short_side, size)) != 1:
-        raise UserError("give one of factor, short side and size", fix="--factor 2, --short-side 100 or --size 300x300")
+        raise UserError("give one of factor, short side and size", fix="--by 2, --short-side 100 or --size 300x300")
     if size is not None:
         if min(size) < 1:
             raise UserError(f"a size of {size[0]}x{size[1]}", fix="give a height and a width of 1 or more")

@@ -63,7 +63,7 @@ def run_sets(run: Path) -> tuple[ImageSet, ImageSet]:
         raise UserError(
             "no recipe beside the weights: no images to check the export on",
             where=folder,
-            fix="give some with --check ANNOTATIONS or --check FOLDER",
+            fix="give some with --on ANNOTATIONS or --on FOLDER",
         )
     try:
         train, val = read_sets(load_recipe(recipe).data)
@@ -71,7 +71,7 @@ def run_sets(run: Path) -> tuple[ImageSet, ImageSet]:
         raise UserError(
             f"the run's own images cannot be read ({error.what})",
             where=error.where,
-            fix="give others with --check ANNOTATIONS or --check FOLDER",
+            fix="give others with --on ANNOTATIONS or --on FOLDER",
         ) from error
     return _annotated(train, f"{folder.name}'s training set"), _annotated(val, f"{folder.name}'s validation set")
 

@@ -142,15 +142,15 @@ def with_hard_nms(detector: Detector, iou: float) -> Detector:
 
 def _check_options(out: Path, options: ExportOptions) -> None:
     if options.format not in SUFFIX:
-        raise UserError(f"no format '{options.format}'", where="--format", fix="onnx or openvino")
+        raise UserError(f"no format '{options.format}'", where="--to", fix="onnx or openvino")
     if out.suffix.lower() != SUFFIX[options.format]:
         raise UserError(
             f"'{out.name}' is no name for {options.format}", where="--out", fix=f"end it with {SUFFIX[options.format]}"
         )
     if options.bits not in PIXELS:
-        raise UserError(f"pixels of {options.bits} bits", where="--pixels", fix="8 or 16")
+        raise UserError(f"pixels of {options.bits} bits", where="--bits", fix="8 or 16")
     if options.check_limit < 1 or options.calibration_tiles < 1:
-        raise UserError("no images to check or calibrate on", where="--check-limit", fix="give at least 1")
+        raise UserError("no images to check or calibrate on", where="--limit", fix="give at least 1")
     if not out.parent.is_dir():
         raise UserError("no such folder", where=out.parent, fix="make it first")
 
@@ -199,7 +199,7 @@ def _require_parity(
     if difference.boxes == 0:
         raise UserError(
             "the detector finds nothing in the images: nothing could be compared",
-            where="--check",
+            where="--on",
             fix="give images with objects, or train it first",
         )
     faults = []

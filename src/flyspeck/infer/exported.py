@@ -90,7 +90,7 @@ class ExportedModel(ABC):
                 raise UserError(
                     "a 16-bit image for a model of 8-bit ones",
                     where=self.path,
-                    fix="export with --pixels 16, or give --value-range LOW,HIGH",
+                    fix="export with --bits 16, or give --value-range LOW,HIGH",
                 )
             return batch
         return batch.astype(np.float32) if batch.dtype == np.uint8 else batch.astype(np.float32) / np.float32(257)

@@ -37,9 +37,11 @@ def load_model(
         if choice:
             _choose(model, choice)
         return model, model.description
+    from flyspeck.devices import torch_device
     from flyspeck.infer.torch_model import TorchModel
     from flyspeck.train.build import load_described
 
+    device = str(torch_device(device))
     detector, description = load_described(path)
     if choice:
         from flyspeck.models.dynamic.budget import Choice, apply_choice

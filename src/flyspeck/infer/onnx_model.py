@@ -15,7 +15,7 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "te
 
 
 class OnnxSession(Session):
-    """The graph on `device` (cpu, cuda or tensorrt, as far as the installed ONNX Runtime has it)."""
+    """The graph on `device`: cpu, cuda or tensorrt, as far as the installed ONNX Runtime has it; auto is cuda, else cpu."""
 
     def __init__(self, path: Path | str, *, device: str = "cpu", precision: str = "fp32") -> None:
         try:
@@ -29,6 +29,8 @@ class OnnxSession(Session):
                 where="--precision",
                 fix="leave it out, or export to OpenVINO, which computes in bf16 where asked",
             )
+        if device == "auto":
+            device = "cuda" if PROVIDERS["cuda"] in onnxruntime.get_available_providers() else "cpu"
         provider = PROVIDERS.get(device)
         if provider is None or provider not in onnxruntime.get_available_providers():
             known = [name for name, p in PROVIDERS.items() if p in onnxruntime.get_available_providers()]

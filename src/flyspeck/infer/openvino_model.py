@@ -15,7 +15,7 @@ PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
 class OpenVinoSession(Session):
-    """The graph on `device` (cpu, or another that OpenVINO names, such as GPU), computed in `precision`.
+    """The graph on `device` (cpu, or another that OpenVINO names, such as GPU; auto is cpu), computed in `precision`.
 
     It is compiled for each shape of its inputs once: an engine that knows its sizes is faster than one that does not.
     """
@@ -29,6 +29,7 @@ class OpenVinoSession(Session):
         if precision not in PRECISIONS:
             raise UserError(f"unknown precision '{precision}'", where="--precision", fix="fp32 or bf16")
         self._core: Any = openvino.Core()
+        device = "cpu" if device == "auto" else device
         if device.upper().split(".")[0] not in {name.split(".")[0] for name in self._core.available_devices}:
             known = ", ".join(name.lower() for name in self._core.available_devices)
             raise UserError(f"OpenVINO has no '{device}' here", where="device", fix=f"choose from {known}")

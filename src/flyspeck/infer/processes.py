@@ -46,7 +46,9 @@ class Processes:
         return Share(self.rank, self.world, "tiles" if num_images < _IMAGES_EACH * self.world else "images")
 
     def device(self, asked: str) -> str:
-        """`cuda` as this process's own."""
+        """`cuda` as this process's own, and so `auto` where there is CUDA."""
+        if asked == "auto" and self.world > 1:
+            asked = _best_here()
         return f"cuda:{self.local}" if asked == "cuda" and self.world > 1 else asked
 
     def wait(self) -> None:
@@ -59,3 +61,13 @@ class Processes:
 
         # Processes finish hours apart where one machine is slower; the usual limit is minutes.
         PartialState(cpu=True, timeout=timedelta(days=30)).wait_for_everyone()
+
+
+def _best_here() -> str:
+    """What `auto` is for torch; without torch an exported model is run, whose engine chooses."""
+    try:
+        from flyspeck.devices import torch_device
+
+        return torch_device("auto").type
+    except ImportError:
+        return "auto"

@@ -21,7 +21,7 @@ from flyspeck.train.config import ModelConfig
 
 def test_profile_of_the_published_model(capsys: Any) -> None:
     """39.64 M within 0.5 %; 165-168 / 81-82 / 52 GFLOPs, the predictor's 0.6 included, and the mean of 107.80 between."""
-    command = "profile dpnet:reppoints:resnet50 --levels 3-7 --classes 80 --size 796x1124 --convention mmcv --json"
+    command = "profile dpnet:reppoints:resnet50 --levels 3-7 --num-classes 80 --size 796x1124 --convention mmcv --json"
     assert main([*command.split(), "--frozen-stages", "1"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["params_trainable"] == pytest.approx(39.64e6, rel=5e-3)

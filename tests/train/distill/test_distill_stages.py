@@ -171,7 +171,7 @@ def test_the_baselines_and_a_better_student(
 def exported_weights(folder: Path) -> dict[str, list[int]]:
     """Names and shapes of the weights in the exported graph of a run."""
     onnx = pytest.importorskip("onnx")
-    assert main(["export", str(folder), "--out", str(folder / "model.onnx"), "--check-limit", "1"]) == 0
+    assert main(["export", str(folder), "--out", str(folder / "model.onnx"), "--limit", "1"]) == 0
     graph = onnx.load(str(folder / "model.onnx")).graph
     return {one.name: list(one.dims) for one in graph.initializer if "." in one.name}  # without folded constants
 

@@ -6,24 +6,40 @@ from pathlib import Path
 
 import typer
 
+from flyspeck.cli.shared_options import DEVICE, JSON
+
 
 def curve(
-    run: Path = typer.Argument(..., help="Run folder that `flyspeck dpnet fit` left (RUN/dpnet), or RUN itself."),
-    out: Path = typer.Option(None, "--out", help="Folder for tradeoff.json and tradeoff.png; default: the run's."),
-    random: int = typer.Option(3, "--random", min=0, help="Random choices at the same cost, so many draws."),
+    run: Path = typer.Argument(
+        ..., metavar="RUN", help="Run folder that `flyspeck dpnet fit` left (RUN/dpnet), or RUN itself."
+    ),
+    out: Path = typer.Option(
+        None,
+        "--out",
+        metavar="FOLDER",
+        help="Where to write: the folder of tradeoff.json and .png; default: the run's.",
+    ),
+    random: int = typer.Option(
+        3, "--random", min=0, metavar="N", help="Random choices at the same cost, so many draws."
+    ),
     oracle: bool = typer.Option(
         False, "--oracle", help="Also choices by the labels of the validation set (slow once)."
     ),
-    figure: str = typer.Option(None, "--figure", help="The figure that counts; default: the recipe's evaluate.best."),
-    steps: int = typer.Option(20, "--steps", min=2, help="Points of the curve."),
-    samples: int = typer.Option(500, "--samples", min=0, help="Resamples of the interval; 0 leaves it out."),
-    seed: int = typer.Option(0, "--seed", help="Of random choices and resamples."),
-    device: str = typer.Option("cpu", "--device", help="For --oracle: cpu, cuda, …"),
-    as_json: bool = typer.Option(False, "--json", help="Print the json."),
+    metric: str = typer.Option(
+        None, "--metric", metavar="NAME", help="Metric to compare; default: the recipe's evaluate.best."
+    ),
+    points: int = typer.Option(20, "--points", min=2, metavar="N", help="Points of the curve."),
+    bootstrap: int = typer.Option(
+        500, "--bootstrap", min=0, metavar="N", help="Resamples of the images for the interval; 0 leaves it out."
+    ),
+    seed: int = typer.Option(0, "--seed", min=0, metavar="N", help="Seed of random choices and resamples."),
+    device: str = DEVICE,
+    as_json: bool = JSON,
 ) -> None:
     """Accuracy against GFLOPs by threshold, against random choices and single factors; no network runs again."""
     import json
 
+    from flyspeck.devices import torch_device
     from flyspeck.errors import UserError
     from flyspeck.files import write_json
     from flyspeck.train.dynamic_fit import FOLDER, open_run
@@ -33,11 +49,11 @@ def curve(
 
     folder = run / FOLDER if (run / FOLDER / "best.safetensors").is_file() else run
     opened = open_run(folder)
-    candidates, probabilities, decision = open_candidates(opened, figure=figure)
-    oracles = oracle_places(opened, candidates.annotations, device=device) if oracle else {}
+    candidates, probabilities, decision = open_candidates(opened, figure=metric)
+    oracles = oracle_places(opened, candidates.annotations, device=str(torch_device(device))) if oracle else {}
     found = tradeoff(
         candidates, probabilities, decision=decision, oracles=oracles,
-        draws=random, steps=steps, samples=samples, seed=seed,
+        draws=random, steps=points, samples=bootstrap, seed=seed,
     )  # fmt: skip
     where = out or folder
     where.mkdir(parents=True, exist_ok=True)

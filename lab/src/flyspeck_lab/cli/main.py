@@ -6,14 +6,23 @@ import sys
 
 import typer
 
+from flyspeck.cli.layout import PlainApp
 from flyspeck.cli.main import run_app
 from flyspeck_lab.cli.curve import curve
 from flyspeck_lab.cli.prepare import prepare
 from flyspeck_lab.cli.run import page, run
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
-for verb in (run, page, prepare, curve):
-    app.command()(verb)
+PROGRAM = "flyspeck-lab"
+EXAMPLES = {
+    run: "flyspeck-lab run alpha --data data --grade cpu --minutes 60",
+    page: "flyspeck-lab page --docs docs/results.md",
+    prepare: "flyspeck-lab prepare tinyperson --root data/tinyperson --overlap 30",
+    curve: "flyspeck-lab curve runs/dpnet --random 3 --oracle",
+}
+
+app = PlainApp(name=PROGRAM, add_completion=True)
+for verb, example in EXAMPLES.items():
+    app.command(epilog=example)(verb)
 
 
 @app.callback()
@@ -23,7 +32,7 @@ def root(debug: bool = typer.Option(False, "--debug", help="Show the traceback o
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code, as `flyspeck` does."""
-    return run_app(app, argv)
+    return run_app(app, argv, program=PROGRAM)
 
 
 if __name__ == "__main__":

@@ -6,21 +6,32 @@ from pathlib import Path
 
 import typer
 
+from flyspeck.cli.shared_options import WORKERS
 from flyspeck.cli.terminal import ProgressBar, list_problems
 from flyspeck.errors import UserError
 
 
 def prepare(
     name: str = typer.Argument(
-        "", help="tinyperson, citypersons, coco, voc, widerface, …; without a name they are listed."
+        "", metavar="[SET]", help="tinyperson, citypersons, coco, voc, widerface, …; without a name they are listed."
     ),
-    root: Path = typer.Option(Path("data"), "--root", help="Folder of the downloaded set."),
-    out: Path | None = typer.Option(None, "--out", help="Folder to write; default ROOT/prepared."),
-    overlap: int = typer.Option(30, "--overlap", min=0, help="Of TinyPerson's tiles: 30, 50 or 100 px in the papers."),
+    root: Path = typer.Option(Path("data"), "--root", metavar="FOLDER", help="Folder of the downloaded set."),
+    out: Path | None = typer.Option(
+        None, "--out", metavar="FOLDER", help="Where to write: a folder; default: ROOT/prepared."
+    ),
+    overlap: int = typer.Option(
+        30,
+        "--overlap",
+        min=0,
+        metavar="PX",
+        help="Pixels that tiles share, of TinyPerson: 30, 50 or 100 in the papers.",
+    ),
     check_only: bool = typer.Option(False, "--check-only", help="Write nothing."),
-    hashes: bool = typer.Option(True, help="Read archives and files whose MD5 is known to the end."),
+    hashes: bool = typer.Option(
+        True, "--hashes/--no-hashes", help="Read archives and files whose MD5 is known to the end."
+    ),
     anyway: bool = typer.Option(False, "--anyway", help="Convert what is there, although something is missing."),
-    workers: int = typer.Option(2, "--workers", min=1, help="Processes."),
+    workers: int = WORKERS,
 ) -> None:
     """Check a downloaded data set of the papers, say where it is from, and convert it to what its recipes read."""
     from flyspeck_lab.prepare import SETS, check_set, known_set, prepare_set

@@ -6,26 +6,34 @@ from pathlib import Path
 
 import typer
 
-TABLES = typer.Option(Path("benchmarks/tables"), "--tables", help="Folder of the tables.")
-RESULTS = typer.Option(Path("benchmarks/results"), "--results", help="Folder of the result files.")
+from flyspeck.cli.shared_options import THREADS
+
+TABLES = typer.Option(Path("benchmarks/tables"), "--tables", metavar="FOLDER", help="Folder of the tables.")
+RESULTS = typer.Option(Path("benchmarks/results"), "--results", metavar="FOLDER", help="Folder of the result files.")
 
 
 def run(
     names: list[str] = typer.Argument(
-        None, metavar="[table]...", help="Tables (benchmarks/tables/NAME.yaml, or files), or `all`."
+        None, metavar="[TABLE...]", help="Tables (benchmarks/tables/NAME.yaml, or files), or `all`."
     ),
-    data: Path = typer.Option(Path("data"), "--data", help="Folder of the data sets; the table names what lies in it."),
-    grade: str = typer.Option("cpu", help="Which size of the table: cpu or full."),
-    rows: str = typer.Option("", "--rows", help="Only these rows (and what they need), with commas between."),
-    seeds: int | None = typer.Option(None, "--seeds", min=1, help="At most so many seeds of each row."),
-    minutes: float | None = typer.Option(None, "--minutes", min=0, help="Begin no further row after so many minutes."),
-    list_: bool = typer.Option(False, "--list", help="Say what is done and what is left, and stop."),
-    runs: Path = typer.Option(Path("runs/bench"), "--runs", help="Folder of the run folders."),
+    data: Path = typer.Option(
+        Path("data"), "--data", metavar="FOLDER", help="Folder of the data sets; the table names what lies in it."
+    ),
+    grade: str = typer.Option("cpu", "--grade", metavar="NAME", help="Which size of the table: cpu or full."),
+    rows: str = typer.Option(
+        "", "--rows", metavar="A,B,...", help="Only these rows (and what they need), with commas between."
+    ),
+    seeds: int | None = typer.Option(
+        None, "--seeds", min=1, metavar="N", help="Number of seeds of each row, at most; default: all of the table's."
+    ),
+    minutes: float | None = typer.Option(
+        None, "--minutes", min=0, metavar="N", help="Begin no further row after so many minutes."
+    ),
+    list_: bool = typer.Option(False, "--list", help="List the rows, what is done and what is left, and stop."),
+    runs: Path = typer.Option(Path("runs/bench"), "--runs", metavar="FOLDER", help="Folder of the run folders."),
     tables: Path = TABLES,
     results: Path = RESULTS,
-    threads: int | None = typer.Option(
-        None, "--threads", min=1, help="PyTorch's CPU threads; default: its own choice."
-    ),
+    threads: int | None = THREADS,
     rescore: bool = typer.Option(False, "--rescore", help="Score finished runs again instead of training more."),
 ) -> None:
     """Run the rows and seeds of tables that are not done yet, and judge their claims."""
@@ -77,7 +85,7 @@ def run(
 
 
 def page(
-    docs: Path = typer.Option(Path("docs/results.md"), "--docs", help="The page with the markers."),
+    docs: Path = typer.Option(Path("docs/results.md"), "--docs", metavar="FILE", help="The page with the markers."),
     tables: Path = TABLES,
     results: Path = RESULTS,
 ) -> None:
