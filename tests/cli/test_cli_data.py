@@ -139,10 +139,10 @@ MISTAKES = {
     "grow": (("shrink", "SRC", "--out", "o", "--by", "0.5"), "a factor of 0.5 does not shrink"),
     "image_format": (
         ("shrink", "SRC", "--out", "o", "--by", "2", "--image-format", "jpg"),
-        "cannot write 'jpg' images",
+        "'jpg' is not one of",
     ),
     "itself": (("shrink", "SRC", "--out", "OUT", "--by", "2"), "written over themselves"),
-    "rule": (("tile", "SRC", "--out", "o", "--rule", "tov"), "unknown tile rule 'tov'"),
+    "rule": (("tile", "SRC", "--out", "o", "--rule", "tov"), "--rule: 'tov' is unknown"),
     "size": (("tile", "SRC", "--out", "o", "--tile", "640"), "--tile: '640' is no size"),
     "overlap": (("tile", "SRC", "--out", "o", "--overlap", "600"), "cannot overlap by 600x600 px"),
     "policy": (("tile", "SRC", "--out", "o", "--keep", "0.1", "--ignore", "0.5"), "give 0 <= ignore <= keep <= 1"),

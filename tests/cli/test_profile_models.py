@@ -67,7 +67,7 @@ def test_profile_of_a_recipe(capsys, tmp_path):
     [
         (["resnet5"], "did you mean 'resnet50'"),
         (["resnet18", "--size", "big"], "'big' is no size"),
-        (["resnet18", "--convention", "flops"], "no counting convention 'flops'"),
+        (["resnet18", "--convention", "flops"], "'flops' is not one of"),
         (["resnet18", "--frozen-stages", "9"], "cannot freeze 9 stages"),
         (["retinanet:resnet18", "--levels", "9"], "'9' are no pyramid levels"),
     ],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,9 @@ from flyspeck.cli.choices import open_choices
 from flyspeck.cli.examples import EXAMPLES
 from flyspeck.cli.main import main
 from flyspeck.cli.moved import OPTIONS
+from flyspeck.cli.shared_options import training_device
+from flyspeck.errors import UserError
+from flyspeck.infer.processes import Processes
 from flyspeck_lab.cli.main import main as laboratory
 from verb_tree import all_verbs, parse
 
@@ -193,7 +198,7 @@ def complete(words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         ("flyspeck pre", {"predict", "pretrain"}),
         ("flyspeck data sc", {"scale-match", "scenes"}),
         ("flyspeck predict --precision ", {"fp32", "bf16"}),
-        ("flyspeck data convert --to ", {"coco", "yolo"}),
+        ("flyspeck data convert --to co", {"coco"}),
         ("flyspeck eval --protocol vis", {"visdrone"}),
     ],
 )
@@ -201,3 +206,36 @@ def test_the_shell_completes(
     words: str, found: set[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert set(complete(words, monkeypatch, capsys).split()) == found
+
+
+def test_the_page_lists_every_option_that_moved() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "command_line.md").read_text(encoding="utf-8")
+    listed = {
+        (verb, old, new)
+        for verb, olds, new in re.findall(r"^\| `(flyspeck[^`]*)` \| (.*) \| `(--[\w-]+)` \|$", page, re.MULTILINE)
+        for old in re.findall(r"`(--[\w-]+)`", olds)
+    }
+    assert listed == set(MOVED)
+
+
+def test_a_training_takes_the_device_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ACCELERATE_TORCH_DEVICE", raising=False)
+    with training_device("auto"):
+        assert "ACCELERATE_TORCH_DEVICE" not in os.environ
+    with training_device("cpu"):
+        assert os.environ["ACCELERATE_TORCH_DEVICE"] == "cpu"
+    assert "ACCELERATE_TORCH_DEVICE" not in os.environ
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="several processes"), training_device("cpu"):
+        pass
+    monkeypatch.delenv("WORLD_SIZE")
+    with pytest.raises(UserError, match="unknown device 'gpu'"), training_device("gpu"):
+        pass
+
+
+def test_one_process_of_several_takes_its_own_gpu_for_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert Processes(1, 2, 1).device("auto") == "cuda:1"
+    assert Processes().device("auto") == "auto"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert Processes(1, 2, 1).device("auto") in ("cpu", "mps")

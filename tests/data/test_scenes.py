@@ -217,7 +217,7 @@ def test_command(tmp_path, capsys):
     content = json.loads((out / "annotations.json").read_text())
     assert [(i["height"], i["width"]) for i in content["images"]] == [(64, 80)] * 2
     assert main([*command[:-4], "--size", "64", "--out", str(tmp_path / "b")]) == 2
-    assert "HEIGHTxWIDTH" in capsys.readouterr().err
+    assert "write HxW in pixels" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_every_option_a_page_gives_a_verb_exists(page: Path) -> None:
 def test_every_command_line_of_a_page_parses(page: Path) -> None:
     verbs = all_verbs()
     for language, _, text in BLOCK.findall(page.read_text(encoding="utf-8")):
-        for line in text.replace("\\\n", " ").splitlines() if language == "bash" else ():
+        for line in text.replace("\\\n", " ").splitlines() if language in ("bash", "console", "sh") else ():
             words = shlex.split(line.partition(" > ")[0].partition(" | ")[0], comments=True)
             if words[:1] in (["flyspeck"], ["flyspeck-lab"]) and "--help" not in words:
                 parse(words, verbs)

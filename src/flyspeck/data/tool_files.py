@@ -1,6 +1,6 @@
 """Boxes of one image as the annotation tools of the field read them: VOC xml, CVAT xml, Label Studio tasks, labelme, FiftyOne.
 
-The same functions write a data set (`data convert`) and predictions that somebody is to correct (`predict --format`). Boxes
+The same functions write a data set (`data convert`) and predictions that somebody is to correct (`predict --to`). Boxes
 are xyxy pixels, half-open; numbers are rounded to 1e-6. What a tool has no place for is the caller's to say.
 """
 

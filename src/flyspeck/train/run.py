@@ -135,7 +135,7 @@ def _train(
     if method.start is not None:
         load_into(detector, method.start)
     if accelerator.is_main_process:
-        _describe_run(folder, recipe, description, train_set, val_set, processes=accelerator.num_processes)
+        _describe_run(folder, recipe, description, train_set, val_set, accelerator=accelerator)
     measured = partial(
         measure,
         annotations=val_set,
@@ -289,17 +289,18 @@ def _describe_run(
     train_set: Annotations,
     val_set: Annotations,
     *,
-    processes: int,
+    accelerator: Accelerator,
 ) -> None:
     write_text(folder / "recipe.yaml", dump_recipe(recipe))
+    device = accelerator.device
     environment = {
         "flyspeck": VERSION,
         "python": sys.version.split()[0],
         "torch": torch.__version__,
         "platform": platform.platform(),
-        "processes": processes,
+        "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "seed": recipe.train.seed,
         "data_sha256": description["data"],
         "train": {"source": train_set.source, "images": len(train_set), "boxes": train_set.num_boxes},
