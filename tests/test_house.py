@@ -178,6 +178,7 @@ def test_files_are_written_whole_or_not_at_all() -> None:
 CALLED_BY_OTHERS = {
     "list_commands": "typer",
     "format_commands": "typer",
+    "format_epilog": "typer",
     "find_class": "pickle",
     "get_next": "onnxruntime",
     "is_leaf_module": "torch.fx",

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
+from flyspeck.cli.benchmark import DEFAULT
 from flyspeck.cli.choices import open_choices
 from flyspeck.cli.examples import EXAMPLES
 from flyspeck.cli.main import main
 from flyspeck.cli.moved import OPTIONS
 from flyspeck.cli.shared_options import training_device
 from flyspeck.errors import UserError
+from flyspeck.export.benchmark import ENGINES
 from flyspeck.infer.processes import Processes
 from flyspeck_lab.cli.main import main as laboratory
 from verb_tree import all_verbs, parse
@@ -239,3 +241,7 @@ def test_one_process_of_several_takes_its_own_gpu_for_auto(monkeypatch: pytest.M
     assert Processes().device("auto") == "auto"
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert Processes(1, 2, 1).device("auto") in ("cpu", "mps")
+
+
+def test_the_engines_that_help_lists_are_all_there_are() -> None:
+    assert tuple(DEFAULT.split(",")) == ENGINES

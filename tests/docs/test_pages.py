@@ -90,5 +90,9 @@ def test_every_command_line_of_a_page_parses(page: Path) -> None:
     for language, _, text in BLOCK.findall(page.read_text(encoding="utf-8")):
         for line in text.replace("\\\n", " ").splitlines() if language in ("bash", "console", "sh") else ():
             words = shlex.split(line.partition(" > ")[0].partition(" | ")[0], comments=True)
-            if words[:1] in (["flyspeck"], ["flyspeck-lab"]) and "--help" not in words:
+            if (
+                words[:1] in (["flyspeck"], ["flyspeck-lab"])
+                and not words[1].startswith("--")
+                and "--help" not in words
+            ):
                 parse(words, verbs)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from flyspeck.cli.choices import engines as engine_names
 from flyspeck.cli.shared_options import THREADS
 from flyspeck.cli.values import parse_names, parse_numbers
 from flyspeck.errors import missing_extra
@@ -31,9 +30,8 @@ def benchmark(
         DEFAULT,
         "--engines",
         metavar="A,B,...",
-        autocompletion=engine_names,
-        show_default=False,
-        help="Engines to run, with commas between; default: all of them.",
+        autocompletion=lambda: DEFAULT.split(","),
+        help="Engines to run, with commas between; default: all there are.",
     ),
     limit: int = typer.Option(16, "--limit", min=1, metavar="N", help="At most so many images, evenly spread."),
     rounds: int = typer.Option(3, "--rounds", min=1, metavar="N", help="Timed rounds: turns of every engine."),

@@ -42,18 +42,10 @@ def tile_rules() -> list[str]:
     return list(RULES)
 
 
-def engines() -> list[str]:
-    """What can run a model here or elsewhere."""
-    from flyspeck.export.benchmark import ENGINES
-
-    return list(ENGINES)
-
-
 _OPEN: dict[str, Callable[[], Sequence[str]]] = {
     "--format": annotation_formats,
     "--protocol": protocols,
     "--rule": tile_rules,
-    "--engines": engines,
     "flyspeck data convert --to": written_annotations,
     "flyspeck predict --to": detection_formats,
 }
