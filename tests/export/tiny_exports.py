@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,12 +28,12 @@ RULE = Suppression(score=0.02, iou=0.5, max_detections=50)
 """How the detectors of `make_detector` suppress, unless they are told otherwise."""
 
 
-def make_detector(name: str, **model: object) -> tuple[Detector, ModelConfig]:
+def make_detector(name: str, *, classes: Sequence[str] = CLASSES, **model: object) -> tuple[Detector, ModelConfig]:
     """A detector of the zoo, narrow, in evaluation mode, whose scores are spread out as a trained one's are."""
     content = {"name": name, "width": 0.125, "channels": 16, "levels": "4-5", "min_score": 0.02, "max_detections": 50}
     config = ModelConfig.model_validate({**content, **model})
     torch.manual_seed(0)
-    detector = build_detector(config, classes=CLASSES, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)).eval()
+    detector = build_detector(config, classes=classes, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)).eval()
     with torch.no_grad():
         for module in detector.modules():
             if isinstance(module, nn.BatchNorm2d):
