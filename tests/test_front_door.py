@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import flyspeck
 from flyspeck.callable_package import CallablePackage
 
 README = Path(__file__).parents[1] / "README.md"
-DOOR = ("inspect", "train", "evaluate", "load_predictor", "predict", "export", "report")
+DOOR = ("inspect", "train", "evaluate", "build", "load_predictor", "predict", "export", "report")
 
 
 @pytest.mark.parametrize("name", DOOR)
@@ -64,6 +65,34 @@ def test_the_walk_in_the_readme(
     (same,) = flyspeck.load_predictor("first.onnx", score_threshold=0).predict(image)
     assert len(wanted)
     np.testing.assert_allclose(np.sort(same.scores), np.sort(wanted.scores), atol=1e-3)
+
+
+def test_build_is_the_one_builder_with_its_errors() -> None:
+    head = {"depth": 1}
+    mean, std = (0.5,), (0.2,)
+    built = flyspeck.build(
+        "fcos:resnet18",
+        classes=["a", "b"],
+        width=0.25,
+        channels=16,
+        levels="2-5",
+        norm="bn",
+        mean=mean,
+        std=std,
+        head=head,
+    )
+    assert built.classes == ("a", "b")
+    assert [feature.stride for feature in built.features] == [4, 8, 16, 32]
+    images = flyspeck.ImageBatch(torch.randint(0, 255, (2, 1, 64, 96), dtype=torch.uint8), ((64, 96), (60, 90)))
+    assert [found.image_size for found in built.eval().detect(images)] == [(64, 96), (60, 90)]
+    backbone = flyspeck.build("resnet18", width=0.25)
+    assert [feature.stride for feature in backbone.features] == [4, 8, 16, 32]
+    with pytest.raises(flyspeck.UserError, match="did you mean 'resnet18'"):
+        flyspeck.build("fcos:resnt18")
+    with pytest.raises(flyspeck.UserError, match="did you mean 'depth'"):
+        flyspeck.build("fcos:resnet18", head={"dept": 1})
+    with pytest.raises(flyspeck.UserError, match="no norm 'bm'"):
+        flyspeck.build("fcos:resnet18", norm="bm")
 
 
 def test_evaluate_takes_files_folders_tables_and_lists(tmp_path: Path) -> None:

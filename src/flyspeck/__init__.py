@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from flyspeck.infer.merge import MergeRule as MergeRule
     from flyspeck.infer.predictor import Predictor as Predictor
     from flyspeck.infer.windows import OpenOptions as OpenOptions
+    from flyspeck.models.by_name import build as build
+    from flyspeck.models.detector import Detector as Detector
     from flyspeck.plugins import load_plugin as load_plugin
     from flyspeck.register import register_backbone as register_backbone
     from flyspeck.register import register_detector as register_detector
@@ -66,6 +68,7 @@ _HOMES = {
     "DetectionDataset": "flyspeck.data.loading",
     "DetectionTable": "flyspeck.evaluate.detections",
     "Detections": "flyspeck.types",
+    "Detector": "flyspeck.models.detector",
     "EvaluationResult": "flyspeck.evaluate.results",
     "Exported": "flyspeck.export.package",
     "FeatureSpec": "flyspeck.types",
@@ -80,6 +83,7 @@ _HOMES = {
     "Targets": "flyspeck.types",
     "TrainedRun": "flyspeck.train.trained",
     "UserError": "flyspeck.errors",
+    "build": "flyspeck.models.by_name",
     "inspect": "flyspeck.data.inspection",
     "load_detector": "flyspeck.train.build",
     "load_plugin": "flyspeck.plugins",
