@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ def join_annotations(tables: Sequence[Annotations]) -> Annotations:
         )
         parts.append(part.select_images(fresh))
     first = np.cumsum([0, *(len(part) for part in parts)])
-    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _BOX_COLUMNS}
+    joined: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _BOX_COLUMNS}
     return Annotations(
         image_ids=np.arange(1, first[-1] + 1),
         file_names=tuple(name for part in parts for name in part.file_names),
