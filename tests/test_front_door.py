@@ -91,6 +91,8 @@ def test_build_is_the_one_builder_with_its_errors() -> None:
         flyspeck.build("fcos:resnt18")
     with pytest.raises(flyspeck.UserError, match="did you mean 'depth'"):
         flyspeck.build("fcos:resnet18", head={"dept": 1})
+    with pytest.raises(flyspeck.UserError, match="give both"):
+        flyspeck.build("fcos:resnet18", mean=mean)
     with pytest.raises(flyspeck.UserError, match="no norm 'bm'"):
         flyspeck.build("fcos:resnet18", norm="bm")
 

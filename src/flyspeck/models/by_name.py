@@ -9,7 +9,6 @@ from typing import Any
 
 from flyspeck.errors import UserError, nearest
 from flyspeck.models.backbones.staged import StagedBackbone
-from flyspeck.models.build import IMAGENET_MEAN, IMAGENET_STD
 from flyspeck.models.build import build as build_model
 from flyspeck.models.detector import Detector, PixelNorm
 from flyspeck.models.layers import NORMS
@@ -25,8 +24,8 @@ def build(
     levels: str | None = None,
     norm: str | None = None,
     weights: str | os.PathLike[str] | None = None,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     suppression: Suppression | None = None,
     head: Mapping[str, Any] | None = None,
     backbone: Mapping[str, Any] | None = None,
@@ -45,7 +44,8 @@ def build(
         levels: Of the pyramid, such as `2-6`: level k has stride 2^k. None: the detector's own.
         norm: Of neck and head: `bn`, `gn` or `none`; None: the detector's own.
         weights: The backbone's: a torchvision name such as `IMAGENET1K_V1`, or a file.
-        mean: (C,) of the pixels in [0, 1]; its length is the number of channels of an image.
+        mean: (C,) of the pixels in [0, 1]; its length is the number of channels of an image. None, for both: of the images
+            that the backbone's published weights have seen.
         std: (C,) likewise.
         suppression: Score threshold, IoU and largest number of detections; None: the detector's own.
         head: Further options of the detector, those under `model.head` in a recipe.
@@ -59,6 +59,8 @@ def build(
             together.
     """
     options: dict[str, Any] = dict(head or {})
+    if (mean is None) != (std is None) or (mean is not None and std is not None and len(mean) != len(std)):
+        raise UserError("mean and std are not of one length", where="mean, std", fix="give both, a number a channel")
     if norm is not None:
         if norm not in NORMS:
             raise UserError(f"no norm '{norm}'", where="norm", fix=nearest(norm, NORMS))
@@ -68,7 +70,7 @@ def build(
     model = build_model(
         name,
         classes=classes,
-        pixel_norm=PixelNorm(mean, std),
+        pixel_norm=None if mean is None or std is None else PixelNorm(mean, std),
         width=width,
         channels=channels,
         levels=levels,
