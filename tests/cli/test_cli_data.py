@@ -56,7 +56,7 @@ def test_inspect_text(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "2 images, 3 boxes",
         "[2,8)",
         "person 2, car 0",
-        "finest stride",
+        "finest stride 2 (model.levels: 1-5, on a backbone that has such a map",
         "broken entries: 1",
     ):
         assert words in text, words

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -29,7 +31,17 @@ HEADS = {
 @pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize("size", [(96, 128), (75, 97)])
 def test_the_graph_finds_what_the_detector_finds(name: str, size: tuple[int, int]) -> None:
-    detector, config = make_detector(name, **HEADS[name])
+    same_detections(name, HEADS[name], size)
+
+
+@pytest.mark.parametrize("name", [name for name in HEADS if not name.startswith("ssd")])
+def test_the_graph_finds_it_from_stride_2_on(name: str) -> None:
+    other = "bh_resnet50" if name.endswith("resnet50") else "bh_resnet14"
+    same_detections(f"{name.partition(':')[0]}:{other}", {**HEADS[name], "levels": "1-5"}, (64, 96))
+
+
+def same_detections(name: str, options: dict[str, Any], size: tuple[int, int]) -> None:
+    detector, config = make_detector(name, **options)
     if name.startswith("ssd") and size == (96, 128):
         size = (300, 300)  # the nominal size, at which SSD takes its table's steps
     pixels = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (2, *size, 3), np.uint8))

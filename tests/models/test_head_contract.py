@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from flyspeck.errors import UserError
 from flyspeck.export.graph import check_exportable
+from flyspeck.models import build as builder
 from flyspeck.models import zoo
 from flyspeck.models.assigners.hosts import map_sizes_of, priors_of
 from flyspeck.models.backbones.mobilenet import mobilenet_v2
@@ -115,7 +116,7 @@ def build(name: str) -> Detector:
     torch.manual_seed(0)
     backbone = {"ssd": "mobilenet_v1", "tinaface_gn_dcn": "resnet50"}.get(name, "mobilenet_v2")
     options = SMALL.get(name, {"depth": 1})
-    detector = zoo.build(f"{name}:{backbone}", width=0.25, **options)
+    detector = builder.build(f"{name}:{backbone}", width=0.25, channels=64, **options)
     assert isinstance(detector, Detector)
     return detector.eval()
 

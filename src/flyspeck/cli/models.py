@@ -60,6 +60,8 @@ def models(
         for label, known in (("detectors", DETECTORS), ("backbones", BACKBONES), ("necks", NECKS)):
             console.print(f"  {label}: {', '.join(known)}", highlight=False)
         console.print("  and as backbones timm's models with a pyramid (extra timm): timm/NAME", highlight=False)
+        finer = [name for name, entry in BACKBONES.items() if min(entry.strides) <= 2]
+        console.print(f"  backbones with a map of stride 2 (model.levels: 1-5): {', '.join(finer)}", highlight=False)
 
 
 def _millions(count: float | None) -> str:

@@ -21,6 +21,8 @@ class Implied:
 
     stride: int
     """Stride of the finest feature map."""
+    levels: str
+    """Five pyramid levels from there, as a recipe has them: `model.levels`."""
     anchor_base: float
     """Side of the smallest anchor, px; each further level doubles it, with a step of sqrt(2) between."""
     anchor_ratios: tuple[float, ...]
@@ -88,7 +90,13 @@ def imply(annotations: Annotations) -> Implied | None:
     }
     tile, overlap, reasons["tile"] = _tiles(annotations, objects)
     cap = int(max(100, np.ceil(most * 1.5 / 100) * 100))
-    return Implied(stride, round(base, 2), ratios, round(recall, 4), tile, overlap, cap, reasons)
+    return Implied(stride, _levels(stride), round(base, 2), ratios, round(recall, 4), tile, overlap, cap, reasons)
+
+
+def _levels(stride: int) -> str:
+    """`1-5` for a finest stride of 2."""
+    first = stride.bit_length() - 1
+    return f"{first}-{first + 4}"
 
 
 def _tiles(annotations: Annotations, objects: np.ndarray) -> tuple[tuple[int, int] | None, int, str]:

@@ -101,10 +101,11 @@ def _implied(implied: dict[str, Any] | None) -> list[str]:
         return []
     reasons, tile = implied["reasons"], implied["tile"]
     tiles = f"{tile[1]}x{tile[0]} px, overlap {implied['overlap']} px" if tile else "none"
+    backbone = ", on a backbone that has such a map: `flyspeck models` says which" if implied["stride"] < 4 else ""
     return [
         "",
         "what this asks of a detector:",
-        f"  finest stride {implied['stride']}: {reasons['stride']}",
+        f"  finest stride {implied['stride']} (model.levels: {implied['levels']}{backbone}): {reasons['stride']}",
         f"  anchors: {reasons['anchors']}",
         f"  tiles {tiles}: {reasons['tile']}",
         f"  detections an image {implied['max_detections']}: {reasons['max_detections']}",

@@ -48,6 +48,7 @@ def build(
     weights: str | Path | None = None,
     backbone_options: Mapping[str, Any] | None = None,
     prepare: Prepare | None = None,
+    levels_before_elimination: bool = False,
     **options: Any,
 ) -> nn.Module:
     """The model `name`: a `Detector`, or a `StagedBackbone` for a bare backbone's name.
@@ -63,6 +64,8 @@ def build(
         backbone_options: Keyword arguments of the backbone's builder (`tf_same`, `folded`, `top_stride`, …).
         prepare: Called with the backbone and the number of levels above its maps before the rest is built; what it returns
             joins `options`.
+        levels_before_elimination: Whether `levels` are those that the maps would have without a stride elimination, as in
+            files of version 0.1.0.
         options: Keyword arguments of the detector's builder (`norm`, `anchors`, `depth`, …). They win over what
             the name implies; mappings are merged.
 
@@ -80,12 +83,13 @@ def build(
     bare, elimination = split_backbone(parsed.backbone)
     backbone = build_backbone(bare, width=width, weights=weights, **(backbone_options or {}))
     num_extra = 0
-    if entry.has_neck and levels is None:
+    before = levels is None or levels_before_elimination
+    if entry.has_neck and before:
         own = _DYNAMIC_LEVELS if parsed.dynamic else entry.levels
-        num_extra = choose_pyramid(backbone, own, name=bare)
+        num_extra = choose_pyramid(backbone, levels or own, name=bare)
     if elimination is not None:
         eliminate_strides(backbone, elimination)
-    if entry.has_neck and levels is not None:
+    if entry.has_neck and levels is not None and not before:
         num_extra = choose_pyramid(backbone, levels, name=parsed.backbone)
     if prepare is not None:
         options = {**options, **prepare(backbone, num_extra)}

@@ -31,6 +31,9 @@ from flyspeck.train.config import AnchorConfig, DynamicConfig, ModelConfig
 from flyspeck.train.dynamic import make_dynamic, restore_predictor
 from flyspeck.train.start import take_over
 
+FORMAT = 2
+"""Of a description. 1 is that of version 0.1.0, which padded every batch to 32, SSDs' too, and counted explicit levels as
+they were before a stride elimination."""
 _OWN_KEYS = {"anchors", "assigner", "channels", "fusion", "norm"}
 """Of the detector's builder, but keys of the recipe's `model` itself."""
 
@@ -46,12 +49,19 @@ def fitted_anchors(annotations: Annotations, finest_stride: float) -> AnchorConf
 
 
 def build_detector(
-    model: ModelConfig, *, classes: Sequence[str], mean: Sequence[float], std: Sequence[float], load: bool = True
+    model: ModelConfig,
+    *,
+    classes: Sequence[str],
+    mean: Sequence[float],
+    std: Sequence[float],
+    load: bool = True,
+    levels_before_elimination: bool = False,
 ) -> Detector:
     """The detector of a recipe, for images of `len(mean)` channels with these statistics in [0, 1].
 
     `load` False leaves out the backbone's pretrained weights, where a checkpoint follows. What is taken from the training
-    set (fitted anchors, statistical fusion factors) must be filled in already.
+    set (fitted anchors, statistical fusion factors) must be filled in already. `levels_before_elimination` is that of
+    `models.build.build`.
     """
     name = parse_name(model.name)
     if name.detector is None:
@@ -71,6 +81,7 @@ def build_detector(
         width=model.width,
         levels=model.levels,
         weights=model.weights if load else None,
+        levels_before_elimination=levels_before_elimination,
         prepare=partial(_prepare, model, name.detector),
         channels=model.channels,
         norm=NORMS[model.norm],
@@ -145,6 +156,7 @@ def describe_model(
 ) -> dict[str, Any]:
     """What a checkpoint must say so that `load_detector` can build its model again."""
     return {
+        "format": FORMAT,
         **({} if dynamic is None else {"dynamic": dynamic.model_dump(mode="json")}),
         "model": model.model_dump(mode="json"),
         "classes": list(classes),
@@ -155,10 +167,18 @@ def describe_model(
 
 def detector_from_description(description: Mapping[str, Any]) -> Detector:
     """The detector that `describe_model` described, with random weights."""
+    old = description.get("format", 1) < FORMAT
     model = ModelConfig.model_validate(description["model"])
     detector = build_detector(
-        model, classes=description["classes"], mean=description["mean"], std=description["std"], load=False
+        model,
+        classes=description["classes"],
+        mean=description["mean"],
+        std=description["std"],
+        load=False,
+        levels_before_elimination=old,
     )
+    if old:
+        detector.divisor = 32
     if "dynamic" in description:
         # Until version 0.1 the stride was always replaced, and files did not say so.
         make_dynamic(detector, DynamicConfig.model_validate({"stride": "replaced", **description["dynamic"]}))

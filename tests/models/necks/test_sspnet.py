@@ -23,6 +23,7 @@ from flyspeck.types import FeatureSpec, Targets
 
 FEATURES = [FeatureSpec(c, 4 * 2**i) for i, c in enumerate((6, 8, 10, 12))]
 PADDED = (128, 160)
+STRIDES = (4, 8, 16, 32)
 
 
 def maps(padded: tuple[int, int] = PADDED) -> list[Tensor]:
@@ -80,17 +81,19 @@ def test_odd_sizes_and_images_of_one_cell():
 def test_levels_are_responsible_for_octaves_of_sizes():
     # (4, 32), (8, 64), (16, 128), (32, 256) px; the finest takes what is smaller, the coarsest what is larger.
     sizes = torch.tensor([1.0, 6, 8, 20, 40, 100, 200, 999])
-    assert level_matches(sizes, 4).int().tolist() == [
+    assert level_matches(sizes, STRIDES).int().tolist() == [
         [1, 1, 1, 1, 0, 0, 0, 0],
         [0, 0, 0, 1, 1, 0, 0, 0],
         [0, 0, 0, 1, 1, 1, 0, 0],
         [0, 0, 0, 0, 1, 1, 1, 1],
     ]
+    # From stride 2 on, everything is an octave finer.
+    assert level_matches(sizes / 2, (2, 4, 8, 16)).equal(level_matches(sizes, STRIDES))
 
 
 def test_painted_targets_of_a_matched_an_unmatched_and_an_ignored_box():
     given = target([[2.3, 4, 3.2, 6], [20, 20, 60, 60], [100, 0, 200, 10]], [False, False, True])
-    painted, ignored = paint_targets(given, PADDED, 4)
+    painted, ignored = paint_targets(given, PADDED, STRIDES)
     # The sub-pixel box touches columns 2 and 3, rows 4 and 5: matched on the finest level only.
     assert painted[:, 4:6, 2:4].flatten(1).unique(dim=1)[:, 0].tolist() == [1, -1, -1, -1]
     assert (painted[:, 30, 30].tolist(), int((painted[0] != 0).sum())) == ([-1, 1, 1, 1], 4 + 1600)
@@ -98,7 +101,7 @@ def test_painted_targets_of_a_matched_an_unmatched_and_an_ignored_box():
 
 
 def test_a_matched_object_wins_over_an_unmatched_one():
-    painted, _ = paint_targets(target([[10, 10, 14, 14], [0, 0, 60, 60]]), PADDED, 4)
+    painted, _ = paint_targets(target([[10, 10, 14, 14], [0, 0, 60, 60]]), PADDED, STRIDES)
     assert painted[:, 12, 12].tolist() == [1, 1, 1, 1]
     assert painted[:, 50, 50].tolist() == [-1, 1, 1, 1]
 

@@ -12,7 +12,7 @@ The attention is supervised: a level's target is 1 on the objects of its sizes, 
 weight 3), 0 elsewhere (of which the hardest count, 3 for each positive pixel): binary cross entropy x 0.01, plus Dice.
 Weighted negative sampling (WNS) belongs to it: `weighted_negatives` for the RPN's sampler.
 
-Resolved where the text is silent: a level's sizes are (2^(l+2), 2^(l+5)) px for l = 0..3, the finest takes everything
+Resolved where the text is silent: a level's sizes are 1 to 8 strides, (4, 32) to (32, 256) px, the finest takes everything
 smaller and the coarsest everything larger; an image without positives on a level learns from the hardest 5 % of its
 pixels; where a matched object overlaps an unmatched one it wins; losses are averaged over images and added over levels;
 pixels under ignore regions are no background.
@@ -100,6 +100,7 @@ class SSPNet(SupervisedNeck):
         self.layer = nn.ModuleList(ConvNorm(channels, channels, 3, norm=norm) for _ in features)
         self.context = ContextAttention(len(features), channels)
         self.num_extra = num_extra
+        self.strides = tuple(f.stride for f in features)
         self.weights = (cross_entropy_weight, dice_weight)
         top = features[-1].stride
         self.features = (
@@ -136,7 +137,7 @@ class SSPNet(SupervisedNeck):
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """See `SupervisedNeck`: `attention` (cross entropy) and `attention_dice`, already weighted."""
         levels, logits = self.attend(maps)
-        painted = [paint_targets(t, padded, len(logits)) for t in targets]
+        painted = [paint_targets(t, padded, self.strides) for t in targets]
         cross_entropy, dice = logits[0].sum() * 0, logits[0].sum() * 0
         for level, level_logits in enumerate(logits):
             for image_logits, (goal, ignored) in zip(level_logits[:, 0], painted, strict=True):
@@ -161,26 +162,30 @@ def _resize(painted: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(painted[None, None], size=tuple(size), mode="bilinear", align_corners=False)[0, 0]
 
 
-def level_matches(sizes: Tensor, levels: int) -> Tensor:
-    """`(levels, N)` bool: whether a level is responsible for objects of `sizes (N,)` px (square root of the area)."""
-    level = torch.arange(levels, device=sizes.device)[:, None]
-    low, high = 2.0 ** (level + 2), 2.0 ** (level + 5)
-    low = torch.where(level == 0, torch.full_like(low, -1.0), low)
-    high = torch.where(level == levels - 1, torch.full_like(high, torch.inf), high)
+def level_matches(sizes: Tensor, strides: Sequence[float]) -> Tensor:
+    """`(levels, N)` bool: whether a level is responsible for objects of `sizes (N,)` px (square root of the area).
+
+    `strides` are those of the levels, finest first.
+    """
+    low = torch.tensor([-1.0, *strides[1:]], device=sizes.device)[:, None]
+    high = torch.tensor([*(8.0 * stride for stride in strides[:-1]), torch.inf], device=sizes.device)[:, None]
     return (sizes > low) & (sizes < high)
 
 
-def paint_targets(target: Targets, padded: tuple[int, int], levels: int) -> tuple[Tensor, Tensor]:
+def paint_targets(target: Targets, padded: tuple[int, int], strides: Sequence[float]) -> tuple[Tensor, Tensor]:
     """Images `(levels, H, W)` of `MATCHED`, `OTHER` and 0, and `(H, W)` with 1 under ignore regions.
 
     Every pixel that an object touches is painted, so that objects of less than a pixel leave a trace.
     """
     height, width = padded
     device = target.boxes.device
-    painted, ignored = torch.zeros(levels, height, width, device=device), torch.zeros(height, width, device=device)
+    painted, ignored = (
+        torch.zeros(len(strides), height, width, device=device),
+        torch.zeros(height, width, device=device),
+    )
     for x1, y1, x2, y2 in _pixels(target.ignored, padded):
         ignored[y1:y2, x1:x2] = 1
-    matches = level_matches(box_algebra.size(target.objects), levels).T.tolist()
+    matches = level_matches(box_algebra.size(target.objects), strides).T.tolist()
     spans = _pixels(target.objects, padded)
     for value in (OTHER, MATCHED):  # matched objects come last, over the others
         for (x1, y1, x2, y2), row in zip(spans, matches, strict=True):

@@ -1,0 +1,116 @@
+"""An SSD of 300x300 px sees 300x300 px: in training, in its evaluations, in prediction and as an exported file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from flyspeck.export.onnx import describe
+from flyspeck.infer.exported import PlainModel, Session
+from flyspeck.infer.load import load_predictor
+from flyspeck.models.heads.ssd import Priors
+from flyspeck.train.build import load_described
+from flyspeck.train.config import parse_recipe
+from flyspeck.train.run import train
+
+# Priors of the paper's configurations (docs/papers/stride_elimination.md): of 320x320, the base would have 3,232.
+CONFIGURATIONS = {
+    "ssd:mobilenet_v1": 2_998,
+    "ssd:mobilenet_v1:S1L0-DualPath19-10-S": 11_062,
+    "ssd:vgg16": 11_620,
+}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three images of 300x300 px with a bright square each."""
+    folder = tmp_path_factory.mktemp("ssd")
+    entries, boxes = [], []
+    for i in range(1, 4):
+        pixels = np.random.default_rng(i).integers(90, 150, (300, 300), np.uint8)
+        pixels[20:50, 30 * i : 30 * i + 30] = 250
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        entries.append({"id": i, "file_name": f"{i}.png", "width": 300, "height": 300})
+        box = {"image_id": i, "bbox": [30 * i, 20, 30, 30], "area": 900, "category_id": 1, "iscrowd": 0}
+        boxes.append({"id": i, **box})
+    content = {"images": entries, "annotations": boxes, "categories": [{"id": 1, "name": "square"}]}
+    (folder / "set.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many priors each pass through an SSD had."""
+    counts: list[int] = []
+    plain = Priors.forward
+
+    def forward(self: Priors, *arguments: object) -> torch.Tensor:
+        found = plain(self, *arguments)  # type: ignore[arg-type]
+        counts.append(len(found))
+        return found
+
+    monkeypatch.setattr(Priors, "forward", forward)
+    return counts
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_the_papers_priors_in_training_evaluation_and_prediction(
+    name: str, images: Path, counted: list[int], tmp_path: Path
+) -> None:
+    recipe = parse_recipe(
+        {
+            "data": {"train": str(images / "set.json"), "val": str(images / "set.json")},
+            "model": {"name": name, "width": 0.1},
+            "train": {"epochs": 1, "batch_size": 2, "workers": 0},
+            "evaluate": {"batch_size": 3},
+        }
+    )
+    train(recipe, tmp_path / "run")
+    passes = len(counted)
+    assert passes >= 2  # at least a step and an evaluation
+    predictor = load_predictor(tmp_path / "run")
+    predictor.predict(images / "1.png")
+    assert len(counted) > passes
+    assert set(counted) == {CONFIGURATIONS[name]}
+    predictor.predict(np.zeros((20, 310, 1), np.uint8))  # lower than one cell of the last map: it is seen all the same
+
+
+class Echo(Session):
+    """Stands for a graph: finds nothing, and remembers what it was shown."""
+
+    path, text = Path("model.onnx"), None
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+
+    def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:  # type: ignore[override]
+        self.shapes.append(inputs[0].shape)
+        number = len(inputs[0])
+        boxes, scores, labels = np.zeros((number, 0, 4)), np.zeros((number, 0)), np.zeros((number, 0), np.int64)
+        return [boxes, scores, labels, np.zeros(number, np.int64)]
+
+
+def test_an_exported_file_says_what_its_windows_are_padded_to(images: Path, tmp_path: Path) -> None:
+    recipe = parse_recipe(
+        {
+            "data": {"train": str(images / "set.json"), "val": str(images / "set.json")},
+            "model": {"name": "ssd:mobilenet_v1", "width": 0.1},
+            "train": {"epochs": 1, "batch_size": 2, "workers": 0},
+        }
+    )
+    train(recipe, tmp_path / "run")
+    detector, description = load_described(tmp_path / "run")
+    told = describe(detector, description)
+    assert told["divisor"] == 1
+    for said, shape in (
+        (told, (1, 300, 300, 1)),
+        ({k: v for k, v in told.items() if k != "divisor"}, (1, 320, 320, 1)),
+    ):
+        session = Echo()
+        PlainModel(session, said)([np.zeros((300, 300, 1), np.uint8)])
+        assert session.shapes == [shape]
