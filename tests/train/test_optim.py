@@ -85,6 +85,13 @@ def test_a_cosine_that_restarts() -> None:
     assert all(a > b for a, b in pairwise(factors[:20]))
 
 
+def test_momentum_decay_and_rates_are_the_recipe_s() -> None:
+    config = TrainConfig(lr=0.3, momentum=0.7, weight_decay=0.02, backbone_lr=0.5)
+    groups = build_optimizer(Toy(), config).param_groups
+    assert {group["momentum"] for group in groups} == {0.7}
+    assert {(group["weight_decay"], group["lr"]) for group in groups} == {(d, r) for d in (0.0, 0.02) for r in (0.15, 0.3)}
+
+
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_betas_are_the_recipe_s(name: str) -> None:
     optimizer = build_optimizer(Toy(), TrainConfig(optimizer=name, momentum=0.8, beta2=0.99))  # type: ignore[arg-type]
