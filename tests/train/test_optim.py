@@ -89,7 +89,9 @@ def test_momentum_decay_and_rates_are_the_recipe_s() -> None:
     config = TrainConfig(lr=0.3, momentum=0.7, weight_decay=0.02, backbone_lr=0.5)
     groups = build_optimizer(Toy(), config).param_groups
     assert {group["momentum"] for group in groups} == {0.7}
-    assert {(group["weight_decay"], group["lr"]) for group in groups} == {(d, r) for d in (0.0, 0.02) for r in (0.15, 0.3)}
+    assert {(group["weight_decay"], group["lr"]) for group in groups} == {
+        (d, r) for d in (0.0, 0.02) for r in (0.15, 0.3)
+    }
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
