@@ -39,7 +39,8 @@ def options(command: Any) -> list[Any]:
 def shape(option: Any, command: Any) -> str:
     """What value it takes, as help shows it: `N`, `HxW`, `<fp32|bf16>`; `flag` for none."""
     left = option.get_help_record(command.make_context("x", [], resilient_parsing=True))[0]
-    return left.split(" ", 1)[1] if " " in left and " / " not in left else "flag"
+    value = left.split(" ", 1)[1] if " " in left and " / " not in left else "flag"
+    return re.sub(r"^\[(.*)\]$", r"<\1>", value)  # as older versions of typer write choices
 
 
 def head(option: Any) -> str:
