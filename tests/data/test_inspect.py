@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +103,13 @@ def test_a_folder_of_splits_counts_each_image_once(tmp_path: Path) -> None:
 def test_joining_matches_classes_by_name(tmp_path: Path) -> None:
     one = read_annotations(write(tmp_path / "x", "gt.json", {"a.png": [[0, 0, 4, 4]]}), classes=["q", "p"])
     two = read_annotations(write(tmp_path / "y", "gt.json", {"a.png": [[0, 0, 4, 4], [9, 9, 5, 5, 1]]}))
+    one, two = (
+        replace(one, notes=("guessed", "a"), unkept=("licenses",)),
+        replace(two, notes=("guessed", "b"), pixels="from-1"),
+    )
     both = join_annotations([one, two])
+    assert both.notes == ("guessed", "a", "b")
+    assert (both.unkept, both.pixels) == (("licenses",), None)
     assert both.classes == ("q", "p")
     assert_array_equal(both.labels, [1, 1, -1])
     assert_array_equal(both.extra["category"], [1, 1, 1])

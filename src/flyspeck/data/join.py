@@ -50,6 +50,10 @@ def join_annotations(tables: Sequence[Annotations]) -> Annotations:
         image_extra=_common([part.image_extra for part in parts]),
         source="; ".join(table.source for table in tables),
         problems=tuple(problem for table in tables for problem in table.problems),
+        notes=tuple(dict.fromkeys(note for table in tables for note in table.notes)),
+        unkept=tuple(dict.fromkeys(part for table in tables for part in table.unkept)),
+        pixels=tables[0].pixels if len({table.pixels for table in tables}) == 1 else None,
+        pixels_known=all(table.pixels_known for table in tables),
         **joined,
     )
 
