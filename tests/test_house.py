@@ -43,6 +43,7 @@ GROUND = {
     "files",
     "geo",
     "options",
+    "plain_yaml",
     "plugins",
     "types",
     "version",

@@ -104,9 +104,12 @@ def explained(
     faults: list[tuple[tuple[str | int, ...], dict[str, Any]]] = [
         (_path(fault, content), {"ctx": {}, **fault}) for fault in error.errors(include_url=False)
     ]
-    path, first = faults[0]
+    path = faults[0][0]
+    # Of a union's members the one that fits best is the one whose fault lies deepest.
+    path = next((other for other, _ in faults if len(other) > len(path) and other[: len(path)] == path), path)
+    first = next(fault for other, fault in faults if other == path)
     alike = [fault for other, fault in faults if other == path]
-    places = {other for other, _ in faults}
+    places = {other for other, _ in faults if other != path[: len(other)]} | {path}
     more = f" (and {len(places) - 1} more)" if len(places) > 1 else ""
     where = locate(path) if locate is not None else where
     key = ".".join(map(str, path))

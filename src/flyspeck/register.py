@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from flyspeck.data.transforms import Transform
     from flyspeck.evaluate.protocols import Protocol
     from flyspeck.infer.writer import Writer
+    from flyspeck.options import Options
 
 
 def register_backbone(
@@ -25,17 +26,19 @@ def register_backbone(
     *,
     strides: Sequence[int] = (4, 8, 16, 32),
     neck: str | None = None,
+    options: type[Options] | None = None,
 ) -> None:
     """Adds the backbone `name`, as in `retinanet:NAME`.
 
     `build` takes the keywords `width` and `weights` and returns a `StagedBackbone` with a `FeatureSpec` for every stage whose
     map a pyramid may take; `strides` are those of these maps, finest first. `neck` is the neck it wants where the model's name
-    has none. Maps that contradict its `FeatureSpec`s are refused when it is first built. Raises UserError for a name that is
-    taken.
+    has none. `options` are further keywords of `build` that a recipe may set under `model.backbone` (`flyspeck.options`). Maps
+    that contradict its `FeatureSpec`s are refused when it is first built. Raises UserError for a name that is taken.
     """
     from flyspeck.models.zoo import BackboneEntry
+    from flyspeck.options import Options
 
-    add_part("backbone", name, BackboneEntry(build, tuple(strides), neck))
+    add_part("backbone", name, BackboneEntry(build, tuple(strides), neck, settings=options or Options))
 
 
 def register_neck(
@@ -65,18 +68,23 @@ def register_detector(
     levels: str = "2-6",
     assigners: tuple[str, ...] = (),
     like: str | None = None,
+    options: type[Options] | None = None,
 ) -> None:
     """Adds the detector `name`, as in `NAME:resnet18`.
 
     `build(backbone, *, classes, pixel_norm, neck, num_extra, channels, norm, suppression, **options)` returns a `Detector`
-    with a `Head` of its own; `options` are what a recipe says under `model.head`. Where they go on to others (the class of the
-    head), `passes_to` names these, so that a misspelt one can be told. `levels` is its usual pyramid; `assigners`: names of the
-    label assigners that it takes. `like`: the detector (`faster_rcnn`) for which the papers of necks give arguments that its
-    builder takes too. Raises UserError for a name that is taken.
+    with a `Head` of its own. `options` are the keywords that a recipe may set under `model.head`: a subclass of
+    `flyspeck.options.Options`, with their types, bounds, defaults and sentences, which schema and `--print-config` show too;
+    None: it has none. Where keywords go on to others (the class of the head), `passes_to` names these. `levels` is its
+    usual pyramid; `assigners`: names of the label assigners that it takes. `like`: the detector (`faster_rcnn`) for which the
+    papers of necks give arguments that its builder takes too. Raises UserError for a name that is taken.
     """
     from flyspeck.models.zoo import DetectorEntry
+    from flyspeck.options import Options
 
-    entry = DetectorEntry(build, tuple(passes_to), levels=levels, assigners=tuple(assigners), like=like)
+    entry = DetectorEntry(
+        build, tuple(passes_to), levels=levels, assigners=tuple(assigners), like=like, settings=options or Options
+    )
     add_part("detector", name, entry)
 
 

@@ -13,13 +13,14 @@ from typer.testing import CliRunner
 from flyspeck.cli.data import app
 from flyspeck.data.readers import read_annotations
 from flyspeck.errors import UserError
+from flyspeck.models.assigners.build import ASSIGNER_OPTIONS
 from flyspeck.models.assigners.hosts import priors_of
-from flyspeck.models.assigners.nwd import NWD
+from flyspeck.models.assigners.nwd import NWD, NWDOptions
 from flyspeck.models.assigners.rfla import RFLA
-from flyspeck.models.assigners.simd import SimD
+from flyspeck.models.assigners.simd import SimD, SimDOptions
 from flyspeck.train.assigners import settled_assigner, simd_ratios
 from flyspeck.train.build import build_detector, load_detector
-from flyspeck.train.config import AssignerConfig, ModelConfig, Recipe, dump_recipe
+from flyspeck.train.config import ModelConfig, Recipe, dump_recipe
 from flyspeck.train.positives import positives_by_size
 from flyspeck.train.run import train
 
@@ -47,10 +48,10 @@ def build(config: ModelConfig):
 def test_the_training_set_gives_the_constant_and_the_means(tmp_path: Path) -> None:
     table = read_annotations(write_set(tmp_path, [[10, 10, 4, 4], [30, 20, 9, 16]], num_images=3))
     bare = build(model())
-    nwd = settled_assigner(AssignerConfig(name="nwd"), bare, table)
+    nwd = settled_assigner(NWDOptions(), bare, table)
     assert nwd.constant == 8.0  # sizes 4 and 12
-    assert settled_assigner(AssignerConfig(name="nwd", constant=5), bare, table).constant == 5
-    simd = settled_assigner(AssignerConfig(name="simd"), bare, table)
+    assert settled_assigner(NWDOptions(constant=5), bare, table).constant == 5
+    simd = settled_assigner(SimDOptions(), bare, table)
     assert simd.ratios is not None
     # The slow way: every object against every anchor of an image.
     anchors = priors_of(bare, (48, 64)).boxes.double().numpy()
@@ -66,7 +67,7 @@ def test_sets_without_objects_or_sizes_are_refused(tmp_path: Path) -> None:
     empty = read_annotations(write_set(tmp_path, []))
     for name in ("nwd", "simd"):
         with pytest.raises(UserError, match="no objects to fit an assigner to"):
-            settled_assigner(AssignerConfig(name=name), build(model()), empty)  # type: ignore[arg-type]
+            settled_assigner(ASSIGNER_OPTIONS[name](), build(model()), empty)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="no objects to assign"):
         positives_by_size(empty, "faster_rcnn:mobilenet_v2")
 

@@ -147,7 +147,7 @@ def test_ctrl_c_leaves_the_last_checkpoint(
     [
         ({"model": {"name": "retinanet:mobilenet_v9"}}, "mobilenet_v2"),
         ({"model": {"name": "mobilenet_v2"}}, "is a backbone"),
-        ({"model": {"head": {"depht": 3}}}, "did you mean 'depth'"),
+        ({"model": {"head": {"depht": 3}}}, "unknown key 'model.head.depht'; did you mean 'depth'"),
         ({"train": {"batch_size": 64}}, "12 images do not fill one batch of 64"),
         ({"data": {"train": "/nowhere/train.json"}}, "/nowhere/train.json"),
         ({"evaluate": {"protocol": "coco_box"}}, "coco_bbox"),

@@ -118,7 +118,7 @@ def _of_run(job: Job, recipe: Recipe, folder: Path, *, latency_runs: int | None 
     train_set, val_set = read_sets(recipe.data)
     detector, description = load_described(folder)
     height, width = description["training_size"]
-    size, proposals = (int(height), int(width)), recipe.model.head.get("proposals")
+    size, proposals = (int(height), int(width)), getattr(recipe.model.head, "proposals", None)
     timings = job.table.latency_runs if latency_runs is None else latency_runs
     facts = cost(detector, size, proposals=proposals, latency_runs=timings)
     facts |= {
@@ -265,7 +265,7 @@ def _evaluate(job: Job, places: Places) -> Outcome:
     facts = cost(
         detector.cpu(),
         (int(height), int(width)),
-        proposals=recipe.model.head.get("proposals"),
+        proposals=getattr(recipe.model.head, "proposals", None),
         latency_runs=job.table.latency_runs,
     )
     facts |= {

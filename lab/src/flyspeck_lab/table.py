@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flyspeck.errors import UserError, nearest
+from flyspeck.plain_yaml import read_yaml
 from flyspeck.train.config import Recipe, parse_recipe
 
 _REFERENCE = re.compile(r"\$\{run:([^}]+)\}")
@@ -354,10 +354,7 @@ def load_table(path: Path) -> Table:
 def _read_mapping(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError("no such file", where=path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"not YAML: {' '.join(str(error).split())}", where=path) from None
+    content, _ = read_yaml(path)
     if not isinstance(content, dict):
         raise UserError("is no mapping", where=path)
     return content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Literal
@@ -34,22 +35,26 @@ def distill(
     device: str = DEVICE,
 ) -> None:
     """Train a student on the ground truth and on what a teacher computes; teacher first, if it is a recipe."""
-    from flyspeck.train.config import dump_recipe, load_recipe
+    from flyspeck.train.config import load_recipe
 
     if recipe.is_dir():
         out, recipe = out or recipe, recipe / "recipe.yaml"
     changes = [*set_]
     if teacher is not None:
-        changes.append(f"distill.teacher={teacher.resolve()}")
+        changes.append(
+            f"distill.teacher={json.dumps(str(teacher.resolve()))}"
+        )  # a path may hold what YAML reads as more
     if method is not None:
-        changes.append(f"distill.method={method}")
+        changes.append(f"distill.method={json.dumps(method)}")
     wanted = load_recipe(recipe, changes)
     folder = out or Path("runs") / wanted.name
     if cache_teacher and wanted.distill is not None and wanted.distill.cache is None:
         cached = wanted.distill.model_copy(update={"cache": str((folder / "teacher_outputs").resolve())})
         wanted = wanted.model_copy(update={"distill": cached})
     if print_config:
-        typer.echo(dump_recipe(wanted), nl=False)
+        from flyspeck.train.reference import commented
+
+        typer.echo(commented(wanted), nl=False)
         return
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("flyspeck").setLevel(logging.INFO)

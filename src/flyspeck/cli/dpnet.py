@@ -79,27 +79,24 @@ def fit(
     import logging
 
     import numpy as np
-    import yaml
 
     from flyspeck.devices import torch_device
     from flyspeck.errors import UserError
+    from flyspeck.plain_yaml import Places, set_value
     from flyspeck.train.config import parse_recipe
     from flyspeck.train.dynamic_fit import fit_predictor, measure_routed, open_run
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     opened = open_run(run)
     recipe = opened.recipe.model_dump(mode="json")
-    settings = recipe["dynamic"]["predictor"] or {}
+    recipe["dynamic"]["predictor"] = recipe["dynamic"]["predictor"] or {}
+    places = Places(run)
     for assignment in set_:
-        key, equals, value = assignment.partition("=")
-        if not equals:
-            raise UserError(f"'{assignment}' sets nothing", where="--set", fix="write key=value")
-        if not key.strip().startswith(PREDICTOR):
+        if not assignment.strip().startswith(PREDICTOR):
             fix = f"only fields of {PREDICTOR[:-1]} change now, as in --set {PREDICTOR}epochs=80"
-            raise UserError(f"'{key.strip()}' is fixed by the run", where="--set", fix=fix)
-        settings[key.strip().removeprefix(PREDICTOR)] = yaml.safe_load(value)
-    recipe["dynamic"]["predictor"] = settings
-    section = parse_recipe(recipe, where=run).dynamic
+            raise UserError(f"'{assignment.partition('=')[0].strip()}' is fixed by the run", where="--set", fix=fix)
+        set_value(recipe, places, assignment)
+    section = parse_recipe(recipe, locate=places).dynamic
     assert section is not None
     assert section.predictor is not None
     folder, router = fit_predictor(opened, section.predictor, out=out, device=str(torch_device(device)))

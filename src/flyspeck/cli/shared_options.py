@@ -30,7 +30,7 @@ FORMAT = typer.Option(
 JSON = typer.Option(False, "--json", help="Print JSON in place of text.")
 PIXELS = typer.Option(None, "--pixels", help="What whole corners of VOC's boxes mean.")
 PRECISION = typer.Option("fp32", "--precision", help="Numbers that the model computes in.")
-PRINT_CONFIG = typer.Option(False, "--print-config", help="Print the complete recipe and stop.")
+PRINT_CONFIG = typer.Option(False, "--print-config", help="Print the complete recipe, every field explained, and stop.")
 RESUME = typer.Option(False, "--resume", help="Go on where an earlier call of the same stopped.")
 SET = typer.Option(
     [], "--set", metavar="KEY=VALUE", help="Change a field of the recipe, such as train.epochs=3; may be repeated."

@@ -21,13 +21,14 @@ def train(
     device: str = DEVICE,
 ) -> None:
     """Train a detector as a recipe says."""
-    from flyspeck.train.config import dump_recipe
     from flyspeck.train.trained import read_recipe
     from flyspeck.train.trained import train as run
 
     wanted, folder = read_recipe(recipe, set_)
     if print_config:
-        typer.echo(dump_recipe(wanted), nl=False)
+        from flyspeck.train.reference import commented
+
+        typer.echo(commented(wanted), nl=False)
         return
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("flyspeck").setLevel(logging.INFO)

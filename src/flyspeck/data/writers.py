@@ -25,6 +25,7 @@ from flyspeck.data.tool_writers import (
 )
 from flyspeck.errors import UserError
 from flyspeck.files import write_text
+from flyspeck.plain_yaml import read_yaml
 from flyspeck.plugins import UnknownPart, with_installed
 
 _WRITTEN = ("category", "iscrowd", "ignore_flag", "xywh", "polygon")
@@ -183,7 +184,9 @@ def _check_for_yolo(annotations: Annotations) -> None:
 def _recipe(folder: Path, split: str, classes: tuple[str, ...]) -> dict[str, Any]:
     """What to write into data.yaml."""
     path = folder / "data.yaml"
-    recipe = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    recipe = read_yaml(path)[0] if path.is_file() else {}
+    if not isinstance(recipe, dict):
+        raise UserError("no keys", where=path, fix="write to another folder")
     names = dict(enumerate(classes))
     if recipe and recipe.get("names") != names:
         raise UserError("it is there already, with other classes", where=path, fix="write to another folder")

@@ -19,25 +19,26 @@ from flyspeck.models.assigners.build import NAMES as ASSIGNERS
 from flyspeck.models.backbones.bottom_heavy import bh_hrnet18, bh_hrnet32, bh_resnet14, bh_resnet18, bh_resnet50
 from flyspeck.models.backbones.hrnet import hrnet18, hrnet32
 from flyspeck.models.backbones.mobilenet import mobilenet_v2
-from flyspeck.models.backbones.mobilenet_v1 import CORAL, mobilenet_v1
+from flyspeck.models.backbones.mobilenet_v1 import CORAL, MobileNetV1Options, mobilenet_v1
 from flyspeck.models.backbones.resnet import resnet18, resnet34, resnet50, resnet101, resnet152, resnext50
 from flyspeck.models.backbones.shufflenet import shufflenet_v2
 from flyspeck.models.backbones.staged import StagedBackbone
-from flyspeck.models.backbones.swin import swin_t
-from flyspeck.models.backbones.vgg import vgg16
+from flyspeck.models.backbones.swin import SwinOptions, swin_t
+from flyspeck.models.backbones.vgg import VGGOptions, vgg16
 from flyspeck.models.detector import Detector
-from flyspeck.models.heads.cascade_rcnn import CascadeRCNNHead, cascade_rcnn
-from flyspeck.models.heads.faster_rcnn import FasterRCNNHead, faster_rcnn
-from flyspeck.models.heads.fcos import FCOSHead, fcos
-from flyspeck.models.heads.reppoints import RepPointsHead, reppoints
-from flyspeck.models.heads.retinanet import RetinaNetHead, retinanet
+from flyspeck.models.heads.cascade_rcnn import CascadeRCNNHead, CascadeRCNNOptions, cascade_rcnn
+from flyspeck.models.heads.faster_rcnn import FasterRCNNHead, FasterRCNNOptions, faster_rcnn
+from flyspeck.models.heads.fcos import FCOSHead, FCOSOptions, fcos
+from flyspeck.models.heads.reppoints import RepPointsHead, RepPointsOptions, reppoints
+from flyspeck.models.heads.retinanet import RetinaNetHead, RetinaNetOptions, retinanet
 from flyspeck.models.heads.roi import RoIPool
 from flyspeck.models.heads.rpn import RPN
-from flyspeck.models.heads.ssd import SSDHead, find_configuration, ssd
-from flyspeck.models.heads.tinaface import TinaFaceHead, tinaface, tinaface_gn_dcn
+from flyspeck.models.heads.ssd import SSDHead, SSDOptions, find_configuration, ssd
+from flyspeck.models.heads.tinaface import TinaFaceHead, TinaFaceOptions, tinaface, tinaface_gn_dcn
 from flyspeck.models.necks.fpn import FPN
 from flyspeck.models.necks.hrfpn import HRFPN
 from flyspeck.models.necks.sspnet import SSPNet, sspnet_anchors, weighted_negatives
+from flyspeck.options import Options
 
 NeckBuilder = Callable[..., nn.Module]
 """`(features, *, channels, num_extra, norm)` to a neck."""
@@ -62,6 +63,8 @@ class BackboneEntry:
     """Detector name to arguments that the detector's builder needs for this backbone."""
     pixels: Callable[[], tuple[Sequence[float], Sequence[float]]] = imagenet_pixels
     """Mean and deviation of each channel, in [0, 1], that its published weights were trained with."""
+    settings: type[Options] = Options
+    """What a recipe may say of it under `model.backbone`: keywords of `build`."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ class DetectorEntry:
     """Of a detector without a neck to choose: checks the third part of its name, which is then a configuration."""
     assigners: tuple[str, ...] = ()
     """Names of the label assigners that it takes; without any it assigns by its own rule."""
+    settings: type[Options] = Options
+    """What a recipe may say of it under `model.head`: keywords of `build`."""
     like: str | None = None
     """The detector for which the papers of necks give arguments (`NeckEntry.options`) that its builder takes too."""
 
@@ -119,12 +124,12 @@ BACKBONES: dict[str, BackboneEntry] = {
     "hrnet32": BackboneEntry(hrnet32, neck="hrfpn"),
     "bh_hrnet18": BackboneEntry(bh_hrnet18, neck="hrfpn"),
     "bh_hrnet32": BackboneEntry(bh_hrnet32, neck="hrfpn"),
-    "mobilenet_v1": BackboneEntry(mobilenet_v1, _FROM_STRIDE_2),
+    "mobilenet_v1": BackboneEntry(mobilenet_v1, _FROM_STRIDE_2, settings=MobileNetV1Options),
     "mobilenet_v1_coral": BackboneEntry(partial(mobilenet_v1, **CORAL), _FROM_STRIDE_2),
     "mobilenet_v2": BackboneEntry(mobilenet_v2, _FROM_STRIDE_2),
     "shufflenet_v2": BackboneEntry(shufflenet_v2, _FROM_STRIDE_2),
-    "swin_t": BackboneEntry(swin_t, neck="fpn_ln"),
-    "vgg16": BackboneEntry(vgg16, _FROM_STRIDE_2, options={"ssd": {"plain": True}}),
+    "swin_t": BackboneEntry(swin_t, neck="fpn_ln", settings=SwinOptions),
+    "vgg16": BackboneEntry(vgg16, _FROM_STRIDE_2, options={"ssd": {"plain": True}}, settings=VGGOptions),
 }
 
 _TWO_STAGES = ("faster_rcnn", "cascade_rcnn")
@@ -140,12 +145,18 @@ NECKS: dict[str, NeckEntry] = {
 _TWO_STAGE_SECTIONS = {"rpn": RPN, "pool": RoIPool}
 
 DETECTORS: dict[str, DetectorEntry] = {
-    "retinanet": DetectorEntry(retinanet, (RetinaNetHead,), assigners=ASSIGNERS),
-    "faster_rcnn": DetectorEntry(faster_rcnn, (FasterRCNNHead,), _TWO_STAGE_SECTIONS, assigners=ASSIGNERS),
-    "cascade_rcnn": DetectorEntry(cascade_rcnn, (CascadeRCNNHead,), _TWO_STAGE_SECTIONS, assigners=ASSIGNERS),
-    "fcos": DetectorEntry(fcos, (FCOSHead,), assigners=(CENTER_SAMPLING, *ASSIGNERS)),
-    "reppoints": DetectorEntry(reppoints, (RepPointsHead,)),
-    "tinaface": DetectorEntry(tinaface, (TinaFaceHead,), levels="2-7", assigners=ASSIGNERS),
-    "tinaface_gn_dcn": DetectorEntry(tinaface_gn_dcn, (tinaface, TinaFaceHead), levels="2-7", assigners=ASSIGNERS),
-    "ssd": DetectorEntry(ssd, (SSDHead,), classes=80, find_configuration=find_configuration),
+    "retinanet": DetectorEntry(retinanet, (RetinaNetHead,), assigners=ASSIGNERS, settings=RetinaNetOptions),
+    "faster_rcnn": DetectorEntry(
+        faster_rcnn, (FasterRCNNHead,), _TWO_STAGE_SECTIONS, assigners=ASSIGNERS, settings=FasterRCNNOptions
+    ),
+    "cascade_rcnn": DetectorEntry(
+        cascade_rcnn, (CascadeRCNNHead,), _TWO_STAGE_SECTIONS, assigners=ASSIGNERS, settings=CascadeRCNNOptions
+    ),
+    "fcos": DetectorEntry(fcos, (FCOSHead,), assigners=(CENTER_SAMPLING, *ASSIGNERS), settings=FCOSOptions),
+    "reppoints": DetectorEntry(reppoints, (RepPointsHead,), settings=RepPointsOptions),
+    "tinaface": DetectorEntry(tinaface, (TinaFaceHead,), levels="2-7", assigners=ASSIGNERS, settings=TinaFaceOptions),
+    "tinaface_gn_dcn": DetectorEntry(
+        tinaface_gn_dcn, (tinaface, TinaFaceHead), levels="2-7", assigners=ASSIGNERS, settings=TinaFaceOptions
+    ),
+    "ssd": DetectorEntry(ssd, (SSDHead,), classes=80, find_configuration=find_configuration, settings=SSDOptions),
 }

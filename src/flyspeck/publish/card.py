@@ -153,7 +153,12 @@ def card(
 ) -> str:
     """The card as Markdown; `@SIZE@` and `@HASH@` stand for the size and SHA-256 of the weights file."""
     height, width = (int(side) for side in description["training_size"])
-    costs = cost(detector.cpu(), (height, width), proposals=recipe.model.head.get("proposals"), latency_runs=20 * speed)
+    costs = cost(
+        detector.cpu(),
+        (height, width),
+        proposals=getattr(recipe.model.head, "proposals", None),
+        latency_runs=20 * speed,
+    )
     known = json.loads((run / "environment.json").read_text(encoding="utf-8"))
     dtype = "half" if parity.holds else "single"
     here = environment()

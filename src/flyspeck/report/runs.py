@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.errors import UserError
 from flyspeck.evaluate import DetectionTable, EvaluationResult, evaluate, protocol_named
 from flyspeck.files import read_jsonl
+from flyspeck.plain_yaml import read_yaml
 
 CHOSEN = "factor-probabilities-val.json"
 """Where a run with a factor predictor says what it chose."""
@@ -129,10 +129,7 @@ def _ground_truth(recipe: Mapping[str, Any], gt: Path | str | None, where: Path)
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"not YAML: {' '.join(str(error).split())}", where=path) from None
+    content, _ = read_yaml(path)
     if not isinstance(content, dict):
         raise UserError("is not a recipe", where=path)
     return content

@@ -10,14 +10,20 @@ import torch
 from flyspeck import boxes as box_algebra
 from flyspeck.data.annotations import Annotations
 from flyspeck.errors import UserError
-from flyspeck.models.assigners.build import CENTER_SAMPLING, AssignerBuilder, named_assigner, refuse_unless
+from flyspeck.models.assigners.build import (
+    CENTER_SAMPLING,
+    AssignerBuilder,
+    AssignerOptions,
+    named_assigner,
+    refuse_unless,
+)
 from flyspeck.models.assigners.hosts import priors_of
-from flyspeck.models.assigners.simd import RatioMeans
+from flyspeck.models.assigners.nwd import NWDOptions
+from flyspeck.models.assigners.simd import RatioMeans, SimDOptions
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.detector import Detector
 from flyspeck.models.receptive import receptive_fields
 from flyspeck.models.zoo import DETECTORS
-from flyspeck.train.config import AssignerConfig
 
 log = logging.getLogger("flyspeck")
 _IMAGES = 1000
@@ -25,7 +31,7 @@ _IMAGES = 1000
 
 
 def recipe_assigner(
-    config: AssignerConfig | None, host: str, backbone: StagedBackbone, num_extra: int
+    config: AssignerOptions | None, host: str, backbone: StagedBackbone, num_extra: int
 ) -> AssignerBuilder | None:
     """The builder for the detector `host` (its zoo name) on `backbone`, or None for the host's own rule.
 
@@ -39,14 +45,8 @@ def recipe_assigner(
         return None
     return named_assigner(
         config.name,
-        foreground=config.foreground,
-        background=config.background,
-        **({} if config.constant is None else {"constant": config.constant}),
-        ratios=config.ratios,
         receptive_fields=fields_of(backbone, num_extra),
-        distance=config.distance,
-        k=config.k,
-        decay=config.decay,
+        **config.model_dump(exclude={"name"}, exclude_none=True),
     )
 
 
@@ -56,17 +56,17 @@ def fields_of(backbone: StagedBackbone, num_extra: int) -> tuple[float, ...]:
     return receptive_fields(backbone, [*strides, *(strides[-1] * 2 ** (i + 1) for i in range(num_extra))])
 
 
-def settled_assigner(config: AssignerConfig, detector: Detector, train: Annotations) -> AssignerConfig:
+def settled_assigner(config: AssignerOptions, detector: Detector, train: Annotations) -> AssignerOptions:
     """`config` with what it takes from the training set: NWD's constant, the mean object size; SimD's m and n.
 
     `detector` only lends its priors.
     """
-    if config.name == "nwd" and config.constant is None:
+    if isinstance(config, NWDOptions) and config.constant is None:
         objects = _objects(train)
         constant = round(float(box_algebra.size(objects).mean()), 2)
         log.info("NWD's constant, the mean size of the training set's objects: %.2f px", constant)
         return config.model_copy(update={"constant": constant})
-    if config.name == "simd" and config.ratios is None:
+    if isinstance(config, SimDOptions) and config.ratios is None:
         m, n = simd_ratios(detector, train)
         log.info("SimD's m and n of the training set: %.3f, %.3f", m, n)
         return config.model_copy(update={"ratios": (round(m, 4), round(n, 4))})

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import pydantic
 import torch
 from torch import Tensor
 
@@ -21,21 +22,25 @@ from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.build import build, check_options
 from flyspeck.models.detector import Detector, PixelNorm
 from flyspeck.models.layers import NORMS
-from flyspeck.models.names import DYNAMIC, ZooName, parse_name
+from flyspeck.models.names import parse_name
 from flyspeck.models.necks.fpn import FPN, sigma_power_
 from flyspeck.models.postprocess import Suppression
 from flyspeck.models.weights import levels_from_shared
+from flyspeck.options import Options, explained
 from flyspeck.train.assigners import fields_of, recipe_assigner
 from flyspeck.train.checkpoint import load_weights, weights_file
-from flyspeck.train.config import AnchorConfig, DynamicConfig, ModelConfig
 from flyspeck.train.dynamic import make_dynamic, restore_predictor
+from flyspeck.train.dynamic_config import DynamicConfig
+from flyspeck.train.model_config import AnchorConfig, ModelConfig, named_parts
 from flyspeck.train.start import take_over
+from flyspeck.version import VERSION
 
 FORMAT = 2
 """Of a description. 1 is that of version 0.1.0, which padded every batch to 32, SSDs' too, and counted explicit levels as
 they were before a stride elimination."""
-_OWN_KEYS = {"anchors", "assigner", "channels", "fusion", "norm"}
-"""Of the detector's builder, but keys of the recipe's `model` itself."""
+Section = TypeVar("Section", bound=Options)
+_UNSAID: dict[str, dict[str, Any]] = {"dynamic": {"stride": "replaced"}}
+"""What was always so until version 0.1, and is not said in its files."""
 
 
 def fitted_anchors(annotations: Annotations, finest_stride: float) -> AnchorConfig:
@@ -63,17 +68,10 @@ def build_detector(
     set (fitted anchors, statistical fusion factors) must be filled in already. `levels_before_elimination` is that of
     `models.build.build`.
     """
-    name = parse_name(model.name)
-    if name.detector is None:
-        raise UserError(
-            f"'{model.name}' is a backbone", where="model.name", fix=f"write faster_rcnn:{model.name} or the like"
-        )
-    if name.dynamic:
-        raise UserError(
-            f"'{model.name}' is a name to count with", where="model.name",
-            fix=f"write {model.name.removeprefix(DYNAMIC)}, and a section `dynamic`",
-        )  # fmt: skip
-    options = _options(name, model)
+    host = named_parts(model.name)[0]
+    for key in ("anchors", "fusion"):  # of the assigner `recipe_assigner` knows more
+        if getattr(model, key) is not None:
+            check_options(parse_name(model.name), {key: None}, where=f"model.{key}")
     detector = build(
         model.name,
         classes=classes,
@@ -82,13 +80,13 @@ def build_detector(
         levels=model.levels,
         weights=model.weights if load else None,
         levels_before_elimination=levels_before_elimination,
-        prepare=partial(_prepare, model, name.detector),
+        backbone_options=model.backbone.model_dump(),
+        prepare=partial(_prepare, model, host),
         channels=model.channels,
         norm=NORMS[model.norm],
         suppression=Suppression(
             score=model.min_score, iou=model.nms, max_detections=model.max_detections, soft=model.soft_nms
         ),
-        **options,
     )
     assert isinstance(detector, Detector)
     if load and model.sigma is not None:
@@ -98,35 +96,24 @@ def build_detector(
     return detector
 
 
-def _options(name: ZooName, model: ModelConfig) -> dict[str, Any]:
-    """What the recipe says of the detector's builder; raises UserError for what it does not take."""
-    for key in _OWN_KEYS & model.head.keys():
-        raise UserError(f"head.{key} is no option of its own", where="model.head", fix=f"set model.{key}")
-    check_options(name, model.head, where="model.head")
-    options: dict[str, Any] = dict(model.head)
-    for key in ("anchors", "fusion"):  # of the assigner `recipe_assigner` knows more
-        if getattr(model, key) is not None:
-            check_options(name, {key: None}, where=f"model.{key}")
-    if model.anchors is not None:
-        a = model.anchors
-        options["anchors"] = partial(strided_anchors, base_scale=a.base_scale, ratios=a.ratios, octaves=a.octaves)
-    if model.fusion is not None:
-        options["fusion"] = model.fusion
-    return options
-
-
 def _prepare(model: ModelConfig, host: str, backbone: StagedBackbone, num_extra: int) -> dict[str, Any]:
-    """Freezes what the recipe freezes, and gives what depends on the backbone: the assigner, anchors on receptive fields."""
+    """Freezes what the recipe freezes; returns what it says of the detector `host`, which partly depends on the backbone."""
     if model.freeze_norms:
         freeze_norms(backbone)
     if model.frozen_stages:
         freeze_stages(backbone, model.frozen_stages)
-    options: dict[str, Any] = {}
-    if model.anchors is not None and model.anchors.receptive_fields:
-        fields = fields_of(backbone, num_extra)
-        options["anchors"] = partial(receptive_anchors, receptive_fields=fields, ratios=model.anchors.ratios)
+    options: dict[str, Any] = model.head.model_dump()
+    if model.anchors is not None:
+        a = model.anchors
+        options["anchors"] = partial(strided_anchors, base_scale=a.base_scale, ratios=a.ratios, octaves=a.octaves)
+        if a.receptive_fields:
+            fields = fields_of(backbone, num_extra)
+            options["anchors"] = partial(receptive_anchors, receptive_fields=fields, ratios=a.ratios)
     if model.assigner is not None:
         options["assigner"] = recipe_assigner(model.assigner, host, backbone, num_extra)
+    if model.fusion is not None:
+        edges = len(backbone.features) - 1
+        options["fusion"] = [model.fusion] * edges if isinstance(model.fusion, int | float) else model.fusion
     return options
 
 
@@ -165,10 +152,46 @@ def describe_model(
     }
 
 
-def detector_from_description(description: Mapping[str, Any]) -> Detector:
-    """The detector that `describe_model` described, with random weights."""
+def described(description: Mapping[str, Any], key: str, section: type[Section], *, where: object) -> Section:
+    """The part `key` of a checkpoint's description as a `section`.
+
+    Raises UserError, which names the file `where`, for one that this version cannot read.
+    """
+    content = description[key]
+    if isinstance(content, Mapping):
+        content = {**_UNSAID.get(key, {}), **content}
+    try:
+        return section.model_validate(content)
+    except pydantic.ValidationError as error:
+        fault = explained(error, content)
+        # What a part's name is like is worth saying; what a key is like is not, as nobody has typed it.
+        nearer = f"{fault.fix}; " if "unknown key" not in fault.what and fault.fix else ""
+        raise UserError(
+            f"this version ({VERSION}) cannot build the {key} it describes: {fault.what}",
+            where=where,
+            fix=f"{nearer}if a newer version has written it, update flyspeck",
+        ) from None
+
+
+def check_description(description: Mapping[str, Any], *, where: object) -> None:
+    """Raises UserError for what no version has written, and for a format that is newer than this version's."""
+    version = description.get("format", 1)
+    if not isinstance(version, int) or version > FORMAT:
+        raise UserError(
+            f"a description of format {version}, this version ({VERSION}) reads up to {FORMAT}",
+            where=where,
+            fix="update flyspeck",
+        )
+    for key in ("model", "classes", "mean", "std"):
+        if not isinstance(description.get(key), Mapping if key == "model" else list):
+            raise UserError(f"does not say what its {key} is", where=where, fix="give a file that flyspeck wrote")
+
+
+def detector_from_description(description: Mapping[str, Any], *, where: object = "checkpoint") -> Detector:
+    """The detector that `describe_model` described, with random weights; `where` is the file that an error names."""
+    check_description(description, where=where)
     old = description.get("format", 1) < FORMAT
-    model = ModelConfig.model_validate(description["model"])
+    model = described(description, "model", ModelConfig, where=where)
     detector = build_detector(
         model,
         classes=description["classes"],
@@ -180,8 +203,7 @@ def detector_from_description(description: Mapping[str, Any]) -> Detector:
     if old:
         detector.divisor = 32
     if "dynamic" in description:
-        # Until version 0.1 the stride was always replaced, and files did not say so.
-        make_dynamic(detector, DynamicConfig.model_validate({"stride": "replaced", **description["dynamic"]}))
+        make_dynamic(detector, described(description, "dynamic", DynamicConfig, where=where))
     if "predictor" in description:
         restore_predictor(detector, description["predictor"])
     return detector
@@ -199,7 +221,7 @@ def load_described(path: Path | str) -> tuple[Detector, dict[str, Any]]:
     """`load_detector`, and what the file says of itself: model, classes, figures, recipe, training size."""
     file = weights_file(path)
     state, description = load_weights(file)
-    detector = detector_from_description(description)
+    detector = detector_from_description(description, where=file)
     _load_state(detector, state, file)
     return detector.eval(), description
 

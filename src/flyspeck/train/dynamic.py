@@ -18,7 +18,7 @@ from flyspeck.models.dynamic.norms import privatise_norms
 from flyspeck.models.dynamic.pooling import find_switch, pool_dynamically
 from flyspeck.models.dynamic.predictor import Decision
 from flyspeck.models.dynamic.router import attach_predictor
-from flyspeck.train.config import DynamicConfig
+from flyspeck.train.dynamic_config import DynamicConfig
 from flyspeck.train.loop import DetectionObjective
 from flyspeck.types import ImageBatch, Targets
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -17,7 +18,16 @@ from flyspeck.data.sampling import EpochSampler, repeat_factors
 from flyspeck.data.square_crop import RandomSquareCrop
 from flyspeck.data.transforms import Compose, Photometric, RandomFlip, RandomScaleCrop, RandomTurn, Transform
 from flyspeck.errors import UserError, nearest
-from flyspeck.train.config import AugmentConfig, DataConfig, Recipe
+from flyspeck.train.sections import AugmentConfig, DataConfig, TrainConfig
+
+
+class LoadedSections(Protocol):
+    """What is read here of a recipe."""
+
+    data: DataConfig
+    augment: AugmentConfig
+    train: TrainConfig
+
 
 log = logging.getLogger("flyspeck")
 
@@ -116,7 +126,7 @@ def augmentation(config: AugmentConfig, train: Annotations) -> Transform:
 
 
 def training_loader(
-    recipe: Recipe,
+    recipe: LoadedSections,
     train: Annotations,
     *,
     channels: int,

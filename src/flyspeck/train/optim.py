@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from flyspeck.train.config import TrainConfig
+from flyspeck.train.sections import TrainConfig
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 

@@ -11,13 +11,15 @@ from flyspeck import boxes as box_algebra
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.inspect import BINS, EDGES
 from flyspeck.errors import UserError
+from flyspeck.models.assigners.build import ASSIGNER_OPTIONS, AssignerOptions
 from flyspeck.models.assigners.hosts import map_sizes_of
 from flyspeck.models.detector import Detector
 from flyspeck.models.names import parse_name
 from flyspeck.models.zoo import DETECTORS
+from flyspeck.options import validated
 from flyspeck.train.assigners import settled_assigner
 from flyspeck.train.build import build_detector, finest_stride, fitted_anchors
-from flyspeck.train.config import AssignerConfig, ModelConfig, load_recipe
+from flyspeck.train.config import ModelConfig, load_recipe
 from flyspeck.types import Targets
 
 IMAGES = 200
@@ -49,19 +51,19 @@ def positives_by_size(annotations: Annotations, detector: str, *, images: int = 
     bare = _build(model)
     found: dict[str, Any] = {}
     for assigner in names:
-        asked = own if own is not None and own.name == assigner else AssignerConfig(name=assigner)  # type: ignore[arg-type]
-        config = settled_assigner(asked, bare, table)
+        asked = own if own is not None and own.name == assigner else ASSIGNER_OPTIONS[assigner]()
+        config = settled_assigner(asked, bare, table)  # type: ignore[arg-type]
         found[assigner] = _count(_build(model.model_copy(update={"assigner": config})), table)
     return {"detector": detector, "images": len(table), "assigners": found}
 
 
-def _model(detector: str) -> tuple[ModelConfig, AssignerConfig | None]:
+def _model(detector: str) -> tuple[ModelConfig, AssignerOptions | None]:
     """A small model with the anchors of a zoo name or of a recipe, and the recipe's assigner.
 
     Width and channels change nothing about anchors, points and receptive fields.
     """
     if not detector.endswith((".yaml", ".yml")):
-        return ModelConfig(name=detector, width=0.25, channels=16), None
+        return validated(ModelConfig, {"name": detector, "width": 0.25, "channels": 16}, where="--detector"), None
     given = load_recipe(detector).model
     return ModelConfig(
         name=given.name, levels=given.levels, anchors=given.anchors, width=min(given.width, 0.25), channels=16

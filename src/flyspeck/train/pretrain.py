@@ -25,9 +25,9 @@ from flyspeck.errors import UserError
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.classifier import Classifier
 from flyspeck.models.weights import save_weights
-from flyspeck.train.config import TrainConfig
 from flyspeck.train.memory import freed_memory_kept
 from flyspeck.train.optim import build_optimizer, lr_factor, set_lr
+from flyspeck.train.sections import TrainConfig
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flyspeck.train.config import Recipe, apply_change, load_recipe, parse_recipe, resolve_paths
+from flyspeck.plain_yaml import Places, set_value
+from flyspeck.train.config import Recipe, load_recipe, parse_recipe, resolve_paths
 from flyspeck.train.progress import Reporter, read_jsonl
 from flyspeck.train.run import train as run_recipe
 
@@ -59,7 +60,8 @@ def train(
         recipe: A YAML file, a run folder to go on with, a mapping of the same sections, or a `Recipe`. Paths in a file are
             relative to it, in a mapping to the working directory.
         out: The run folder; None: the run folder given, or `runs/NAME`.
-        changes: Fields to change, as in `["train.epochs=3"]`; values are YAML. Not for a `Recipe`.
+        changes: Fields to change, as in `["train.epochs=3"]`; values are YAML, paths relative to the working directory. Not
+            for a `Recipe`.
         resume: Go on from the run's last checkpoint.
         reporter: Told what happens; None: the run's files, and the console.
 
@@ -84,10 +86,10 @@ def read_recipe(
             raise ValueError("changes to a Recipe: use its model_copy")
         return recipe, None
     if isinstance(recipe, Mapping):
-        content = _plain(recipe)
+        content, places = _plain(recipe), Places("recipe")
         for change in changes:
-            apply_change(content, change)
-        return resolve_paths(parse_recipe(content), Path.cwd()), None
+            set_value(content, places, change)
+        return resolve_paths(parse_recipe(content, locate=places), Path.cwd()), None
     path = Path(recipe)
     folder = path if path.is_dir() else None
     return load_recipe(path / "recipe.yaml" if folder else path, list(changes)), folder

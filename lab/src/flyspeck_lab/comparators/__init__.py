@@ -11,13 +11,18 @@ def register() -> None:
     from flyspeck.models.batch_decoding import register_onnx
     from flyspeck.models.heads.faster_rcnn import FasterRCNNHead, faster_rcnn
     from flyspeck.models.heads.retinanet import RetinaNetHead, retinanet
-    from flyspeck_lab.comparators.free_anchor import free_anchor
-    from flyspeck_lab.comparators.grid_rcnn import GridRCNNHead, grid_rcnn
-    from flyspeck_lab.comparators.libra_rcnn import attend_onnx, libra_rcnn
+    from flyspeck_lab.comparators.free_anchor import FreeAnchorOptions, free_anchor
+    from flyspeck_lab.comparators.grid_rcnn import GridRCNNHead, GridRCNNOptions, grid_rcnn
+    from flyspeck_lab.comparators.libra_rcnn import LibraRCNNOptions, attend_onnx, libra_rcnn
 
-    register_detector("free_anchor", free_anchor, passes_to=(retinanet, RetinaNetHead))
+    register_detector("free_anchor", free_anchor, passes_to=(retinanet, RetinaNetHead), options=FreeAnchorOptions)
     register_detector(
-        "libra_rcnn", libra_rcnn, passes_to=(faster_rcnn, FasterRCNNHead), assigners=ASSIGNERS, like="faster_rcnn"
+        "libra_rcnn",
+        libra_rcnn,
+        passes_to=(faster_rcnn, FasterRCNNHead),
+        assigners=ASSIGNERS,
+        like="faster_rcnn",
+        options=LibraRCNNOptions,
     )
     register_onnx("flyspeck_lab::attend_halved", attend_onnx)
-    register_detector("grid_rcnn", grid_rcnn, passes_to=(GridRCNNHead,), like="faster_rcnn")
+    register_detector("grid_rcnn", grid_rcnn, passes_to=(GridRCNNHead,), like="faster_rcnn", options=GridRCNNOptions)

@@ -33,7 +33,8 @@ from flyspeck.models.anchors import AnchorBuilder, strided_anchors
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.batch_decoding import BatchDetections, Size, suppress_levels, suppress_regions
 from flyspeck.models.detector import Detector, Head, PixelNorm
-from flyspeck.models.heads.roi import RoIPool, TwoStageOptions, assign_regions, sample_balanced
+from flyspeck.models.heads.faster_rcnn import TwoStageOptions
+from flyspeck.models.heads.roi import RoIPool, assign_regions, sample_balanced
 from flyspeck.models.heads.rpn import RPN, ProposalRule
 from flyspeck.models.layers import NormBuilder, init_normal
 from flyspeck.models.losses import mean_over_processes

@@ -36,8 +36,7 @@ from flyspeck import boxes as box_algebra
 from flyspeck.models.assign import BACKGROUND
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.detector import Detector, SupervisedNeck
-from flyspeck.models.heads.faster_rcnn import faster_rcnn
-from flyspeck.models.heads.roi import TwoStageOptions
+from flyspeck.models.heads.faster_rcnn import TwoStageOptions, faster_rcnn
 from flyspeck.models.layers import NormBuilder
 from flyspeck.models.necks.fpn import FPN, FusionMode
 from flyspeck.options import Share

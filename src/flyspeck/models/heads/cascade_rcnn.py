@@ -30,8 +30,8 @@ from flyspeck.models.assigners.build import AssignerBuilder
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.batch_decoding import BatchDetections, Size, suppress_regions
 from flyspeck.models.detector import Detector, Head, PixelNorm
-from flyspeck.models.heads.faster_rcnn import BOX_WEIGHTS
-from flyspeck.models.heads.roi import BoxHead, RoIPool, TwoStageOptions, assign_regions, sample_balanced
+from flyspeck.models.heads.faster_rcnn import BOX_WEIGHTS, TwoStageOptions
+from flyspeck.models.heads.roi import BoxHead, RoIPool, assign_regions, sample_balanced
 from flyspeck.models.heads.rpn import RPN, ProposalRule
 from flyspeck.models.layers import NormBuilder
 from flyspeck.models.losses import mean_over_processes, smooth_l1

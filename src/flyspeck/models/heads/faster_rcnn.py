@@ -24,13 +24,13 @@ from flyspeck.models.assigners.build import AssignerBuilder
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.batch_decoding import BatchDetections, Size, suppress_regions
 from flyspeck.models.detector import DenseOutputs, Detector, Head, PixelNorm
-from flyspeck.models.heads.roi import BoxHead, RoIPool, TwoStageOptions, assign_regions, sample_balanced
-from flyspeck.models.heads.rpn import RPN, ProposalRule
+from flyspeck.models.heads.roi import BoxHead, RoIPool, RoIPoolOptions, assign_regions, sample_balanced
+from flyspeck.models.heads.rpn import RPN, ProposalRule, RPNOptions
 from flyspeck.models.layers import NormBuilder
 from flyspeck.models.losses import mean_over_processes, smooth_l1
 from flyspeck.models.necks.fpn import FPN, FusionMode
 from flyspeck.models.postprocess import RawDetections, Suppression, suppress
-from flyspeck.options import Share
+from flyspeck.options import Count, Options, Share
 from flyspeck.types import FeatureSpec, Targets
 
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -187,6 +187,25 @@ class FasterRCNNHead(Head):
     ) -> tuple[Tensor, Tensor]:
         """See `Head.region_outputs`."""
         return self.box_head(self.pool(maps, regions, padded))
+
+
+class TwoStageOptions(Options):
+    """What detectors have in common that look at proposals a second time."""
+
+    hidden: int = Field(default=1024, ge=1, le=65536)
+    """Width of the box head's hidden layers: 256 on a laptop."""
+    proposals: Count = 1000
+    """Regions an image that the box head looks at: 300 on a laptop, where an image holds fewer objects."""
+    train_proposals: Count = 1000
+    """Regions an image among which the box head's training samples."""
+    samples: Count = 512
+    """Regions an image that the box head's losses are taken of: 128 on a laptop."""
+    positive_share: Share = 0.25
+    """Share of the samples that may show an object."""
+    rpn: RPNOptions = RPNOptions()
+    """The region proposal network."""
+    pool: RoIPoolOptions = RoIPoolOptions()
+    """How regions are cut from the pyramid."""
 
 
 class FasterRCNNOptions(TwoStageOptions):

@@ -16,10 +16,9 @@ from flyspeck import boxes as box_algebra
 from flyspeck.models import batch_decoding
 from flyspeck.models.assign import BACKGROUND, IGNORED, max_iou_assign, sample_balanced
 from flyspeck.models.batch_decoding import Size
-from flyspeck.models.heads.rpn import RPNOptions
 from flyspeck.models.layers import init_normal
 from flyspeck.models.roi_align import pyramid_roi_align
-from flyspeck.options import Count, Options, Share
+from flyspeck.options import Options
 from flyspeck.types import Targets
 
 
@@ -34,25 +33,6 @@ class RoIPoolOptions(Options):
     """Cells are read half a pixel earlier, which is where they are."""
     canonical: float = Field(default=224.0, gt=0)
     """Size in px (square root of the area) of a region that is cut from stride 16; half of it from stride 8, and so on."""
-
-
-class TwoStageOptions(Options):
-    """What detectors have in common that look at proposals a second time."""
-
-    hidden: int = Field(default=1024, ge=1, le=65536)
-    """Width of the box head's hidden layers: 256 on a laptop."""
-    proposals: Count = 1000
-    """Regions an image that the box head looks at: 300 on a laptop, where an image holds fewer objects."""
-    train_proposals: Count = 1000
-    """Regions an image among which the box head's training samples."""
-    samples: Count = 512
-    """Regions an image that the box head's losses are taken of: 128 on a laptop."""
-    positive_share: Share = 0.25
-    """Share of the samples that may show an object."""
-    rpn: RPNOptions = RPNOptions()
-    """The region proposal network."""
-    pool: RoIPoolOptions = RoIPoolOptions()
-    """How regions are cut from the pyramid."""
 
 
 class RoIPool(nn.Module):

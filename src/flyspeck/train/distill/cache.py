@@ -24,8 +24,8 @@ from flyspeck.data.loading import DetectionDataset, collate
 from flyspeck.data.transforms import flip_horizontal, flip_vertical
 from flyspeck.errors import UserError
 from flyspeck.files import write_json
-from flyspeck.train.config import AugmentConfig
 from flyspeck.train.distill.teacher import Observe, Teacher, TeacherOutputs
+from flyspeck.train.sections import AugmentConfig
 from flyspeck.types import ImageBatch, Sample
 
 log = logging.getLogger("flyspeck")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flyspeck.models.detector import Detector
-from flyspeck.train.distill.config import DistillConfig, Weight
+from flyspeck.train.distill.config import DistillConfig, LevelWeight
 from flyspeck.train.distill.features import TERMS, CellRule, FeatureTerms
 from flyspeck.train.distill.levels import LevelPair, match_levels
 from flyspeck.train.distill.response import ResponseTerms, watched
@@ -144,5 +144,5 @@ def terms_of(
     return feature_terms(config, student, teacher)
 
 
-def _by_level(value: Weight, pairs: Sequence[LevelPair]) -> list[float]:
+def _by_level(value: LevelWeight, pairs: Sequence[LevelPair]) -> list[float]:
     return list(value) if isinstance(value, list) else [value] * len(pairs)

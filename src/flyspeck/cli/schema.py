@@ -1,0 +1,30 @@
+"""`flyspeck schema`: what a recipe may say, for editors and as a page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import typer
+
+
+def schema(
+    format: Literal["json", "markdown"] = typer.Option(
+        "json", "--format", help="A JSON schema, or the reference page."
+    ),
+    out: Path | None = typer.Option(None, "--out", metavar="FILE", help="Where to write; default: print."),
+) -> None:
+    """What a recipe may say, with a sentence and bounds for every field: a JSON schema for editors, or a page.
+
+    An editor with a YAML language server checks a recipe and completes its keys when the recipe's first line is
+    `# yaml-language-server: $schema=recipe.schema.json`, after `flyspeck schema --out recipe.schema.json`.
+    """
+    from flyspeck.files import write_text
+    from flyspeck.train.reference import markdown, recipe_schema
+
+    text = markdown() if format == "markdown" else json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n"
+    if out is None:
+        typer.echo(text, nl=False)
+    else:
+        write_text(out, text)

@@ -1,0 +1,146 @@
+"""The sections of a recipe that are about data, training and measuring. Every field has its sentence below it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue
+
+from flyspeck.options import Count, Options, Positive, Seed, Share
+
+PATH: dict[str, JsonValue] = {"format": "path"}
+"""Marks a field that names a file or folder: relative to the recipe, and to the working folder on the command line."""
+PATH_OR_NAME: dict[str, JsonValue] = {"format": "path-or-name"}
+"""Likewise where it holds a slash or a dot; any other word is a name."""
+Side = Annotated[int, Field(ge=1, le=1_000_000)]
+"""Pixels."""
+
+
+class DataConfig(Options):
+    """Where the images are and how they are read."""
+
+    train: str = Field(json_schema_extra=PATH)
+    """Annotations to learn from: any format that `flyspeck data inspect` reads."""
+    val: str = Field(json_schema_extra=PATH)
+    """Annotations to measure on."""
+    format: str | None = None
+    """Name of the format; null looks at the files."""
+    pixels: Literal["half-open", "from-0", "from-1"] | None = None
+    """What whole-pixel corners mean where the format leaves it open (VOC); null takes what the writing tool means."""
+    encoding: str | None = None
+    """Encoding of text files that are not UTF-8 and do not say what they are: cp1252, gbk, …"""
+    classes: list[str] | None = None
+    """Classes to learn, in order; null takes all. Boxes of the others are left out."""
+    channels: Literal[1, 3] | None = None
+    """Channels to read; null takes what the first image has."""
+    cache: Literal["none", "ram"] = "none"
+    """Keep decoded images in memory (a set of small images trains faster)."""
+    check_files: Literal["none", "headers", "full"] = "headers"
+    """What is looked at of every image of both sets before the first step: nothing, its header, or all of its pixels."""
+    max_objects: Count | None = None
+    """Leave out training images with more objects (the papers use 200)."""
+    max_broken_share: Share = 0.0
+    """Share of unreadable images, and of broken annotations, that training may skip; they are counted and listed."""
+    train_limit: int | None = Field(default=None, ge=1, le=2**31 - 1)
+    """Use only so many training images, evenly spread over the file."""
+    val_limit: int | None = Field(default=None, ge=1, le=2**31 - 1)
+    """Use only so many validation images, evenly spread over the file."""
+    enlarge: float = Field(default=1.0, gt=0, le=100)
+    """The network learns from and looks at images enlarged so much; results and size bins stay in the files' pixels."""
+    short_side: Side | None = None
+    """Enlarge (or shrink) each image until its shorter side has so many pixels; takes the place of `enlarge`."""
+
+
+class AugmentConfig(Options):
+    """What training does to an image, in the order of the fields. Everything is seeded by epoch and image."""
+
+    copy_paste: Share = 0.0
+    """Probability of pasting copies of tiny objects from other images."""
+    copy_paste_max_objects: Count = 8
+    """Copies per image, at most."""
+    copy_paste_max_size: Positive = 32.0
+    """Only objects up to this size (square root of the area, px) are copied."""
+    flip: Share = 0.5
+    """Probability of a horizontal flip."""
+    vertical_flip: Share = 0.0
+    """Probability of a vertical flip (images from above)."""
+    rot90: Share = 0.0
+    """Probability of a quarter turn (images from straight above)."""
+    scale: tuple[Positive, Positive] = (1.0, 1.0)
+    """Range of the random enlargement before the crop."""
+    crop: tuple[Side, Side] | None = None
+    """(height, width) of a random crop; smaller images are padded. null keeps the whole image."""
+    toward_objects: Share = 0.0
+    """Probability that the crop is placed around an object; in huge images most random crops are empty."""
+    square_crops: list[float] = Field(default=[])
+    """In place of `scale`: cut a square of one of these shares of the shorter side around an object, and resize it to `crop`."""
+    photometric: Share = 0.0
+    """Strength of random brightness, contrast, gamma, noise and blur; 0 is off."""
+    oversample: float = Field(default=0.0, ge=0)
+    """Repeat images with rare classes or tiny objects: 0 is off, 1 the full repeat factor."""
+
+
+class TrainConfig(Options):
+    """The optimisation."""
+
+    epochs: Count = 12
+    """Passes over the training set."""
+    batch_size: Count = 8
+    """Images per step over all processes; the learning rate belongs to this number."""
+    accumulate: Count = 1
+    """Split a batch into this many forward passes."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """SGD with momentum, Adam, or Adam with decoupled weight decay."""
+    lr: Positive = 0.01
+    """Learning rate after the warm-up; about 0.01 suits SGD, 0.001 the Adams."""
+    backbone_lr: float = Field(default=1.0, ge=0)
+    """Factor on the learning rate of the backbone."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Of SGD; with Adam its first beta."""
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Adam's second beta. In runs of a few thousand steps 0.99 forgets the first, large gradients in time."""
+    weight_decay: float = Field(default=1e-4, ge=0)
+    """Not applied to norm layers and biases."""
+    warmup_steps: int = Field(default=200, ge=0, le=10**9)
+    """Steps in which the learning rate rises in a line from near 0."""
+    schedule: Literal["step", "cosine", "cosine_restarts", "constant"] = "step"
+    """How the learning rate goes after the warm-up: in steps down, along a cosine, along several, or not at all."""
+    milestones: list[Share] = Field(default=[2 / 3, 11 / 12])
+    """Where the step schedule multiplies by 0.1, as shares of the run (8 and 11 of 12 epochs)."""
+    final_lr: Share = 0.01
+    """Where the cosine ends, as a share of `lr`."""
+    restart_epochs: Count = 30
+    """Epochs of one cosine of `cosine_restarts`, which then begins again at the full rate."""
+    clip_grad: Positive | None = 35.0
+    """Largest norm of the gradient; null leaves it as it is."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay of an exponential moving average of the weights, which is then what is evaluated and kept."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the forward pass; the weights stay fp32."""
+    channels_last: bool = True
+    """Memory layout of the convolutions: faster on most machines, the same numbers up to rounding."""
+    seed: Seed = 0
+    """Of the first weights, the order of the images and what is done to them."""
+    workers: int | None = Field(default=None, ge=0, le=1024)
+    """Loader processes; null fits them to the machine."""
+    log_every: Count = 20
+    """Steps between two lines of the log."""
+    eval_every: Count = 1
+    """Epochs between two evaluations; the last epoch is always evaluated."""
+    checkpoint_every: Count | None = None
+    """Steps between two checkpoints within an epoch; null saves at the end of each epoch only."""
+    tensorboard: bool = False
+    """Also write the curves for TensorBoard, into the run folder."""
+
+
+class EvaluateConfig(Options):
+    """How the run measures itself."""
+
+    protocol: str = "flyspeck"
+    """A protocol by name; see `flyspeck eval --help`."""
+    best: str = "ap50_tiny"
+    """The figure that picks the best checkpoint."""
+    batch_size: Count = 8
+    """Images at a time."""
+    tile: tuple[Side, Side] | None = None
+    """(height, width) of inference tiles; null: images up to twice the training size go whole."""
