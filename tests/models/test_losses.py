@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from flyspeck.models.assigners.nwd import nwd_loss
-from flyspeck.models.losses import diou_loss, focal_loss, giou_loss, smooth_l1
+from flyspeck.models.losses import diou_loss, focal_loss, giou_loss, mean_over_processes, smooth_l1
 from loss_battery import SHIFTS, Loss, check_a_step_against_the_gradient, check_equal_boxes, check_sums, encoded, square
 
 LOSSES: dict[str, Loss] = {
@@ -48,6 +48,23 @@ def test_equal_boxes_cost_nothing_and_equal_centres_are_told_apart(name: str, si
 @pytest.mark.parametrize("name", LOSSES)
 def test_no_boxes_cost_nothing_and_a_sum_is_a_sum(name: str) -> None:
     check_sums(LOSSES[name])
+
+
+def test_positives_are_the_mean_over_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four processes count 6, 0, 1 and 3: each divides by 2.5, so that their mean gradient is that of the 10 together."""
+
+    def all_reduce(total: torch.Tensor) -> None:
+        total += 0 + 1 + 3
+
+    count = torch.tensor(6.0)
+    assert_close(mean_over_processes(count, count.device), torch.tensor(6.0))
+    assert_close(mean_over_processes(0, count.device), torch.tensor(1.0))
+    assert_close(mean_over_processes(0.25, count.device, at_least=0.5), torch.tensor(0.5))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    assert_close(mean_over_processes(count, count.device), torch.tensor(2.5))
+    assert count == 6  # the caller's own stays
 
 
 @pytest.mark.parametrize("name", ["diou", "giou", "nwd"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,12 @@ def test_batches_are_those_of_the_recipe_s_seed(
 
 @pytest.mark.parametrize("strength", [0.0, 0.5, 1.0])
 def test_how_often_images_come(make_recipe: RecipeMaker, train_set: Annotations, strength: float) -> None:
+    labels, boxes = train_set.labels.copy(), train_set.boxes.copy()
+    rare = int(np.flatnonzero(labels == 0)[0])
+    labels[rare] = 1  # in one image of twelve, which has nothing tiny
+    rows = train_set.of_image(int(train_set.image_index[rare]))
+    boxes[rows] = [0, 0, 40, 40]
+    train_set = replace(train_set, labels=labels, boxes=boxes, classes=("square", "rare"), category_ids=(7, 8))
     loader = training_loader(
         make_recipe(augment={"oversample": strength}), train_set, channels=1, divisor=32, rank=0, world_size=1
     )
@@ -113,4 +120,5 @@ def test_how_often_images_come(make_recipe: RecipeMaker, train_set: Annotations,
         return
     assert repeats is not None
     np.testing.assert_array_equal(repeats, repeat_factors(train_set, rare_below=0.3 * strength, tiny_gain=strength))
-    assert len(set(repeats.tolist())) > 1
+    # The rare class asks for sqrt(0.3 * 12) at strength 1, tiny objects for 1 + their share.
+    assert sorted(set(repeats.tolist())) == pytest.approx(sorted({1.0, (0.3 * strength * 12) ** 0.5, 1 + strength}))

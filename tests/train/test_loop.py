@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from flyspeck.train import loop
+from flyspeck.train.checkpoint import load_weights
 from flyspeck.train.config import Recipe, TrainConfig
 from flyspeck.train.inputs import read_sets, training_loader
 from flyspeck.train.loop import OBSERVED, Batch, fit
@@ -63,9 +64,18 @@ def batches_of(images: Sequence[Tensor], size: int, skip: int = 0) -> Iterator[B
         yield ImageBatch(pixels, ((2, 2),) * size), [NOTHING] * size, list(range(start, start + size))
 
 
-def run(images: Sequence[Tensor], size: int, folder: Path, **config: Any) -> tuple[Line, Lines]:
-    """One epoch of `images` in forward passes of `size`."""
-    line, lines = Line(), Lines()
+def run(
+    images: Sequence[Tensor],
+    size: int,
+    folder: Path,
+    *,
+    line: Line | None = None,
+    measured: Sequence[float] = (),
+    resume: bool = False,
+    **config: Any,
+) -> tuple[Line, Lines]:
+    """`images` in forward passes of `size`, one epoch unless told otherwise; evaluations give what was `measured` in turn."""
+    line, lines, values = line or Line(), Lines(), iter(measured)
     settings = TrainConfig(**{**PLAIN, "epochs": 1, "log_every": 1, "lr": 0.1, **config})
     fit(
         line,
@@ -77,6 +87,9 @@ def run(images: Sequence[Tensor], size: int, folder: Path, **config: Any) -> tup
         description={},
         reporter=lines,
         accelerator=Accelerator(cpu=True),
+        measure=(lambda model: {"score": next(values)}) if measured else None,
+        best="score" if measured else "",
+        resume=resume,
     )
     return line, lines
 
@@ -109,6 +122,76 @@ def test_a_step_by_hand(tmp_path: Path) -> None:
     (record,) = lines.steps
     assert record["losses"] == pytest.approx({"square": (0.16 + 0.36) / 2, "half": 0.25})
     assert record["observed"] == pytest.approx({"mean": 0.1})
+
+
+@pytest.mark.parametrize("limit", [0.1, 1.0, 1e6, None])
+def test_a_long_gradient_is_cut_to_its_limit(tmp_path: Path, limit: float | None) -> None:
+    """The gradient is (1.9, 0.2), as above, so 1.91 long: the step is a tenth of it, or of what is left of it."""
+    line, _ = run([image(1.0), image(3.0)], 2, tmp_path, clip_grad=limit)
+    gradient = torch.tensor([1.9, 0.2])
+    length = float(gradient.norm())
+    expected = gradient * (1.0 if limit is None else min(1.0, limit / length))
+    step = torch.stack([0.5 - line.weight.detach()[0], 0.1 - line.bias.detach()[0]])
+    torch.testing.assert_close(step, 0.1 * expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("measured", "best"), [([0.5, 0.5, 0.5], 1), ([0.1, 0.7, 0.7], 2), ([-1.0, -1.0, 0.0], 3)])
+def test_of_equal_evaluations_the_first_is_the_best(tmp_path: Path, measured: list[float], best: int) -> None:
+    run([image(1.0), image(3.0)], 2, tmp_path, epochs=3, measured=measured)
+    assert load_weights(tmp_path / "best.safetensors")[1]["epoch"] == best
+    assert load_weights(tmp_path / "last.safetensors")[1]["epoch"] == 3
+
+
+class Stop(Exception):
+    """In place of a kill."""
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("stop", [1, 2, 4])
+def test_a_stopped_run_goes_on_with_the_batch_that_is_next(tmp_path: Path, parts: int, stop: int) -> None:
+    """Three steps an epoch, two epochs: with the batches of a step in parts, so many more of them are done."""
+    images = [image(level) for level in torch.linspace(0.1, 2.5, 12).tolist()]
+    settings = {"accumulate": parts, "epochs": 2, "checkpoint_every": 1, "momentum": 0.5}
+    size = 4 // parts
+    (tmp_path / "whole").mkdir()
+    whole, told = run(images, size, tmp_path / "whole", **settings)
+
+    class Stops(Line):
+        def forward(self, images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
+            if len(self.drawn) == stop * parts:
+                raise Stop
+            return super().forward(images, targets)
+
+    (tmp_path / "stopped").mkdir()
+    with pytest.raises(Stop):
+        run(images, size, tmp_path / "stopped", line=Stops(), **settings)
+    again, heard = run(images, size, tmp_path / "stopped", resume=True, **settings)
+    assert [record["step"] for record in heard.steps] == list(range(stop + 1, 7))
+    assert [r["losses"] for r in heard.steps] == [r["losses"] for r in told.steps[stop:]]
+    torch.testing.assert_close([again.weight, again.bias], [whole.weight, whole.bias], rtol=0, atol=0)
+    assert again.drawn == whole.drawn[stop * parts :]
+
+
+def test_speed_is_that_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three processes with 4 images a step, a step every 2 seconds."""
+
+    class Three:
+        num_processes = 3
+
+        def reduce(self, values: Tensor, reduction: str) -> Tensor:
+            return values
+
+    now = [100.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    meter = loop._Meter(Three())  # pyright: ignore[reportArgumentType]
+    for _ in range(2):
+        now[0] += 2
+        meter.add({"a": torch.tensor(1.0)}, 4)
+    assert meter.record()["images_per_second"] == 6
+    now[0] += 4
+    meter.add({"a": torch.tensor(4.0)}, 4)
+    assert meter.record()["images_per_second"] == 3
+    assert meter.epoch_record() == {"losses": {"a": 2.0}, "seconds": 8.0, "images_per_second": 4.5}
 
 
 def test_the_epoch_s_means_are_over_all_its_steps(tmp_path: Path) -> None:
