@@ -20,7 +20,7 @@ from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.pooling import PooledStage, is_dynamic, split_stage
 from flyspeck.models.fold import fold_norms, probe_images
-from flyspeck.models.layers import ConvTower
+from flyspeck.models.layers import ConvTower, places
 
 INPUT = "windows"
 OUTPUTS = ("boxes", "scores", "labels", "counts")
@@ -36,10 +36,9 @@ class DetectorGraph(nn.Module):
         super().__init__()
         check_exportable(detector)
         mine = copy.deepcopy(detector).eval().requires_grad_(False)
-        for parent in list(mine.modules()):
-            for name, child in list(parent.named_children()):
-                if isinstance(child, ConvTower):
-                    setattr(parent, name, LevelTowers(child))
+        for parent, name, child in list(places(mine)):
+            if isinstance(child, ConvTower):
+                setattr(parent, name, LevelTowers(child))
         norm = mine.pixel_norm
         probe = probe_images(int(norm.mean.shape[1]), 256)
         size = (256, 256)

@@ -13,7 +13,7 @@ from torchvision.ops import DeformConv2d
 from flyspeck.errors import UserError
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.follows import what_follows
-from flyspeck.models.layers import NormBuilder
+from flyspeck.models.layers import NormBuilder, places
 
 
 class DeformableConv(nn.Module):
@@ -97,8 +97,11 @@ def replace_batch_norms(module: nn.Module, norm: NormBuilder) -> nn.Module:
 
     What a subclass does after it has normalised stays (an activation, say). Raises UserError where that cannot be told.
     """
-    for name, child in list(module.named_children()):
-        if isinstance(child, nn.BatchNorm2d):
+    replaced: dict[nn.Module, nn.Module] = {}
+    for parent, name, child in list(places(module)):
+        if not isinstance(child, nn.BatchNorm2d):
+            continue
+        if child not in replaced:  # a norm that sits in two places stays one norm
             rest = what_follows(child)
             if rest is None:
                 raise UserError(
@@ -107,7 +110,6 @@ def replace_batch_norms(module: nn.Module, norm: NormBuilder) -> nn.Module:
                     fix="keep the backbone's own norms",
                 )
             made = norm(child.num_features)
-            setattr(module, name, made if isinstance(rest, nn.Identity) else nn.Sequential(made, rest))
-        else:
-            replace_batch_norms(child, norm)
+            replaced[child] = made if isinstance(rest, nn.Identity) else nn.Sequential(made, rest)
+        setattr(parent, name, replaced[child])
     return module

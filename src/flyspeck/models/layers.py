@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -110,3 +110,15 @@ def flatten_levels(maps: Sequence[Tensor], width: int) -> Tensor:
     """Maps `(B, A*width, H_l, W_l)` to one float32 `(B, sum H_l*W_l*A, width)`: by level, row, column, anchor."""
     flat = [m.permute(0, 2, 3, 1).reshape(m.shape[0], -1, width) for m in maps]
     return torch.cat(flat, dim=1).float()
+
+
+def places(root: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    """Every place of every module below `root`: its parent, its name there, and the module.
+
+    A module that sits in two places comes twice, also where both are in one parent; PyTorch's `named_children` leaves out the
+    second, and who replaces modules by it leaves the old one there. Make a list of it before replacing any.
+    """
+    for parent in root.modules():
+        for name, child in parent._modules.items():
+            if child is not None:
+                yield parent, name, child

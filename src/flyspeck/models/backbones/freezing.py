@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from flyspeck.errors import UserError
 from flyspeck.models.backbones.staged import StagedBackbone
+from flyspeck.models.layers import places
 
 
 class FrozenNorm(nn.Module):
@@ -57,17 +58,15 @@ def freeze_norms(module: nn.Module, *, train_affine: bool = False) -> int:
     """
     if isinstance(module, nn.BatchNorm2d):
         raise ValueError("freeze_norms replaces the norms inside a module; give the module that holds the norm")
-    found = 0
-    for name, child in list(module.named_children()):
+    made: dict[nn.Module, nn.BatchNorm2d] = {}
+    for parent, name, child in list(places(module)):
         if isinstance(child, nn.BatchNorm2d):
-            frozen = child if isinstance(child, FrozenNorm) else _frozen(child)
-            for parameter in frozen.parameters(recurse=False):
+            if child not in made:  # a norm that sits in two places stays one norm
+                made[child] = child if isinstance(child, FrozenNorm) else _frozen(child)
+            for parameter in made[child].parameters(recurse=False):
                 parameter.requires_grad_(train_affine and parameter.requires_grad)
-            setattr(module, name, frozen)
-            found += 1
-        else:
-            found += freeze_norms(child, train_affine=train_affine)
-    return found
+            setattr(parent, name, made[child])
+    return len(made)
 
 
 def _frozen(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:

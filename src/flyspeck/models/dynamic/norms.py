@@ -11,7 +11,6 @@ learn from the same data, but a prefix that depends on the factor cannot be run 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
@@ -21,6 +20,7 @@ from flyspeck.models.backbones.freezing import FrozenNorm
 from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.factors import FactorSwitch
 from flyspeck.models.dynamic.pooling import PooledStage, find_switch, staged_backbone
+from flyspeck.models.layers import places
 
 NORMS = (
     nn.modules.batchnorm._BatchNorm,
@@ -52,7 +52,7 @@ def privatise_norms(detector: Detector, *, everywhere: bool = False) -> int:
     are frozen, so that their copies would stay equal.
     """
     switch = find_switch(detector)
-    found = [(parent, name, norm) for root in _parts(detector, everywhere) for parent, name, norm in _norms(root)]
+    found = [place for root in _parts(detector, everywhere) for place in places(root) if isinstance(place[2], NORMS)]
     if not found:
         raise UserError(
             "no norm layers to make private" + ("" if everywhere else " after the resize"),
@@ -96,14 +96,6 @@ def _parts(detector: Detector, everywhere: bool) -> list[nn.Module]:
     names = list(stages)
     first = next(i for i, name in enumerate(names) if isinstance(stages[name], PooledStage))
     return [*(stages[name] for name in names[0 if everywhere else first :]), detector.neck, detector.head]
-
-
-def _norms(root: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
-    """Every norm layer below `root` with its parent and its name there."""
-    for parent in root.modules():
-        for name, child in parent._modules.items():  # `named_children` would leave out a layer's second place
-            if isinstance(child, NORMS):
-                yield parent, name, child
 
 
 def _learns(norm: nn.Module) -> bool:

@@ -56,7 +56,7 @@ class PooledStage(nn.Sequential):
         pool: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        for child, module in stage.named_children():
+        for child, module in stage._modules.items():  # all of them: one module may stand twice
             self.add_module(child, module)
         self.switch, self.name, self.kept = switch, name, kept
         self.pools = (pool,) if pool is not None else ()  # a tuple: no child, so that the children's names stay
@@ -175,7 +175,7 @@ def _doubles(backbone: StagedBackbone, before: str, stage: str) -> bool:
 def _remove_stride(parent: nn.Module, children: Sequence[nn.Module]) -> None:
     """Sets the stride 2 in `children` of `parent` to 1, in place."""
     found = _strided(children)
-    for name, child in list(parent.named_modules()):
+    for name, child in list(parent.named_modules(remove_duplicate=False)):
         if child in found and isinstance(child, _Pool):
             holder, _, last = name.rpartition(".")
             setattr(parent.get_submodule(holder), last, nn.Identity())
