@@ -17,7 +17,7 @@ import importlib
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -181,18 +181,21 @@ def with_installed(find: Callable[[], T]) -> T:
     raise UnknownPart(error.what, where=error.where, name=error.name, known=error.known, failed=_failed.values())
 
 
-def load_needed(notes: Sequence[str], *, where: object) -> None:
-    """Loads those of `notes` (`my_parts==1.2`, or `my_parts`) that are installed, as the file `where` needs them.
+def load_needed(notes: object, *, where: object) -> None:
+    """Loads those of `notes` (`my_parts==1.2`, or `my_parts`; None: none) that are installed, as the file `where` needs them.
 
-    A plugin of another version than noted is one warning. Raises UserError for one that is neither installed nor loaded.
+    A plugin of another version than noted is one warning. Raises UserError for one that is neither installed nor loaded, and
+    for notes that are no list of names.
     """
-    for note in notes:
+    if not isinstance(notes, list | tuple | None) or not all(isinstance(note, str) for note in notes or ()):
+        raise UserError("its plugins are no list of names", where=where, fix="write plugins: [my_parts]")
+    for note in notes or ():
         wanted, _, version = note.partition("==")
         name = _plain(wanted.strip())
         if name not in _loaded and name not in _owners.values() and name not in installed():
             others = sorted({*_loaded, *installed()})
             known = f" (there are: {', '.join(others)})" if others else ""
-            which = f"'{name}', version {version.strip()}," if version else f"'{name}'"
+            which = f"'{name}', version {version.strip()}," if version else f"'{name}',"
             raise UserError(
                 f"it needs the plugin {which} which is neither installed nor given{known}",
                 where=where,

@@ -12,25 +12,34 @@ import pytest
 from flyspeck import plugins
 
 
+def forget(folder: Path) -> None:
+    """As a new process: nothing is registered, and no module of `folder` is imported."""
+    for kind, name in list(plugins._owners):
+        plugins._table(kind).pop(name, None)
+    for known in (plugins._owners, plugins._loaded, plugins._failed, plugins._warned):
+        known.clear()
+    # The modules that the test wrote, and no library that it was the first to import: half of one would be there twice.
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", "")).startswith(str(folder)):
+            del sys.modules[name]
+
+
 @pytest.fixture(autouse=True)
-def tables_as_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def new_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[], None]]:
+    """Calling it forgets all plugins; what was loaded before the test is there again after it."""
     held = (plugins._owners, plugins._loaded, plugins._failed, plugins._warned)
     before = [container.copy() for container in held]
     tables = {kind: dict(plugins._table(kind)) for kind in plugins._HOMES}
-    modules, path = set(sys.modules), list(sys.path)
+    path = list(sys.path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    yield
+    yield lambda: forget(tmp_path)
+    forget(tmp_path)
     for container, content in zip(held, before, strict=True):
-        container.clear()
-        container.update(content)
+        container.update(content)  # type: ignore[arg-type]
     for kind, content in tables.items():
         table = plugins._table(kind)
         table.clear()
         table.update(content)
-    # The modules that the test wrote, and no library that it was the first to import: half of one would be there twice.
-    for name in set(sys.modules) - modules:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
-            del sys.modules[name]
     sys.path[:] = path
 
 

@@ -99,7 +99,8 @@ class Reads(ast.NodeVisitor):
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
         before = dict(self.names)
         for argument in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs):
-            self.names.pop(argument.arg, None)
+            if argument.arg != "self":
+                self.names.pop(argument.arg, None)
             if kind := named(argument.annotation):
                 self.names[argument.arg] = kind
         self.generic_visit(node)

@@ -20,6 +20,7 @@ from torch import nn
 
 from flyspeck.errors import UserError, nearest
 from flyspeck.models.backbones.staged import StagedBackbone
+from flyspeck.models.contracts import check_backbone, check_neck
 from flyspeck.models.detector import Detector, PixelNorm
 from flyspeck.models.dynamic.norms import privatise_norms
 from flyspeck.models.dynamic.pooling import pool_dynamically
@@ -111,7 +112,8 @@ def build_backbone(
     entry = find_backbone(name)
     check_keywords(name, options, (entry.build,), where="backbone options")
     backbone = entry.build(width=width, weights=weights, **options)
-    elimination = split_backbone(name)[1]
+    bare, elimination = split_backbone(name)
+    check_backbone(backbone, bare)
     return backbone if elimination is None else eliminate_strides(backbone, elimination)
 
 
@@ -146,6 +148,9 @@ def assemble(
         raise ValueError("a bare backbone is no detector")
     entry, part = DETECTORS[name.detector], find_backbone(name.backbone)
     check_options(name, options, where=f"options of {name.detector}")
+    check_backbone(
+        backbone, split_backbone(name.backbone)[0]
+    )  # other maps than at first, where the pyramid begins elsewhere
     implied = part.options.get(name.detector, {})
     if not entry.has_neck:
         # Its layers follow the configuration and the backbone's width: no neck's channels, levels or norms.
@@ -178,13 +183,23 @@ def assemble(
     return detector
 
 
-def _build_neck(name: str, backbone: StagedBackbone, *, fusion: Any = None, **options: Any) -> nn.Module:
+def _build_neck(
+    name: str, backbone: StagedBackbone, *, channels: int, num_extra: int, fusion: Any = None, **options: Any
+) -> nn.Module:
     entry = NECKS[name]
     if fusion is not None and not entry.fuses:
         raise UserError(
             f"the neck {name} has no top-down fusion factors", where="fusion", fix="use fpn, or leave fusion out"
         )
-    return entry.build(backbone.features, **options, **({"fusion": fusion} if entry.fuses else {}))
+    neck = entry.build(
+        backbone.features,
+        channels=channels,
+        num_extra=num_extra,
+        **options,
+        **({"fusion": fusion} if entry.fuses else {}),
+    )
+    check_neck(neck, backbone.features, name, channels=channels, num_extra=num_extra)
+    return neck
 
 
 def _merged(implied: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torchvision.models.resnet import Bottleneck
 from torchvision.ops import DeformConv2d
 
 from flyspeck.errors import UserError
-from flyspeck.models.backbones.staged import StagedBackbone
+from flyspeck.models.backbones.staged import StagedBackbone, need_stages
 from flyspeck.models.follows import what_follows
 from flyspeck.models.layers import NormBuilder, places
 
@@ -69,6 +69,7 @@ def make_deformable(backbone: StagedBackbone, stages: Sequence[str] = ("stage3",
 
     Raises UserError where there is no bottleneck with an ungrouped 3x3.
     """
+    backbone = need_stages(backbone, "deformable convolution", where="model.name")
     changed = 0
     for name in [name for name in stages if name in backbone.stages]:
         for block in backbone.stages[name].modules():

@@ -16,7 +16,7 @@ from flyspeck.errors import UserError
 from flyspeck.models.backbones.timm_models import PREFIX, check_name, pixel_statistics, timm_backbone
 from flyspeck.models.listed import LISTED
 from flyspeck.models.zoo import BACKBONES, DETECTORS, NECKS, BackboneEntry
-from flyspeck.plugins import UnknownPart, with_installed
+from flyspeck.plugins import UnknownPart, notes_of, with_installed
 
 DYNAMIC = "dpnet:"
 """Stands in front of the name of a detector that is made dynamic."""
@@ -109,3 +109,11 @@ def _parse_name(name: str) -> ZooName:
     if third and third not in NECKS:
         raise UnknownPart(f"no neck '{third}' in '{name}'", where="model name", name=third, known=NECKS)
     return ZooName(found, backbone, third or None)
+
+
+def plugins_of(name: str) -> list[str]:
+    """The plugins that the parts of the model `name` come from, as files note them: `my_parts==1.2`. None for flyspeck's own."""
+    parsed = parse_name(name)
+    bare = split_backbone(parsed.backbone)[0]
+    neck = parsed.neck or find_backbone(bare).neck
+    return notes_of([("detector", parsed.detector), ("backbone", bare), ("neck", neck)])

@@ -40,7 +40,7 @@ def chain_fields(backbone: StagedBackbone) -> dict[float, float] | None:
     """Receptive field in pixels by stride of the backbone's maps, or None where it is no plain chain."""
     field, jump = 1.0, 1.0
     found: dict[float, float] = {}
-    if backbone.branches:
+    if not isinstance(backbone, StagedBackbone) or backbone.branches:
         return None
     for name, stage in backbone.stages.items():
         for path, layer in stage.named_modules():

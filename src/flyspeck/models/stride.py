@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from flyspeck.errors import UserError
-from flyspeck.models.backbones.staged import StagedBackbone
+from flyspeck.models.backbones.staged import StagedBackbone, need_stages
 from flyspeck.models.detector import Detector, to_detections
 from flyspeck.types import Detections, FeatureSpec, ImageBatch
 
@@ -83,6 +83,7 @@ def eliminate_strides(backbone: StagedBackbone, elimination: str | Sequence[int]
 
     `elimination` is `S{n}L{i-j}` or layer indices. Raises UserError for a layer that does not exist or has no stride.
     """
+    backbone = need_stages(backbone, "eliminating a stride", where="stride elimination")
     indices = parse_elimination(elimination) if isinstance(elimination, str) else tuple(elimination)
     known = layers(backbone)
     strided = ", ".join(f"{layer.index} (stride {layer.stride})" for layer in known if layer.stride > 1)

@@ -16,6 +16,7 @@ from flyspeck.errors import UserError
 from flyspeck.evaluate import DetectionTable, EvaluationResult, evaluate, protocol_named
 from flyspeck.files import read_jsonl
 from flyspeck.plain_yaml import read_yaml
+from flyspeck.plugins import load_needed
 
 CHOSEN = "factor-probabilities-val.json"
 """Where a run with a factor predictor says what it chose."""
@@ -77,6 +78,7 @@ def read_run(folder: Path | str, *, gt: Path | str | None = None, protocol: str 
             "no detections.json: the run is not finished", where=folder, fix="let it finish, or go on with --resume"
         )
     recipe = _mapping(recipe_file)
+    load_needed(recipe.get("plugins"), where=recipe_file)
     annotations = _ground_truth(recipe, gt, recipe_file)
     detections = DetectionTable.from_coco(found_file, annotations)
     name = protocol or _stored_protocol(folder / "evaluation.json")

@@ -22,11 +22,12 @@ from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.build import build, check_options
 from flyspeck.models.detector import Detector, PixelNorm
 from flyspeck.models.layers import NORMS
-from flyspeck.models.names import parse_name
+from flyspeck.models.names import parse_name, plugins_of
 from flyspeck.models.necks.fpn import FPN, sigma_power_
 from flyspeck.models.postprocess import Suppression
 from flyspeck.models.weights import levels_from_shared
 from flyspeck.options import Options, explained
+from flyspeck.plugins import load_needed
 from flyspeck.train.assigners import fields_of, recipe_assigner
 from flyspeck.train.checkpoint import load_weights, weights_file
 from flyspeck.train.dynamic import make_dynamic, restore_predictor
@@ -149,6 +150,7 @@ def describe_model(
         "classes": list(classes),
         "mean": [float(m) for m in mean],
         "std": [float(s) for s in std],
+        **({"plugins": plugins} if (plugins := plugins_of(model.name)) else {}),
     }
 
 
@@ -190,6 +192,7 @@ def check_description(description: Mapping[str, Any], *, where: object) -> None:
 def detector_from_description(description: Mapping[str, Any], *, where: object = "checkpoint") -> Detector:
     """The detector that `describe_model` described, with random weights; `where` is the file that an error names."""
     check_description(description, where=where)
+    load_needed(description.get("plugins"), where=where)
     old = description.get("format", 1) < FORMAT
     model = described(description, "model", ModelConfig, where=where)
     detector = build_detector(

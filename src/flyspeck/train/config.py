@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from flyspeck.errors import UserError
 from flyspeck.options import Locate, Options, validated
 from flyspeck.plain_yaml import read_yaml, set_value
+from flyspeck.plugins import load_needed
 from flyspeck.train.distill.config import DistillConfig, FinetuneConfig
 from flyspeck.train.dynamic_config import DynamicConfig, PredictorConfig
 from flyspeck.train.model_config import AnchorConfig, ModelConfig
@@ -46,6 +47,9 @@ class Recipe(Options):
 
     name: str = "run"
     """Of the run folder, where no other is given."""
+    plugins: list[str] = Field(default=[])
+    """Plugins that it needs, as `my_parts` or `my_parts==1.2`: names only. They must be installed or given with `--plugin`; a
+    run notes those that it used."""
     data: DataConfig
     """Where the images are and how they are read."""
     augment: AugmentConfig = AugmentConfig()
@@ -97,13 +101,22 @@ def load_recipe(path: Path | str, overrides: list[str] | None = None) -> Recipe:
             "a recipe is a mapping of sections", where=path, fix=f"sections: {', '.join(Recipe.model_fields)}"
         )
     given = {set_value(content, places, override) for override in overrides or []}
+    _load_plugins(content, path)
     recipe = validated(Recipe, content, locate=places)
     return _resolved(recipe, lambda key: Path.cwd() if _within(key, given) else path.parent)
 
 
 def parse_recipe(content: Mapping[str, Any], *, where: Path | str = "recipe", locate: Locate | None = None) -> Recipe:
     """A mapping to a checked `Recipe`; paths stay as they are. Raises UserError."""
+    _load_plugins(content, where)
     return validated(Recipe, content, where=where, locate=locate)
+
+
+def _load_plugins(content: Mapping[str, Any], where: object) -> None:
+    """The plugins that a recipe names, before its keys are judged: they know some. What is no list of names is left to that."""
+    names = content.get("plugins")
+    if isinstance(names, list):
+        load_needed([name for name in names if isinstance(name, str)], where=where)
 
 
 def resolve_paths(recipe: Recipe, folder: Path) -> Recipe:

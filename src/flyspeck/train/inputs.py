@@ -100,7 +100,7 @@ def spread(table: Annotations, limit: int | None) -> Annotations:
 
 def augmentation(config: AugmentConfig, train: Annotations) -> Transform:
     """The recipe's transforms, in the order of its fields."""
-    steps: list[Transform] = []
+    steps: list[Transform] = [extra.build() for extra in config.extra if extra.first]
     if config.copy_paste > 0:
         # Every class is copied equally often: the rare ones are what copying is for.
         sources = paste_sources(train, max_size=config.copy_paste_max_size, rare_power=1.0)
@@ -122,6 +122,7 @@ def augmentation(config: AugmentConfig, train: Annotations) -> Transform:
         steps.append(RandomScaleCrop(scale=config.scale, size=config.crop, toward_objects=config.toward_objects))
     if config.photometric > 0:
         steps.append(Photometric(config.photometric))
+    steps += [extra.build() for extra in config.extra if not extra.first]
     return Compose(tuple(steps))
 
 

@@ -260,7 +260,8 @@ def _restore(
 ) -> Progress:
     state = load_state(path)
     before = state["description"]  # of an older version: what it did not note cannot differ
-    differing = [key for key in description if key in before and not _same(before[key], description[key])]
+    compared = [key for key in description if key != "plugins"]  # they may change: reading the recipe warned of it
+    differing = [key for key in compared if key in before and not _same(before[key], description[key])]
     old, new = (content.get("recipe", {}).get("dynamic") or {} for content in (before, description))
     if old and "stride" not in old and new.get("stride") != "replaced":
         raise UserError(

@@ -40,6 +40,7 @@ from flyspeck.train.fusion import STATISTIC, recipe_fusion
 from flyspeck.train.inputs import data_hash, enlargement, read_sets, training_loader
 from flyspeck.train.loop import Progress, fit
 from flyspeck.train.measure import measure
+from flyspeck.train.plugin_notes import with_plugins
 from flyspeck.train.processes import join_processes
 from flyspeck.train.progress import Console, Fanout, Reporter, RunFiles, TensorBoard
 from flyspeck.version import VERSION
@@ -245,7 +246,7 @@ def _resolved(recipe: Recipe, train_set: Annotations) -> Recipe:
             model.model_copy(update={"assigner": None}), classes=train_set.classes, mean=[0.5], std=[0.5], load=False
         )
         model = model.model_copy(update={"assigner": settled_assigner(model.assigner, bare, train_set)})
-    return recipe.model_copy(update={"model": model})
+    return with_plugins(recipe.model_copy(update={"model": model}))
 
 
 def _comparable(recipe: Recipe) -> dict[str, Any]:
@@ -256,6 +257,7 @@ def _comparable(recipe: Recipe) -> dict[str, Any]:
     content["data"].pop("cache")
     for key in ("train", "val"):  # a moved data set is the same data set: the hash tells
         content["data"].pop(key)
+    content.pop("plugins")  # they may change, and whoever reads the recipe is told
     content.pop("distill")  # what matters of it is noted apart, with the teacher's hash in place of its path
     return content
 
@@ -301,6 +303,7 @@ def _describe_run(
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "plugins": recipe.plugins,
         "seed": recipe.train.seed,
         "data_sha256": description["data"],
         "train": {"source": train_set.source, "images": len(train_set), "boxes": train_set.num_boxes},

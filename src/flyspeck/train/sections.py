@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue
+from pydantic import ConfigDict, Field, JsonValue, model_validator
 
 from flyspeck.options import Count, Options, Positive, Seed, Share
+
+if TYPE_CHECKING:
+    from flyspeck.data.transforms import Transform
 
 PATH: dict[str, JsonValue] = {"format": "path"}
 """Marks a field that names a file or folder: relative to the recipe, and to the working folder on the command line."""
@@ -51,6 +54,38 @@ class DataConfig(Options):
     """Enlarge (or shrink) each image until its shorter side has so many pixels; takes the place of `enlarge`."""
 
 
+class ExtraTransform(Options):
+    """A transform by name; all further keys are its own (see docs/how-to/extend.md)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    """`mosaic`, `resize`, or that of a transform that a plugin has registered."""
+    at: Literal["start", "end"] = "end"
+    """Before all other augmentation, on the whole image, or after it, on what the network sees."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, content: Any) -> Any:
+        return content  # the transform knows them
+
+    @model_validator(mode="after")
+    def _build_once(self) -> Self:
+        self.build()
+        return self
+
+    @property
+    def first(self) -> bool:
+        """Whether it stands before all other augmentation."""
+        return self.at == "start"
+
+    def build(self) -> Transform:
+        """The transform. Raises UserError for a name or a key that is not known."""
+        from flyspeck.data.transforms import transform_named
+
+        return transform_named(self.name, self.model_extra or {})
+
+
 class AugmentConfig(Options):
     """What training does to an image, in the order of the fields. Everything is seeded by epoch and image."""
 
@@ -76,6 +111,8 @@ class AugmentConfig(Options):
     """In place of `scale`: cut a square of one of these shares of the shorter side around an object, and resize it to `crop`."""
     photometric: Share = 0.0
     """Strength of random brightness, contrast, gamma, noise and blur; 0 is off."""
+    extra: list[ExtraTransform] = Field(default=[])
+    """Further transforms by name, in this order: `{name: mosaic, size: [640, 640]}`, or a plugin's."""
     oversample: float = Field(default=0.0, ge=0)
     """Repeat images with rare classes or tiny objects: 0 is off, 1 the full repeat factor."""
 

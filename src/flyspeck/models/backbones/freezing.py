@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flyspeck.errors import UserError
-from flyspeck.models.backbones.staged import StagedBackbone
+from flyspeck.models.backbones.staged import StagedBackbone, need_stages
 from flyspeck.models.layers import places
 
 
@@ -84,6 +84,7 @@ def _frozen(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
 
 def freeze_stages(backbone: StagedBackbone, number: int) -> None:
     """Freezes the stem and stages 1..`number` in place (0: the stem alone; -1: nothing), their BatchNorms included."""
+    backbone = need_stages(backbone, "freezing stages", where="frozen_stages")
     names = list(backbone.stages)
     if number >= 0 and names[0] in backbone.branches:
         raise UserError(

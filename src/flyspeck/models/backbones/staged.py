@@ -30,6 +30,17 @@ def check_image_size(x: Tensor, stride: float) -> None:
         )
 
 
+def need_stages(backbone: nn.Module, what: str, *, where: str) -> StagedBackbone:
+    """`backbone`, if it is a chain of stages; else raises UserError: `what` needs one. A plugin's may be any module."""
+    if not isinstance(backbone, StagedBackbone):
+        raise UserError(
+            f"{what} needs a backbone that is a chain of stages, this one is not",
+            where=where,
+            fix="leave it out, or choose another backbone",
+        )
+    return backbone
+
+
 class StagedBackbone(nn.Module):
     """A chain of stages; the outputs of some of them are the backbone's feature maps.
 

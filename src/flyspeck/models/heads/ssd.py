@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from flyspeck import boxes as box_algebra
 from flyspeck.errors import UserError, nearest
 from flyspeck.models.assign import BACKGROUND, max_iou_assign
-from flyspeck.models.backbones.staged import StagedBackbone
+from flyspeck.models.backbones.staged import StagedBackbone, need_stages
 from flyspeck.models.batch_decoding import BatchDetections, Size, decode_anchored, flatten_level
 from flyspeck.models.detector import Detector, Head, PixelNorm
 from flyspeck.models.heads.ssd_tables import MOBILENET_V1, VGG16, SSDConfiguration
@@ -317,6 +317,7 @@ def ssd(
     """
     if not isinstance(configuration, SSDConfiguration):
         configuration = find_configuration(configuration, plain=plain)
+    backbone = need_stages(backbone, "SSD", where="model.name")
     if plain:
         _ssd_top(backbone)
     eliminate_strides(backbone, configuration.eliminated)
