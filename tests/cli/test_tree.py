@@ -28,7 +28,12 @@ VERBS = all_verbs()
 SHAPES = {
     "--out": {"FILE", "FOLDER", "PATH"},  # where to write; what is written differs
     "--overlap": {"PX", "PX|HxW"},  # only `data tile` takes two numbers
-    "--to": {"NAME", "A,B,...", "<onnx|openvino>"},  # `predict` writes several formats, `export` has no plugins
+    "--to": {
+        "NAME",
+        "A,B,...",
+        "<onnx|openvino>",
+        "<json|markdown>",
+    },  # `predict` writes several formats, `export` has no plugins
 }
 
 

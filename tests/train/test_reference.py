@@ -54,7 +54,7 @@ def test_every_field_has_a_sentence(options: type[Options]) -> None:
 
 def test_the_page_is_up_to_date() -> None:
     page = ROOT / "docs" / "reference" / "recipe.md"
-    assert page.read_text("utf-8") == markdown(), f"flyspeck schema --format markdown --out {page.relative_to(ROOT)}"
+    assert page.read_text("utf-8") == markdown(), f"flyspeck schema --to markdown --out {page.relative_to(ROOT)}"
 
 
 def test_the_page_names_every_key() -> None:
@@ -136,9 +136,9 @@ def test_the_verb_writes_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     schema = json.loads((tmp_path / "s.json").read_text("utf-8"))
     assert schema["$defs"]["TrainConfig"]["properties"]["epochs"]["description"] == "Passes over the training set."
     assert schema["$defs"]["AnchorConfig"]["properties"]["ratios"]["items"] == {"exclusiveMinimum": 0, "type": "number"}
-    assert main(["schema", "--format", "markdown"]) == 0
+    assert main(["schema", "--to", "markdown"]) == 0
     assert capsys.readouterr().out == markdown()
-    assert main(["schema", "--format", "xml"]) == 2
+    assert main(["schema", "--to", "xml"]) == 2
 
 
 def test_print_config_explains_every_field(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,7 @@ EXAMPLES = {
     "flyspeck pretrain": "flyspeck pretrain bh_resnet50 cifar-100-python --epochs 60 --out runs/pretrained",
     "flyspeck profile": "flyspeck profile resnet50 bh_resnet50 --size 512x640 --convention mmcv",
     "flyspeck report": "flyspeck report runs/first runs/second --out report.html --draw 40",
+    "flyspeck schema": "flyspeck schema --to json --out recipe.schema.json",
     "flyspeck train": "flyspeck train recipe.yaml --out runs/first --set train.epochs=3",
     "flyspeck tune alpha": "flyspeck tune alpha recipe.yaml --grid 0,0.5,1 --set train.epochs=2",
     "flyspeck tune look": "flyspeck tune look runs/first --lost 0.02",

@@ -10,10 +10,8 @@ import typer
 
 
 def schema(
-    format: Literal["json", "markdown"] = typer.Option(
-        "json", "--format", help="A JSON schema, or the reference page."
-    ),
-    out: Path | None = typer.Option(None, "--out", metavar="FILE", help="Where to write; default: print."),
+    to: Literal["json", "markdown"] = typer.Option("json", "--to", help="Format to write."),
+    out: Path | None = typer.Option(None, "--out", metavar="FILE", help="Where to write: a file; default: print."),
 ) -> None:
     """What a recipe may say, with a sentence and bounds for every field: a JSON schema for editors, or a page.
 
@@ -23,7 +21,7 @@ def schema(
     from flyspeck.files import write_text
     from flyspeck.train.reference import markdown, recipe_schema
 
-    text = markdown() if format == "markdown" else json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n"
+    text = markdown() if to == "markdown" else json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n"
     if out is None:
         typer.echo(text, nl=False)
     else:

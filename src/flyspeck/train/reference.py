@@ -108,7 +108,7 @@ def markdown() -> str:
     out = [
         "# Every field of a recipe",
         "",
-        "Written by `flyspeck schema --format markdown`; the tests compare. `flyspeck train recipe.yaml --print-config` prints",
+        "Written by `flyspeck schema --to markdown`; the tests compare. `flyspeck train recipe.yaml --print-config` prints",
         "a recipe with all of this as comments, `flyspeck schema` the same as a JSON schema for editors.",
         "",
         "Paths are relative to the recipe's file, those of `--set` to the working folder. `null` stands for nothing.",
