@@ -5,7 +5,7 @@ alone (`static`: a plain detector with folded norms) and by the detector that ch
 other on the same batch, by turns first; the median of the rounds counts for each batch, the mean over batches for the set.
 Images are in memory, enlarged as the network sees them: reading files is the same for both and is left out.
 
-The threshold is the cheapest whose figure (the recipe's best) lies within the 95 % interval, over images, of the largest
+The threshold is the cheapest whose metric (the recipe's best) lies within the 95 % interval, over images, of the largest
 factor's, or the one given; it is found on the images that are timed, as the trade-off curve is. The paired difference of the
 two is told beside it: it is the stricter judge of "equal".
 The predictor's share is the time inside the dynamic detections from the map before the resize to the choice, over their mean.
@@ -123,7 +123,7 @@ def operating_point(candidates: Candidates, probabilities: np.ndarray, threshold
     """The point at `threshold`, or the cheapest within the largest factor's interval; with that interval and `paired`."""
     protocol = protocol_named(candidates.protocol)
     assert isinstance(protocol, APProtocol)
-    area = candidates.figure.partition("_")[2]
+    area = candidates.metric.partition("_")[2]
     largest = candidates.tables[0]
     rows = interval_rows(candidates.annotations, largest, protocol, samples=500)
     static = next(row for row in rows if row["area"] == area)
@@ -131,7 +131,7 @@ def operating_point(candidates: Candidates, probabilities: np.ndarray, threshold
     for value in [threshold] if threshold is not None else thresholds(probabilities, 40):
         places = Decision("cheapest", value).choose(probabilities)
         curve.append({"threshold": value, "places": places, **candidates.point(places, predictor=True)})
-    alike = [point for point in curve if point["figure"] >= static["low"]]
+    alike = [point for point in curve if point["metric"] >= static["low"]]
     point = min(alike or curve, key=lambda p: p["gflops"])
     pairs = compare(candidates.annotations, candidates.chosen(point.pop("places")), largest, protocol, samples=500)
     paired = next(row for row in pairs if row["area"] == area)
@@ -190,15 +190,15 @@ def main() -> None:
         )
     static_row, paired = point["static"], point["paired"]
     told = (
-        f"{100 * point['figure']:.2f} in [{100 * static_row['low']:.2f}, {100 * static_row['high']:.2f}] around "
+        f"{100 * point['metric']:.2f} in [{100 * static_row['low']:.2f}, {100 * static_row['high']:.2f}] around "
         f"{100 * static_row['value']:.2f}; paired difference [{100 * paired['low']:+.2f}, {100 * paired['high']:+.2f}]"
     )
-    claims.append(Claim(f"{candidates.figure} is within the interval of the largest factor's", told, point["within"]))
-    figures = {
-        "threads": asked.threads, "device": asked.device, "precision": asked.precision, "figure": candidates.figure,
-        "threshold": point["threshold"], "dynamic": point["figure"], "static": static_row, "paired": paired, "rows": rows,
+    claims.append(Claim(f"{candidates.metric} is within the interval of the largest factor's", told, point["within"]))
+    metrics = {
+        "threads": asked.threads, "device": asked.device, "precision": asked.precision, "metric": candidates.metric,
+        "threshold": point["threshold"], "dynamic": point["metric"], "static": static_row, "paired": paired, "rows": rows,
     }  # fmt: skip
-    conclude(figures, claims, asked.out)
+    conclude(metrics, claims, asked.out)
 
 
 if __name__ == "__main__":

@@ -44,19 +44,19 @@ def claims_of(rows: dict[str, EngineResult], differences: dict[str, Difference])
         claims.append(at_least(f"the fastest, {best.name}: the forward pass at least 3 times as fast", ratio, 3, "x"))
     for name, difference in differences.items():
         claims.append(Claim(f"{name}: the same boxes as eager", difference.text, difference.same))
-        gap = abs(rows[name].figures["ap50_tiny"] - eager.figures["ap50_tiny"])
+        gap = abs(rows[name].metrics["ap50_tiny"] - eager.metrics["ap50_tiny"])
         claims.append(Claim(f"{name}: AP50 of tiny objects within 0.001", f"{gap:.5f}", gap <= 1e-3))
     return claims
 
 
 def by_size(rows: dict[str, EngineResult]) -> dict[str, dict[str, float]]:
     """Points of AP50 by size that each engine gains or loses against eager."""
-    first = rows["eager"].figures
+    first = rows["eager"].metrics
     keys = [key for key in first if key.startswith("ap50_") and first[key] >= 0]
     return {
-        name: {key.removeprefix("ap50_"): round(100 * (row.figures[key] - first[key]), 3) for key in keys}
+        name: {key.removeprefix("ap50_"): round(100 * (row.metrics[key] - first[key]), 3) for key in keys}
         for name, row in rows.items()
-        if name != "eager" and row.figures
+        if name != "eager" and row.metrics
     }
 
 
@@ -109,7 +109,7 @@ def main() -> None:
     differences = {name: compare(windows["eager"], found, rule) for name, found in windows.items() if name != "eager"}
     print(f"{description['model']['name']}: {len(chosen.paths)} images of {chosen.name}, {asked.threads} threads")
     print(table(measured))
-    figures = {
+    metrics = {
         "detector": str(description["model"]["name"]),
         "images": len(chosen.paths),
         "threads": asked.threads,
@@ -118,7 +118,7 @@ def main() -> None:
         "boxes": {name: difference.to_dict() for name, difference in differences.items()},
         "points_of_ap50_against_eager": by_size(rows),
     }
-    conclude(figures, claims_of(rows, differences), asked.out)
+    conclude(metrics, claims_of(rows, differences), asked.out)
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def network_spots(model: Any, path: Path, tile: tuple[int, int], boxes: float) -
 
 
 def predict_one(asked: argparse.Namespace, path: Path) -> dict[str, Any]:
-    """Figures of one raster, in this process."""
+    """Metrics of one raster, in this process."""
     tile = tuple(int(v) for v in asked.tile.split("x"))
     model, classes, score = bright_spots, ("spot",), 0.0
     if not asked.spots:
@@ -222,8 +222,8 @@ def main() -> None:
                 rows[size] = json.loads(done.stdout.splitlines()[-1])
                 print(f"{size}:", "  ".join(f"{key} {value}" for key, value in rows[size].items()), flush=True)
     merged = merge_a_million(asked.merge_boxes)
-    figures = {"tile": asked.tile, "overlap": asked.overlap, "threads": asked.threads, "rasters": rows, "merge": merged}
-    conclude(figures, claims_of(rows, merged), asked.out)
+    metrics = {"tile": asked.tile, "overlap": asked.overlap, "threads": asked.threads, "rasters": rows, "merge": merged}
+    conclude(metrics, claims_of(rows, merged), asked.out)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python benchmarks/image_size.py --model runs/hituav_half [--threads 2] [--out results.json]
 
-Every size runs in a process of its own; its peak memory is the operating system's figure for the whole process, and the
-figure beside it is what the image added to the process after import, model load and a warm-up. Scenes are generated.
+Every size runs in a process of its own; its peak memory is the operating system's metric for the whole process, and the
+metric beside it is what the image added to the process after import, model load and a warm-up. Scenes are generated.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 Needs `pip install sahi==0.12.8` beside the extras `export` and `supervision`. All get the decoded image (decoding is timed
 apart) and return merged boxes of at least `--score`. SAHI runs with `batch_size=8` through its own wrapper of torchvision
 detectors, which passes the tiles one by one, and once more through a wrapper that passes batches ("sahi batched").
-Methods alternate; a figure is the median over rounds, a ratio the median of ratios within a round. The network's own time is
+Methods alternate; a metric is the median over rounds, a ratio the median of ratios within a round. The network's own time is
 that of the same model on the same tiles, cut beforehand, in batches of 8.
 
 Two detectors. torchvision's own Faster R-CNN (`--torchvision`) with random weights, its score threshold set so that a tile
@@ -228,9 +228,9 @@ def main() -> None:
     for report in reports:
         print(_text(report))
         claims += _claims(report)
-    figures = {"size": options.size, "tiles": tiles, "objects": len(truth.boxes), "threads": options.threads}
-    figures |= {"versions": _versions(), "decoding_seconds": decoding, "detectors": reports}
-    conclude(figures, claims, options.out)
+    metrics = {"size": options.size, "tiles": tiles, "objects": len(truth.boxes), "threads": options.threads}
+    metrics |= {"versions": _versions(), "decoding_seconds": decoding, "detectors": reports}
+    conclude(metrics, claims, options.out)
 
 
 def _versions() -> dict[str, str]:

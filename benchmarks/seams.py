@@ -233,11 +233,11 @@ def scenes(model: TorchModel, size: tuple[int, int], images: int, kind: str | No
     return out
 
 
-def claims_of(figures: dict) -> list[Claim]:
+def claims_of(metrics: dict) -> list[Claim]:
     """The verdicts. What the detector misses or doubles in the tile that an object belongs to is not the seams'."""
-    tiles, own = figures["planted"]["tiles"], figures["planted"]["own"]
+    tiles, own = metrics["planted"]["tiles"], metrics["planted"]["own"]
     total = sum(tiles[name] for name in ("none", "once", "twice"))
-    pairs, near, other = figures["neighbours"], figures["scenes"]["near"], figures["scenes"]["elsewhere"]
+    pairs, near, other = metrics["neighbours"], metrics["scenes"]["near"], metrics["scenes"]["elsewhere"]
     told = f"{tiles['once']} of {total} once, {tiles['none']} not at all, {tiles['twice']} twice; the own tile alone "
     told += f"{own['none']} not at all, {own['twice']} twice"
     apart = near["low"] <= other["high"] and other["low"] <= near["high"]
@@ -274,14 +274,14 @@ def main() -> None:
     detector, description = load_described(asked.run)
     model = TorchModel(detector)
     patch, box, colour = choose_object(model, range(40))
-    figures = {"detector": str(description["model"]["name"]), "tile": TILE, "overlap": OVERLAP}
-    figures["object"] = [round(float(v), 1) for v in box[2:] - box[:2]]
-    figures["planted"] = planted(model, patch, box, colour)
-    print("planted", json.dumps(figures["planted"]), flush=True)
-    figures["neighbours"] = neighbours(model, patch, box, colour, figures["planted"]["score"])
-    print("neighbours", json.dumps(figures["neighbours"]), flush=True)
-    figures["scenes"] = scenes(model, (height, width), asked.images, asked.kind)
-    conclude(figures, claims_of(figures), asked.out)
+    metrics = {"detector": str(description["model"]["name"]), "tile": TILE, "overlap": OVERLAP}
+    metrics["object"] = [round(float(v), 1) for v in box[2:] - box[:2]]
+    metrics["planted"] = planted(model, patch, box, colour)
+    print("planted", json.dumps(metrics["planted"]), flush=True)
+    metrics["neighbours"] = neighbours(model, patch, box, colour, metrics["planted"]["score"])
+    print("neighbours", json.dumps(metrics["neighbours"]), flush=True)
+    metrics["scenes"] = scenes(model, (height, width), asked.images, asked.kind)
+    conclude(metrics, claims_of(metrics), asked.out)
 
 
 if __name__ == "__main__":

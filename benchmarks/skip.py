@@ -163,8 +163,8 @@ def main() -> None:
         if row["image"].startswith("dense"):
             more = 100 * (row["skip_s"] / row["plain_s"] - 1)
             claims.append(at_most("on a dense image it costs under 3 % of the time", more, 3, " %"))
-    figures = {"threads": asked.threads, "look": asked.look, "threshold": threshold, "audit": asked.audit, "rows": rows}
-    conclude(figures, claims, asked.out)
+    metrics = {"threads": asked.threads, "look": asked.look, "threshold": threshold, "audit": asked.audit, "rows": rows}
+    conclude(metrics, claims, asked.out)
 
 
 if __name__ == "__main__":

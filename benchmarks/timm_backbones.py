@@ -28,7 +28,7 @@ from flyspeck.models.detector import Detector
 from flyspeck.models.fold import fold_norms, probe_images, relative_difference
 from flyspeck.train.build import load_detector
 from flyspeck.train.config import parse_recipe
-from flyspeck.train.measure import figures_of, measure
+from flyspeck.train.measure import measure, metrics_of
 from flyspeck.train.run import train
 
 NAMES = (
@@ -65,7 +65,7 @@ def recipe_of(name: str, scenes: Path, epochs: int) -> dict[str, Any]:
 
 
 def measured(name: str, scenes: Path, folder: Path, epochs: int) -> dict[str, Any]:
-    """All figures of one model."""
+    """All metrics of one model."""
     run, recipe = folder / name, parse_recipe(recipe_of(name, scenes, epochs))
     trainers = train(recipe, run)
     annotations = read_annotations(scenes / "val")
@@ -83,7 +83,7 @@ def measured(name: str, scenes: Path, folder: Path, epochs: int) -> dict[str, An
     predictor = load_predictor(run, score_threshold=recipe.model.min_score)
     found = predictor.predict([annotations.path(i) for i in range(len(annotations))])
     named = [replace(one, image_id=i) for one, i in zip(found, annotations.image_ids.tolist(), strict=True)]
-    folded = figures_of(evaluate(annotations, DetectionTable.from_list(named, annotations), protocol))
+    folded = metrics_of(evaluate(annotations, DetectionTable.from_list(named, annotations), protocol))
     parity = {}
     for form, suffix in (("onnx", ".onnx"), ("openvino", ".xml")):
         exported = export_model(run, folder / f"{name}{suffix}", ExportOptions(format=form), say=lambda _: None)
@@ -156,8 +156,8 @@ def main() -> None:
         for name in asked.names:
             rows.append(measured(name, scenes, Path(folder), asked.epochs))
             print(rows[-1], flush=True)
-    figures = {"torch": torch.__version__, "image": [SIDE, SIDE], "epochs": asked.epochs, "rows": rows}
-    conclude(figures, [claim for row in rows for claim in claims_of(row)], asked.out)
+    metrics = {"torch": torch.__version__, "image": [SIDE, SIDE], "epochs": asked.epochs, "rows": rows}
+    conclude(metrics, [claim for row in rows for claim in claims_of(row)], asked.out)
 
 
 if __name__ == "__main__":

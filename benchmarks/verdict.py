@@ -1,4 +1,4 @@
-"""What a benchmark says at its end: each claim with the figure that decides it, and one json with all of it."""
+"""What a benchmark says at its end: each claim with the metric that decides it, and one json with all of it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Claim:
-    """`what` is a sentence, `figure` what was measured, `holds` whether it is as the sentence says; None: not measured."""
+    """`what` is a sentence, `metric` what was measured, `holds` whether it is as the sentence says; None: not measured."""
 
     what: str
-    figure: str
+    metric: str
     holds: bool | None
 
     @property
     def text(self) -> str:
         """One line."""
         word = "not measured" if self.holds is None else "holds" if self.holds else "DOES NOT HOLD"
-        return f"{word}: {self.what} ({self.figure})"
+        return f"{word}: {self.what} ({self.metric})"
 
 
 def at_most(what: str, value: float, limit: float, unit: str = "") -> Claim:
@@ -38,8 +38,8 @@ def at_least(what: str, value: float, limit: float, unit: str = "") -> Claim:
     return Claim(what, f"{value:.4g}{unit}, asked {limit:.4g}{unit}", value >= limit)
 
 
-def conclude(figures: dict[str, Any], claims: list[Claim], out: Path) -> None:
-    """Print the verdicts and write `out`: the figures, the claims, the call, the machine and how busy it was."""
+def conclude(metrics: dict[str, Any], claims: list[Claim], out: Path) -> None:
+    """Print the verdicts and write `out`: the metrics, the claims, the call, the machine and how busy it was."""
     for claim in claims:
         print(claim.text)
     try:
@@ -50,8 +50,8 @@ def conclude(figures: dict[str, Any], claims: list[Claim], out: Path) -> None:
         "command": " ".join(["python", "benchmarks/" + Path(sys.argv[0]).name, *map(_without_folder, sys.argv[1:])]),
         "machine": f"{platform.processor() or platform.machine()}, {_cores()} cores",
         "load": loads,
-        "claims": [{"what": claim.what, "figure": claim.figure, "holds": claim.holds} for claim in claims],
-        **figures,
+        "claims": [{"what": claim.what, "metric": claim.metric, "holds": claim.holds} for claim in claims],
+        **metrics,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(told, indent=1) + "\n")

@@ -44,7 +44,7 @@ def write_tiny_set(folder: Path) -> Path:
 
 
 def train_dynamic(tiny_set: Path, folder: Path) -> dict[str, float]:
-    """Trains a detector of two factors and its predictor on `tiny_set` into `folder`; returns the run's figures."""
+    """Trains a detector of two factors and its predictor on `tiny_set` into `folder`; returns the run's metrics."""
     recipe = parse_recipe(
         {
             "data": {"train": str(tiny_set / "train.json"), "val": str(tiny_set / "val.json"), "enlarge": 2.0},

@@ -31,10 +31,10 @@ from flyspeck.evaluate.detections import DetectionTable
 from flyspeck.infer.multiscale import MultiScale
 from flyspeck.infer.torch_model import TorchModel
 from flyspeck.train.build import load_detector
-from flyspeck.train.measure import figures_of
+from flyspeck.train.measure import metrics_of
 from flyspeck.types import Detections
 
-FIGURES = ("ap50_all", "ap50_tiny1", "ap50_tiny2", "ap50_tiny3", "ap50_small", "ar50_all")
+METRICS = ("ap50_all", "ap50_tiny1", "ap50_tiny2", "ap50_tiny3", "ap50_small", "ar50_all")
 
 
 def as_faces(table: Annotations) -> Annotations:
@@ -53,7 +53,7 @@ def as_face(found: Detections) -> Detections:
 
 
 def measure(model: Callable, table: Annotations, scale: float) -> tuple[dict[str, float], list[Detections]]:
-    """Figures, and the detections of every image."""
+    """Metrics, and the detections of every image."""
     seen = model if scale == 1 else MultiScale(model, [scale])
     found, seconds = [], 0.0
     for row in range(len(table)):
@@ -62,8 +62,8 @@ def measure(model: Callable, table: Annotations, scale: float) -> tuple[dict[str
         (one,) = seen([image])
         seconds += time.perf_counter() - start
         found.append(replace(as_face(one), image_id=table.image_ids[row].item()))
-    figures = figures_of(evaluate(table, DetectionTable.from_list(found, table), "flyspeck"))
-    return {name: figures[name] for name in FIGURES} | {"ms": 1000 * seconds / max(1, len(table))}, found
+    metrics = metrics_of(evaluate(table, DetectionTable.from_list(found, table), "flyspeck"))
+    return {name: metrics[name] for name in METRICS} | {"ms": 1000 * seconds / max(1, len(table))}, found
 
 
 def draw(table: Annotations, columns: dict[str, list[Detections]], rows: list[int], path: Path, score: float) -> None:
@@ -117,16 +117,16 @@ def main() -> None:
     if given.retinaface is not None:
         models["RetinaFace-0.25"] = RetinaFace(given.retinaface)
     report, columns = {}, {}
-    print(f"{'':>24}" + "".join(f"{name:>12}" for name in (*FIGURES, "ms")))
+    print(f"{'':>24}" + "".join(f"{name:>12}" for name in (*METRICS, "ms")))
     for scale in (float(part) for part in given.scales.split(",")):
         for name, model in models.items():
-            figures, found = measure(model, table, scale)
-            report[f"{name} x{scale:g}"] = figures
-            print(f"{name + f' x{scale:g}':>24}" + "".join(f"{value:>12.3f}" for value in figures.values()))
+            metrics, found = measure(model, table, scale)
+            report[f"{name} x{scale:g}"] = metrics
+            print(f"{name + f' x{scale:g}':>24}" + "".join(f"{value:>12.3f}" for value in metrics.values()))
             if scale == 1:
                 columns[name] = found
     given.out.mkdir(parents=True, exist_ok=True)
-    content = {"images": len(table), "faces": int((~table.ignore).sum()), "figures": report}
+    content = {"images": len(table), "faces": int((~table.ignore).sum()), "metrics": report}
     (given.out / "side_by_side.json").write_text(json.dumps(content, indent=1))
     counts = np.bincount(table.image_index, minlength=len(table))
     draw(table, columns, np.argsort(-counts)[: given.images].tolist(), given.out / "side_by_side.png", given.score)

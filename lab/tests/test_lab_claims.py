@@ -1,4 +1,4 @@
-"""Verdicts on resampled figures made by hand."""
+"""Verdicts on resampled metrics made by hand."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IMAGES = np.linspace(-0.05, 0.05, SAMPLES)
 
 
 def make(rows: dict[str, list[float]], claim: dict[str, Any], *, noise: float = 0.0) -> tuple[Table, Results]:
-    """A table whose rows have these figures by seed; `noise` is what the resamples add to each row on its own."""
+    """A table whose rows have these metrics by seed; `noise` is what the resamples add to each row on its own."""
     table = Table(
         name="t",
         title="T",
@@ -36,7 +36,7 @@ def make(rows: dict[str, list[float]], claim: dict[str, Any], *, noise: float = 
     for job in jobs(table, "cpu"):
         value = rows[job.row.name][job.seed]
         entry = Entry(
-            "cpu", job.row.name, job.seed, job.definition, figures={"ap50_tiny": value, "ap50_tiny1": value / 2}
+            "cpu", job.row.name, job.seed, job.definition, metrics={"ap50_tiny": value, "ap50_tiny1": value / 2}
         )
         drawn = value + IMAGES + noise * rng.standard_normal(SAMPLES)
         results.replace([entry], {entry.key: {"ap50_tiny": drawn, "ap50_tiny1": drawn / 2}})
@@ -80,8 +80,8 @@ def test_seeds_that_disagree_leave_it_undecided() -> None:
 def test_more_at_compares_differences() -> None:
     # 4 points at tiny, 2 at tiny1.
     rows = {"a": [0.44], "b": [0.40]}
-    assert verdict(rows, BETTER | {"figure": "ap50_tiny", "more_at": "ap50_tiny1"}) == "holds"
-    assert verdict(rows, BETTER | {"figure": "ap50_tiny1", "more_at": "ap50_tiny"}) == "does not hold"
+    assert verdict(rows, BETTER | {"metric": "ap50_tiny", "more_at": "ap50_tiny1"}) == "holds"
+    assert verdict(rows, BETTER | {"metric": "ap50_tiny1", "more_at": "ap50_tiny"}) == "does not hold"
 
 
 def test_the_best_of_several() -> None:

@@ -33,7 +33,7 @@ def test_the_curve_on_the_command_line(run: Path, capsys: Any) -> None:
     assert len(found["random"]) == 2
     assert [p["factor"] for p in found["static"]] == [0.5, 0.25]
     assert found["curve"][0]["shares"] == {"0.5": 0.0, "0.25": 1.0}
-    assert found["curve"][-1]["figure"] == pytest.approx(found["static"][0]["figure"])
+    assert found["curve"][-1]["metric"] == pytest.approx(found["static"][0]["metric"])
     assert set(found["oracle"]) == {
         f"{a}, {b}" for a in ("guidance loss", "own loss") for b in ("least", "cheapest within T")
     }
@@ -41,7 +41,7 @@ def test_the_curve_on_the_command_line(run: Path, capsys: Any) -> None:
     routed = next(
         r["value"] for r in written if r.get("iou") == 0.5 and r.get("area") == "tiny" and r["metric"] == "AP"
     )
-    assert found["chosen"]["figure"] == pytest.approx(routed, abs=1e-6)  # what was measured is what was put together
+    assert found["chosen"]["metric"] == pytest.approx(routed, abs=1e-6)  # what was measured is what was put together
     assert (run / "dpnet" / "tradeoff.json").is_file()
 
 
@@ -84,7 +84,7 @@ def test_the_cheapest_point_that_cannot_be_told_from_the_largest_factor(tmp_path
     knows = np.array([[0.9, 0.1]] * 20 + [[0.9, 0.8]] * 20)
     found = tradeoff(candidates, knows, decision=Decision(), draws=1, steps=4, samples=50)
     assert found["alike"]["shares"] == {"0.5": 0.5, "0.25": 0.5}
-    assert found["alike"]["figure"] == pytest.approx(1.0)
+    assert found["alike"]["metric"] == pytest.approx(1.0)
     assert found["alike"]["against"]["difference"] == pytest.approx(0.0)
     assert any("cheapest alike" in line for line in lines(found))
     without = tradeoff(candidates, knows, decision=Decision(), draws=1, steps=4, samples=0)
@@ -99,13 +99,13 @@ def test_a_good_choice_beats_random_ones_at_its_cost(tmp_path: Path) -> None:
     candidates = Candidates(annotations, (0.5, 0.25), tables, (1.0, 0.4), 0.01, "flyspeck", "ap50_all")
     sure = np.array([[0.9, 0.1], [0.1, 0.9]] * 20)
     found = tradeoff(candidates, sure, decision=Decision(), draws=3, steps=4, samples=50)
-    assert found["chosen"]["figure"] == pytest.approx(1.0)
+    assert found["chosen"]["metric"] == pytest.approx(1.0)
     assert found["chosen"]["gflops"] == pytest.approx(0.71)  # half of 1.0 and 0.4, and the predictor
-    assert all(p["figure"] < 0.8 for p in found["random"])
+    assert all(p["metric"] < 0.8 for p in found["random"])
     assert all(p["shares"] == found["chosen"]["shares"] for p in found["random"])
-    assert found["static"][0]["figure"] == pytest.approx(found["static"][1]["figure"], abs=0.02)
+    assert found["static"][0]["metric"] == pytest.approx(found["static"][1]["metric"], abs=0.02)
     assert found["against_static"]["difference_low"] > 0
-    with pytest.raises(UserError, match="no figure 'ap50_huge'"):
+    with pytest.raises(UserError, match="no metric 'ap50_huge'"):
         tradeoff(
             Candidates(annotations, (0.5, 0.25), tables, (1.0, 0.4), 0.01, "flyspeck", "ap50_huge"),
             sure,

@@ -45,8 +45,8 @@ TABLE: dict[str, Any] = {
         {"name": "other", "kind": "external"},
     ],
     "claims": [
-        {"text": "training on helps", "row": "again", "than": "plain", "figure": "ap50_all"},
-        {"text": "another tool is worse", "row": "plain", "than": "other", "figure": "ap50_all"},
+        {"text": "training on helps", "row": "again", "than": "plain", "metric": "ap50_all"},
+        {"text": "another tool is worse", "row": "plain", "than": "other", "metric": "ap50_all"},
     ],
 }
 
@@ -76,7 +76,7 @@ def test_rows_are_run_once_and_leave_results(place: Path, monkeypatch: pytest.Mo
     assert first.facts["validation_images"] == 5
     assert str(place) not in "".join(p.read_text() for p in (place / "results").glob("small.[jc]*"))
     # A stricter score threshold cannot find more.
-    assert results.entries[2].figures["ar50_all"] <= first.figures["ar50_all"]
+    assert results.entries[2].metrics["ar50_all"] <= first.metrics["ar50_all"]
     assert [verdict.verdict for verdict in results.verdicts][1] == "not run"
 
     def never(*_: object) -> None:
@@ -96,8 +96,8 @@ def test_the_same_seed_gives_the_same_number(place: Path) -> None:
     shutil.rmtree(place / "results")
     run_tables([table], "cpu", rows=["plain"], **where)
     second = read_results(place / "results", "small")
-    assert [e.figures for e in first.entries] == [e.figures for e in second.entries]
-    assert first.entries[0].figures != first.entries[1].figures  # another seed
+    assert [e.metrics for e in first.entries] == [e.metrics for e in second.entries]
+    assert first.entries[0].metrics != first.entries[1].metrics  # another seed
 
 
 def test_a_broken_run_goes_on_and_a_changed_row_begins_anew(place: Path, base: dict[str, Any]) -> None:
@@ -143,7 +143,7 @@ def test_weights_are_measured_under_the_factors_that_training_counted(place: Pat
     (place / "small.yaml").write_text(yaml.safe_dump(TABLE | {"rows": rows, "claims": []}))
     table, where = load(place)
     assert run_tables([table], "cpu", **where) == (2, 0)
-    assert 0 <= read_results(place / "results", "small").entries[1].figures["mr50_tiny"] <= 1
+    assert 0 <= read_results(place / "results", "small").entries[1].metrics["mr50_tiny"] <= 1
 
 
 def test_the_page_says_what_was_to_be_run_and_what_was(place: Path) -> None:
@@ -196,14 +196,14 @@ def test_another_tools_detections_are_scored(place: Path) -> None:
     (folder / "about.json").write_text(json.dumps(about))
     run_tables([table], "cpu", rows=["other"], **where)
     (entry,) = read_results(place / "results", "small").entries
-    assert entry.figures["ap50_all"] == 1.0
+    assert entry.metrics["ap50_all"] == 1.0
     assert entry.facts["tool"] == "by hand"
     page = markdown(table, place / "results")
     assert "Row `other` is by another tool, by hand 7 (3 epochs; patience)." in page
     assert "flyspeck 7" not in page
     (folder / "detections.json").write_text(json.dumps(found[:1]))  # the tool's second try
     assert rescore_table(table, "cpu", **where) == 1
-    assert read_results(place / "results", "small").entries[0].figures["ap50_all"] < 1.0
+    assert read_results(place / "results", "small").entries[0].metrics["ap50_all"] < 1.0
 
 
 def test_a_pretraining_and_a_distillation_are_rows_too(place: Path) -> None:
@@ -237,9 +237,9 @@ def test_a_pretraining_and_a_distillation_are_rows_too(place: Path) -> None:
     table, where = load(place)
     assert run_tables([table], "cpu", rows=["student"], **where) == (3, 0)
     first, *_, last = read_results(place / "results", "small").entries
-    assert set(first.figures) == {"top1"}
+    assert set(first.metrics) == {"top1"}
     assert first.facts["validation_images"] == 8
-    assert "ap50_all" in last.figures
+    assert "ap50_all" in last.metrics
     assert "top1" in markdown(table, place / "results")
     # The weights are elsewhere, say after a clone: what the student needs is trained again, what is finished stays.
     shutil.rmtree(place / "runs")
@@ -247,7 +247,7 @@ def test_a_pretraining_and_a_distillation_are_rows_too(place: Path) -> None:
     results.entries.pop()
     write_results(place / "results", results)
     assert run_tables([table], "cpu", **where) == (1, 0)
-    assert read_results(place / "results", "small").entries[-1].figures == last.figures
+    assert read_results(place / "results", "small").entries[-1].metrics == last.metrics
 
 
 def test_runs_are_scored_again_and_the_page_keeps_what_is_hand_written(place: Path) -> None:

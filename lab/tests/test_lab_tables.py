@@ -110,7 +110,7 @@ def test_recipes_get_the_paths_of_this_machine(tmp_path: Path) -> None:
         ),
         ({"claims": [{"text": "x", "row": "a", "than": "c"}]}, "row in a claim called 'c'"),
         ({"claims": [{"text": "x", "row": "a"}]}, "either row and than"),
-        ({"figure": ["ap50_tiny"]}, "figure"),
+        ({"metric": ["ap50_tiny"]}, "metric"),
     ],
 )
 def test_mistakes_in_a_table_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -173,4 +173,4 @@ def test_every_stored_result_of_a_table_is_read() -> None:
     for path in stored:
         results = read_results(RESULTS, path.stem)
         assert results.entries
-        assert all(entry.figures and results.draws[entry.key] for entry in results.entries), path.stem
+        assert all(entry.metrics and results.draws[entry.key] for entry in results.entries), path.stem

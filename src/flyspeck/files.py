@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,16 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
             except (ValueError, RecursionError):
                 record = None
             yield number, record if isinstance(record, dict) else None
+
+
+def renamed_keys(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run stored, under today's names: version 0.1 called its metrics figures."""
+    return {"metrics" if key == "figures" else key: value for key, value in record.items()}
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The records of a run's `metrics.jsonl`, under today's names."""
+    return [renamed_keys(record) for record in read_jsonl(path)]
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

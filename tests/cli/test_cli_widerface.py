@@ -63,7 +63,7 @@ def widerface(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("views", [[], ["--scales", "0.5,1,2", "--flip"]])
-def test_from_images_to_the_benchmarks_figures(
+def test_from_images_to_the_benchmarks_metrics(
     run_folder: Path, widerface: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], views: list[str]
 ) -> None:
     out = tmp_path / "found"

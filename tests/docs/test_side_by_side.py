@@ -47,9 +47,9 @@ def test_a_perfect_detector_of_any_classes_is_perfect(benchmark: ModuleType, tmp
         scores = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
         return [Detections(boxes, scores, np.repeat([0, 1], 3), size, ("x", "y"))]
 
-    figures, found = benchmark.measure(perfect, table, 1.0)
+    metrics, found = benchmark.measure(perfect, table, 1.0)
     assert [len(one) for one in found] == [3]
-    assert [figures[f"ap50_{area}"] for area in ("all", "tiny1", "tiny2", "tiny3")] == pytest.approx([1] * 4)
+    assert [metrics[f"ap50_{area}"] for area in ("all", "tiny1", "tiny2", "tiny3")] == pytest.approx([1] * 4)
     benchmark.draw(table, {"perfect": found}, [0], tmp_path / "side.png", 0.5)
     with Image.open(tmp_path / "side.png") as image:
         assert image.width == 2 * 424

@@ -44,9 +44,9 @@ def test_engines_take_turns_and_find_the_same(
         assert engine["tiles"] == 24
         assert [point["scale"] for point in engine["curve"]] == [0.5, 1]
     for engine in others:
-        assert engine["figures"].keys() == eager["figures"].keys()
-        for name, value in eager["figures"].items():
-            assert_allclose(engine["figures"][name], value, atol=1e-6)
+        assert engine["metrics"].keys() == eager["metrics"].keys()
+        for name, value in eager["metrics"].items():
+            assert_allclose(engine["metrics"][name], value, atol=1e-6)
     said = capsys.readouterr().out
     assert "2 images of run's validation set" in said
     assert "1.00x" in said
@@ -63,7 +63,7 @@ def test_images_without_annotations_have_times_only(
     asked = ("--engines", "eager", "--rounds", 1, "--on", folder, "--out", tmp_path / "o")
     assert run(exports.run, *asked) == 0
     told = json.loads((tmp_path / "o" / "benchmark.json").read_text())
-    assert told["engines"][0]["figures"] == {}
+    assert told["engines"][0]["metrics"] == {}
     assert not (tmp_path / "o" / "benchmark.png").exists()
     assert "–" in capsys.readouterr().out
 
@@ -132,5 +132,5 @@ def test_parts_are_the_work_that_they_name(exports: Exports, tmp_path: Path) -> 
     (row,) = measure({"slow": Slow()}, images, description, **options)  # type: ignore[arg-type]
     assert row.parts["forward"] >= 2 * 12  # at least, as sleep promises; 12 tiles an image
     assert row.total >= 2 * 12
-    assert row.figures["recall_all"] == 0
+    assert row.metrics["recall_all"] == 0
     assert isinstance(row, EngineResult)

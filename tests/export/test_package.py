@@ -52,7 +52,7 @@ def test_the_file_says_what_it_is(exports: Exports) -> None:
     assert told["enlarge"]["factor"] == 1.5
     assert told["normalisation"]["mean"] == [0.4, 0.5, 0.6]
     assert told["protocol"] == "flyspeck"
-    assert told["figures"] == {"ap50_tiny": 0.01}
+    assert told["metrics"] == {"ap50_tiny": 0.01}
     assert told["parity"]["images"] == 4
     assert told["parity"]["unmatched"] == 0
     assert told["parity"]["batches"] == [1, 2, 3, 7]

@@ -80,7 +80,7 @@ def write_run(folder: Path, name: str, **model: object) -> Path:
         "object_side_99": 24.0,
         "enlarge": {"factor": 1.5, "short_side": None},
         "protocol": "flyspeck",
-        "figures": {"ap50_tiny": 0.01},
+        "metrics": {"ap50_tiny": 0.01},
     }
     save_weights(folder / "best.safetensors", detector.state_dict(), description)
     recipe = {

@@ -1,4 +1,4 @@
-"""Counters: golden values by hand, a slow twin, and the published figures of the backbones."""
+"""Counters: golden values by hand, a slow twin, and the published numbers of the backbones."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_bottom_heavy_hrnets_are_near_the_published_counts(build, params, gflops
     assert found.gflops == pytest.approx(gflops, rel=0.03)
 
 
-def test_share_of_gflops_by_stage_is_the_papers_figure_2():
+def test_share_of_gflops_by_stage_is_the_papers_metric_2():
     expected = {
         resnet50: {"stem": 0.792, "stage1": 4.443, "stage2": 6.769, "stage3": 9.604, "stage4": 5.296},
         bh_resnet50: {"stem": 0.650, "stage1": 10.505, "stage2": 9.645, "stage3": 3.876, "stage4": 2.438},

@@ -39,7 +39,7 @@ def history(epochs: int, top: float) -> tuple[dict, ...]:
             "epoch": e,
             "seconds": 3.0,
             "losses": {"classification": 1.5 / e, "box": 0.4 / e},
-            "figures": {"ap50_tiny": top * e / epochs, "ap50_all": top * e / epochs + 0.05},
+            "metrics": {"ap50_tiny": top * e / epochs, "ap50_all": top * e / epochs + 0.05},
         }
         for e in range(1, epochs + 1)
     )

@@ -19,7 +19,7 @@ from flyspeck.models.dynamic.norms import SwitchedNorm
 from flyspeck.models.dynamic.pooling import find_switch
 from flyspeck.train.build import load_described
 from flyspeck.train.config import Recipe, parse_recipe
-from flyspeck.train.dynamic import best_figure
+from flyspeck.train.dynamic import best_metric
 from flyspeck.train.run import train
 
 RecipeMaker = Callable[..., Recipe]
@@ -33,14 +33,14 @@ def dynamic_recipe(make_recipe: RecipeMaker, data: dict[str, Any] | None = None,
 
 def test_every_factor_is_measured_in_the_files_pixels(make_recipe: RecipeMaker, tiny_set: Path, tmp_path: Path) -> None:
     recipe = dynamic_recipe(make_recipe, {"enlarge": 2.0}, factors=[0.5, 0.33])
-    figures = train(recipe, tmp_path / "run")
+    metrics = train(recipe, tmp_path / "run")
     for kind in ("detections", "evaluation"):
         assert (tmp_path / "run" / f"{kind}-df0.33.json").is_file()
         assert (tmp_path / "run" / f"{kind}-df0.5.json").read_bytes() == (
             tmp_path / "run" / f"{kind}.json"
         ).read_bytes()
-    assert figures["ap50_tiny"] == figures["ap50_tiny@0.5"]
-    assert figures["ap50_tiny@mean"] == pytest.approx((figures["ap50_tiny@0.5"] + figures["ap50_tiny@0.33"]) / 2)
+    assert metrics["ap50_tiny"] == metrics["ap50_tiny@0.5"]
+    assert metrics["ap50_tiny@mean"] == pytest.approx((metrics["ap50_tiny@0.5"] + metrics["ap50_tiny@0.33"]) / 2)
     evaluated = json.loads((tmp_path / "run" / "evaluation-df0.33.json").read_text())
     assert evaluated
     boxes = np.array([d["bbox"] for d in json.loads((tmp_path / "run" / "detections-df0.33.json").read_text())])
@@ -63,20 +63,20 @@ def test_every_factor_is_measured_in_the_files_pixels(make_recipe: RecipeMaker, 
 
 
 def test_single_training_leaves_no_private_norms(make_recipe: RecipeMaker, tmp_path: Path) -> None:
-    figures = train(
+    metrics = train(
         dynamic_recipe(make_recipe, factors=[0.5, 0.25], default=0.25, train="single", norms="shared"), tmp_path / "run"
     )
-    assert figures["ap50_tiny"] == figures["ap50_tiny@0.25"]
+    assert metrics["ap50_tiny"] == metrics["ap50_tiny@0.25"]
     detector, _ = load_described(tmp_path / "run")
     assert find_switch(detector).active == 0.25
     assert not any(isinstance(m, SwitchedNorm) for m in detector.modules())
 
 
 def test_the_best_checkpoint_of_a_mixed_run_is_picked_by_the_mean(make_recipe: RecipeMaker) -> None:
-    assert best_figure("ap50_tiny", dynamic_recipe(make_recipe).dynamic) == "ap50_tiny@mean"
-    assert best_figure("ap50_tiny@0.5", dynamic_recipe(make_recipe).dynamic) == "ap50_tiny@0.5"
-    assert best_figure("ap50_tiny", dynamic_recipe(make_recipe, train="single", norms="shared").dynamic) == "ap50_tiny"
-    assert best_figure("ap50_tiny", None) == "ap50_tiny"
+    assert best_metric("ap50_tiny", dynamic_recipe(make_recipe).dynamic) == "ap50_tiny@mean"
+    assert best_metric("ap50_tiny@0.5", dynamic_recipe(make_recipe).dynamic) == "ap50_tiny@0.5"
+    assert best_metric("ap50_tiny", dynamic_recipe(make_recipe, train="single", norms="shared").dynamic) == "ap50_tiny"
+    assert best_metric("ap50_tiny", None) == "ap50_tiny"
 
 
 @pytest.mark.parametrize(

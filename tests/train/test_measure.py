@@ -9,7 +9,7 @@ import pytest
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers import read_annotations
 from flyspeck.evaluate import DetectionTable, evaluate
-from flyspeck.train.measure import figures_of
+from flyspeck.train.measure import metrics_of
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,8 @@ def annotations(tmp_path_factory: pytest.TempPathFactory) -> Annotations:
 def test_names(annotations: Annotations, protocol: str, names: set[str]) -> None:
     """Nothing of one class, no threshold or area twice."""
     result = evaluate(annotations, DetectionTable.empty(), protocol)
-    figures = figures_of(result)
-    assert names <= set(figures)
-    assert not any("per_class" in name or "5050" in name or "tiny_tiny" in name for name in figures)
+    metrics = metrics_of(result)
+    assert names <= set(metrics)
+    assert not any("per_class" in name or "5050" in name or "tiny_tiny" in name for name in metrics)
     overall = [row for row in result.rows if "category_id" not in row and row["value"] is not None]
-    assert len(figures) == len(overall)
+    assert len(metrics) == len(overall)

@@ -34,8 +34,8 @@ def one_thread() -> Any:
 
 def test_a_run_leaves_a_folder_that_explains_itself(make_recipe: RecipeMaker, tmp_path: Path) -> None:
     recipe = make_recipe(train={"ema": 0.9, "accumulate": 2})
-    figures = train(recipe, tmp_path / "run")
-    assert {"ap50_tiny", "ap50_tiny1", "ap50_all", "ap_all"} <= set(figures)
+    metrics = train(recipe, tmp_path / "run")
+    assert {"ap50_tiny", "ap50_tiny1", "ap50_all", "ap_all"} <= set(metrics)
     names = {p.name for p in (tmp_path / "run").iterdir()}
     assert names == {
         *("recipe.yaml", "environment.json", "metrics.jsonl", "metrics.csv", "state.pt"),
@@ -151,7 +151,7 @@ def test_ctrl_c_leaves_the_last_checkpoint(
         ({"train": {"batch_size": 64}}, "12 images do not fill one batch of 64"),
         ({"data": {"train": "/nowhere/train.json"}}, "/nowhere/train.json"),
         ({"evaluate": {"protocol": "coco_box"}}, "coco_bbox"),
-        ({"evaluate": {"best": "ap50_micro"}}, "no figure 'ap50_micro'"),
+        ({"evaluate": {"best": "ap50_micro"}}, "no metric 'ap50_micro'"),
     ],
 )
 def test_mistakes_in_a_recipe(make_recipe: RecipeMaker, tmp_path: Path, section: dict, expected: str) -> None:
@@ -172,7 +172,7 @@ def test_broken_entries_stop_a_run_unless_their_share_is_allowed(
     train(make_recipe(data={"train": str(broken), "max_broken_share": 0.1}, train={"epochs": 1}), tmp_path / "allowed")
 
 
-def test_tensorboard_gets_the_losses_and_the_figures(make_recipe: RecipeMaker, tmp_path: Path) -> None:
+def test_tensorboard_gets_the_losses_and_the_metrics(make_recipe: RecipeMaker, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -1,4 +1,4 @@
-"""Every recipe that is shipped parses, names a protocol and a figure that exist, and builds its model."""
+"""Every recipe that is shipped parses, names a protocol and a metric that exist, and builds its model."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from flyspeck.evaluate.detections import DetectionTable
 from flyspeck.train.build import build_detector
 from flyspeck.train.config import load_recipe
 from flyspeck.train.dynamic import make_dynamic
-from flyspeck.train.measure import figures_of
+from flyspeck.train.measure import metrics_of
 
 ROOT = Path(__file__).resolve().parents[2] / "recipes"
 RECIPES = sorted(ROOT.rglob("*.yaml"))
 
 
 @functools.cache
-def figures(protocol: str, *, settings: bool) -> set[str]:
+def metrics(protocol: str, *, settings: bool) -> set[str]:
     """Names of what a protocol gives a run to pick its best weights by; `settings`: the set has WIDER FACE's three."""
     extra = {f"kept_{name}": np.ones(1, bool) for name in ("easy", "medium", "hard")} if settings else {}
     table = Annotations(
@@ -31,7 +31,7 @@ def figures(protocol: str, *, settings: bool) -> set[str]:
         crowd=np.zeros(1, bool), box_ids=np.ones(1, int), classes=("object",), category_ids=(1,), extra=extra,
     )  # fmt: skip
     found = DetectionTable.from_columns(image_index=[0], boxes=table.boxes, scores=[0.5], labels=[0])
-    return set(figures_of(evaluate(table, found, protocol)))
+    return set(metrics_of(evaluate(table, found, protocol)))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -39,7 +39,7 @@ def test_a_shipped_recipe_builds(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.evaluate.protocol in PROTOCOLS
     settings = recipe.data.val is not None and recipe.data.val.endswith(".mat")
-    assert recipe.evaluate.best in figures(recipe.evaluate.protocol, settings=settings)
+    assert recipe.evaluate.best in metrics(recipe.evaluate.protocol, settings=settings)
     # What is taken from the training set, and weights that are not here, are left out.
     model = recipe.model.model_copy(update={"fusion": None, "assigner": None})
     if model.anchors is not None and model.anchors.fit:

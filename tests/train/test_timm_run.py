@@ -22,7 +22,7 @@ from flyspeck.models.fold import probe_images
 from flyspeck.models.names import parse_name
 from flyspeck.train.build import load_detector
 from flyspeck.train.config import Recipe
-from flyspeck.train.measure import figures_of
+from flyspeck.train.measure import metrics_of
 from flyspeck.train.run import train
 
 pytest.importorskip("timm", reason="needs the extra timm")
@@ -43,15 +43,15 @@ def finished(make_recipe: Callable[..., Recipe], workdir: Path) -> tuple[Path, R
         train={"epochs": 8, "optimizer": "adamw", "lr": 0.003, "eval_every": 8},
     )
     if not (workdir / "run").exists():
-        FIGURES.update(train(recipe, workdir / "run"))
-    return workdir / "run", recipe, FIGURES
+        METRICS.update(train(recipe, workdir / "run"))
+    return workdir / "run", recipe, METRICS
 
 
-FIGURES: dict[str, float] = {}
+METRICS: dict[str, float] = {}
 
 
 def test_the_predictor_finds_what_the_trainer_measured(finished: tuple[Path, Recipe, dict[str, float]]) -> None:
-    run, recipe, figures = finished
+    run, recipe, metrics = finished
     predictor = load_predictor(run, score_threshold=recipe.model.min_score)
     assert isinstance(predictor.model, TorchModel)
     detector = predictor.model.detector
@@ -61,9 +61,9 @@ def test_the_predictor_finds_what_the_trainer_measured(finished: tuple[Path, Rec
     found = predictor.predict([annotations.path(i) for i in range(len(annotations))])
     assert sum(len(one) for one in found) > 20
     named = [replace(one, image_id=i) for one, i in zip(found, annotations.image_ids.tolist(), strict=True)]
-    again = figures_of(evaluate(annotations, DetectionTable.from_list(named, annotations), recipe.evaluate.protocol))
-    assert figures["ap50_all"] > 0
-    assert again == pytest.approx(figures, abs=1e-6)
+    again = metrics_of(evaluate(annotations, DetectionTable.from_list(named, annotations), recipe.evaluate.protocol))
+    assert metrics["ap50_all"] > 0
+    assert again == pytest.approx(metrics, abs=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -62,11 +62,11 @@ def test_broken_and_foreign_results_are_named(tmp_path):
     result.write_text("{")
     with pytest.raises(UserError, match=r"trial\.json.*not the result of a run"):
         tune_fusion(RECIPE, tmp_path, [0.5], run=Peak())
-    result.write_text(json.dumps({"fusion": [0.1] * 3, "seed": 0, "figures": {}}))
+    result.write_text(json.dumps({"fusion": [0.1] * 3, "seed": 0, "metrics": {}}))
     with pytest.raises(UserError, match=r"holds the run of \[0\.1"):
         tune_fusion(RECIPE, tmp_path, [0.5], run=Peak())
     trials = tune_fusion(RECIPE, tmp_path / "other", [0.5], run=Peak())
-    with pytest.raises(UserError, match=r"no figure 'ap'.*known: ap50_tiny"):
+    with pytest.raises(UserError, match=r"no metric 'ap'.*known: ap50_tiny"):
         mean_by_factor(trials, "ap")
 
 

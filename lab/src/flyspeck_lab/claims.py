@@ -1,4 +1,4 @@
-"""Verdicts: what the resampled figures say about a claim.
+"""Verdicts: what the resampled metrics say about a claim.
 
 Images are resampled in pairs: in each resample both rows are scored on the same images. Seeds are resampled on
 their own for each row, as the same seed does not make two different models alike. With one seed the interval knows nothing of
@@ -39,10 +39,10 @@ def judge(table: Table, results: Results) -> list[Verdict]:
 def _verdict(claim: Claim, grade: str, entries: list[Entry], results: Results) -> Verdict:
     by_row = {name: [e for e in entries if e.name == name] for name in claim.rows}
     missing = [name for name, found in by_row.items() if not found]
-    figures = [claim.figure, *([claim.more_at] if claim.more_at else [])]
+    metrics = [claim.metric, *([claim.more_at] if claim.more_at else [])]
     for name, found in by_row.items():
-        if any(figure not in results.draws.get(e.key, {}) for e in found for figure in figures):
-            missing.append(f"{name} ({' and '.join(figures)})")
+        if any(metric not in results.draws.get(e.key, {}) for e in found for metric in metrics):
+            missing.append(f"{name} ({' and '.join(metrics)})")
     if missing:
         return Verdict(grade, claim.text, NOT_RUN, f"missing: {', '.join(missing)}")
     if claim.best_of:
@@ -57,17 +57,17 @@ def _verdict(claim: Claim, grade: str, entries: list[Entry], results: Results) -
     return Verdict(grade, claim.text, f"{verdict} (one seed)" if weak else verdict, f"{detail}; {words}{noise}")
 
 
-def seed_means(name: str, entries: list[Entry], figure: str, results: Results) -> np.ndarray:
-    """(S,) mean of a row's figure over resampled seeds, each on resampled images."""
-    values = np.stack([results.draws[entry.key][figure] for entry in entries])  # (seeds, S)
+def seed_means(name: str, entries: list[Entry], metric: str, results: Results) -> np.ndarray:
+    """(S,) mean of a row's metric over resampled seeds, each on resampled images."""
+    values = np.stack([results.draws[entry.key][metric] for entry in entries])  # (seeds, S)
     # The row's name seeds the draw: the same from run to run, another for another row.
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big"))
     picked = rng.integers(len(entries), size=(len(entries), SAMPLES))
     return values[picked, np.arange(SAMPLES)].mean(0)
 
 
-def _mean(entries: list[Entry], figure: str) -> float:
-    return float(np.mean([entry.figures[figure] for entry in entries]))
+def _mean(entries: list[Entry], metric: str) -> float:
+    return float(np.mean([entry.metrics[metric] for entry in entries]))
 
 
 def _pair(claim: Claim, by_row: dict[str, list[Entry]], results: Results) -> tuple[str, str]:
@@ -75,16 +75,16 @@ def _pair(claim: Claim, by_row: dict[str, list[Entry]], results: Results) -> tup
     assert claim.than is not None
     ours, theirs = by_row[claim.row], by_row[claim.than]
 
-    def difference(figure: str) -> tuple[float, np.ndarray]:
-        drawn = seed_means(claim.row, ours, figure, results) - seed_means(claim.than, theirs, figure, results)  # type: ignore[arg-type]
-        return _mean(ours, figure) - _mean(theirs, figure), drawn
+    def difference(metric: str) -> tuple[float, np.ndarray]:
+        drawn = seed_means(claim.row, ours, metric, results) - seed_means(claim.than, theirs, metric, results)  # type: ignore[arg-type]
+        return _mean(ours, metric) - _mean(theirs, metric), drawn
 
-    value, drawn = difference(claim.figure)
-    what = f"difference {claim.figure}"
+    value, drawn = difference(claim.metric)
+    what = f"difference {claim.metric}"
     if claim.more_at is not None:
         other, other_drawn = difference(claim.more_at)
         value, drawn = value - other, drawn - other_drawn
-        what = f"difference {claim.figure} less that at {claim.more_at}"
+        what = f"difference {claim.metric} less that at {claim.more_at}"
     known = drawn[np.isfinite(drawn)]
     low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     detail = f"{what} {100 * value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
@@ -96,11 +96,11 @@ def _pair(claim: Claim, by_row: dict[str, list[Entry]], results: Results) -> tup
 
 
 def _choice(claim: Claim, by_row: dict[str, list[Entry]], results: Results) -> tuple[str, str]:
-    drawn = np.stack([seed_means(name, by_row[name], claim.figure, results) for name in claim.among])
+    drawn = np.stack([seed_means(name, by_row[name], claim.metric, results) for name in claim.among])
     drawn = drawn[:, np.isfinite(drawn).all(0)]
     share = float(np.isin(np.array(claim.among)[drawn.argmax(0)], claim.best_of).mean())
-    best = max(claim.among, key=lambda name: _mean(by_row[name], claim.figure))
-    detail = f"best at {claim.figure}: {best} ({100 * _mean(by_row[best], claim.figure):.1f}); "
+    best = max(claim.among, key=lambda name: _mean(by_row[name], claim.metric))
+    detail = f"best at {claim.metric}: {best} ({100 * _mean(by_row[best], claim.metric):.1f}); "
     detail += f"one of {', '.join(claim.best_of)} in {100 * share:.0f} % of resamples"
     tail = (1 - LEVEL) / 2
     return (HOLDS if share >= 1 - tail else FAILS if share <= tail else UNDECIDED), detail

@@ -18,7 +18,7 @@ from flyspeck.evaluate import DetectionTable, evaluate, protocol_named
 from flyspeck.evaluate.bootstrap import compare, interval_rows
 from flyspeck.evaluate.protocols import APProtocol
 from flyspeck.models.dynamic.predictor import Decision
-from flyspeck.train.measure import figures_of
+from flyspeck.train.measure import metrics_of
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Candidates:
     """Of one image at each factor, without the predictor."""
     predictor_gflops: float
     protocol: str
-    figure: str
-    """The figure that counts, as `figures_of` names it."""
+    metric: str
+    """The metric that counts, as `metrics_of` names it."""
 
     def chosen(self, places: np.ndarray) -> DetectionTable:
         """The detections of each image at its own place among the factors, `places (I,)`."""
@@ -49,16 +49,16 @@ class Candidates:
         )
 
     def point(self, places: np.ndarray, *, predictor: bool) -> dict[str, Any]:
-        """Figures and cost of a choice; `predictor` adds the predictor's own GFLOPs."""
-        figures = figures_of(evaluate(self.annotations, self.chosen(places), self.protocol))
-        if self.figure not in figures:
-            raise UserError(f"no figure '{self.figure}'", where="figure", fix=f"known: {', '.join(figures)}")
+        """Metrics and cost of a choice; `predictor` adds the predictor's own GFLOPs."""
+        metrics = metrics_of(evaluate(self.annotations, self.chosen(places), self.protocol))
+        if self.metric not in metrics:
+            raise UserError(f"no metric '{self.metric}'", where="metric", fix=f"known: {', '.join(metrics)}")
         shares = np.bincount(places, minlength=len(self.factors)) / max(1, len(places))
         return {
-            "figure": figures[self.figure],
+            "metric": metrics[self.metric],
             "gflops": float(shares @ np.array(self.gflops)) + self.predictor_gflops * predictor,
             "shares": {f"{f:g}": float(s) for f, s in zip(self.factors, shares, strict=True)},
-            "figures": {name: value for name, value in figures.items() if "50_" in name},
+            "metrics": {name: value for name, value in metrics.items() if "50_" in name},
         }
 
 
@@ -86,7 +86,7 @@ def tradeoff(
     mine = decision.choose(probabilities)
     found: dict[str, Any] = {
         "protocol": candidates.protocol,
-        "figure": candidates.figure,
+        "metric": candidates.metric,
         "images": count,
         "factors": list(candidates.factors),
         "gflops": list(candidates.gflops),
@@ -104,7 +104,7 @@ def tradeoff(
     for threshold in thresholds(probabilities, steps):
         places = Decision("cheapest", threshold).choose(probabilities)
         point = {"threshold": threshold, **candidates.point(places, predictor=True)}
-        point["random"] = [candidates.point(rng.permutation(places), predictor=False)["figure"] for _ in range(draws)]
+        point["random"] = [candidates.point(rng.permutation(places), predictor=False)["metric"] for _ in range(draws)]
         found["curve"].append(point)
     found["against_static"] = _against(candidates, mine, np.zeros(count, np.int64), samples=samples, seed=seed)
     found["alike"] = cheapest_alike(candidates, probabilities, found["curve"], samples=samples, seed=seed)
@@ -146,7 +146,7 @@ def _against(
     protocol = protocol_named(candidates.protocol)
     if not isinstance(protocol, APProtocol) or samples < 1 or len(candidates.annotations) < 2:
         return None
-    area = candidates.figure.partition("_")[2]
+    area = candidates.metric.partition("_")[2]
     bins = tuple(own for own in protocol.bins if own.name == area)
     if not bins:
         return None
@@ -164,9 +164,9 @@ def _against(
 
 
 def cheapest_equal(found: Mapping[str, Any], *, drop: float = 0.0) -> dict[str, Any] | None:
-    """The cheapest point of the curve whose figure is at least the largest static factor's, less `drop`; None if none is."""
-    bound = found["static"][0]["figure"] - drop
-    good = [p for p in found["curve"] if p["figure"] >= bound]
+    """The cheapest point of the curve whose metric is at least the largest static factor's, less `drop`; None if none is."""
+    bound = found["static"][0]["metric"] - drop
+    good = [p for p in found["curve"] if p["metric"] >= bound]
     return min(good, key=lambda p: p["gflops"], default=None)
 
 
@@ -174,13 +174,13 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     """The points as a table for a terminal."""
     base = found["static"][0]["gflops"]
     head = (
-        f"{'':<28} {found['figure']:>10} {'GFLOPs':>8} {'of ' + format(found['factors'][0], 'g'):>8}  images by factor"
+        f"{'':<28} {found['metric']:>10} {'GFLOPs':>8} {'of ' + format(found['factors'][0], 'g'):>8}  images by factor"
     )
 
     def row(name: str, point: Mapping[str, Any]) -> str:
         shares = ", ".join(f"{f}: {100 * s:.0f} %" for f, s in point["shares"].items() if s)
         ratio = 100 * point["gflops"] / base
-        return f"{name:<28} {100 * point['figure']:>10.2f} {point['gflops']:>8.3f} {ratio:>6.1f} %  {shares}"
+        return f"{name:<28} {100 * point['metric']:>10.2f} {point['gflops']:>8.3f} {ratio:>6.1f} %  {shares}"
 
     rows = [head]
     rows += [row(f"static {p['factor']:g}", p) for p in found["static"]]
@@ -189,7 +189,7 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     rows.append(row("DPNet, argmax", found["argmax"]))
     rows += [row(f"random {i}", p) for i, p in enumerate(found["random"], 1)]
     if found["random"]:
-        mean = np.mean([p["figure"] for p in found["random"]])
+        mean = np.mean([p["metric"] for p in found["random"]])
         rows.append(f"{'random, mean':<28} {100 * mean:>10.2f}")
     rows += [row(f"oracle, {name}", p) for name, p in found["oracle"].items()]
     equal = cheapest_equal(found)

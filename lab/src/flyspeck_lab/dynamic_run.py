@@ -35,7 +35,7 @@ def read_probabilities(path: Path) -> tuple[tuple[int | str, ...], tuple[float, 
         ) from None
 
 
-def open_candidates(run: DynamicRun, *, figure: str | None = None) -> tuple[Candidates, np.ndarray, Decision]:
+def open_candidates(run: DynamicRun, *, metric: str | None = None) -> tuple[Candidates, np.ndarray, Decision]:
     """What the trade-off of a run with a predictor is made of: candidates, `(I, m)` probabilities, its own decision.
 
     GFLOPs are those of an image of the validation set's mean size, enlarged (sec. IV-A).
@@ -60,7 +60,7 @@ def open_candidates(run: DynamicRun, *, figure: str | None = None) -> tuple[Cand
         gflops=tuple(costs[f].gflops - choosing for f in factors),
         predictor_gflops=choosing,
         protocol=run.recipe.evaluate.protocol,
-        figure=figure or run.recipe.evaluate.best.partition("@")[0],
+        metric=metric or run.recipe.evaluate.best.partition("@")[0],
     )
     return candidates, probabilities[[place[image_id] for image_id in wanted]], router.decision
 

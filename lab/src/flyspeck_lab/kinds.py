@@ -164,7 +164,7 @@ def _outcome(job: Job, found: list[tuple[str, Score, dict[str, Any]]]) -> Outcom
             seed=job.seed,
             definition=job.definition,
             variant=variant,
-            figures=scored.figures,
+            metrics=scored.metrics,
             intervals=scored.intervals,
             facts=facts,
         )

@@ -102,17 +102,17 @@ def _grade(table: Table, grade: str, entries: list[Entry], results: Results) -> 
 
 def _rows(table: Table, entries: list[Entry], results: Results) -> list[str]:
     """Markdown rows: one for every row and variant, means over seeds, intervals over images and seeds."""
-    figures = [name for name in table.figures if any(name in entry.figures for entry in entries)]
-    extra = [name for name in ("top1",) if name not in figures and any(name in e.figures for e in entries)]
-    figures = extra + figures
+    metrics = [name for name in table.metrics if any(name in entry.metrics for entry in entries)]
+    extra = [name for name in ("top1",) if name not in metrics and any(name in e.metrics for e in entries)]
+    metrics = extra + metrics
     costs = [name for name in _COSTS if any(name in entry.facts for entry in entries)]
-    head = ["row", "seeds", *figures, *(_COSTS[name][0] for name in costs)]
+    head = ["row", "seeds", *metrics, *(_COSTS[name][0] for name in costs)]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     labels = {row.name: row.label or row.name for row in table.rows}
     for name in dict.fromkeys(entry.name for entry in entries):
         own = [entry for entry in entries if entry.name == name]
         label = labels[own[0].row] + (f", {own[0].variant}" if own[0].variant else "")
-        cells = [_cell(name, own, figure, results) for figure in figures]
+        cells = [_cell(name, own, metric, results) for metric in metrics]
         cells += [_cost(own, cost) for cost in costs]
         lines.append(f"| {' | '.join([label, str(len(own)), *cells])} |")
     return [*lines, ""]
@@ -127,13 +127,13 @@ _COSTS: dict[str, tuple[str, float, int]] = {
 """Fact to its column's head, factor and decimals."""
 
 
-def _cell(name: str, entries: list[Entry], figure: str, results: Results) -> str:
-    values = [entry.figures[figure] for entry in entries if figure in entry.figures]
+def _cell(name: str, entries: list[Entry], metric: str, results: Results) -> str:
+    values = [entry.metrics[metric] for entry in entries if metric in entry.metrics]
     if len(values) < len(entries):
         return "-"
     text = f"{100 * float(np.mean(values)):.1f}"
-    if all(figure in results.draws.get(entry.key, {}) for entry in entries):
-        found = interval(seed_means(name, entries, figure, results))
+    if all(metric in results.draws.get(entry.key, {}) for entry in entries):
+        found = interval(seed_means(name, entries, metric, results))
         text += f" ({100 * found[0]:.1f}-{100 * found[1]:.1f})" if found else ""
     return text
 
@@ -157,7 +157,7 @@ def _conditions(grade: str, entries: list[Entry]) -> str:
     timed = f"; ms is the median of {several('ms_runs')} runs of one image" if several("ms_runs") else ""
     return (
         f"Grade `{grade}`: {several('training_images')} training and {several('validation_images')} validation "
-        f"images, {several('epochs')} epochs; protocol {several('protocol') or '-'}, figures in %, means over seeds, 95 % "
+        f"images, {several('epochs')} epochs; protocol {several('protocol') or '-'}, metrics in %, means over seeds, 95 % "
         f"intervals by bootstrap over images and seeds; GFLOPs are multiply-adds at {several('size') or '-'}{timed}. "
         f"Run on {several('hardware')}, {several('threads')} thread(s), torch {several('torch')}, "
         f"{versions}{_hours(entries):.1f} hours of training in all.{tools}"

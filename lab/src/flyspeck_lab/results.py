@@ -1,4 +1,4 @@
-"""What a table keeps of its runs: one json and one CSV to read, one npz of resampled figures to check claims again.
+"""What a table keeps of its runs: one json and one CSV to read, one npz of resampled metrics to check claims again.
 
 The files hold no path and nothing else of the machine but its processor's name, so that they can be published.
 """
@@ -18,7 +18,7 @@ from flyspeck.errors import UserError
 from flyspeck.files import write_bytes, write_json, write_text
 
 _SCALE = 65534.0
-"""Figures in [0, 1] as 16-bit whole numbers; the last one stands for NaN."""
+"""Metrics in [0, 1] as 16-bit whole numbers; the last one stands for NaN."""
 _NAN = 65535
 
 
@@ -32,7 +32,7 @@ class Entry:
     definition: str
     """Of the job; an entry of another definition is out of date."""
     variant: str = ""
-    figures: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
     """Of the best weights, in [0, 1]; what there was nothing to find for is left out."""
     intervals: dict[str, list[float]] = field(default_factory=dict)
     """95 % intervals (low, high), by bootstrap over the validation images."""
@@ -70,7 +70,7 @@ class Results:
     entries: list[Entry] = field(default_factory=list)
     verdicts: list[Verdict] = field(default_factory=list)
     draws: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
-    """Entry key to figure to `(S,)` resampled values."""
+    """Entry key to metric to `(S,)` resampled values."""
 
     def finished(self, grade: str, row: str, seed: int, definition: str) -> list[Entry]:
         """The entries of a job, none if it is not finished or out of date."""
@@ -103,8 +103,8 @@ def read_results(folder: Path, table: str) -> Results:
     if packed.is_file():
         with np.load(packed, allow_pickle=False) as arrays:
             for name in arrays.files:
-                key, _, figure = name.rpartition("|")
-                draws.setdefault(key, {})[figure] = _unpack(arrays[name])
+                key, _, metric = name.rpartition("|")
+                draws.setdefault(key, {})[metric] = _unpack(arrays[name])
     return Results(table, entries, verdicts, draws)
 
 
@@ -119,14 +119,14 @@ def write_results(folder: Path, results: Results) -> None:
     write_json(folder / f"{results.table}.json", content)
     write_text(folder / f"{results.table}.csv", _csv(results))
     buffer = io.BytesIO()
-    arrays = {f"{key}|{name}": _pack(v) for key, figures in results.draws.items() for name, v in figures.items()}
+    arrays = {f"{key}|{name}": _pack(v) for key, metrics in results.draws.items() for name, v in metrics.items()}
     if arrays:
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
         write_bytes(folder / f"{results.table}.npz", buffer.getvalue())
 
 
 def _csv(results: Results) -> str:
-    names = list(dict.fromkeys(name for entry in results.entries for name in entry.figures))
+    names = list(dict.fromkeys(name for entry in results.entries for name in entry.metrics))
     facts = list(dict.fromkeys(name for entry in results.entries for name in entry.facts))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -136,7 +136,7 @@ def _csv(results: Results) -> str:
     for entry in results.entries:
         numbers: list[Any] = []
         for name in names:
-            numbers.append(entry.figures.get(name, ""))
+            numbers.append(entry.metrics.get(name, ""))
             numbers += entry.intervals.get(name, ["", ""]) if name in sure else []
         known = [entry.facts.get(name, "") for name in facts]
         writer.writerow([entry.grade, entry.row, entry.variant, entry.seed, *numbers, *known])

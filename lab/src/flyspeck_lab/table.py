@@ -112,17 +112,17 @@ class Claim(_Strict):
     """A sentence, and the comparison that decides it.
 
     Either `row` against `than`: `row` is `better` by more than `margin`, or `near`: closer than `margin`. With `more_at`, the
-    difference at `figure` is compared with that at `more_at`. Or `best_of` with `among`: the best of all `among` is one of
+    difference at `metric` is compared with that at `more_at`. Or `best_of` with `among`: the best of all `among` is one of
     `best_of`. A row's variants are written `row@variant`.
     """
 
     text: str
-    figure: str = "ap50_tiny"
+    metric: str = "ap50_tiny"
     row: str | None = None
     than: str | None = None
     relation: Literal["better", "near"] = "better"
     margin: float = Field(default=0.0, ge=0)
-    """In units of the figure: 0.01 is a point."""
+    """In units of the metric: 0.01 is a point."""
     more_at: str | None = None
     best_of: list[str] = []
     among: list[str] = []
@@ -158,7 +158,7 @@ class Table(_Strict):
     grades: dict[str, Grade]
     rows: list[Row]
     claims: list[Claim] = []
-    figures: list[str] = ["ap50_tiny1", "ap50_tiny2", "ap50_tiny3", "ap50_tiny", "ap50_small", "ap50_all", "ap_all"]
+    metrics: list[str] = ["ap50_tiny1", "ap50_tiny2", "ap50_tiny3", "ap50_tiny", "ap50_small", "ap50_all", "ap_all"]
     """What the page shows; all others are in the result file."""
     bins: list[float] | None = None
     """Sizes in px that bound the bins, instead of the protocol's own; bins are then called `8-12` and the like."""

@@ -21,7 +21,7 @@ def plot_tradeoff(found: Mapping[str, Any], path: Path | str) -> None:
     axes = figure.add_subplot()
     curve = sorted(found["curve"], key=lambda p: p["gflops"])
     x = [p["gflops"] for p in curve]
-    axes.plot(x, [100 * p["figure"] for p in curve], "-o", markersize=3, label="predictor, by threshold")
+    axes.plot(x, [100 * p["metric"] for p in curve], "-o", markersize=3, label="predictor, by threshold")
     if curve and curve[0]["random"]:
         axes.plot(
             [g - found["predictor_gflops"] for g in x],
@@ -30,15 +30,15 @@ def plot_tradeoff(found: Mapping[str, Any], path: Path | str) -> None:
             label=f"random, mean of {len(curve[0]['random'])}",
         )
     static = found["static"]
-    axes.plot([p["gflops"] for p in static], [100 * p["figure"] for p in static], "s", label="one factor for all")
+    axes.plot([p["gflops"] for p in static], [100 * p["metric"] for p in static], "s", label="one factor for all")
     for p in static:
-        axes.annotate(f"{p['factor']:g}", (p["gflops"], 100 * p["figure"]), textcoords="offset points", xytext=(5, -11))
+        axes.annotate(f"{p['factor']:g}", (p["gflops"], 100 * p["metric"]), textcoords="offset points", xytext=(5, -11))
     chosen = found["chosen"]
-    axes.plot(chosen["gflops"], 100 * chosen["figure"], "D", label=f"{chosen['rule']} {chosen['threshold']:g}")
+    axes.plot(chosen["gflops"], 100 * chosen["metric"], "D", label=f"{chosen['rule']} {chosen['threshold']:g}")
     for name, point in found["oracle"].items():
-        axes.plot(point["gflops"], 100 * point["figure"], "x", label=f"oracle, {name}")
+        axes.plot(point["gflops"], 100 * point["metric"], "x", label=f"oracle, {name}")
     axes.set_xlabel("GFLOPs an image")
-    axes.set_ylabel(f"{found['figure']} in percent")
+    axes.set_ylabel(f"{found['metric']} in percent")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=150)

@@ -103,7 +103,7 @@ def table(rows: list[EngineResult]) -> str:
             continue
         cells = [f"{row.parts[part]:.1f}" for part in PARTS] + [f"{row.total:.1f}", f"{first / row.total:.2f}x"]
         for key in ("ap50_tiny", "recall_tiny"):
-            value = row.figures.get(key, -1.0)
+            value = row.metrics.get(key, -1.0)
             cells.append("–" if value < 0 else f"{100 * value:.2f}")
         lines.append(f"{row.name:<16}" + "".join(f"{cell:>12}" for cell in cells))
     return "\n".join([*lines, *_by_size(rows)])
@@ -111,13 +111,13 @@ def table(rows: list[EngineResult]) -> str:
 
 def _by_size(rows: list[EngineResult]) -> list[str]:
     """AP50 by size of each engine against the first."""
-    able = [row for row in rows if row.figures]
+    able = [row for row in rows if row.metrics]
     if not able:
         return []
     from flyspeck.export.parity import ap_table
 
     columns = {
-        row.name: {k.removeprefix("ap50_"): v for k, v in row.figures.items() if k.startswith("ap50_")} for row in able
+        row.name: {k.removeprefix("ap50_"): v for k, v in row.metrics.items() if k.startswith("ap50_")} for row in able
     }
     return ["", ap_table(columns)]
 

@@ -31,7 +31,7 @@ def card(
     ),
     device: str = DEVICE,
 ) -> None:
-    """Write a model card with figures by size, and the weights in half precision where that costs nothing."""
+    """Write a model card with metrics by size, and the weights in half precision where that costs nothing."""
     from flyspeck.errors import UserError
     from flyspeck.publish.card import Words, write_card
 
@@ -42,6 +42,6 @@ def card(
         parity = write_card(run, out, words, gt=gt, parity_images=limit, speed=latency)
     kept = "half" if parity.holds else "single"
     typer.echo(
-        f"{out}: {kept} precision; {parity.figure} on {parity.images} images {100 * parity.single:.2f} before "
+        f"{out}: {kept} precision; {parity.metric} on {parity.images} images {100 * parity.single:.2f} before "
         f"rounding, {100 * parity.half:.2f} after"
     )

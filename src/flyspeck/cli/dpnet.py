@@ -100,13 +100,13 @@ def fit(
     assert section is not None
     assert section.predictor is not None
     folder, router = fit_predictor(opened, section.predictor, out=out, device=str(torch_device(device)))
-    figures = measure_routed(opened, folder)
+    metrics = measure_routed(opened, folder)
     shares = router.taken / max(1, int(np.sum(router.taken)))
     taken = ", ".join(f"{factor:g}: {share:.0%}" for factor, share in zip(router.switch.factors, shares, strict=True))
     typer.echo(f"{folder}: images by factor {taken}")
     best = opened.recipe.evaluate.best.partition("@")[0]
-    if best in figures:
-        typer.echo(f"  {best}  {100 * figures[best]:.1f}")
+    if best in metrics:
+        typer.echo(f"  {best}  {100 * metrics[best]:.1f}")
 
 
 keep_moved(dpnet, "curve", old="flyspeck dpnet curve", new="flyspeck-lab curve")

@@ -20,7 +20,7 @@ from flyspeck.errors import UserError
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("flyspeck.cli.demo:demo", "The whole job on generated images, in minutes: start here."),
     "data": ("flyspeck.cli.data:app", "Annotated images: inspect, convert, shrink, tile, generate scenes."),
-    "train": ("flyspeck.cli.train:train", "A recipe to a trained detector and its figures."),
+    "train": ("flyspeck.cli.train:train", "A recipe to a trained detector and its metrics."),
     "schema": ("flyspeck.cli.schema:schema", "What a recipe may say: a JSON schema for editors, or a page."),
     "distill": ("flyspeck.cli.distill:distill", "A small student that learns from a large teacher."),
     "models": ("flyspeck.cli.models:models", "The models by name, with their papers and counts."),

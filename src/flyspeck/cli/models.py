@@ -12,7 +12,7 @@ from flyspeck.cli.shared_options import JSON
 def models(
     search: str = typer.Argument("", metavar="[TEXT]", help="Show only names that contain this."),
     recount: bool = typer.Option(
-        False, "--recount", help="Count each model anew and show it beside the published figures."
+        False, "--recount", help="Count each model anew and show it beside the published numbers."
     ),
     as_json: bool = JSON,
 ) -> None:

@@ -100,7 +100,7 @@ def _train(recipe: Recipe, folder: Path) -> dict[str, float]:
 
 
 def _plot(means: dict, path: Path, metric: str) -> Path | None:
-    """The plot's path, or None with a note where matplotlib is missing: the figures are not lost for it."""
+    """The plot's path, or None with a note where matplotlib is missing: the metrics are not lost for it."""
     from flyspeck.errors import UserError
     from flyspeck.report.alpha import plot_factors
 

@@ -19,7 +19,7 @@ masks, so that a patch brings some of its surroundings, and inpaints by Telea's 
 inpainting, whose text could not be read in full, what is here is a probability with which an image is treated object by
 object, and else by MSM.
 
-Figures: on TinyPerson, Faster R-CNN-FPN has an AP50_tiny of 47.35, with SM 51.33, with SM+ 51.46 (Ning, 2023, Table 2). They
+Numbers: on TinyPerson, Faster R-CNN-FPN has an AP50_tiny of 47.35, with SM 51.33, with SM+ 51.46 (Ning, 2023, Table 2). They
 were not reproduced here: neither TinyPerson nor COCO could be had whole. What was measured: docs/papers/scale_match.md.
 """
 

@@ -13,7 +13,7 @@ from flyspeck.data.enlarge import Enlarge, resample
 from flyspeck.devices import torch_device
 from flyspeck.explain.cases import Window
 from flyspeck.explain.similarity import View
-from flyspeck.files import read_jsonl
+from flyspeck.files import read_records
 from flyspeck.infer.padding import padded
 from flyspeck.infer.torch_model import match_channels, to_batch
 from flyspeck.models.detector import Detector
@@ -60,8 +60,8 @@ def load_subjects(paths: Sequence[Path], *, device: str = "cpu") -> list[Subject
 
 
 def read_similarities(path: Path) -> History:
-    """`P2` to (epoch, value) from the figures `similarity_P2` in a run folder's `metrics.jsonl`; empty where it has none."""
-    records = read_jsonl(path / "metrics.jsonl")
+    """`P2` to (epoch, value) from the metrics `similarity_P2` in a run folder's `metrics.jsonl`; empty where it has none."""
+    records = read_records(path / "metrics.jsonl")
     return similarity_history(record for record in records if record.get("kind") == "epoch")
 
 

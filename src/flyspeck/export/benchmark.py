@@ -1,6 +1,6 @@
 """What each engine makes of one run on this machine: milliseconds from file to result file, and the recall that they buy.
 
-Engines take turns, image set by image set, so that a machine that slows down slows all of them; figures are medians over
+Engines take turns, image set by image set, so that a machine that slows down slows all of them; metrics are medians over
 the rounds. The parts (decode, tile, forward, merge, write) are timed one after the other; `total` is the real pipeline, where
 reading overlaps with the network, and may be less than their sum.
 """
@@ -52,13 +52,13 @@ class EngineResult:
 
     name: str
     problem: str = ""
-    """Why it did not run, if so; then there are no figures."""
+    """Why it did not run, if so; then there are no metrics."""
     parts: dict[str, float] = field(default_factory=dict)
     """Milliseconds an image of each part."""
     total: float = 0.0
     """Milliseconds an image end to end."""
     tiles: int = 0
-    figures: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
     """`ap50_AREA` and `recall_AREA` by size bin; -1 where there was nothing to find."""
     curve: list[dict[str, float]] = field(default_factory=list)
     """`scale`, `ms` an image and `recall_AREA`, one entry a scale of the image."""
@@ -71,7 +71,7 @@ class EngineResult:
             "ms": {name: round(v, 3) for name, v in self.parts.items()},
             "total_ms": round(self.total, 3),
             "tiles": self.tiles,
-            "figures": self.figures,
+            "metrics": self.metrics,
             "curve": self.curve,
         }
 
@@ -195,7 +195,7 @@ def measure(
         for name, predictor in predictors.items():
             found, parts = _one_round(predictor, images, able[name])
             timed[name].append(parts)
-            results[name].figures = _figures(images, found)
+            results[name].metrics = _metrics(images, found)
             results[name].tiles = int(parts["tiles"])
     for name, entries in timed.items():
         row = results[name]
@@ -292,18 +292,18 @@ class _Clock:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
-def _figures(images: ImageSet, found: Sequence[Detections]) -> dict[str, float]:
+def _metrics(images: ImageSet, found: Sequence[Detections]) -> dict[str, float]:
     """AP50 and recall at IoU 0.5 by size bin; empty without annotations."""
     if images.annotations is None:
         return {}
     ids = images.annotations.image_ids
     named = [replace(one, image_id=i if isinstance(i, str) else int(i)) for one, i in zip(found, ids, strict=True)]
     result = evaluate(images.annotations, DetectionTable.from_list(named, images.annotations), "flyspeck")
-    figures = {}
+    metrics = {}
     for row in result.rows:
         if row["metric"] in ("AP", "AR") and row.get("iou") == 0.5 and "cls" not in row and "category_id" not in row:
-            figures[f"{'ap50' if row['metric'] == 'AP' else 'recall'}_{row['area']}"] = float(row["value"])
-    return figures
+            metrics[f"{'ap50' if row['metric'] == 'AP' else 'recall'}_{row['area']}"] = float(row["value"])
+    return metrics
 
 
 def _curves(
@@ -324,8 +324,8 @@ def _curves(
             found = predictor.predict(list(images.paths))
             seconds = time.perf_counter() - start
             predictor.enlarge = before
-            figures = {k: v for k, v in _figures(images, found).items() if k.startswith("recall")}
-            results[name].curve.append({"scale": scale, "ms": 1000 * seconds / len(images.paths), **figures})
+            metrics = {k: v for k, v in _metrics(images, found).items() if k.startswith("recall")}
+            results[name].curve.append({"scale": scale, "ms": 1000 * seconds / len(images.paths), **metrics})
 
 
 def _scaled(rule: Enlarge, scale: float) -> Enlarge:

@@ -27,7 +27,7 @@ def load_model(
     choice: Mapping[str, Any] | None = None,
     tile: tuple[int, int] | None = None,
 ) -> tuple[Any, dict[str, Any]]:
-    """The callable that `Predictor` runs, and what the file says of itself (classes, training size, figures).
+    """The callable that `Predictor` runs, and what the file says of itself (classes, training size, metrics).
 
     `choice` is for detectors with factors: `budget`, `quality` or `factor` (`models.dynamic.budget.Choice`); a budget is that of
     a tile (H, W), or of an image of the training's size.

@@ -56,7 +56,7 @@ def build(
 
     Args:
         name: `DETECTOR:BACKBONE[:NECK]` or `BACKBONE`, see `names`.
-        classes: Foreground classes; None takes as many as the published figures have.
+        classes: Foreground classes; None takes as many as the published numbers have.
         pixel_norm: None takes ImageNet's statistics.
         width: Multiplies the channels of the backbone, see the head of this module.
         channels: Of neck and head.

@@ -1,4 +1,4 @@
-"""Models with published figures: what `flyspeck models` lists and a test recounts."""
+"""Models with published numbers: what `flyspeck models` lists and a test recounts."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from functools import partial
 
 @dataclass(frozen=True)
 class Listed:
-    """A model with published figures."""
+    """A model with published numbers."""
 
     name: str
     seed: str
     """Number of the seed paper: 000, 002, 003 or 004."""
     paper: str
     size: tuple[int, int]
-    """(H, W) of the figures."""
+    """(H, W) of the metrics."""
     convention: str
     params: float
     """Parameters as published; see `counted`."""
@@ -27,7 +27,7 @@ class Listed:
     mean_of_factors: bool = False
     """Whether the GFLOPs are a mean over a data set's factors: they lie between those of the largest and the smallest."""
     tolerance: float = 1e-3
-    """Relative; above 1e-3 the paper's figure is not reproduced exactly, and the module says why."""
+    """Relative; above 1e-3 the paper's number is not reproduced exactly, and the module says why."""
 
 
 _NING = "Ning 2023, arXiv:2303.11267"
@@ -95,12 +95,12 @@ LISTED: tuple[Listed, ...] = (
 
 
 def listed(name: str) -> Listed | None:
-    """The published figures of `name`, if there are any."""
+    """The published numbers of `name`, if there are any."""
     return next((m for m in LISTED if m.name == name), None)
 
 
 def default_size(name: str) -> tuple[int, int]:
-    """(H, W) of the published figures of `name`, or of its paper's tables."""
+    """(H, W) of the published numbers of `name`, or of its paper's tables."""
     entry = listed(name)
     if entry is None:
         return (300, 300) if name.startswith("ssd:") else _TINY
@@ -108,7 +108,7 @@ def default_size(name: str) -> tuple[int, int]:
 
 
 def default_convention(name: str) -> str:
-    """The counting convention of the published figures of `name`, or of its paper's tables."""
+    """The counting convention of the published numbers of `name`, or of its paper's tables."""
     entry = listed(name)
     if entry is None:
         return "ptflops" if name.startswith("ssd:") else "mmcv"

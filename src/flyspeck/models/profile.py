@@ -1,6 +1,6 @@
 """What a model costs: parameters, GFLOPs by part and stage under a named counting convention, memory and latency.
 
-Published GFLOPs come from different counters, so a figure means nothing without its convention:
+Published GFLOPs come from different counters, so a number means nothing without its convention:
 
 * `macs`: multiply-adds of convolutions (deformable and transposed ones too), linear layers and the products of window attention;
   nothing else.
@@ -8,7 +8,7 @@ Published GFLOPs come from different counters, so a figure means nothing without
   layer counts its bias additions; a norm counts 2 x elements; ReLU modules, pools (by their input) and `nn.Upsample` (by
   its output) count one per element. Functional calls, additions, RoIAlign and deformable convolutions count nothing; of
   window attention its linear layers alone count. A two-stage head runs on 1000 proposals.
-* `thop`: the counter of that name (ultralytics/thop 0.1), which TinaFace's figures need: multiply-adds of convolutions and
+* `thop`: the counter of that name (ultralytics/thop 0.1), which TinaFace's numbers need: multiply-adds of convolutions and
   linear layers without their biases; batch and instance norms count 4 x elements; group norms, ReLUs, max pools, deformable
   convolutions and everything functional nothing. (Its few operations of average pools are left out.)
 * `ptflops`: the counter of Mudassar and Mukhopadhyay's published code (a fork of ptflops): like `mmcv`, but a ReLU counts

@@ -2,7 +2,7 @@
 
 To add a part, add one line to `BACKBONES`, `NECKS` or `DETECTORS`; a part from outside the package comes in by
 `flyspeck.plugins`. Any combination builds, except those that `build` refuses with the reason; `listed.LISTED` names those
-with published figures, which a test recounts.
+with published numbers, which a test recounts.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class DetectorEntry:
     levels: str = "2-6"
     """Its pyramid where nothing else is asked for: level k has stride 2^k."""
     classes: int = 1
-    """Foreground classes of the published figures."""
+    """Foreground classes of the published numbers."""
     find_configuration: Callable[..., Any] | None = None
     """Of a detector without a neck to choose: checks the third part of its name, which is then a configuration."""
     assigners: tuple[str, ...] = ()

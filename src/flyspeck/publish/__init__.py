@@ -1,1 +1,1 @@
-"""A trained detector to give away: its card, its figures with intervals, its weights."""
+"""A trained detector to give away: its card, its metrics with intervals, its weights."""

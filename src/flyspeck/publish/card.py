@@ -49,7 +49,7 @@ class Words:
 class Parity:
     """What rounding the weights to half precision changes, on some validation images."""
 
-    figure: str
+    metric: str
     images: int
     single: float
     half: float
@@ -81,14 +81,14 @@ def write_card(
     val_set = spread(
         read_annotations(recipe.data.val, format=recipe.data.format, classes=_classes(run)), recipe.data.val_limit
     )
-    figures = score(val_set, run / "detections.json", protocol_named(recipe.evaluate.protocol))
+    metrics = score(val_set, run / "detections.json", protocol_named(recipe.evaluate.protocol))
     detector, description = load_described(run)
     state, _ = load_weights(weights_file(run))
     out.mkdir(parents=True, exist_ok=True)
     half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
     parity = _parity(detector, half, spread(val_set, parity_images), recipe)
     save_weights(out / WEIGHTS, half if parity.holds else state, published(description))
-    text = card(recipe, description, figures, words, parity, detector=detector, val_set=val_set, run=run, speed=speed)
+    text = card(recipe, description, metrics, words, parity, detector=detector, val_set=val_set, run=run, speed=speed)
     written = (out / WEIGHTS).read_bytes()
     text = text.replace("@SIZE@", f"{len(written) / 1e6:.1f} MB").replace("@HASH@", hashlib.sha256(written).hexdigest())
     write_text(out / CARD, text)
@@ -119,11 +119,11 @@ def _parity(detector: Detector, half: dict[str, torch.Tensor], images: Annotatio
 
     accelerator = join_processes()
     single = {name: value.clone() for name, value in detector.state_dict().items()}
-    figure = "ap50_all" if recipe.evaluate.protocol.startswith("flyspeck") else recipe.evaluate.best
+    metric = "ap50_all" if recipe.evaluate.protocol.startswith("flyspeck") else recipe.evaluate.best
     found = []
     for state in (single, half):
         detector.load_state_dict(state)
-        figures = measure(
+        metrics = measure(
             detector.to(accelerator.device),
             images,
             protocol=recipe.evaluate.protocol,
@@ -133,16 +133,16 @@ def _parity(detector: Detector, half: dict[str, torch.Tensor], images: Annotatio
             precision="fp32",
             enlarge=enlargement(recipe.data),
         )
-        found.append(figures[figure])
+        found.append(metrics[metric])
     finite = all(bool(torch.isfinite(value).all()) for value in half.values() if value.is_floating_point())
     detector.load_state_dict(single)
-    return Parity(figure, len(images), found[0], found[1] if finite else float("inf"))
+    return Parity(metric, len(images), found[0], found[1] if finite else float("inf"))
 
 
 def card(
     recipe: Recipe,
     description: dict[str, Any],
-    figures: Score,
+    metrics: Score,
     words: Words,
     parity: Parity,
     *,
@@ -178,14 +178,14 @@ def card(
         f"sha256 of the tables {description['data'][:16]}.",
         f"* **Protocol**: {protocol_named(recipe.evaluate.protocol).text}.",  # type: ignore[union-attr]
         f"* **Checkpoint**: epoch {description['epoch']} of {recipe.train.epochs}, picked by `{recipe.evaluate.best}` on the "
-        "images that the figures below are of.",
+        "images that the metrics below are of.",
         f"* **Training**: seed {recipe.train.seed}, {known['threads']} thread(s) on {known['device']}, "
         f"{_minutes(run):.0f} minutes.",
         "* **sha256** of the weights file: `@HASH@`.",
-        f"* **Half precision**: {parity.figure} on {parity.images} images {100 * parity.single:.2f} before rounding, "
+        f"* **Half precision**: {parity.metric} on {parity.images} images {100 * parity.single:.2f} before rounding, "
         f"{100 * parity.half:.2f} after.",
         "",
-        *_table(figures, val_set),
+        *_table(metrics, val_set),
         "",
         *by_class(run, dict(zip(val_set.category_ids, val_set.classes, strict=True))),
         f"In brackets: {LEVEL:.0%} intervals, {SAMPLES} resamples of the images, which are taken as independent; frames of "
@@ -200,14 +200,14 @@ def card(
     return "\n".join(lines)
 
 
-def _table(figures: Score, val_set: Annotations) -> list[str]:
+def _table(metrics: Score, val_set: Annotations) -> list[str]:
     """AP and recall by size."""
-    areas = [name.removeprefix("ap50_") for name in figures.figures if name.startswith("ap50_")]
+    areas = [name.removeprefix("ap50_") for name in metrics.metrics if name.startswith("ap50_")]
     lines = ["| objects | AP50, % | AP, % | recall at IoU 0.5, % |", "|---|---|---|---|"]
     for area in areas:
-        low, high = figures.intervals.get(f"ap50_{area}", [float("nan")] * 2)
-        ap, ar = figures.figures.get(f"ap_{area}"), figures.figures.get(f"ar50_{area}")
-        cells = [f"{100 * figures.figures[f'ap50_{area}']:.1f} ({100 * low:.1f}-{100 * high:.1f})"]
+        low, high = metrics.intervals.get(f"ap50_{area}", [float("nan")] * 2)
+        ap, ar = metrics.metrics.get(f"ap_{area}"), metrics.metrics.get(f"ar50_{area}")
+        cells = [f"{100 * metrics.metrics[f'ap50_{area}']:.1f} ({100 * low:.1f}-{100 * high:.1f})"]
         cells += ["-" if value is None else f"{100 * value:.1f}" for value in (ap, ar)]
         lines.append(f"| {area} | {' | '.join(cells)} |")
     return [*lines, "", f"{val_set.num_boxes} boxes in {len(val_set)} images."]

@@ -1,4 +1,4 @@
-"""What is published of a model: its figures with intervals, what it costs, and where that was measured."""
+"""What is published of a model: its metrics with intervals, what it costs, and where that was measured."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flyspeck.evaluate.bootstrap import drawn_aps
 from flyspeck.evaluate.protocols import APProtocol, Protocol
 from flyspeck.models.detector import Detector
 from flyspeck.models.profile import NUM_PROPOSALS, measure_latency, profile
-from flyspeck.train.measure import figures_of
+from flyspeck.train.measure import metrics_of
 from flyspeck.version import VERSION
 
 SAMPLES = 500
@@ -32,7 +32,7 @@ CONVENTION = "macs"
 class Score:
     """The numbers of one set of detections."""
 
-    figures: dict[str, float]
+    metrics: dict[str, float]
     intervals: dict[str, list[float]]
     draws: dict[str, np.ndarray]
 
@@ -40,13 +40,13 @@ class Score:
 def score(annotations: Annotations, detections: Path, rule: Protocol) -> Score:
     """Scores a COCO results file; AP50 of every bin gets an interval where the protocol is an AP of COCO's kind."""
     table = DetectionTable.from_coco(detections, annotations)
-    figures = {name: value for name, value in figures_of(evaluate(annotations, table, rule)).items() if value >= 0}
+    metrics = {name: value for name, value in metrics_of(evaluate(annotations, table, rule)).items() if value >= 0}
     draws: dict[str, np.ndarray] = {}
     if isinstance(rule, APProtocol) and 0.5 in rule.ious and len(annotations) > 1:
         drawn = drawn_aps(annotations, table, rule, iou=0.5, samples=SAMPLES)
-        draws = {f"ap50_{area}": values for area, values in drawn.items() if f"ap50_{area}" in figures}
+        draws = {f"ap50_{area}": values for area, values in drawn.items() if f"ap50_{area}" in metrics}
     intervals = {name: found for name, values in draws.items() if (found := interval(values)) is not None}
-    return Score({name: round(value, 5) for name, value in figures.items()}, intervals, draws)
+    return Score({name: round(value, 5) for name, value in metrics.items()}, intervals, draws)
 
 
 def interval(values: np.ndarray) -> list[float] | None:

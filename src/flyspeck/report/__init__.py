@@ -1,4 +1,4 @@
-"""Tables, figures, one HTML file."""
+"""Tables, metrics, one HTML file."""
 
 from flyspeck.callable_package import make_callable
 from flyspeck.report.html import Appendix, build_report

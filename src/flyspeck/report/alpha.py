@@ -1,4 +1,4 @@
-"""The plot of a search for the fusion factor: a figure of merit against α (fusion factor paper, Fig. 1)."""
+"""The plot of a search for the fusion factor: a metric of merit against α (fusion factor paper, Fig. 1)."""
 
 from __future__ import annotations
 

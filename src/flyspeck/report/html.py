@@ -287,10 +287,10 @@ def _data(run: RunReport) -> str:
 
 
 def _training(runs: Sequence[RunReport]) -> str:
-    """Loss and figures over the epochs; nothing where no run has a history."""
+    """Loss and metrics over the epochs; nothing where no run has a history."""
     if not any(run.history for run in runs):
         return ""
-    keys = dict.fromkeys(k for run in runs for record in run.history for k in record.get("figures", {}))
+    keys = dict.fromkeys(k for run in runs for record in run.history for k in record.get("metrics", {}))
     wanted = [k for k in ("ap50_tiny", "ap50_all") if k in keys] or list(keys)[:2]
     parts = []
     for key in (None, *wanted):
@@ -310,7 +310,7 @@ def _training(runs: Sequence[RunReport]) -> str:
     rows = []
     for run in runs:
         for record in run.history:
-            cells = [tables.percent(record.get("figures", {}).get(k)) for k in wanted]
+            cells = [tables.percent(record.get("metrics", {}).get(k)) for k in wanted]
             seconds = tables.number(float(record.get("seconds", np.nan)))
             rows.append([f"{run.name}, {record['epoch']}", tables.number(_loss(record)), *cells, seconds])
     head = ["run, epoch", "loss", *(f"{k}, %" for k in wanted), "seconds"]
@@ -322,10 +322,10 @@ def _loss(record: Mapping[str, Any]) -> float:
     return float(sum(losses.values())) if losses else float("nan")
 
 
-def _history(run: RunReport, figure: str | None) -> tuple[list[float], list[float]]:
-    """Epochs, and the summed loss or a figure in percent."""
-    records = [r for r in run.history if figure is None or figure in r.get("figures", {})]
-    values = [_loss(r) if figure is None else 100 * float(r["figures"][figure]) for r in records]
+def _history(run: RunReport, metric: str | None) -> tuple[list[float], list[float]]:
+    """Epochs, and the summed loss or a metric in percent."""
+    records = [r for r in run.history if metric is None or metric in r.get("metrics", {})]
+    values = [_loss(r) if metric is None else 100 * float(r["metrics"][metric]) for r in records]
     return [float(r["epoch"]) for r in records], values
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from flyspeck.data.annotations import Annotations
 from flyspeck.errors import UserError
 from flyspeck.evaluate import DetectionTable, EvaluationResult, evaluate, protocol_named
-from flyspeck.files import read_jsonl
+from flyspeck.files import read_records
 from flyspeck.plain_yaml import read_yaml
 from flyspeck.plugins import load_needed
 
@@ -42,7 +42,7 @@ class RunReport:
     detections: DetectionTable
     evaluation: EvaluationResult
     history: tuple[Mapping[str, Any], ...] = ()
-    """Epoch records of the training: `epoch`, `seconds`, `losses` (name to mean), `figures` (name to value)."""
+    """Epoch records of the training: `epoch`, `seconds`, `losses` (name to mean), `metrics` (name to value)."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """What to know of the run, such as model, data and time; shown as it is."""
     chosen: ChosenFactors | None = None
@@ -83,7 +83,7 @@ def read_run(folder: Path | str, *, gt: Path | str | None = None, protocol: str 
     detections = DetectionTable.from_coco(found_file, annotations)
     name = protocol or _stored_protocol(folder / "evaluation.json")
     evaluation = evaluate(annotations, detections, protocol_named(name))
-    history = tuple(record for record in read_jsonl(folder / "metrics.jsonl") if record.get("kind") == "epoch")
+    history = tuple(record for record in read_records(folder / "metrics.jsonl") if record.get("kind") == "epoch")
     return RunReport(
         folder.name,
         annotations,

@@ -16,10 +16,10 @@ History = dict[str, list[tuple[float, float]]]
 
 
 def similarity_history(records: Iterable[Mapping[str, Any]]) -> History:
-    """The figures `similarity_P2`, … of the epoch records of a run; empty where it was not distilled by features."""
+    """The metrics `similarity_P2`, … of the epoch records of a run; empty where it was not distilled by features."""
     found: History = {}
     for record in records:
-        for group in ("observed", "figures"):
+        for group in ("observed", "metrics"):
             for key, value in record.get(group, {}).items():
                 if key.startswith(PREFIX):
                     found.setdefault(key.removeprefix(PREFIX), []).append((float(record["epoch"]), float(value)))

@@ -221,7 +221,7 @@ def load_detector(path: Path | str) -> Detector:
 
 
 def load_described(path: Path | str) -> tuple[Detector, dict[str, Any]]:
-    """`load_detector`, and what the file says of itself: model, classes, figures, recipe, training size."""
+    """`load_detector`, and what the file says of itself: model, classes, metrics, recipe, training size."""
     file = weights_file(path)
     state, description = load_weights(file)
     detector = detector_from_description(description, where=file)

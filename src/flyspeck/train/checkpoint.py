@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from flyspeck.errors import UserError
-from flyspeck.files import replace_file
+from flyspeck.files import renamed_keys, replace_file
 
 KEY = "flyspeck"
 _WRAPPED = (RuntimeError, SafetensorError)  # torch and safetensors wrap a full disk in their own errors
@@ -45,7 +45,7 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         ) from None
     if KEY not in metadata:
         raise UserError("a safetensors file of another program: it does not say which model it holds", where=path)
-    return state, json.loads(metadata[KEY])
+    return state, renamed_keys(json.loads(metadata[KEY]))
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

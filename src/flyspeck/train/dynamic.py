@@ -1,4 +1,4 @@
-"""Dynamic pooling as a part of a run: a recipe's section to a converted detector, its objective, and its figures.
+"""Dynamic pooling as a part of a run: a recipe's section to a converted detector, its objective, and its metrics.
 
 The rows of DPNet's Table I are switches: `train: single, norms: shared` is SF, `mixed` with `shared` MF, with `private` ANM.
 """
@@ -23,7 +23,7 @@ from flyspeck.train.loop import DetectionObjective
 from flyspeck.types import ImageBatch, Targets
 
 MEAN = "mean"
-"""The suffix of a figure's mean over all factors: `ap50_tiny@mean`."""
+"""The suffix of a metric's mean over all factors: `ap50_tiny@mean`."""
 
 
 def make_dynamic(detector: Detector, config: DynamicConfig | None) -> None:
@@ -62,8 +62,8 @@ def objective_of(detector: Detector, config: DynamicConfig | None) -> nn.Module:
     return MixedTraining(detector) if config.train == "mixed" else SingleFactor(detector)
 
 
-def best_figure(name: str, config: DynamicConfig | None) -> str:
-    """The figure that picks the best checkpoint: of a mixed training the mean over its factors."""
+def best_metric(name: str, config: DynamicConfig | None) -> str:
+    """The metric that picks the best checkpoint: of a mixed training the mean over its factors."""
     return name if config is None or config.train == "single" or "@" in name else f"{name}@{MEAN}"
 
 
@@ -75,12 +75,12 @@ def variant(factor: float) -> str:
 def measure_factors(
     detector: nn.Module, *, measure: Callable[..., dict[str, float]], folder: Path | None = None, **options: Any
 ) -> dict[str, float]:
-    """The figures of `measure(detector, folder=, variant=)` at every factor: `ap50_tiny@0.33`, and their mean `@mean`.
+    """The metrics of `measure(detector, folder=, variant=)` at every factor: `ap50_tiny@0.33`, and their mean `@mean`.
 
     Without a suffix stand those of the default factor. A mean leaves out factors with nothing to measure (-1).
     """
     switch = find_switch(detector)  # type: ignore[arg-type]
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     if detector.router is not None:
         raise ValueError("a detector with a predictor takes its own factors; measure it as any other")
     named: dict[str, list[float]] = {}
@@ -88,16 +88,16 @@ def measure_factors(
         with switch.use(factor):
             own = measure(detector, folder=folder, variant=variant(factor), **options)
             if factor == switch.default:
-                figures |= own
+                metrics |= own
                 if folder is not None:
                     for kind in ("detections", "evaluation"):
                         source = folder / f"{kind}-{variant(factor)}.json"
                         if source.exists():
                             write_bytes(folder / f"{kind}.json", source.read_bytes())
         for name, value in own.items():
-            figures[f"{name}@{factor:g}"] = value
+            metrics[f"{name}@{factor:g}"] = value
             named.setdefault(name, []).append(value)
     for name, values in named.items():
         counted = [v for v in values if v >= 0]
-        figures[f"{name}@{MEAN}"] = sum(counted) / len(counted) if counted else -1.0
-    return figures
+        metrics[f"{name}@{MEAN}"] = sum(counted) / len(counted) if counted else -1.0
+    return metrics

@@ -250,7 +250,7 @@ def fit_predictor(
 
 
 def measure_routed(run: DynamicRun, folder: Path) -> dict[str, float]:
-    """Figures of `run.detector` with its predictor on the validation set; its files are left in `folder`.
+    """Metrics of `run.detector` with its predictor on the validation set; its files are left in `folder`.
 
     Beside them stand those of the single factors, copied from the detector's own run where it has them.
     """
@@ -258,7 +258,7 @@ def measure_routed(run: DynamicRun, folder: Path) -> dict[str, float]:
 
     accelerator = join_processes()
     run.detector.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    figures = measure(
+    metrics = measure(
         run.detector,
         run.sets()[1],
         protocol=run.recipe.evaluate.protocol,
@@ -271,7 +271,7 @@ def measure_routed(run: DynamicRun, folder: Path) -> dict[str, float]:
     )
     for source in sorted(run.folder.glob("*-df*.json")):
         shutil.copyfile(source, folder / source.name)
-    return figures
+    return metrics
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from flyspeck.errors import UserError
+from flyspeck.files import renamed_keys
 from flyspeck.train.checkpoint import load_state, save_state, save_weights
 from flyspeck.train.ema import EMA
 from flyspeck.train.memory import freed_memory_kept
@@ -64,7 +65,7 @@ class Progress:
     """Optimiser steps done."""
     best: float = -math.inf
     best_epoch: int = 0
-    figures: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
     """Of the last evaluation."""
 
 
@@ -87,7 +88,7 @@ def fit(
     """Trains `detector` (a part of `objective`) and leaves its best and last weights in `folder`.
 
     `batches(epoch, skip)` yields this process's share of the epoch's batches from step `skip` on, `config.accumulate` of
-    them per step. `measure(model)` returns figures; `best` names the one that picks the best checkpoint. With `resume`,
+    them per step. `measure(model)` returns metrics; `best` names the one that picks the best checkpoint. With `resume`,
     the run goes on from `folder/state.pt`. Raises UserError where the loss is not finite; the batch is saved then.
     """
     device = accelerator.device
@@ -134,7 +135,7 @@ def fit(
                 save()  # should the evaluation fail, a resumed run goes on with it
             progress.epoch, progress.step_in_epoch = epoch + 1, 0
             if due and measure is not None:
-                record["figures"] = progress.figures = measure(detector if ema is None else ema.model)
+                record["metrics"] = progress.metrics = measure(detector if ema is None else ema.model)
                 _keep_best(folder, progress, detector if ema is None else ema.model, best, description, accelerator)
             if accelerator.is_main_process:
                 reporter.epoch(record)
@@ -217,15 +218,15 @@ def _keep_best(
 ) -> None:
     if not best:
         return
-    if best not in progress.figures:
-        raise UserError(f"no figure '{best}' to pick the best checkpoint by", where="evaluate.best",
-                        fix=f"known: {', '.join(progress.figures)}")  # fmt: skip
-    value = progress.figures[best]
+    if best not in progress.metrics:
+        raise UserError(f"no metric '{best}' to pick the best checkpoint by", where="evaluate.best",
+                        fix=f"known: {', '.join(progress.metrics)}")  # fmt: skip
+    value = progress.metrics[best]
     # The first evaluation is kept whatever it says, -1 (no ground truth of that kind) included.
     if value > progress.best:
         progress.best, progress.best_epoch = value, progress.epoch
         if accelerator.is_main_process:
-            told = {**description, "epoch": progress.epoch, "figures": progress.figures}
+            told = {**description, "epoch": progress.epoch, "metrics": progress.metrics}
             save_weights(folder / "best.safetensors", model.state_dict(), told)
 
 
@@ -239,7 +240,7 @@ def _save(
     description: Mapping[str, Any],
 ) -> None:
     kept = detector if ema is None else ema.model
-    told = {**description, "epoch": progress.epoch, "figures": progress.figures}
+    told = {**description, "epoch": progress.epoch, "metrics": progress.metrics}
     save_weights(folder / "last.safetensors", kept.state_dict(), told)
     state = {
         "description": dict(description),
@@ -278,7 +279,7 @@ def _restore(
     if ema is not None:
         ema.model.load_state_dict(state["ema"]["model"])
         ema.updates = state["ema"]["updates"]
-    return Progress(**state["progress"])
+    return Progress(**renamed_keys(state["progress"]))
 
 
 def _same(before: Any, now: Any) -> bool:

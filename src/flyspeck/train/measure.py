@@ -1,4 +1,4 @@
-"""Detections of a whole set by a model in memory, and the figures of a protocol on them."""
+"""Detections of a whole set by a model in memory, and the metrics of a protocol on them."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ def shrunk_back(found: Detections, size: tuple[int, int]) -> Detections:
     return replace(found, boxes=found.boxes * ratio, image_size=size)
 
 
-def figures_of(result: EvaluationResult) -> dict[str, float]:
+def metrics_of(result: EvaluationResult) -> dict[str, float]:
     """A result's rows as flat names: `ap50_tiny` (metric, IoU in percent, area), `ap_all` for the mean over IoUs.
 
     Rows of one class are left out; -1 stands where there was nothing to find.
     """
-    figures = {}
+    metrics = {}
     for row in result.rows:
         if "cls" in row or "category_id" in row or row["value"] is None:
             continue
@@ -82,8 +82,8 @@ def figures_of(result: EvaluationResult) -> dict[str, float]:
         # COCO's own names hold the threshold or the area already: AP50, AP_tiny.
         metric = row["metric"].removesuffix(f"_{place}")
         percent = "" if not isinstance(iou, float | int) or metric[-1].isdigit() else f"{round(iou * 100):d}"
-        figures[f"{metric}{percent}_{place}".lower()] = float(row["value"])
-    return figures
+        metrics[f"{metric}{percent}_{place}".lower()] = float(row["value"])
+    return metrics
 
 
 def measure(
@@ -99,7 +99,7 @@ def measure(
     folder: Path | None = None,
     variant: str | None = None,
 ) -> dict[str, float]:
-    """Figures of `detector` on a set; with `folder`, `detections.json` and `evaluation.json` are left there.
+    """Metrics of `detector` on a set; with `folder`, `detections.json` and `evaluation.json` are left there.
 
     A `variant` is a part of the files' names: `detections-VARIANT.json`.
     """
@@ -118,7 +118,7 @@ def measure(
         suffix = "" if variant is None else f"-{variant}"
         table.write_coco(folder / f"detections{suffix}.json", annotations)
         result.write(folder / f"evaluation{suffix}.json")
-    return figures_of(result)
+    return metrics_of(result)
 
 
 def _named(one: Detections, image_id: int | str) -> Detections:

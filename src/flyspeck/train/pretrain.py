@@ -58,7 +58,7 @@ def pretrain(
 ) -> Pretrained:
     """Trains `backbone` with a linear classifier on `train`, in place, and writes to the folder `out`.
 
-    `backbone.safetensors` holds the weights of the best epoch by top-1 on `val`, with name, figures and pixel statistics
+    `backbone.safetensors` holds the weights of the best epoch by top-1 on `val`, with name, metrics and pixel statistics
     as metadata; `log.csv` one line per epoch. `smallest_crop` is the smallest share of the area that a crop keeps.
     """
     if train.classes != val.classes:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from flyspeck.errors import missing_extra
-from flyspeck.files import read_jsonl, write_text
+from flyspeck.files import read_records, write_text
 
 log = logging.getLogger("flyspeck")
 
@@ -27,7 +27,7 @@ class Reporter(Protocol):
         """A line of the log: step, epoch, losses, lr, images_per_second."""
 
     def epoch(self, record: Mapping[str, Any]) -> None:
-        """An epoch has ended: mean losses, seconds and, if it was evaluated, the figures."""
+        """An epoch has ended: mean losses, seconds and, if it was evaluated, the metrics."""
 
     def close(self) -> None:
         """Training has ended, one way or another."""
@@ -41,7 +41,7 @@ class RunFiles:
 
     def start(self, *, total_steps: int, done_steps: int) -> None:
         """Drops what an interrupted run logged beyond the checkpoint that it resumes from."""
-        records = [r for r in read_jsonl(self.jsonl) if r["step"] <= done_steps] if done_steps else []
+        records = [r for r in read_records(self.jsonl) if r["step"] <= done_steps] if done_steps else []
         write_text(self.jsonl, "".join(json.dumps(r) + "\n" for r in records))
         self._rewrite_csv()
 
@@ -63,7 +63,7 @@ class RunFiles:
 
     def _rewrite_csv(self) -> None:
         # Rewritten whole: columns appear only once an epoch has been evaluated.
-        rows = [r for r in read_jsonl(self.jsonl) if r["kind"] == "epoch"]
+        rows = [r for r in read_records(self.jsonl) if r["kind"] == "epoch"]
         columns = list(dict.fromkeys(key for row in rows for key in row if key != "kind"))
         with open(self.csv, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns, extrasaction="ignore")
@@ -116,8 +116,8 @@ class Console:
 
     def epoch(self, record: Mapping[str, Any]) -> None:
         """See `Reporter.epoch`."""
-        figures = " ".join(f"{name} {value:.3f}" for name, value in record.get("figures", {}).items())
-        text = f"epoch {record['epoch']} done in {record['seconds']:.0f} s {figures}"
+        metrics = " ".join(f"{name} {value:.3f}" for name, value in record.get("metrics", {}).items())
+        text = f"epoch {record['epoch']} done in {record['seconds']:.0f} s {metrics}"
         if self.bar is not None:
             self.bar.console.print(text)
         else:
@@ -149,7 +149,7 @@ class TensorBoard:
 
     def epoch(self, record: Mapping[str, Any]) -> None:
         """See `Reporter.epoch`."""
-        for name, value in record.get("figures", {}).items():
+        for name, value in record.get("metrics", {}).items():
             self.writer.add_scalar(f"val/{name}", value, record["step"])
 
     def close(self) -> None:

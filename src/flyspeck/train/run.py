@@ -34,7 +34,7 @@ from flyspeck.train.assigners import settled_assigner
 from flyspeck.train.build import build_detector, describe_model, finest_stride, fitted_anchors, load_detector, load_into
 from flyspeck.train.checks import judge_problems, usable_images
 from flyspeck.train.config import PredictorConfig, Recipe, dump_recipe
-from flyspeck.train.dynamic import best_figure, make_dynamic, measure_factors, objective_of
+from flyspeck.train.dynamic import best_metric, make_dynamic, measure_factors, objective_of
 from flyspeck.train.dynamic_fit import FOLDER, fit_predictor, measure_routed, open_run
 from flyspeck.train.fusion import STATISTIC, recipe_fusion
 from flyspeck.train.inputs import data_hash, enlargement, read_sets, training_loader
@@ -86,7 +86,7 @@ def train(
     reporter: Reporter | None = None,
     method: Method | None = None,
 ) -> dict[str, float]:
-    """Runs a recipe into `folder` and returns the figures of its best weights.
+    """Runs a recipe into `folder` and returns the metrics of its best weights.
 
     `method` (None: plain training) is how distillation enters. Raises UserError if `folder` holds another run already and
     `resume` is False, or if the recipe asks for a method that is not given.
@@ -172,7 +172,7 @@ def _train(
             reporter=reporter or _reporters(folder, recipe),
             accelerator=accelerator,
             measure=measured,
-            best=best_figure(recipe.evaluate.best, recipe.dynamic),
+            best=best_metric(recipe.evaluate.best, recipe.dynamic),
             resume=resume,
         )
     return _finish(recipe, folder, measured, accelerator, progress)
@@ -181,18 +181,18 @@ def _train(
 def _finish(
     recipe: Recipe, folder: Path, measured: Any, accelerator: Accelerator, progress: Progress
 ) -> dict[str, float]:
-    """Figures, detections and evaluation of the best weights."""
+    """Metrics, detections and evaluation of the best weights."""
     accelerator.wait_for_everyone()
     best = load_detector(folder / "best.safetensors").to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    figures = measured(best, folder=folder)
+    metrics = measured(best, folder=folder)
     if recipe.dynamic is not None and recipe.dynamic.predictor is not None and accelerator.is_main_process:
-        figures |= _with_predictor(folder, recipe.dynamic.predictor, str(accelerator.device))
-    log.info("best epoch %d: %s", progress.best_epoch, " ".join(f"{k} {v:.3f}" for k, v in figures.items()))
-    return figures
+        metrics |= _with_predictor(folder, recipe.dynamic.predictor, str(accelerator.device))
+    log.info("best epoch %d: %s", progress.best_epoch, " ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
+    return metrics
 
 
 def _with_predictor(folder: Path, config: PredictorConfig, device: str) -> dict[str, float]:
-    """Trains the predictor of a dynamic detector into a folder of its own; its figures are named `ap50_tiny@dpnet`."""
+    """Trains the predictor of a dynamic detector into a folder of its own; its metrics are named `ap50_tiny@dpnet`."""
     opened = open_run(folder)
     where, _ = fit_predictor(opened, config, device=device)
     return {f"{name}@{FOLDER}": value for name, value in measure_routed(opened, where).items()}

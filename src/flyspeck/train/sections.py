@@ -176,7 +176,7 @@ class EvaluateConfig(Options):
     protocol: str = "flyspeck"
     """A protocol by name; see `flyspeck eval --help`."""
     best: str = "ap50_tiny"
-    """The figure that picks the best checkpoint."""
+    """The metric that picks the best checkpoint."""
     batch_size: Count = 8
     """Images at a time."""
     tile: tuple[Side, Side] | None = None

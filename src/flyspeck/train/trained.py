@@ -10,7 +10,7 @@ from typing import Any
 
 from flyspeck.plain_yaml import Places, set_value
 from flyspeck.train.config import Recipe, load_recipe, parse_recipe, resolve_paths
-from flyspeck.train.progress import Reporter, read_jsonl
+from flyspeck.train.progress import Reporter, read_records
 from flyspeck.train.run import train as run_recipe
 
 
@@ -42,8 +42,8 @@ class TrainedRun(os.PathLike[str]):
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """A record for each epoch: `epoch`, `seconds`, `losses` (name to mean), `figures` (name to value)."""
-        return [record for record in read_jsonl(self.folder / "metrics.jsonl") if record.get("kind") == "epoch"]
+        """A record for each epoch: `epoch`, `seconds`, `losses` (name to mean), `metrics` (name to value)."""
+        return [record for record in read_records(self.folder / "metrics.jsonl") if record.get("kind") == "epoch"]
 
 
 def train(

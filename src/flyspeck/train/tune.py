@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 
 from flyspeck.errors import UserError
-from flyspeck.files import write_json
+from flyspeck.files import renamed_keys, write_json
 from flyspeck.train.build import build_detector
 from flyspeck.train.config import ModelConfig, Recipe
 from flyspeck.train.fusion import STATISTIC
 
 RunRecipe = Callable[[Recipe, Path], dict[str, float]]
-"""A recipe and a folder to the figures of the best weights, as `flyspeck.train.run.train`."""
+"""A recipe and a folder to the metrics of the best weights, as `flyspeck.train.run.train`."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Trial:
     fusion: list[float] | str
     """The factors, finest edge first, or `statistic`."""
     seed: int
-    figures: dict[str, float]
+    metrics: dict[str, float]
     """Of the best weights, by the recipe's protocol."""
 
 
@@ -72,8 +72,8 @@ def _trial(recipe: Recipe, folder: Path, fusion: list[float] | str, seed: int, r
         return _read(done, fusion, seed)
     model = recipe.model.model_copy(update={"fusion": fusion})
     train = recipe.train.model_copy(update={"seed": seed})
-    figures = run(recipe.model_copy(update={"name": folder.name, "model": model, "train": train}), folder)
-    trial = Trial(fusion, seed, figures)
+    metrics = run(recipe.model_copy(update={"name": folder.name, "model": model, "train": train}), folder)
+    trial = Trial(fusion, seed, metrics)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(done, asdict(trial))
     return trial
@@ -82,7 +82,7 @@ def _trial(recipe: Recipe, folder: Path, fusion: list[float] | str, seed: int, r
 def _read(path: Path, fusion: list[float] | str, seed: int) -> Trial:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        trial = Trial(content["fusion"], content["seed"], content["figures"])
+        trial = Trial(content["fusion"], content["seed"], renamed_keys(content)["metrics"])
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
         raise UserError("not the result of a run", where=path, fix="delete the file to run it again") from None
     if (trial.fusion, trial.seed) != (fusion, seed):
@@ -94,11 +94,11 @@ def mean_by_factor(trials: Sequence[Trial], metric: str) -> dict[float | str, tu
     """Factor (that of all edges, or `statistic`) to the mean, lowest and highest `metric` over its seeds, in order."""
     values: dict[float | str, list[float]] = {}
     for trial in trials:
-        if metric not in trial.figures:
-            known = ", ".join(sorted(trial.figures))
-            raise UserError(f"no figure '{metric}' in the runs", where="--metric", fix=f"known: {known}")
+        if metric not in trial.metrics:
+            known = ", ".join(sorted(trial.metrics))
+            raise UserError(f"no metric '{metric}' in the runs", where="--metric", fix=f"known: {known}")
         key = trial.fusion if isinstance(trial.fusion, str) else trial.fusion[0]
-        values.setdefault(key, []).append(trial.figures[metric])
+        values.setdefault(key, []).append(trial.metrics[metric])
     return {key: (sum(found) / len(found), min(found), max(found)) for key, found in values.items()}
 
 

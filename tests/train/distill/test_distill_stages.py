@@ -83,7 +83,7 @@ def test_all_stages_leave_run_folders_and_one_table(
         caplog.clear()
         again = stages.distill(recipe, folder, resume=True)
     assert "epoch" not in caplog.text
-    assert again.rows[1].figures == table.rows[1].figures
+    assert again.rows[1].metrics == table.rows[1].metrics
     assert_stages_survive_a_kill(recipe, folder, again)
     with pytest.raises(UserError, match="holds a run already"):
         stages.distill(recipe, folder)
@@ -100,7 +100,7 @@ def assert_stages_survive_a_kill(recipe: Recipe, folder: Path, table: Table) -> 
     for path in [p for p in folder.iterdir() if p.is_file()]:
         path.unlink()  # the fine-tuning had not begun
     again = stages.distill(recipe, folder, resume=True)
-    assert [row.figures for row in again.rows] == [row.figures for row in table.rows]
+    assert [row.metrics for row in again.rows] == [row.metrics for row in table.rows]
     found = load_weights(folder / "last.safetensors")[0]
     assert all(torch.equal(found[name], value) for name, value in final.items())
     assert all((path / "stage.json").is_file() for path in (folder, folder / "teacher", folder / "distilled"))

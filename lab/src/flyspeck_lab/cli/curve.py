@@ -49,7 +49,7 @@ def curve(
 
     folder = run / FOLDER if (run / FOLDER / "best.safetensors").is_file() else run
     opened = open_run(folder)
-    candidates, probabilities, decision = open_candidates(opened, figure=metric)
+    candidates, probabilities, decision = open_candidates(opened, metric=metric)
     oracles = oracle_places(opened, candidates.annotations, device=str(torch_device(device))) if oracle else {}
     found = tradeoff(
         candidates, probabilities, decision=decision, oracles=oracles,

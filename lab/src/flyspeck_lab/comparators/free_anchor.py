@@ -17,7 +17,7 @@ a 1 px object would lie anywhere); anchors under ignore regions are no backgroun
 Not changed, though it starves tiny objects: as long as no predicted box of an object reaches IoU 0.6, all of its anchors
 are punished as background while its bag pulls them up.
 
-Figures: the fusion-factor paper (arXiv:2011.02298, Tables 3 and 4) gives, on TinyPerson with P2-P6 and anchors from 8 px,
+Numbers: the fusion-factor paper (arXiv:2011.02298, Tables 3 and 4) gives, on TinyPerson with P2-P6 and anchors from 8 px,
 AP50_tiny 44.26 and MR50_tiny 89.66, worse than the RetinaNet it is built on (46.56, 88.31). It costs what RetinaNet costs.
 """
 

@@ -13,7 +13,7 @@ Deviations: regions smaller than 1.5 px learn too (the implementation leaves out
 the final boxes are suppressed once more, since two regions may turn into one box; regions under ignore regions learn nothing.
 A cell of the map is 1/28 of the region's side: for an 8 px region 0.3 px, finer than any annotation.
 
-Figures: the fusion-factor paper (arXiv:2011.02298, Tables 3 and 4) gives AP50_tiny 47.14 (tiny1 30.65) and MR50_tiny 87.96 on
+Numbers: the fusion-factor paper (arXiv:2011.02298, Tables 3 and 4) gives AP50_tiny 47.14 (tiny1 30.65) and MR50_tiny 87.96 on
 TinyPerson; its Faster R-CNN has 47.35 (30.25) and 87.57.
 """
 

@@ -17,7 +17,7 @@ with the fourth power of the image's side: above 4096 cells keys and values are 
 starts at zero, so that training begins with the plain pyramid. Counting conventions leave the attention's products out.
 Tiny objects: a proposal one pixel beside a 2 px object has IoU 0.33 and is a "hard negative" of the top bin.
 
-Figures: the fusion-factor paper (arXiv:2011.02298, Tables 3 and 4) gives AP50_tiny 44.68 and MR50_tiny 89.22 on TinyPerson, worse
+Numbers: the fusion-factor paper (arXiv:2011.02298, Tables 3 and 4) gives AP50_tiny 44.68 and MR50_tiny 89.22 on TinyPerson, worse
 than the Faster R-CNN it is built on (47.35, 87.57).
 """
 

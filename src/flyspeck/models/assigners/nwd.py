@@ -14,7 +14,7 @@ vanish where boxes no longer overlap.
 Deviations: the suppression stays by IoU (sec. 4.3 puts NWD there too); objects always take their most similar anchors, as
 with every assigner here (the authors' code asks for 0.3); the loss keeps its gradient finite where two boxes are equal.
 
-Figures: the abstract claims +6.7 AP over the plain detector and +6.0 AP over the best others on AI-TOD. They were not
+Numbers: the abstract claims +6.7 AP over the plain detector and +6.0 AP over the best others on AI-TOD. They were not
 reproduced here: AI-TOD could not be had.
 """
 

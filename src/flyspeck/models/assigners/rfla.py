@@ -21,7 +21,7 @@ others (two things in one place) takes the best that is free; the fields are shr
 authors' code shrinks the anchors themselves). As in their code, priors that tie with the k-th are taken too, and a prior
 with a distance of 0.8 or more that nobody took is ignored rather than background.
 
-Figures: the abstract claims +4.0 AP over the best others on AI-TOD. On TinyPerson, Faster R-CNN with RFLA and ResNet-50 has
+Numbers: the abstract claims +4.0 AP over the best others on AI-TOD. On TinyPerson, Faster R-CNN with RFLA and ResNet-50 has
 an AP50_tiny of 48.86, without 47.35 (Ning, 2023, Tables 2 and 7). They were not reproduced here: neither set could be had.
 """
 

@@ -13,7 +13,7 @@ place of IoU, with the host's thresholds (0.7 and 0.3 in the RPN).
 Deviations: the suppression stays by IoU (the paper tries SimD there too); objects always take their most similar anchors
 (the authors' code asks for 0.3). The product with m is the authors' code; the paper prints it as 1/m in a denominator.
 
-Figures: the abstract claims +1.8 AP and +4.1 AP of very tiny objects over the best others on AI-TOD; the authors' code
+Numbers: the abstract claims +1.8 AP and +4.1 AP of very tiny objects over the best others on AI-TOD; the authors' code
 has m = 6.13 and n = 4.59 for VisDrone. They were not reproduced here: neither set could be had.
 """
 

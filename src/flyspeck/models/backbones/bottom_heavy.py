@@ -112,7 +112,7 @@ def bh_hrnet18(*, width: float = 1.0, weights: str | Path | None = None) -> Stag
 
 
 def bh_hrnet32(*, width: float = 1.0, weights: str | Path | None = None) -> StagedBackbone:
-    """BH-HRNet32's nearest fit with the printed stem and deepest counts (4, 8, 3): not the paper's figures, see above."""
+    """BH-HRNet32's nearest fit with the printed stem and deepest counts (4, 8, 3): not the paper's numbers, see above."""
     stages = (HRStage(4, (1, 1)), HRStage(8, (1, 1, 1)), HRStage(1, (3, 3, 3, 3)))
     return _bh_hrnet(32, stage1_blocks=18, stages=stages, width=width, weights=weights)
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from flyspeck.data.loading import DetectionDataset
 from flyspeck.errors import UserError
-from flyspeck.files import write_json
+from flyspeck.files import renamed_keys, write_json
 from flyspeck.models.detector import Detector
 from flyspeck.train.build import build_detector, load_described
 from flyspeck.train.config import Recipe, load_recipe
@@ -55,18 +55,18 @@ def distill(recipe: Recipe, folder: Path, *, resume: bool = False, against: Sequ
     """
     config = _section(recipe)
     teacher = find_teacher(recipe, folder, resume=resume)
-    teacher_figures = _measure_teacher(recipe, folder / "teacher.json", teacher)
-    figures = train_student(recipe, folder, teacher=teacher, resume=resume)
+    teacher_metrics = _measure_teacher(recipe, folder / "teacher.json", teacher)
+    metrics = train_student(recipe, folder, teacher=teacher, resume=resume)
     best = recipe.evaluate.best
-    if teacher_figures.get(best, -1) < figures.get(best, -1):
+    if teacher_metrics.get(best, -1) < metrics.get(best, -1):
         log.warning(
             "the teacher is worse than the student on the validation set: %s %.1f against %.1f",
             best,
-            100 * teacher_figures[best],
-            100 * figures[best],
+            100 * teacher_metrics[best],
+            100 * metrics[best],
         )
     runs = [folder / "distilled", folder] if config.finetune.epochs else [folder]
-    return _table(recipe, folder, teacher, teacher_figures, [*runs, *against])
+    return _table(recipe, folder, teacher, teacher_metrics, [*runs, *against])
 
 
 def train_student(
@@ -74,7 +74,7 @@ def train_student(
 ) -> dict[str, float]:
     """The stages of the student alone: its run folder is `folder`, that before a fine-tuning `folder/distilled`.
 
-    `teacher` None finds it as the recipe says. Returns the figures of the best weights.
+    `teacher` None finds it as the recipe says. Returns the metrics of the best weights.
     """
     config = _section(recipe)
     if config.cache is not None:
@@ -156,19 +156,19 @@ def _scale(recipe: Recipe, description: dict[str, Any]) -> float:
 
 
 def _measure_teacher(recipe: Recipe, file: Path, teacher: TrainedTeacher) -> dict[str, float]:
-    """The teacher's figures on the student's validation set; measured once."""
+    """The teacher's metrics on the student's validation set; measured once."""
     made_of = {"teacher": teacher.hash, "scale": teacher.scale, "protocol": recipe.evaluate.protocol}
     if file.is_file():
         content = json.loads(file.read_text(encoding="utf-8"))
         if content["of"] == made_of:
-            return content["figures"]
+            return renamed_keys(content)["metrics"]
     accelerator = join_processes()
     train_set, val_set = read_sets(recipe.data)
     _, _, remarks = shared_classes(train_set.classes, teacher.detector.classes)
     for remark in remarks:
         log.warning("classes: %s", remark)
     view = AsStudent(teacher.detector, scale=teacher.scale, classes=train_set.classes).to(accelerator.device)
-    figures = measure(
+    metrics = measure(
         view,
         val_set,
         protocol=recipe.evaluate.protocol,
@@ -179,10 +179,10 @@ def _measure_teacher(recipe: Recipe, file: Path, teacher: TrainedTeacher) -> dic
         enlarge=enlargement(recipe.data),
     )
     if accelerator.is_main_process:
-        _write(file, {"of": made_of, "figures": figures})
+        _write(file, {"of": made_of, "metrics": metrics})
     best = recipe.evaluate.best
-    log.info("teacher on the student's validation set: %s %.1f", best, 100 * figures.get(best, float("nan")))
-    return figures
+    log.info("teacher on the student's validation set: %s %.1f", best, 100 * metrics.get(best, float("nan")))
+    return metrics
 
 
 # --- the student ------------------------------------------------------------------------------------------------------
@@ -244,20 +244,20 @@ def _finetuning(recipe: Recipe, config: DistillConfig) -> Recipe:
 
 
 def _stage(recipe: Recipe, folder: Path, resume: bool, method: Method) -> dict[str, float]:
-    """One stage: the figures of a finished one, or those of the run, which goes on where it was broken off."""
+    """One stage: the metrics of a finished one, or those of the run, which goes on where it was broken off."""
     done = folder / "stage.json"
     if done.is_file():
         if not resume:
             raise UserError("holds a run already", where=folder, fix="choose another --out, or go on with --resume")
         _check_same(done, recipe, method)
-        return json.loads(done.read_text(encoding="utf-8"))["figures"]
+        return renamed_keys(json.loads(done.read_text(encoding="utf-8")))["metrics"]
     begun = (folder / "state.pt").is_file()
     if resume and not begun:  # broken off before its first checkpoint: there is nothing to go on from
         (folder / "recipe.yaml").unlink(missing_ok=True)
-    figures = train(recipe, folder, resume=resume and begun, method=method)
+    metrics = train(recipe, folder, resume=resume and begun, method=method)
     if join_processes().is_main_process:
-        _write(done, {"figures": figures, "of": _identity(recipe, method)})
-    return figures
+        _write(done, {"metrics": metrics, "of": _identity(recipe, method)})
+    return metrics
 
 
 def _identity(recipe: Recipe, method: Method) -> dict[str, Any]:
@@ -290,14 +290,14 @@ def _table(
     recipe: Recipe,
     folder: Path,
     teacher: TrainedTeacher,
-    teacher_figures: dict[str, float],
+    teacher_metrics: dict[str, float],
     runs: Sequence[Path],
 ) -> Table:
-    """Figures, costs and similarity to the teacher of every model; measured on the main process only."""
+    """Metrics, costs and similarity to the teacher of every model; measured on the main process only."""
     loaded = [(path, *load_described(path)) for path in runs]
     height, width = loaded[0][2]["training_size"]
     seen = (round(height * teacher.scale), round(width * teacher.scale))
-    rows: list[Row] = [cost_row("teacher", teacher.detector.to("cpu"), seen, teacher_figures)]
+    rows: list[Row] = [cost_row("teacher", teacher.detector.to("cpu"), seen, teacher_metrics)]
     _, val_set = read_sets(recipe.data)
     whole = Teacher(teacher.detector, scale=teacher.scale)
     dataset = DetectionDataset(val_set, channels=len(teacher.description["mean"]), enlarge=enlargement(recipe.data))  # type: ignore[arg-type]
@@ -309,7 +309,7 @@ def _table(
                 f"{path.name} ({words})" if words else path.name,
                 detector,
                 tuple(description["training_size"]),
-                description["figures"],
+                description["metrics"],
                 similarity=level_similarities(detector, whole, dataset),
             )
         )

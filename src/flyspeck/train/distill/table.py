@@ -29,7 +29,7 @@ COLUMNS = {
     "AP50": "ap50_all",
     "AP75": "ap75_all",
 }
-"""Heading to the figure's name; figures that a protocol does not have are dashes."""
+"""Heading to the metric's name; metrics that a protocol does not have are dashes."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Row:
     """One model."""
 
     name: str
-    figures: Mapping[str, float]
+    metrics: Mapping[str, float]
     params: int
     gflops: float
     """Multiply-adds of a forward pass on one image as the model sees it, in units of 1e9."""
@@ -57,7 +57,7 @@ class Table:
     rows: Sequence[Row]
 
     def text(self) -> str:
-        """As Markdown: figures in percent, costs, and how many times more the teacher costs."""
+        """As Markdown: metrics in percent, costs, and how many times more the teacher costs."""
         levels = list(dict.fromkeys(level for row in self.rows for level in row.similarity))
         alike = [f"CKA {level}" for level in levels]
         head = ["model", *COLUMNS, "parameters (M)", "GFLOPs", "ms", "teacher / model", *alike]
@@ -68,7 +68,7 @@ class Table:
             body.append(
                 [
                     row.name,
-                    *(_percent(row.figures.get(name)) for name in COLUMNS.values()),
+                    *(_percent(row.metrics.get(name)) for name in COLUMNS.values()),
                     f"{row.params / 1e6:.3f}",
                     f"{row.gflops:.3f}",
                     f"{row.ms:.1f}",
@@ -79,7 +79,7 @@ class Table:
         lines = [head, ["---"] * len(head), *body]
         height, width = self.size
         note = (
-            f"Figures in percent. Students see {width}x{height}; multiply-adds count 1000 proposals in a two-stage head; ms:"
+            f"Metrics in percent. Students see {width}x{height}; multiply-adds count 1000 proposals in a two-stage head; ms:"
             f" one image, {self.threads} thread{'s' if self.threads > 1 else ''}. teacher / model: parameters, GFLOPs, ms."
         )
         return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{note}\n"
@@ -93,14 +93,14 @@ def cost_row(
     name: str,
     detector: Detector,
     size: tuple[int, int],
-    figures: Mapping[str, float],
+    metrics: Mapping[str, float],
     *,
     similarity: Mapping[str, float] | None = None,
 ) -> Row:
     """The row of a trained detector that sees images of `size` (H, W); it is timed here and now."""
     counted = profile(detector, size, convention="macs")
     timed = measure_latency(detector, size, runs=10)
-    return Row(name, dict(figures), counted.params, counted.gflops, timed.median_ms, dict(similarity or {}))
+    return Row(name, dict(metrics), counted.params, counted.gflops, timed.median_ms, dict(similarity or {}))
 
 
 @torch.no_grad()
