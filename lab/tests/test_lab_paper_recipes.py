@@ -61,7 +61,12 @@ def test_a_papers_recipe_reads_its_set(path: Path, tmp_path: Path, monkeypatch: 
     assert all(table.path(row).is_file() for table in (train, val) for row in range(len(table)))
     one = recipe.train.model_copy(update={"batch_size": 1, "accumulate": 1, "workers": 0})
     loader = training_loader(
-        recipe.model_copy(update={"train": one}), train, channels=recipe.data.channels or 3, rank=0, world_size=1
+        recipe.model_copy(update={"train": one}),
+        train,
+        channels=recipe.data.channels or 3,
+        rank=0,
+        world_size=1,
+        divisor=32,
     )
     images, targets, _ = next(loader.epoch(0))
     height, width = images.pixels.shape[-2:]

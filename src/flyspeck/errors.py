@@ -18,11 +18,19 @@ class UserError(ValueError):
         super().__init__(f"{text}; {fix}" if fix else text)
 
 
+_LISTED = 16
+"""Known words that an error lists where none is close."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint that names the known word closest to `name`, or lists them all when none is close."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+    if close:
+        return f"did you mean '{close[0]}'?"
+    listed = list(dict.fromkeys(known))
+    more = f", … ({len(listed)} in all)" if len(listed) > _LISTED else ""
+    return f"known: {', '.join(listed[:_LISTED])}{more}"
 
 
 def missing_extra(package: str, extra: str) -> UserError:

@@ -61,7 +61,7 @@ def test_every_verb_a_page_names_exists(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_link_leads_somewhere(page: Path) -> None:
-    for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+    for link in re.findall(r"\]\(([^)#]+)\)", BLOCK.sub("", page.read_text(encoding="utf-8"))):
         if not link.startswith(("http://", "https://")):
             assert (page.parent / link).exists(), f"{page.name} links to {link}"
 
@@ -95,4 +95,7 @@ def test_every_command_line_of_a_page_parses(page: Path) -> None:
                 and not words[1].startswith("--")
                 and "--help" not in words
             ):
+                while "--plugin" in words:  # it is on the page, not here; `tests/plugins` runs that page
+                    place = words.index("--plugin")
+                    words = words[:place] + words[place + 2 :]
                 parse(words, verbs)

@@ -81,6 +81,8 @@ class FixedResize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, C, H, W)` to the sides that `models.dynamic.pooling.resized` gives."""
+        if self.ratio == 1:
+            return x
         up, down = self.ratio.numerator, self.ratio.denominator
         size = [(2 * up * side + down) // (2 * down) for side in x.shape[-2:]]
         return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
@@ -92,7 +94,8 @@ def _fix_pools(detector: Detector) -> None:
         return
     for name, stage in detector.backbone.stages.items():
         if isinstance(stage, PooledStage):
-            detector.backbone.stages[name] = nn.Sequential(FixedResize(stage.switch.active), *stage.children())
+            factor = stage.switch.active * (2 if stage.kept else 1)
+            detector.backbone.stages[name] = nn.Sequential(FixedResize(factor), *stage.pools, *stage.children())
 
 
 class LevelTowers(nn.Module):

@@ -60,7 +60,7 @@ def test_what_has_no_factors_is_refused() -> None:
         parse_name("dpnet:retinnet:resnet50")
     with pytest.raises(UserError, match=r"chain of stages|parallel branches"), torch.device("meta"):
         build("dpnet:faster_rcnn:hrnet18", levels="2-6")
-    with pytest.raises(UserError, match="and a section `dynamic`"):
+    with pytest.raises(ValueError, match="and a section `dynamic`"):
         build_detector(ModelConfig(name="dpnet:reppoints:resnet50"), classes=["a"], mean=[0.5], std=[0.2])
 
 

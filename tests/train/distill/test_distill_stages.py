@@ -216,7 +216,7 @@ def test_how_much_larger_a_teacher_sees(make_recipe: RecipeMaker, teacher: Path)
         ({"method": "single", "levels": [2, 3]}, "method single compares one level"),
         ({"levels": [3, 2]}, "name each level once, finest first"),
         ({"spatial": [1.0, 2.0]}, "spatial has 2 weights: name as many levels"),
-        ({"levels": [2], "semantic": -1.0}, "semantic has the weight -1"),
+        ({"levels": [2], "semantic": -1.0}, "distill.semantic: Input should be greater than or equal to 0"),
         ({"wieght": 1.0}, "did you mean 'weight'"),
     ],
 )
