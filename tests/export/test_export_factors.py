@@ -39,10 +39,10 @@ from same_detections import assert_same_detections
 FACTORS = (0.5, 0.33, 0.25)
 
 
-def make_choosing() -> tuple[Detector, ModelConfig, FactorRouter]:
+def make_choosing(stride: str = "kept", stage: str = "stage2") -> tuple[Detector, ModelConfig, FactorRouter]:
     """A detector with private norms that differ, and a predictor whose answers spread around a half."""
     detector, config = make_detector("fcos:resnet18", norm="bn", head={"depth": 1})
-    make_dynamic(detector, DynamicConfig())
+    make_dynamic(detector, DynamicConfig(stride=stride, stage=stage))  # pyright: ignore[reportArgumentType]
     router = attach_predictor(detector, widths=(4, 4, 8, 8))
     torch.manual_seed(1)
     with torch.no_grad():
@@ -57,6 +57,16 @@ def make_choosing() -> tuple[Detector, ModelConfig, FactorRouter]:
 @pytest.fixture(scope="module")
 def choosing() -> tuple[Detector, ModelConfig, FactorRouter]:
     return make_choosing()
+
+
+@pytest.fixture(
+    scope="module",
+    params=[("kept", "stage2"), ("replaced", "stage2"), ("kept", "stage1")],
+    ids=["kept", "replaced", "behind a pool"],
+)
+def any_stride(request: pytest.FixtureRequest) -> tuple[Detector, ModelConfig, FactorRouter]:
+    """The stride that the resize stands for is kept behind it, replaced by it, or that of the pool before a stage."""
+    return make_choosing(*request.param)
 
 
 def noise(number: int, height: int, width: int) -> np.ndarray:
@@ -80,8 +90,8 @@ class TorchSession(Session):
         return [t.numpy() for t in self.graph(*(torch.from_numpy(array) for array in inputs))]
 
 
-def test_the_graphs_and_their_driver_find_what_the_detector_does(choosing) -> None:
-    detector, _, router = choosing
+def test_the_graphs_and_their_driver_find_what_the_detector_does(any_stride) -> None:
+    detector, _, router = any_stride
     told = describe(detector, {"model": {"name": "fcos:resnet18"}})
     assert told["factors"] == {"factors": list(FACTORS), "rule": "cheapest", "threshold": 0.5}
     first = TorchSession(PrefixGraph(detector))
@@ -175,6 +185,7 @@ def test_sizes_in_whole_numbers_are_the_resize_of_training() -> None:
         for side in range(4, 300):
             x = torch.zeros(1, 1, side, 8)
             assert FixedResize(factor)(x).shape[2] == resized(side, factor)
+            assert FixedResize(2 * factor)(x).shape[2] == resized(side, 2 * factor)
 
 
 def test_the_shortcut_pools_any_size_as_training_does() -> None:
