@@ -68,6 +68,7 @@ def test_negatives_are_even_over_bins():
 
 @pytest.mark.parametrize("side", [1, 2, 4, 8])
 def test_sampling_around_boxes_of_a_few_pixels(side):
+    torch.manual_seed(0)  # which of equals are drawn is chance
     x = torch.arange(0, 60.0)
     regions = torch.stack([x, x, x + side, x + side], 1)
     box = torch.tensor([[20.0, 20, 20 + side, 20 + side], [20.0, 20, 20 + side, 20 + side]])
