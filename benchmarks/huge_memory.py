@@ -124,7 +124,7 @@ def predict_one(asked: argparse.Namespace, path: Path) -> dict[str, Any]:
         from flyspeck.train.build import load_detector
 
         torch.set_num_threads(asked.threads)
-        model = TorchModel(load_detector(asked.run))
+        model = TorchModel(load_detector(asked.run), device="cpu")
         classes, score = model.classes, network_spots(model, path, tile, asked.boxes)
     import rasterio  # noqa: F401 - loaded before the base is taken, as the model is
 

@@ -32,7 +32,7 @@ def predict_one(model: Path, folder: Path, threads: int) -> dict[str, float]:
     from flyspeck import load_predictor
 
     torch.set_num_threads(threads)
-    predictor = load_predictor(model, precision="bf16")
+    predictor = load_predictor(model, device="cpu", precision="bf16")
     predictor.predict([str(next(Path(folder).parent.glob("warm/images/*.png")))])
     before = peak_mib()
     start, cpu = time.perf_counter(), time.process_time()

@@ -55,7 +55,7 @@ class AsTorchvision(nn.Module):
 
     def __init__(self, run: Path) -> None:
         super().__init__()
-        self.detector = TorchModel(load_detector(run)).detector
+        self.detector = TorchModel(load_detector(run), device="cpu").detector
 
     @torch.inference_mode()
     def forward(self, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
@@ -285,7 +285,7 @@ def _spread_scores(module: nn.Module, tiles: list[np.ndarray]) -> None:
 def _run_methods(options: argparse.Namespace) -> dict[str, Callable[[np.ndarray], Any]]:
     module = AsTorchvision(options.run).eval()
     detector, description = load_described(options.run)
-    eager = TorchModel(detector)
+    eager = TorchModel(detector, device="cpu")
     methods: dict[str, Callable[[np.ndarray], Any]] = {
         "network": network_method(eager),
         "flyspeck": flyspeck_method(eager, options.score),

@@ -272,7 +272,7 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     height, width = (int(v) for v in asked.size.split("x"))
     detector, description = load_described(asked.run)
-    model = TorchModel(detector)
+    model = TorchModel(detector, device="cpu")
     patch, box, colour = choose_object(model, range(40))
     metrics = {"detector": str(description["model"]["name"]), "tile": TILE, "overlap": OVERLAP}
     metrics["object"] = [round(float(v), 1) for v in box[2:] - box[:2]]

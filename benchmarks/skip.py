@@ -127,7 +127,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     height, width = (int(v) for v in asked.size.split("x"))
-    model = TorchModel(load_detector(asked.run))
+    model = TorchModel(load_detector(asked.run), device="cpu")
     if asked.look == "trained":
         look = PresenceLook(asked.run / "look.safetensors")
         threshold = look.threshold

@@ -60,7 +60,7 @@ def main() -> None:
     ):
         theirs, mine = build(channels=256)
         theirs.eval()
-        model = TorchModel(mine, precision=options.precision)
+        model = TorchModel(mine, device="cpu", precision=options.precision)
 
         def run_theirs(theirs=theirs) -> None:
             with torch.inference_mode():

@@ -1,10 +1,18 @@
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
+import flyspeck
 from flyspeck.devices import torch_device
 from flyspeck.errors import UserError
+from flyspeck.train.build import build_detector, describe_model
+from flyspeck.train.checkpoint import save_weights
+from flyspeck.train.config import ModelConfig
 
 
 @pytest.fixture
@@ -49,3 +57,43 @@ def test_what_is_not_there_is_said(machine, name: str, cuda: int, message: str) 
     with pytest.raises(UserError, match=message) as caught:
         torch_device(name, where="train.device")
     assert caught.value.where == "train.device"
+
+
+def test_no_function_takes_the_processor_of_itself() -> None:
+    """`device` is `auto` where nothing is said, in Python as on the command line; what the caller must know has no default."""
+    root = Path(flyspeck.__file__).parent
+    folders = (root, root.parents[1] / "lab" / "src")
+    fixed, auto = [], []
+    for path in (path for folder in folders for path in folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                known = node.args
+                positional = known.posonlyargs + known.args
+                defaults = [None] * (len(positional) - len(known.defaults)) + known.defaults + known.kw_defaults
+                for argument, default in zip(positional + known.kwonlyargs, defaults, strict=True):
+                    if argument.arg == "device" and isinstance(default, ast.Constant) and default.value is not None:
+                        (auto if default.value == "auto" else fixed).append(node.name)
+    # images made for a test of a network: on the processor, like torch's own tensors
+    assert fixed == ["probe_images"]
+    assert {"load_predictor", "predict", "load_model", "open_exported", "pretrain", "fit_predictor"} <= {*auto}
+
+
+def test_a_predictor_goes_to_the_best_device_unless_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = ModelConfig(name="retinanet:resnet18", width=0.25, channels=16, head={"depth": 1})
+    about: dict[str, Any] = {"classes": ("a",), "mean": [0.5], "std": [0.25], "training_size": [64, 64]}
+    weights = tmp_path / "w.safetensors"
+    save_weights(weights, build_detector(model, classes=("a",), mean=[0.5], std=[0.25]).state_dict(), {
+        **describe_model(model, classes=("a",), mean=[0.5], std=[0.25]), **about
+    })  # fmt: skip
+    asked = []
+
+    def best(name: str) -> torch.device:
+        asked.append(name)
+        return torch.device("cpu")
+
+    monkeypatch.setattr("flyspeck.devices.torch_device", best)
+    flyspeck.load_predictor(weights)
+    assert asked[0] == "auto"
+    asked.clear()
+    flyspeck.load_predictor(weights, device="cpu")
+    assert set(asked) == {"cpu"}

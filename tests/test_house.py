@@ -183,8 +183,6 @@ CALLED_BY_OTHERS = {
     "find_class": "pickle",
     "get_next": "onnxruntime",
     "is_leaf_module": "torch.fx",
-    # What recipes will call when they take plugins.
-    **dict.fromkeys(("load_needed", "notes_of", "merged_notes", "transform_named", "timm_backbone"), "recipes, next"),
 }
 
 

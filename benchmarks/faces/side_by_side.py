@@ -111,7 +111,7 @@ def main() -> None:
         table = table.select_images(np.unique(np.linspace(0, len(table) - 1, given.limit).round().astype(int)))
     models: dict[str, Callable] = {}
     if given.run is not None:
-        models["flyspeck"] = TorchModel(load_detector(given.run))
+        models["flyspeck"] = TorchModel(load_detector(given.run), device="cpu")
     if given.yunet is not None:
         models["YuNet-n"] = YuNet(given.yunet)
     if given.retinaface is not None:

@@ -65,7 +65,7 @@ def open_candidates(run: DynamicRun, *, metric: str | None = None) -> tuple[Cand
     return candidates, probabilities[[place[image_id] for image_id in wanted]], router.decision
 
 
-def oracle_places(run: DynamicRun, annotations: Annotations, *, device: str = "cpu") -> dict[str, np.ndarray]:
+def oracle_places(run: DynamicRun, annotations: Annotations, *, device: str = "auto") -> dict[str, np.ndarray]:
     """The choices that the validation set's own labels would make, with the guidance loss and without (Table VII)."""
     found = {}
     run.detector.router = None

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.devices import torch_device
 from flyspeck.errors import UserError
 from flyspeck.files import read_jsonl, write_json
 from flyspeck.publish.score import Score, cost, environment, score
@@ -208,7 +207,6 @@ def _pretrain(job: Job, places: Places) -> Outcome:
         job.folder(places.runs),
         name=wanted.backbone,
         smallest_crop=wanted.smallest_crop,
-        device=torch_device(),
     )
     facts = {
         "parameters": sum(p.numel() for p in network.parameters()),

@@ -37,11 +37,10 @@ def labels(
     as_json: bool = JSON,
 ) -> None:
     """How many images want which factor, and why. Computed once, kept in the run folder."""
-    from flyspeck.devices import torch_device
     from flyspeck.train.dynamic_fit import open_run
     from flyspeck.train.dynamic_labels import summary
 
-    found = open_run(run).losses(part, guidance=guidance, again=again, device=str(torch_device(device)))
+    found = open_run(run).losses(part, guidance=guidance, again=again, device=device)
     if as_json:
         import json
 
@@ -80,7 +79,6 @@ def fit(
 
     import numpy as np
 
-    from flyspeck.devices import torch_device
     from flyspeck.errors import UserError
     from flyspeck.plain_yaml import Places, set_value
     from flyspeck.train.config import parse_recipe
@@ -99,7 +97,7 @@ def fit(
     section = parse_recipe(recipe, locate=places).dynamic
     assert section is not None
     assert section.predictor is not None
-    folder, router = fit_predictor(opened, section.predictor, out=out, device=str(torch_device(device)))
+    folder, router = fit_predictor(opened, section.predictor, out=out, device=device)
     metrics = measure_routed(opened, folder)
     shares = router.taken / max(1, int(np.sum(router.taken)))
     taken = ", ".join(f"{factor:g}: {share:.0%}" for factor, share in zip(router.switch.factors, shares, strict=True))

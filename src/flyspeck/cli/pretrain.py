@@ -78,5 +78,5 @@ def pretrain(
         seed=seed,
     )
     typer.echo(f"{backbone}: {len(train)} training and {len(val)} validation images of {len(train.classes)} classes")
-    best = run(network, train, val, config, out, name=backbone, smallest_crop=smallest_crop, device=where)
+    best = run(network, train, val, config, out, name=backbone, smallest_crop=smallest_crop, device=str(where))
     typer.echo(f"{best.weights}: top-1 {100 * best.top1:.2f} % (epoch {best.epoch})")

@@ -59,7 +59,7 @@ def profile(
     from flyspeck.models.profile import measure_latency
     from flyspeck.models.profile import profile as count
 
-    place = torch_device(device) if latency else torch.device("cpu")
+    place = str(torch_device(device)) if latency else "cpu"
     found, by_factor = [], []
     for name in names:
         image = parse_size(size) if size else default_size(name)

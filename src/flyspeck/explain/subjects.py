@@ -47,7 +47,7 @@ class Subject:
         return View(images, (boxes[inside] - np.array([x1, y1, x1, y1])) * ratio)
 
 
-def load_subjects(paths: Sequence[Path], *, device: str = "cpu") -> list[Subject]:
+def load_subjects(paths: Sequence[Path], *, device: str = "auto") -> list[Subject]:
     """The models of run folders or weights files, named after their folders, with more of the path where names are equal."""
     target = torch_device(device)
     subjects = []

@@ -109,7 +109,7 @@ def build_engines(
 
 def _build(name: str, detector: Detector, files: dict[str, Path] | str) -> Model | str:
     if name.startswith("eager"):
-        return TorchModel(detector, precision="bf16" if "bf16" in name else "fp32")
+        return TorchModel(detector, device="cpu", precision="bf16" if "bf16" in name else "fp32")
     if name == "compiled":
         return _compiled(detector)
     if isinstance(files, str):
@@ -119,7 +119,7 @@ def _build(name: str, detector: Detector, files: dict[str, Path] | str) -> Model
     if key not in files:
         return "a detector that chooses its factor has no INT8 form"
     try:
-        return open_exported(files[key], precision="bf16" if variant == "bf16" else "fp32")
+        return open_exported(files[key], device="cpu", precision="bf16" if variant == "bf16" else "fp32")
     except UserError as error:
         return error.what
 
@@ -143,7 +143,7 @@ def _files(
     for file in files.values():
         write_all(graph, by_factor, file, told)
     if calibration is not None and not by_factor:
-        model = open_exported(files["onnx"])
+        model = open_exported(files["onnx"], device="cpu")
         tiles = tiles_of(calibration, told, limit=num_tiles)
         say(f"calibrating INT8 on {len(tiles)} tiles of {calibration.name}")
         graph = quantise(graph, [model.to_batch([tile]) for tile in tiles])
@@ -157,7 +157,7 @@ def _compiled(detector: Detector) -> Model | str:
     """Backbone, neck and head convolutions through `torch.compile`; the reason where this machine cannot."""
     import torch
 
-    model = TorchModel(detector)
+    model = TorchModel(detector, device="cpu")
     if not isinstance(model.detector, Detector):
         return "a detector with factors is not compiled"
     for part in (model.detector.backbone, model.detector.neck):

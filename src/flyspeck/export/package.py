@@ -76,7 +76,7 @@ def export_model(run: Path, out: Path, options: ExportOptions, *, say: Say = pri
     try:
         write_all(graph, by_factor, temporary, told)
         say(f"checking on {len(checked.paths)} images of {checked.name}")
-        model, exported = TorchModel(detector), open_exported(temporary)
+        model, exported = TorchModel(detector, device="cpu"), open_exported(temporary, device="cpu")
         batches = compare_batches(model, exported, windows_of(checked, description), rule)
         eager, reference = detect(model, checked, description, score=rule.score)
         found, windows = detect(exported, checked, description, score=rule.score)
@@ -230,13 +230,13 @@ def _quantised(
     from flyspeck.export.quantize import quantise
 
     checked, calibrated = sets
-    model = open_exported(temporary)
+    model = open_exported(temporary, device="cpu")
     tiles = tiles_of(calibrated, told, limit=options.calibration_tiles)
     say(f"calibrating INT8 on {len(tiles)} tiles of {calibrated.name}")
     graph = quantise(graph, [model.to_batch([tile]) for tile in tiles])
     told = {**told, "precision": "int8", "calibration_tiles": len(tiles)}
     _write(graph, temporary, told)
-    found, _ = detect(open_exported(temporary), checked, told, score=told["suppression"]["score"])
+    found, _ = detect(open_exported(temporary, device="cpu"), checked, told, score=told["suppression"]["score"])
     ap = _accuracy(checked, eager=eager, int8=found)
     counts = np.array([sum(map(len, eager)), sum(map(len, found))])
     say(f"INT8 finds {counts[1]} boxes where fp32 finds {counts[0]}")

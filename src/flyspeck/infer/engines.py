@@ -18,7 +18,7 @@ def is_exported(path: Path | str) -> bool:
     return Path(path).suffix.lower() in SUFFIXES
 
 
-def open_exported(path: Path | str, *, device: str = "cpu", precision: str = "fp32") -> ExportedModel:
+def open_exported(path: Path | str, *, device: str = "auto", precision: str = "fp32") -> ExportedModel:
     """The model in an `.onnx` or OpenVINO `.xml` file. Raises UserError for one that is cut off or of another program."""
     path = Path(path)
     if not path.is_file():
@@ -35,7 +35,7 @@ def open_exported(path: Path | str, *, device: str = "cpu", precision: str = "fp
     return FactorModel(session, sessions, description)
 
 
-def open_session(path: Path, *, device: str = "cpu", precision: str = "fp32") -> Session:
+def open_session(path: Path, *, device: str = "auto", precision: str = "fp32") -> Session:
     """One graph in the engine that its ending names."""
     kind = OpenVinoSession if path.suffix.lower() == ".xml" else OnnxSession
     return kind(path, device=device, precision=precision)

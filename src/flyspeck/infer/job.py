@@ -45,7 +45,7 @@ def predict(
     merge: MergeRule | None = None,
     batch_size: int = 8,
     readers: int = 1,
-    device: str = "cpu",
+    device: str = "auto",
     precision: str = "fp32",
     draw: int = 100,
     heat: bool = False,
@@ -81,7 +81,7 @@ def predict(
         merge: How boxes of overlapping tiles become one; None: `MergeRule()`, non-maximum suppression.
         batch_size: Tiles in one pass of the model.
         readers: Threads that decode ahead.
-        device: `cpu`, `cuda`, `cuda:1`, `mps`.
+        device: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` is the best that is there.
         precision: `fp32` or `bf16`.
         draw: Annotated images are drawn of the first so many; 0 draws none.
         heat: A heat map of each image drawn, not only of images over 8000 px.

@@ -22,7 +22,7 @@ from flyspeck.infer.windows import OpenOptions
 def load_model(
     path: Path | str,
     *,
-    device: str = "cpu",
+    device: str = "auto",
     precision: str = "fp32",
     choice: Mapping[str, Any] | None = None,
     tile: tuple[int, int] | None = None,
@@ -67,7 +67,7 @@ def _choose(model: ExportedModel, choice: Mapping[str, Any]) -> None:
 def load_predictor(
     path: str | os.PathLike[str],
     *,
-    device: str = "cpu",
+    device: str = "auto",
     precision: str = "fp32",
     tile: tuple[int, int] | Literal["off"] | None = None,
     overlap: int | None = None,
@@ -86,7 +86,7 @@ def load_predictor(
 
     Args:
         path: A run folder, a weights file, or an exported `.onnx` or `.xml` file (which needs no torch).
-        device: `cpu`, `cuda`, `cuda:1`, `mps`.
+        device: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` is the best that is there.
         precision: `fp32` or `bf16`.
         tile: (height, width) of a tile in pixels that the model sees, or `"off"` for whole images; None: the training size.
         overlap: Pixels that neighbouring tiles share at least; the largest object must fit in. None: from the training's objects.

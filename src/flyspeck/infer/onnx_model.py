@@ -17,7 +17,7 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "te
 class OnnxSession(Session):
     """The graph on `device`: cpu, cuda or tensorrt, as far as the installed ONNX Runtime has it; auto is cuda, else cpu."""
 
-    def __init__(self, path: Path | str, *, device: str = "cpu", precision: str = "fp32") -> None:
+    def __init__(self, path: Path | str, *, device: str = "auto", precision: str = "fp32") -> None:
         try:
             import onnxruntime
         except ImportError:

@@ -20,7 +20,7 @@ class OpenVinoSession(Session):
     It is compiled for each shape of its inputs once: an engine that knows its sizes is faster than one that does not.
     """
 
-    def __init__(self, path: Path | str, *, device: str = "cpu", precision: str = "fp32") -> None:
+    def __init__(self, path: Path | str, *, device: str = "auto", precision: str = "fp32") -> None:
         try:
             import openvino
         except ImportError:

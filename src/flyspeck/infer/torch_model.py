@@ -27,7 +27,9 @@ class TorchModel:
     slightly different scores.
     """
 
-    def __init__(self, detector: Detector, *, device: str = "cpu", precision: Literal["fp32", "bf16"] = "fp32") -> None:
+    def __init__(
+        self, detector: Detector, *, device: str = "auto", precision: Literal["fp32", "bf16"] = "fp32"
+    ) -> None:
         if precision not in ("fp32", "bf16"):
             raise UserError(f"unknown precision '{precision}'", fix="fp32 or bf16")
         self.device = torch_device(device)

@@ -35,6 +35,7 @@ from torch.utils._pytree import tree_leaves
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 from torchvision.ops import DeformConv2d
 
+from flyspeck.devices import torch_device
 from flyspeck.errors import UserError, nearest
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.detector import Detector
@@ -320,20 +321,20 @@ def measure_latency(
     runs: int = 20,
     warmup: int = 3,
     threads: int | None = None,
-    device: str | torch.device = "cpu",
+    device: str = "auto",
 ) -> Latency:
     """Times `model` on one random image of `size` (H, W): `detect` of a `Detector`, else a forward pass.
 
     `threads` sets PyTorch's CPU threads for the measurement and puts the old number back afterwards. A detector with
     random weights has unusual scores, so its suppression may cost less or more than after training.
     """
-    device = torch.device(device)
+    place = torch_device(device)
     before = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)
     try:
-        model = model.to(device).eval()
-        image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
+        model = model.to(place).eval()
+        image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(place)
         batch = ImageBatch(image, (size,))
         call = (lambda: model.detect(batch)) if isinstance(model, Detector) else (lambda: model(image))
         times = []
@@ -341,11 +342,11 @@ def measure_latency(
             for i in range(warmup + runs):
                 start = time.perf_counter()
                 call()
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
+                if place.type == "cuda":
+                    torch.cuda.synchronize(place)
                 if i >= warmup:
                     times.append((time.perf_counter() - start) * 1e3)
         tenths = statistics.quantiles(times, n=10, method="inclusive") if len(times) > 1 else [times[0]] * 9
-        return Latency(statistics.median(times), tenths[0], tenths[-1], runs, torch.get_num_threads(), str(device))
+        return Latency(statistics.median(times), tenths[0], tenths[-1], runs, torch.get_num_threads(), str(place))
     finally:
         torch.set_num_threads(before)

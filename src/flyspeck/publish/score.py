@@ -66,7 +66,7 @@ def cost(detector: Detector, size: tuple[int, int], *, proposals: int | None, la
         "size": f"{size[0]}x{size[1]}",
     }
     if latency_runs:
-        timed = measure_latency(detector, size, runs=latency_runs)
+        timed = measure_latency(detector, size, runs=latency_runs, device="cpu")
         facts |= {"ms": round(timed.median_ms, 2), "ms_p90": round(timed.p90_ms, 2), "ms_runs": timed.runs}
     return facts
 

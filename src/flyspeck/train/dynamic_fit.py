@@ -22,6 +22,7 @@ from torch import Tensor
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.enlarge import Enlarge
 from flyspeck.data.loading import DetectionDataset, in_order, make_loader
+from flyspeck.devices import torch_device
 from flyspeck.errors import UserError
 from flyspeck.files import write_json
 from flyspeck.models.detector import Detector
@@ -77,7 +78,7 @@ class DynamicRun:
         *,
         guidance: bool = True,
         again: bool = False,
-        device: str = "cpu",
+        device: str = "auto",
         table: Annotations | None = None,
     ) -> FactorLosses:
         """The losses of the `train` or `val` set: those in the folder, or computed and kept there.
@@ -127,7 +128,7 @@ class PooledMaps:
 
 @torch.no_grad()
 def pooled_maps(
-    run: DynamicRun, annotations: Annotations, predictor: FactorPredictor, *, device: str = "cpu"
+    run: DynamicRun, annotations: Annotations, predictor: FactorPredictor, *, device: str = "auto"
 ) -> PooledMaps:
     """The pooled map before the resize of every image, in the order of the table."""
     loader = make_loader(
@@ -138,12 +139,13 @@ def pooled_maps(
         divisor=run.detector.divisor,
         drop_last=False,
     )
-    detector = run.detector.eval().to(device)
+    place = torch_device(device)
+    detector = run.detector.eval().to(place)
     maps: list[Tensor] = []
     statistics, ids, held = [], [], 0
     for images, targets, image_ids in loader.epoch(0):
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=run.recipe.train.precision == "bf16"):
-            shared = run_prefix(detector, images.to(device))[1]
+        with torch.autocast(place.type, torch.bfloat16, enabled=run.recipe.train.precision == "bf16"):
+            shared = run_prefix(detector, images.to(place))[1]
         padded = int(images.pixels.shape[-2]), int(images.pixels.shape[-1])
         for one, size in zip(shared, images.sizes, strict=True):
             height, width = (-(-c * s // p) for c, s, p in zip(one.shape[-2:], size, padded, strict=True))
@@ -161,7 +163,7 @@ def pooled_maps(
 
 
 def train_predictor(
-    predictor: FactorPredictor, data: PooledMaps, labels: np.ndarray, config: PredictorConfig, *, device: str = "cpu"
+    predictor: FactorPredictor, data: PooledMaps, labels: np.ndarray, config: PredictorConfig, *, device: str = "auto"
 ) -> list[dict[str, float]]:
     """Algorithm 1, lines 17-19: AdamW with a cosine over `config.epochs`; returns the mean losses of each epoch.
 
@@ -173,7 +175,8 @@ def train_predictor(
     for row, one in enumerate(data.maps):
         by_size.setdefault(tuple(one.shape), []).append(row)
     groups = [(torch.tensor(rows), torch.stack([data.maps[r] for r in rows])) for rows in by_size.values()]
-    predictor.to(device).train()
+    place = torch_device(device)
+    predictor.to(place).train()
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.epochs)
     history = []
@@ -186,13 +189,13 @@ def train_predictor(
             if len(part) > 1 or len(rows) == 1  # batch norm needs two images, or two cells
         ]
         for rows, maps in batches:
-            x = maps.float().to(device)
+            x = maps.float().to(place)
             for side in (-1, -2):
                 turned = torch.rand(len(rows), 1, 1, 1, generator=generator) < 0.5
-                x = torch.where(turned.to(device), x.flip(side), x)
+                x = torch.where(turned.to(place), x.flip(side), x)
             logits, statistics = predictor.from_pooled(x)
             losses = predictor_losses(
-                logits, statistics, wanted[rows].to(device), data.statistics[rows].to(device), weight=config.weight
+                logits, statistics, wanted[rows].to(place), data.statistics[rows].to(place), weight=config.weight
             )
             if not config.statistics:
                 losses.pop("statistic")
@@ -208,7 +211,7 @@ def train_predictor(
 
 
 def fit_predictor(
-    run: DynamicRun, config: PredictorConfig, *, out: Path | None = None, device: str = "cpu"
+    run: DynamicRun, config: PredictorConfig, *, out: Path | None = None, device: str = "auto"
 ) -> tuple[Path, FactorRouter]:
     """Labels, training, and a run folder with both; returns the folder and the router, attached to `run.detector`."""
     folder = out or run.folder / FOLDER

@@ -18,6 +18,7 @@ from torch import Tensor
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.enlarge import Enlarge
 from flyspeck.data.loading import DetectionDataset, in_order, make_loader
+from flyspeck.devices import torch_device
 from flyspeck.errors import UserError
 from flyspeck.files import write_json
 from flyspeck.models.detector import Detector
@@ -117,11 +118,11 @@ def compute_losses(
     enlarge: Enlarge | None = None,
     guidance: bool = True,
     batch_size: int = 8,
-    device: torch.device | str = "cpu",
+    device: str = "auto",
     precision: str = "fp32",
 ) -> FactorLosses:
     """L^(j) of every image, whole images, in the order of the table. The detector's mode and device are restored."""
-    place = torch.device(device)
+    place = torch_device(device)
     was_training, home = detector.training, detector.pixel_norm.mean.device
     detector.eval().to(place)
     loader = make_loader(

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flyspeck.data.classification import LabelledImages
+from flyspeck.devices import torch_device
 from flyspeck.errors import UserError
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.classifier import Classifier
@@ -54,20 +55,21 @@ def pretrain(
     *,
     name: str = "",
     smallest_crop: float = 0.5,
-    device: str | torch.device = "cpu",
+    device: str = "auto",
 ) -> Pretrained:
     """Trains `backbone` with a linear classifier on `train`, in place, and writes to the folder `out`.
 
     `backbone.safetensors` holds the weights of the best epoch by top-1 on `val`, with name, metrics and pixel statistics
     as metadata; `log.csv` one line per epoch. `smallest_crop` is the smallest share of the area that a crop keeps.
     """
+    place = torch_device(device)
     if train.classes != val.classes:
         raise UserError("training and validation images have different classes", where=val.source)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
     mean, std = pixel_statistics(train.pixels)
-    model = Classifier(backbone, num_classes=len(train.classes)).to(device)
+    model = Classifier(backbone, num_classes=len(train.classes)).to(place)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = build_optimizer(model, config)
     size, norm = train.pixels.shape[1], (mean, std)
@@ -83,7 +85,7 @@ def pretrain(
                 factor = lr_factor(epoch * steps + step, config.epochs * steps, config)
                 set_lr(optimizer, factor)
                 x = crop_and_flip(_normalised(images, norm), size, generator, smallest_crop=smallest_crop)
-                total += _step(model, optimizer, x.to(device), labels.to(device), config)
+                total += _step(model, optimizer, x.to(place), labels.to(place), config)
             if not math.isfinite(total):
                 raise UserError(
                     f"the loss is {total / steps}", where=f"epoch {epoch + 1}", fix="lower the learning rate"
@@ -177,13 +179,14 @@ def top1_accuracy(
     norm: tuple[np.ndarray, np.ndarray],
     *,
     batch_size: int = 512,
-    device: str | torch.device = "cpu",
+    device: str = "auto",
 ) -> float:
     """Share of images whose class has the largest logit."""
+    place = torch_device(device)
     model.eval()
     right = 0
     for start in range(0, len(data), batch_size):
         rows = slice(start, start + batch_size)
-        x = _normalised(data.pixels[rows], norm).to(device, memory_format=torch.channels_last)
+        x = _normalised(data.pixels[rows], norm).to(place, memory_format=torch.channels_last)
         right += int((model(x).argmax(1).cpu().numpy() == data.labels[rows]).sum())
     return right / len(data)

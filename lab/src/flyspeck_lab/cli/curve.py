@@ -39,7 +39,6 @@ def curve(
     """Accuracy against GFLOPs by threshold, against random choices and single factors; no network runs again."""
     import json
 
-    from flyspeck.devices import torch_device
     from flyspeck.errors import UserError
     from flyspeck.files import write_json
     from flyspeck.train.dynamic_fit import FOLDER, open_run
@@ -50,7 +49,7 @@ def curve(
     folder = run / FOLDER if (run / FOLDER / "best.safetensors").is_file() else run
     opened = open_run(folder)
     candidates, probabilities, decision = open_candidates(opened, metric=metric)
-    oracles = oracle_places(opened, candidates.annotations, device=str(torch_device(device))) if oracle else {}
+    oracles = oracle_places(opened, candidates.annotations, device=device) if oracle else {}
     found = tradeoff(
         candidates, probabilities, decision=decision, oracles=oracles,
         draws=random, steps=points, samples=bootstrap, seed=seed,

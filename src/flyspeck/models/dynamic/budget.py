@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from flyspeck.devices import torch_device
 from flyspeck.errors import UserError
 from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.cost import profile_factors
@@ -49,7 +50,7 @@ class Choice:
 
 
 def apply_choice(
-    detector: Detector, choice: Choice, description: Mapping[str, Any], *, size: tuple[int, int], device: str = "cpu"
+    detector: Detector, choice: Choice, description: Mapping[str, Any], *, size: tuple[int, int], device: str = "auto"
 ) -> Detector:
     """The detector that does what was asked; `size` (H, W) is that of an image or tile as the network sees it.
 
@@ -115,16 +116,17 @@ def decision_for_budget(
 
 
 def factor_times(
-    detector: Detector, size: tuple[int, int], *, device: str = "cpu", runs: int = 7, warmup: int = 2
+    detector: Detector, size: tuple[int, int], *, device: str = "auto", runs: int = 7, warmup: int = 2
 ) -> list[float]:
     """Median milliseconds of one image of `size` (H, W) at each factor, predictor included, measured here and now.
 
     The factors take turns, so that a machine that slows down slows all of them.
     """
-    folded = FoldedFactors(detector).eval().to(device)
+    place = torch_device(device)
+    folded = FoldedFactors(detector).eval().to(place)
     channels = int(detector.pixel_norm.mean.shape[1])
     generator = torch.Generator().manual_seed(0)
-    image = torch.rand(1, channels, *size, generator=generator).to(device)
+    image = torch.rand(1, channels, *size, generator=generator).to(place)
     images = ImageBatch(image, (size,))
     router = folded.router
     assert router is not None

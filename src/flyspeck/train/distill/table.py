@@ -99,7 +99,7 @@ def cost_row(
 ) -> Row:
     """The row of a trained detector that sees images of `size` (H, W); it is timed here and now."""
     counted = profile(detector, size, convention="macs")
-    timed = measure_latency(detector, size, runs=10)
+    timed = measure_latency(detector, size, runs=10, device="cpu")
     return Row(name, dict(metrics), counted.params, counted.gflops, timed.median_ms, dict(similarity or {}))
 
 
