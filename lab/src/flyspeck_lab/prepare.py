@@ -23,7 +23,9 @@ from flyspeck.data.writers import write_coco
 from flyspeck.errors import UserError, nearest
 
 OVERLAP = 30
-"""Pixels that training tiles of TinyPerson share; 100 is usual in testing, and 50 in SSPNet."""
+"""Pixels that training tiles of TinyPerson share: TinyBenchmark, Ning (2023, sec. 4.2), SSPNet's `train_overlap30`."""
+TEST_OVERLAP = 100
+"""Those of its test tiles, of TinyBenchmark's and TOV_mmdetection's corner files (`tiny_set_test_sw640_sh512`)."""
 
 
 @dataclass(frozen=True)
@@ -295,18 +297,20 @@ def prepare_set(
     out: Path,
     *,
     overlap: int = OVERLAP,
+    test_overlap: int = TEST_OVERLAP,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[Path, Annotations]]:
     """Converts a set to what its recipes read and yields each json written with its table.
 
-    Tiles and shrunk images are written below `out` (tiles share `overlap` px); other sets' json refers to
-    the images where they are. Broken entries are in the tables' `problems`.
+    Tiles and shrunk images are written below `out` (training tiles share `overlap` px, those of `test.json` `test_overlap`);
+    other sets' json refers to the images where they are. Broken entries are in the tables' `problems`.
     """
     for name, sources in known.parts.items():
         table = join_annotations([_read(source, root) for source in sources])
         if known.tiles:
-            tiles = tile_annotations(table, rule="tinybenchmark_split_by_size", size=(512, 640), overlap=overlap)
+            shared = test_overlap if name == "test.json" else overlap
+            tiles = tile_annotations(table, rule="tinybenchmark_split_by_size", size=(512, 640), overlap=shared)
             table = write_tiles(table, tiles, out, name=name, workers=workers, progress=progress)
         elif known.shrink:
             table = shrink(table, out, name=name, workers=workers, progress=progress, **known.shrink)  # type: ignore[arg-type]

@@ -146,9 +146,22 @@ def test_wider(tmp_path: Path) -> None:
         assert_array_equal(table.boxes, [[10, 20, 15, 26], [7, 8, 16, 18]])
         assert_array_equal(table.labels, [0, -1])  # the second is marked invalid
         assert_array_equal(table.extra["occlusion"], [2, 0])
-        assert len(table.problems) == 1
-        assert "line 4: the entry has a box of zero area" in table.problems[0]
-    assert read_annotations(path, for_evaluation=True).num_boxes == 3
+        assert table.problems == ()
+        (note,) = table.notes
+        assert note.startswith("1 boxes without a width and height above 0 left out")
+        assert "line 4)" in note
+    kept = read_annotations(path, for_evaluation=True)
+    assert (kept.num_boxes, kept.notes) == (3, ())
+
+
+def test_wider_faces_that_have_no_box_of_numbers_stay_broken(tmp_path: Path) -> None:
+    faces = ["4 4 -2 3 0 0 0 0 0 0", "4 4 0 0 0 0 0 0 0 0", "nan 4 2 2 0 0 0 0 0 0", "4 4 2 2 0 0 0 0 0 0"]
+    path = text(tmp_path / "wider_face_train_bbx_gt.txt", "a.jpg\n4\n" + "\n".join(faces) + "\n")
+    table = read_annotations(path)
+    assert table.num_boxes == 1
+    assert len(table.problems) == 1
+    assert "four finite numbers" in table.problems[0]
+    assert table.notes[0].startswith("2 boxes without a width and height above 0 left out")
 
 
 @pytest.mark.parametrize(
@@ -329,5 +342,5 @@ def test_shared_golden_layouts(shared: Path) -> None:
     assert (len(voc_a), len(voc_a.classes)) == (80, 6)
     wider = read_annotations(shared / "golden/wider_gt", for_evaluation=True)
     assert (len(wider), wider.num_boxes) == (3226, 39708)
-    assert len(read_annotations(shared / "golden/wider_gt").problems) == 11
+    assert read_annotations(shared / "golden/wider_gt").notes[0].startswith("11 boxes without a width")
     assert read_annotations(shared / "data/geotiff").num_boxes == 61

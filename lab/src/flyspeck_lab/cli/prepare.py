@@ -24,7 +24,10 @@ def prepare(
         "--overlap",
         min=0,
         metavar="PX",
-        help="Pixels that tiles share, of TinyPerson: 30, 50 or 100 in the papers.",
+        help="Pixels that training tiles share, of TinyPerson.",
+    ),
+    test_overlap: int = typer.Option(
+        100, "--test-overlap", min=0, metavar="PX", help="Pixels that test tiles share, of TinyPerson."
     ),
     check_only: bool = typer.Option(False, "--check-only", help="Write nothing."),
     hashes: bool = typer.Option(
@@ -57,7 +60,13 @@ def prepare(
     with ProgressBar("writing") as progress:
         written = list(
             prepare_set(
-                known, root, out or root / "prepared", overlap=overlap, workers=workers, progress=progress.update
+                known,
+                root,
+                out or root / "prepared",
+                overlap=overlap,
+                test_overlap=test_overlap,
+                workers=workers,
+                progress=progress.update,
             )
         )
     for path, table in written:

@@ -93,6 +93,8 @@ class Draft:
     """What was guessed, with its reason and the option that says otherwise; what has no partner."""
     unkept: list[str] = field(default_factory=list)
     """What the table has no place for, in words."""
+    published_empty: bool = False
+    """Whether the set itself, as published, has boxes without a width and height above 0: they are left out with one note."""
     pixels: Pixels | None = None
     """How corners were read, where that was a choice."""
     pixels_known: bool = True
@@ -221,6 +223,13 @@ def _judge(
                 (outside & (frame > 0).all(1), "has a box wholly outside its image"),
             ]
     sound, faults = np.ones(len(boxes), dtype=bool), {}
+    if draft.published_empty and not options.for_evaluation:
+        empty = (width <= 0) | (height <= 0)
+        if empty.any():
+            first = _place(draft, box_ids, int(np.flatnonzero(empty)[0])).removesuffix(": the entry")
+            said = "boxes without a width and height above 0 left out, as the published set has some"
+            draft.notes.append(f"{int(empty.sum())} {said} (the first: {first})")
+            sound[empty] = False
 
     def leave_out(broken: np.ndarray, reason: str) -> None:
         for row in np.flatnonzero(broken & sound).tolist():

@@ -33,14 +33,18 @@ CATEGORIES = (
 
 
 def read_visdrone(folder: Path, options: ReadOptions) -> Annotations:
-    """The table of a VisDrone-DET folder (with `annotations/` and `images/`), or of its `annotations` folder alone."""
+    """The table of a VisDrone-DET folder (with `annotations/` and `images/`), or of its `annotations` folder alone.
+
+    The published training set has three boxes without width or height: such are left out with a note, unless the reading is
+    `for_evaluation`.
+    """
     labels = folder / "annotations" if (folder / "annotations").is_dir() else folder
     files = sorted(labels.glob("*.txt"))
     if not files:
         raise UserError(
             "no text files of annotations", where=labels, fix="give the folder with 'annotations' and 'images'"
         )
-    draft = Draft(where=folder, root=folder, names=list(CATEGORIES), category_ids=list(range(12)))
+    draft = Draft(where=folder, root=folder, names=list(CATEGORIES), category_ids=list(range(12)), published_empty=True)
     add_images(draft, options.images or labels.parent / "images", [file.stem for file in files])
     columns = []
     for row, file in enumerate(files):

@@ -22,10 +22,10 @@ def read_wider(path: Path, options: ReadOptions) -> Annotations:
 
     The .mat of the benchmark's `eval_tools/ground_truth` has three others beside it, which faces count as easy, medium and
     hard: where they are found, `extra` has `kept_easy`, `kept_medium` and `kept_hard`, which `widerface_val` scores.
-    Image ids and file names are `event/name.jpg`; faces without width or height (11 in the validation set) are left out as
-    broken entries, unless the reading is `for_evaluation`.
+    Image ids and file names are `event/name.jpg`. Both splits have faces without a width and height above 0, as published (11 in
+    the validation set): they are left out with a note, unless the reading is `for_evaluation`.
     """
-    draft = Draft(where=path, root=path.parent, names=["face"], category_ids=[1])
+    draft = Draft(where=path, root=path.parent, names=["face"], category_ids=[1], published_empty=True)
     if path.suffix == ".mat":
         _read_mat(draft, path)
     else:

@@ -1,0 +1,48 @@
+"""Parameters and GFLOPs that the papers' texts or files give, of variants that `flyspeck models` does not list."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+from flyspeck.errors import UserError
+from flyspeck.models.backbones.freezing import freeze_norms, freeze_stages
+from flyspeck.models.build import build
+from flyspeck.models.profile import profile
+
+SIZE = (512, 640)
+
+
+def frozen_retinanet(**options):
+    """Adaptive RetinaNet as the fusion-factor paper trains it: stem, stage 1 and the backbone's norms frozen."""
+
+    def prepare(backbone, _):
+        freeze_stages(backbone, 1)
+        freeze_norms(backbone)
+        return {}
+
+    with torch.device("meta"):
+        return build("retinanet:resnet50", prepare=prepare, **options)
+
+
+@pytest.mark.parametrize(
+    ("extra", "trainable", "gflops"),
+    [
+        ("conv_c5", 36.120e6, 177.520),
+        ("pool", 31.401e6, 177.143),
+    ],  # TOV_mmdetection's; the text's and the authors' code's
+)
+def test_p6_of_the_fusion_factor_paper(extra: str, trainable: float, gflops: float) -> None:
+    counted = profile(frozen_retinanet(extra=extra), SIZE, convention="mmcv")
+    assert counted.params_trainable == pytest.approx(trainable, abs=500)
+    assert counted.gflops == pytest.approx(gflops, abs=5e-4)
+
+
+def test_a_neck_that_makes_its_own_levels_takes_no_rule_for_them() -> None:
+    with torch.device("meta"):
+        retinanet = partial(build, "retinanet:resnet50:sspnet", channels=16, width=0.25)
+        retinanet()
+        with pytest.raises(UserError, match="SSPNet makes the levels above the backbone's last itself, not by 'pool'"):
+            retinanet(extra="pool")
