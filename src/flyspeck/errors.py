@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -13,9 +15,33 @@ class UserError(ValueError):
     """
 
     def __init__(self, what: str, *, where: object = "", fix: str = "") -> None:
-        self.what, self.where, self.fix = what, str(where), fix
-        text = f"{where}: {what}" if str(where) else what
-        super().__init__(f"{text}; {fix}" if fix else text)
+        self.what, self.where, self.fix = one_line(what), one_line(str(where), 1000), one_line(fix, 1000)
+        text = f"{self.where}: {self.what}" if self.where else self.what
+        super().__init__(f"{text}; {self.fix}" if fix else text)
+
+
+def one_line(text: str, most: int = 600) -> str:
+    """`text` as one line that every terminal shows, for messages that quote a file.
+
+    Line breaks, control characters and broken characters become their escapes; the middle of what is longer than `most` letters
+    is left out.
+    """
+    if len(text) > most:
+        text = f"{text[: most // 2]} … {text[-most // 2 :]}"
+    if text.isprintable():
+        return text
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(shown)
+
+
+def brief(value: Any) -> str:
+    """`repr` of a value out of a file, cut where it is long or deep: a message never grows with the file."""
+    return _BRIEF.repr(value)
+
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = _BRIEF.maxlong = 80
+_BRIEF.maxlevel, _BRIEF.maxlist, _BRIEF.maxdict = 2, 4, 3
 
 
 _LISTED = 16

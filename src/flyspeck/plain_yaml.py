@@ -6,6 +6,7 @@ like a date is text.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -85,8 +86,23 @@ def parse_value(text: str, *, where: str) -> Any:
     return _parse(text, lambda line: where)[0]
 
 
+def nested_too_deeply(text: str) -> bool:
+    """Whether brackets stand in brackets deeper than any recipe or data.yaml has them: PyYAML's time grows with the square."""
+    depth = 0
+    for mark in re.finditer(r"[\[\]{}]", text):
+        depth = depth + 1 if mark[0] in "[{" else max(0, depth - 1)
+        if depth > _DEEPEST:
+            return True
+    return False
+
+
+_DEEPEST = 64
+
+
 def _parse(text: str, where: Callable[[int], str]) -> tuple[Any, dict[KeyPath, int]]:
     lines: dict[KeyPath, int] = {}
+    if nested_too_deeply(text):
+        raise UserError("not YAML that can be read: nested too deeply", where=where(0))
     try:
         loader = _Loader(text)
         node = loader.get_single_node()

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.errors import UserError, missing_extra
+from flyspeck.data.readers.matlab import load_mat
+from flyspeck.errors import UserError
 from flyspeck.evaluate.curves import area_under
 from flyspeck.evaluate.detections import DetectionTable
 from flyspeck.evaluate.matching import Matcher, Truths, overlapping_pairs
@@ -89,8 +90,8 @@ def read_wider(gt: Path, dt: Path) -> tuple[Annotations, DetectionTable]:
 
 def read_wider_truth(folder: Path) -> Annotations:
     """Faces of the validation set; `extra` has `kept_easy`, `kept_medium`, `kept_hard`."""
-    content = _load_mat(folder / "wider_face_val.mat")
-    kept = {name: _load_mat(folder / f"wider_{name}_val.mat") for name in SETTINGS}
+    content = load_mat(folder / "wider_face_val.mat")
+    kept = {name: load_mat(folder / f"wider_{name}_val.mat") for name in SETTINGS}
     try:
         return _faces(content, kept, folder)
     except (KeyError, IndexError, TypeError, ValueError) as error:
@@ -135,20 +136,6 @@ def _faces(content: dict[str, Any], kept: dict[str, dict[str, Any]], folder: Pat
         extra={"xywh": xywh, **{f"kept_{name}": np.concatenate(flags[name]) for name in SETTINGS}},
         source=f"widerface: {folder.name}",
     )
-
-
-def _load_mat(path: Path) -> dict[str, Any]:
-    try:
-        from scipy.io import loadmat
-        from scipy.io.matlab import MatReadError
-    except ImportError:
-        raise missing_extra("scipy", "matlab") from None
-    if not path.is_file():
-        raise UserError("no such file", where=path, fix="give the folder with the four wider_*_val.mat files")
-    try:
-        return loadmat(path)
-    except (MatReadError, ValueError, TypeError, OSError, EOFError, NotImplementedError, KeyError) as error:
-        raise UserError(f"not a MATLAB file ({error})", where=path, fix="get the official .mat again") from None
 
 
 def read_wider_submission(source: Path, annotations: Annotations) -> DetectionTable:

@@ -5,10 +5,13 @@ A format from outside the package comes in by `flyspeck.register_reader`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
+
+import numpy as np
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import IGNORE_CLASSES, IGNORE_FLAGS, PIXELS, Pixels, ReadOptions
@@ -113,10 +116,31 @@ def read_annotations(
     )
     if options.images is not None and not options.images.is_dir():
         raise UserError("no such folder of images", where=options.images, fix="check the path")
-    kind, place = _found(path, format)
-    if not place.exists():
-        raise UserError("no such file or folder", where=place, fix="check the path")
-    return READERS[kind].read(place, options)
+    with _explained(path):
+        kind, place = _found(path, format)
+        if not place.exists():
+            raise UserError("no such file or folder", where=place, fix="check the path")
+    with _explained(place):
+        return READERS[kind].read(place, options)
+
+
+@contextmanager
+def _explained(place: Path) -> Iterator[None]:
+    """What a reader runs into on any file: the system's refusals, files beyond memory, and numbers beyond floats.
+
+    Boxes that overflow are found by `assemble`, so the warnings on the way say nothing new.
+    """
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            yield
+    except OSError as error:
+        what = (error.strerror or str(error) or type(error).__name__).lower()
+        raise UserError(what, where=error.filename or place, fix="check the path and its permissions") from error
+    except MemoryError as error:
+        what = "it does not fit into the memory of this machine"
+        raise UserError(what, where=place, fix="divide it, or check that it is the right file") from error
+    except RecursionError as error:
+        raise UserError("nested too deeply for an annotation file", where=place, fix="check the file") from error
 
 
 def _pixels(name: str | None) -> Pixels | None:
@@ -127,7 +151,9 @@ def _pixels(name: str | None) -> Pixels | None:
 
 def format_of(source: str | Path, format: str | None = None) -> str:
     """The name of the format that `read_annotations` takes `source` for. Raises UserError where there is none."""
-    return _found(_split_of(source)[0], format)[0]
+    path = _split_of(source)[0]
+    with _explained(path):
+        return _found(path, format)[0]
 
 
 def _found(path: Path, format: str | None) -> tuple[str, Path]:

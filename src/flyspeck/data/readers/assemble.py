@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.errors import UserError, nearest
+from flyspeck.errors import UserError, brief, nearest, one_line
 
 IGNORE_CLASSES = (
     "dontcare",
@@ -187,9 +187,9 @@ def assemble(draft: Draft, options: ReadOptions, source: str) -> Annotations:
         root=draft.root,
         extra=extra,
         image_extra=draft.image_extra,
-        source=source,
-        problems=(*draft.problems, *faults),
-        notes=tuple(draft.notes),
+        source=one_line(source),
+        problems=tuple(map(one_line, (*draft.problems, *faults))),
+        notes=tuple(map(one_line, draft.notes)),
         unkept=tuple(draft.unkept),
         pixels=draft.pixels,
         pixels_known=draft.pixels_known,
@@ -260,7 +260,7 @@ def _place(draft: Draft, box_ids: np.ndarray, row: int) -> str:
     if draft.places is not None:
         return f"{draft.places[row]}: the entry"
     if draft.box_ids is not None:
-        return f"{draft.where.name}: annotation {_plain(box_ids[row])!r}"
+        return f"{draft.where.name}: annotation {brief(_plain(box_ids[row]))}"
     return f"{draft.where.name}: entry {row + 1}"
 
 

@@ -15,9 +15,9 @@ import numpy as np
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble
+from flyspeck.data.readers.matlab import load_mat, mat_layout
 from flyspeck.data.readers.places import find_root, known_sizes
 from flyspeck.data.readers.values import as_number, as_numbers, load_json
-from flyspeck.data.readers.wider import load_mat
 from flyspeck.errors import UserError
 
 # In the order of the .mat files' class_label 0 to 5.
@@ -38,7 +38,8 @@ def read_citypersons(source: Path, options: ReadOptions) -> Annotations:
     )
     draft = Draft(where=source, root=source, names=list(LABELS), category_ids=list(range(len(LABELS))))
     if source.suffix.lower() == ".mat":
-        visible = _read_mat(draft, source, options)
+        with mat_layout(source, "CityPersons' anno_val.mat"):
+            visible = _read_mat(draft, source, options)
     else:
         visible = _read_files(draft, source, options)
     boxes = np.array(draft.boxes, dtype=np.float64).reshape(-1, 4)

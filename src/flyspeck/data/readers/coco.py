@@ -15,7 +15,7 @@ from flyspeck.data.readers.foreign import tool_of_json
 from flyspeck.data.readers.masks import mask_box
 from flyspeck.data.readers.places import known_sizes, settle_root
 from flyspeck.data.readers.values import as_id, as_number, as_numbers, as_path, as_truth, load_json
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, brief
 
 FLAGS = ("iscrowd", "ignore", "uncertain", "logo", "in_dense_image", "difficult", "invalid", "truncated", "occluded")
 UNKEPT = ("segmentation", "keypoints", "attributes", "caption")
@@ -111,9 +111,9 @@ def _read_images(draft: Draft, content: dict[str, Any], *, nameless: bool = Fals
             name = str(given)
         fault = ""
         if key is None:
-            fault = f"has the id {given!r}, neither a whole number nor a text"
+            fault = f"has the id {brief(given)}, neither a whole number nor a text"
         elif key in rows:
-            fault = f"has the id {given!r} of an earlier one"
+            fault = f"has the id {brief(given)} of an earlier one"
         if fault or not isinstance(name, str) or not name.strip():
             draft.problems.append(f"{draft.where.name}: image {count} {fault or 'has no file_name'}")
             continue
@@ -129,14 +129,15 @@ def _read_images(draft: Draft, content: dict[str, Any], *, nameless: bool = Fals
 def _read_corners(draft: Draft, images: list[dict[str, Any]], old_images: Any) -> None:
     try:
         corners = np.array([image["corner"] for image in images], dtype=np.int64).reshape(len(images), 4)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise UserError(
             "a tile without a 'corner' of four numbers", where=draft.where, fix="cut the tiles again"
         ) from None
     draft.image_extra["corner"] = corners
-    old = {image["file_name"]: image["id"] for image in old_images} if isinstance(old_images, list) else {}
+    listed = [image for image in old_images if isinstance(image, dict)] if isinstance(old_images, list) else []
+    old = {str(image.get("file_name")): image["id"] for image in listed if as_id(image.get("id")) is not None}
     whole = np.empty(len(images), dtype=object)
-    whole[:] = [image.get("whole", old.get(image["file_name"], image["file_name"])) for image in images]
+    whole[:] = [image.get("whole", old.get(image.get("file_name"), image.get("file_name"))) for image in images]
     draft.image_extra["whole"] = whole
 
 
@@ -167,7 +168,7 @@ def _read_boxes(
     draft.image_index = [_find(rows, entry.get("image_id"), -1) for entry in usable]
     draft.category = [_find(categories, entry.get("category_id"), -2) for entry in usable]
     draft.describe = lambda row: (
-        f"image_id {usable[row].get('image_id')!r}, category_id {usable[row].get('category_id')!r}"
+        f"image_id {brief(usable[row].get('image_id'))}, category_id {brief(usable[row].get('category_id'))}"
     )
     boxes = _float_rows([entry.get("bbox") for entry in usable], 4)
     _boxes_of_masks(draft, usable, boxes)
@@ -214,7 +215,7 @@ def _flags(draft: Draft, name: str, entries: list[dict[str, Any]]) -> list[bool]
     unclear = [entry.get(name) for entry, flag in zip(entries, found, strict=True) if flag is None]
     if unclear:
         draft.notes.append(
-            f"{len(unclear)} annotations have a '{name}' that says neither yes nor no ({unclear[0]!r}): no"
+            f"{len(unclear)} annotations have a '{name}' that says neither yes nor no ({brief(unclear[0])}): no"
         )
     return [bool(flag) for flag in found]
 

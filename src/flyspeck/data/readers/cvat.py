@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, by_name
 from flyspeck.data.readers.places import image_files, known_sizes, note_alone, settle_root
-from flyspeck.data.readers.values import as_id, as_number, as_numbers, as_path, as_truth, parse_xml
+from flyspeck.data.readers.values import as_id, as_number, as_numbers, as_path, as_truth, is_there, parse_xml
 from flyspeck.errors import UserError
 
 _NO_AREA = ("points", "polyline", "tag", "cuboid", "skeleton")
@@ -37,7 +37,7 @@ def read_cvat(path: Path, options: ReadOptions) -> Annotations:
         _read_tracks(draft, root, path, names, without, options)
     settle_root(draft, [options.images] if options.images else [path.parent, path.parent / "images"])
     known_sizes(draft)
-    missing = [name for name in draft.file_names if not (draft.root / name).is_file()]
+    missing = [name for name in draft.file_names if not is_there(draft.root / name)]
     if len(missing) < len(draft.file_names):
         note_alone(draft, missing, "images of the task are not there", draft.root)
     for kind, count in sorted(without.items()):
@@ -98,7 +98,7 @@ def _read_tracks(
     for track in root.iter("track"):
         for shape in track:
             frame = as_id(shape.get("frame"))
-            if isinstance(frame, int) and not as_truth(shape.get("outside")):
+            if isinstance(frame, int) and 0 <= frame < 2**31 and not as_truth(shape.get("outside")):
                 place = f"{path.name}, track {track.get('id')}, frame {frame}"
                 _add_shapes(draft, row_of(frame), [shape], place, names, without, track.get("label"))
 

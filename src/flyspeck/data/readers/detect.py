@@ -8,9 +8,9 @@ from pathlib import Path
 
 from flyspeck.data.images import EXTENSIONS
 from flyspeck.data.readers.foreign import tool_of_json, tool_of_xml
+from flyspeck.data.readers.matlab import mat_names
 from flyspeck.data.readers.values import as_number, decoded, load_json, parse_xml
 from flyspeck.data.readers.video_frames import UAVDT_WHOLE
-from flyspeck.data.readers.wider import mat_names
 from flyspeck.data.readers.yolo import CONTENTS, NOT_LABELS, label_file, listed_images
 from flyspeck.errors import UserError
 

@@ -14,7 +14,7 @@ from flyspeck.data.annotations import Annotations
 from flyspeck.data.images import EXTENSIONS
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, by_name
 from flyspeck.data.readers.places import known_sizes, settle_root
-from flyspeck.data.readers.values import as_id, as_number, as_numbers, as_path, load_json
+from flyspeck.data.readers.values import as_id, as_number, as_numbers, as_path, is_there, load_json
 from flyspeck.errors import UserError
 
 _UPLOAD = re.compile(r"[0-9a-f]{8}-(.+)")
@@ -81,7 +81,7 @@ def _as_on_disk(name: str, places: list[Path]) -> str:
     upload = _UPLOAD.fullmatch(parts[-1])
     trials = ["/".join(parts[start:]) for start in range(len(parts))]
     trials += [upload[1]] if upload else []
-    return next((trial for trial in trials for place in places if (place / trial).is_file()), name)
+    return next((trial for trial in trials for place in places if is_there(place / trial)), name)
 
 
 def _results(task: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], bool]:

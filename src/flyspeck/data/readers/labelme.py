@@ -10,7 +10,7 @@ from typing import Any
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, by_name
 from flyspeck.data.readers.places import known_sizes, note_alone, settle_root
-from flyspeck.data.readers.values import as_number, as_numbers, as_path, load_json
+from flyspeck.data.readers.values import as_number, as_numbers, as_path, is_there, load_json
 from flyspeck.errors import UserError
 
 _NO_AREA = ("point", "line", "linestrip", "points")
@@ -36,7 +36,7 @@ def read_labelme(source: Path, options: ReadOptions) -> Annotations:
         raise UserError("no labelme files", where=source, fix="give the folder of the json files")
     settle_root(draft, [options.images] if options.images else [draft.root, draft.root / "images", draft.root.parent])
     known_sizes(draft)
-    missing = [name for name in draft.file_names if not (draft.root / name).is_file()]
+    missing = [name for name in draft.file_names if not is_there(draft.root / name)]
     note_alone(draft, missing, "annotation files have no image", draft.root)
     for kind, count in sorted(without.items()):
         draft.notes.append(f"{count} shapes are a {kind} and have no box: left out")
@@ -50,7 +50,7 @@ def _read_file(draft: Draft, file: Path, content: dict[str, Any], names: list[st
     # The path is as seen from the json file; files of sub-folders are named from the folder that is read.
     stated = as_path(str(content.get("imagePath") or f"{file.stem}.jpg"))
     beside = file.parent / stated
-    inside = beside.is_file() and file.parent.is_relative_to(draft.root)
+    inside = is_there(beside) and file.parent.is_relative_to(draft.root)
     name = beside.relative_to(draft.root).as_posix() if inside and ".." not in stated else Path(stated).name
     key = file.relative_to(draft.root).with_suffix("").as_posix() if file.is_relative_to(draft.root) else file.stem
     row = draft.add_image(key, name, size)

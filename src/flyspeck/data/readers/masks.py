@@ -40,7 +40,7 @@ def _of_polygons(parts: list[Any]) -> list[float]:
 def _of_runs(encoded: dict[str, Any]) -> list[float]:
     """From alternating runs of background and object down the columns, as a list of lengths or COCO's compressed text."""
     size, counts = encoded.get("size"), encoded.get("counts")
-    if not isinstance(size, list) or len(size) != 2 or not all(as_number(side) >= 1 for side in size):
+    if not isinstance(size, list) or len(size) != 2 or not all(1 <= as_number(side) < 2**31 for side in size):
         return list(_NOWHERE)
     height, width = int(size[0]), int(size[1])
     lengths = (

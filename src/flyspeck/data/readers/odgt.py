@@ -16,7 +16,7 @@ import numpy as np
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble
 from flyspeck.data.readers.places import header_size, image_files
-from flyspeck.data.readers.values import as_number, as_numbers, as_path, as_truth, read_lines
+from flyspeck.data.readers.values import as_number, as_numbers, as_path, as_truth, is_there, read_lines
 from flyspeck.errors import UserError
 
 HEAD = "head"
@@ -77,14 +77,14 @@ def _add_images(draft: Draft, path: Path, records: list[dict[str, Any]], options
     draft.root = folders[0]
     for folder in folders:
         found = {file.stem: file.name for file in image_files(folder)} if endless else {}
-        if any(name in found or (folder / name).is_file() for name in names[:20]):
+        if any(name in found or is_there(folder / name) for name in names[:20]):
             draft.root = folder
             break
     for record, name in zip(records, names, strict=True):
         file = found.get(name) or (name if Path(name).suffix else f"{name}.jpg")
         size = (record.get("height"), record.get("width"))
         if not all(0 < as_number(side) < 2**31 for side in size):
-            known = (draft.root / file).is_file()
+            known = is_there(draft.root / file)
             size = header_size(draft, draft.root / file) if known else (-1, -1)
         draft.add_image(record.get("ID", name), file, size)  # type: ignore[arg-type]
 

@@ -7,15 +7,20 @@ from pathlib import Path
 
 from flyspeck.data.images import EXTENSIONS, UNREAD, read_size
 from flyspeck.data.readers.assemble import Draft
+from flyspeck.data.readers.values import is_there
 from flyspeck.errors import UserError
 
 
 def find_root(candidates: Sequence[Path], names: Sequence[str]) -> Path:
     """The first folder that holds one of the first images named; the first candidate where none does."""
     for folder in candidates:
-        if any((folder / name).is_file() for name in names[:20]):
+        if any(is_there(folder / name) for name in names[:20]):
             return folder
     return candidates[0]
+
+
+_DEEPEST = 32
+"""Folders below which no image is looked for by the tail of its name."""
 
 
 def settle_root(draft: Draft, candidates: Sequence[Path]) -> None:
@@ -25,13 +30,13 @@ def settle_root(draft: Draft, candidates: Sequence[Path]) -> None:
     """
     draft.root = find_root(candidates, draft.file_names)
     names = draft.file_names[:20]
-    if any((draft.root / name).is_file() for name in names) or not any("/" in name for name in names):
+    if any(is_there(draft.root / name) for name in names) or not any("/" in name for name in names):
         return
     for folder in candidates:
         for name in names:
             parts = name.split("/")
-            for cut in range(1, len(parts)):
-                if (folder / "/".join(parts[cut:])).is_file():
+            for cut in range(max(1, len(parts) - _DEEPEST), len(parts)):
+                if is_there(folder / "/".join(parts[cut:])):
                     lead = "/".join(parts[:cut]) + "/"
                     draft.root = folder
                     draft.file_names = [name.removeprefix(lead) for name in draft.file_names]
@@ -111,5 +116,5 @@ def header_size(draft: Draft, path: Path) -> tuple[int, int]:
 def known_sizes(draft: Draft) -> None:
     """Fills in the sizes that the annotations do not state, from the headers of the files that are there."""
     for row, size in enumerate(draft.sizes):
-        if min(size) < 1 and (draft.root / draft.file_names[row]).is_file():
+        if min(size) < 1 and is_there(draft.root / draft.file_names[row]):
             draft.sizes[row] = header_size(draft, draft.root / draft.file_names[row])

@@ -35,7 +35,7 @@ def read_table(path: Path, options: ReadOptions) -> Annotations:
     """
     text = read_text(path, options.encoding)
     delimiter = max(_DELIMITERS, key=text.partition("\n")[0].count)
-    lines = list(csv.reader(text.splitlines(), delimiter=delimiter))
+    lines = _divided(text, delimiter, path)
     header = [field.strip().lower() for field in lines[0]] if lines else []
     column = _columns(header, path)
     draft = Draft(where=path, root=path.parent)
@@ -61,6 +61,16 @@ def read_table(path: Path, options: ReadOptions) -> Annotations:
     _undo_shares(draft)
     by_name(draft, names)
     return assemble(draft, options, f"csv: {path.name}")
+
+
+def _divided(text: str, delimiter: str, path: Path) -> list[list[str]]:
+    reader = csv.reader(text.splitlines(), delimiter=delimiter)
+    try:
+        return list(reader)
+    except csv.Error as error:  # a field of more than 131,072 letters
+        raise UserError(
+            f"not a table ({error})", where=f"{path}, line {reader.line_num}", fix="check the file"
+        ) from None
 
 
 def _columns(header: list[str], path: Path) -> dict[str, int]:

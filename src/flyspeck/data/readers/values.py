@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import json
 import math
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,6 +85,11 @@ def as_path(name: str) -> str:
     return path
 
 
+def is_there(path: Path | str) -> bool:
+    """Whether a file that an annotation names exists; a name that no file can have (too long, with a NUL) does not."""
+    return os.path.isfile(path)
+
+
 def read_text(path: Path, encoding: str | None = None) -> str:
     """The text of a file: by `encoding` if one is given, by its byte order mark, or as UTF-8.
 
@@ -129,7 +135,13 @@ def load_json(path: Path, encoding: str | None = None) -> Any:
     """The content of a json file; a broken one is an error that names the line."""
     text = read_text(path, encoding)
     try:
-        return json.loads(text)
+        content = json.loads(text)
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(content, ensure_ascii=False).encode()
+        return content
+    except UnicodeEncodeError:
+        what = "half of a character stands in it (\\ud800 to \\udfff without its partner)"
+        raise UserError(what, where=path, fix="write it again with a tool that writes whole characters") from None
     except json.JSONDecodeError as error:
         raise UserError(
             f"not valid json ({error.msg})",

@@ -16,7 +16,7 @@ import numpy as np
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble
 from flyspeck.data.readers.places import image_files, note_alone
-from flyspeck.data.readers.values import as_numbers, read_lines
+from flyspeck.data.readers.values import as_numbers, is_there, read_lines
 from flyspeck.data.readers.visdrone import CATEGORIES
 from flyspeck.errors import UserError
 
@@ -105,9 +105,9 @@ def _frames(draft: Draft, root: Path, name: str, file_name: Callable[[int], str]
 
     for file in image_files(root / name) if (root / name).is_dir() else ():
         row_of(file.name)
-    return lambda frame: row_of(file_name(int(frame))) if frame == frame and frame >= 0 else -1
+    return lambda frame: row_of(file_name(int(frame))) if 0 <= frame < 2**31 and frame.is_integer() else -1
 
 
 def _note_missing(draft: Draft) -> None:
-    missing = [name for name in draft.file_names if not (draft.root / name).is_file()]
+    missing = [name for name in draft.file_names if not is_there(draft.root / name)]
     note_alone(draft, missing, "frames with boxes have no image", draft.root)

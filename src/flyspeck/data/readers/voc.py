@@ -13,7 +13,7 @@ from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import PIXELS, Draft, Pixels, ReadOptions, assemble, by_name
 from flyspeck.data.readers.foreign import tool_of_xml
 from flyspeck.data.readers.places import image_files, known_sizes, note_alone, note_unread, settle_root
-from flyspeck.data.readers.values import as_numbers, as_path, as_truth, parse_xml
+from flyspeck.data.readers.values import as_numbers, as_path, as_truth, is_there, parse_xml
 from flyspeck.errors import UserError
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
@@ -94,7 +94,7 @@ def _writer(tree: ElementTree.Element) -> str | None:
 
 def _note_partners(draft: Draft, files: Sequence[Path]) -> None:
     """Notes on xml files without image, images without xml, and two files that name one image."""
-    missing = [name for name in draft.file_names if not (draft.root / name).is_file()]
+    missing = [name for name in draft.file_names if not is_there(draft.root / name)]
     if len(missing) < len(draft.file_names):
         note_alone(draft, missing, "annotation files have no image", draft.root)
     if draft.root.is_dir() and len(files) > 1:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble
+from flyspeck.data.readers.matlab import load_mat, mat_layout
 from flyspeck.data.readers.places import find_root, known_sizes
-from flyspeck.data.readers.values import as_numbers, read_lines
-from flyspeck.errors import UserError, missing_extra
+from flyspeck.data.readers.values import as_id, as_numbers, as_path, read_lines
+from flyspeck.errors import UserError
 
 SETTINGS = ("easy", "medium", "hard")
 ATTRIBUTES = ("blur", "expression", "illumination", "invalid", "occlusion", "pose")
@@ -26,8 +26,9 @@ def read_wider(path: Path, options: ReadOptions) -> Annotations:
     the validation set): they are left out with a note, unless the reading is `for_evaluation`.
     """
     draft = Draft(where=path, root=path.parent, names=["face"], category_ids=[1], published_empty=True)
-    if path.suffix == ".mat":
-        _read_mat(draft, path)
+    if path.suffix.lower() == ".mat":
+        with mat_layout(path, "WIDER FACE's wider_face_val.mat"):
+            _read_mat(draft, path)
     else:
         _read_list(draft, path, options.encoding)
     split = next((word for word in ("train", "val", "test") if word in path.stem), "val")
@@ -48,23 +49,23 @@ def _read_list(draft: Draft, path: Path, encoding: str | None) -> None:
     attributes: list[list[float]] = []
     at = 0
     while at < len(lines):
-        name = lines[at].strip()
+        name = as_path(lines[at])
         at += 1
         if not name:
             continue
-        count = lines[at].strip() if at < len(lines) else ""
-        if not count.isdigit():
+        count = as_id(lines[at]) if at < len(lines) else None
+        if not isinstance(count, int) or count < 0:
             fix = "the layout is: name, number of faces, one face a line"
             raise UserError(f"no number of faces after '{name}'", where=f"{path}, line {at + 1}", fix=fix)
         row = draft.add_image(name, name)
         at += 1
         # An image without faces still has one line, of zeros.
-        faces = int(count) or (1 if at < len(lines) and _is_zero(lines[at]) else 0)
+        faces = count or (1 if at < len(lines) and _is_zero(lines[at]) else 0)
         for number in range(at, at + faces):
             if number >= len(lines) or len(lines[number].split()) < 4:
                 what = f"'{name}' has fewer faces than its {count}"
                 raise UserError(what, where=f"{path}, line {number + 1}", fix="the file may be cut off")
-            if int(count) == 0:
+            if count == 0:
                 continue
             x, y, w, h, *rest = as_numbers(lines[number].split())
             draft.add_box(row, (x, y, x + w, y + h), 0, f"{path.name}, line {number + 1}")
@@ -81,31 +82,6 @@ def _read_list(draft: Draft, path: Path, encoding: str | None) -> None:
 def _is_zero(line: str) -> bool:
     fields = line.split()
     return len(fields) >= 4 and set(fields) == {"0"}
-
-
-def load_mat(path: Path) -> dict[str, Any]:
-    """The content of a MATLAB file (version 5); raises UserError where it is none, or scipy is not installed."""
-    return _of_mat(path, "loadmat")
-
-
-def mat_names(path: Path) -> set[str]:
-    """The names of a MATLAB file's variables, without reading them; raises as `load_mat` does."""
-    return {name for name, *_ in _of_mat(path, "whosmat")}
-
-
-def _of_mat(path: Path, function: Literal["loadmat", "whosmat"]) -> Any:
-    try:
-        from scipy.io import loadmat, whosmat
-        from scipy.io.matlab import MatReadError
-    except ImportError:
-        raise missing_extra("scipy", "matlab") from None
-    if not path.is_file():
-        raise UserError("no such file", where=path, fix="check the path")
-    try:
-        return loadmat(path) if function == "loadmat" else whosmat(path)
-    except (MatReadError, ValueError, TypeError, NotImplementedError, OSError) as error:
-        what = f"not a MATLAB file that can be read ({error})"
-        raise UserError(what, where=path, fix="fetch the official file again") from None
 
 
 def _read_mat(draft: Draft, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ import yaml
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble
 from flyspeck.data.readers.places import header_size, image_files, note_alone, note_unread
-from flyspeck.data.readers.values import as_id, as_numbers, as_path, read_lines, read_text
-from flyspeck.errors import UserError, nearest
+from flyspeck.data.readers.values import as_id, as_numbers, as_path, is_there, read_lines, read_text
+from flyspeck.errors import UserError, brief, nearest
+from flyspeck.plain_yaml import nested_too_deeply
 
 SPLITS = ("train", "val", "test")
+_UNNAMED = 10_000
+"""A class number from which on a file without names is taken to be broken, rather than to have so many classes."""
 CONTENTS = ("data.yaml", "dataset.yaml", "data.yml", "obj.data")
 """Files that say what a data set holds."""
 NOT_LABELS = (
@@ -56,14 +60,14 @@ def read_yolo(source: Path, options: ReadOptions) -> Annotations:
     read, without = set(), []
     for file in files:
         text = label_file(file)
-        if not text.is_file():
+        if not is_there(text):
             without.append(file.name)
         read.add(text)
         _read_image(draft, file, text, points, options.encoding)
     _keep_ids_apart(draft)
     _note_partners(draft, files, read, without)
-    numbers_seen = [int(c) for c in draft.category if c >= 0]
-    draft.names = names or [f"class {row}" for row in range(max(numbers_seen, default=-1) + 1)]
+    highest = max((int(c) for c in draft.category if 0 <= c < _UNNAMED), default=-1)
+    draft.names = names or [f"class {row}" for row in range(highest + 1)]
     draft.category_ids = list(range(len(draft.names)))
     draft.category = [c if 0 <= c < len(draft.names) else -2 for c in draft.category]
     if not files:
@@ -131,10 +135,17 @@ def _trimmed(lines: list[str]) -> list[str]:
     return names
 
 
+_LONGEST_YAML = 1 << 21
+"""Letters; the names of 50,000 classes take less."""
+
+
 def _load_yaml(path: Path, encoding: str | None) -> dict[str, Any]:
     """The keys as texts, as they stand: plain yaml makes `no` a truth and `1_0` a number."""
+    text = read_text(path, encoding)
+    if len(text) > _LONGEST_YAML or nested_too_deeply(text):
+        raise UserError("too large or nested too deeply for a data.yaml", where=path, fix="check the file")
     try:
-        content = yaml.load(read_text(path, encoding), Loader=yaml.BaseLoader)  # builds texts, lists and mappings only
+        content = yaml.load(text, Loader=yaml.BaseLoader)  # builds texts, lists and mappings only
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"not valid yaml ({str(error).splitlines()[0]})", where=path, fix="correct the file") from None
     if not isinstance(content, dict):
@@ -144,7 +155,7 @@ def _load_yaml(path: Path, encoding: str | None) -> dict[str, Any]:
 
 def _names(names: Any, where: Path) -> list[str]:
     if isinstance(names, dict):
-        by_number = {as_id(key): str(name).strip() for key, name in names.items()}
+        by_number = {as_id(key): name.strip() for key, name in names.items() if isinstance(name, str)}
         if set(by_number) == set(range(len(names))):
             return [by_number[row] for row in range(len(names))]
     if isinstance(names, list) and all(isinstance(name, str) for name in names):
@@ -159,7 +170,9 @@ def _key_points(content: dict[str, Any], where: Path) -> int:
         return 0
     values = as_numbers(shape) if isinstance(shape, list) else []
     if len(values) != 2 or not all(value >= 1 and value.is_integer() for value in values):
-        raise UserError(f"'kpt_shape' is {shape}, not [points, 2 or 3]", where=where, fix="write kpt_shape: [17, 3]")
+        raise UserError(
+            f"'kpt_shape' is {brief(shape)}, not [points, 2 or 3]", where=where, fix="write kpt_shape: [17, 3]"
+        )
     return int(values[0] * values[1])
 
 
@@ -175,12 +188,12 @@ def _listed(content: dict[str, Any], recipe: Path, options: ReadOptions) -> tupl
         raise UserError(
             f"no split '{split}'", where=recipe, fix=nearest(split, here) if here else "add 'train' and 'val'"
         )
-    base = Path(as_path(str(content.get("path") or ".")))
+    base = Path(as_path(_text(content.get("path") or ".", "path", recipe)))
     candidates = [recipe.parent / base, base, recipe.parent]
     entries = content[split] if isinstance(content[split], list) else [content[split]]
     files: list[Path] = []
     root = recipe.parent
-    for entry in (as_path(str(one)) for one in entries):
+    for entry in (as_path(_text(one, split, recipe)) for one in entries):
         # Some tools write the entry as if it were a level deeper: `../train/images` beside `train/`.
         trials = [folder / e for folder in candidates for e in (entry, entry.removeprefix("../"), Path(entry).name)]
         place = next((p for p in trials if p.exists()), None)
@@ -194,6 +207,13 @@ def _listed(content: dict[str, Any], recipe: Path, options: ReadOptions) -> tupl
     return root, files, f", split {split}"
 
 
+def _text(value: Any, key: str, where: Path) -> str:
+    """A text of a data.yaml; raises UserError for a list or mapping in its place."""
+    if isinstance(value, str):
+        return value
+    raise UserError(f"'{key}' is {brief(value)}, not a path", where=where, fix="correct it")
+
+
 def listed_images(path: Path, encoding: str | None = None) -> list[Path]:
     """The images that a text file lists, a line each: beside the file, or where the longest tail of the line lies there."""
     files = []
@@ -203,7 +223,7 @@ def listed_images(path: Path, encoding: str | None = None) -> list[Path]:
             continue
         parts = name.split("/")
         tails = (path.parent.joinpath(*parts[start:]) for start in range(len(parts)))
-        files.append(next((place for place in (Path(name), *tails) if place.is_file()), path.parent / name))
+        files.append(next((place for place in (Path(name), *tails) if is_there(place)), path.parent / name))
     return files
 
 
@@ -213,7 +233,7 @@ def label_file(image: Path) -> Path:
     if "images" in parts[:-1]:
         at = len(parts) - 2 - parts[-2::-1].index("images")
         twin = Path(*parts[:at], "labels", *parts[at + 1 :]).with_suffix(".txt")
-        if twin.is_file() or twin.parent.is_dir():
+        if is_there(twin) or os.path.isdir(twin.parent):
             return twin
     return image.with_suffix(".txt")
 
@@ -221,14 +241,14 @@ def label_file(image: Path) -> Path:
 def _read_image(draft: Draft, image: Path, text: Path, points: int, encoding: str | None) -> None:
     inside = image.is_relative_to(draft.root)
     name = image.relative_to(draft.root).as_posix() if inside else str(image.absolute())
-    if not image.is_file():
+    if not is_there(image):
         draft.problems.append(f"{name}: listed, but there is no such image")
         return
     height, width = header_size(draft, image)
     if height < 1:
         return
     row = draft.add_image(str(Path(name).with_suffix("").as_posix()), name, (height, width))
-    for count, line in enumerate(read_lines(text, encoding) if text.is_file() else [], 1):
+    for count, line in enumerate(read_lines(text, encoding) if is_there(text) else [], 1):
         fields = line.split()
         if not fields:
             continue
