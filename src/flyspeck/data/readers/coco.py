@@ -137,7 +137,7 @@ def _read_corners(draft: Draft, images: list[dict[str, Any]], old_images: Any) -
     listed = [image for image in old_images if isinstance(image, dict)] if isinstance(old_images, list) else []
     old = {str(image.get("file_name")): image["id"] for image in listed if as_id(image.get("id")) is not None}
     whole = np.empty(len(images), dtype=object)
-    whole[:] = [image.get("whole", old.get(image.get("file_name"), image.get("file_name"))) for image in images]
+    whole[:] = [image.get("whole", old.get(str(image.get("file_name")), image.get("file_name"))) for image in images]
     draft.image_extra["whole"] = whole
 
 
