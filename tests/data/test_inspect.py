@@ -13,7 +13,8 @@ from PIL import Image
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.implications import anchor_recall, fit_anchors, imply
-from flyspeck.data.inspect import inspect, size_histogram, summarize, summarize_classification
+from flyspeck.data.inspect import size_histogram, summarize, summarize_classification
+from flyspeck.data.inspection import inspect
 from flyspeck.data.join import join_annotations
 from flyspeck.data.readers import read_annotations
 from flyspeck.data.samples import choose_samples, draw_boxes, write_samples
@@ -53,7 +54,7 @@ def test_counts_by_hand(tmp_path: Path) -> None:
     path = write(tmp_path, "gt.json", images)
     Image.new("L", (50, 50)).save(tmp_path / "b.png")
     (tmp_path / "c.png").write_bytes(b"no image")
-    _, facts = inspect(path)
+    facts = inspect(path).facts
     assert facts["images"] == 4
     assert facts["boxes"] == 5
     assert facts["sizes"] == {"[0,2)": 0, "[2,8)": 2, "[8,12)": 1, "[12,20)": 0, "[20,32)": 2, "[32,inf)": 0}
@@ -70,7 +71,7 @@ def test_counts_by_hand(tmp_path: Path) -> None:
     assert facts["missing_files"]["first"] == ["gone.png"]
     assert facts["unreadable_files"]["count"] == 1
     assert facts["wrong_sizes"]["first"] == ["b.png: 50x50 px, the annotations say 100x80"]
-    assert len(facts["warnings"]) == 5  # few boxes; broken; missing; unreadable; wrong
+    assert len(facts["warnings"]) == 6  # few boxes; broken; missing; unreadable; wrong; an empty class
     json.dumps(facts, allow_nan=False)
 
 
@@ -82,7 +83,7 @@ def test_nothing_to_point_out(tmp_path: Path) -> None:
 
 def test_a_set_without_objects(tmp_path: Path) -> None:
     for images in ({}, {"a.png": []}, {"a.png": [[0, 0, 9, 9, 1]]}):
-        _, facts = inspect(write(tmp_path, "gt.json", images))
+        facts = inspect(write(tmp_path, "gt.json", images)).facts
         assert facts["warnings"] == ["no objects to learn"]
         assert facts["implies"] is None
         json.dumps(facts, allow_nan=False)
@@ -91,7 +92,8 @@ def test_a_set_without_objects(tmp_path: Path) -> None:
 def test_a_folder_of_splits_counts_each_image_once(tmp_path: Path) -> None:
     write(tmp_path, "train.json", {"a.png": [[0, 0, 4, 4]], "b.png": [[0, 0, 4, 4]]})
     write(tmp_path, "val.json", {"b.png": [[0, 0, 4, 4]], "c.png": [[1, 1, 9, 9], [1, 1, 3, 3]]})
-    table, facts = inspect(tmp_path)
+    found = inspect(tmp_path)
+    table, facts = found.annotations, found.facts
     assert (facts["images"], facts["boxes"]) == (3, 4)
     assert facts["files"] == {"train.json": {"images": 2, "boxes": 2}, "val.json": {"images": 2, "boxes": 3}}
     assert facts["overlaps"] == [{"files": ["train.json", "val.json"], "images": 1}]
@@ -200,7 +202,8 @@ SETS = {
 
 @pytest.mark.parametrize("name", SETS)
 def test_shared_sets(shared: Path, name: str) -> None:
-    table, facts = inspect(shared / "data" / name, check_files=False)
+    found = inspect(shared / "data" / name, check_files=False, compare_images=False)
+    table, facts = found.annotations, found.facts
     images, boxes, shares = SETS[name]
     assert (facts["images"], facts["boxes"]) == (images, boxes)
     assert sum(facts["sizes"].values()) == boxes
@@ -211,6 +214,6 @@ def test_shared_sets(shared: Path, name: str) -> None:
 
 def test_shared_images_are_where_they_should_be(shared: Path) -> None:
     for source in ("hituav/val_blk.json", "aerialcars", "geotiff", "coco453_100/val2017.json"):
-        _, facts = inspect(shared / "data" / source)
+        facts = inspect(shared / "data" / source, compare_images=False).facts
         for key in ("broken_entries", "missing_files", "unreadable_files", "wrong_sizes"):
             assert facts[key]["count"] == 0, (source, key)

@@ -9,25 +9,29 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from flyspeck.cli.choices import check_choice, tile_rules, written_annotations
+from flyspeck.cli.data_inspect import inspect
 from flyspeck.cli.layout import PlainApp
 from flyspeck.cli.moved import keep_moved
-from flyspeck.cli.shared_options import FORMAT, JSON, PIXELS, WORKERS, Pixels
+from flyspeck.cli.shared_options import (
+    CLASSES,
+    ENCODING,
+    FORMAT,
+    IMAGES,
+    JSON,
+    PIXELS,
+    SOURCE,
+    WORKERS,
+    Pixels,
+)
 from flyspeck.cli.terminal import ProgressBar, list_problems
 from flyspeck.cli.values import parse_names, parse_size
 from flyspeck.errors import UserError
-from flyspeck.files import write_text
 
 if TYPE_CHECKING:
     from flyspeck.data.annotations import Annotations
 
 app = PlainApp(help="Annotated images: look, convert, shrink, tile.")
 
-SOURCE = typer.Argument(..., metavar="SOURCE", help="Annotations: a file or folder in any of the formats read.")
-IMAGES = typer.Option(None, "--images", metavar="FOLDER", help="Folder of the images, where it is not the usual one.")
-CLASSES = typer.Option(None, "--classes", metavar="A,B,...", help="Names of the classes to read, with commas between.")
-ENCODING = typer.Option(
-    None, "--encoding", metavar="NAME", help="Encoding of text files that are not UTF-8: cp1252, gbk, ..."
-)
 ImageFormat = Literal["png", "webp"]
 IMAGE_FORMAT = typer.Option("png", "--image-format", help="Format of the images to write; both are lossless.")
 NAME = typer.Option(None, "--name", metavar="NAME", help="Name of the json; default: that of the source.")
@@ -38,70 +42,7 @@ def data() -> None:
     """Annotated images: look at them, convert, shrink and tile them."""
 
 
-@app.command("inspect")
-def inspect(
-    source: Path = SOURCE,
-    as_json: bool = JSON,
-    out: Path | None = typer.Option(
-        None, "--out", metavar="FOLDER", help="Where to write: the folder of images with boxes, and inspect.json."
-    ),
-    draw: int = typer.Option(
-        12, "--draw", min=0, metavar="N", help="Draw at most so many images into --out, with their boxes."
-    ),
-    check_files: bool = typer.Option(
-        True, "--check-files/--no-check-files", help="Look for each image and read its header."
-    ),
-    positives: bool = typer.Option(
-        False, "--positives", help="Count the positives each label assigner gives to each size."
-    ),
-    detector: str = typer.Option(
-        "faster_rcnn:mobilenet_v2",
-        "--detector",
-        metavar="NAME|RECIPE",
-        help="Of --positives: the detector, or its recipe, whose anchors or points are meant.",
-    ),
-    format: str | None = FORMAT,
-    images: Path | None = IMAGES,
-    classes: str | None = CLASSES,
-    pixels: Pixels | None = PIXELS,
-    encoding: str | None = ENCODING,
-) -> None:
-    """Count what is in a data set, by size; say what is broken, and what it asks of a detector."""
-    import json
-
-    from flyspeck.data.inspect import inspect as inspect_set
-    from flyspeck.data.inspect import summarize_classification
-    from flyspeck.data.inspect_text import lines
-
-    packed = sorted(source.glob("*.npz")) if source.is_dir() else [source] if source.suffix == ".npz" else []
-    if packed:
-        reports = {file.name: summarize_classification(file) for file in packed}
-        facts = _joined_classification(reports)
-    else:
-        table, facts = inspect_set(
-            source,
-            check_files=check_files,
-            format=format,
-            images=images,
-            classes=None if classes is None else parse_names(classes, where="--classes"),
-            pixels=pixels,
-            encoding=encoding,
-        )
-        if positives:
-            from flyspeck.train.positives import positives_by_size
-
-            facts["assign"] = positives_by_size(table, detector)
-        if out is not None:
-            from flyspeck.data.samples import write_samples
-
-            written, faults = write_samples(table, out, draw)
-            facts["samples"] = [str(path) for path in written]
-            list_problems(faults, "images could not be drawn")
-    text = json.dumps(facts, indent=1, allow_nan=False)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        write_text(out / "inspect.json", text)
-    typer.echo(text if as_json else "\n".join(lines(facts)))
+app.command("inspect")(inspect)
 
 
 @app.command("convert")
@@ -403,16 +344,6 @@ def _read(
 
 def _json_name(source: Path) -> str:
     return f"{source.stem if source.suffix else source.name}.json"
-
-
-def _joined_classification(reports: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Several files of one classification set as one report, each file's beside it."""
-    first, *_ = reports.values()
-    if len(reports) == 1:
-        return first
-    total = sum(report["images"] for report in reports.values())
-    files = {name: {"images": report["images"], "boxes": 0} for name, report in reports.items()}
-    return {**first, "source": f"npz: {', '.join(reports)}", "images": total, "files": files}
 
 
 keep_moved(app, "prepare", old="flyspeck data prepare", new="flyspeck-lab prepare")

@@ -11,14 +11,27 @@ import typer
 
 from flyspeck.cli.choices import annotation_formats
 
+Frames = Literal["auto", "yes", "no"]
 Precision = Literal["fp32", "bf16"]
 Pixels = Literal["half-open", "from-0", "from-1"]
 
+ALIKE = typer.Option(
+    0.8,
+    "--alike",
+    min=0.5,
+    max=1.0,
+    metavar="R",
+    help="Least correlation of two images at 32x32 that are called nearly the same.",
+)
+CLASSES = typer.Option(None, "--classes", metavar="A,B,...", help="Names of the classes to read, with commas between.")
 DEVICE = typer.Option(
     "auto",
     "--device",
     metavar="DEVICE",
     help="Where the model runs: auto for the best there is, cpu, cuda, cuda:1, mps.",
+)
+ENCODING = typer.Option(
+    None, "--encoding", metavar="NAME", help="Encoding of text files that are not UTF-8: cp1252, gbk, ..."
 )
 FORMAT = typer.Option(
     None,
@@ -27,6 +40,13 @@ FORMAT = typer.Option(
     autocompletion=annotation_formats,
     help="Format of the annotations; default: found out.",
 )
+FRAMES = typer.Option(
+    "auto", "--frames", help="Whether numbers in names count frames; auto: where neighbours are more alike than others."
+)
+FRAME_GAP = typer.Option(
+    20, "--frame-gap", min=0, metavar="N", help="Largest difference of the numbers of neighbouring frames."
+)
+IMAGES = typer.Option(None, "--images", metavar="FOLDER", help="Folder of the images, where it is not the usual one.")
 JSON = typer.Option(False, "--json", help="Print JSON in place of text.")
 PIXELS = typer.Option(None, "--pixels", help="What whole corners of VOC's boxes mean.")
 PRECISION = typer.Option("fp32", "--precision", help="Numbers that the model computes in.")
@@ -35,6 +55,7 @@ RESUME = typer.Option(False, "--resume", help="Go on where an earlier call of th
 SET = typer.Option(
     [], "--set", metavar="KEY=VALUE", help="Change a field of the recipe, such as train.epochs=3; may be repeated."
 )
+SOURCE = typer.Argument(..., metavar="SOURCE", help="Annotations: a file or folder in any of the formats read.")
 THREADS = typer.Option(None, "--threads", min=1, metavar="N", help="CPU threads of PyTorch; default: its own choice.")
 WIDTH = typer.Option(1.0, "--width", min=0.01, metavar="FACTOR", help="Multiplier of the backbone's channels.")
 WORKERS = typer.Option(2, "--workers", min=1, metavar="N", help="Processes that work side by side.")

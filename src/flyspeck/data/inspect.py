@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-from itertools import combinations
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -12,12 +11,10 @@ import numpy as np
 
 from flyspeck import boxes as bx
 from flyspeck.data.annotations import Annotations
+from flyspeck.data.checks.boxes import find_box_faults
 from flyspeck.data.fusion import fusion_facts
 from flyspeck.data.images import read_size
 from flyspeck.data.implications import imply
-from flyspeck.data.join import join_annotations
-from flyspeck.data.readers import read_annotations
-from flyspeck.data.readers.detect import json_files
 from flyspeck.errors import UserError
 
 EDGES = (0, 2, 8, 12, 20, 32, np.inf)
@@ -25,30 +22,6 @@ EDGES = (0, 2, 8, 12, 20, 32, np.inf)
 BINS = ("[0,2)", "[2,8)", "[8,12)", "[12,20)", "[20,32)", "[32,inf)")
 FEW = 20
 """A class with fewer objects is pointed out."""
-
-
-def inspect(source: Path, *, check_files: bool = True, **options: Any) -> tuple[Annotations, dict[str, Any]]:
-    """The table of `source` and the facts on it, as `summarize` gives them; `options` go to `read_annotations`.
-
-    A folder with several COCO files is taken whole, each image once; `files` then says what each file holds, and `overlaps`
-    how many images two files share: a leak, where one is trained on and the other tested.
-    """
-    files = json_files(source) if source.is_dir() and options.get("format") in (None, "coco") else []
-    if len(files) < 2 or any(source.glob("*.yaml")):
-        table = read_annotations(source, **options)
-        return table, summarize(table, check_files=check_files)
-    tables = [read_annotations(file, **options) for file in files]
-    words = f"coco: {len(files)} files in {source.name}, each image counted once"
-    table = replace(join_annotations(tables), source=words)
-    parts = {file.name: {"images": len(t), "boxes": t.num_boxes} for file, t in zip(files, tables, strict=True)}
-    listed = [{t.path(row).absolute() for row in range(len(t))} for t in tables]
-    overlaps = [
-        {"files": [files[a].name, files[b].name], "images": len(listed[a] & listed[b])}
-        for a, b in combinations(range(len(files)), 2)
-        if listed[a] & listed[b]
-    ]
-    facts = summarize(table, check_files=check_files)
-    return table, {**facts, "files": parts, "overlaps": overlaps}
 
 
 def size_histogram(boxes: np.ndarray) -> dict[str, int]:
@@ -89,6 +62,7 @@ def summarize(annotations: Annotations, *, check_files: bool = True) -> dict[str
     implied = imply(annotations)
     facts["implies"] = None if implied is None else asdict(implied)
     facts["fusion"] = fusion_facts(annotations)
+    facts["box_faults"] = find_box_faults(annotations).facts()
     facts["warnings"] = _warnings(facts)
     return facts
 
@@ -153,7 +127,8 @@ def _warnings(facts: dict[str, Any]) -> list[str]:
     found = []
     if not facts["objects"]["count"]:
         found.append("no objects to learn")
-    few = [f"{name} ({count})" for name, count in facts["classes"].items() if count < FEW]
+    empty = set(facts["box_faults"]["empty_classes"])
+    few = [f"{name} ({count})" for name, count in facts["classes"].items() if count < FEW and name not in empty]
     if few and facts["objects"]["count"]:
         found.append(f"{len(few)} of {len(facts['classes'])} classes have fewer than {FEW} objects: {', '.join(few)}")
     for key, words in (

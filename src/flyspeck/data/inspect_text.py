@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from flyspeck.data.checks.text import check_lines
+
 
 def lines(facts: dict[str, Any]) -> list[str]:
     """A report for people: sizes first, then classes, files, what follows and what to look at."""
@@ -28,6 +30,7 @@ def lines(facts: dict[str, Any]) -> list[str]:
             text += [f"  {entry}" for entry in facts[key]["first"][:5]]
     return (
         text
+        + check_lines(facts)
         + _implied(facts["implies"])
         + _fusion(facts["fusion"])
         + [f"look at: {warning}" for warning in facts["warnings"]]

@@ -176,6 +176,12 @@ def _key_points(content: dict[str, Any], where: Path) -> int:
     return int(values[0] * values[1])
 
 
+def listed_splits(recipe: Path, encoding: str | None = None) -> list[str]:
+    """The splits that a data.yaml lists, by flyspeck's names. Raises UserError where it is no such file."""
+    content = _load_yaml(recipe, encoding)
+    return [name for name in SPLITS if content.get(name) or (name == "val" and content.get("valid"))]
+
+
 def _listed(content: dict[str, Any], recipe: Path, options: ReadOptions) -> tuple[Path, list[Path], str]:
     """The root, the images of a split of a data.yaml, and words on what was taken."""
     split = options.split
