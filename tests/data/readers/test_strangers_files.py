@@ -404,7 +404,12 @@ def test_xml_in_the_code_that_it_declares(tmp_path: Path, code: str) -> None:
 def test_latin_without_declaration(tmp_path: Path) -> None:
     path = voc(tmp_path / "a.xml", name="vélo")
     path.write_bytes(path.read_text(encoding="utf-8").encode("latin-1"))
-    assert "not UTF-8 (byte 0xE9); declare it" in read_annotations(path).problems[0]
+    with pytest.raises(UserError, match=r"nothing in it can be read.*not UTF-8 \(byte 0xE9\); declare it"):
+        read_annotations(path)
+    voc(tmp_path / "b.xml", name="car")
+    table = read_annotations(tmp_path)
+    assert len(table) == 1
+    assert "not UTF-8 (byte 0xE9); declare it" in table.problems[0]
     assert read_annotations(path, encoding="latin-1").classes == ("vélo",)
 
 

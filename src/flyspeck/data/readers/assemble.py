@@ -141,6 +141,9 @@ def assemble(draft: Draft, options: ReadOptions, source: str) -> Annotations:
     Beside the columns of `Annotations`, `extra` holds the source's flags (`ignore` as `ignore_flag`) and `category`: (M,)
     the row of `classes` that an entry was annotated with, also where it is an ignore region (-1: none).
     """
+    if not draft.file_names and draft.problems:
+        more = f" (and {len(draft.problems) - 1} more)" if len(draft.problems) > 1 else ""
+        raise UserError(f"nothing in it can be read: {draft.problems[0]}{more}", where=draft.where)
     count = len(draft.boxes)
     boxes = np.asarray(draft.boxes, dtype=np.float64).reshape(count, 4)
     image_index = np.asarray(draft.image_index, dtype=np.int64)

@@ -56,7 +56,7 @@ def read_yolo(source: Path, options: ReadOptions) -> Annotations:
     else:
         draft.root = options.images or (source / "images" if (source / "images").is_dir() else source)
         files = image_files(draft.root, recursive=True)
-        names = _class_names([source, source / "labels", *([options.images] if options.images else [])], options)
+        names = _class_names([*_beside(source), *([options.images] if options.images else [])], options)
     read, without = set(), []
     for file in files:
         text = label_file(file)
@@ -66,6 +66,8 @@ def read_yolo(source: Path, options: ReadOptions) -> Annotations:
         _read_image(draft, file, text, points, options.encoding)
     _keep_ids_apart(draft)
     _note_partners(draft, files, read, without)
+    if not names:
+        draft.notes.append("classes have no names: a classes.txt with a name a line, or a data.yaml, gives them")
     highest = max((int(c) for c in draft.category if 0 <= c < _UNNAMED), default=-1)
     draft.names = names or [f"class {row}" for row in range(highest + 1)]
     draft.category_ids = list(range(len(draft.names)))
@@ -125,6 +127,11 @@ def _class_names(folders: list[Path], options: ReadOptions) -> list[str]:
             if (folder / name).is_file():
                 return _trimmed(read_lines(folder / name, options.encoding))
     return []
+
+
+def _beside(folder: Path) -> list[Path]:
+    """The folders where tools put the list of classes of a folder of labels: in it, in `labels`, or one above."""
+    return [folder, folder / "labels", folder.absolute().parent]
 
 
 def _trimmed(lines: list[str]) -> list[str]:
