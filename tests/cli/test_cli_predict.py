@@ -124,8 +124,14 @@ def test_resume_keeps_the_tiles(
     assert "resumed: 7 tiles kept" in capsys.readouterr().out
     assert (tmp_path / "o" / "detections.json").read_bytes() == before
     assert predict(*arguments[:-1], 0.5, "--resume") == 2
-    assert "start without --resume" in capsys.readouterr().err
+    assert "begin anew with --overwrite" in capsys.readouterr().err
     assert (tmp_path / "o" / "detections.json").read_bytes() == before  # refused before anything was overwritten
+    assert predict(*arguments) == 2
+    assert "--resume to go on from its finished tiles, --overwrite" in capsys.readouterr().err
+    assert (tmp_path / "o" / "detections.json").read_bytes() == before
+    (images / "a.png").unlink()
+    assert predict(*arguments, "--overwrite") == 0
+    assert not (tmp_path / "o" / "drawn" / "a.png").exists(), "of the job before"
 
 
 @pytest.mark.parametrize(
@@ -261,7 +267,7 @@ def test_the_cost_of_skipping_is_measured_on_annotated_images(
 def test_heat_maps(run_folder: Path, images: Path, tmp_path: Path) -> None:
     asked = ("--model", run_folder, images / "a.png", "--score", 0, "--show-score", 0, "--heat")
     assert predict(*asked, "--out", tmp_path / "o") == 0
-    assert (tmp_path / "o" / "drawn" / "a.heat.png").is_file()
+    assert (tmp_path / "o" / "heat" / "a.png").is_file()
 
 
 def test_a_video(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

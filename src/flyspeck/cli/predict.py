@@ -71,6 +71,7 @@ def predict(
         200, "--max-megapixels", metavar="N", help="Largest image decoded in one piece."
     ),
     resume: bool = RESUME,
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace the results of an earlier job in --out."),
     skip: bool = typer.Option(False, "--skip", help="Pass over tiles that a cheap first look finds empty."),
     skip_audit: float = typer.Option(
         0.05, "--skip-audit", metavar="SHARE", help="Share of the empty tiles that is run all the same."
@@ -115,6 +116,7 @@ def predict(
         value_range=None if value_range is None else parse_range(value_range, where="--value-range"),
         max_megapixels=max_megapixels,
         resume=resume,
+        overwrite=overwrite,
         skip=skip,
         skip_audit=skip_audit,
         skip_check=skip_check,

@@ -68,12 +68,6 @@ class ExportedModel(ABC):
     def __call__(self, windows: list[np.ndarray]) -> list[Detections]:
         """Detections of each window in its own frame."""
         height, width = windows[0].shape[:2]
-        if min(height, width) < self._smallest:
-            raise UserError(
-                f"an image of {height}x{width} px is smaller than the model's smallest image, {self._smallest} px",
-                where="image size",
-                fix="pad or enlarge the image",
-            )
         batch = self.to_batch(windows)
         boxes, scores, labels, counts = self.run(batch)
         seen = (batch.shape[1], batch.shape[2])
@@ -84,7 +78,12 @@ class ExportedModel(ABC):
 
     def to_batch(self, windows: list[np.ndarray]) -> np.ndarray:
         """Windows of one size to `(B, H, W, C)` of the graph's type, with its channels, padded as in training."""
-        batch = np.stack([padded(match_channels(window, self.channels), divisor=self.divisor) for window in windows])
+        batch = np.stack(
+            [
+                padded(match_channels(window, self.channels), divisor=self.divisor, smallest=self._smallest)
+                for window in windows
+            ]
+        )
         if self._pixels == np.uint8:
             if batch.dtype != np.uint8:
                 raise UserError(

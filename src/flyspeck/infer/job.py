@@ -20,6 +20,7 @@ from flyspeck.infer.multiscale import MultiScale
 from flyspeck.infer.outputs import check_formats, open_writers
 from flyspeck.infer.predictor import Predictor
 from flyspeck.infer.processes import Processes
+from flyspeck.infer.results_folder import ResultsFolder
 from flyspeck.infer.source import Categories, Item, find_items
 from flyspeck.infer.tiles import default_tiles
 from flyspeck.infer.video import is_video
@@ -53,6 +54,7 @@ def predict(
     value_range: tuple[float, float] | None = None,
     max_megapixels: float = 200,
     resume: bool = False,
+    overwrite: bool = False,
     skip: bool = False,
     skip_audit: float = 0.05,
     skip_check: bool = False,
@@ -89,6 +91,7 @@ def predict(
         value_range: (low, high), the values of a raster that become black and white.
         max_megapixels: Largest image that is decoded in one piece.
         resume: Keep the tiles that an earlier job with the same settings finished.
+        overwrite: Replace the results of an earlier job; without it, or `resume`, a folder that holds some is refused.
         skip: Pass over tiles that a cheap first look finds empty.
         skip_audit: Share of the empty tiles that is run all the same, to estimate what skipping loses.
         skip_check: Run every tile, and say what `skip` would have lost.
@@ -114,7 +117,7 @@ def predict(
     options = OpenOptions(
         max_pixels=int(max_megapixels * 1e6), bands=None if bands is None else tuple(bands), value_range=value_range
     )
-    video, items, categories = _sources(sources, resume)
+    video, items, categories = _sources(sources, resume, warn)
     processes = Processes.from_environment()
     asked: dict[str, Any] = {"budget": budget, "quality": quality, "factor": factor}
     choice = {name: value for name, value in asked.items() if value is not None}
@@ -142,8 +145,15 @@ def predict(
         what = f"{len(items)} images" if video is None else video.name
         say(settings_line(what, predictor, description))
     if video is not None:
-        writers = open_writers(folder, formats, classes=network.classes)
-        return predict_video(video, predictor, folder, writers, show=show_score, every=every, draw=draw > 0, say=say)
+        results = ResultsFolder(folder, overwrite=overwrite)
+        results.clear(tiles=True)
+        try:
+            writers = open_writers(folder, formats, classes=network.classes)
+            return predict_video(
+                video, predictor, folder, writers, show=show_score, every=every, draw=draw > 0, say=say
+            )
+        finally:
+            results.record()
     job = ImageJob(
         items=items,
         out=folder,
@@ -152,6 +162,7 @@ def predict(
         categories=categories,
         truth=sources[0] if skip_check and categories is not None else None,
         resume=resume,
+        overwrite=overwrite,
         made_with={**made_with(path, predictor, precision), **choice, **views},
         drawing=Drawing(images=draw, score=show_score, heat=heat),
         say=say,
@@ -165,11 +176,13 @@ def predict(
     return summary
 
 
-def _sources(sources: list[Path], resume: bool) -> tuple[Path | None, list[Item], Categories | None]:
+def _sources(
+    sources: list[Path], resume: bool, warn: Callable[[str], None]
+) -> tuple[Path | None, list[Item], Categories | None]:
     """One video, or images with the categories of their json."""
     video = next((path for path in sources if is_video(path)), None)
     if video is None:
-        return None, *find_items(sources)
+        return None, *find_items(sources, say=warn)
     if len(sources) > 1 or resume:
         raise UserError("a video is predicted alone and in one go", where=video, fix="give it alone, without --resume")
     return video, [], None

@@ -17,10 +17,11 @@ from flyspeck.data.readers import read_annotations
 from flyspeck.drawing import annotated
 from flyspeck.errors import UserError
 from flyspeck.infer.engines import is_exported
-from flyspeck.infer.outputs import inside, open_writers
+from flyspeck.infer.outputs import open_writers
 from flyspeck.infer.predictor import Predictor
 from flyspeck.infer.processes import Processes
 from flyspeck.infer.reading import Result, Share
+from flyspeck.infer.results_folder import ResultsFolder
 from flyspeck.infer.resume import TileJournal
 from flyspeck.infer.skip import SkipReport, SkipRule
 from flyspeck.infer.source import Categories, Item, open_source
@@ -80,6 +81,7 @@ class ImageJob:
     truth: Path | None
     """Annotations, where what skipping costs is to be measured on them."""
     resume: bool
+    overwrite: bool
     made_with: Mapping[str, Any]
     """What decides the boxes of a tile (`made_with`)."""
     drawing: Drawing
@@ -92,10 +94,13 @@ class ImageJob:
         Raises UserError at the end if an image or a part of one could not be read; everything else is written.
         """
         ids, remarks = match_categories(self.classes, self.categories)
+        results = None
         if processes.leads:
+            results = ResultsFolder(self.out, resume=self.resume, overwrite=self.overwrite)
             for remark in remarks:
                 self.warn(f"note: {remark}")
-            journal = self._journal(fresh=not self.resume)
+            journal = self._journal(fresh=not self.resume)  # refuses tiles of other settings before anything is removed
+            results.clear(tiles=False)
             if self.resume:
                 self.say(f"resumed: {journal.num_kept} tiles kept")
             journal.close()
@@ -111,7 +116,11 @@ class ImageJob:
         truth = None if self.truth is None else annotated_objects(self.truth)
         writers = open_writers(self.out, self.formats, classes=self.classes, category_ids=ids)
         loop = ImageLoop(predictor, self.out, self.drawing, writers, self.say, self.warn, truth=truth)
-        return loop.run(self.items, journal)
+        try:
+            return loop.run(self.items, journal)
+        finally:
+            if results is not None:
+                results.record()  # what a plugin's writer made too
 
     def _part(self, predictor: Predictor, processes: Processes) -> PredictionSummary:
         """This process's share, into the journal alone; what cannot be read is left to the one that writes the results."""
@@ -219,13 +228,14 @@ class ImageLoop:
     def _draw(self, result: Result) -> None:
         """An annotated image, and a heat map: PNG, as JPEG would blur what is to be seen."""
         found = result.detections[result.detections.scores >= self.drawing.score]
-        path = (self.out / "drawn" / inside(result.item.name)).with_suffix(".png")
+        path, heat = (self.out / kind / f"{result.item.file_name}.png" for kind in ("drawn", "heat"))
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open_source(result.item.image, self.predictor.options, name=result.item.name) as source:
                 annotated(source.read, found).save(path)
                 if self.drawing.heat or max(source.size) > HUGE:
-                    heat_map(source.read, found).save(path.with_suffix(".heat.png"))
+                    heat.parent.mkdir(parents=True, exist_ok=True)
+                    heat_map(source.read, found).save(heat)
         except UserError as error:
             self.warn(f"note: not drawn: {error}")
 

@@ -204,7 +204,7 @@ class PerImageWriter(Writer):
 
     def add(self, result: Result) -> None:
         """See `Writer.add`."""
-        path = (self.folder / inside(result.item.name)).with_suffix(self.ending)
+        path = self.folder / f"{result.item.file_name}{self.ending}"
         text = self._text(result)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -269,9 +269,3 @@ def open_writers(
     except OSError as error:
         raise UserError(f"cannot make this folder ({error.strerror})", where=folder) from error
     return [WRITERS[name](folder, classes=classes, category_ids=category_ids) for name in dict.fromkeys(formats)]
-
-
-def inside(name: str) -> Path:
-    """An image's name as a relative path that cannot leave its folder."""
-    parts = [part for part in PurePath(name).parts if part not in ("..", ".", PurePath(name).anchor)]
-    return Path(*parts) if parts else Path("image")

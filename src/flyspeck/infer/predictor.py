@@ -171,18 +171,39 @@ class Predictor:
                 if not wanted:
                     self._skip(window, journal)
         if passed:
-            with self.turn:
-                found = self.model([w.pixels for w in passed if w.pixels is not None])
-            if len(found) != len(passed):
-                raise ValueError(f"the model returned {len(found)} results for {len(passed)} windows")
-            for window, detections in zip(passed, found, strict=True):
-                job, placed = window.job, self._place(window, detections)
+            for window, placed in self._see(passed):
+                job = window.job
                 job.found[window.tile] = placed
                 job.verdicts.pop(window.tile, None)
                 if window.verdict == AUDITED:
                     job.verdicts[window.tile] = AUDITED
                 journal.record(job.item, job.tiles[window.tile], placed, verdict=window.verdict, stamp=job.stamp)
         return jobs
+
+    def _see(self, windows: list[Window]) -> Iterator[tuple[Window, Detections]]:
+        """What the model finds in each window, in the frame of its image; a window that it refuses is a hole of its image.
+
+        Where a batch is refused, each of its windows is tried alone: one bad image costs no other.
+        """
+        try:
+            with self.turn:
+                found = self.model([w.pixels for w in windows if w.pixels is not None])
+        except UserError as error:
+            if len(windows) > 1:
+                for window in windows:
+                    yield from self._see([window])
+            else:
+                _refused(windows[0], error)
+            return
+        if len(found) != len(windows):
+            raise ValueError(f"the model returned {len(found)} results for {len(windows)} windows")
+        for window, detections in zip(windows, found, strict=True):
+            try:
+                placed = self._place(window, detections)
+            except UserError as error:
+                _refused(window, error)
+            else:
+                yield window, placed
 
     def _place(self, window: Window, found: Detections) -> Detections:
         """A window's detections in the frame of the image, weak ones left out, cut ones marked."""
@@ -226,6 +247,11 @@ class Predictor:
     def _result(self, job: Job, journal: Journal) -> Result:
         if job.problem is not None:
             return Result(job.item, Detections.empty((0, 0)), num_tiles=0, problem=job.problem)
+        if job.holes and not job.found and not job.verdicts:
+            # Nothing of it was seen: an empty result would say that nothing is there.
+            reasons = list(dict.fromkeys(reason for _, reason in job.holes))
+            problem = UserError(reasons[0], where=job.item.name)
+            return Result(job.item, Detections.empty((0, 0)), num_tiles=0, problem=problem)
         report, unaudited = None, None
         if self.skip is not None:
             report = report_of(job.found, job.verdicts, self.skip)
@@ -281,6 +307,13 @@ class Predictor:
 def _tell(progress: Callable[[int], None] | None, num_tiles: int) -> None:
     if progress is not None and num_tiles:
         progress(num_tiles)
+
+
+def _refused(window: Window, error: UserError) -> None:
+    """The window is a hole of its image."""
+    x1, y1, x2, y2 = window.job.tiles[window.tile].tolist()
+    fix = f" ({error.fix})" if error.fix else ""
+    window.job.holes.append(((x1, y1, x2, y2), f"{error.what}{fix}"))
 
 
 def concatenate(parts: Sequence[Detections]) -> Detections:

@@ -115,7 +115,7 @@ class TileJournal(Journal):
             if "made_with" in entry:
                 self._check(entry["made_with"], path)
             elif number == 1:
-                raise UserError("not a journal of finished tiles", where=path, fix="start without --resume")
+                raise UserError("not a journal of finished tiles", where=path, fix="begin anew with --overwrite")
             else:
                 for column in ("boxes", "scores", "labels", "cut"):  # lists of numbers take five times the memory
                     entry[column] = np.array(entry[column], _TYPES[column])
@@ -128,7 +128,7 @@ class TileJournal(Journal):
             raise UserError(
                 f"was made with {key} {before.get(key)}, this run has {self._made_with.get(key)}",
                 where=path,
-                fix="use the same settings, or start without --resume",
+                fix="use the same settings, or begin anew with --overwrite",
             )
 
 

@@ -6,9 +6,10 @@ are decoded whole.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from flyspeck.data.readers import format_of, read_annotations
 from flyspeck.data.readers.coco import read_listing
 from flyspeck.errors import UserError, missing_extra
 from flyspeck.infer import raster
+from flyspeck.infer.naming import file_names, inside
+from flyspeck.infer.results_folder import written_in
 from flyspeck.infer.windows import ArraySource, OpenOptions, Source
 from flyspeck.plugins import UnknownPart
 
@@ -33,6 +36,13 @@ class Item:
     """What messages and outputs call it."""
     image: Path | np.ndarray
     image_id: int | str
+    output: str = ""
+    """What its own files are called, without ending (`flyspeck.infer.naming`); as the image, ending and all, where not given."""
+
+    @property
+    def file_name(self) -> str:
+        """Name of the image's own result files, without their ending: a relative posix path."""
+        return self.output or inside(self.name).as_posix()
 
 
 def open_source(image: Path | str | np.ndarray, options: OpenOptions | None = None, *, name: str = "") -> Source:
@@ -104,11 +114,15 @@ def _by_vips(path: Path, options: OpenOptions, name: str, pixels: int) -> Source
     )
 
 
-def find_items(sources: Sequence[str | Path]) -> tuple[list[Item], Categories | None]:
+def find_items(
+    sources: Sequence[str | Path], *, say: Callable[[str], None] = lambda _: None
+) -> tuple[list[Item], Categories | None]:
     """The images that `sources` name (files, folders, one file of annotations), and the categories of the annotations.
 
-    Folders are searched to the bottom, in the order of names. Images of annotations keep their ids; others are numbered from
-    1. Raises UserError for a source that is not there, holds no image, or for annotations beside other sources.
+    Folders are searched to the bottom, in the order of names; folders inside them that hold results of an earlier prediction
+    are passed over. Images of annotations keep their ids; others are numbered from 1. `say` is called with a line on whatever
+    was passed over, or will be named otherwise than expected. Raises UserError for a source that is not there, holds no
+    image, or for annotations beside other sources.
     """
     paths = [Path(s) for s in sources]
     tables = [p for p in paths if _holds_annotations(p)]
@@ -116,22 +130,72 @@ def find_items(sources: Sequence[str | Path]) -> tuple[list[Item], Categories | 
         if len(paths) > 1:
             raise UserError("a file of annotations beside other sources", where=tables[0], fix="give it alone")
         # Of a COCO json only the list of images is wanted, whatever its annotations are worth.
-        return _coco_items(tables[0]) if tables[0].suffix.lower() == ".json" else _annotated_items(tables[0])
+        items, categories = (
+            _coco_items(tables[0]) if tables[0].suffix.lower() == ".json" else _annotated_items(tables[0])
+        )
+        return _named(items, say), categories
     found: list[tuple[str, Path]] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
-            if not inside:
-                raise UserError("no image in this folder", where=path, fix=f"known endings: {_endings()}")
-            found += [(str(p.relative_to(path)), p) for p in inside]
+            found += [(str(p.relative_to(path)), p) for p in _images_below(path, say)]
         elif path.is_file():
             found.append((path.name, path))
         else:
             raise UserError("no such image or folder", where=path, fix="check the path")
+    found = _once_each(found, say)
     names = [name for name, _ in found]
     if len(set(names)) < len(names):  # the same name from two folders
         found = [(str(path), path) for _, path in found]
-    return [Item(name, path, number) for number, (name, path) in enumerate(found, start=1)], None
+    return _named([Item(name, path, number) for number, (name, path) in enumerate(found, start=1)], say), None
+
+
+def _images_below(folder: Path, say: Callable[[str], None]) -> list[Path]:
+    """The images in a folder and those below it, without the results of earlier predictions."""
+    found: list[Path] = []
+    for here, folders, files in os.walk(folder):
+        for name in list(folders):
+            written = written_in(Path(here, name))
+            if written is not None:
+                folders.remove(name)
+                say(f"note: {Path(here, name)} holds results of an earlier prediction: its images are passed over")
+        found += [Path(here, name) for name in files if Path(name).suffix.lower() in EXTENSIONS]
+    # What an earlier job wrote into this very folder, beside the images.
+    own = set(written_in(folder) or ()) if found else set()
+    mixed = [path for path in found if path.relative_to(folder).parts[0] in own]
+    if mixed and len(mixed) < len(found):
+        say(f"note: {folder} holds results of an earlier prediction: {len(mixed)} images of its own are passed over")
+        found = [path for path in found if path.relative_to(folder).parts[0] not in own]
+    found = sorted(path for path in found if path.is_file())
+    if not found:
+        raise UserError("no image in this folder", where=folder, fix=f"known endings: {_endings()}")
+    return found
+
+
+def _once_each(found: list[tuple[str, Path]], say: Callable[[str], None]) -> list[tuple[str, Path]]:
+    """Without the files that two sources name."""
+    files: dict[Path, tuple[str, Path]] = {}
+    for name, path in found:
+        files.setdefault(path.resolve(), (name, path))
+    if len(files) < len(found):
+        say(f"note: {len(found) - len(files)} images are named twice and looked at once")
+    return list(files.values())
+
+
+def _named(items: list[Item], say: Callable[[str], None]) -> list[Item]:
+    """Each with the name of its own result files (`flyspeck.infer.naming`)."""
+    outputs = file_names([item.name for item in items])
+    other = [
+        (item.name, output)
+        for item, output in zip(items, outputs, strict=True)
+        if output != PurePath(item.name).with_suffix("").as_posix() and output == inside(item.name).as_posix()
+    ]
+    if other:
+        name, output = other[0]
+        say(
+            f"note: {len(other)} images would share the names of their result files with others, and keep their ending there "
+            f"({name}: {output}.txt)"
+        )
+    return [replace(item, output=output) for item, output in zip(items, outputs, strict=True)]
 
 
 def _endings() -> str:

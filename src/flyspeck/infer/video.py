@@ -70,7 +70,8 @@ class VideoReader:
             for index, frame in enumerate(self._container.decode(video=0)):
                 if index % self.every == 0:
                     number += 1
-                    yield Item(f"{self.path.name}#{number:06d}", frame.to_ndarray(format="rgb24"), number)
+                    name, output = f"{self.path.name}#{number:06d}", f"{self.path.stem}_{number:06d}"
+                    yield Item(name, frame.to_ndarray(format="rgb24"), number, output)
         except self._av.FFmpegError as error:
             self.broken = f"frame {number + 1} cannot be decoded ({error})"
 
