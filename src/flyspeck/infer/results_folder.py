@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flyspeck.errors import UserError
+from flyspeck.files import write_text
 
 MARK = "flyspeck-results.txt"
 TILES = "tiles"
@@ -72,7 +73,7 @@ class ResultsFolder:
         """List what the job has put here by now, and `names` that it may yet."""
         own = {entry.name for entry in self.path.iterdir()} | set(names)
         lines = sorted(own - self._others - {MARK})
-        (self.path / MARK).write_text("\n".join([_HEAD, *lines, ""]), encoding="utf-8")
+        write_text(self.path / MARK, "\n".join([_HEAD, *lines, ""]))
 
     def _refuse_strangers(self) -> None:
         found = next((name for name in _PLACES if (self.path / name).exists()), None)
