@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from flyspeck.cli.main import main
+from flyspeck.data.bands import PixelRule
 from flyspeck.train.config import load_recipe
 from flyspeck.train.inputs import read_sets, training_loader
 from flyspeck_lab.cli.main import main as lab
@@ -63,7 +64,7 @@ def test_a_papers_recipe_reads_its_set(path: Path, tmp_path: Path, monkeypatch: 
     loader = training_loader(
         recipe.model_copy(update={"train": one}),
         train,
-        channels=recipe.data.channels or 3,
+        rule=PixelRule(channels=recipe.data.channels or 3),
         rank=0,
         world_size=1,
         divisor=32,

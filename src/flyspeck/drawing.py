@@ -53,27 +53,55 @@ class DrawnBoxes(Protocol):
 
 @dataclass(frozen=True)
 class Levels:
-    """Values shown as black and white, for images that are not 8 bit."""
+    """Which bands of an image are shown, and which of their values as black and white.
 
-    low: float = 0
-    high: float = 255
+    Three bands are red, green and blue. Of more, those tagged as that are shown, or else the first three, each stretched from its
+    1st to its 99th percentile; of fewer the first, in grey. One or three bands of 8 bits are shown as they are, those of
+    other values stretched alike in all bands.
+    """
+
+    low: tuple[float, ...] = (0,)
+    high: tuple[float, ...] = (255,)
+    """One for all bands, or one for each of the three."""
+    rows: tuple[int, int, int] = (0, 1, 2)
+    """The bands shown of three or more."""
 
     @staticmethod
-    def of(pixels: np.ndarray) -> Levels:
-        """8-bit images as they are; others from their 1st to their 99th percentile."""
-        if pixels.dtype == np.uint8:
-            return Levels()
-        low, high = np.percentile(pixels, [1, 99])
-        return Levels(float(low), float(max(high, low + 1)))
+    def of(pixels: np.ndarray, colours: tuple[int, int, int] | None = None) -> Levels:
+        """Those of `(H, W, C)` pixels of any type; `colours` are the bands that are red, green and blue, where that is known."""
+        bands = pixels.shape[2]
+        rows = colours or (0, 1, 2)
+        if pixels.dtype == np.uint8 and bands <= 3:
+            return Levels(rows=rows)
+        shown = pixels[:, :, list(rows)] if bands >= 3 else pixels[:, :, :1]
+        parts = np.moveaxis(shown, 2, 0) if bands > 3 else [shown]
+        pairs = [_stretch(part) for part in parts]
+        return Levels(tuple(low for low, _ in pairs), tuple(high for _, high in pairs), rows)
 
     def show(self, pixels: np.ndarray) -> Image.Image:
-        """`(H, W, C)` pixels as an RGB image; of other than three channels the first is shown."""
-        scaled = pixels
-        if pixels.dtype != np.uint8:
-            scaled = ((pixels - self.low) / (self.high - self.low) * 255).clip(0, 255).astype(np.uint8)
+        """`(H, W, C)` pixels as an RGB image."""
+        scaled = pixels[:, :, list(self.rows)] if pixels.shape[2] >= 3 else pixels[:, :, :1]
+        if pixels.dtype != np.uint8 or (self.low, self.high) != ((0,), (255,)):
+            low, high = np.array(self.low), np.array(self.high)
+            share = (scaled.astype(np.float64) - low) / (high - low)
+            scaled = (np.nan_to_num(share) * 255).clip(0, 255).astype(np.uint8)
         if scaled.shape[2] != 3:
-            scaled = np.repeat(scaled[:, :, :1], 3, axis=2)
+            scaled = np.repeat(scaled, 3, axis=2)
         return Image.fromarray(np.ascontiguousarray(scaled))
+
+
+def _stretch(values: np.ndarray) -> tuple[float, float]:
+    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    if not finite.size:
+        return 0.0, 1.0
+    low, high = np.percentile(finite, [1, 99])
+    least = 1.0 if values.dtype.kind != "f" else max(float(finite.max() - low), 1e-6)
+    return float(low), float(high if high > low and values.dtype.kind == "f" else max(high, low + least))
+
+
+def as_shown(pixels: np.ndarray, colours: tuple[int, int, int] | None = None) -> np.ndarray:
+    """`(H, W, 3)` uint8 of an image of any bands and values, by the rule of `Levels`."""
+    return np.asarray(Levels.of(pixels, colours).show(pixels))
 
 
 def draw_boxes(image: Image.Image, boxes: np.ndarray, labels: np.ndarray, *, width: int = 1) -> Image.Image:
@@ -86,14 +114,22 @@ def draw_boxes(image: Image.Image, boxes: np.ndarray, labels: np.ndarray, *, wid
     return image
 
 
-def annotated(read: Read, found: DrawnBoxes, *, max_side: int = 1600, crops: int = 8) -> Image.Image:
+def annotated(
+    read: Read,
+    found: DrawnBoxes,
+    *,
+    max_side: int = 1600,
+    crops: int = 8,
+    colours: tuple[int, int, int] | None = None,
+) -> Image.Image:
     """The whole image, no longer than `max_side`, with its boxes, a legend, and up to `crops` enlarged places.
 
-    `found.image_size` is the image's (H, W); `read` gives its windows, so that a giant raster is never held whole.
+    `found.image_size` is the image's (H, W); `read` gives its windows, so that a giant raster is never held whole. `colours` are
+    the bands that are red, green and blue, where that is known.
     """
     width = found.image_size[1]
     small = thumbnail(read, found.image_size, max_side)
-    levels, ratio = Levels.of(small), small.shape[1] / width
+    levels, ratio = Levels.of(small, colours), small.shape[1] / width
     overview = draw_boxes(levels.show(small), found.boxes * ratio, found.labels)
     places = places_to_enlarge(found, ratio, crops)
     draw, font = ImageDraw.Draw(overview), ImageFont.load_default(13)
@@ -141,7 +177,8 @@ def _resize(pixels: np.ndarray, out: tuple[int, int] | None) -> np.ndarray:
     for plane in np.moveaxis(pixels, 2, 0):
         image = Image.fromarray(np.ascontiguousarray(plane, np.float32))
         planes.append(np.asarray(image.resize((out[1], out[0]), Image.Resampling.BILINEAR)))
-    return np.stack(planes, axis=2).round().astype(pixels.dtype)
+    whole = np.stack(planes, axis=2)
+    return whole if pixels.dtype.kind == "f" else whole.round().astype(pixels.dtype)
 
 
 def places_to_enlarge(found: DrawnBoxes, ratio: float, count: int) -> np.ndarray:

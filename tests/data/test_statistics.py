@@ -10,6 +10,7 @@ from numpy.testing import assert_allclose
 from PIL import Image
 
 from flyspeck.data.annotations import Annotations
+from flyspeck.data.bands import PixelRule
 from flyspeck.data.statistics import pixel_statistics
 from flyspeck.errors import UserError
 
@@ -54,7 +55,7 @@ def test_against_all_pixels_at_once(tmp_path, dtype, channels):
 
 def test_by_hand(tmp_path):
     # Values 0 and 255 half and half: mean 0.5, deviation 0.5.
-    found = pixel_statistics(write_set(tmp_path, [np.array([[0, 255]], np.uint8)]), channels=3)
+    found = pixel_statistics(write_set(tmp_path, [np.array([[0, 255]], np.uint8)]), rule=PixelRule(channels=3))
     assert_allclose(found.mean, [0.5] * 3)
     assert_allclose(found.std, [0.5] * 3)
 
@@ -64,10 +65,11 @@ def test_a_constant_channel_has_deviation_zero(tmp_path):
     assert found.std[0] < 1e-7
 
 
-def test_the_first_image_decides_the_channels(tmp_path):
-    grey, colour = random_images(np.uint8, 1, 1), random_images(np.uint8, 3, 1)
-    assert pixel_statistics(write_set(tmp_path, grey + colour)).channels == 1
-    assert pixel_statistics(write_set(tmp_path, colour + grey)).channels == 3
+def test_no_image_decides_for_the_others(tmp_path):
+    mixed = write_set(tmp_path, random_images(np.uint8, 1, 1) + random_images(np.uint8, 3, 1))
+    with pytest.raises(UserError, match="3 bands where others have 1"):
+        pixel_statistics(mixed)
+    assert pixel_statistics(mixed, rule=PixelRule(channels=3)).channels == 3
 
 
 def test_the_seed_picks_the_images(tmp_path):

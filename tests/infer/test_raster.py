@@ -158,7 +158,7 @@ def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_bands_and_scale_are_stated(tmp_path: Path) -> None:
     write_geotiff(tmp_path / "a.tif", pixels_of(np.uint16, 5), **geo_settings())
     with open_source(tmp_path / "a.tif") as source:
-        assert source.note == "bands 1,2,3 of 5, uint16 0 to 65535 as black to white"
+        assert source.note == "bands 1,2,3,4,5 of 5, uint16 0 to 65535 as black to white"
     with open_source(tmp_path / "a.tif", OpenOptions(bands=(5,), value_range=(0, 4000))) as source:
         assert source.note == "bands 5 of 5, uint16 0 to 4000 as black to white"
         assert source.read(0, 0, 4, 4).dtype == np.uint8

@@ -7,8 +7,8 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 from torch.testing import assert_close
 
+from flyspeck.data.images import match_channels
 from flyspeck.errors import UserError
-from flyspeck.infer.channels import match_channels
 from flyspeck.infer.torch_model import to_batch
 
 
@@ -32,8 +32,10 @@ def test_channels_are_matched_as_pillow_does() -> None:
     assert_array_equal(match_channels(colour, 1)[:, :, 0], luma)
     assert_array_equal(match_channels(luma[:, :, None], 3), np.stack([luma] * 3, axis=2))
     assert match_channels(colour, 3) is colour
-    assert match_channels(np.dstack([colour, luma]), 3).shape == (9, 9, 3)
+    for bands in (2, 4, 8):
+        with pytest.raises(UserError, match=f"{bands} bands where 3 are wanted"):
+            match_channels(np.zeros((9, 9, bands), np.uint8), 3)
     white = np.full((2, 2, 3), 65535, np.uint16)
     assert_array_equal(match_channels(white, 1), 65535)
-    with pytest.raises(UserError, match="5 channels for a model of 3"):
+    with pytest.raises(UserError, match="5 bands where 3 are wanted"):
         match_channels(np.zeros((2, 2, 5), np.uint8), 3)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from flyspeck.report.density import colours, density, heat_map
+from flyspeck.report.density import density, heat_colours, heat_map
 from flyspeck.types import Detections
 
 
@@ -32,7 +32,7 @@ def test_the_peak_is_where_they_are() -> None:
 
 
 def test_colours_get_lighter() -> None:
-    ramp = colours(np.linspace(0, 1, 50)) @ [0.299, 0.587, 0.114]
+    ramp = heat_colours(np.linspace(0, 1, 50)) @ [0.299, 0.587, 0.114]
     assert (np.diff(ramp) > 0).all()
 
 

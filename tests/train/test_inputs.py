@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from flyspeck.data.annotations import Annotations
+from flyspeck.data.bands import PixelRule
 from flyspeck.data.copy_paste import CopyPaste, paste_sources
 from flyspeck.data.loading import DetectionDataset
 from flyspeck.data.readers import read_annotations
@@ -88,7 +89,7 @@ def test_batches_are_those_of_the_recipe_s_seed(
     make_recipe: RecipeMaker, train_set: Annotations, seed: int, rank: int, world: int
 ) -> None:
     recipe = make_recipe(train={"seed": seed})
-    loader = training_loader(recipe, train_set, channels=1, divisor=32, rank=rank, world_size=world)
+    loader = training_loader(recipe, train_set, rule=PixelRule(channels=1), divisor=32, rank=rank, world_size=world)
     order = EpochSampler(len(train_set), seed=seed, rank=rank, world_size=world)
     order.load_state({"epoch": 3, "start": 0})
     transform = augmentation(recipe.augment, train_set)
@@ -112,7 +113,12 @@ def test_how_often_images_come(make_recipe: RecipeMaker, train_set: Annotations,
     boxes[rows] = [0, 0, 40, 40]
     train_set = replace(train_set, labels=labels, boxes=boxes, classes=("square", "rare"), category_ids=(7, 8))
     loader = training_loader(
-        make_recipe(augment={"oversample": strength}), train_set, channels=1, divisor=32, rank=0, world_size=1
+        make_recipe(augment={"oversample": strength}),
+        train_set,
+        rule=PixelRule(channels=1),
+        divisor=32,
+        rank=0,
+        world_size=1,
     )
     repeats = loader.sampler.repeats
     if strength == 0:

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from flyspeck.data.bands import PixelRule
 from flyspeck.train import loop
 from flyspeck.train.checkpoint import load_weights
 from flyspeck.train.config import Recipe, TrainConfig
@@ -236,7 +237,7 @@ def test_the_batch_of_a_recipe_is_that_of_all_processes_and_parts(
     def first_step(rank: int, world: int, parts: int) -> list[Any]:
         split = make_recipe(train={"accumulate": parts})
         loader = training_loader(
-            split, train_set, channels=1, divisor=32, rank=rank, world_size=world, pin_memory=False
+            split, train_set, rule=PixelRule(channels=1), divisor=32, rank=rank, world_size=world, pin_memory=False
         )
         assert len(loader) == 3 * parts
         stream = loader.epoch(0)

@@ -223,6 +223,7 @@ def _pretrain(job: Job, places: Places) -> Outcome:
 
 def _evaluate(job: Job, places: Places) -> Outcome:
     """Another row's best weights under this row's `model` and `evaluate` settings, on this row's data."""
+    from flyspeck.data.bands import rule_of
     from flyspeck.train.build import build_detector, load_described
     from flyspeck.train.inputs import enlargement, read_sets
     from flyspeck.train.measure import measure
@@ -252,7 +253,7 @@ def _evaluate(job: Job, places: Places) -> Outcome:
         detector,
         val_set,
         protocol=recipe.evaluate.protocol,
-        channels=len(description["mean"]),
+        rule=rule_of(description),
         batch_size=recipe.evaluate.batch_size,
         accelerator=accelerator,
         precision=recipe.train.precision,

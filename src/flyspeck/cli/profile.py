@@ -109,7 +109,8 @@ def _build(name: str, *, classes: int | None, levels: str | None, width: float, 
     if isinstance(model.fusion, str):
         model = model.model_copy(update={"fusion": None})  # factors change no count
     labels = _class_names(classes) or recipe.data.classes or ["object"]
-    detector = build_detector(model, classes=labels, mean=[0.5] * 3, std=[0.25] * 3, load=False)
+    bands = recipe.data.channels or len(recipe.data.bands or ()) or 3
+    detector = build_detector(model, classes=labels, mean=[0.5] * bands, std=[0.25] * bands, load=False)
     make_dynamic(detector, recipe.dynamic)
     return detector
 

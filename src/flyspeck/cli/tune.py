@@ -124,6 +124,7 @@ def look(
     ),
 ) -> None:
     """Train the first look that lets `predict --skip` pass over empty tiles; writes look.safetensors into the run."""
+    from flyspeck.data.bands import rule_of
     from flyspeck.errors import UserError
     from flyspeck.evaluate import DetectionTable
     from flyspeck.train.checkpoint import load_weights, weights_file
@@ -147,6 +148,7 @@ def look(
         val,
         mean=description["mean"],
         std=description["std"],
+        rule=rule_of(description),
         enlarge=enlargement(data),
         settings=settings,
         findable=findable,

@@ -1,18 +1,22 @@
-"""Image files to arrays: one reader for every odd kind of file, NumPy and Pillow only.
+"""Image files to arrays: one reader for every odd kind of file; NumPy and Pillow, and tifffile for TIFFs that Pillow cuts.
 
-What comes out is always upright (EXIF, XMP and TIFF orientation applied) and `(H, W, C)` with C = 1 or 3:
+What comes out is always upright (EXIF, XMP and TIFF orientation applied) and `(H, W, C)`, C being the file's bands:
 
-========================  ===================================================================================
-file                      array
-========================  ===================================================================================
-grey, 1-bit               uint8, C = 1; a 1-bit image has the values 0 and 255
-16-bit grey               uint16, C = 1, the file's own values
-RGB, palette, YCbCr, LAB  uint8, C = 3; a palette is looked up, 16-bit RGB (PNG) is cut to its upper 8 bits
-CMYK                      uint8, C = 3, by Pillow's plain formula (no colour profile)
-HEIF, JPEG XL             as RGB or grey of 8 bits; need the extras `heif` and `jxl`
-alpha, transparent key    composited onto black, so that colours hidden under transparency never reach a network
-several frames            the first one
-========================  ===================================================================================
+==========================  =================================================================================
+file                        array
+==========================  =================================================================================
+grey, 1-bit                 uint8, C = 1; a 1-bit image has the values 0 and 255
+16-bit grey                 uint16, C = 1, the file's own values
+RGB, palette, YCbCr, LAB    uint8, C = 3; a palette is looked up
+16-bit RGB (PNG, TIFF)      uint16, C = 3; other formats are cut to 8 bits
+TIFF of any other bands     C of them, uint8, uint16, int16 or float32, the file's own values
+CMYK                        uint8, C = 3, by Pillow's plain formula (no colour profile)
+HEIF, JPEG XL               as RGB or grey of 8 bits; need the extras `heif` and `jxl`
+`.npy`                      (H, W) or (H, W, C) of the same types, as NumPy wrote it
+alpha, transparent key      composited onto black, so that colours hidden under transparency never reach a network;
+                            read as a band where it is asked for
+several frames              the first one
+==========================  =================================================================================
 
 Files are told by their content, not by their name. Only the raster formats in `FORMATS` are opened: others that Pillow
 knows can start programs (EPS) or have no signature to check. Nothing global in Pillow is changed.
@@ -21,7 +25,7 @@ knows can start programs (EPS) or have no signature to check. Nothing global in 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +34,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
+from flyspeck.data import tiff
+from flyspeck.data.orientation import exif_orientation, png_orientation, upright
 from flyspeck.errors import UserError, missing_extra
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "JPEG2000", "PPM", "AVIF")
@@ -56,38 +62,155 @@ UNREAD: dict[str, str] = {
 MAX_PIXELS = 200_000_000
 """Largest image that is decoded in one piece unless the caller allows more; bigger ones are read by windows."""
 
-_ORIENTATION = 0x0112
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
+_WIDE_PNG = {"RGB;16B": ("RGB;16B", "RGB;16L"), "RGBA;16B": ("RGBA;16B", "RGBA;16L"), "LA;16B": ("RGBA",)}
+"""How Pillow unpacks a PNG of 16 bits and more than one sample, and in which ways it has to, to give all the bytes."""
 
 
-def read_image(path: Path | str, *, channels: int | None = None, max_pixels: int | None = MAX_PIXELS) -> np.ndarray:
-    """The image in a file as `(H, W, C)` uint8, or uint16 for 16-bit grey, upright; see the table above.
+def read_image(
+    path: Path | str,
+    *,
+    channels: int | None = None,
+    bands: Sequence[int] | None = None,
+    max_pixels: int | None = MAX_PIXELS,
+) -> np.ndarray:
+    """The image in a file as `(H, W, C)` of its own values, upright; see the table above.
 
-    `channels` 1 or 3 converts (grey to colour by repetition, colour to grey by ITU-R 601 luma); None keeps the
-    file's own. A header that claims more than `max_pixels` is refused before anything is decoded; None lifts the limit.
-    Raises UserError with the path for a file that is missing, truncated, too big, or no image.
+    `bands` picks some, counted from 1, alpha among them. `channels` is what is wanted: 1 and 3 are converted into each other
+    (grey to colour by repetition, colour to grey by ITU-R 601 luma), alpha counts as a band where that makes the number;
+    any other difference is an error, as nothing is cut in silence. None keeps the file's own. A header that claims more than
+    `max_pixels` is refused before anything is decoded; None lifts the limit. Raises UserError with the path for a file that is
+    missing, truncated, too big, or no image.
     """
-    if channels not in (None, 1, 3):
-        raise ValueError(f"channels must be 1, 3 or None, not {channels}")
-    with _explained(path), _opened(path, max_pixels) as image:
+    if channels is not None and channels < 1:
+        raise ValueError(f"channels must be 1 or more, or None, not {channels}")
+    with _explained(path):
+        pixels = _own(Path(path), channels, bands, max_pixels)
+        return pixels if channels is None else match_channels(pixels, channels)
+
+
+def _own(path: Path, channels: int | None, bands: Sequence[int] | None, max_pixels: int | None) -> np.ndarray:
+    """The file's bands, or those that are picked; grey or colour already where Pillow makes it of 8 bits."""
+    if path.suffix.lower() == ".npy":
+        return _picked(np.array(open_array(path)), bands)
+    header = tiff_header(path)
+    if header is not None and not header.plain:
+        limited(header.size[::-1], path, max_pixels)
+        return upright(_picked(_tiff_bands(path, header, channels, bands), bands), header.orientation)
+    with _opened(path, max_pixels) as image:
+        wide = image.tile[0].args if image.format == "PNG" and image.tile else None  # loading forgets it
         image.load()
-        orientation = _exif_orientation(image)
-        pixels = _to_array(image, channels)
-    return _upright(pixels, orientation)
+        orientation = exif_orientation(image)
+        raw = bands is not None or (image.has_transparency_data and channels == _samples(image))
+        if isinstance(wide, str) and wide in _WIDE_PNG:
+            samples = len(wide.split(";")[0])
+            pixels = _wide_colours(path, wide, bands is not None or channels == samples, max_pixels)
+        elif raw:
+            pixels = _planes(image)
+        else:
+            pixels = _to_array(image, channels)
+    if header is not None and header.nodata is not None and pixels.dtype == np.float32:
+        pixels[pixels == np.float32(header.nodata)] = np.nan
+    return upright(_picked(pixels, bands), orientation)
+
+
+def tiff_header(path: Path) -> tiff.TiffHeader | None:
+    """The header of a TIFF; None for every other file, and for a TIFF so broken that Pillow shall say what is wrong."""
+    with path.open("rb") as file:
+        if not tiff.is_tiff(file.read(4)):
+            return None
+    try:
+        return tiff.read_header(path)
+    except (SyntaxError, KeyError, TypeError, ValueError, IndexError, OSError, struct.error):
+        return None
+
+
+def _tiff_bands(path: Path, header: tiff.TiffHeader, channels: int | None, bands: Sequence[int] | None) -> np.ndarray:
+    """What tifffile reads of it: all samples where bands are picked, else all but alpha, black where that is 0."""
+    pixels = tiff.read_samples(path, header)
+    if header.nodata is not None and pixels.dtype == np.float32:
+        pixels[pixels == np.float32(header.nodata)] = np.nan
+    if header.alpha is None or bands is not None or channels == header.samples:
+        return pixels
+    seen = pixels[:, :, header.alpha] > 0
+    return np.delete(pixels, header.alpha, axis=2) * seen[:, :, None].astype(pixels.dtype)
+
+
+def open_array(path: Path) -> np.ndarray:
+    """A `.npy` file mapped into memory as `(H, W, C)`; raises UserError for what is no image."""
+    try:
+        pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise UserError(f"not an array file ({error})", where=path, fix="write it with numpy.save") from error
+    if pixels.ndim not in (2, 3) or pixels.dtype.name not in tiff.DTYPES or 0 in pixels.shape:
+        raise UserError(
+            f"an image must be (H, W) or (H, W, C) of uint8, uint16, int16 or float32, not {pixels.shape} of {pixels.dtype}",
+            where=path,
+            fix="convert it first",
+        )
+    if pixels.dtype.kind == "f":
+        pixels = pixels.astype(np.float32)
+    return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
+def _picked(pixels: np.ndarray, bands: Sequence[int] | None) -> np.ndarray:
+    """The `bands`, counted from 1, of `(H, W, C)`."""
+    if bands is None:
+        return pixels
+    check_bands(bands, pixels.shape[2])
+    return np.ascontiguousarray(pixels[:, :, [band - 1 for band in bands]])
+
+
+def check_bands(bands: Sequence[int], count: int) -> None:
+    """Raises UserError unless an image of `count` bands has all of them."""
+    if not bands or min(bands) < 1 or max(bands) > count:
+        said = ",".join(map(str, bands))
+        raise UserError(
+            f"bands {said} of an image that has {count}", fix=f"choose from 1 to {count} (--bands, data.bands)"
+        )
+
+
+def match_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """`(H, W, C)` as grey or colour where the other is wanted; raises UserError for any other difference."""
+    have = pixels.shape[2]
+    if have == channels:
+        return pixels
+    if (have, channels) == (1, 3):
+        return np.repeat(pixels, 3, axis=2)
+    if (have, channels) == (3, 1):
+        if pixels.dtype.kind != "u":
+            return (pixels @ np.array([0.299, 0.587, 0.114], np.float32))[:, :, None].astype(pixels.dtype)
+        luma = pixels.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
+        return ((luma + 0x8000) >> 16).astype(pixels.dtype)[:, :, None]
+    raise UserError(
+        f"an image of {have} band{'s' * (have > 1)} where {channels} are wanted",
+        fix=f"choose {channels} of its bands (--bands, data.bands), or set data.channels before training",
+    )
 
 
 def read_size(path: Path | str) -> tuple[int, int]:
     """`(H, W)` of the upright image, from the header alone: no pixel is decoded. Errors as for `read_image`."""
-    with _explained(path), _opened(path, None) as image:
-        width, height = image.size
-        # Pillow swaps the size of a TIFF itself; asking a PNG for its EXIF the usual way would decode it whole.
-        if image.format == "TIFF":
+    with _explained(path):
+        path = Path(path)
+        if path.suffix.lower() == ".npy":
+            height, width = open_array(path).shape[:2]
             return height, width
-        if image.format == "PNG":
-            orientation = _png_orientation(image, Path(path))
-        else:
-            orientation = _exif_orientation(image)
+        header = tiff_header(path)
+        if header is not None:
+            height, width = header.size
+            return (width, height) if header.orientation in (5, 6, 7, 8) else (height, width)
+        with _opened(path, None) as image:
+            width, height = image.size
+            # Asking a PNG for its EXIF the usual way would decode it whole.
+            orientation = png_orientation(image, path) if image.format == "PNG" else exif_orientation(image)
     return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+
+
+@contextmanager
+def opened(path: Path | str) -> Iterator[Image.Image]:
+    """The file opened by Pillow, not yet decoded; errors as for `read_image`."""
+    with _explained(path), _opened(path, None) as image:
+        yield image
 
 
 @contextmanager
@@ -130,7 +253,13 @@ def _opened(path: Path | str, max_pixels: int | None) -> Iterator[Image.Image]:
 
 def _within(image: Image.Image, path: Path, max_pixels: int | None) -> Image.Image:
     """`image`, if it has no more pixels than allowed."""
-    width, height = image.size
+    limited(image.size, path, max_pixels)
+    return image
+
+
+def limited(size: tuple[int, int], path: Path, max_pixels: int | None) -> None:
+    """Raises UserError for a `size` (width, height) of more pixels than allowed."""
+    width, height = size
     if max_pixels is not None and width * height > max_pixels:
         raise UserError(
             f"the image is {width} x {height} = {width * height / 1e6:.0f} megapixels, over the limit of"
@@ -138,7 +267,6 @@ def _within(image: Image.Image, path: Path, max_pixels: int | None) -> Image.Ima
             where=path,
             fix="cut it into tiles, or raise max_pixels if the file is to be trusted",
         )
-    return image
 
 
 def _by_extra(prefix: bytes, file: BinaryIO) -> Image.Image | None:
@@ -197,7 +325,7 @@ def _to_array(image: Image.Image, channels: int | None) -> np.ndarray:
     if image.mode in _SIXTEEN_BIT or image.mode == "I":
         return _wide_grey(image, channels)
     if image.mode == "F":
-        raise UserError("the pixels are floating point", fix="convert the image to 8 or 16 bits first")
+        return np.array(image, np.float32)[:, :, None]
     if image.has_transparency_data:
         image = _on_black(image)
     if image.mode == "1":
@@ -225,45 +353,38 @@ def _wide_grey(image: Image.Image, channels: int | None) -> np.ndarray:
     return np.repeat(pixels, 3, axis=2) if channels == 3 else pixels
 
 
+def _wide_colours(path: Path, unpacked: str, raw: bool, max_pixels: int | None) -> np.ndarray:
+    """A 16-bit PNG of colours, or with alpha, as uint16: Pillow unpacks one byte of each value, so it is asked twice."""
+    passes = []
+    for mode in _WIDE_PNG[unpacked]:
+        with _opened(path, max_pixels) as image:
+            image.tile = [tile._replace(args=mode) for tile in image.tile]
+            passes.append(np.array(image).astype(np.uint16))
+    # Grey and alpha come as four bytes of a pixel: the high and the low one of each.
+    high, low = passes if len(passes) == 2 else (passes[0][:, :, ::2], passes[0][:, :, 1::2])
+    values = (high << 8) | low
+    if raw or values.shape[2] == 3:
+        return values
+    colours, alpha = values[:, :, :-1].astype(np.uint64), values[:, :, -1:].astype(np.uint64)
+    return ((colours * alpha + 32767) // 65535).astype(np.uint16)
+
+
+def _samples(image: Image.Image) -> int:
+    """Bands with alpha, as `_planes` gives them."""
+    grey = image.mode in ("1", "L", "LA", "La", "I", "F", *_SIXTEEN_BIT)
+    return (1 if grey else 3) + image.has_transparency_data
+
+
+def _planes(image: Image.Image) -> np.ndarray:
+    """All samples, alpha not composited."""
+    if not image.has_transparency_data:
+        return _to_array(image, None)
+    return np.array(image.convert("LA" if _samples(image) == 2 else "RGBA"))
+
+
 def _on_black(image: Image.Image) -> Image.Image:
     """An image with any kind of transparency, composited onto black; grey stays grey."""
     grey = image.mode in ("1", "L", "LA", "La")
     layer = image.convert("RGBA")
     black = Image.new("RGBA", layer.size, (0, 0, 0, 255))
     return Image.alpha_composite(black, layer).convert("L" if grey else "RGB")
-
-
-def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """`pixels` turned as the EXIF orientation 1-8 asks (any other value counts as 1), contiguous."""
-    if orientation in (5, 6, 7, 8):  # the file's rows are the image's columns
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels)
-
-
-def _exif_orientation(image: Image.Image) -> int:
-    """Orientation 1-8 from the image's EXIF or XMP block; 1 where there is none or the block is broken."""
-    try:
-        return image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # a damaged block raises anything, and is no reason to refuse sound pixels
-        return 1
-
-
-def _png_orientation(image: Image.Image, path: Path) -> int:
-    """Orientation of a PNG without decoding it: its EXIF chunk may stand behind the pixels, so the chunks are walked."""
-    exif = Image.Image.getexif(image)
-    if _ORIENTATION in exif:
-        return exif[_ORIENTATION]
-    with path.open("rb") as file:
-        file.seek(8)
-        while len(head := file.read(8)) == 8:
-            length, kind = struct.unpack(">I4s", head)
-            if kind == b"eXIf":
-                late = Image.Exif()
-                late.load(b"Exif\0\0" + file.read(length))
-                return late.get(_ORIENTATION, 1)
-            file.seek(length + 4, 1)
-    return 1

@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from flyspeck import boxes as box_algebra
 from flyspeck.data.annotations import Annotations
+from flyspeck.data.bands import PixelRule
 from flyspeck.data.enlarge import Enlarge, enlarged_table, native_sizes, resample
-from flyspeck.data.images import MAX_PIXELS, read_image
+from flyspeck.data.images import MAX_PIXELS
 from flyspeck.data.padding import padded_side
 from flyspeck.data.pixel_cache import LIMIT_BYTES, PixelCache
 from flyspeck.data.sampling import Draw, EpochSampler
@@ -45,8 +46,9 @@ class Batch(NamedTuple):
 class DetectionDataset(Dataset[Sample]):
     """Images with their boxes as `Sample`s, map-style; index it with a row number or with a sampler's `Draw`.
 
-    `channels` 1 or 3 converts every image, None keeps each file's own. `transform(sample, rng, another)` is called with
-    a generator seeded by (seed, epoch, position); a plain row number counts as epoch 0, position = row.
+    `rule` says which bands and values are read; `channels` is short for a rule of so many, None keeps each file's own.
+    `transform(sample, rng, another)` is called with a generator seeded by (seed, epoch, position); a plain row number counts as
+    epoch 0, position = row.
 
     `cache="ram"` decodes once, at construction, into memory that workers share; its size is logged, and images
     that would push it beyond `cache_limit_bytes` are decoded from their files each time instead.
@@ -60,7 +62,8 @@ class DetectionDataset(Dataset[Sample]):
         self,
         annotations: Annotations,
         *,
-        channels: Literal[1, 3] | None = None,
+        channels: int | None = None,
+        rule: PixelRule | None = None,
         transform: Transform | None = None,
         cache: Literal["none", "ram"] = "none",
         cache_limit_bytes: int = LIMIT_BYTES,
@@ -71,7 +74,7 @@ class DetectionDataset(Dataset[Sample]):
         self.enlarged = enlarge is not None and enlarge.changes
         self._native = native_sizes(annotations) if self.enlarged else annotations.sizes
         self.annotations = annotations if enlarge is None else enlarged_table(annotations, enlarge)
-        self.channels, self.transform = channels, transform
+        self.rule, self.transform = rule or PixelRule(channels=channels), transform
         self.max_pixels, self.seed = max_pixels, seed
         self._cache = PixelCache(self._decode, len(annotations), cache_limit_bytes) if cache == "ram" else None
 
@@ -91,7 +94,7 @@ class DetectionDataset(Dataset[Sample]):
         return self.transform(sample, rng, self._another)
 
     def raw(self, index: int) -> Sample:
-        """Image `index` before any transform: (C, H, W) uint8, or float32 in [0, 1] if the file has 16 bits."""
+        """Image `index` before any transform: (C, H, W) uint8, or float32 in [0, 1] of more bits."""
         pixels = self._cache.get(index) if self._cache else None
         if pixels is None:
             pixels = self._decode(index)
@@ -114,7 +117,7 @@ class DetectionDataset(Dataset[Sample]):
     def _decode(self, index: int) -> np.ndarray:
         """Pixels (C, H, W) uint8 or uint16 from the file."""
         path = self.annotations.path(index)
-        pixels = read_image(path, channels=self.channels, max_pixels=self.max_pixels)
+        pixels = self.rule.read(path, max_pixels=self.max_pixels)
         stated = tuple(int(side) for side in self._native[index])
         if min(stated) > 0 and stated != pixels.shape[:2]:
             raise UserError(
@@ -154,7 +157,7 @@ def collate(samples: Sequence[Sample], *, divisor: int, smallest: int = 1) -> Ba
         raise UserError(
             f"images of different kinds in one batch: {words}",
             where=f"images {ids}",
-            fix="set channels to 1 or 3, and keep 8-bit and 16-bit images in separate data sets",
+            fix="set data.channels, and keep 8-bit and 16-bit images in separate data sets",
         )
     channels, dtype = next(iter(kinds))
     sizes = tuple((int(s.pixels.shape[1]), int(s.pixels.shape[2])) for s in samples)

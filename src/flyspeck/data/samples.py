@@ -11,6 +11,7 @@ from flyspeck import boxes as bx
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.image_files import output_names, save_pixels
 from flyspeck.data.images import read_image
+from flyspeck.drawing import as_shown
 from flyspeck.errors import UserError
 
 COLORS = (
@@ -37,13 +38,9 @@ def choose_samples(annotations: Annotations, count: int, seed: int = 0) -> list[
 def draw_boxes(pixels: np.ndarray, boxes: np.ndarray, labels: np.ndarray, ignore: np.ndarray) -> np.ndarray:
     """`(H', W', 3)` uint8: the image enlarged by a whole number, a line one pixel outside each box, ignore regions crossed.
 
-    `pixels` is (H, W, C) uint8 or uint16 (stretched from its darkest to its brightest value), `boxes` (N, 4) in its frame.
+    `pixels` is (H, W, C) of any bands and values (`flyspeck.drawing.Levels` says what is shown), `boxes` (N, 4) in its frame.
     """
-    if pixels.dtype != np.uint8:
-        low, high = float(pixels.min()), float(pixels.max())
-        pixels = ((pixels - low) * (255 / max(high - low, 1.0))).astype(np.uint8)
-    if pixels.shape[2] == 1:
-        pixels = pixels.repeat(3, 2)
+    pixels = as_shown(pixels)
     height, width = pixels.shape[:2]
     zoom = max(1, _LONG_SIDE // max(height, width))
     image = Image.fromarray(pixels).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.data.images import MAX_PIXELS, read_image
+from flyspeck.data.bands import PixelRule
+from flyspeck.data.images import MAX_PIXELS
 from flyspeck.errors import UserError
 
 
@@ -22,41 +23,46 @@ class PixelStatistics:
     num_images: int
     """Images that were read."""
     bits: int
-    """8, or 16 if any of them has 16."""
+    """8, or 16 if any of them has 16, or a range of values."""
 
     @property
     def channels(self) -> int:
-        """1 or 3."""
+        """Bands."""
         return len(self.mean)
 
 
 def pixel_statistics(
     annotations: Annotations,
     *,
-    channels: int | None = None,
+    rule: PixelRule | None = None,
     num_images: int = 256,
     seed: int = 0,
     max_pixels: int | None = MAX_PIXELS,
 ) -> PixelStatistics:
     """Statistics over `num_images` images drawn with `seed` (all of them if there are no more).
 
-    `channels` 1 or 3 converts every image; None takes what the first readable image has. 8-bit values are divided by
-    255, 16-bit values by 65535. Every pixel counts the same, so big images count more. Images that cannot be read are
+    `rule` says which bands and values are read (None: each file's own, which must have the same bands); 8-bit values are divided
+    by 255, 16-bit values by 65535. Every pixel counts the same, so big images count more. Images that cannot be read are
     passed over here, since the loader counts and reports them; UserError if none can be read.
     """
+    rule = rule or PixelRule()
     order = np.random.default_rng(seed).permutation(len(annotations))[:num_images]
     first_error: UserError | None = None
     sums, squares, pixels_seen, images_seen, bits = np.zeros(0), np.zeros(0), 0, 0, 8
-    # In the order of the table, so that "the first image" does not depend on the seed.
     for index in np.sort(order):
         try:
-            pixels = read_image(annotations.path(index), channels=channels, max_pixels=max_pixels)
+            pixels = rule.read(annotations.path(index), max_pixels=max_pixels)
         except UserError as error:
             first_error = first_error or error
             continue
         if images_seen == 0:
-            channels = int(pixels.shape[2])
             sums, squares = np.zeros(pixels.shape[2]), np.zeros(pixels.shape[2])
+        if len(sums) != pixels.shape[2]:
+            raise UserError(
+                f"{pixels.shape[2]} bands where others have {len(sums)}",
+                where=annotations.path(index),
+                fix="give a rule",
+            )
         total, total_squares = _moments(pixels)
         sums, squares = sums + total, squares + total_squares
         pixels_seen += pixels.shape[0] * pixels.shape[1]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -37,7 +37,11 @@ def no_other(rng: np.random.Generator, index: int | None = None) -> Sample:
 
 
 class Transform(Protocol):
-    """One step of augmentation."""
+    """One step of augmentation.
+
+    One that has a true `colour_only` is left out of trainings on other than three bands, and one that names a `colour_part` does
+    without that there.
+    """
 
     def __call__(self, sample: Sample, rng: np.random.Generator, another: Another = no_other) -> Sample:
         """See the class."""
@@ -206,15 +210,16 @@ class RandomScaleCrop:
 
 @dataclass(frozen=True)
 class Photometric:
-    """Random light and sensor: contrast, brightness, gamma, a colour cast, blur, noise; for 1 or 3 channels, any depth.
+    """Random light and sensor: contrast, brightness, gamma, a colour cast, blur, noise; for any bands and depth.
 
     At `strength` 1: contrast and gamma within a factor of 1.5, brightness within 0.15 of full scale, the cast of a channel
-    within a factor of 1.1 (colour images only: grey ones stay grey, in three channels too); one image in five gets a
+    within a factor of 1.1 (images of three bands only; grey ones stay grey, in three channels too); one image in five gets a
     Gaussian blur of sigma up to 0.7 px (a 3 px object survives that), one in three Gaussian noise of standard deviation up
     to 0.03 of full scale. Other strengths scale these in proportion.
     """
 
     strength: float = 1.0
+    colour_part: ClassVar[str] = "the colour cast"
 
     def __call__(self, sample: Sample, rng: np.random.Generator, another: Another = no_other) -> Sample:
         """A new sample."""
@@ -224,11 +229,12 @@ class Photometric:
         casts = rng.uniform(-1, 1, size=3) * self.strength
         blurred, noisy, sigma, deviation = rng.random(4)
         whole = sample.pixels
-        grey = whole.shape[0] == 1 or (torch.equal(whole[0], whole[1]) and torch.equal(whole[1], whole[2]))
+        coloured = whole.shape[0] == 3
+        grey = whole.shape[0] == 1 or (coloured and torch.equal(whole[0], whole[1]) and torch.equal(whole[1], whole[2]))
         pixels = whole[:1] if grey else whole
         if blurred < 0.2:
             pixels = blur(pixels, 0.2 + 0.5 * self.strength * sigma)
-        gains = np.ones(1) if grey else 1.1**casts
+        gains = 1.1**casts if coloured and not grey else np.ones(pixels.shape[0])
         pixels = tone(
             pixels, contrast=1.5 ** curve[0], brightness=0.15 * curve[1], gamma=1.5 ** curve[2], channel_gains=gains
         )
@@ -369,6 +375,6 @@ def same_kind(sample: Sample, other: Sample) -> Sample:
         raise UserError(
             "images of different channels or depth cannot be mixed",
             where=f"images {sample.image_id} and {other.image_id}",
-            fix="set channels to 1 or 3, and keep 8-bit and 16-bit images in separate data sets",
+            fix="set data.channels, and keep 8-bit and 16-bit images in separate data sets",
         )
     return other

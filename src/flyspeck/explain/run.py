@@ -11,8 +11,8 @@ import numpy as np
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.enlarge import native_sizes
-from flyspeck.data.images import read_image
-from flyspeck.drawing import Levels
+from flyspeck.data.images import read_image, read_size
+from flyspeck.drawing import as_shown
 from flyspeck.errors import UserError, nearest
 from flyspeck.explain.cases import Case, Window, pick_cases, whole_case
 from flyspeck.explain.maps import Explanation, explain
@@ -115,7 +115,7 @@ def _show(
     shift = np.array(region[:2] * 2)
     views, shares = [], {}
     for subject in subjects:
-        view = subject.view(pixels, truths, region)
+        view = subject.view(path, truths, region)
         found = explain(
             subject.detector,
             view.images,
@@ -125,12 +125,12 @@ def _show(
         views.append(_in_file_frame(subject.name, found, region))
         shares[subject.name] = found.evidence
     x1, y1, x2, y2 = region
-    cut = Levels.of(pixels).show(pixels[y1:y2, x1:x2])
+    cut = as_shown(pixels)[y1:y2, x1:x2]
     window = (case.window[0] - x1, case.window[1] - y1, case.window[2] - x1, case.window[3] - y1)
     title = f"{number}. {table.file_names[case.row]}: {case.kind}, {case.reason}"
     inside = truths[box_rows(truths, region)] - shift
     image = sheet(
-        np.asarray(cut), inside, Case(case.kind, case.row, window, case.reason), views, title=title,
+        cut, inside, Case(case.kind, case.row, window, case.reason), views, title=title,
         show_score=options.score,
     )  # fmt: skip
     file = f"{number:02d}_{case.kind}_{path.stem}.png"
@@ -174,11 +174,11 @@ def measure(subjects: Sequence[Subject], table: Annotations, options: Options) -
     rows = np.unique(np.linspace(0, len(table) - 1, min(options.sample, len(table))).round().astype(np.int64))
     views: list[list[View]] = [[] for _ in subjects]
     for row in rows.tolist():
-        pixels, boxes = read_image(table.path(row)), objects_of(table, row)
-        size = (pixels.shape[0], pixels.shape[1])
+        path, boxes = table.path(row), objects_of(table, row)
+        size = read_size(path)
         region = region_around(whole_case(row, boxes, size).window, size, options.max_side)
         for mine, subject in zip(views, subjects, strict=True):
-            mine.append(subject.view(pixels, boxes, region))
+            mine.append(subject.view(path, boxes, region))
     attention = {s.name: attention_on_objects(s.detector, mine) for s, mine in zip(subjects, views, strict=True)}
     similarity = []
     if len(subjects) == 2:

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from flyspeck.data.bands import PixelRule, rule_of
 from flyspeck.data.enlarge import Enlarge, resample
 from flyspeck.devices import torch_device
 from flyspeck.explain.cases import Window
 from flyspeck.explain.similarity import View
 from flyspeck.files import read_records
 from flyspeck.infer.padding import padded
-from flyspeck.infer.torch_model import match_channels, to_batch
+from flyspeck.infer.torch_model import to_batch
 from flyspeck.models.detector import Detector
 from flyspeck.report.similarity import History, similarity_history
 from flyspeck.train.build import load_described
@@ -30,15 +31,17 @@ class Subject:
     detector: Detector
     enlarge: Enlarge
     """As its training saw images."""
+    rule: PixelRule
+    """Which bands and values it reads."""
     history: History
     """Level to (epoch, similarity to its teacher), where its training logged that."""
 
-    def view(self, pixels: np.ndarray, boxes: np.ndarray, region: Window) -> View:
-        """`region` of an image `(H, W, C)` with its `boxes (N, 4)`, as this model takes it."""
+    def view(self, path: Path, boxes: np.ndarray, region: Window) -> View:
+        """`region` of the image in a file with its `boxes (N, 4)`, as this model takes it."""
         x1, y1, x2, y2 = region
-        cut = pixels[y1:y2, x1:x2]
+        cut = self.rule.read(path)[y1:y2, x1:x2]
         size = self.enlarge.size((cut.shape[0], cut.shape[1]))
-        ready = match_channels(resample(cut, size), int(self.detector.pixel_norm.mean.shape[1]))
+        ready = resample(cut, size)
         ratio = np.array([size[1] / cut.shape[1], size[0] / cut.shape[0]] * 2)
         device = self.detector.pixel_norm.mean.device
         whole = padded(ready, divisor=self.detector.divisor, smallest=self.detector.smallest_side)
@@ -55,7 +58,7 @@ def load_subjects(paths: Sequence[Path], *, device: str = "auto") -> list[Subjec
         detector, description = load_described(path)
         enlarge = Enlarge(**description.get("enlarge", {}))
         moved = detector.to(target, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        subjects.append(Subject(name, moved, enlarge, read_similarities(path)))
+        subjects.append(Subject(name, moved, enlarge, rule_of(description), read_similarities(path)))
     return subjects
 
 

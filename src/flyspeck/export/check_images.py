@@ -16,6 +16,7 @@ from flyspeck.errors import UserError
 from flyspeck.infer.predictor import Model, Predictor
 from flyspeck.infer.source import find_items
 from flyspeck.infer.tiles import default_tiles
+from flyspeck.infer.windows import OpenOptions
 from flyspeck.types import Detections
 
 
@@ -102,7 +103,14 @@ def predictor_for(model: Model, description: Mapping[str, Any], *, score: float,
     tile, overlap = default_tiles(None, None, description)
     enlarge = Enlarge(**description.get("enlarge", {}))
     return Predictor(
-        model, tile=tile, overlap=overlap, enlarge=enlarge, batch_size=batch_size, score_threshold=score, readers=1
+        model,
+        tile=tile,
+        overlap=overlap,
+        enlarge=enlarge,
+        batch_size=batch_size,
+        score_threshold=score,
+        readers=1,
+        options=OpenOptions().completed(description),
     )
 
 

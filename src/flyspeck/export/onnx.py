@@ -23,7 +23,7 @@ from flyspeck.version import VERSION
 
 OPSET = 18
 PIXELS = {8: "uint8", 16: "float32"}
-_KEPT = ("training_size", "object_side_99", "enlarge", "protocol", "metrics", "epoch", "data", "plugins")
+_KEPT = ("reading", "training_size", "object_side_99", "enlarge", "protocol", "metrics", "epoch", "data", "plugins")
 
 
 def trace(detector: Detector, *, bits: int = 8) -> Any:

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from flyspeck.data.images import match_channels
 from flyspeck.errors import UserError
-from flyspeck.infer.channels import match_channels
 from flyspeck.infer.padding import padded, within
 from flyspeck.types import Detections
 
@@ -85,6 +85,8 @@ class ExportedModel(ABC):
             ]
         )
         if self._pixels == np.uint8:
+            if batch.dtype != np.uint8 and self.channels == 3 and windows[0].shape[2] == 3:
+                return (batch >> 8).astype(np.uint8)  # colours of 16 bits: the upper eight
             if batch.dtype != np.uint8:
                 raise UserError(
                     "a 16-bit image for a model of 8-bit ones",

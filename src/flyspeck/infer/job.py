@@ -87,8 +87,8 @@ def predict(
         precision: `fp32` or `bf16`.
         draw: Annotated images are drawn of the first so many; 0 draws none.
         heat: A heat map of each image drawn, not only of images over 8000 px.
-        bands: Bands of a raster to read, counted from 1; None: the first three, or the first of fewer than three.
-        value_range: (low, high), the values of a raster that become black and white.
+        bands: Bands to read, counted from 1, alpha among them; None: as in training, else all but alpha.
+        value_range: (low, high), the values that become black and white; None: as in training, else the type's full scale.
         max_megapixels: Largest image that is decoded in one piece.
         resume: Keep the tiles that an earlier job with the same settings finished.
         overwrite: Replace the results of an earlier job; without it, or `resume`, a folder that holds some is refused.
@@ -114,9 +114,6 @@ def predict(
     check_formats(formats)
     sources = [Path(source)] if isinstance(source, str | os.PathLike) else [Path(one) for one in source]
     folder, path, rule = Path(out), Path(model), merge or MergeRule()
-    options = OpenOptions(
-        max_pixels=int(max_megapixels * 1e6), bands=None if bands is None else tuple(bands), value_range=value_range
-    )
     video, items, categories = _sources(sources, resume, warn)
     processes = Processes.from_environment()
     asked: dict[str, Any] = {"budget": budget, "quality": quality, "factor": factor}
@@ -125,6 +122,9 @@ def predict(
     network, description = load_model(
         path, device=processes.device(device), precision=precision, choice=choice, tile=size
     )
+    options = OpenOptions(
+        max_pixels=int(max_megapixels * 1e6), bands=None if bands is None else tuple(bands), value_range=value_range
+    ).completed(description)
     sides, shared = default_tiles(size, overlap, description, whole=tile == "off")
     seer, views = _views(network, tuple(scales), flip, rule)
     predictor = Predictor(

@@ -232,10 +232,10 @@ class ImageLoop:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open_source(result.item.image, self.predictor.options, name=result.item.name) as source:
-                annotated(source.read, found).save(path)
+                annotated(source.read, found, colours=source.colours).save(path)
                 if self.drawing.heat or max(source.size) > HUGE:
                     heat.parent.mkdir(parents=True, exist_ok=True)
-                    heat_map(source.read, found).save(heat)
+                    heat_map(source.read, found, colours=source.colours).save(heat)
         except UserError as error:
             self.warn(f"note: not drawn: {error}")
 

@@ -96,7 +96,7 @@ def load_predictor(
         batch_size: Tiles in one pass of the model.
         readers: Threads that decode ahead.
         skip: Which tiles are passed over as empty; None: none.
-        options: How image files are opened: bands, range of values, largest size.
+        options: How image files are opened: bands, range of values, largest size; None: as in training.
         budget: Of a detector with factors: mean cost of a tile, as in `0.6GFLOPs` or `12ms`.
         quality: Of a detector with factors: from 0, the cheapest, to 1, the largest.
         factor: Of a detector with factors: this one for everything. `budget`, `quality` and `factor` exclude each other.
@@ -123,5 +123,5 @@ def load_predictor(
         merge=merge,
         skip=skip,
         readers=readers,
-        options=options,
+        options=(options or OpenOptions()).completed(description),
     )

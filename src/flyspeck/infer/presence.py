@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flyspeck.infer.channels import match_channels
+from flyspeck.data.images import match_channels
 from flyspeck.infer.skip import FirstLook
 from flyspeck.train.presence import load_look, presence
 

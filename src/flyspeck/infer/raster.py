@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from flyspeck.data.bands import ranges_text
 from flyspeck.data.enlarge import resample
+from flyspeck.data.images import check_bands
+from flyspeck.data.tiff import DTYPES
 from flyspeck.errors import UserError, missing_extra
 from flyspeck.geo import GeoReference
-from flyspeck.infer.windows import OpenOptions, Source
+from flyspeck.infer.windows import OpenOptions, Source, refuse_without_range
 
 _CACHE_MB = 160  # decoded blocks kept: two rows of 512 px blocks across 40,000 px of RGB are 120 MB
+_VIPS_TYPES = ("uchar", "ushort", "short", "float")
 _BROKEN = "copy the file again; what was read so far is kept"
 
 
@@ -57,7 +62,7 @@ class RasterioSource(Source):
                 self._file: Any = rasterio.open(path)
         except rasterio.errors.RasterioError as error:
             raise UserError(f"not a raster that can be read ({error})", where=path, fix="convert it to TIFF") from error
-        self.name, self._range = name, options.value_range
+        self.name = name
         self.size = (self._file.height, self._file.width)
         if self._file.crs is not None or not self._file.transform.is_identity:
             code = self._file.crs.to_epsg() if self._file.crs else None
@@ -66,31 +71,23 @@ class RasterioSource(Source):
         count, dtype = self._file.count, self._file.dtypes[0]
         meanings = [c.name for c in self._file.colorinterp]
         self._palette = _palette(self._file) if meanings[0] == "palette" else None
-        self.plain = (dtype == "uint8" and (count in (1, 3) or meanings[-1] == "alpha")) or (dtype, count) == (
-            "uint16",
-            1,
-        )
-        self._bands = self._choose_bands(options.bands, count, path)
+        self.plain = (dtype == "uint8" and (count in (1, 3) or (meanings[-1] == "alpha" and count in (2, 4)))) or (
+            dtype,
+            count,
+        ) == ("uint16", 1)
+        try:
+            self._bands = _chosen(options, meanings)
+            self._rule = replace(options.rule, bands=None)
+            refuse_without_range(self._rule, np.dtype(dtype))
+        except UserError as error:
+            self.close()
+            raise UserError(error.what, where=path, fix=error.fix) from None
+        self.bands = len(self._bands) if self._palette is None else 3
+        self.colours = _colours([meanings[band - 1] for band in self._bands])
         if count not in (1, 3) or dtype != "uint8":
-            low, high = self._range or (0, 65535 if dtype == "uint16" else 255)
-            self.note = (
-                f"bands {','.join(map(str, self._bands))} of {count}, {dtype} {low:g} to {high:g} as black to white"
-            )
-        if dtype not in ("uint8", "uint16") and self._range is None:
-            self.close()
-            raise UserError(
-                f"its pixels are {dtype}",
-                where=path,
-                fix="say which values are black and white, as in --value-range 0 3000",
-            )
-
-    def _choose_bands(self, asked: tuple[int, ...] | None, count: int, path: Path) -> list[int]:
-        if asked is None:
-            return [1, 2, 3] if count >= 3 else [1]
-        if not asked or min(asked) < 1 or max(asked) > count:
-            self.close()
-            raise UserError(f"bands {asked} of a raster that has {count}", where=path, fix=f"choose from 1 to {count}")
-        return list(asked)
+            pairs = self._rule.value_range if self._rule.is_for(np.dtype(dtype)) else None
+            said = ranges_text(pairs or ((0, 65535 if dtype == "uint16" else 255),))
+            self.note = f"bands {','.join(map(str, self._bands))} of {count}, {dtype} {said} as black to white"
 
     def read(self, x1: int, y1: int, x2: int, y2: int, out: tuple[int, int] | None = None) -> np.ndarray:
         """See `Source.read`; a coarser `out` is taken from the overviews where the file has them."""
@@ -114,15 +111,27 @@ class RasterioSource(Source):
         pixels = np.ascontiguousarray(np.moveaxis(pixels, 0, 2))
         if self._palette is not None:
             pixels = self._palette[pixels[:, :, 0]]
-        if self._range is not None:
-            low, high = self._range
-            share = (pixels.astype(np.float64) - low) / (high - low)
-            pixels = np.round(np.nan_to_num(share).clip(0, 1) * 255).astype(np.uint8)
-        return resample(pixels, out)
+        return resample(self._rule.scaled(pixels), out)
 
     def close(self) -> None:
         """See `Source.close`."""
         self._file.close()
+
+
+def _chosen(options: OpenOptions, meanings: list[str]) -> list[int]:
+    """The bands to read, from 1: those asked for, or all but alpha, which counts where it makes the detector's number."""
+    if options.bands is not None:
+        check_bands(options.bands, len(meanings))
+        return list(options.bands)
+    seen = [number for number, meaning in enumerate(meanings, 1) if meaning != "alpha"]
+    return list(range(1, len(meanings) + 1)) if len(seen) + 1 == len(meanings) == options.channels else seen
+
+
+def _colours(meanings: list[str]) -> tuple[int, int, int] | None:
+    """Places of red, green and blue, where all are there."""
+    if not {"red", "green", "blue"} <= set(meanings):
+        return None
+    return meanings.index("red"), meanings.index("green"), meanings.index("blue")
 
 
 def _palette(file: Any) -> np.ndarray:
@@ -136,7 +145,8 @@ def _palette(file: Any) -> np.ndarray:
 class TifffileSource(Source):
     """A tiled or striped TIFF without GDAL: only the segments under a window are decoded."""
 
-    def __init__(self, path: Path, *, name: str) -> None:
+    def __init__(self, path: Path, options: OpenOptions | None = None, *, name: str) -> None:
+        options = options or OpenOptions()
         try:
             import tifffile
         except ImportError:
@@ -150,13 +160,25 @@ class TifffileSource(Source):
         self.name = name
         page = self._levels[0]
         self.size = (page.imagelength, page.imagewidth)
-        if page.dtype not in (np.uint8, np.uint16) or page.photometric.name not in ("RGB", "MINISBLACK", "YCBCR"):
+        if page.dtype.name not in DTYPES or page.photometric.name not in ("RGB", "MINISBLACK", "YCBCR"):
             raise UserError(
                 f"its pixels are {page.dtype} {page.photometric.name.lower()}",
                 where=path,
                 fix="pip install 'flyspeck[geo]'",
             )
-        self._channels = 3 if page.samplesperpixel >= 3 else 1
+        self._samples = page.samplesperpixel
+        alpha = {
+            page.samplesperpixel - len(page.extrasamples) + k for k, e in enumerate(page.extrasamples) if e in (1, 2)
+        }
+        meanings = ["alpha" if k in alpha else "undefined" for k in range(self._samples)]
+        try:
+            self._chosen = [band - 1 for band in _chosen(options, meanings)]
+            self._rule = replace(options.rule, bands=None)
+            refuse_without_range(self._rule, page.dtype)
+        except UserError as error:
+            self._file.close()
+            raise UserError(error.what, where=path, fix=error.fix) from None
+        self.bands = len(self._chosen)
         self._segments: OrderedDict[tuple[int, int], np.ndarray | None] = OrderedDict()
         self._held = 0
 
@@ -167,10 +189,10 @@ class TifffileSource(Source):
         fy, fx = page.imagelength / self.size[0], page.imagewidth / self.size[1]
         left, top = int(x1 * fx), int(y1 * fy)
         right, bottom = max(left + 1, round(x2 * fx)), max(top + 1, round(y2 * fy))
-        pixels = np.zeros((bottom - top, right - left, self._channels), page.dtype)
+        pixels = np.zeros((bottom - top, right - left, self._samples), page.dtype)
         high, wide = page.chunks[0 if page.planarconfig == 1 else -2], page.chunks[1 if page.planarconfig == 1 else -1]
         columns, rows = -(-page.imagewidth // wide), -(-page.imagelength // high)
-        for plane in range(self._channels if page.planarconfig == 2 else 1):
+        for plane in self._chosen if page.planarconfig == 2 else (0,):
             for row in range(top // high, -(-bottom // high)):
                 for column in range(left // wide, -(-right // wide)):
                     segment = self._segment(level, (plane * rows + row) * columns + column)
@@ -181,7 +203,9 @@ class TifffileSource(Source):
                             (row * high - top, column * wide - left),
                             plane if page.planarconfig == 2 else None,
                         )
-        return resample(pixels, out)
+        if self._chosen != list(range(self._samples)):
+            pixels = np.ascontiguousarray(pixels[:, :, self._chosen])
+        return resample(self._rule.scaled(pixels), out)
 
     def _level_for(self, asked: tuple[int, int], out: tuple[int, int] | None) -> int:
         """The coarsest level that still has as many pixels as `out` asks for."""
@@ -243,7 +267,8 @@ def _paste(pixels: np.ndarray, segment: np.ndarray, at: tuple[int, int], plane: 
 class VipsSource(Source):
     """Any image that libvips reads; formats without windows are unpacked to a temporary file, not to memory."""
 
-    def __init__(self, path: Path, *, name: str) -> None:
+    def __init__(self, path: Path, options: OpenOptions | None = None, *, name: str) -> None:
+        options = options or OpenOptions()
         try:
             import pyvips
         except ImportError:
@@ -251,13 +276,18 @@ class VipsSource(Source):
         self._vips: Any = pyvips
         try:
             image = pyvips.Image.new_from_file(str(path), access="random").autorot()
-            if image.hasalpha():
+            if options.bands is not None:
+                check_bands(options.bands, image.bands)
+                image = image.extract_band(options.bands[0] - 1).bandjoin(
+                    [image.extract_band(band - 1) for band in options.bands[1:]]
+                )
+            elif image.hasalpha() and image.bands != options.channels:
                 image = image.flatten(background=[0.0])
-            if image.format not in ("uchar", "ushort") or image.bands not in (1, 3):
+            if image.format not in _VIPS_TYPES:
                 image = image.colourspace("srgb")
         except pyvips.Error as error:
             raise UserError(f"libvips cannot read it ({_line(error)})", where=path, fix="convert it to TIFF") from error
-        self.name = name
+        self.name, self._rule, self.bands = name, replace(options.rule, bands=None), image.bands
         self._image: Any = image
         self.size = (image.height, image.width)
 
@@ -267,7 +297,7 @@ class VipsSource(Source):
             pixels = self._image.crop(x1, y1, x2 - x1, y2 - y1).numpy()
         except self._vips.Error as error:
             raise UserError(f"the window cannot be read ({_line(error)})", where=self.name, fix=_BROKEN) from error
-        return resample(np.array(pixels).reshape(y2 - y1, x2 - x1, -1), out)
+        return resample(self._rule.scaled(np.array(pixels).reshape(y2 - y1, x2 - x1, -1)), out)
 
     def close(self) -> None:
         """See `Source.close`."""

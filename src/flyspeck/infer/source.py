@@ -13,10 +13,11 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
+from flyspeck.data.headers import read_header
 from flyspeck.data.images import EXTENSIONS, read_image, read_size
 from flyspeck.data.readers import format_of, read_annotations
 from flyspeck.data.readers.coco import read_listing
-from flyspeck.errors import UserError, missing_extra
+from flyspeck.errors import UserError
 from flyspeck.infer import raster
 from flyspeck.infer.naming import file_names, inside
 from flyspeck.infer.results_folder import written_in
@@ -49,32 +50,53 @@ def open_source(image: Path | str | np.ndarray, options: OpenOptions | None = No
     """Open an image: an array, a `.npy` file (memory-mapped), a raster by windows, or an image file decoded whole.
 
     A TIFF with a coordinate system, or too large for one piece, is read by windows: through rasterio, tifffile or pyvips,
-    the first that is installed. Raises UserError.
+    the first that is installed. `options.bands` and `options.value_range` hold for all of them; bands that the detector does not
+    take are an error, never cut. Raises UserError.
     """
     options = options or OpenOptions()
+    name = name or ("array" if isinstance(image, np.ndarray) else str(image))
+    source = _opened(image, options, name)
+    try:
+        options.check(source.bands)
+    except UserError as error:
+        source.close()
+        raise UserError(error.what, where=name, fix=error.fix) from None
+    return source
+
+
+def _opened(image: Path | str | np.ndarray, options: OpenOptions, name: str) -> Source:
     if isinstance(image, np.ndarray):
-        return ArraySource(image, name=name or "array")
+        return ArraySource(image, name=name, rule=options.rule)
     path = Path(image)
     if path.suffix.lower() == ".npy":
-        return _memory_mapped(path, name or str(path))
+        return _memory_mapped(path, name, options)
     if not path.is_file():
         raise UserError("no such image file", where=path, fix="check the path")
     if path.suffix.lower() in _TIFF:
-        source = _raster(path, options, name or str(path))
+        source = _raster(path, options, name)
         if source is not None:
             return source
     if options.max_pixels is not None:
         height, width = read_size(path)
         if height * width > options.max_pixels:
-            return _by_vips(path, options, name or str(path), height * width)
-    return ArraySource(read_image(path, max_pixels=options.max_pixels), name=name or str(path))
+            return _by_vips(path, options, name, height * width)
+    # What alpha makes the number of is read with it; grey and colour are the detector's to convert, window by window.
+    header = read_header(path)
+    whole = header.bands + 1 if header.alpha and header.bands + 1 == options.channels else None
+    pixels = read_image(path, channels=whole, bands=options.bands, max_pixels=options.max_pixels)
+    source = ArraySource(pixels, name=name, rule=replace(options.rule, bands=None))
+    if header.alpha and whole is None and options.bands is None:
+        source.note += f"{', ' if source.note else ''}transparency laid on black"
+    return source
 
 
-def _memory_mapped(path: Path, name: str) -> Source:
+def _memory_mapped(path: Path, name: str, options: OpenOptions) -> Source:
     try:
-        return ArraySource(np.load(path, mmap_mode="r", allow_pickle=False), name=name)
+        return ArraySource(np.load(path, mmap_mode="r", allow_pickle=False), name=name, rule=options.rule)
     except FileNotFoundError:
         raise UserError("no such file", where=path) from None
+    except UserError:
+        raise
     except (ValueError, EOFError, OSError) as error:
         raise UserError(f"not an array file ({error})", where=path, fix="write it with numpy.save") from error
 
@@ -84,16 +106,13 @@ def _raster(path: Path, options: OpenOptions, name: str) -> Source | None:
     if raster.has_rasterio():
         source = raster.RasterioSource(path, options, name=name)
         height, width = source.size
-        chosen = options.bands is not None or options.value_range is not None
-        if chosen or source.geo is not None or height * width > _ONE_PIECE or not source.plain:
+        if source.geo is not None or height * width > _ONE_PIECE or (not source.plain and not raster.has_tifffile()):
             return source
         source.close()
         return None
-    if options.bands is not None or options.value_range is not None:
-        raise missing_extra("rasterio", "geo")
     height, width = read_size(path)
     if height * width > _ONE_PIECE and raster.has_tifffile():
-        return raster.TifffileSource(path, name=name)
+        return raster.TifffileSource(path, options, name=name)
     return None
 
 
@@ -105,7 +124,7 @@ def _by_vips(path: Path, options: OpenOptions, name: str, pixels: int) -> Source
                 where=path,
                 fix="raise the limit (--max-megapixels) if the file is to be trusted",
             )
-        return raster.VipsSource(path, name=name)
+        return raster.VipsSource(path, options, name=name)
     extra = "geo" if path.suffix.lower() in _TIFF else "vips"
     raise UserError(
         f"{pixels / 1e6:.0f} megapixels are over the limit of {(options.max_pixels or 0) / 1e6:g} for one piece",

@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 import torch
 
+from flyspeck.data.images import match_channels
 from flyspeck.devices import torch_device
 from flyspeck.errors import UserError
-from flyspeck.infer.channels import match_channels
 from flyspeck.infer.padding import padded, within
 from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.pooling import is_dynamic

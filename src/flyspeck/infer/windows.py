@@ -6,12 +6,16 @@ A `Source` is opened, gives windows of pixels, and is closed.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
+from flyspeck.data.bands import PixelRule, Ranges, rule_of
 from flyspeck.data.enlarge import resample
-from flyspeck.data.images import MAX_PIXELS
+from flyspeck.data.images import MAX_PIXELS, check_bands
+from flyspeck.data.tiff import DTYPES
 from flyspeck.errors import UserError
 from flyspeck.geo import GeoReference
 
@@ -22,10 +26,51 @@ class OpenOptions:
 
     max_pixels: int | None = MAX_PIXELS
     """Largest image that is decoded in one piece; None lifts the limit."""
+    channels: int | None = None
+    """What the detector takes: an image that does not give it is refused (grey and colour give each other); None takes all."""
     bands: tuple[int, ...] | None = None
-    """Bands of a raster to read, counted from 1; None takes the first three, or the first of fewer than three."""
-    value_range: tuple[float, float] | None = None
-    """For rasters: values that become black and white. Needed for pixels that are neither 8 nor 16 bits unsigned."""
+    """Bands to read, counted from 1, alpha among them; None takes all but alpha."""
+    value_range: tuple[float, float] | Ranges | None = None
+    """Values that become black and white, for all bands or one pair a band. Needed for pixels that are neither 8 nor 16 bits
+    unsigned."""
+    of: str | None = None
+    """Type of the values that the range is for, where it was found for those of a training; None: it is for every type."""
+    bits: int = 8
+    """What a range gives: 8 or 16."""
+
+    @property
+    def rule(self) -> PixelRule:
+        """How the values become pixels; grey and colour are left to the detector."""
+        given = self.value_range
+        pairs = None if given is None else given if isinstance(given[0], tuple) else (given,)
+        return PixelRule(bands=self.bands, value_range=pairs, of=self.of, bits=self.bits)  # type: ignore[arg-type]
+
+    def completed(self, description: Mapping[str, Any]) -> OpenOptions:
+        """With what is not said as the training of the run, or of the exported file, read its images."""
+        rule = rule_of(description)
+        return replace(
+            self,
+            channels=self.channels or rule.channels,
+            bands=self.bands or rule.bands,
+            value_range=self.value_range or rule.value_range,
+            of=self.of if self.value_range else rule.of,
+            bits=rule.bits,
+        )
+
+    def check(self, bands: int) -> None:
+        """Raises UserError where an image of so many bands, those that are read, gives the detector too few or too many."""
+        if self.channels in (None, bands) or (bands, self.channels) in ((1, 3), (3, 1)):
+            return
+        first = ",".join(str(band + 1) for band in range(min(self.channels or 0, bands)))
+        fix = (
+            f"--bands {first} reads the first {self.channels}"
+            if bands > (self.channels or 0)
+            else "choose with --bands"
+        )
+        raise UserError(
+            f"an image of {bands} band{'s' * (bands > 1)} for a detector of {self.channels}",
+            fix=f"{fix}; data.channels trains one on others",
+        )
 
 
 class Source(ABC):
@@ -34,6 +79,10 @@ class Source(ABC):
     name: str
     size: tuple[int, int]
     """(H, W) in pixels."""
+    bands: int
+    """Of the windows."""
+    colours: tuple[int, int, int] | None = None
+    """Which of them, from 0, are red, green and blue, where the file says so."""
     geo: GeoReference | None = None
     note: str = ""
     """How the file's values became the pixels, where that is a choice: bands and scale."""
@@ -56,24 +105,48 @@ class Source(ABC):
         self.close()
 
 
-class ArraySource(Source):
-    """An image in memory, or mapped into it: `(H, W)` or `(H, W, C)`, uint8 or uint16."""
+def refuse_without_range(rule: PixelRule, dtype: np.dtype) -> None:
+    """Raises UserError for a type of values that has no black and white of its own where the rule does not say them."""
+    least = np.zeros((1, 1, len(rule.value_range or (0,))), dtype)
+    rule.scaled(least - 1 if dtype == np.int16 else least)
 
-    def __init__(self, pixels: np.ndarray, *, name: str = "array") -> None:
-        if pixels.ndim not in (2, 3) or pixels.dtype not in (np.uint8, np.uint16) or 0 in pixels.shape:
+
+class ArraySource(Source):
+    """An image in memory, or mapped into it: `(H, W)` or `(H, W, C)`, uint8, uint16, int16 or float."""
+
+    def __init__(self, pixels: np.ndarray, *, name: str = "array", rule: PixelRule | None = None) -> None:
+        if pixels.ndim not in (2, 3) or pixels.dtype.name not in DTYPES or 0 in pixels.shape:
             raise UserError(
-                f"an image must be (H, W) or (H, W, C) of uint8 or uint16, not {pixels.shape} of {pixels.dtype}",
+                f"an image must be (H, W) or (H, W, C) of uint8, uint16, int16 or float32, not {pixels.shape} of"
+                f" {pixels.dtype}",
                 where=name,
                 fix="convert it first",
             )
         self.name, self.size = name, (pixels.shape[0], pixels.shape[1])
         self._pixels: np.ndarray | None = pixels if pixels.ndim == 3 else pixels[:, :, None]
+        self._rule = rule or PixelRule()
+        try:
+            if self._rule.bands is not None:
+                check_bands(self._rule.bands, self._pixels.shape[2])
+            refuse_without_range(self._rule, pixels.dtype)
+        except UserError as error:
+            raise UserError(error.what, where=name, fix=error.fix) from None
+        self.bands = self._pixels.shape[2] if self._rule.bands is None else len(self._rule.bands)
+        if self._rule.value_range is not None and self._rule.is_for(pixels.dtype):
+            self.note = f"{pixels.dtype}, {self._rule.text}"
+
+    def _values(self, x1: int, y1: int, x2: int, y2: int) -> np.ndarray:
+        assert self._pixels is not None
+        pixels = self._pixels[y1:y2, x1:x2]
+        if self._rule.bands is not None:
+            pixels = pixels[:, :, [band - 1 for band in self._rule.bands]]
+        return self._rule.scaled(np.array(pixels))
 
     def read(self, x1: int, y1: int, x2: int, y2: int, out: tuple[int, int] | None = None) -> np.ndarray:
         """See `Source.read`."""
         if self._pixels is None:
             raise ValueError(f"{self.name} is closed")
-        return resample(np.array(self._pixels[y1:y2, x1:x2]), out)
+        return resample(self._values(x1, y1, x2, y2), out)
 
     def close(self) -> None:
         """See `Source.close`."""

@@ -20,6 +20,7 @@ from torch import nn
 
 from flyspeck.errors import UserError, nearest
 from flyspeck.models.backbones.staged import StagedBackbone
+from flyspeck.models.bands import widen
 from flyspeck.models.contracts import check_backbone, check_neck
 from flyspeck.models.detector import Detector, PixelNorm
 from flyspeck.models.dynamic.norms import privatise_norms
@@ -57,7 +58,8 @@ def build(
     Args:
         name: `DETECTOR:BACKBONE[:NECK]` or `BACKBONE`, see `names`.
         classes: Foreground classes; None takes as many as the published numbers have.
-        pixel_norm: None takes ImageNet's statistics.
+        pixel_norm: None takes ImageNet's statistics. Of other than one or three bands, the backbone's first convolution is
+            widened (`models.bands`).
         width: Multiplies the channels of the backbone, see the head of this module.
         channels: Of neck and head.
         levels: Of the pyramid, such as `2-6`; None takes the detector's own.
@@ -83,6 +85,8 @@ def build(
     entry = DETECTORS[parsed.detector]
     bare, elimination = split_backbone(parsed.backbone)
     backbone = build_backbone(bare, width=width, weights=weights, **(backbone_options or {}))
+    if pixel_norm is not None:
+        widen(backbone, pixel_norm.channels, pretrained=weights is not None)
     num_extra = 0
     before = levels is None or levels_before_elimination
     if entry.has_neck and before:

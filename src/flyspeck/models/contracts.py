@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flyspeck.errors import UserError
+from flyspeck.models.bands import input_bands
 from flyspeck.plugins import owner
 from flyspeck.types import FeatureSpec
 
@@ -30,7 +31,7 @@ def check_backbone(backbone: nn.Module, name: str) -> None:
     what = f"the backbone '{name}'"
     features = _features(backbone, what, name, "backbone")
     side = _side(features)
-    found = _run(backbone, torch.zeros(1, 3, side, side, **_kind(backbone)), what, name, "backbone")
+    found = _run(backbone, torch.zeros(1, input_bands(backbone), side, side, **_kind(backbone)), what, name, "backbone")
     _compare(found, features, side, what, name, "backbone")
 
 

@@ -181,16 +181,18 @@ class SupervisedNeck(nn.Module, ABC):
 class PixelNorm(nn.Module):
     """Pixels to network input: `(x - mean) / std` per channel in units of [0, 1]; what pads an image becomes 0.
 
-    `mean` and `std` have one entry per channel of the files; a one-channel image is repeated to `channels` afterwards, so
-    that RGB-pretrained weights apply to thermal images with the data set's own statistics.
+    `mean` and `std` have one entry per band of the images; a one-band image is repeated to three afterwards, so that
+    RGB-pretrained weights apply to thermal images with the data set's own statistics. `channels` None is what the backbone
+    takes then: three for one band, else as many as there are.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], *, channels: int = 3) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float], *, channels: int | None = None) -> None:
         super().__init__()
-        self.channels = channels
+        self.bands = len(mean)
+        self.channels = channels or (3 if len(mean) == 1 else len(mean))
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
 

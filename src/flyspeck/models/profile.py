@@ -38,6 +38,7 @@ from torchvision.ops import DeformConv2d
 from flyspeck.devices import torch_device
 from flyspeck.errors import UserError, nearest
 from flyspeck.models.backbones.staged import StagedBackbone
+from flyspeck.models.bands import input_bands
 from flyspeck.models.detector import Detector
 from flyspeck.types import ImageBatch
 
@@ -158,9 +159,14 @@ def _stages_of(model: nn.Module) -> tuple[str, dict[str, int]] | None:
     return None
 
 
+def _bands(model: nn.Module) -> int:
+    """Of the image that it takes; a detector of one band repeats it, and counts the same with three."""
+    return model.pixel_norm.channels if isinstance(model, Detector) else input_bands(model)
+
+
 def _run_once(model: nn.Module, size: tuple[int, int], proposals: int) -> int:
     """Every layer once, on one image of the meta device; gives the multiply-adds that no layer does."""
-    x = torch.empty(1, 3, *size, device="meta")
+    x = torch.empty(1, _bands(model), *size, device="meta")
     if not isinstance(model, Detector):
         model(x)
         return 0
@@ -334,7 +340,7 @@ def measure_latency(
         torch.set_num_threads(threads)
     try:
         model = model.to(place).eval()
-        image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(place)
+        image = torch.rand(1, _bands(model), *size, generator=torch.Generator().manual_seed(0)).to(place)
         batch = ImageBatch(image, (size,))
         call = (lambda: model.detect(batch)) if isinstance(model, Detector) else (lambda: model(image))
         times = []

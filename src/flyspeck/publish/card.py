@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from flyspeck.data.annotations import Annotations
+from flyspeck.data.bands import PixelRule, rule_of
 from flyspeck.data.readers import read_annotations
 from flyspeck.errors import UserError
 from flyspeck.evaluate import protocol_named
@@ -86,7 +87,7 @@ def write_card(
     state, _ = load_weights(weights_file(run))
     out.mkdir(parents=True, exist_ok=True)
     half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
-    parity = _parity(detector, half, spread(val_set, parity_images), recipe)
+    parity = _parity(detector, half, spread(val_set, parity_images), recipe, rule_of(description))
     save_weights(out / WEIGHTS, half if parity.holds else state, published(description))
     text = card(recipe, description, metrics, words, parity, detector=detector, val_set=val_set, run=run, speed=speed)
     written = (out / WEIGHTS).read_bytes()
@@ -113,7 +114,9 @@ def published(description: dict[str, Any]) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _parity(detector: Detector, half: dict[str, torch.Tensor], images: Annotations, recipe: Recipe) -> Parity:
+def _parity(
+    detector: Detector, half: dict[str, torch.Tensor], images: Annotations, recipe: Recipe, rule: PixelRule
+) -> Parity:
     """AP50 on all sizes with both weights, both computed in single precision."""
     from flyspeck.train.processes import join_processes
 
@@ -127,7 +130,7 @@ def _parity(detector: Detector, half: dict[str, torch.Tensor], images: Annotatio
             detector.to(accelerator.device),
             images,
             protocol=recipe.evaluate.protocol,
-            channels=len(detector.pixel_norm.mean.flatten()),
+            rule=rule,
             batch_size=recipe.evaluate.batch_size,
             accelerator=accelerator,
             precision="fp32",

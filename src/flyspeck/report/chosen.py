@@ -10,10 +10,11 @@ from PIL import Image, ImageDraw
 
 from flyspeck import boxes as box_algebra
 from flyspeck.data.images import read_image
+from flyspeck.drawing import as_shown
 from flyspeck.errors import UserError
 from flyspeck.evaluate.tables import image_ranks
 from flyspeck.report import tables
-from flyspeck.report.crops import dashed, data_uri, eight_bit, image
+from flyspeck.report.crops import dashed, data_uri, image
 from flyspeck.report.diagnosis import FATES, Diagnosis
 from flyspeck.report.runs import ChosenFactors
 
@@ -61,11 +62,11 @@ def _gallery(diagnosis: Diagnosis, mine: np.ndarray, ranks: np.ndarray, each: in
     spread = mine[np.linspace(0, len(mine) - 1, min(each, len(mine))).round().astype(np.int64)] if len(mine) else mine
     for row in spread.tolist():
         try:
-            pixels = read_image(table.path(row), channels=3)
+            pixels = as_shown(read_image(table.path(row)))
         except UserError as error:
             problems.append(str(error))
             continue
-        drawn, words = _thumbnail(diagnosis, int(ranks[row]), eight_bit(pixels))
+        drawn, words = _thumbnail(diagnosis, int(ranks[row]), pixels)
         name = table.file_names[row]
         caption = f"{Path(name).name}: {words}"
         shown.append(

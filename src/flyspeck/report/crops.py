@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from flyspeck import boxes as box_algebra
 from flyspeck.data.images import read_image
+from flyspeck.drawing import as_shown
 from flyspeck.errors import UserError
 from flyspeck.evaluate.tables import image_ranks
 from flyspeck.report.diagnosis import FATES, SIZES, Diagnosis
@@ -46,20 +47,12 @@ def worst_images(diagnoses: Sequence[Diagnosis], number: int, crops: int = 2) ->
     for rank in first.worst_images(number):
         path = annotations.path(int(index_of[rank]))
         try:
-            pixels = read_image(path, channels=3)
+            pixels = as_shown(read_image(path))
         except UserError as error:
             problems.append(str(error))
             continue
-        images.append(_image(diagnoses, rank, annotations.file_names[int(index_of[rank])], eight_bit(pixels), crops))
+        images.append(_image(diagnoses, rank, annotations.file_names[int(index_of[rank])], pixels, crops))
     return images, problems
-
-
-def eight_bit(pixels: np.ndarray) -> np.ndarray:
-    """uint8 from any depth, stretched from the darkest to the brightest value where it is deeper."""
-    if pixels.dtype == np.uint8:
-        return pixels
-    low, high = float(pixels.min()), float(pixels.max())
-    return ((pixels - low) * (255 / max(high - low, 1.0))).astype(np.uint8)
 
 
 @dataclass(frozen=True)

@@ -14,20 +14,22 @@ _STOPS = np.array([[30, 0, 60], [150, 20, 90], [235, 80, 40], [250, 180, 40], [2
 _BAR, _INK = 30, (20, 20, 20)
 
 
-def heat_map(read: Read, found: Detections, *, max_side: int = 1600) -> Image.Image:
+def heat_map(
+    read: Read, found: Detections, *, max_side: int = 1600, colours: tuple[int, int, int] | None = None
+) -> Image.Image:
     """The image in grey, at most `max_side` long, with the density of `found` over it and a scale below.
 
     `found.image_size` is the image's (H, W); `read` gives its windows (`flyspeck.infer.source.Source.read`), so that it is
     never held whole. The scale is in detections per megapixel of the image.
     """
     small = thumbnail(read, found.image_size, max_side)
-    image = Levels.of(small).show(small).convert("L").convert("RGB")
+    image = Levels.of(small, colours).show(small).convert("L").convert("RGB")
     ratio = small.shape[1] / found.image_size[1]
     heat = density(found, small.shape[:2], ratio)
     peak = float(heat.max(initial=0))
     share = heat / peak if peak > 0 else heat
     opacity = (np.sqrt(share) * 0.85)[:, :, None]
-    mixed = np.asarray(image, np.float64) * 0.6 * (1 - opacity) + colours(share) * opacity
+    mixed = np.asarray(image, np.float64) * 0.6 * (1 - opacity) + heat_colours(share) * opacity
     return _with_scale(Image.fromarray(mixed.clip(0, 255).astype(np.uint8)), peak, len(found))
 
 
@@ -58,7 +60,7 @@ def _blur(values: np.ndarray, sigma: float, axis: int) -> np.ndarray:
     return np.moveaxis(blurred, -1, axis).clip(min=0)
 
 
-def colours(share: np.ndarray) -> np.ndarray:
+def heat_colours(share: np.ndarray) -> np.ndarray:
     """`(..., 3)` colours 0 to 255 of values 0 to 1."""
     place = np.linspace(0, 1, len(_STOPS))
     return np.stack([np.interp(share, place, _STOPS[:, k]) for k in range(3)], axis=-1)
@@ -67,7 +69,7 @@ def colours(share: np.ndarray) -> np.ndarray:
 def _with_scale(image: Image.Image, peak: float, count: int) -> Image.Image:
     page = Image.new("RGB", (max(image.width, 320), image.height + _BAR), "white")
     page.paste(image, (0, 0))
-    bar = colours(np.linspace(0, 1, 120))[None].repeat(12, axis=0).astype(np.uint8)
+    bar = heat_colours(np.linspace(0, 1, 120))[None].repeat(12, axis=0).astype(np.uint8)
     page.paste(Image.fromarray(bar), (28, image.height + 9))
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(13)
     draw.text((12, image.height + 6), "0", fill=_INK, font=font)

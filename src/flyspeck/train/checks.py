@@ -8,12 +8,16 @@ from collections.abc import Sequence
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.data.images import read_image, read_size
+from flyspeck.data.band_choice import Survey
+from flyspeck.data.headers import ImageHeader, read_header
+from flyspeck.data.images import read_image
 from flyspeck.errors import UserError
 
 log = logging.getLogger("flyspeck")
 
 NONE, HEADERS, FULL = "none", "headers", "full"
+LOOKED_AT = 256
+"""Images whose headers are read all the same where none are checked."""
 
 
 def judge_problems(allowed_share: float, tables: Sequence[Annotations]) -> None:
@@ -34,17 +38,26 @@ def judge_problems(allowed_share: float, tables: Sequence[Annotations]) -> None:
         log.warning("%s: %d broken entries left out: %s", table.source, broken, shown)
 
 
-def usable_images(table: Annotations, *, how: str = HEADERS, allowed_share: float = 0.0) -> Annotations:
-    """`table` without the images that are not there, cannot be read, or are not of the stated size.
+def usable_images(table: Annotations, *, how: str = HEADERS, allowed_share: float = 0.0) -> tuple[Annotations, Survey]:
+    """`table` without the images that are not there, cannot be read, or are not of the stated size; and the headers of the rest.
 
-    `how`: `none` looks at nothing, `headers` opens each file, `full` decodes it. Raises UserError where more than `allowed_share`
-    of the images fail; those that may are counted, and the first named.
+    `how`: `none` looks at the headers of some images only and leaves nothing out, `headers` opens each file, `full` decodes it.
+    Raises UserError where more than `allowed_share` of the images fail; those that may are counted, and the first named.
     """
-    if how == NONE or len(table) == 0:
-        return table
-    faults = {row: fault for row in range(len(table)) if (fault := _fault(table, row, how == FULL))}
-    if not faults:
-        return table
+    rows = range(len(table))
+    if how == NONE:
+        rows = np.unique(np.linspace(0, len(table) - 1, min(len(table), LOOKED_AT)).round().astype(np.int64)).tolist()
+    headers: dict[str, ImageHeader] = {}
+    faults: dict[int, str] = {}
+    for row in rows:
+        found = _header_or_fault(table, row, how == FULL)
+        if isinstance(found, str):
+            faults[row] = found
+        else:
+            headers[str(table.path(row))] = found
+    survey = Survey(table.source, headers)
+    if not faults or how == NONE:
+        return table, survey
     share, first = len(faults) / len(table), next(iter(faults.values()))
     said = f"{len(faults)} of {len(table)} images cannot be used; the first: {first}"
     if share > allowed_share:
@@ -56,17 +69,18 @@ def usable_images(table: Annotations, *, how: str = HEADERS, allowed_share: floa
     log.warning("%s: %s; they are left out, with their objects", table.source, said)
     keep = np.ones(len(table), dtype=bool)
     keep[list(faults)] = False
-    return table.select_images(keep)
+    return table.select_images(keep), survey
 
 
-def _fault(table: Annotations, row: int, whole: bool) -> str:
-    """What is wrong with an image; empty where nothing is."""
+def _header_or_fault(table: Annotations, row: int, whole: bool) -> ImageHeader | str:
+    """The header of an image, or what is wrong with it."""
     path = table.path(row)
     try:
-        height, width = read_image(path).shape[:2] if whole else read_size(path)
+        header = read_header(path)
+        height, width = read_image(path).shape[:2] if whole else header.size
     except UserError as error:
         return str(error)
     stated = tuple(int(side) for side in table.sizes[row])
     if min(stated) > 0 and stated != (height, width):
         return f"{path}: {width} x {height} px where the annotations say {stated[1]} x {stated[0]}"
-    return ""
+    return header

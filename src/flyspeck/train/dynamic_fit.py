@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from flyspeck.data.annotations import Annotations
+from flyspeck.data.bands import PixelRule, rule_of
 from flyspeck.data.enlarge import Enlarge
 from flyspeck.data.loading import DetectionDataset, in_order, make_loader
 from flyspeck.devices import torch_device
@@ -59,9 +60,9 @@ class DynamicRun:
     description: Mapping[str, Any]
 
     @property
-    def channels(self) -> int:
-        """Of the images as they are read."""
-        return len(self.description["mean"])
+    def rule(self) -> PixelRule:
+        """How the images are read."""
+        return rule_of(self.description)
 
     @property
     def enlarge(self) -> Enlarge:
@@ -92,7 +93,7 @@ class DynamicRun:
         found = compute_losses(
             self.detector,
             annotations,
-            channels=self.channels,
+            rule=self.rule,
             enlarge=self.enlarge,
             guidance=guidance,
             batch_size=self.recipe.evaluate.batch_size,
@@ -132,7 +133,7 @@ def pooled_maps(
 ) -> PooledMaps:
     """The pooled map before the resize of every image, in the order of the table."""
     loader = make_loader(
-        DetectionDataset(annotations, channels=run.channels, enlarge=run.enlarge),  # type: ignore[arg-type]
+        DetectionDataset(annotations, rule=run.rule, enlarge=run.enlarge),
         batch_size=run.recipe.evaluate.batch_size,
         sampler=in_order(len(annotations)),
         workers=0,
@@ -265,7 +266,7 @@ def measure_routed(run: DynamicRun, folder: Path) -> dict[str, float]:
         run.detector,
         run.sets()[1],
         protocol=run.recipe.evaluate.protocol,
-        channels=run.channels,
+        rule=run.rule,
         batch_size=run.recipe.evaluate.batch_size,
         accelerator=accelerator,
         precision=run.recipe.train.precision,

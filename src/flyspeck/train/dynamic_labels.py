@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from flyspeck.data.annotations import Annotations
+from flyspeck.data.bands import PixelRule
 from flyspeck.data.enlarge import Enlarge
 from flyspeck.data.loading import DetectionDataset, in_order, make_loader
 from flyspeck.devices import torch_device
@@ -114,7 +115,7 @@ def compute_losses(
     detector: Detector,
     annotations: Annotations,
     *,
-    channels: int,
+    rule: PixelRule,
     enlarge: Enlarge | None = None,
     guidance: bool = True,
     batch_size: int = 8,
@@ -126,7 +127,7 @@ def compute_losses(
     was_training, home = detector.training, detector.pixel_norm.mean.device
     detector.eval().to(place)
     loader = make_loader(
-        DetectionDataset(annotations, channels=channels, enlarge=enlarge),  # type: ignore[arg-type]
+        DetectionDataset(annotations, rule=rule, enlarge=enlarge),
         batch_size=batch_size,
         sampler=in_order(len(annotations)),
         workers=0,

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
+from flyspeck.data.band_choice import Survey, choose_rule
+from flyspeck.data.bands import KEY, PixelRule, rule_of
 from flyspeck.data.copy_paste import CopyPaste, paste_sources
 from flyspeck.data.enlarge import Enlarge, enlarged_table
 from flyspeck.data.loading import DetectionDataset, Loader, default_workers, make_loader
@@ -18,6 +21,7 @@ from flyspeck.data.sampling import EpochSampler, repeat_factors
 from flyspeck.data.square_crop import RandomSquareCrop
 from flyspeck.data.transforms import Compose, Photometric, RandomFlip, RandomScaleCrop, RandomTurn, Transform
 from flyspeck.errors import UserError, nearest
+from flyspeck.train.checkpoint import load_weights
 from flyspeck.train.sections import AugmentConfig, DataConfig, TrainConfig
 
 
@@ -30,6 +34,8 @@ class LoadedSections(Protocol):
 
 
 log = logging.getLogger("flyspeck")
+RGB = 3
+"""Bands of colour."""
 
 
 def read_sets(data: DataConfig) -> tuple[Annotations, Annotations]:
@@ -86,6 +92,24 @@ def _check_classes(data: DataConfig, train: Annotations, val: Annotations) -> No
             log.warning("no object of %s in either set", ", ".join(absent))
 
 
+def reading_rule(data: DataConfig, train: Survey, val: Survey, *, resumed: Path | None = None) -> PixelRule:
+    """How the images are read: from the recipe and all headers; of a run of a version that had no such rule, what it did."""
+    if resumed is not None and (resumed / "last.safetensors").is_file():
+        _, description = load_weights(resumed / "last.safetensors")
+        if KEY not in description:
+            return rule_of(description)
+    ranges = data.value_range
+    pairs = None if ranges is None else (ranges,) if isinstance(ranges[0], int | float) else tuple(ranges)
+    return choose_rule(
+        train,
+        val,
+        channels=data.channels,
+        bands=data.bands,
+        value_range=pairs,
+        say=log.warning,  # type: ignore[arg-type]
+    )
+
+
 def enlargement(data: DataConfig) -> Enlarge:
     """How the recipe enlarges images."""
     return Enlarge(data.enlarge, data.short_side)
@@ -98,8 +122,8 @@ def spread(table: Annotations, limit: int | None) -> Annotations:
     return table.select_images(np.linspace(0, len(table) - 1, limit).round().astype(np.int64))
 
 
-def augmentation(config: AugmentConfig, train: Annotations) -> Transform:
-    """The recipe's transforms, in the order of its fields."""
+def augmentation(config: AugmentConfig, train: Annotations, *, bands: int | None = None) -> Transform:
+    """The recipe's transforms, in the order of its fields; what needs colour stands aside where `bands` are not three."""
     steps: list[Transform] = [extra.build() for extra in config.extra if extra.first]
     if config.copy_paste > 0:
         # Every class is copied equally often: the rare ones are what copying is for.
@@ -123,14 +147,24 @@ def augmentation(config: AugmentConfig, train: Annotations) -> Transform:
     if config.photometric > 0:
         steps.append(Photometric(config.photometric))
     steps += [extra.build() for extra in config.extra if not extra.first]
-    return Compose(tuple(steps))
+    return Compose(tuple(step for step in steps if not _stands_aside(step, bands)))
+
+
+def _stands_aside(step: Transform, bands: int | None) -> bool:
+    """Whether a step is left out, or a part of it rests, for lack of colour; said once a run."""
+    whole, part = getattr(step, "colour_only", False), getattr(step, "colour_part", "")
+    if bands in (None, RGB) or not (whole or (part and bands != 1)):
+        return False
+    what = type(step).__name__ if whole else f"{part} of {type(step).__name__}"
+    log.info("%s needs three bands and stands aside: the images have %d", what, bands)
+    return bool(whole)
 
 
 def training_loader(
     recipe: LoadedSections,
     train: Annotations,
     *,
-    channels: int,
+    rule: PixelRule,
     divisor: int,
     smallest: int = 1,
     rank: int,
@@ -150,8 +184,8 @@ def training_loader(
         )
     dataset = DetectionDataset(
         train,
-        channels=channels,  # type: ignore[arg-type]
-        transform=augmentation(recipe.augment, enlarged_table(train, enlargement(recipe.data))),
+        rule=rule,
+        transform=augmentation(recipe.augment, enlarged_table(train, enlargement(recipe.data)), bands=rule.channels),
         cache=recipe.data.cache,
         enlarge=enlargement(recipe.data),
         seed=config.seed,

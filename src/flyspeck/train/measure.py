@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from flyspeck.data.annotations import Annotations
+from flyspeck.data.bands import PixelRule
 from flyspeck.data.enlarge import Enlarge, native_sizes
 from flyspeck.data.loading import DetectionDataset, in_order, make_loader
 from flyspeck.evaluate import evaluate
@@ -24,7 +25,7 @@ def detect_all(
     detector: nn.Module,
     annotations: Annotations,
     *,
-    channels: int,
+    rule: PixelRule,
     batch_size: int,
     accelerator: Accelerator,
     precision: str = "fp32",
@@ -36,7 +37,7 @@ def detect_all(
     """
     rank, world = accelerator.process_index, accelerator.num_processes
     loader = make_loader(
-        DetectionDataset(annotations, channels=channels, enlarge=enlarge),  # type: ignore[arg-type]
+        DetectionDataset(annotations, rule=rule, enlarge=enlarge),
         batch_size=batch_size,
         sampler=in_order(len(annotations), rank=rank, world_size=world),
         workers=0,
@@ -91,7 +92,7 @@ def measure(
     annotations: Annotations,
     *,
     protocol: str,
-    channels: int,
+    rule: PixelRule,
     batch_size: int,
     accelerator: Accelerator,
     precision: str,
@@ -106,7 +107,7 @@ def measure(
     found = detect_all(
         detector,
         annotations,
-        channels=channels,
+        rule=rule,
         batch_size=batch_size,
         accelerator=accelerator,
         precision=precision,

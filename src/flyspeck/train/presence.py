@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from flyspeck import boxes as box_algebra
 from flyspeck.data.annotations import Annotations
+from flyspeck.data.bands import PixelRule
 from flyspeck.data.enlarge import Enlarge, resample
-from flyspeck.data.images import read_image
 from flyspeck.errors import UserError
 from flyspeck.evaluate import DetectionTable
 from flyspeck.models.presence import CELL, PresenceNet
@@ -80,19 +80,21 @@ def train_look(
     *,
     mean: list[float],
     std: list[float],
+    rule: PixelRule,
     enlarge: Enlarge,
     settings: LookSettings,
     findable: np.ndarray | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> tuple[PresenceNet, Calibration]:
-    """A network and its threshold. `mean` and `std` per channel in [0, 1]; `progress(step, loss)` every 50 steps.
+    """A network and its threshold. `mean` and `std` per channel in [0, 1], and `rule`, are the detector's.
 
+    `progress(step, loss)` is called every 50 steps.
     `findable` says of each row of `val` whether the detector finds it (`found_objects`); every object counts without it.
 
     Raises UserError where there are no objects to learn from or to calibrate on.
     """
-    learn = shrink_all(spread(train, settings.max_images), enlarge, settings.shrink, len(mean))
-    check = shrink_all(val, enlarge, settings.shrink, len(mean))
+    learn = shrink_all(spread(train, settings.max_images), enlarge, settings.shrink, rule)
+    check = shrink_all(val, enlarge, settings.shrink, rule)
     for part, table in ((learn, train), (check, val)):
         if not any(len(c) for c in part.centres):
             raise UserError("no objects for a first look", where=table.source)
@@ -104,11 +106,11 @@ def train_look(
     return network, calibrate(network, check, settings, findable)
 
 
-def shrink_all(table: Annotations, enlarge: Enlarge, shrink: int, channels: int) -> Coarse:
+def shrink_all(table: Annotations, enlarge: Enlarge, shrink: int, rule: PixelRule) -> Coarse:
     """Every image of a table at the size that the look sees."""
     out = Coarse([], [], [], [])
     for row in range(len(table)):
-        pixels = read_image(table.path(row), channels=channels)
+        pixels = rule.read(table.path(row))
         height, width = pixels.shape[:2]
         seen = enlarge.size((height, width))
         coarse = (max(1, round(seen[0] / shrink)), max(1, round(seen[1] / shrink)))

@@ -13,7 +13,7 @@ import math
 import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from flyspeck.data.annotations import Annotations
+from flyspeck.data.bands import KEY, PixelRule
 from flyspeck.data.enlarge import enlarged_table
 from flyspeck.data.images import read_image
 from flyspeck.data.statistics import pixel_statistics
@@ -37,7 +38,7 @@ from flyspeck.train.config import PredictorConfig, Recipe, dump_recipe
 from flyspeck.train.dynamic import best_metric, make_dynamic, measure_factors, objective_of
 from flyspeck.train.dynamic_fit import FOLDER, fit_predictor, measure_routed, open_run
 from flyspeck.train.fusion import STATISTIC, recipe_fusion
-from flyspeck.train.inputs import data_hash, enlargement, read_sets, training_loader
+from flyspeck.train.inputs import data_hash, enlargement, read_sets, reading_rule, training_loader
 from flyspeck.train.loop import Progress, fit
 from flyspeck.train.measure import measure
 from flyspeck.train.plugin_notes import with_plugins
@@ -55,8 +56,8 @@ class RunContext:
     recipe: Recipe
     """With everything filled in that is taken from the training set."""
     train_set: Annotations
-    channels: int
-    """Of the images as they are read."""
+    rule: PixelRule
+    """How the images are read."""
     accelerator: Accelerator
 
 
@@ -110,12 +111,14 @@ def _train(
 ) -> dict[str, float]:
     train_set, val_set = read_sets(recipe.data)
     judge_problems(recipe.data.max_broken_share, (train_set, val_set))
-    train_set, val_set = (
+    (train_set, of_train), (val_set, of_val) = (
         usable_images(table, how=recipe.data.check_files, allowed_share=recipe.data.max_broken_share)
         for table in (train_set, val_set)
     )
-    statistics = pixel_statistics(train_set, channels=recipe.data.channels)
-    channels, mean = statistics.channels, statistics.mean
+    rule = reading_rule(recipe.data, of_train, of_val, resumed=folder if resume else None)
+    statistics = pixel_statistics(train_set, rule=rule)
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"channels": statistics.channels})})
+    mean = statistics.mean
     std = [max(deviation, 1e-3) for deviation in statistics.std]  # a channel that never varies must not divide by 0
     enlarge = enlargement(recipe.data)
     seen = enlarged_table(train_set, enlarge)  # the network's pixels: anchors and tiles are in them
@@ -126,6 +129,7 @@ def _train(
     description = {
         **describe_model(recipe.model, classes=train_set.classes, mean=mean, std=std, dynamic=recipe.dynamic),
         "recipe": _comparable(recipe),
+        KEY: replace(rule, channels=statistics.channels).to_dict(),
         "data": data_hash(train_set, val_set),
         "training_size": _training_size(recipe, seen),
         "object_side_99": _object_side(seen),
@@ -141,7 +145,7 @@ def _train(
         measure,
         annotations=val_set,
         protocol=recipe.evaluate.protocol,
-        channels=channels,
+        rule=rule,
         batch_size=recipe.evaluate.batch_size,
         accelerator=accelerator,
         precision=recipe.train.precision,
@@ -153,7 +157,7 @@ def _train(
         training_loader(
             recipe,
             train_set,
-            channels=channels,
+            rule=rule,
             divisor=math.lcm(detector.divisor, method.divisor),
             smallest=detector.smallest_side,
             rank=accelerator.process_index,
@@ -162,7 +166,7 @@ def _train(
         )
     ) as loader:
         progress = fit(
-            method.objective(detector, RunContext(recipe, train_set, channels, accelerator)),
+            method.objective(detector, RunContext(recipe, train_set, rule, accelerator)),
             detector=detector,
             batches=lambda epoch, skip: loader.epoch(epoch, start=skip),
             steps_per_epoch=len(loader) // recipe.train.accumulate,
@@ -255,6 +259,8 @@ def _comparable(recipe: Recipe) -> dict[str, Any]:
     for key in ("workers", "log_every", "checkpoint_every", "tensorboard"):
         content["train"].pop(key)
     content["data"].pop("cache")
+    for key in ("channels", "bands", "value_range"):  # the rule that they lead to is compared
+        content["data"].pop(key)
     for key in ("train", "val"):  # a moved data set is the same data set: the hash tells
         content["data"].pop(key)
     content.pop("plugins")  # they may change, and whoever reads the recipe is told
@@ -306,6 +312,7 @@ def _describe_run(
         "plugins": recipe.plugins,
         "seed": recipe.train.seed,
         "data_sha256": description["data"],
+        "reading": description[KEY],
         "train": {"source": train_set.source, "images": len(train_set), "boxes": train_set.num_boxes},
         "val": {"source": val_set.source, "images": len(val_set), "boxes": val_set.num_boxes},
     }

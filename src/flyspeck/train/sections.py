@@ -15,6 +15,8 @@ PATH: dict[str, JsonValue] = {"format": "path"}
 """Marks a field that names a file or folder: relative to the recipe, and to the working folder on the command line."""
 PATH_OR_NAME: dict[str, JsonValue] = {"format": "path-or-name"}
 """Likewise where it holds a slash or a dot; any other word is a name."""
+Pair = tuple[float, float]
+"""Low and high."""
 Side = Annotated[int, Field(ge=1, le=1_000_000)]
 """Pixels."""
 
@@ -34,8 +36,14 @@ class DataConfig(Options):
     """Encoding of text files that are not UTF-8 and do not say what they are: cp1252, gbk, …"""
     classes: list[str] | None = None
     """Classes to learn, in order; null takes all. Boxes of the others are left out."""
-    channels: Literal[1, 3] | None = None
-    """Channels to read; null takes what the first image has."""
+    channels: int | None = Field(default=None, ge=1, le=1024)
+    """Bands that the detector takes; null takes what all images have, and 3 of grey and colour together. Of images with more
+    bands the first ones are read, grey and colour are converted into each other, and alpha counts where it makes the number."""
+    bands: list[Count] | None = Field(default=None, min_length=1)
+    """Bands to read of each image, counted from 1, alpha among them; null takes all but alpha."""
+    value_range: Pair | list[Pair] | None = None
+    """(low, high), the values that become black and white, for all bands or one pair a band; null leaves 8 bits as they are
+    and takes what metadata or the training set say of others."""
     cache: Literal["none", "ram"] = "none"
     """Keep decoded images in memory (a set of small images trains faster)."""
     check_files: Literal["none", "headers", "full"] = "headers"

@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from torch import Tensor
+
 from flyspeck.errors import UserError
+from flyspeck.models.bands import RGB, input_conv, widened
 from flyspeck.models.detector import Detector
 from flyspeck.models.weights import levels_from_shared
 from flyspeck.train.checkpoint import load_weights, weights_file
@@ -22,7 +25,7 @@ def take_over(detector: Detector, path: Path | str) -> int:
     file = weights_file(path)
     state, _ = load_weights(file)
     own = detector.state_dict()
-    state = levels_from_shared(state, own)
+    state = _widened(levels_from_shared(state, own), detector)
     fits = {
         name: tensor
         for name, tensor in state.items()
@@ -41,6 +44,18 @@ def take_over(detector: Detector, path: Path | str) -> int:
         "started from %s: %d tensors taken over, %d left as they were (%s)", file, len(fits), len(kept), _some(kept)
     )
     return len(fits)
+
+
+def _widened(state: dict[str, Tensor], detector: Detector) -> dict[str, Tensor]:
+    """With the first convolution of a run on one or three bands widened to this detector's, by the rule of `models.bands`."""
+    bands = detector.pixel_norm.channels
+    if bands == RGB:
+        return state
+    name = f"backbone.{input_conv(detector.backbone)[0]}.weight"
+    if name not in state or state[name].ndim != 4 or state[name].shape[1] != RGB:
+        return state
+    log.info("started from a run of %d bands: its first convolution is widened to %d", RGB, bands)
+    return {**state, name: widened(state[name], bands)}
 
 
 def _some(names: list[str], most: int = 4) -> str:

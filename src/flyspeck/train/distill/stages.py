@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from flyspeck.data.bands import PixelRule, rule_of
 from flyspeck.data.loading import DetectionDataset
 from flyspeck.errors import UserError
 from flyspeck.files import renamed_keys, write_json
@@ -172,7 +173,7 @@ def _measure_teacher(recipe: Recipe, file: Path, teacher: TrainedTeacher) -> dic
         view,
         val_set,
         protocol=recipe.evaluate.protocol,
-        channels=len(teacher.description["mean"]),
+        rule=rule_of(teacher.description),
         batch_size=recipe.evaluate.batch_size,
         accelerator=accelerator,
         precision=recipe.train.precision,
@@ -196,7 +197,7 @@ def _student_method(config: DistillConfig, teacher: TrainedTeacher) -> Method:
 
     def objective(detector: Detector, context: RunContext) -> nn.Module:
         whole = Teacher(teacher.detector, scale=teacher.scale)
-        _check_channels(context.channels, teacher.description)
+        _check_reading(context.rule, teacher.description)
         return build_objective(
             config, detector, whole, lambda observe: _source(config, detector, whole, observe, context)
         )
@@ -210,7 +211,7 @@ def _source(
     if config.cache is None:
         return TeacherSource(teacher, observe)
     recipe, accelerator = context.recipe, context.accelerator
-    dataset = DetectionDataset(context.train_set, channels=context.channels, enlarge=enlargement(recipe.data))  # type: ignore[arg-type]
+    dataset = DetectionDataset(context.train_set, rule=context.rule, enlarge=enlargement(recipe.data))
     with accelerator.main_process_first():
         return open_cache(
             Path(config.cache),
@@ -227,12 +228,20 @@ def _source(
         )
 
 
-def _check_channels(channels: int, description: dict[str, Any]) -> None:
-    if len(description["mean"]) != channels:
+def _check_reading(rule: PixelRule, description: dict[str, Any]) -> None:
+    """The teacher sees the student's pixels: they must be the same bands in the same range."""
+    taught = rule_of(description)
+    if taught.channels != rule.channels:
         raise UserError(
-            f"the teacher reads images of {len(description['mean'])} channel(s), the student of {channels}",
+            f"the teacher reads images of {taught.channels} channel(s), the student of {rule.channels}",
             where="distill.teacher",
             fix="set data.channels alike",
+        )
+    if (taught.bands, taught.value_range) != (rule.bands, rule.value_range):
+        raise UserError(
+            f"the teacher reads {taught.text}, the student {rule.text}",
+            where="distill.teacher",
+            fix="set data.bands and data.value_range alike",
         )
 
 
@@ -300,7 +309,7 @@ def _table(
     rows: list[Row] = [cost_row("teacher", teacher.detector.to("cpu"), seen, teacher_metrics)]
     _, val_set = read_sets(recipe.data)
     whole = Teacher(teacher.detector, scale=teacher.scale)
-    dataset = DetectionDataset(val_set, channels=len(teacher.description["mean"]), enlarge=enlargement(recipe.data))  # type: ignore[arg-type]
+    dataset = DetectionDataset(val_set, rule=rule_of(teacher.description), enlarge=enlargement(recipe.data))
     for path, detector, description in loaded:
         about = description.get("distill", {})
         words = " ".join(part for part in (about.get("method"), about.get("stage")) if part)

@@ -1,0 +1,88 @@
+"""What the header of an image file says: size, bands, values. No pixel is decoded."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from flyspeck.data import images
+
+_GREY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """Of one image file."""
+
+    size: tuple[int, int]
+    """(H, W), upright."""
+    bands: int
+    """As `read_image` gives them: without alpha."""
+    dtype: str
+    """uint8, uint16, int16, float32; another one where the file cannot be read."""
+    alpha: bool = False
+    """Whether transparency comes with the bands."""
+    coloured: bool = False
+    """Whether the first three bands are red, green and blue."""
+    value_range: tuple[float, float] | None = None
+    """Lowest and highest value that the metadata allows, where they say less than the type does."""
+
+    @property
+    def kind(self) -> str:
+        """`4 bands of uint16`."""
+        return f"{self.bands} band{'s' * (self.bands > 1)} of {self.dtype}"
+
+
+def read_header(path: Path | str) -> ImageHeader:
+    """The header of an image file; errors as for `read_image`."""
+    path = Path(path)
+    size = images.read_size(path)
+    if path.suffix.lower() == ".npy":
+        array = images.open_array(path)
+        return ImageHeader(size, array.shape[2], array.dtype.name)
+    tags = images.tiff_header(path)
+    if tags is not None and not tags.plain:
+        dtype = "float32" if tags.dtype.startswith("float") else tags.dtype
+        bands = tags.samples - (tags.alpha is not None)
+        return ImageHeader(size, bands, dtype, tags.alpha is not None, tags.coloured, tags.value_range)
+    with images.opened(path) as image:
+        bands = 1 if image.mode in _GREY or _packing(image).startswith("LA") else 3
+        return ImageHeader(
+            size,
+            bands,
+            _dtype(image),
+            image.has_transparency_data,
+            bands == 3,
+            tags.value_range if tags is not None else _significant(path) if image.format == "PNG" else None,
+        )
+
+
+def _dtype(image: Image.Image) -> str:
+    if image.mode.startswith("I") or ";16" in _packing(image):
+        return "uint16"
+    return "float32" if image.mode == "F" else "uint8"
+
+
+def _packing(image: Image.Image) -> str:
+    """How a PNG's values lie in the file, as `RGB;16B`: Pillow's mode does not tell 16 bits of colour from 8."""
+    args = image.tile[0].args if image.format == "PNG" and image.tile else ""
+    return args if isinstance(args, str) else ""
+
+
+def _significant(path: Path) -> tuple[float, float] | None:
+    """By a PNG's sBIT chunk, which says how many of 16 bits hold something; None where it is not there."""
+    with path.open("rb") as file:
+        start = file.read(4096)
+    at = 8
+    while at + 8 <= len(start):
+        length, kind = struct.unpack(">I4s", start[at : at + 8])
+        if kind == b"sBIT" and start[24] == 16:  # IHDR's depth
+            most = max(start[at + 8 : at + 8 + min(length, 3)], default=16)
+            return (0.0, float(2**most - 1)) if 8 < most < 16 else None
+        if kind in (b"IDAT", b"PLTE"):
+            break
+        at += length + 12
+    return None
