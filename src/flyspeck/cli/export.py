@@ -13,7 +13,9 @@ def export(
     out: Path = typer.Option(..., "--out", metavar="FILE", help="Where to write: a file .onnx, or .xml for OpenVINO."),
     to: Literal["onnx", "openvino"] = typer.Option("onnx", "--to", help="Format to write."),
     int8: bool = typer.Option(False, "--int8", help="Integers, calibrated on tiles; its loss by size is printed."),
-    bits: Literal["8", "16"] = typer.Option("8", "--bits", help="Bits of a channel of the images; 16 takes both."),
+    bits: Literal["8", "16"] = typer.Option(
+        None, "--bits", help="Bits of a band of the images, 16 takes both; default: those of the training's."
+    ),
     hard_nms: float = typer.Option(
         None, "--hard-nms", min=0, max=1, metavar="IOU", help="Plain suppression at this overlap, in place of soft-NMS."
     ),
@@ -39,7 +41,7 @@ def export(
         out=out,
         format=to,
         int8=int8,
-        bits=16 if bits == "16" else 8,
+        bits={"8": 8, "16": 16}.get(bits),  # type: ignore[arg-type]
         hard_nms=hard_nms,
         factor=factor,
         check=on,

@@ -206,17 +206,12 @@ def _values(survey: Survey, rule: PixelRule) -> Iterator[np.ndarray]:
             continue  # the loader counts and reports it
 
 
-def range_lines(survey: Survey) -> list[tuple[str, Ranges]]:
-    """For people: the lowest and highest value of each band, by kind of image, over at most `RANGE_IMAGES` images of each."""
-    found = []
-    for kind in dict.fromkeys(header.kind for header in survey.headers.values()):
-        some = Survey(survey.source, {path: h for path, h in survey.headers.items() if h.kind == kind})
-        found.append((kind, _extremes(some)))
-    return found
-
-
-def _extremes(survey: Survey) -> Ranges:
-    found = [extremes(pixels) for pixels in _values(survey, PixelRule())]
+def band_ranges(survey: Survey, kind: str, most: int = 32) -> Ranges:
+    """The lowest and highest value of each band of the images of a `kind` (with ` with alpha`), over at most `most` of them."""
+    mine = {p: h for p, h in survey.headers.items() if h.kind + (" with alpha" if h.alpha else "") == kind}
+    paths = list(mine)[:: max(1, len(mine) // most)][:most]
+    some = Survey(survey.source, {path: mine[path] for path in paths})
+    found = [extremes(pixels) for pixels in _values(some, PixelRule())]
     if not found:
         return ()
     low, high = np.fmin.reduce([pair[0] for pair in found]), np.fmax.reduce([pair[1] for pair in found])

@@ -127,7 +127,12 @@ def tiff_header(path: Path) -> tiff.TiffHeader | None:
 
 def _tiff_bands(path: Path, header: tiff.TiffHeader, channels: int | None, bands: Sequence[int] | None) -> np.ndarray:
     """What tifffile reads of it: all samples where bands are picked, else all but alpha, black where that is 0."""
-    pixels = tiff.read_samples(path, header)
+    try:
+        pixels = tiff.read_samples(path, header)
+    except tiff.TiffFault as fault:
+        if fault.package:
+            raise missing_extra(fault.package, "tiff") from None
+        raise UserError(fault.what, fix=fault.fix) from None
     if header.nodata is not None and pixels.dtype == np.float32:
         pixels[pixels == np.float32(header.nodata)] = np.nan
     if header.alpha is None or bands is not None or channels == header.samples:

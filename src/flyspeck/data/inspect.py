@@ -11,9 +11,10 @@ import numpy as np
 
 from flyspeck import boxes as bx
 from flyspeck.data.annotations import Annotations
+from flyspeck.data.band_choice import Survey, band_ranges, choose_rule
 from flyspeck.data.checks.boxes import find_box_faults
 from flyspeck.data.fusion import fusion_facts
-from flyspeck.data.images import read_size
+from flyspeck.data.headers import ImageHeader, read_header
 from flyspeck.data.implications import imply
 from flyspeck.errors import UserError
 
@@ -58,7 +59,8 @@ def summarize(annotations: Annotations, *, check_files: bool = True) -> dict[str
         "broken_entries": {"count": len(annotations.problems), "first": list(annotations.problems[:20])},
     }
     if check_files:
-        facts["missing_files"], facts["unreadable_files"], facts["wrong_sizes"] = _check_files(annotations)
+        facts["missing_files"], facts["unreadable_files"], facts["wrong_sizes"], survey = _check_files(annotations)
+        facts["bands"] = _bands(survey)
     implied = imply(annotations)
     facts["implies"] = None if implied is None else asdict(implied)
     facts["fusion"] = fusion_facts(annotations)
@@ -104,22 +106,58 @@ def _image_sizes(annotations: Annotations) -> dict[str, Any]:
     }
 
 
-def _check_files(annotations: Annotations) -> tuple[dict, dict, dict]:
-    """Images that are not there, that cannot be opened, and whose size is not the stated one: counts and the first few."""
+def _check_files(annotations: Annotations) -> tuple[dict, dict, dict, Survey]:
+    """Images that are not there, that cannot be opened, and whose size is not the stated one: counts and the first few.
+
+    The last are the headers of the others.
+    """
     missing, unreadable, wrong = [], [], []
+    headers: dict[str, ImageHeader] = {}
     for row, (height, width) in enumerate(annotations.sizes.tolist()):
         path = annotations.path(row)
         if not path.is_file():
             missing.append(annotations.file_names[row])
             continue
         try:
-            size = read_size(path)
+            headers[str(path)] = read_header(path)
+            size = headers[str(path)].size
         except UserError as error:
             unreadable.append(str(error))
             continue
         if height > 0 and size != (height, width):
             wrong.append(f"{path.name}: {size[1]}x{size[0]} px, the annotations say {width}x{height}")
-    return tuple({"count": len(found), "first": found[:20]} for found in (missing, unreadable, wrong))  # type: ignore[return-value]
+    first, second, third = ({"count": len(found), "first": found[:20]} for found in (missing, unreadable, wrong))
+    return first, second, third, Survey(annotations.source, headers)
+
+
+def _bands(survey: Survey) -> dict[str, Any]:
+    """What kinds of images there are: bands, values and, of some images of each kind, the range of values by band."""
+    kinds: dict[str, dict[str, Any]] = {}
+    for path, header in survey.headers.items():
+        kind = header.kind + (" with alpha" if header.alpha else "")
+        entry = kinds.setdefault(
+            kind, {"images": 0, "first": path, "bands": header.bands, "dtype": header.dtype, "alpha": header.alpha}
+        )
+        entry["images"] += 1
+        if header.value_range is not None:
+            entry.setdefault("stated_range", list(header.value_range))
+    for kind, entry in kinds.items():
+        entry["value_ranges"] = [[_plain(v) for v in pair] for pair in band_ranges(survey, kind)]
+    return {"kinds": kinds, "trains": _training_words(survey)}
+
+
+def _plain(value: float) -> float | None:
+    return round(value, 6) if np.isfinite(value) else None
+
+
+def _training_words(survey: Survey) -> list[str]:
+    """What a training on this set says of its bands and values, or why it refuses them."""
+    said: list[str] = []
+    try:
+        choose_rule(survey, say=said.append)
+    except UserError as error:
+        return [f"a training refuses them: {error.what}; {error.fix}"]
+    return [line.removeprefix(f"{survey.source}: ") for line in said]
 
 
 def _warnings(facts: dict[str, Any]) -> list[str]:

@@ -23,6 +23,7 @@ def lines(facts: dict[str, Any]) -> list[str]:
     if facts["image_sizes"]["known"]:
         (w1, w2), (h1, h2) = facts["image_sizes"]["width"], facts["image_sizes"]["height"]
         text += [f"image sizes: {w1}-{w2} x {h1}-{h2} px"]
+    text += _bands(facts.get("bands"))
     text += ["", "classes: " + ", ".join(f"{name} {count}" for name, count in facts["classes"].items())]
     for key in ("broken_entries", "missing_files", "unreadable_files", "wrong_sizes"):
         if key in facts:
@@ -36,6 +37,23 @@ def lines(facts: dict[str, Any]) -> list[str]:
         + [f"look at: {warning}" for warning in facts["warnings"]]
         + _assigned(facts.get("assign"))
     )
+
+
+def _bands(bands: dict[str, Any] | None) -> list[str]:
+    """The kinds of images, with the values of each band, and what a training makes of them."""
+    if bands is None:
+        return []
+    text = []
+    for kind, entry in bands["kinds"].items():
+        text.append(f"images of {kind}: {entry['images']}, values by band {_ranges(entry['value_ranges'])}")
+        if len(bands["kinds"]) > 1:
+            text[-1] += f" (as {entry['first']})"
+    return text + [f"note: {line}" for line in bands["trains"]]
+
+
+def _ranges(pairs: list[list[float | None]]) -> str:
+    words = [f"{'-' if low is None else f'{low:g}'} to {'-' if high is None else f'{high:g}'}" for low, high in pairs]
+    return ", ".join(words) if words else "unknown"
 
 
 def _assigned(assign: dict[str, Any] | None) -> list[str]:

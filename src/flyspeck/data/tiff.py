@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 from PIL import TiffImagePlugin
 
-from flyspeck.errors import UserError, missing_extra
-
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of TIFF and BigTIFF."""
 DTYPES = ("uint8", "uint16", "int16", "float16", "float32", "float64")
@@ -28,6 +26,14 @@ _GDAL, _NODATA = 42112, 42113
 _MINISWHITE, _MINISBLACK, _RGB = 0, 1, 2
 _ALPHA = (1, 2)  # of ExtraSamples: associated, not associated
 _KINDS = {1: "uint", 2: "int", 3: "float", 4: "uint"}
+
+
+class TiffFault(Exception):
+    """Why a TIFF is not read: `what`, and what to do about it, or the `package` that is missing."""
+
+    def __init__(self, what: str, *, fix: str = "", package: str = "") -> None:
+        super().__init__(what)
+        self.what, self.fix, self.package = what, fix, package
 
 
 @dataclass(frozen=True)
@@ -121,9 +127,9 @@ def _nodata(tags: Any) -> float | None:
 
 
 def read_samples(path: Path, header: TiffHeader) -> np.ndarray:
-    """All samples `(H, W, S)` as stored, in the machine's byte order; raises UserError for values that are not read."""
+    """All samples `(H, W, S)` as stored, in the machine's byte order; raises TiffFault for values that are not read."""
     if header.dtype not in DTYPES:
-        raise UserError(
+        raise TiffFault(
             f"its pixels are {header.samples} bands of {header.dtype}",
             fix="convert it to 8 or 16 bits or float32",
         )
@@ -135,7 +141,7 @@ def read_samples(path: Path, header: TiffHeader) -> np.ndarray:
         elif page.axes == "SYX":
             pixels = np.moveaxis(pixels, 0, 2)
         elif page.axes != "YXS":
-            raise UserError(f"its pixels are laid out as {page.axes}", fix="write it as height x width x bands")
+            raise TiffFault(f"its pixels are laid out as {page.axes}", fix="write it as height x width x bands")
     if pixels.dtype.kind == "f":
         return pixels.astype(np.float32)
     return np.ascontiguousarray(pixels.astype(pixels.dtype.newbyteorder("="), copy=False))
@@ -146,11 +152,11 @@ def _tifffile(path: Path) -> Iterator[Any]:
     try:
         import tifffile
     except ImportError:
-        raise missing_extra("tifffile", "tiff") from None
+        raise TiffFault("tifffile is not installed", package="tifffile") from None
     with tifffile.TiffFile(path) as file:
         try:
             yield file
         except ValueError as error:
             if "imagecodecs" in str(error):
-                raise missing_extra("imagecodecs", "tiff") from None
+                raise TiffFault("imagecodecs is not installed", package="imagecodecs") from None
             raise

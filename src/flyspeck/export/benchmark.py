@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from flyspeck.data.bands import rule_of
 from flyspeck.data.enlarge import Enlarge
 from flyspeck.errors import UserError, nearest
 from flyspeck.evaluate import DetectionTable, evaluate
@@ -135,10 +136,10 @@ def _files(
     """The exported files, or why there are none."""
     say("exporting")
     try:
-        graph, by_factor = traced(detector)
+        graph, by_factor = traced(detector, bits=rule_of(description).bits)
     except UserError as error:
         return error.what
-    told = describe(detector, description)
+    told = describe(detector, description, bits=rule_of(description).bits)
     files = {"onnx": folder / "m.onnx", "openvino": folder / "m.xml"}
     for file in files.values():
         write_all(graph, by_factor, file, told)

@@ -20,7 +20,7 @@ def export(
     out: AnyPath,
     format: Literal["onnx", "openvino"] | None = None,
     int8: bool = False,
-    bits: Literal[8, 16] = 8,
+    bits: Literal[8, 16] | None = None,
     hard_nms: float | None = None,
     factor: float | None = None,
     check: AnyPath | None = None,
@@ -38,7 +38,7 @@ def export(
         out: The file to write, ending in `.onnx` or `.xml`; its folder must be there.
         format: `onnx` or `openvino`; None: by the ending of `out`.
         int8: Compute in integers, calibrated on tiles; what that loses by size is part of the result.
-        bits: Of a channel of an image: 8, or 16, which takes both.
+        bits: Of a band of an image: 8, or 16, which takes both; None: those of the training's images.
         hard_nms: IoU of plain suppression, in place of soft-NMS.
         factor: Of a detector with factors: this one alone; None: the choice of each image.
         check: Images or annotations to compare on; None: the run's validation set.

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from flyspeck.data.bands import KEY as KEY_OF_RULE
 from flyspeck.errors import UserError, missing_extra
 from flyspeck.export.factors import FactorGraph, PrefixGraph
 from flyspeck.export.graph import INPUT, OUTPUTS, DetectorGraph, smallest_side
@@ -23,7 +24,7 @@ from flyspeck.version import VERSION
 
 OPSET = 18
 PIXELS = {8: "uint8", 16: "float32"}
-_KEPT = ("reading", "training_size", "object_side_99", "enlarge", "protocol", "metrics", "epoch", "data", "plugins")
+_KEPT = (KEY_OF_RULE, "training_size", "object_side_99", "enlarge", "protocol", "metrics", "epoch", "data", "plugins")
 
 
 def trace(detector: Detector, *, bits: int = 8) -> Any:
@@ -120,6 +121,7 @@ def describe(detector: Detector, description: Mapping[str, Any], *, bits: int = 
         "precision": "fp32",
         **_factors(detector),
         **{key: description[key] for key in _KEPT if key in description},
+        **({KEY_OF_RULE: {**description[KEY_OF_RULE], "bits": 8}} if bits == 8 and KEY_OF_RULE in description else {}),
     }
 
 

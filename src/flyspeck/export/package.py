@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from flyspeck.data.bands import rule_of
 from flyspeck.errors import UserError
 from flyspeck.export.batches import BATCHES, compare_batches, windows_of
 from flyspeck.export.check_images import ImageSet, detect, named_set, run_sets, tiles_of
@@ -35,8 +36,8 @@ class ExportOptions:
 
     format: str = "onnx"
     int8: bool = False
-    bits: int = 8
-    """Of a channel of an image: 16 takes 8 too, as float32."""
+    bits: int | None = None
+    """Of a band of an image: 16 takes 8 too, as float32; None: those of the training's images."""
     hard_nms: float | None = None
     """IoU of the suppression in place of the trained one; a detector with soft-NMS needs it."""
     factor: float | None = None
@@ -69,9 +70,10 @@ def export_model(run: Path, out: Path, options: ExportOptions, *, say: Say = pri
     detector = _prepared(detector, options)
     checked, calibrated = _sets(run, options, detector.classes)
     rule = _rule(detector)
-    told = describe(detector, description, bits=options.bits)
+    bits = options.bits or rule_of(description).bits
+    told = describe(detector, description, bits=bits)
     say(f"tracing {told['model'] or 'the detector'}")
-    graph, by_factor = traced(detector, bits=options.bits)
+    graph, by_factor = traced(detector, bits=bits)
     temporary = out.with_name(f".{out.stem}.{os.getpid()}.part{out.suffix}")
     try:
         write_all(graph, by_factor, temporary, told)
@@ -147,7 +149,7 @@ def _check_options(out: Path, options: ExportOptions) -> None:
         raise UserError(
             f"'{out.name}' is no name for {options.format}", where="--out", fix=f"end it with {SUFFIX[options.format]}"
         )
-    if options.bits not in PIXELS:
+    if options.bits not in (None, *PIXELS):
         raise UserError(f"pixels of {options.bits} bits", where="--bits", fix="8 or 16")
     if options.check_limit < 1 or options.calibration_tiles < 1:
         raise UserError("no images to check or calibrate on", where="--limit", fix="give at least 1")

@@ -116,10 +116,8 @@ def _train(
         for table in (train_set, val_set)
     )
     rule = reading_rule(recipe.data, of_train, of_val, resumed=folder if resume else None)
-    statistics = pixel_statistics(train_set, rule=rule)
-    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"channels": statistics.channels})})
-    mean = statistics.mean
-    std = [max(deviation, 1e-3) for deviation in statistics.std]  # a channel that never varies must not divide by 0
+    mean, std = _norm(train_set, rule)
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"channels": len(mean)})})
     enlarge = enlargement(recipe.data)
     seen = enlarged_table(train_set, enlarge)  # the network's pixels: anchors and tiles are in them
     recipe = _resolved(recipe, seen)
@@ -129,7 +127,7 @@ def _train(
     description = {
         **describe_model(recipe.model, classes=train_set.classes, mean=mean, std=std, dynamic=recipe.dynamic),
         "recipe": _comparable(recipe),
-        KEY: replace(rule, channels=statistics.channels).to_dict(),
+        KEY: replace(rule, channels=len(mean)).to_dict(),
         "data": data_hash(train_set, val_set),
         "training_size": _training_size(recipe, seen),
         "object_side_99": _object_side(seen),
@@ -180,6 +178,12 @@ def _train(
             resume=resume,
         )
     return _finish(recipe, folder, measured, accelerator, progress)
+
+
+def _norm(train_set: Annotations, rule: PixelRule) -> tuple[list[float], list[float]]:
+    """Mean and deviation of each band."""
+    statistics = pixel_statistics(train_set, rule=rule)
+    return list(statistics.mean), [max(deviation, 1e-3) for deviation in statistics.std]  # never divide by 0
 
 
 def _finish(
