@@ -31,7 +31,7 @@ class Survey:
     def counted(self, key: Callable[[ImageHeader], object], word: str = "") -> str:
         """`30 of 3 bands (as a.png), 12 of 4 bands (as b.tif)`: the kinds by `key`, the most frequent first."""
         counts = Counter(key(header) for header in self.headers.values())
-        example = {key(header): path for path, header in reversed(self.headers.items())}
+        example = {key(header): path for path, header in reversed(list(self.headers.items()))}
         return ", ".join(
             f"{count} of {kind}{word if kind != 1 else word.removesuffix('s')} (as {example[kind]})"
             for kind, count in counts.most_common()

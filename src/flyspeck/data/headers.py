@@ -49,7 +49,7 @@ def read_header(path: Path | str) -> ImageHeader:
         bands = tags.samples - (tags.alpha is not None)
         return ImageHeader(size, bands, dtype, tags.alpha is not None, tags.coloured, tags.value_range)
     with images.opened(path) as image:
-        bands = 1 if image.mode in _GREY or _packing(image).startswith("LA") else 3
+        bands = 1 if image.mode in _GREY or images.packing(image).startswith("LA") else 3
         return ImageHeader(
             size,
             bands,
@@ -61,15 +61,9 @@ def read_header(path: Path | str) -> ImageHeader:
 
 
 def _dtype(image: Image.Image) -> str:
-    if image.mode.startswith("I") or ";16" in _packing(image):
+    if image.mode.startswith("I") or ";16" in images.packing(image):
         return "uint16"
     return "float32" if image.mode == "F" else "uint8"
-
-
-def _packing(image: Image.Image) -> str:
-    """How a PNG's values lie in the file, as `RGB;16B`: Pillow's mode does not tell 16 bits of colour from 8."""
-    args = image.tile[0].args if image.format == "PNG" and image.tile else ""
-    return args if isinstance(args, str) else ""
 
 
 def _significant(path: Path) -> tuple[float, float] | None:

@@ -29,7 +29,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -95,14 +95,14 @@ def _own(path: Path, channels: int | None, bands: Sequence[int] | None, max_pixe
         return _picked(np.array(open_array(path)), bands)
     header = tiff_header(path)
     if header is not None and not header.plain:
-        limited(header.size[::-1], path, max_pixels)
+        limited((header.size[1], header.size[0]), path, max_pixels)
         return upright(_picked(_tiff_bands(path, header, channels, bands), bands), header.orientation)
     with _opened(path, max_pixels) as image:
-        wide = image.tile[0].args if image.format == "PNG" and image.tile else None  # loading forgets it
+        wide = packing(image)  # loading forgets it
         image.load()
         orientation = exif_orientation(image)
         raw = bands is not None or (image.has_transparency_data and channels == _samples(image))
-        if isinstance(wide, str) and wide in _WIDE_PNG:
+        if wide in _WIDE_PNG:
             samples = len(wide.split(";")[0])
             pixels = _wide_colours(path, wide, bands is not None or channels == samples, max_pixels)
         elif raw:
@@ -358,12 +358,19 @@ def _wide_grey(image: Image.Image, channels: int | None) -> np.ndarray:
     return np.repeat(pixels, 3, axis=2) if channels == 3 else pixels
 
 
+def packing(image: Image.Image) -> str:
+    """How a PNG's values lie in the file, as `RGB;16B`: Pillow's mode does not tell 16 bits of colour from 8. Else empty."""
+    tiles = getattr(image, "tile", None)
+    return tiles[0].args if image.format == "PNG" and tiles and isinstance(tiles[0].args, str) else ""
+
+
 def _wide_colours(path: Path, unpacked: str, raw: bool, max_pixels: int | None) -> np.ndarray:
     """A 16-bit PNG of colours, or with alpha, as uint16: Pillow unpacks one byte of each value, so it is asked twice."""
     passes = []
     for mode in _WIDE_PNG[unpacked]:
         with _opened(path, max_pixels) as image:
-            image.tile = [tile._replace(args=mode) for tile in image.tile]
+            tiled: Any = image
+            tiled.tile = [tile._replace(args=mode) for tile in tiled.tile]
             passes.append(np.array(image).astype(np.uint16))
     # Grey and alpha come as four bytes of a pixel: the high and the low one of each.
     high, low = passes if len(passes) == 2 else (passes[0][:, :, ::2], passes[0][:, :, 1::2])

@@ -12,7 +12,7 @@ import numpy as np
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.band_choice import Survey, choose_rule
-from flyspeck.data.bands import KEY, PixelRule, rule_of
+from flyspeck.data.bands import KEY, PixelRule, Ranges, rule_of
 from flyspeck.data.copy_paste import CopyPaste, paste_sources
 from flyspeck.data.enlarge import Enlarge, enlarged_table
 from flyspeck.data.loading import DetectionDataset, Loader, default_workers, make_loader
@@ -22,7 +22,7 @@ from flyspeck.data.square_crop import RandomSquareCrop
 from flyspeck.data.transforms import Compose, Photometric, RandomFlip, RandomScaleCrop, RandomTurn, Transform
 from flyspeck.errors import UserError, nearest
 from flyspeck.train.checkpoint import load_weights
-from flyspeck.train.sections import AugmentConfig, DataConfig, TrainConfig
+from flyspeck.train.sections import AugmentConfig, DataConfig, Pair, TrainConfig
 
 
 class LoadedSections(Protocol):
@@ -98,16 +98,22 @@ def reading_rule(data: DataConfig, train: Survey, val: Survey, *, resumed: Path 
         _, description = load_weights(resumed / "last.safetensors")
         if KEY not in description:
             return rule_of(description)
-    ranges = data.value_range
-    pairs = None if ranges is None else (ranges,) if isinstance(ranges[0], int | float) else tuple(ranges)
     return choose_rule(
-        train,
-        val,
-        channels=data.channels,
-        bands=data.bands,
-        value_range=pairs,
-        say=log.warning,  # type: ignore[arg-type]
+        train, val, channels=data.channels, bands=data.bands, value_range=_pairs(data.value_range), say=log.warning
     )
+
+
+def _pairs(given: Pair | list[Pair] | None) -> Ranges | None:
+    """One pair, or one a band, as the recipe says it."""
+    if given is None:
+        return None
+    found: list[Pair] = [given] if isinstance(given, tuple) else given
+    for low, high in found:
+        if not low < high:
+            raise UserError(
+                f"a range from {low:g} to {high:g}", where="data.value_range", fix="give the lower value first"
+            )
+    return tuple(found)
 
 
 def enlargement(data: DataConfig) -> Enlarge:
