@@ -20,7 +20,7 @@ README = Path(__file__).parents[1] / "README.md"
 DOOR = ("inspect", "train", "evaluate", "build", "load_predictor", "predict", "export", "report")
 
 
-@pytest.mark.parametrize("name", DOOR)
+@pytest.mark.parametrize("name", [*DOOR, "split"])
 def test_a_function_at_the_door_is_typed_keyword_only_and_documented(name: str) -> None:
     opened = getattr(flyspeck, name)
     function = opened.function if isinstance(opened, CallablePackage) else opened

@@ -16,6 +16,8 @@ __version__ = VERSION
 
 if TYPE_CHECKING:
     from flyspeck.data.annotations import Annotations as Annotations
+    from flyspeck.data.checks.split import Split as Split
+    from flyspeck.data.checks.split import split as split
     from flyspeck.data.images import read_image as read_image
     from flyspeck.data.inspection import Inspection as Inspection
     from flyspeck.data.inspection import inspect as inspect
@@ -80,6 +82,7 @@ _HOMES = {
     "Predictor": "flyspeck.infer.predictor",
     "Recipe": "flyspeck.train.config",
     "Sample": "flyspeck.types",
+    "Split": "flyspeck.data.checks.split",
     "Targets": "flyspeck.types",
     "TrainedRun": "flyspeck.train.trained",
     "UserError": "flyspeck.errors",
@@ -100,6 +103,7 @@ _HOMES = {
     "register_reader": "flyspeck.register",
     "register_transform": "flyspeck.register",
     "register_writer": "flyspeck.register",
+    "split": "flyspeck.data.checks.split",
     "write_coco": "flyspeck.data.writers",
     "write_scenes": "flyspeck.data.scenes.dataset",
 }

@@ -10,6 +10,7 @@ import typer
 
 from flyspeck.cli.choices import check_choice, tile_rules, written_annotations
 from flyspeck.cli.data_inspect import inspect
+from flyspeck.cli.data_split import split as split_set
 from flyspeck.cli.layout import PlainApp
 from flyspeck.cli.moved import keep_moved
 from flyspeck.cli.shared_options import (
@@ -18,6 +19,7 @@ from flyspeck.cli.shared_options import (
     FORMAT,
     IMAGES,
     JSON,
+    LINK,
     PIXELS,
     SOURCE,
     WORKERS,
@@ -43,6 +45,7 @@ def data() -> None:
 
 
 app.command("inspect")(inspect)
+app.command("split")(split_set)
 
 
 @app.command("convert")
@@ -53,7 +56,7 @@ def convert(
         ..., "--out", metavar="PATH", help="Where to write: the file; of yolo, voc and labelme the folder."
     ),
     split: str = typer.Option("train", "--split", metavar="NAME", help="YOLO: the split to write."),
-    link: bool = typer.Option(False, "--link", help="YOLO: link the images instead of copying them."),
+    link: bool = LINK,
     format: str | None = FORMAT,
     images: Path | None = IMAGES,
     classes: str | None = CLASSES,

@@ -9,7 +9,9 @@ import typer
 
 from flyspeck.cli.shared_options import (
     ALIKE,
+    ALSO,
     CLASSES,
+    COMPARE_IMAGES,
     ENCODING,
     FORMAT,
     FRAME_GAP,
@@ -24,6 +26,7 @@ from flyspeck.cli.shared_options import (
 )
 from flyspeck.cli.terminal import ProgressBar, list_problems
 from flyspeck.cli.values import parse_names
+from flyspeck.errors import UserError
 from flyspeck.files import write_text
 
 
@@ -39,18 +42,18 @@ def inspect(
     check_files: bool = typer.Option(
         True, "--check-files/--no-check-files", help="Look for each image and read its header."
     ),
-    also: list[Path] = typer.Option(
-        [], "--also", metavar="PATH", help="Another part of the same set, such as the test split; may be repeated."
-    ),
-    compare_images: bool = typer.Option(
-        True,
-        "--compare-images/--no-compare-images",
-        help="Decode every image and find those that are the same, or nearly.",
-    ),
+    also: list[Path] = ALSO,
+    compare_images: bool = COMPARE_IMAGES,
     alike: float = ALIKE,
     frames: Frames = FRAMES,
     frame_gap: int = FRAME_GAP,
     workers: int = WORKERS,
+    fix: Path | None = typer.Option(
+        None,
+        "--fix",
+        metavar="FOLDER",
+        help="Write the set, repaired by rule, into this new folder, with a list of changes.",
+    ),
     positives: bool = typer.Option(
         False, "--positives", help="Count the positives each label assigner gives to each size."
     ),
@@ -73,6 +76,8 @@ def inspect(
 
     packed = sorted(source.glob("*.npz")) if source.is_dir() else [source] if source.suffix == ".npz" else []
     if packed:
+        if fix is not None:
+            raise UserError("a classification set is not repaired", where="--fix", fix="leave it out")
         facts = _classification(packed)
     else:
         from flyspeck.data.inspection import inspect as inspect_set
@@ -95,6 +100,8 @@ def inspect(
                 encoding=encoding,
             )
         facts = found.facts
+        if fix is not None:
+            facts["repair"] = found.fix(fix).text().splitlines()
         if positives:
             from flyspeck.train.positives import positives_by_size
 

@@ -11,6 +11,7 @@ EXAMPLES = {
     "flyspeck data scale-match": "flyspeck data scale-match coco.json --target train.json --match msm --out matched",
     "flyspeck data scenes": "flyspeck data scenes --out scenes --num-images 24 --size 256x320",
     "flyspeck data shrink": "flyspeck data shrink train.json --by 2 --out half",
+    "flyspeck data split": "flyspeck data split train.json --also val.json --shares train=0.8,val=0.2 --out split",
     "flyspeck data tile": "flyspeck data tile train.json --tile 512x640 --overlap 50 --out tiles",
     "flyspeck demo": "flyspeck demo --out flyspeck-demo",
     "flyspeck distill": "flyspeck distill student.yaml --teacher runs/teacher --out runs/student",

@@ -23,7 +23,15 @@ ALIKE = typer.Option(
     metavar="R",
     help="Least correlation of two images at 32x32 that are called nearly the same.",
 )
+ALSO = typer.Option(
+    [], "--also", metavar="PATH", help="Another part of the same set, such as the test split; may be repeated."
+)
 CLASSES = typer.Option(None, "--classes", metavar="A,B,...", help="Names of the classes to read, with commas between.")
+COMPARE_IMAGES = typer.Option(
+    True,
+    "--compare-images/--no-compare-images",
+    help="Decode every image and find those that are the same, or nearly.",
+)
 DEVICE = typer.Option(
     "auto",
     "--device",
@@ -48,6 +56,7 @@ FRAME_GAP = typer.Option(
 )
 IMAGES = typer.Option(None, "--images", metavar="FOLDER", help="Folder of the images, where it is not the usual one.")
 JSON = typer.Option(False, "--json", help="Print JSON in place of text.")
+LINK = typer.Option(False, "--link", help="YOLO: link the images instead of copying them.")
 PIXELS = typer.Option(None, "--pixels", help="What whole corners of VOC's boxes mean.")
 PRECISION = typer.Option("fp32", "--precision", help="Numbers that the model computes in.")
 PRINT_CONFIG = typer.Option(False, "--print-config", help="Print the complete recipe, every field explained, and stop.")

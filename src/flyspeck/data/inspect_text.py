@@ -36,6 +36,7 @@ def lines(facts: dict[str, Any]) -> list[str]:
         + _fusion(facts["fusion"])
         + [f"look at: {warning}" for warning in facts["warnings"]]
         + _assigned(facts.get("assign"))
+        + (["", *facts["repair"]] if "repair" in facts else [])
     )
 
 

@@ -15,10 +15,12 @@ from flyspeck.data.checks.leaks import Duplicates, Links, find_duplicates, find_
 from flyspeck.data.checks.names import FRAME_GAP, Frames
 from flyspeck.data.checks.near import ALIKE
 from flyspeck.data.checks.parts import Part, read_parts, whole_of
+from flyspeck.data.checks.repair import Repair, repair
 from flyspeck.data.checks.shifts import Shift, find_shifts
-from flyspeck.data.checks.text import check_warnings
+from flyspeck.data.checks.text import check_warnings, left_lines
 from flyspeck.data.inspect import summarize
 from flyspeck.data.inspect_text import lines
+from flyspeck.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,29 @@ class Inspection:
     """The splits or annotation files that were read."""
     links: Links
     """What ties the images to each other, as arrays."""
+    chosen_classes: bool = False
+    """Whether `classes` chose some."""
+    encoding: str | None = None
+    """As it was given."""
+
+    def fix(self, out: str | os.PathLike[str]) -> Repair:
+        """Write the set without what can be mended by rule into the new folder `out`, with a list of every change.
+
+        Args:
+            out: New folder: each part in its own format where that is written, else as COCO, `changes.csv` and `summary.txt`.
+
+        Returns:
+            Every change, what was found and left, and what was written.
+
+        Raises:
+            UserError: Where `out` holds something, some classes only were read, or no image would be left.
+        """
+        if self.chosen_classes:
+            raise UserError(
+                "some classes only were read", where="--fix", fix="leave out --classes: a set is repaired whole"
+            )
+        left = left_lines(self.facts, [shift.text() for shift in self.shifts])
+        return repair(self.parts, self.links, Path(out), left=left, encoding=self.encoding)
 
     def text(self) -> str:
         """The facts for people: sizes first, then classes, files, what follows from them and what to look at."""
@@ -120,7 +145,9 @@ def inspect(
     facts["duplicates"] = found.facts()
     facts["shifts"] = [asdict(shift) for shift in shifts]
     facts["warnings"] += check_warnings(facts, [shift.text() for shift in shifts])
-    return Inspection(table, facts, find_box_faults(table), found, shifts, tuple(parts), links)
+    return Inspection(
+        table, facts, find_box_faults(table), found, shifts, tuple(parts), links, classes is not None, encoding
+    )
 
 
 def _overlaps(parts: Sequence[Part], links: Links) -> list[dict[str, Any]]:

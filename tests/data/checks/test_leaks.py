@@ -157,6 +157,40 @@ def test_an_image_is_not_its_own_partner(leaking: Path) -> None:
     assert (leak.same_file, leak.same_content, leak.near, leak.leaking) == (10, 0, 0, 10)
 
 
+def test_two_files_of_the_same_images_are_no_split(leaking: Path) -> None:
+    content = json.loads((leaking / "val.json").read_text())
+    for entry in content["annotations"]:
+        entry["bbox"][0] += 1
+        entry["bbox"][1] += 1
+    (leaking / "again.json").write_text(json.dumps(content))
+    found = inspect(leaking / "val.json", also=[leaking / "again.json"], compare_images=False)
+    assert found.shifts[0].step == (1, 1, 1, 1)
+    said = "\n".join(found.facts["warnings"])
+    assert "every image of val.json is listed in again.json too" in said
+    assert "100% of 13 boxes of the same images differ by +1, +1, +1, +1 px" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--alike", "2"], "--alike"),
+        (["--frames", "maybe"], "auto"),
+        (["--frame-gap", "-1"], "--frame-gap"),
+        (["--also", "gone.json"], "no such file"),
+        (["--fix", "images"], "is there already"),
+        (["--fix", "val.json/in/a/file"], "cannot be made"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    leaking: Path, words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(leaking)
+    assert main(["data", "inspect", "val.json", "--no-compare-images", *words]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1), err
+    assert said in err
+
+
 @pytest.mark.slow
 def test_published_and_blocked_split_of_hituav(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """573 of 579 test images have a training frame of their flight within 20 frames, as the set's description says."""

@@ -191,7 +191,7 @@ def _leaks(names: Sequence[str], links: Links, frame_gap: int) -> list[Leak]:
     partners = partners_by_kind(links, frame_gap)
     found = []
     for a, b in combinations(range(len(names)), 2):
-        tested, trained = (a, b) if _rank(names[a]) > _rank(names[b]) else (b, a)
+        tested, trained = (a, b) if part_rank(names[a]) > part_rank(names[b]) else (b, a)
         own = np.flatnonzero(links.files.member[:, tested])
         counts = {kind: int((partners[kind][own, trained] >= 0).sum()) for kind in _KINDS}
         hit = np.stack([partners[kind][own, trained] >= 0 for kind in _KINDS], 1)
@@ -237,7 +237,7 @@ def _twins(key: np.ndarray, member: np.ndarray) -> np.ndarray:
     return partner
 
 
-def _rank(name: str) -> int:
+def part_rank(name: str) -> int:
     """Where a part stands by its name: what is trained on first, what is tested last."""
     plain = name.lower()
     return next((rank for rank, word in ((3, "test"), (2, "val"), (0, "train")) if word in plain), 1)

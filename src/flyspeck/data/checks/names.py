@@ -29,7 +29,7 @@ _NUMBER = re.compile(r"(\d{1,18})(?!.*\d)", re.DOTALL)
 _ROBOFLOW = re.compile(r"\.rf\.[0-9A-Za-z]{16,}$")
 _DOTA_TILE = re.compile(r"^(.+?)__(?:\d+(?:\.\d+)?__)?\d+___\d+$")
 _SAHI_TILE = re.compile(r"^(.+)_(\d+)_(\d+)_(\d+)_(\d+)$")
-_SAMPLE = 2000
+_SAMPLE = 1000
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class FrameEvidence:
 def evidence(
     found: Origins, prints: Fingerprints | None, *, frames: Frames = "auto", gap: int = FRAME_GAP
 ) -> FrameEvidence:
-    """Whether neighbours by number are more alike than files taken by chance (up to 2000 pairs of each, seeded).
+    """Whether neighbours by number are more alike than files taken by chance: up to 1000 pairs, and 2000 by chance, seeded.
 
     `prints` None: nothing was looked at, so the names alone count. `frames` yes or no settles it beforehand.
     """

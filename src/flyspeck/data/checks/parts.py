@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ class ImageFiles:
         """The path from the folder that all files have in common on."""
         return self.paths[row].relative_to(self.base).as_posix()
 
-    @property
+    @cached_property
     def base(self) -> Path:
         """The deepest folder that holds all files."""
         return common_folder(self.paths)

@@ -81,6 +81,10 @@ def check_warnings(facts: dict[str, Any], shifts: Sequence[str]) -> list[str]:
     found: dict[str, Any] | None = facts.get("duplicates")
     if found is not None:
         for leak in found["leaks"]:
+            if leak["same_file"] == leak["images"]:
+                what = "no split of its own, or the same images annotated anew?"
+                lines.append(f"every image of {leak['tested']} is listed in {leak['trained']} too: {what}")
+                continue
             share = leak["leaking"] / max(1, leak["images"])
             lines.append(
                 f"{leak['leaking']} of {leak['images']} images of {leak['tested']} ({share:.0%}) leak from {leak['trained']}"
@@ -110,6 +114,26 @@ def check_warnings(facts: dict[str, Any], shifts: Sequence[str]) -> list[str]:
             f"{many} classes are declared and never used: {_quoted(boxes['empty_classes'][:8])}{', …' if many > 8 else ''}"
         )
     return lines + list(shifts)
+
+
+def left_lines(facts: dict[str, Any], shifts: Sequence[str]) -> list[str]:
+    """What `--fix` leaves, for it needs a judgement."""
+    lines: list[str] = []
+    for leak in facts["duplicates"]["leaks"]:
+        counts = [f"{leak[kind]} {WORDS[kind]}" for kind in ("near", "same_source", "neighbours") if leak[kind]]
+        if counts:
+            lines.append(
+                f"of {leak['images']} images of {leak['tested']}, with partners in {leak['trained']}: {', '.join(counts)};"
+                " `flyspeck data split` makes a split that does not leak"
+            )
+    boxes, wrong = facts["box_faults"], facts.get("wrong_sizes", {"count": 0})
+    if boxes["two_classes"]:
+        first = boxes["first"]["two_classes"][0]
+        lines.append(f"{boxes['two_classes']} pairs of boxes of different classes are at one place; the first: {first}")
+    if wrong["count"]:
+        what = f"{wrong['count']} images are not of the size that the annotations state"
+        lines.append(f"{what}; the first: {wrong['first'][0]}")
+    return lines + _border(facts) + list(shifts)
 
 
 def _border(facts: dict[str, Any]) -> list[str]:

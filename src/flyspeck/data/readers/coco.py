@@ -177,7 +177,7 @@ def _read_boxes(
     boxes[:, 2:] += boxes[:, :2]
     draft.boxes = boxes
     if any("id" in entry for entry in usable):
-        draft.box_ids = _box_ids([entry.get("id") for entry in usable])
+        draft.box_ids = entry_ids([entry.get("id") for entry in usable])
     if any("area" in entry for entry in usable):
         draft.area = _float_column([entry.get("area") for entry in usable])
     for name in FLAGS:
@@ -220,7 +220,7 @@ def _flags(draft: Draft, name: str, entries: list[dict[str, Any]]) -> list[bool]
     return [bool(flag) for flag in found]
 
 
-def _box_ids(ids: list[Any]) -> list[Any]:
+def entry_ids(ids: list[Any]) -> list[Any]:
     """The ids; an entry without a number or text gets a number above all others."""
     known = [key if type(key) is int else as_id(key) for key in ids]
     unused = itertools.count(1 + max((key for key in known if isinstance(key, int)), default=0))
