@@ -115,6 +115,33 @@ def test_a_broken_run_goes_on_and_a_changed_row_begins_anew(place: Path, base: d
     assert next(s.status for s in states(table, "cpu", place / "results", place / "runs", seeds=1)) == "changed"
 
 
+def test_withdrawn_rows_are_run_again_into_new_folders(place: Path) -> None:
+    def statuses() -> list[str]:
+        found = states(table, "cpu", place / "results", place / "runs", rows=["plain", "strict"], seeds=1)
+        return [state.status for state in found]
+
+    table, where = load(place)
+    assert run_tables([table], "cpu", rows=["plain", "strict"], seeds=1, **where) == (2, 0)
+    old = states(table, "cpu", place / "results", place / "runs")[0].job.folder(place / "runs")
+    assert statuses() == ["done", "done"]
+    (place / "small.yaml").write_text(yaml.safe_dump({**TABLE, "revision": 2, "withdrawn": "the code was wrong"}))
+    table, _ = load(place)
+    rejudge(table, place / "results")
+    assert statuses() == ["withdrawn", "withdrawn"]
+    assert {verdict.verdict for verdict in read_results(place / "results", "small").verdicts} == {"not run"}
+    assert "| small | cpu | 0 of 5 | all | - | - |" in overview([table], place / "results")
+    page = markdown(table, place / "results")
+    assert "Withdrawn: the code was wrong" in page
+    assert page.count("| plain |") == 1
+    assert run_tables([table], "cpu", rows=["plain"], seeds=1, **where) == (1, 0)
+    assert statuses() == ["done", "withdrawn"]
+    assert len(list(old.parent.iterdir())) == 2
+    assert markdown(table, place / "results").count("to be run again") == 1
+    assert run_tables([table], "cpu", rows=["strict"], seeds=1, **where) == (1, 0)
+    assert statuses() == ["done", "done"]
+    assert "ithdrawn" not in markdown(table, place / "results")
+
+
 def test_an_extra_row_without_its_data_is_passed_over(place: Path) -> None:
     nowhere = {"train": "nowhere/train.json", "val": "nowhere/val.json", "make": "the test"}
     content = TABLE | {

@@ -111,6 +111,7 @@ def test_recipes_get_the_paths_of_this_machine(tmp_path: Path) -> None:
         ({"claims": [{"text": "x", "row": "a", "than": "c"}]}, "row in a claim called 'c'"),
         ({"claims": [{"text": "x", "row": "a"}]}, "either row and than"),
         ({"metric": ["ap50_tiny"]}, "metric"),
+        ({"withdrawn": "a fault"}, "set revision to 2"),
     ],
 )
 def test_mistakes_in_a_table_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

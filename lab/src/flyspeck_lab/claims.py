@@ -23,6 +23,17 @@ def current(table: Table, results: Results, grade: str) -> list[Entry]:
     return [e for job in jobs(table, grade) for e in results.finished(grade, job.row.name, job.seed, job.definition)]
 
 
+def withdrawn(table: Table, results: Results, grade: str) -> list[Entry]:
+    """The entries of an earlier revision whose jobs have not been run again, the latest of each job."""
+    found = []
+    for job in jobs(table, grade):
+        earlier = (job.definition_at(revision) for revision in range(table.revision, 0, -1))
+        entries = (results.finished(grade, job.row.name, job.seed, definition) for definition in earlier)
+        if not next(entries):
+            found += next((old for old in entries if old), [])
+    return found
+
+
 def judge(table: Table, results: Results) -> list[Verdict]:
     """A verdict for every claim and grade."""
     verdicts = []

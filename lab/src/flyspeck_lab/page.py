@@ -11,7 +11,7 @@ import numpy as np
 from flyspeck.errors import UserError
 from flyspeck.files import write_text
 from flyspeck.publish.score import interval
-from flyspeck_lab.claims import current, seed_means
+from flyspeck_lab.claims import current, seed_means, withdrawn
 from flyspeck_lab.results import Entry, Results, read_results
 from flyspeck_lab.table import Job, Table, jobs
 
@@ -70,16 +70,21 @@ def _names(left: Sequence[Job], every: Sequence[Job]) -> str:
 def markdown(table: Table, results_folder: Path) -> str:
     """A section of the page, or "" for a table without results."""
     results = read_results(results_folder, table.name)
-    sections = []
+    sections, gone = [], False
     for grade in table.grades:
-        entries = current(table, results, grade)
+        entries, old = current(table, results, grade), withdrawn(table, results, grade)
+        gone |= bool(old)
         if entries:
             sections.append(_grade(table, grade, entries, results))
+        if old:
+            sections.append(
+                f"{_conditions(grade, old)} Withdrawn, and to be run again:\n\n" + "\n".join(_rows(table, old, results))
+            )
     if not sections:
         return ""
     about = f"{table.about.strip()}\n\n" if table.about.strip() else ""
-    withdrawn = f"Withdrawn: {table.withdrawn.strip()}\n\n" if table.withdrawn.strip() else ""
-    return f"### {table.title}\n\n{withdrawn}Source: {table.source}. {about}" + "\n".join(sections)
+    why = f"Withdrawn: {table.withdrawn.strip()}\n\n" if gone and table.withdrawn.strip() else ""
+    return f"### {table.title}\n\n{why}Source: {table.source}. {about}" + "\n".join(sections)
 
 
 def summary(table: Table, grade: str, results_folder: Path) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flyspeck.errors import UserError
-from flyspeck_lab.claims import judge
+from flyspeck_lab.claims import judge, withdrawn
 from flyspeck_lab.kinds import Places, rescore, run
 from flyspeck_lab.results import read_results, write_results
 from flyspeck_lab.table import Job, Table, jobs
@@ -23,13 +23,14 @@ class State:
 
     job: Job
     status: str
-    """`done`, `begun`, `changed` (a result of another definition is there) or `left`."""
+    """`done`, `begun`, `withdrawn` (a result of an earlier revision is there), `changed` (one of another definition) or `left`."""
     seconds: float = 0.0
 
 
 def states(table: Table, grade: str, results_folder: Path, runs: Path, **choice: object) -> list[State]:
     """Every job of a grade and where it stands; `choice` is that of `jobs`."""
     results = read_results(results_folder, table.name)
+    old = {(entry.row, entry.seed) for entry in withdrawn(table, results, grade)}
     found = []
     for job in jobs(table, grade, **choice):  # type: ignore[arg-type]
         entries = results.finished(grade, job.row.name, job.seed, job.definition)
@@ -37,6 +38,8 @@ def states(table: Table, grade: str, results_folder: Path, runs: Path, **choice:
             found.append(State(job, "done", float(entries[0].facts.get("seconds", 0.0))))
         elif (job.folder(runs) / "state.pt").is_file():
             found.append(State(job, "begun"))
+        elif (job.row.name, job.seed) in old:
+            found.append(State(job, "withdrawn"))
         elif any((e.grade, e.row, e.seed) == (grade, job.row.name, job.seed) for e in results.entries):
             found.append(State(job, "changed"))
         else:

@@ -152,8 +152,11 @@ class Table(_Strict):
     """The paper and its tables."""
     about: str = ""
     """A paragraph for the page: what is compared, and how it differs from the paper."""
+    revision: int = Field(default=1, ge=1)
+    """Counted up when rows mean something else though no word of theirs has changed, as after a fault in the code: rows of
+    an earlier revision are withdrawn, and run again into new folders."""
     withdrawn: str = ""
-    """Why its rows and verdicts stand no longer, until they are run again; the page says it first."""
+    """Why the rows of the revision before stand no longer; the page says it first, until all of them are run again."""
     sets: dict[str, DataSet]
     grades: dict[str, Grade]
     rows: list[Row]
@@ -169,6 +172,8 @@ class Table(_Strict):
 
     @model_validator(mode="after")
     def _names(self) -> Table:
+        if self.withdrawn.strip() and self.revision == 1:
+            raise ValueError("withdrawn rows belong to an earlier revision: set revision to 2 or more")
         names = [row.name for row in self.rows]
         for name in names:
             if names.count(name) > 1:
@@ -262,10 +267,15 @@ class Job:
     @cached_property
     def definition(self) -> str:
         """Eight hex digits of all that decides its result, those of the rows it needs included."""
+        return self.definition_at(self.table.revision)
+
+    def definition_at(self, revision: int) -> str:
+        """`definition` as it was in an earlier revision of the table."""
         grade = self.table.grades[self.grade]
         parts = [self.row.kind, self.content, self.seed, self.row.data or grade.data, self.table.bins]
         parts += [self.row.bin_scale] if self.row.bin_scale != 1 else []
-        parts += [job.definition for job in self.needs()]
+        parts += [f"revision {revision}"] if revision != 1 else []
+        parts += [job.definition_at(revision) for job in self.needs()]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
 
     def folder(self, runs: Path) -> Path:

@@ -58,7 +58,7 @@ def run(
             for state in states(table, grade, results, runs, rows=chosen, seeds=seeds):
                 spent = f"  {state.seconds:.0f} s" if state.seconds else ""
                 extra = "  extra" if state.job.row.extra else ""
-                typer.echo(f"  {state.status:<8} {state.job.row.name:<28} seed {state.job.seed}{spent}{extra}")
+                typer.echo(f"  {state.status:<9} {state.job.row.name:<28} seed {state.job.seed}{spent}{extra}")
         return
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("flyspeck").setLevel(logging.INFO)
