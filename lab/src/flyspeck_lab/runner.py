@@ -23,7 +23,7 @@ class State:
 
     job: Job
     status: str
-    """`done`, `begun`, `withdrawn` (a result of an earlier revision is there), `changed` (one of another definition) or `left`."""
+    """`done`, `begun`, `withdrawn` (a result of an earlier revision is there), `changed` (of another definition), `left`."""
     seconds: float = 0.0
 
 
