@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from flyspeck.errors import UserError
 from flyspeck.models.depthwise import use_quick_depthwise
+from flyspeck.models.narrow_pointwise import use_sound_pointwise
 from flyspeck.types import FeatureSpec
 
 
@@ -63,6 +64,7 @@ class StagedBackbone(nn.Module):
         self.branches = {name: tuple(maps) for name, maps in (branches or {}).items()}
         self.outputs = tuple(outputs)
         use_quick_depthwise(self)
+        use_sound_pointwise(self)
         known = {**self.specs, **self.branches}
         unknown = [name for name in self.outputs if name not in known]
         if unknown:
