@@ -1,9 +1,16 @@
 from __future__ import annotations
 
+import functools
+from pathlib import Path
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from flyspeck.export.parity import Rule, ap_table, compare
+from flyspeck.errors import UserError
+from flyspeck.export.package import _require_parity
+from flyspeck.export.parity import Rule, _partners, ap_table, compare
 from flyspeck.types import Detections
 
 RULE = Rule(score=0.05, iou=0.5, max_detections=100)
@@ -34,6 +41,61 @@ def test_what_differs_is_found_from_either_side(boxes: list, scores: list, label
     one, other = found(BOXES, [0.9, 0.8, 0.7]), found(boxes, scores, labels)
     assert not compare(one, other, RULE).same
     assert not compare(other, one, RULE).same
+
+
+def test_partners_are_one_to_one() -> None:
+    """Two boxes of one side may not share a partner, and one that could take either leaves the other its only one."""
+    one = found([[10, 10, 14, 14], [10.4, 10, 14.4, 14]], [0.9, 0.9])
+    alone = compare(one, found([[10, 10, 14, 14]], [0.9]), RULE)
+    assert alone.ties + alone.unmatched == 1
+    # 10.4 is nearest to both; the first box reaches no other.
+    other = found([[10.4, 10, 14.4, 14], [10.8, 10, 14.8, 14]], [0.9, 0.9])
+    for pair in ((one, other), (other, one)):
+        difference = compare(*pair, RULE)
+        assert (difference.same, difference.ties, difference.unmatched) == (True, 0, 0)
+        assert difference.box_px == pytest.approx(0.4, abs=1e-5)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 9), st.integers(0, 9))
+@settings(deadline=None, max_examples=100)
+def test_the_matching_is_the_largest(seed: int, rows: int, columns: int) -> None:
+    """Against every assignment, tried one by one."""
+    rng = np.random.default_rng(seed)
+    px, apart = rng.choice([0.1, 0.3, 0.7, np.inf], (rows, columns)), rng.choice([0, 5e-4, 2e-3], (rows, columns))
+    mine, theirs = _partners(px, apart)
+    assert len(set(mine.tolist())) == len(set(theirs.tolist())) == len(mine) == len(theirs)
+    assert (px[mine, theirs] <= 0.5).all()
+    assert (apart[mine, theirs] <= 1e-3).all()
+    near = (px <= 0.5) & (apart <= 1e-3)
+
+    @functools.cache
+    def largest(row: int, used: int) -> int:
+        if row == rows:
+            return 0
+        free = [c for c in range(columns) if near[row, c] and not used >> c & 1]
+        return max([largest(row + 1, used), *(1 + largest(row + 1, used | 1 << c) for c in free)])
+
+    assert len(mine) == largest(0, 0)
+
+
+def test_scores_that_order_nothing_are_undecided_and_no_failure() -> None:
+    """Of a detector that has barely learnt, a last digit picks the boxes: neither equal nor a fault of the export."""
+    places = [[x, y, x + 4, y + 4] for x in range(0, 60, 6) for y in range(0, 60, 6)]
+    scores = [0.0601 + 1e-5 * i for i in range(100)]
+    one, other = found(places[:60], scores[:60]), found(places[40:], scores[40:])
+    difference = compare(one, other, Rule(score=0.01, iou=0.5, max_detections=100))
+    assert (difference.same, difference.undecided) == (False, True)
+    sure = compare(found(places[:60], np.linspace(0.1, 0.9, 60).tolist()), found([], []), RULE)
+    assert (sure.same, sure.undecided) == (False, False)
+    missing = compare(found(BOXES, [0.9, 0.5, 0.3]), found(BOXES[:2], [0.9, 0.5]), RULE)
+    assert (missing.same, missing.undecided) == (False, False)
+    assert not compare(one, one, RULE).undecided
+    with pytest.raises(UserError, match="so alike that rounding decides") as caught:
+        _require_parity(difference, compare(one, one, RULE), {}, Path("a.onnx"))
+    assert "train it further" in caught.value.fix
+    with pytest.raises(UserError, match="boxes differ beyond the limits") as caught:
+        _require_parity(missing, missing, {}, Path("a.onnx"))
+    assert "report this model" in caught.value.fix
 
 
 def test_largest_differences_are_told() -> None:

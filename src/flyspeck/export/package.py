@@ -206,6 +206,13 @@ def _require_parity(
         )
     faults = []
     limits = f"{BOX_PX} px, {SCORE:g} in score, ties in {TIE_SHARE:.1%} of the boxes"
+    if difference.undecided or (difference.same and batches.undecided):
+        told = difference if difference.undecided else batches
+        raise UserError(
+            f"not exported: the detector's scores are so alike that rounding decides which boxes it gives ({told.text})",
+            where=out,
+            fix="train it further: what it gives can be compared once its scores differ",
+        )
     if not difference.same:
         faults.append(f"boxes differ beyond the limits ({limits}): {difference.text}")
     elif not batches.same:

@@ -22,6 +22,8 @@ from flyspeck.types import Detections
 BOX_PX = 0.5
 SCORE = 1e-3
 AP = 1e-3
+ALIKE = 10 * SCORE
+"""Scores of a window within this are those of a detector that has learnt next to nothing: they order no boxes."""
 IOU = 1e-3
 """How near the suppression's threshold an overlap is undecided."""
 TIE_SHARE = 2e-3
@@ -51,11 +53,18 @@ class Difference:
     ties: int
     unmatched: int
     """Boxes of either side without a partner within the limits, ties left out."""
+    span: float = 0.0
+    """How far apart the scores of a window are that holds boxes without a partner, ties among them; the widest of these."""
 
     @property
     def same(self) -> bool:
         """Whether the boxes count as equal."""
         return self.unmatched == 0 and self.ties <= max(1, TIE_SHARE * self.boxes)
+
+    @property
+    def undecided(self) -> bool:
+        """Whether scores are so alike that a last digit decides which boxes are there: neither equal nor at fault."""
+        return not self.same and (self.unmatched == 0 or self.span <= ALIKE)
 
     @property
     def text(self) -> str:
@@ -81,33 +90,58 @@ class Difference:
 
 def compare(reference: Sequence[Detections], exported: Sequence[Detections], rule: Rule) -> Difference:
     """Detections of the same windows by both models."""
-    total, ties, unmatched, box_px, score = 0, 0, 0, 0.0, 0.0
+    total, ties, unmatched, box_px, score, span = 0, 0, 0, 0.0, 0.0, 0.0
     for one, other in zip(reference, exported, strict=True):
         total += len(one)
-        lone = []
-        for mine, theirs in ((one, other), (other, one)):
-            px, apart = _nearest(mine, theirs)
-            alone = ~((px <= BOX_PX) & (apart <= SCORE))
-            if (~alone).any():
-                box_px, score = max(box_px, px[~alone].max()), max(score, apart[~alone].max())
-            lone.append(np.flatnonzero(alone))
-        excused = _ties(one, other, (lone[0], lone[1]), rule)
+        px, apart = _differences(one, other)
+        mine, theirs = _partners(px, apart)
+        if len(mine):
+            box_px, score = max(box_px, px[mine, theirs].max()), max(score, apart[mine, theirs].max())
+        lone = tuple(np.setdiff1d(np.arange(len(f)), rows) for f, rows in ((one, mine), (other, theirs)))
+        if any(map(len, lone)):
+            span = max(span, float(np.ptp(np.concatenate([one.scores, other.scores]))))
+        excused = _ties(one, other, lone, rule)
         ties, unmatched = ties + excused, unmatched + len(lone[0]) + len(lone[1]) - excused
-    return Difference(len(reference), total, float(box_px), float(score), ties, unmatched)
+    return Difference(len(reference), total, float(box_px), float(score), ties, unmatched, span)
 
 
-def _nearest(mine: Detections, theirs: Detections) -> tuple[np.ndarray, np.ndarray]:
-    """To each of `mine`, the partner of its class: largest difference of a side `(N,)` and of the score `(N,)`."""
-    if not len(mine) or not len(theirs):
-        return np.full(len(mine), np.inf), np.full(len(mine), np.inf)
-    px = np.abs(mine.boxes[:, None] - theirs.boxes[None]).max(2)
-    apart = np.abs(mine.scores[:, None] - theirs.scores[None])
-    # Equal weight to both limits: of two boxes in one place the one with the same score is the partner.
-    cost = px / BOX_PX + apart / SCORE + np.where(mine.labels[:, None] == theirs.labels[None], 0, np.inf)
-    best = cost.argmin(1)
-    rows = np.arange(len(mine))
-    same = np.isfinite(cost[rows, best])
-    return np.where(same, px[rows, best], np.inf), np.where(same, apart[rows, best], np.inf)
+def _differences(mine: Detections, theirs: Detections) -> tuple[np.ndarray, np.ndarray]:
+    """`(n, m)` each: the largest difference of a side in pixels, infinite between classes, and that of the score."""
+    px = np.abs(mine.boxes[:, None] - theirs.boxes[None]).max(2, initial=0.0)
+    px = np.where(mine.labels[:, None] == theirs.labels[None], px, np.inf)
+    return px, np.abs(mine.scores[:, None] - theirs.scores[None])
+
+
+def _partners(px: np.ndarray, apart: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the largest one-to-one matching within the limits, whatever order either side gives its boxes in.
+
+    The nearest go first; where they leave a box over that had another choice, they make room for it (augmenting paths).
+    """
+    near = (px <= BOX_PX) & (apart <= SCORE)
+    cost = px / BOX_PX + apart / SCORE
+    choices = [sorted(np.flatnonzero(row).tolist(), key=own.__getitem__) for row, own in zip(near, cost, strict=True)]
+    taken: dict[int, int] = {}  # column -> its row
+    for start in range(len(choices)):
+        came: dict[int, int] = {}  # column -> the row that wants it
+        queue, free = [start], None
+        for row in queue:
+            for column in choices[row]:
+                if column in came:
+                    continue
+                came[column] = row
+                if column not in taken:
+                    free = column
+                    break
+                queue.append(taken[column])
+            if free is not None:
+                break
+        while free is not None:
+            row = came[free]
+            before = next((column for column, owner in taken.items() if owner == row), None)
+            taken[free] = row
+            free = before if row != start else None
+    rows = np.array(list(taken.values()), np.int64)
+    return rows, np.array(list(taken), np.int64)
 
 
 def _ties(one: Detections, other: Detections, lone: tuple[np.ndarray, np.ndarray], rule: Rule) -> int:
