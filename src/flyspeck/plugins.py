@@ -121,6 +121,11 @@ def installed() -> dict[str, EntryPoint]:
     return {_plain(point.value): point for point in entry_points(group=GROUP)}
 
 
+def waiting() -> list[str]:
+    """The installed plugins that are not loaded: their parts are in no list yet."""
+    return sorted(name for name in installed() if name not in _loaded)
+
+
 def load_plugin(target: str) -> Plugin:
     """Imports `MODULE[:FUNCTION]` and calls its function (`register` where none is named), once.
 

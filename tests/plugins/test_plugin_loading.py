@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 import sys
 
 import pytest
@@ -68,6 +70,22 @@ def test_an_installed_plugin_is_found_by_the_name_of_its_part(install):
     assert "parts" not in sys.modules  # nothing unknown: nothing loaded
     assert names.parse_name("retinanet:mine").backbone == "mine"
     assert plugins.notes_of([("backbone", "mine")]) == ["parts==1.2"]
+
+
+def test_lists_of_parts_name_the_installed_plugins_that_they_lack(install, capsys):
+    install("my-parts", "1.2", parts=BACKBONE)
+    for command in (["models"], ["eval", "--list"]):
+        assert main(command) == 0
+        listed = capsys.readouterr().out
+        assert "installed plugins, whose parts are listed with --plugin NAME:" in listed
+        assert "parts" in listed.splitlines()[-1].partition("NAME:")[2]
+        assert "parts" not in sys.modules  # a list runs nothing
+    assert main(["models", "--plugin", "parts"]) == 0
+    listed = capsys.readouterr().out
+    assert re.search(r"\bmine\b", listed.partition("backbones:")[2])
+    assert "parts" not in listed.partition("--plugin NAME:")[2]
+    assert main(["models", "zzz", "--json"]) == 0
+    assert "parts" not in json.loads(capsys.readouterr().out)["plugins"]
 
 
 def test_the_function_may_have_another_name(install):

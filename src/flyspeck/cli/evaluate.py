@@ -9,6 +9,7 @@ from typing import Literal
 import typer
 
 from flyspeck.cli.choices import protocols
+from flyspeck.cli.plugin_option import name_waiting_plugins
 from flyspeck.cli.shared_options import PIXELS, Pixels
 from flyspeck.cli.values import parse_names, parse_numbers
 from flyspeck.data.annotations import Annotations
@@ -83,6 +84,7 @@ def evaluate(
     if list_protocols:
         for known in PROTOCOLS.values():
             typer.echo(f"{known.text}\n    {known.source}")
+        name_waiting_plugins()
         return
     if gt is None or dt is None:
         raise UserError("nothing to score", fix="give --gt and --dt")

@@ -6,6 +6,7 @@ from typing import Any
 
 import typer
 
+from flyspeck.cli.plugin_option import name_waiting_plugins
 from flyspeck.cli.shared_options import JSON
 
 
@@ -20,13 +21,14 @@ def models(
     from flyspeck.models.listed import LISTED
     from flyspeck.models.names import DYNAMIC
     from flyspeck.models.zoo import BACKBONES, DETECTORS, NECKS
+    from flyspeck.plugins import waiting
 
     rows = [_row(entry, recount) for entry in LISTED if search in entry.name]
     if as_json:
         import json
 
         parts = {"detectors": list(DETECTORS), "backbones": list(BACKBONES), "necks": list(NECKS)}
-        typer.echo(json.dumps({"models": rows, **parts}))
+        typer.echo(json.dumps({"models": rows, **parts, "plugins": waiting()}))
         return
     from rich.console import Console
     from rich.table import Table
@@ -62,6 +64,7 @@ def models(
         console.print("  and as backbones timm's models with a pyramid (extra timm): timm/NAME", highlight=False)
         finer = [name for name, entry in BACKBONES.items() if min(entry.strides) <= 2]
         console.print(f"  backbones with a map of stride 2 (model.levels: 1-5): {', '.join(finer)}", highlight=False)
+        name_waiting_plugins()
 
 
 def _millions(count: float | None) -> str:

@@ -37,6 +37,14 @@ def _with_option(
 ) -> None: ...
 
 
+def name_waiting_plugins() -> None:
+    """Ends a list of parts: says which installed plugins may bring more."""
+    from flyspeck.plugins import waiting
+
+    if names := waiting():
+        typer.echo(f"\ninstalled plugins, whose parts are listed with --plugin NAME: {', '.join(names)}")
+
+
 def take_plugins(command: Any, path: str) -> None:
     """Gives a verb, or each verb of a group, the option `--plugin`: one way to load plugins for all of them."""
     verbs = getattr(command, "commands", None)
