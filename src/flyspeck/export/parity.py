@@ -97,8 +97,8 @@ def compare(reference: Sequence[Detections], exported: Sequence[Detections], rul
         mine, theirs = _partners(px, apart)
         if len(mine):
             box_px, score = max(box_px, px[mine, theirs].max()), max(score, apart[mine, theirs].max())
-        lone = tuple(np.setdiff1d(np.arange(len(f)), rows) for f, rows in ((one, mine), (other, theirs)))
-        if any(map(len, lone)):
+        lone = np.setdiff1d(np.arange(len(one)), mine), np.setdiff1d(np.arange(len(other)), theirs)
+        if len(lone[0]) or len(lone[1]):
             span = max(span, float(np.ptp(np.concatenate([one.scores, other.scores]))))
         excused = _ties(one, other, lone, rule)
         ties, unmatched = ties + excused, unmatched + len(lone[0]) + len(lone[1]) - excused

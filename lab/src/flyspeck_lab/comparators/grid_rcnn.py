@@ -29,13 +29,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flyspeck import boxes as box_algebra
-from flyspeck.models.anchors import AnchorBuilder, strided_anchors
+from flyspeck.models.anchors import AnchorBuilder
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.batch_decoding import BatchDetections, Size, suppress_levels, suppress_regions
 from flyspeck.models.detector import Detector, Head, PixelNorm
 from flyspeck.models.heads.faster_rcnn import TwoStageOptions
 from flyspeck.models.heads.roi import RoIPool, assign_regions, sample_balanced
-from flyspeck.models.heads.rpn import RPN, ProposalRule
+from flyspeck.models.heads.rpn import RPN, proposal_network
 from flyspeck.models.layers import NormBuilder, init_normal
 from flyspeck.models.losses import mean_over_processes
 from flyspeck.models.necks.fpn import FPN, FusionMode
@@ -365,13 +365,13 @@ def grid_rcnn(
         backbone,
         neck,
         GridRCNNHead(
-            rpn=RPN(
+            rpn=proposal_network(
                 features,
-                anchors=(anchors or strided_anchors)(features),
+                anchors=anchors,
                 norm=norm,
-                train_rule=ProposalRule(pre_nms=2 * train_proposals, keep=train_proposals),
-                test_rule=ProposalRule(pre_nms=proposals, keep=proposals),
-                **(rpn or {}),
+                proposals=proposals,
+                train_proposals=train_proposals,
+                options=rpn or {},
             ),
             pool=region_pool,
             classifier=RegionClassifier(width * region_pool.output**2, hidden=hidden, num_classes=len(classes)),

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flyspeck import boxes as box_algebra
-from flyspeck.models.anchors import AnchorBuilder, strided_anchors
+from flyspeck.models.anchors import AnchorBuilder
 from flyspeck.models.assigners.base import AssigningPart
 from flyspeck.models.assigners.build import AssignerBuilder
 from flyspeck.models.backbones.staged import StagedBackbone
@@ -32,7 +32,7 @@ from flyspeck.models.batch_decoding import BatchDetections, Size, suppress_regio
 from flyspeck.models.detector import Detector, Head, PixelNorm
 from flyspeck.models.heads.faster_rcnn import BOX_WEIGHTS, TwoStageOptions
 from flyspeck.models.heads.roi import BoxHead, RoIPool, assign_regions, sample_balanced
-from flyspeck.models.heads.rpn import RPN, ProposalRule
+from flyspeck.models.heads.rpn import RPN, proposal_network
 from flyspeck.models.layers import NormBuilder
 from flyspeck.models.losses import mean_over_processes, smooth_l1
 from flyspeck.models.necks.fpn import FPN, FusionMode
@@ -216,13 +216,13 @@ def cascade_rcnn(
         backbone,
         neck,
         CascadeRCNNHead(
-            rpn=RPN(
+            rpn=proposal_network(
                 features,
-                anchors=(anchors or strided_anchors)(features),
+                anchors=anchors,
                 norm=norm,
-                train_rule=ProposalRule(pre_nms=2 * train_proposals, keep=train_proposals),
-                test_rule=ProposalRule(pre_nms=proposals, keep=proposals),
-                **{"assigner": assigner, **(rpn or {})},
+                proposals=proposals,
+                train_proposals=train_proposals,
+                options={"assigner": assigner, **(rpn or {})},
             ),
             pool=region_pool,
             box_heads=box_heads,

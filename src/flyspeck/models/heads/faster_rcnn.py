@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flyspeck import boxes as box_algebra
-from flyspeck.models.anchors import AnchorBuilder, strided_anchors
+from flyspeck.models.anchors import AnchorBuilder
 from flyspeck.models.assigners.base import AssigningPart
 from flyspeck.models.assigners.build import AssignerBuilder
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.batch_decoding import BatchDetections, Size, suppress_regions
 from flyspeck.models.detector import DenseOutputs, Detector, Head, PixelNorm
 from flyspeck.models.heads.roi import BoxHead, RoIPool, RoIPoolOptions, assign_regions, sample_balanced
-from flyspeck.models.heads.rpn import RPN, ProposalRule, RPNOptions
+from flyspeck.models.heads.rpn import RPN, RPNOptions, proposal_network
 from flyspeck.models.layers import NormBuilder
 from flyspeck.models.losses import mean_over_processes, smooth_l1
 from flyspeck.models.necks.fpn import FPN, FusionMode
@@ -253,13 +253,13 @@ def faster_rcnn(
         backbone,
         neck,
         FasterRCNNHead(
-            rpn=RPN(
+            rpn=proposal_network(
                 features,
-                anchors=(anchors or strided_anchors)(features),
+                anchors=anchors,
                 norm=norm,
-                train_rule=ProposalRule(pre_nms=2 * train_proposals, keep=train_proposals),
-                test_rule=ProposalRule(pre_nms=proposals, keep=proposals),
-                **{"assigner": assigner, **(rpn or {})},
+                proposals=proposals,
+                train_proposals=train_proposals,
+                options={"assigner": assigner, **(rpn or {})},
             ),
             pool=region_pool,
             box_head=box_head,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchvision.ops import batched_nms
 
 from flyspeck import boxes as box_algebra
-from flyspeck.models.anchors import AnchorGrid
+from flyspeck.models.anchors import AnchorBuilder, AnchorGrid, strided_anchors
 from flyspeck.models.assign import sample_balanced
 from flyspeck.models.assigners.base import Priors
 from flyspeck.models.assigners.build import AssignerBuilder
@@ -213,3 +213,27 @@ def select_proposals(
     kept = torch.nonzero((sides >= rule.min_size).all(1)).squeeze(1)
     boxes, level, score = boxes[kept], level[kept], logits[row[kept]]
     return boxes[batched_nms(boxes, score, level, rule.iou)[: rule.keep]]
+
+
+def proposal_network(
+    features: Sequence[FeatureSpec],
+    *,
+    anchors: AnchorBuilder | None,
+    norm: NormBuilder | None,
+    proposals: int,
+    train_proposals: int,
+    options: Mapping[str, Any],
+) -> RPN:
+    """The RPN of a detector with two stages, on a pyramid of `features`.
+
+    `anchors` makes its anchors (default: `strided_anchors`), `proposals` and `train_proposals` are the regions an image that
+    the second stage looks at, and those among which it samples in training. `options` are keyword arguments of `RPN`.
+    """
+    return RPN(
+        features,
+        anchors=(anchors or strided_anchors)(features),
+        norm=norm,
+        train_rule=ProposalRule(pre_nms=2 * train_proposals, keep=train_proposals),
+        test_rule=ProposalRule(pre_nms=proposals, keep=proposals),
+        **options,
+    )
