@@ -218,6 +218,16 @@ def test_rooms_stay_small() -> None:
                 assert length <= MAX_FUNCTION or f"{name}:{node.name}" in LONG, f"{name}:{node.name} has {length} lines"
 
 
+def test_test_files_stay_small_and_have_names_of_their_own() -> None:
+    """One subject a file; and pytest imports test files by their bare names, so that two of one name would be one."""
+    root = LAB.parents[2]
+    files = [path for folder in ("tests", "lab/tests") for path in sorted((root / folder).rglob("*.py"))]
+    long = [path.name for path in files if len(path.read_text(encoding="utf-8").splitlines()) > MAX_LINES]
+    assert not long, f"{long} have more than {MAX_LINES} lines: split them by subject"
+    names = Counter(path.name for path in files if path.name not in ("conftest.py", "__init__.py"))
+    assert [name for name, count in names.items() if count > 1] == []
+
+
 def test_every_name_at_the_front_door_opens() -> None:
     for name in flyspeck.__all__:
         assert getattr(flyspeck, name) is not None

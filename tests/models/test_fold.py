@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import ctypes
 import logging
-import pickle
 from collections.abc import Callable
 
 import numpy as np
@@ -13,85 +12,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from odd_norms import ActNorm, BoostedNorm, BranchingNorm, FunctionalActNorm, ResidualNorm, X, shake
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.testing import assert_close
 from torchvision.ops import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
 
-from flyspeck.models.backbones.freezing import FrozenNorm, freeze_norms
+from flyspeck.models.backbones.freezing import freeze_norms
 from flyspeck.models.backbones.mobilenet import mobilenet_v2
 from flyspeck.models.backbones.resnet import resnet18
-from flyspeck.models.deformable import replace_batch_norms
 from flyspeck.models.detector import PixelNorm
 from flyspeck.models.fold import fold_norms, probe_images, relative_difference
-from flyspeck.models.follows import what_follows
 from flyspeck.models.heads.faster_rcnn import faster_rcnn
-from flyspeck.models.layers import group_norm
 from flyspeck.types import ImageBatch
-
-X = torch.randn(2, 4, 12, 10, generator=torch.Generator().manual_seed(3))
-
-
-def shake(model: nn.Module) -> nn.Module:
-    """Norms with statistics and weights of their own."""
-    generator = torch.Generator().manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d | TorchvisionFrozenBatchNorm2d):
-            tensors = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
-            for name, tensor in tensors.items():
-                if name in ("running_mean", "bias"):
-                    tensor.data.normal_(0, 0.3, generator=generator)
-                elif name in ("running_var", "weight"):
-                    tensor.data.uniform_(0.5, 1.5, generator=generator)
-    return model.eval()
-
-
-class ActNorm(nn.BatchNorm2d):
-    """Activates by a module, as timm's BatchNormAct2d does."""
-
-    def __init__(self, channels: int, act: nn.Module | None = None) -> None:
-        super().__init__(channels)
-        self.drop, self.act = nn.Identity(), act or nn.ReLU(inplace=True)
-
-    def forward(self, input: Tensor) -> Tensor:
-        torch._assert(input.ndim == 4, f"expected 4 dimensions, got {input.ndim}")
-        y = F.batch_norm(
-            input, self.running_mean, self.running_var, self.weight, self.bias, self.training, 0.1, self.eps
-        )
-        return self.act(self.drop(y))
-
-
-class FunctionalActNorm(nn.BatchNorm2d):
-    """Activates by functions."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        y = super().forward(input)
-        return y * torch.sigmoid(1.5 * y) - 0.25
-
-
-class ResidualNorm(nn.BatchNorm2d):
-    """Uses its input twice."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return input + super().forward(input)
-
-
-class BoostedNorm(nn.BatchNorm2d):
-    """Normalises in another way than its statistics say."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        assert self.weight is not None
-        scale = self.weight + 1
-        return F.batch_norm(input, self.running_mean, self.running_var, scale, self.bias, False, 0.1, self.eps)
-
-
-class BranchingNorm(nn.BatchNorm2d):
-    """Cannot be traced."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        y = super().forward(input)
-        return y if float(y.sum()) > 1e9 else F.relu(y)
 
 
 class StandardisedConv(nn.Conv2d):
@@ -362,43 +296,6 @@ def test_any_chain_of_odd_blocks_gives_what_it_gave(plan: list[tuple[int, int, i
         assert len(folding.folded) + len(folding.kept) == len(plan)
         assert relative_difference(blocks(X), before) <= 1e-4
         assert relative_difference(blocks(x), other) <= 2e-4
-
-
-@pytest.mark.parametrize("norm", [ActNorm(4), FunctionalActNorm(4), nn.BatchNorm2d(4)])
-def test_a_frozen_norm_keeps_its_activation(norm: nn.BatchNorm2d) -> None:
-    net = shake(nn.Sequential(nn.Conv2d(4, 4, 3), copy.deepcopy(norm)))
-    names = list(net.state_dict())
-    with torch.no_grad():
-        expected = net(X)
-    assert freeze_norms(net) == 1
-    assert freeze_norms(net) == 1  # again changes nothing
-    assert list(net.state_dict()) == names
-    for made in (net, copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
-        made.train()
-        state = copy.deepcopy(made.state_dict())
-        assert_close(made(X), expected)
-        assert isinstance(made[1], FrozenNorm)
-        assert isinstance(made[1], type(norm))
-        assert not any(p.requires_grad for p in made[1].parameters())
-        assert all(torch.equal(a, b) for a, b in zip(state.values(), made.state_dict().values(), strict=True))
-
-
-def test_an_exchanged_norm_keeps_its_activation() -> None:
-    net = nn.Sequential(nn.Conv2d(4, 16, 3), ActNorm(16))
-    replace_batch_norms(net, group_norm)
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
-    with torch.no_grad():
-        assert float(net(X).min()) == 0
-
-
-def test_what_follows_a_norm() -> None:
-    act = nn.SiLU()
-    assert isinstance(what_follows(nn.BatchNorm2d(4).eval()), nn.Identity)
-    assert what_follows(ActNorm(4, act).eval()) is act
-    assert what_follows(ResidualNorm(4).eval()) is None
-    rest = what_follows(FunctionalActNorm(4).eval())
-    assert rest is not None
-    assert_close(rest(X), X * torch.sigmoid(1.5 * X) - 0.25)
 
 
 @pytest.mark.parametrize("build", [resnet18, mobilenet_v2], ids=["resnet18", "mobilenet_v2"])
