@@ -69,6 +69,11 @@ def test_a_definition_knows_the_recipe_but_no_path(tmp_path: Path) -> None:
     assert definitions(table(moved)) == before
     changed = table(tmp_path, rows=[{"name": "a", "seeds": [0, 1], "set": {"train.lr": 0.5}}])
     assert definitions(changed)["cpu/a/0"] != before["cpu/a/0"]
+    # What every run had before it could be said changes no result; anything else does.
+    for said, same in (("data", True), ("imagenet", False)):
+        rows = yaml.safe_load(table(tmp_path).read_text())["rows"]
+        rows[0].setdefault("set", {})["model.pixel_norm"] = said
+        assert (definitions(table(tmp_path, rows=rows))["cpu/a/0"] == before["cpu/a/0"]) == same
     # What a row needs is a part of it.
     both = yaml.safe_load(table(tmp_path).read_text())["rows"]
     both[0]["set"] = {"train.lr": 0.5}

@@ -46,3 +46,19 @@ def test_a_neck_that_makes_its_own_levels_takes_no_rule_for_them() -> None:
         retinanet()
         with pytest.raises(UserError, match="SSPNet makes the levels above the backbone's last itself, not by 'pool'"):
             retinanet(extra="pool")
+
+
+def test_self_attention_costs_what_cannot_be_neglected() -> None:
+    """By hand, at 640x512 and 256 channels: the edges' coarser maps have 64x80, 32x40 and 16x20 cells; to each cell belong
+    query and key (512 x 32 each) and value (512 x 256), and with every other cell 32 + 256 multiply-adds; then 256 for the
+    factor. The text gives no number, only that it is not negligible."""
+    plain, attended = (
+        profile(frozen_retinanet(extra="pool", fusion=fusion), SIZE, convention="macs")
+        for fusion in (None, "self_attention")
+    )
+    expected = sum(n * 512 * (2 * 32 + 256) + n**2 * (32 + 256) + 256 for n in (64 * 80, 32 * 40, 16 * 20))
+    assert attended.gflops - plain.gflops == pytest.approx(expected / 1e9, rel=1e-9)
+    assert 0.05 < expected / 1e9 / plain.gflops < 0.06
+    assert attended.params - plain.params == 3 * (512 * (32 + 32 + 256) + 256 + 257)
+    gated = profile(frozen_retinanet(extra="pool", fusion="gate"), SIZE, convention="macs")
+    assert gated.gflops - plain.gflops < 1e-3

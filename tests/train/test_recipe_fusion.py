@@ -8,9 +8,11 @@ import torch
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.errors import UserError
-from flyspeck.train.build import build_detector, describe_model, detector_from_description
+from flyspeck.train.build import build_detector, describe_model, detector_from_description, load_described
+from flyspeck.train.checkpoint import load_state, save_state, save_weights
 from flyspeck.train.config import AnchorConfig, ModelConfig, parse_recipe
 from flyspeck.train.fusion import recipe_fusion
+from flyspeck.types import ImageBatch
 
 # Centres and sides of V1 of the hand-made vectors (see tests/data/test_fusion.py): 10, 6, 2, 1, 0 objects on P2..P6.
 FIRST = [(10, 10, 8), (30, 10, 8), (50, 10, 7), (70, 10, 9), (90, 10, 6), (110, 30, 10), (10, 50, 8), (30, 50, 8)]
@@ -69,13 +71,43 @@ def test_the_factors_travel_in_the_checkpoint_and_build_again(annotations):
     torch.testing.assert_close(detector.neck.fusion, torch.tensor([0.6, 0.333, 0.5]))
 
 
-@pytest.mark.parametrize("fusion", ["one", "three", "attention"])
+@pytest.mark.parametrize("fusion", ["one", "three", "gate", "self_attention"])
 def test_learnable_modes_by_recipe(fusion):
     model = parse_recipe(
         {"data": {"train": "a", "val": "b"}, "model": {"name": "fcos:resnet18", "fusion": fusion, **SMALL}}
     ).model
     detector = build_detector(model, classes=("a",), mean=(0.5,), std=(0.5,))
     assert any("neck.fusion" in name or "neck.gates" in name for name, _ in detector.named_parameters())
+
+
+@pytest.mark.parametrize("value", [1, 1.0, 0.5])
+def test_one_number_holds_for_all_edges(value):
+    model = parse_recipe(
+        {"data": {"train": "a", "val": "b"}, "model": {"name": "retinanet:resnet18", "fusion": value, **SMALL}}
+    ).model
+    detector = build_detector(model, classes=("a",), mean=(0.5,), std=(0.5,))
+    torch.testing.assert_close(detector.neck.fusion, torch.full((3,), float(value)))
+
+
+def test_the_old_word_for_the_gate_names_the_new_one():
+    with pytest.raises(UserError, match=r"called attention is called gate now.*self_attention for the paper's"):
+        parse_recipe({"data": {"train": "a", "val": "b"}, "model": {"fusion": "attention"}})
+
+
+def test_files_that_call_the_gate_attention_are_read(tmp_path):
+    """Those of formats 1 and 2: the same boxes, and a resumed run knows its recipe again."""
+    model = ModelConfig(name="fcos:resnet18", fusion="gate", **SMALL)
+    detector = build_detector(model, classes=("a",), mean=(0.5,), std=(0.5,)).eval()
+    described = describe_model(model, classes=("a",), mean=(0.5,), std=(0.5,))
+    old = {**described, "format": 2, "model": {**described["model"], "fusion": "attention"}}
+    old["recipe"] = {"model": old["model"]}
+    save_weights(tmp_path / "old.safetensors", detector.state_dict(), old)
+    again, said = load_described(tmp_path / "old.safetensors")
+    assert said["model"]["fusion"] == "gate"
+    images = ImageBatch(torch.rand(1, 1, 64, 64), ((64, 64),))
+    torch.testing.assert_close(again.detect(images)[0].boxes, detector.detect(images)[0].boxes, rtol=0, atol=0)
+    save_state(tmp_path / "state.pt", {"description": old})
+    assert load_state(tmp_path / "state.pt")["description"]["recipe"]["model"]["fusion"] == "gate"
 
 
 @pytest.mark.parametrize(

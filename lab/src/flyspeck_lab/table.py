@@ -26,6 +26,8 @@ from flyspeck.train.config import Recipe, parse_recipe
 
 _REFERENCE = re.compile(r"\$\{run:([^}]+)\}")
 _SLUG = r"^[a-z0-9][a-z0-9_.-]*$"
+_ALWAYS_SO = (("pixel_norm", "data"),)
+"""Keys of `model` at values that every run had before the key was there: a result that was measured then is theirs."""
 
 Kind = Literal["train", "pretrain", "distill", "evaluate", "external"]
 
@@ -272,7 +274,10 @@ class Job:
     def definition_at(self, revision: int) -> str:
         """`definition` as it was in an earlier revision of the table."""
         grade = self.table.grades[self.grade]
-        parts = [self.row.kind, self.content, self.seed, self.row.data or grade.data, self.table.bins]
+        content = {key: value for key, value in self.content.items() if key != "model"}
+        model = {k: v for k, v in self.content.get("model", {}).items() if (k, v) not in _ALWAYS_SO}
+        content |= {"model": model} if model else {}
+        parts = [self.row.kind, content, self.seed, self.row.data or grade.data, self.table.bins]
         parts += [self.row.bin_scale] if self.row.bin_scale != 1 else []
         parts += [f"revision {revision}"] if revision != 1 else []
         parts += [job.definition_at(revision) for job in self.needs()]

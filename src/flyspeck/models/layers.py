@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 NormBuilder = Callable[[int], nn.Module]
 """Channels to a norm layer, such as `nn.BatchNorm2d` or `group_norm`."""
@@ -25,6 +26,19 @@ class ChannelNorm(nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:
         """`(B, C, H, W)` to the same shape."""
         return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class CellAttention(nn.Module):
+    """Every cell of a map takes a mean of the values of all cells, weighted by the softmax of its query with their keys.
+
+    A module without parameters, so that `profile` sees its products: N^2 (D + C) multiply-adds for N cells.
+    """
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Queries and keys `(B, D, H, W)` and values `(B, C, H, W)` to `(B, C, H, W)`."""
+        q, k, v = (m.flatten(2).transpose(1, 2)[:, None] for m in (query, key, value))  # (B, 1 head, N, channels)
+        mean = F.scaled_dot_product_attention(q, k, v)
+        return mean[:, 0].transpose(1, 2).reshape(value.shape)
 
 
 class LevelNorm(nn.Module):

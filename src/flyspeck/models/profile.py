@@ -2,12 +2,12 @@
 
 Published GFLOPs come from different counters, so a number means nothing without its convention:
 
-* `macs`: multiply-adds of convolutions (deformable and transposed ones too), linear layers and the products of window attention;
-  nothing else.
+* `macs`: multiply-adds of convolutions (deformable and transposed ones too), linear layers and the products of attention (within
+  windows, and between all cells of a map); nothing else.
 * `mmcv`: the counter of mmcv, which most tiny-object papers print. One multiply-add is one FLOP; a convolution or linear
   layer counts its bias additions; a norm counts 2 x elements; ReLU modules, pools (by their input) and `nn.Upsample` (by
   its output) count one per element. Functional calls, additions, RoIAlign and deformable convolutions count nothing; of
-  window attention its linear layers alone count. A two-stage head runs on 1000 proposals.
+  attention its linear layers and convolutions alone count. A two-stage head runs on 1000 proposals.
 * `thop`: the counter of that name (ultralytics/thop 0.1), which TinaFace's numbers need: multiply-adds of convolutions and
   linear layers without their biases; batch and instance norms count 4 x elements; group norms, ReLUs, max pools, deformable
   convolutions and everything functional nothing. (Its few operations of average pools are left out.)
@@ -40,6 +40,7 @@ from flyspeck.errors import UserError, nearest
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.bands import input_bands
 from flyspeck.models.detector import Detector
+from flyspeck.models.layers import CellAttention
 from flyspeck.types import ImageBatch
 
 Convention = Literal["macs", "mmcv", "thop", "ptflops"]
@@ -219,6 +220,8 @@ def _counter(module: nn.Module, convention: str) -> _Count | None:
     if isinstance(module, ShiftedWindowAttention):
         return _attention_macs if convention == "macs" else _attention_linear
     if convention == "macs":
+        if isinstance(module, CellAttention):
+            return _cell_attention_macs
         return _conv_macs if isinstance(module, DeformConv2d) else None
     if isinstance(module, _NORMS):
         affine = module.weight is not None
@@ -288,6 +291,12 @@ def _attention_macs(module: Any, inputs: Tensor, _: Tensor) -> int:
     # Besides the projections, each token meets every token of its window twice: for the weights, and for the mean.
     channels, window = inputs.shape[-1], module.window_size[0] * module.window_size[1]
     return _attention_tokens(module, inputs) * (4 * channels**2 + 2 * window * channels)
+
+
+def _cell_attention_macs(_: Any, query: Tensor, output: Tensor) -> int:
+    # Every pair of cells twice: for the weight, over the query's channels, and for the mean, over the value's.
+    cells = query.shape[-2] * query.shape[-1]
+    return query.shape[0] * cells**2 * (query.shape[1] + output.shape[1])
 
 
 class _PeakMemory(TorchDispatchMode):

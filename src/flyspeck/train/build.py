@@ -36,9 +36,9 @@ from flyspeck.train.model_config import AnchorConfig, ModelConfig, named_parts
 from flyspeck.train.start import take_over
 from flyspeck.version import VERSION
 
-FORMAT = 2
+FORMAT = 3
 """Of a description. 1 is that of version 0.1.0, which padded every batch to 32, SSDs' too, and counted explicit levels as
-they were before a stride elimination."""
+they were before a stride elimination; until 2 the fusion `gate` was called `attention`."""
 Section = TypeVar("Section", bound=Options)
 _UNSAID: dict[str, dict[str, Any]] = {"dynamic": {"stride": "replaced"}}
 """What was always so until version 0.1, and is not said in its files."""
@@ -193,7 +193,7 @@ def detector_from_description(description: Mapping[str, Any], *, where: object =
     """The detector that `describe_model` described, with random weights; `where` is the file that an error names."""
     check_description(description, where=where)
     load_needed(description.get("plugins"), where=where)
-    old = description.get("format", 1) < FORMAT
+    old = description.get("format", 1) < 2
     model = described(description, "model", ModelConfig, where=where)
     detector = build_detector(
         model,

@@ -45,7 +45,18 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         ) from None
     if KEY not in metadata:
         raise UserError("a safetensors file of another program: it does not say which model it holds", where=path)
-    return state, renamed_keys(json.loads(metadata[KEY]))
+    return state, _with_new_words(renamed_keys(json.loads(metadata[KEY])))
+
+
+def _with_new_words(description: dict[str, Any]) -> dict[str, Any]:
+    """A description with what older formats called otherwise: until 2 the fusion `gate` was `attention`."""
+    if description.get("format", 1) not in (1, 2):
+        return description
+    recipe = description.get("recipe")
+    for model in (description.get("model"), recipe.get("model") if isinstance(recipe, dict) else None):
+        if isinstance(model, dict) and model.get("fusion") == "attention":
+            model["fusion"] = "gate"
+    return description
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -56,12 +67,15 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 def load_state(path: Path) -> dict[str, Any]:
     """What `save_state` wrote; refuses anything that would execute code."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError("nothing to resume", where=path, fix="leave out --resume to start the run") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"not a whole training state ({reason})", where=path, fix="start without --resume") from None
+    if isinstance(state.get("description"), dict):
+        _with_new_words(state["description"])
+    return state
 
 
 def weights_file(path: Path | str) -> Path:

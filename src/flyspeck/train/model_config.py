@@ -54,6 +54,10 @@ class ModelConfig(Options):
     detector's own (of a backbone with a stride elimination: on the maps that this enlarged)."""
     norm: Literal["none", "bn", "gn"] = "none"
     """Norm layers of neck and head."""
+    pixel_norm: Literal["imagenet", "data", "weights"] | None = None
+    """By whose mean and deviation pixels are normalised: ImageNet's, the training set's, or those that the weights (of `weights`
+    or `start`) were trained with; null is the weights' where there are any and images have 8 bits, else the
+    training set's. Kept with the weights."""
     frozen_stages: int = Field(default=0, ge=0, le=100)
     """Backbone stages that do not train: 1 freezes the stem and stage 1, 2 also stage 2, and so on; 0 freezes nothing."""
     freeze_norms: bool = False
@@ -62,9 +66,9 @@ class ModelConfig(Options):
     """Of detectors that have anchors; null takes the detector's own."""
     assigner: AssignerOptions | None = None
     """Which prior learns which object; null takes the detector's own rule."""
-    fusion: float | list[float] | Literal["one", "three", "attention", "statistic"] | None = None
-    """Fusion factors of the pyramid: one for all its edges, one for each, finest first, or who finds them; `statistic` is
-    S-alpha of the training set."""
+    fusion: float | list[float] | Literal["one", "three", "self_attention", "gate", "statistic"] | None = None
+    """Fusion factors of the pyramid: one for all its edges, one for each, finest first, or who finds them: one or three learnt
+    numbers, self-attention (the paper's), a gate on the maps' averages (ours), `statistic` (S-alpha of the training set)."""
     sigma: Positive | None = None
     """Sigma-power initialisation of the pyramid (the fusion-factor paper, sec. 3.3); wants `norm: none`."""
     head: SerializeAsAny[Options] = Field(default_factory=Options, validate_default=True)
@@ -101,6 +105,14 @@ class ModelConfig(Options):
             return Options()
         name = info.data["name"]
         return _typed(given, named_parts(name)[1], backbone_options(name), all_backbone_options())
+
+    @field_validator("fusion", mode="before")
+    @classmethod
+    def _fusion(cls, given: Any) -> Any:
+        if given == "attention":
+            fix = "write gate for it, or self_attention for the paper's self-attention"
+            raise UserError("what was called attention is called gate now", fix=fix)
+        return given
 
     @field_validator("assigner", mode="before")
     @classmethod

@@ -41,6 +41,7 @@ from flyspeck.train.fusion import STATISTIC, recipe_fusion
 from flyspeck.train.inputs import data_hash, enlargement, read_sets, reading_rule, training_loader
 from flyspeck.train.loop import Progress, fit
 from flyspeck.train.measure import measure
+from flyspeck.train.pixels import Pixels, pixels_of_older_run, settled_pixels
 from flyspeck.train.plugin_notes import with_plugins
 from flyspeck.train.processes import join_processes
 from flyspeck.train.progress import Console, Fanout, Reporter, RunFiles, TensorBoard
@@ -116,8 +117,7 @@ def _train(
         for table in (train_set, val_set)
     )
     rule = reading_rule(recipe.data, of_train, of_val, resumed=folder if resume else None)
-    mean, std = _norm(train_set, rule)
-    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"channels": len(mean)})})
+    recipe, (mean, std) = _with_pixels(recipe, train_set, rule, folder / STATE if resume else None)
     enlarge = enlargement(recipe.data)
     seen = enlarged_table(train_set, enlarge)  # the network's pixels: anchors and tiles are in them
     recipe = _resolved(recipe, seen)
@@ -180,12 +180,6 @@ def _train(
     return _finish(recipe, folder, measured, accelerator, progress)
 
 
-def _norm(train_set: Annotations, rule: PixelRule) -> tuple[list[float], list[float]]:
-    """Mean and deviation of each band."""
-    statistics = pixel_statistics(train_set, rule=rule)
-    return list(statistics.mean), [max(deviation, 1e-3) for deviation in statistics.std]  # never divide by 0
-
-
 def _finish(
     recipe: Recipe, folder: Path, measured: Any, accelerator: Accelerator, progress: Progress
 ) -> dict[str, float]:
@@ -235,6 +229,18 @@ def _released_on_failure(folder: Path, accelerator: Accelerator) -> Iterator[Non
             for name in CLAIMS:
                 (folder / name).unlink(missing_ok=True)
         raise
+
+
+def _with_pixels(recipe: Recipe, train_set: Annotations, rule: PixelRule, state: Path | None) -> tuple[Recipe, Pixels]:
+    """The recipe with its `pixel_norm` and channels settled, and the mean and deviation of each band; `state` is that to be
+    resumed.
+    """
+    statistics = pixel_statistics(train_set, rule=rule)
+    own = list(statistics.mean), [max(deviation, 1e-3) for deviation in statistics.std]  # never divide by 0
+    model = recipe.model if state is None else pixels_of_older_run(recipe.model, state)
+    model, pixels = settled_pixels(model, own, bits=statistics.bits)
+    data = recipe.data.model_copy(update={"channels": statistics.channels})
+    return recipe.model_copy(update={"model": model, "data": data}), pixels
 
 
 def _resolved(recipe: Recipe, train_set: Annotations) -> Recipe:

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from torchvision.ops import FeaturePyramidNetwork
 
 from flyspeck.models.layers import group_norm
-from flyspeck.models.necks.fpn import FPN, sigma_power_
+from flyspeck.models.necks.fpn import FPN, SelfAttention, sigma_power_
 from flyspeck.types import FeatureSpec
 
 CHANNELS = (6, 8, 10, 12)
@@ -113,27 +113,56 @@ def test_alpha_0_cuts_the_levels_apart():
     assert (before[3] - after[3]).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("mode", ["one", "three", "attention"])
+@pytest.mark.parametrize("mode", ["one", "three", "gate", "self_attention"])
 def test_learnable_factors_start_as_the_plain_pyramid_and_learn(mode):
     fpn, maps = pyramid(mode), backbone_maps()
     plain = pyramid()
     plain.load_state_dict(
         {k: v for k, v in fpn.state_dict().items() if "gates" not in k and k != "fusion"}, strict=False
     )
-    tolerance = 0.05 if mode == "attention" else 0.0  # a gate starts near 1, not at it
+    by_maps = mode in ("gate", "self_attention")
+    tolerance = 0.05 if by_maps else 0.0  # such a factor starts near 1, not at it
     assert_close(fpn(maps), plain(maps), rtol=0, atol=tolerance)
     sum(level.square().mean() for level in fpn(maps)).backward()
     factors = [p for name, p in fpn.named_parameters() if "fusion" in name or "gates" in name]
-    assert sum(p.numel() for p in fpn.parameters() if p is fpn.fusion) == {"one": 1, "three": 3, "attention": 0}[mode]
+    assert sum(p.numel() for p in fpn.parameters() if p is fpn.fusion) == {"one": 1, "three": 3}.get(mode, 0)
     assert factors
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in factors if p.ndim != 2 or mode != "attention")
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in factors if p.ndim != 2 or mode != "gate")
 
 
-def test_attention_is_of_each_image():
-    fpn, maps = pyramid("attention"), backbone_maps()
+def test_self_attention_by_hand():
+    """One query at a time, one key at a time, written out."""
+    torch.manual_seed(0)
+    block, lateral, above = (
+        SelfAttention(16).double(),
+        torch.randn(2, 16, 4, 6).double(),
+        torch.randn(2, 16, 2, 3).double(),
+    )
+    with torch.no_grad():
+        block.factor.weight.normal_()
+    found = block(lateral, above)
+    for image in range(2):
+        halved = F.avg_pool2d(lateral[image : image + 1], 2)
+        both = torch.cat([halved, above[image : image + 1]], 1)
+        query, key, value = (conv(both)[0].flatten(1) for conv in (block.query, block.key, block.value))
+        attended = []
+        for i in range(6):
+            weights = torch.softmax(torch.stack([(query[:, i] * key[:, j]).sum() / 2**0.5 for j in range(6)]), 0)
+            attended.append(sum(weights[j] * value[:, j] for j in range(6)))
+        expected = 2 * torch.sigmoid(block.factor(torch.stack(attended).mean(0)))
+        assert_close(found[image].flatten(), expected)
+
+
+def test_self_attention_sees_maps_of_any_ratio():
+    assert SelfAttention(16)(torch.randn(1, 16, 7, 9), torch.randn(1, 16, 3, 2)).shape == (1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("mode", ["gate", "self_attention"])
+def test_factors_from_maps_are_of_each_image(mode):
+    fpn, maps = pyramid(mode), backbone_maps()
     with torch.no_grad():
         for gate in fpn.gates:
-            gate.excite.weight.normal_()
+            (gate.excite if mode == "gate" else gate.factor).weight.normal_()
     alone = [fpn([m[i : i + 1] for m in maps]) for i in range(2)]
     both = fpn(maps)
     for level in range(5):
@@ -144,7 +173,9 @@ def test_attention_is_of_each_image():
 def test_wrong_factors_are_refused():
     with pytest.raises(ValueError, match="3 top-down edges, got 2 factors"):
         pyramid((1.0, 0.5))
-    with pytest.raises(ValueError, match=r"no fusion 'statistic'.*known: a list of factors, attention, one, three"):
+    with pytest.raises(
+        ValueError, match=r"no fusion 'statistic'.*known: a list of factors, gate, one, self_attention, three"
+    ):
         pyramid("statistic")
 
 

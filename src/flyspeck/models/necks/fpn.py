@@ -6,10 +6,12 @@ arXiv:2011.02298, Eq. 1):
 The factor multiplies the upsampled inner map of the level above, before its 3x3 convolution, as the authors' code does.
 There is no factor on the way to the extra levels (P6, P7), which come from the top by pooling or convolution.
 
-The paper's Table 1: fixed factors (1 is the plain pyramid), `one` learnable, `three` (one per edge) learnable, `attention`,
+The paper's Table 1: fixed factors (1 is the plain pyramid), `one` learnable, `three` (one per edge) learnable, attention,
 brute force (`flyspeck tune alpha`) and the statistic S-alpha (`flyspeck alpha`, then fixed). Deviations: learnable factors
-start at 1, the paper does not say where; the attention of its Fig. 6 has neither text nor released code, `AttentionGate`
-is an interpretation.
+start at 1, the paper does not say where; of its attention there is Fig. 6, "the network structure of self-attention", and the
+sentence that its "amount of calculation cannot be negligible" (section 3.2), but neither a formula nor released code:
+`self_attention` (`SelfAttention`, 9.2 G multiply-adds of 177 at 640x512) is an interpretation, and `gate` (`FusionGate`, next
+to nothing) is ours.
 """
 
 from __future__ import annotations
@@ -22,16 +24,45 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flyspeck.errors import UserError, nearest
-from flyspeck.models.layers import ChannelNorm, ConvNorm, NormBuilder
+from flyspeck.models.layers import CellAttention, ChannelNorm, ConvNorm, NormBuilder
 from flyspeck.types import FeatureSpec
 
 Extra = Literal["pool", "conv_c5", "conv_p5"]
-FusionMode = Literal["one", "three", "attention"]
-"""Who finds the factors: one learnable number, one per edge (three, on four maps), or a gate on the maps themselves."""
+FusionMode = Literal["one", "three", "self_attention", "gate"]
+"""Who finds the factors: one learnable number, one per edge (three, on four maps), self-attention within the maps, or a gate on
+their averages."""
 FUSION_MODES: tuple[str, ...] = get_args(FusionMode)
 
 
-class AttentionGate(nn.Module):
+class SelfAttention(nn.Module):
+    """The factor of one edge by self-attention over the cells of its two maps: the paper's Fig. 6, as far as it says.
+
+    Both maps, the finer one at the size of the other, stand side by side in the channels. 1x1 convolutions make query and key
+    of an eighth of the channels and a value of all; every cell takes the mean of all values, weighted by the softmax of its
+    query with their keys; the average of that goes through one linear layer. The factor is twice a sigmoid, in (0, 2), and
+    starts near 1: the plain pyramid. Work grows with the square of the number of cells.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        inner = max(1, channels // 8)
+        self.query, self.key = (nn.Conv2d(2 * channels, inner, 1, bias=False) for _ in range(2))
+        self.value = nn.Conv2d(2 * channels, channels, 1)
+        self.attention = CellAttention()
+        self.factor = nn.Linear(channels, 1)
+        nn.init.normal_(self.factor.weight, std=0.01)
+        nn.init.zeros_(self.factor.bias)
+
+    def forward(self, lateral: Tensor, above: Tensor) -> Tensor:
+        """Maps `(B, C, H, W)` of the level and of the one above to factors `(B, 1, 1, 1)`."""
+        # At a ratio of 2 this is the average of 2x2 cells.
+        lateral = F.interpolate(lateral, size=above.shape[-2:], mode="bilinear", align_corners=False)
+        both = torch.cat([lateral, above], 1)
+        attended = self.attention(self.query(both), self.key(both), self.value(both))
+        return 2 * torch.sigmoid(self.factor(attended.mean((2, 3))))[..., None, None]
+
+
+class FusionGate(nn.Module):
     """The factor of one edge from what its two maps contain: global averages of both, two linear layers, sigmoid.
 
     The factor is twice the sigmoid, in (0, 2), and starts at 1: the plain pyramid.
@@ -110,8 +141,9 @@ class FPN(nn.Module):
             if fusion not in FUSION_MODES:
                 modes = [*FUSION_MODES, "a list of factors"]
                 raise UserError(f"a pyramid has no fusion '{fusion}'", where="fusion", fix=nearest(fusion, modes))
-            if fusion == "attention":
-                self.gates.extend(AttentionGate(channels) for _ in range(edges))
+            if fusion in ("self_attention", "gate"):
+                kind = SelfAttention if fusion == "self_attention" else FusionGate
+                self.gates.extend(kind(channels) for _ in range(edges))
                 self.fusion = None
             else:
                 self.fusion = nn.Parameter(torch.ones(1 if fusion == "one" else edges))
