@@ -189,3 +189,18 @@ def test_the_predictor_learns_what_the_map_shows() -> None:
     with torch.no_grad():
         logits = torch.cat([predictor.from_pooled(m[None].float())[0] for m in maps])
     assert ((logits.argmax(1) == torch.arange(32) % 2).float().mean()) > 0.9
+
+
+def test_a_lone_small_image_takes_no_part_in_training_the_predictor() -> None:
+    """Norms of a batch need two images or two cells: an image alone in its size, whose last map is one cell, has neither."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(8, 8), (8, 8), (4, 3), (4, 5)]  # two blocks halve twice: 2x2, 2x2, 1x1 and 1x2 cells
+    maps = [torch.randn(4, *size, generator=generator).half() for size in sizes]
+    labels = np.array([[1, 0], [0, 1]] * 2, bool)
+    predictor = FactorPredictor(4, 2, widths=(8, 8))
+    data = PooledMaps(maps, torch.zeros(4, 4), tuple(range(4)))
+    history = train_predictor(predictor, data, labels, PredictorConfig(epochs=1, batch_size=2))
+    assert np.isfinite(history[-1]["factor"])
+    alone = PooledMaps(maps[2:3], torch.zeros(1, 4), (0,))
+    with pytest.raises(UserError, match="no two of a size"):
+        train_predictor(predictor, alone, labels[:1], PredictorConfig(epochs=1, batch_size=2))

@@ -53,12 +53,15 @@ def image_ranks(annotations: Annotations) -> np.ndarray:
 def flag_columns(annotations: Annotations) -> dict[str, np.ndarray]:
     """The ignore flags apart, (M,) bool each: `crowd`, `ignore`, `uncertain`.
 
-    Where a source has no `ignore` field of its own, whatever else made its reader ignore a box stands for it.
+    Where a source has no `ignore` field of its own, whatever else made its reader ignore a box stands for it. Where it has
+    one, so do VOC's and DOTA's `difficult` and WIDER FACE's `invalid`, which a COCO json of such a set keeps beside it.
     """
     none = np.zeros(annotations.num_boxes, bool)
-    uncertain = np.asarray(annotations.extra.get("uncertain", none), bool)
+    uncertain, difficult, invalid = (
+        np.asarray(annotations.extra.get(name, none), bool) for name in ("uncertain", "difficult", "invalid")
+    )
     if "ignore_flag" in annotations.extra:
-        ignore = np.asarray(annotations.extra["ignore_flag"], bool)
+        ignore = np.asarray(annotations.extra["ignore_flag"], bool) | annotations.ignore & (difficult | invalid)
     else:
         ignore = annotations.ignore & ~annotations.crowd & ~uncertain
     return {"crowd": annotations.crowd, "ignore": ignore, "uncertain": uncertain}

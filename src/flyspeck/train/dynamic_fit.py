@@ -168,14 +168,24 @@ def train_predictor(
 ) -> list[dict[str, float]]:
     """Algorithm 1, lines 17-19: AdamW with a cosine over `config.epochs`; returns the mean losses of each epoch.
 
-    Images of one size form a batch; each is mirrored, and turned upside down, every other time.
+    Images of one size form a batch; each is mirrored, and turned upside down, every other time. An image that is the only one
+    of its size, and of which the predictor's last block has a single cell, is no batch for its norms and takes no part.
+    Raises UserError where no other is left.
     """
     generator = torch.Generator().manual_seed(config.seed)
     wanted = torch.from_numpy(labels.astype(np.float32))
     by_size: dict[tuple[int, ...], list[int]] = {}
     for row, one in enumerate(data.maps):
         by_size.setdefault(tuple(one.shape), []).append(row)
-    groups = [(torch.tensor(rows), torch.stack([data.maps[r] for r in rows])) for rows in by_size.values()]
+    shrunk = 2 ** len(predictor.blocks)
+    usable = [rows for (_, h, w), rows in by_size.items() if len(rows) > 1 or max(h, w) > shrunk]
+    if not usable:
+        raise UserError(
+            f"{len(data.maps)} small images, no two of a size: nothing that batch norms could learn from",
+            where="dynamic.predictor",
+            fix="lower dynamic.predictor.pool, or train on more images",
+        )
+    groups = [(torch.tensor(rows), torch.stack([data.maps[r] for r in rows])) for rows in usable]
     place = torch_device(device)
     predictor.to(place).train()
     optimizer = torch.optim.AdamW(predictor.parameters(), lr=config.lr, weight_decay=config.weight_decay)
