@@ -134,6 +134,16 @@ def test_a_yolo_set_is_split_as_yolo(flights: Path, tmp_path: Path) -> None:
     assert len(found.annotations) == 86
 
 
+def test_images_that_nothing_is_known_of_are_counted(tmp_path: Path) -> None:
+    images = {f"{word}.png": texture(n) for n, word in enumerate("abcdefgh")}
+    source = made(tmp_path / "set", {**images, "plain.png": np.zeros((96, 128, 3), np.uint8)})
+    (tmp_path / "set" / "images" / "a.png").write_bytes(b"broken")
+    said = split(source, out=tmp_path / "out").text()
+    assert "1 images could not be read" in said
+    assert "1 images are too plain" in said
+    assert "images were not compared" in split(source, out=tmp_path / "names", compare_images=False).text()
+
+
 def test_the_command_line(flights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     words = ["data", "split", str(flights), "--no-compare-images", "--out", str(out)]

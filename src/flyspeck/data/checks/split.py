@@ -166,7 +166,7 @@ def split(
         chosen = _without_leaks(chosen, links, aims, alike=alike, frame_gap=frame_gap)
     _prove(chosen, links, len(aims), alike=alike, frame_gap=frame_gap)
     new_folder(place)
-    notes = _notes(chosen[file_of], names, aims, largest, cut)
+    notes = _unseen(links) + _notes(chosen[file_of], names, aims, largest, cut)
     written = []
     for number, name in enumerate(names):
         rows = np.flatnonzero(chosen[file_of] == number)
@@ -234,6 +234,22 @@ def _prove(chosen: np.ndarray, links: Links, splits: int, *, alike: float, frame
     hit = _leaking(chosen, links, splits, alike=alike, frame_gap=frame_gap)
     if hit.any():
         raise AssertionError(f"{int(hit.any(1).sum())} images leak between the splits: groups were divided")
+
+
+def _unseen(links: Links) -> list[str]:
+    """A line on images whose pixels tie them to none: they could not be read, or are too plain."""
+    if links.prints is None:
+        return ["note: images were not compared: only their names tie them"]
+    lost, plain = len(links.prints.problems), int((links.prints.plain & links.prints.readable).sum())
+    lines = []
+    if lost:
+        first = links.prints.problems[0]
+        lines.append(f"note: {lost} images could not be read, and only their names tie them; the first: {first}")
+    if plain:
+        lines.append(
+            f"note: {plain} images are too plain to be near others (empty sea or sky): only equal pixels and names tie them"
+        )
+    return lines
 
 
 def _notes(chosen: np.ndarray, names: Sequence[str], aims: Sequence[float], largest: int, cut: bool) -> list[str]:
