@@ -76,7 +76,7 @@ def explain(
     maps = [m.detach().float().requires_grad_() for m in pyramid]
     padded = (int(images.pixels.shape[-2]), int(images.pixels.shape[-1]))
     with torch.enable_grad():
-        raw = detector.head.detect(maps, padded, images.sizes)[0]
+        raw = detector.detect_from(maps, padded, images.sizes)[0]
         chosen = _chosen(raw, score, label)
         gradients = _gradients(raw.scores[chosen], maps)
     size = images.sizes[0]

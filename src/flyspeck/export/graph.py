@@ -2,7 +2,8 @@
 
 Input `windows (B, H, W, C)`: uint8, or float32 in [0, 255] (16-bit images). Outputs `boxes (B, D, 4)` xyxy pixels of the
 window, `scores (B, D)`, best first, `labels (B, D)` int64 and `counts (B,)` int64, how many of the D are detections. B, H
-and W are free; D is the detector's `max_detections`, or fewer where a window has fewer candidates.
+and W are free; D is the detector's `max_detections` (which grows with the window, `models.counts`), or fewer where a window has
+fewer candidates.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 from flyspeck.errors import UserError
 from flyspeck.models.backbones.staged import StagedBackbone
+from flyspeck.models.counts import counts_for
 from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.pooling import PooledStage, is_dynamic, split_stage
 from flyspeck.models.fold import fold_norms, probe_images
@@ -52,7 +54,7 @@ class DetectorGraph(nn.Module):
         _fix_pools(mine)
         self.backbone, self.neck, self.head = mine.backbone, mine.neck, mine.head
         self.channels = norm.channels
-        self.limit = mine.head.suppression.max_detections
+        self.counts_area = mine.counts_area
         self.register_buffer("mean", 255 * norm.mean)
         self.register_buffer("per_std", 1 / (255 * norm.std))
 
@@ -68,7 +70,9 @@ class DetectorGraph(nn.Module):
     def detect(self, maps: list[Tensor], windows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The outputs, from the backbone's maps; of `windows` only the size counts."""
         size = (windows.shape[1], windows.shape[2])
-        boxes, scores, labels = self.head.decode_batch(self.neck(maps), size).best(self.limit)
+        with counts_for(self.head, size, self.counts_area):
+            limit = self.head.suppression.max_detections
+            boxes, scores, labels = self.head.decode_batch(self.neck(maps), size).best(limit)
         return boxes, scores, labels, (scores > 0).sum(1)
 
 

@@ -118,6 +118,7 @@ def describe(detector: Detector, description: Mapping[str, Any], *, bits: int = 
         "divisor": detector.divisor,
         "smallest_side": smallest_side(detector),
         "suppression": {"score": rule.score, "iou": rule.iou, "max_detections": rule.max_detections},
+        "counts_area": detector.counts_area,
         "precision": "fp32",
         **_factors(detector),
         **{key: description[key] for key in _KEPT if key in description},

@@ -23,7 +23,10 @@ def onnx_translations() -> dict[Any, Any]:
         chosen = op.NonMaxSuppression(
             boxes,
             scores,
-            op.Constant(value_ints=[limit]),
+            # A count that grows with the input is a value of the graph.
+            op.Constant(value_ints=[limit])
+            if isinstance(limit, int)
+            else op.Reshape(limit, op.Constant(value_ints=[1])),
             op.Constant(value_floats=[iou]),
             op.Constant(value_floats=[threshold]),
         )

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from flyspeck.data.images import match_channels
+from flyspeck.data.padding import padded_side
 from flyspeck.errors import UserError
 from flyspeck.infer.padding import padded, within
 from flyspeck.types import Detections
@@ -75,6 +76,14 @@ class ExportedModel(ABC):
             within(Detections(boxes[i, :n], scores[i, :n], labels[i, :n], seen, self.classes), (height, width))
             for i, n in enumerate(counts.tolist())
         ]
+
+    def detection_limit(self, size: tuple[int, int]) -> int | None:
+        """Detections that a window of `size` (H, W) can have at most; None where the file does not say."""
+        limit, area = self.description.get("suppression", {}).get("max_detections"), self.description.get("counts_area")
+        if limit is None or area is None:
+            return limit
+        height, width = (padded_side(side, divisor=self.divisor, smallest=self._smallest) for side in size)
+        return max(limit, -(-limit * height * width // area))
 
     def to_batch(self, windows: list[np.ndarray]) -> np.ndarray:
         """Windows of one size to `(B, H, W, C)` of the graph's type, with its channels, padded as in training."""

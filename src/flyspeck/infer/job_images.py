@@ -202,6 +202,11 @@ class ImageLoop:
         if result.note and result.note not in self.notes:
             self.notes.add(result.note)
             self.warn(f"note: {result.item.name}: {result.note} (--bands, --value-range)")
+        if result.num_full:
+            self.warn(
+                f"note: {result.item.name}: {result.num_full} of {result.num_tiles} tiles have as many boxes as the model "
+                "gives of one; there may be more (smaller tiles, a higher score threshold, or model.max_detections in the recipe)"
+            )
         for writer in self.writers:
             writer.add(result)
         if self.done < self.drawing.images:

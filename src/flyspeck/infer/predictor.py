@@ -213,8 +213,13 @@ class Predictor:
             raise UserError(
                 "the model gave a box or score that is not finite", where=job.item.name, fix="train it again"
             )
-        found = found[found.scores >= self.score_threshold]
         height, width = window.pixels.shape[:2]
+        limit = getattr(self.model, "detection_limit", None)
+        most = None if limit is None else limit((height, width))
+        # A limit that cut off nothing but scores below the threshold has cost nothing.
+        if most is not None and len(found) >= most > 0 and found.scores.min() >= self.score_threshold:
+            job.num_full += 1
+        found = found[found.scores >= self.score_threshold]
         ratio = np.array([(frame[2] - frame[0]) / width, (frame[3] - frame[1]) / height] * 2)
         boxes = (found.boxes * ratio + np.tile(frame[:2], 2)).astype(np.float32)
         cut = is_cut(boxes, frame, job.size, tolerance=1 / self.enlarge.scale(job.size))
@@ -269,6 +274,7 @@ class Predictor:
             tuple(sorted(job.holes)),
             source_geo=job.geo,
             note=job.note,
+            num_full=job.num_full,
             skip=report,
             unaudited=unaudited,
         )

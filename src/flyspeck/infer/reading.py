@@ -44,6 +44,8 @@ class Result:
     """Its `GeoReference`, if it has one."""
     note: str = ""
     """`Source.note`: which bands and what scale."""
+    num_full: int = 0
+    """Tiles with as many detections as the model gives of one: there may be more."""
     skip: SkipReport | None = None
     """What skipping did, where it was asked for."""
     unaudited: Detections | None = None
@@ -124,6 +126,7 @@ class Job:
     verdicts: dict[int, str] = field(default_factory=dict)
     """Of tiles that the first look called empty: SKIPPED or AUDITED."""
     holes: list[tuple[TileKey, str]] = field(default_factory=list)
+    num_full: int = 0
     waiting: int = 0
     """Tiles not yet done with."""
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from flyspeck.data.images import match_channels
+from flyspeck.data.padding import padded_side
 from flyspeck.devices import torch_device
 from flyspeck.errors import UserError
 from flyspeck.infer.padding import padded, within
@@ -37,6 +38,7 @@ class TorchModel:
         self.classes = detector.classes
         self.channels = int(detector.pixel_norm.mean.shape[1])
         self.divisor, self._smallest = detector.divisor, detector.smallest_side
+        self._limit = detector.detection_limit
         # The caller's keeps its norms, and may train on.
         mine: Detector | FoldedFactors = (
             _folded(detector) if not is_dynamic(detector) else FoldedFactors(detector).eval()
@@ -57,6 +59,11 @@ class TorchModel:
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             found = self.detector.detect(batch)
         return [within(one, (w.shape[0], w.shape[1])) for one, w in zip(found, windows, strict=True)]
+
+    def detection_limit(self, size: tuple[int, int]) -> int:
+        """Detections that a window of `size` (H, W) can have at most."""
+        height, width = (padded_side(side, divisor=self.divisor, smallest=self._smallest) for side in size)
+        return self._limit((height, width))
 
     def to_images(self, windows: list[np.ndarray]) -> ImageBatch:
         """Windows of one size as the network's input: its channels, padded as in training."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from flyspeck.errors import UserError
 from flyspeck.models.assigners.base import AssigningPart
 from flyspeck.models.batch_decoding import BatchDetections, Size
+from flyspeck.models.counts import counts_for, grown
 from flyspeck.models.postprocess import RawDetections, Suppression
 from flyspeck.types import Detections, FeatureSpec, ImageBatch, Targets
 
@@ -97,6 +98,13 @@ class Head(nn.Module, ABC):
         it is made of, and what it must not do, are in `models.batch_decoding`.
         """
         raise self.lacks("decode_batch", "be exported", instead="use the run folder itself")
+
+    def counted_rules(self) -> list[tuple[object, str]]:
+        """Where the head's rules of counts an image lie, as (owner, attribute): dataclasses whose whole numbers are such counts.
+
+        They grow with the input's area (`models.counts`). A head that has more than `suppression` names the others too.
+        """
+        return [(self, "suppression")]
 
     def assigning_part(self) -> AssigningPart:
         """Optional: the part that decides which prior learns which object, and takes other assigners: often `self`."""
@@ -239,6 +247,8 @@ class Detector(nn.Module):
         self.router: Router | None = None
         """None: every image is treated alike."""
         self._divisor = divisor
+        self.counts_area: int | None = None
+        """Pixels of the input that the head's counts an image are for; None: they hold for every image (`models.counts`)."""
 
     @property
     def divisor(self) -> int:
@@ -294,12 +304,24 @@ class Detector(nn.Module):
             pyramid, neck_losses = self.neck(maps), {}
         return {**self.head.losses(pyramid, targets, padded, images.sizes), **neck_losses}, pyramid
 
+    def detection_limit(self, size: tuple[int, int]) -> int:
+        """Detections that an input of `size` (H, W) can have."""
+        limit = self.head.suppression.max_detections
+        return limit if self.counts_area is None else grown(limit, size, self.counts_area)
+
+    def detect_from(
+        self, pyramid: Sequence[Tensor], padded: tuple[int, int], sizes: Sequence[tuple[int, int]]
+    ) -> list[RawDetections]:
+        """`Head.detect` on the maps of a batch of `padded` (H, W), with counts for that size."""
+        with counts_for(self.head, padded, self.counts_area):
+            return self.head.detect(pyramid, padded, sizes)
+
     @torch.no_grad()
     def detect(self, images: ImageBatch) -> list[Detections]:
         """Detections of each image, in the frame of the batch."""
         if self.router is not None:
             return self.router.detect(self, images)
-        raw = self.head.detect(self.pyramid(images), _height_width(images.pixels), images.sizes)
+        raw = self.detect_from(self.pyramid(images), _height_width(images.pixels), images.sizes)
         return [to_detections(r, size, self.classes) for r, size in zip(raw, images.sizes, strict=True)]
 
 

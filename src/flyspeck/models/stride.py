@@ -143,7 +143,7 @@ def detect_finer(detector: Detector, images: ImageBatch, *, factor: int) -> list
     """
     height, width = images.pixels.shape[-2:]
     sizes = [(h * factor, w * factor) for h, w in images.sizes]
-    raw = detector.head.detect(detector.pyramid(images), (height * factor, width * factor), sizes)
+    raw = detector.detect_from(detector.pyramid(images), (height * factor, width * factor), sizes)
     return [
         to_detections(replace(r, boxes=r.boxes / factor), size, detector.classes)
         for r, size in zip(raw, images.sizes, strict=True)

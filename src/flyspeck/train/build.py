@@ -205,11 +205,18 @@ def detector_from_description(description: Mapping[str, Any], *, where: object =
     )
     if old:
         detector.divisor = 32
+    set_counts_area(detector, model, description.get("training_size"))
     if "dynamic" in description:
         make_dynamic(detector, described(description, "dynamic", DynamicConfig, where=where))
     if "predictor" in description:
         restore_predictor(detector, description["predictor"])
     return detector
+
+
+def set_counts_area(detector: Detector, model: ModelConfig, training_size: Sequence[int] | None) -> None:
+    """Lets the counts of `detector` grow with the input's area beyond `training_size` (H, W), if `model.counts` says so."""
+    if model.counts == "area" and training_size is not None:
+        detector.counts_area = int(training_size[0]) * int(training_size[1])
 
 
 def load_detector(path: Path | str) -> Detector:

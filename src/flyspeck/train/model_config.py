@@ -77,6 +77,9 @@ class ModelConfig(Options):
     """Options of the backbone that `name` names; most have none."""
     max_detections: Count = 500
     """Detections kept per image."""
+    counts: Literal["area", "fixed"] = "area"
+    """What counts an image (proposals, candidates, detections) are for: `area`, an input of the training's size, and in
+    proportion to its area on larger ones; `fixed`, any input, as papers have it."""
     min_score: Share = 0.01
     """Detections with lower scores never leave the model."""
     nms: float = Field(default=0.5, gt=0, le=1)

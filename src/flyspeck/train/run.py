@@ -32,7 +32,15 @@ from flyspeck.errors import UserError
 from flyspeck.files import write_json, write_text
 from flyspeck.models.detector import Detector
 from flyspeck.train.assigners import settled_assigner
-from flyspeck.train.build import build_detector, describe_model, finest_stride, fitted_anchors, load_detector, load_into
+from flyspeck.train.build import (
+    build_detector,
+    describe_model,
+    finest_stride,
+    fitted_anchors,
+    load_detector,
+    load_into,
+    set_counts_area,
+)
 from flyspeck.train.checks import judge_problems, usable_images
 from flyspeck.train.config import PredictorConfig, Recipe, dump_recipe
 from flyspeck.train.dynamic import best_metric, make_dynamic, measure_factors, objective_of
@@ -135,6 +143,7 @@ def _train(
         "protocol": recipe.evaluate.protocol,
         **method.note,
     }
+    set_counts_area(detector, recipe.model, description["training_size"])
     if method.start is not None:
         load_into(detector, method.start)
     if accelerator.is_main_process:

@@ -309,6 +309,10 @@ class GridRCNNHead(Head):
         boxes = grid_boxes(heat, regions.reshape(-1, 4)).reshape(batch, -1, 4)
         return suppress_levels([(box_algebra.clip(boxes, *size), scores, labels)], self.num_classes, self.suppression)
 
+    def counted_rules(self) -> list[tuple[object, str]]:
+        """See `Head.counted_rules`."""
+        return [(self, "suppression"), (self.rpn, "test_rule")]
+
     def run_layers(self, maps: Sequence[Tensor], *, proposals: int) -> None:
         """See `Head.run_layers`."""
         self.rpn(maps)

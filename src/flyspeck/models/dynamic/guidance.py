@@ -124,7 +124,7 @@ def factor_losses(
             maps = run_rest(detector, before, shared)
             if guidance:
                 with unsuppressed(detector.head):
-                    raw = detector.head.detect(detector.neck(maps), padded, images.sizes)
+                    raw = detector.detect_from(detector.neck(maps), padded, images.sizes)
                 found[:, place] = [guidance_loss(_float(r), t) for r, t in zip(raw, targets, strict=True)]
                 continue
             for i, target in enumerate(targets):

@@ -36,7 +36,7 @@ def detect_groups(
             # A group that is the whole batch needs no copy of its maps.
             whole = len(members) == len(places)
             maps = run_rest(detector, before if whole else [m[rows] for m in before], shared if whole else shared[rows])
-            raw = detector.head.detect(detector.neck(maps), (height, width), sizes)
+            raw = detector.detect_from(detector.neck(maps), (height, width), sizes)
         for i, own, size in zip(members, raw, sizes, strict=True):
             found[i] = to_detections(own, size, detector.classes)
     return [found[i] for i in range(len(places))]

@@ -156,6 +156,10 @@ class CascadeRCNNHead(Head):
         """The proposal network."""
         return self.rpn
 
+    def counted_rules(self) -> list[tuple[object, str]]:
+        """See `Head.counted_rules`."""
+        return [(self, "suppression"), (self.rpn, "test_rule")]
+
     def run_layers(self, maps: Sequence[Tensor], *, proposals: int) -> None:
         """See `Head.run_layers`: every stage looks at all proposals."""
         self.rpn(maps)
