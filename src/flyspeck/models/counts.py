@@ -11,12 +11,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 
-if TYPE_CHECKING:
-    from flyspeck.models.detector import Head
+
+class Counting(Protocol):
+    """What is asked of a head (`flyspeck.models.detector.Head`)."""
+
+    def counted_rules(self) -> list[tuple[object, str]]:
+        """See `Head.counted_rules`."""
+        ...
 
 
 def grown(count: int, size: tuple[Any, Any], area: int) -> Any:
@@ -37,7 +42,7 @@ def grown_rule(rule: Any, size: tuple[Any, Any], area: int) -> Any:
 
 
 @contextlib.contextmanager
-def counts_for(head: Head, size: tuple[Any, Any], area: int | None) -> Iterator[None]:
+def counts_for(head: Counting, size: tuple[Any, Any], area: int | None) -> Iterator[None]:
     """Within it, `head` keeps of an input of `size` (H, W) in proportion to what it keeps of `area` pixels; None: as it is."""
     if area is None:
         yield
