@@ -31,7 +31,8 @@ BELOW = {
     "export": {"data", "models", "evaluate", "train", "infer"},
     "explain": {"data", "models", "train", "infer", "report"},
     "publish": {"data", "models", "evaluate", "train"},
-    "cli": {"data", "models", "evaluate", "train", "infer", "export", "report", "publish", "explain"},
+    "label_errors": {"data", "evaluate", "train", "infer", "report"},
+    "cli": {"data", "models", "evaluate", "train", "infer", "export", "report", "publish", "explain", "label_errors"},
 }
 GROUND = {
     "boxes",

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from flyspeck.infer.merge import MergeRule as MergeRule
     from flyspeck.infer.predictor import Predictor as Predictor
     from flyspeck.infer.windows import OpenOptions as OpenOptions
+    from flyspeck.label_errors.run import LabelErrors as LabelErrors
+    from flyspeck.label_errors.run import find_label_errors as find_label_errors
+    from flyspeck.label_errors.suspects import Suspect as Suspect
     from flyspeck.models.by_name import build as build
     from flyspeck.models.detector import Detector as Detector
     from flyspeck.plugins import load_plugin as load_plugin
@@ -76,6 +79,7 @@ _HOMES = {
     "FeatureSpec": "flyspeck.types",
     "ImageBatch": "flyspeck.types",
     "Inspection": "flyspeck.data.inspection",
+    "LabelErrors": "flyspeck.label_errors.run",
     "MergeRule": "flyspeck.infer.merge",
     "OpenOptions": "flyspeck.infer.windows",
     "PredictionSummary": "flyspeck.infer.job_images",
@@ -83,10 +87,12 @@ _HOMES = {
     "Recipe": "flyspeck.train.config",
     "Sample": "flyspeck.types",
     "Split": "flyspeck.data.checks.split",
+    "Suspect": "flyspeck.label_errors.suspects",
     "Targets": "flyspeck.types",
     "TrainedRun": "flyspeck.train.trained",
     "UserError": "flyspeck.errors",
     "build": "flyspeck.models.by_name",
+    "find_label_errors": "flyspeck.label_errors.run",
     "inspect": "flyspeck.data.inspection",
     "load_detector": "flyspeck.train.build",
     "load_plugin": "flyspeck.plugins",

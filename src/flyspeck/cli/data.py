@@ -11,6 +11,7 @@ import typer
 from flyspeck.cli.choices import check_choice, tile_rules, written_annotations
 from flyspeck.cli.data_inspect import inspect
 from flyspeck.cli.data_split import split as split_set
+from flyspeck.cli.label_errors import errors
 from flyspeck.cli.layout import PlainApp
 from flyspeck.cli.moved import keep_moved
 from flyspeck.cli.shared_options import (
@@ -349,4 +350,5 @@ def _json_name(source: Path) -> str:
     return f"{source.stem if source.suffix else source.name}.json"
 
 
+app.command("errors")(errors)
 keep_moved(app, "prepare", old="flyspeck data prepare", new="flyspeck-lab prepare")

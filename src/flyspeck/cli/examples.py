@@ -7,6 +7,7 @@ EXAMPLES = {
     "flyspeck benchmark": "flyspeck benchmark runs/first --engines eager,onnx,openvino --out speed",
     "flyspeck card": 'flyspeck card runs/first --out models/first --trained-on "my images" --licence "CC BY 4.0"',
     "flyspeck data convert": "flyspeck data convert labels --to coco --out train.json",
+    "flyspeck data errors": "flyspeck data errors runs/first val.json --to label-studio,cvat --out suspects",
     "flyspeck data inspect": "flyspeck data inspect train.json --out seen --draw 12",
     "flyspeck data scale-match": "flyspeck data scale-match coco.json --target train.json --match msm --out matched",
     "flyspeck data scenes": "flyspeck data scenes --out scenes --num-images 24 --size 256x320",

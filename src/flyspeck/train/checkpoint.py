@@ -79,10 +79,10 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 def weights_file(path: Path | str) -> Path:
-    """The weights to use of a run folder (the best, else the last), or the file itself."""
+    """The weights to use of a run folder (the best, else the last) or a packaged model's, or the file itself."""
     path = Path(path)
     if path.is_dir():
-        for name in ("best.safetensors", "last.safetensors"):
+        for name in ("best.safetensors", "last.safetensors", "model.safetensors"):
             if (path / name).is_file():
                 return path / name
         raise UserError("holds no weights", where=path, fix="give a run folder that has trained at least one epoch")

@@ -1,0 +1,1 @@
+"""Which annotations of a data set are likely wrong, by the held-out opinion of a detector."""
