@@ -63,9 +63,14 @@ def predict(
         100, "--draw", min=0, metavar="N", help="Draw at most so many images: the first; 0 draws none."
     ),
     heat: bool = typer.Option(False, "--heat", help="A heat map of each, not only of images over 8000 px."),
-    bands: str = typer.Option(None, "--bands", metavar="A,B,...", help="Bands of a raster, as in 4,3,2."),
+    bands: str = typer.Option(
+        None, "--bands", metavar="A,B,...", help="Bands to read, as in 4,3,2; default: as in training."
+    ),
     value_range: str = typer.Option(
-        None, "--value-range", metavar="LOW,HIGH", help="Values of a raster that are black and white."
+        None,
+        "--value-range",
+        metavar="LOW,HIGH",
+        help="Values that are black and white; default: as in training.",
     ),
     max_megapixels: float = typer.Option(
         200, "--max-megapixels", metavar="N", help="Largest image decoded in one piece."

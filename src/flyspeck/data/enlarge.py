@@ -70,8 +70,13 @@ def native_sizes(annotations: Annotations) -> np.ndarray:
     return sizes
 
 
+def _whole(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    limits = np.iinfo(dtype)
+    return np.round(values).clip(limits.min, limits.max).astype(dtype)
+
+
 def resample(pixels: np.ndarray, out: tuple[int, int] | None) -> np.ndarray:
-    """`(h, w, C)` pixels at the size `out` (h, w): bilinear, antialiased when shrinking. uint8 or uint16."""
+    """`(h, w, C)` pixels at the size `out` (h, w): bilinear, antialiased when shrinking. Of any type."""
     if out is None or out == pixels.shape[:2]:
         return pixels
     if pixels.dtype == np.uint8 and pixels.shape[2] == 3:  # the same numbers in half the time
@@ -82,5 +87,7 @@ def resample(pixels: np.ndarray, out: tuple[int, int] | None) -> np.ndarray:
         # Pillow has no filter for 16-bit grey; floats hold 16 bits exactly.
         plane = Image.fromarray(channel if pixels.dtype == np.uint8 else channel.astype(np.float32))
         resized = np.asarray(plane.resize((out[1], out[0]), Image.Resampling.BILINEAR))
-        planes.append(resized if pixels.dtype == np.uint8 else np.round(resized).clip(0, 65535).astype(np.uint16))
+        planes.append(
+            resized if pixels.dtype.kind == "f" or pixels.dtype == np.uint8 else _whole(resized, pixels.dtype)
+        )
     return np.stack(planes, axis=2)

@@ -11,8 +11,9 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
+from flyspeck.data.headers import read_header
 from flyspeck.data.images import read_image
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, missing_extra
 
 FORMATS = ("png", "webp")
 """Lossless formats that are written."""
@@ -20,6 +21,17 @@ _PNG_LEVEL = 4  # about 15 % bigger than level 6 on thermal images, and twice as
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+
+
+def ending_for(path: Path, image_format: str) -> str:
+    """The ending, without its dot, under which an image cut or resized from `path` is written: `tif` where PNG cannot hold it."""
+    try:
+        header = read_header(path)
+    except UserError:
+        return image_format  # whoever reads it says what is wrong
+    bands = header.bands
+    plain = (header.dtype == "uint8" and bands in (1, 3)) or (header.dtype, bands) == ("uint16", 1)
+    return image_format if plain else "tif"
 
 
 def read_true(path: Path) -> np.ndarray:
@@ -45,12 +57,15 @@ def shrink_pixels(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     height, width = pixels.shape[:2]
     if (height, width) == size:
         return pixels
-    if pixels.dtype == np.uint8:
+    if pixels.dtype == np.uint8 and pixels.shape[2] in (1, 3):
         image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
         return np.asarray(_shrunk(image, size)).reshape(*size, pixels.shape[2])
-    limits = np.iinfo(pixels.dtype)  # 16 bit: by way of float, a channel at a time
+    # All others by way of float, a band at a time.
     bands = [Image.fromarray(pixels[..., c].astype(np.float32)) for c in range(pixels.shape[2])]
     small = np.stack([np.asarray(_shrunk(band, size)) for band in bands], -1)
+    if pixels.dtype.kind == "f":
+        return small.astype(pixels.dtype)
+    limits = np.iinfo(pixels.dtype)
     return small.round().clip(limits.min, limits.max).astype(pixels.dtype)
 
 
@@ -61,8 +76,11 @@ def _shrunk(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def save_pixels(pixels: np.ndarray, path: Path) -> None:
-    """Write `(H, W, C)` uint8, or uint16 of one channel, without loss as PNG or WebP, by the name's ending."""
+    """Write `(H, W, C)` without loss, by the name's ending: PNG or WebP of uint8 of one or three bands, PNG of uint16 of one,
+    TIFF of any bands and values (extra `tiff`)."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".tif":
+        return _save_tiff(pixels, path)
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     if path.suffix == ".webp":
         if pixels.dtype != np.uint8:
@@ -70,6 +88,18 @@ def save_pixels(pixels: np.ndarray, path: Path) -> None:
         image.save(path, lossless=True, method=2)
     else:
         image.save(path, compress_level=_PNG_LEVEL)
+
+
+def _save_tiff(pixels: np.ndarray, path: Path) -> None:
+    """No band is tagged as alpha, so that all of them are read again."""
+    try:
+        import tifffile
+    except ImportError:
+        raise missing_extra("tifffile", "tiff") from None
+    bands = pixels.shape[2]
+    how = {} if bands == 1 else {"planarconfig": "contig", "extrasamples": (0,) * (bands - 1)}
+    stored = pixels[..., 0] if bands == 1 else pixels
+    tifffile.imwrite(path, stored, photometric="minisblack", compression="zlib", **how)
 
 
 def output_names(file_names: Sequence[str], suffix: str | None = None) -> list[str]:

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.enlarge import resample
-from flyspeck.data.image_files import in_parallel, output_names, read_true, save_pixels
+from flyspeck.data.image_files import ending_for, in_parallel, output_names, read_true, save_pixels
 from flyspeck.data.scale_match import (
     MatchPlan,
     MatchRule,
@@ -128,9 +128,10 @@ def _windows(whole: Annotations, size: tuple[int, int] | None, overlap: int) -> 
 
 def _names(source: Annotations, windows: Sequence[list[Corner]], image_format: str) -> list[list[str]]:
     stems = output_names(source.file_names, "")
+    endings = [ending_for(source.path(row), image_format) for row in range(len(source))]
     return [
-        [f"{stem}.{image_format}" if len(own) == 1 else f"{stem}_{x1}_{y1}.{image_format}" for x1, y1, _, _ in own]
-        for stem, own in zip(stems, windows, strict=True)
+        [f"{stem}.{ending}" if len(own) == 1 else f"{stem}_{x1}_{y1}.{ending}" for x1, y1, _, _ in own]
+        for stem, own, ending in zip(stems, windows, endings, strict=True)
     ]
 
 
@@ -183,8 +184,12 @@ def resize_objects(pixels: np.ndarray, boxes: np.ndarray, factor: np.ndarray) ->
 
     What an object that shrinks leaves free is inpainted from its surroundings. The largest are put back first.
     """
-    if pixels.dtype != np.uint8:
-        raise UserError(f"inpainting works on 8 bits, the image has {pixels.dtype}", where="sm+", fix="use --match msm")
+    if pixels.dtype != np.uint8 or pixels.shape[2] not in (1, 3):
+        raise UserError(
+            f"inpainting works on one or three bands of 8 bits, the image has {pixels.shape[2]} of {pixels.dtype}",
+            where="sm+",
+            fix="use --match msm",
+        )
     height, width = pixels.shape[:2]
     frames = [_whole_pixels(box, height, width) for box in boxes]
     patches = [pixels[y1:y2, x1:x2].copy() for x1, y1, x2, y2 in frames]

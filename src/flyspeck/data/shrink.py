@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.data.image_files import in_parallel, output_names, read_true, save_pixels, shrink_pixels
+from flyspeck.data.image_files import ending_for, in_parallel, output_names, read_true, save_pixels, shrink_pixels
 from flyspeck.data.writers import write_coco
 from flyspeck.errors import UserError
 
@@ -88,7 +88,8 @@ def shrink(
     one channel keeps one. An image that cannot be read, or is not of the size that the annotations say, is left out with
     its boxes and listed in `problems` of the table returned. `progress(done, total)` is called after each image.
     """
-    names = output_names(annotations.file_names, f".{image_format}")
+    stems = output_names(annotations.file_names, "")
+    names = [f"{stem}.{ending_for(annotations.path(row), image_format)}" for row, stem in enumerate(stems)]
     jobs = [
         (annotations.path(row), Path(out) / "images" / names[row], (int(height), int(width)))
         for row, (height, width) in enumerate(annotations.sizes)

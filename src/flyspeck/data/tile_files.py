@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.data.image_files import in_parallel, output_names, read_true, save_pixels
+from flyspeck.data.image_files import ending_for, in_parallel, output_names, read_true, save_pixels
 from flyspeck.data.writers import relative_names, write_coco
 from flyspeck.errors import UserError
 
@@ -44,7 +44,8 @@ def write_tiles(
     source = np.array([row_of[key] for key in tiles.image_extra["whole"].tolist()], dtype=np.int64)
     stems = output_names(whole.file_names, "")
     corners = [tuple(map(int, corner)) for corner in tiles.image_extra["corner"]]
-    names = [f"{stems[row]}_{x1}_{y1}.{image_format}" for row, (x1, y1, _, _) in zip(source, corners, strict=True)]
+    endings = [ending_for(whole.path(row), image_format) for row in range(len(whole))]
+    names = [f"{stems[row]}_{x1}_{y1}.{endings[row]}" for row, (x1, y1, _, _) in zip(source, corners, strict=True)]
     jobs = []
     for row in range(len(whole)):
         first, last = np.searchsorted(source, [row, row + 1])  # tiles come image by image
