@@ -1,11 +1,16 @@
-"""Enlarging: tiny objects survive the strides of a network better in a larger image (DPNet, sec. I and III).
+"""How large the network sees an image.
 
-The network learns from and looks at enlarged images; annotations, results and size bins stay those of the files.
+Enlarging: tiny objects survive the strides of a network better in a larger image (DPNet, sec. I and III). Squeezing: every
+image at one size, whatever that does to its proportions (Liu et al., "SSD: Single Shot MultiBox Detector", 2016).
+
+The network learns from and looks at such images; annotations, results and size bins stay those of the files.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -17,31 +22,79 @@ from flyspeck.errors import UserError
 
 @dataclass(frozen=True)
 class Enlarge:
-    """By a factor, or to a length of the shorter side; 1 and None leave images as they are."""
+    """By a factor, to a length of the shorter side, or to one size; 1 and None leave images as they are."""
 
     factor: float = 1.0
     short_side: int | None = None
     """Pixels; takes the place of `factor`."""
+    squeeze: tuple[int, int] | None = None
+    """(height, width) in pixels of every image; takes the place of both."""
 
     def __post_init__(self) -> None:
         if not 0 < self.factor < np.inf:
             raise UserError(f"an enlargement by {self.factor:g}", where="data.enlarge", fix="give a number above 0")
         if self.short_side is not None and self.short_side < 1:
             raise UserError(f"a short side of {self.short_side}", where="data.short_side", fix="give pixels, 1 or more")
+        if self.squeeze is not None and min(self.squeeze) < 1:
+            raise UserError(
+                f"a squeeze to {self.squeeze[0]}x{self.squeeze[1]}", where="data.squeeze", fix="give pixels, 1 or more"
+            )
 
     @property
     def changes(self) -> bool:
         """Whether any image could come out at another size."""
-        return self.factor != 1 or self.short_side is not None
+        return self.factor != 1 or self.short_side is not None or self.squeeze is not None
 
     def scale(self, size: tuple[int, int]) -> float:
-        """Enlarged pixels per pixel of an image of `size` (H, W)."""
+        """Enlarged pixels per pixel of an image of `size` (H, W); of a squeeze, which has two, the smaller one."""
+        if self.squeeze is not None:
+            return min(self.squeeze[0] / max(1, size[0]), self.squeeze[1] / max(1, size[1]))
         return self.factor if self.short_side is None else self.short_side / max(1, min(size))
 
     def size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(H, W) of the enlarged image, at least 1 each."""
+        """(H, W) of the image as the network sees it, at least 1 each."""
+        if self.squeeze is not None:
+            return self.squeeze
         scale = self.scale(size)
         return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+    def words(self) -> str:
+        """For people: `scale 2`, `shorter side 800 px`, `squeezed to 300x300`."""
+        if self.squeeze is not None:
+            return f"squeezed to {self.squeeze[0]}x{self.squeeze[1]}"
+        return f"scale {self.factor:g}" if self.short_side is None else f"shorter side {self.short_side} px"
+
+    def scaled(self, scale: float) -> Enlarge:
+        """The rule by which images come out `scale` times as large as by this one."""
+        if self.squeeze is not None:
+            return Enlarge(squeeze=(max(1, round(self.squeeze[0] * scale)), max(1, round(self.squeeze[1] * scale))))
+        if self.short_side is not None:
+            return Enlarge(short_side=max(1, round(self.short_side * scale)))
+        return Enlarge(self.factor * scale)
+
+    def described(self) -> dict[str, Any]:
+        """Plain values for a checkpoint or an exported file; `described_enlargement` reads them."""
+        told: dict[str, Any] = {"factor": self.factor, "short_side": self.short_side}
+        return told | {"squeeze": None if self.squeeze is None else list(self.squeeze)}
+
+
+def described_enlargement(description: Mapping[str, Any], *, scale: float | None = None) -> Enlarge:
+    """The rule of a trained model, from what its file says of itself; `scale` takes its place.
+
+    Raises UserError for a `scale` of a model that squeezes its images: it has seen no other size.
+    """
+    told = dict(description.get("enlarge", {}))
+    squeeze: Sequence[int] | None = told.pop("squeeze", None)
+    rule = Enlarge(**told, squeeze=None if squeeze is None else (int(squeeze[0]), int(squeeze[1])))
+    if scale is None:
+        return rule
+    if rule.squeeze is not None:
+        raise UserError(
+            f"the model sees every image {rule.words()}: no scale of its own",
+            where="scale",
+            fix="leave it out; give a tile to see parts of an image larger",
+        )
+    return Enlarge(scale)
 
 
 def enlarged_table(annotations: Annotations, rule: Enlarge) -> Annotations:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ class Options:
     sample: int = 64
     """Images, evenly spread, over which attention and similarity are measured."""
     max_side: int = 1024
-    """Pixels of the file's image that a model is shown at once; larger images are cut about the case."""
+    """Pixels of the file's image that a model is shown at once; larger images are cut about the case. A model that squeezes its
+    images is shown whole ones."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,10 @@ def explain_models(
             where=images.table.source or "annotations",
             fix="name images with --image",
         )
+    if any(subject.enlarge.squeeze is not None for subject in subjects):
+        options = replace(
+            options, max_side=1 << 30
+        )  # it has only seen whole images, and a cut one would come out larger
     out.mkdir(parents=True, exist_ok=True)
     shown = []
     for number, case in enumerate(cases, 1):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from flyspeck.data.bands import PixelRule, rule_of
-from flyspeck.data.enlarge import Enlarge, resample
+from flyspeck.data.enlarge import Enlarge, described_enlargement, resample
 from flyspeck.devices import torch_device
 from flyspeck.explain.cases import Window
 from flyspeck.explain.similarity import View
@@ -56,7 +56,7 @@ def load_subjects(paths: Sequence[Path], *, device: str = "auto") -> list[Subjec
     subjects = []
     for path, name in zip(paths, _names(paths), strict=True):
         detector, description = load_described(path)
-        enlarge = Enlarge(**description.get("enlarge", {}))
+        enlarge = described_enlargement(description)
         moved = detector.to(target, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         subjects.append(Subject(name, moved, enlarge, rule_of(description), read_similarities(path)))
     return subjects

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from flyspeck.data.bands import rule_of
-from flyspeck.data.enlarge import Enlarge
 from flyspeck.errors import UserError, nearest
 from flyspeck.evaluate import DetectionTable, evaluate
 from flyspeck.export.check_images import ImageSet, Recorder, predictor_for, tiles_of
@@ -319,7 +318,7 @@ def _curves(
         say(f"scale {scale:g}")
         for name, predictor in predictors.items():
             before = predictor.enlarge
-            predictor.enlarge = _scaled(before, scale)
+            predictor.enlarge = before.scaled(scale)
             predictor.predict(images.paths[0])  # a new size of window may be compiled first
             start = time.perf_counter()
             found = predictor.predict(list(images.paths))
@@ -327,9 +326,3 @@ def _curves(
             predictor.enlarge = before
             metrics = {k: v for k, v in _metrics(images, found).items() if k.startswith("recall")}
             results[name].curve.append({"scale": scale, "ms": 1000 * seconds / len(images.paths), **metrics})
-
-
-def _scaled(rule: Enlarge, scale: float) -> Enlarge:
-    if rule.short_side is not None:
-        return Enlarge(short_side=max(1, round(rule.short_side * scale)))
-    return Enlarge(rule.factor * scale)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.data.enlarge import Enlarge
+from flyspeck.data.enlarge import described_enlargement
 from flyspeck.data.readers import read_annotations
 from flyspeck.errors import UserError
 from flyspeck.infer.predictor import Model, Predictor
@@ -101,7 +101,7 @@ def predictor_for(model: Model, description: Mapping[str, Any], *, score: float,
     The batch is odd, and the last one often ragged, as a stranger's are.
     """
     tile, overlap = default_tiles(None, None, description)
-    enlarge = Enlarge(**description.get("enlarge", {}))
+    enlarge = described_enlargement(description)
     return Predictor(
         model,
         tile=tile,

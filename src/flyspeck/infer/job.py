@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from flyspeck.data.enlarge import Enlarge
+from flyspeck.data.enlarge import described_enlargement
 from flyspeck.errors import UserError
 from flyspeck.infer.job_images import Drawing, ImageJob, PredictionSummary, made_with
 from flyspeck.infer.job_video import predict_video
@@ -73,9 +73,10 @@ def predict(
         out: Folder for the results; made if need be. It holds the files of `formats`, `drawn/`, and the finished tiles under
             `tiles/` that `resume` goes on from.
         formats: Some of `coco` (`detections.json`, `images.json`), `csv`, `geojson`, `gpkg`, `widerface`, `yolo`.
-        tile: (height, width) of a tile in pixels that the model sees, or `"off"` for whole images; None: the training size.
+        tile: (height, width) of a tile in pixels that the model sees, or `"off"` for whole images; None: the training size. Of
+            a model that squeezes its images: in pixels of the image, each tile being squeezed; None: whole images.
         overlap: Pixels that neighbouring tiles share at least; the largest object must fit in. None: from the training's objects.
-        scale: Model pixels per image pixel; None: as in training.
+        scale: Model pixels per image pixel; None: as in training, which alone a model that squeezes its images takes.
         scales: See each tile at all of these sizes, relative to `scale`, and merge.
         flip: See each tile mirrored too, and merge.
         score_threshold: Detections below this score, from 0 to 1, are left out.
@@ -131,7 +132,7 @@ def predict(
         seer,
         tile=sides,
         overlap=shared,
-        enlarge=Enlarge(**description.get("enlarge", {})) if scale is None else Enlarge(scale),
+        enlarge=described_enlargement(description, scale=scale),
         batch_size=batch_size,
         score_threshold=score_threshold,
         merge=rule,
@@ -197,9 +198,9 @@ def _views(network: Any, scales: tuple[float, ...], flip: bool, rule: MergeRule)
 
 def settings_line(what: str, predictor: Predictor, description: Mapping[str, Any]) -> str:
     """What was chosen, and what it follows from, in one to three lines for people; `what` is predicted."""
-    sides, shared, enlarge, rule = predictor.tile, predictor.overlap[0], predictor.enlarge, predictor.merge
+    sides, shared, rule = predictor.tile, predictor.overlap[0], predictor.merge
     said = "whole images" if sides is None else f"tiles of {sides[0]}x{sides[1]}, overlap {shared}"
-    scale = f"scale {enlarge.factor:g}" if enlarge.short_side is None else f"shorter side {enlarge.short_side} px"
+    scale = predictor.enlarge.words()
     merge = f"merge {rule.method} {rule.threshold:g}"
     line = f"{what}, {said}, {scale}, score >= {predictor.score_threshold:g}, {merge}"
     trained = description.get("training_size")
@@ -207,6 +208,7 @@ def settings_line(what: str, predictor: Predictor, description: Mapping[str, Any
         line += f"\ntrained at {trained[0]}x{trained[1]}"
         if "object_side_99" in description:
             line += f", where 99 % of the objects were at most {description['object_side_99']:.0f} px long"
+            line += " in the files" if predictor.enlarge.squeeze is not None else ""
     if sides is not None:
         waste = sides[0] * sides[1] / ((sides[0] - shared) * (sides[1] - shared))
         if waste > 2:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from flyspeck.data.enlarge import Enlarge
+from flyspeck.data.enlarge import described_enlargement
 from flyspeck.errors import UserError
 from flyspeck.infer.engines import is_exported, open_exported
 from flyspeck.infer.exported import ExportedModel
@@ -46,7 +46,8 @@ def load_model(
     if choice:
         from flyspeck.models.dynamic.budget import Choice, apply_choice
 
-        size = tile or tuple(description["training_size"])
+        squeezes = described_enlargement(description).squeeze is not None
+        size = tuple(description["training_size"]) if tile is None or squeezes else tile
         detector = apply_choice(detector, Choice(**choice), description, size=size, device=device)  # type: ignore[arg-type]
     return TorchModel(detector, device=device, precision=precision), description  # pyright: ignore[reportArgumentType]
 
@@ -88,9 +89,10 @@ def load_predictor(
         path: A run folder, a weights file, or an exported `.onnx` or `.xml` file (which needs no torch).
         device: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` is the best that is there.
         precision: `fp32` or `bf16`.
-        tile: (height, width) of a tile in pixels that the model sees, or `"off"` for whole images; None: the training size.
+        tile: (height, width) of a tile in pixels that the model sees, or `"off"` for whole images; None: the training size. Of
+            a model that squeezes its images: in pixels of the image, each tile being squeezed; None: whole images.
         overlap: Pixels that neighbouring tiles share at least; the largest object must fit in. None: from the training's objects.
-        scale: Model pixels per image pixel; None: as in training.
+        scale: Model pixels per image pixel; None: as in training, which alone a model that squeezes its images takes.
         score_threshold: Detections below this score, from 0 to 1, are left out.
         merge: How boxes of overlapping tiles become one; None: `MergeRule()`.
         batch_size: Tiles in one pass of the model.
@@ -117,7 +119,7 @@ def load_predictor(
         model,
         tile=sides,
         overlap=shared,
-        enlarge=Enlarge(**description.get("enlarge", {})) if scale is None else Enlarge(scale),
+        enlarge=described_enlargement(description, scale=scale),
         batch_size=batch_size,
         score_threshold=score_threshold,
         merge=merge,

@@ -40,9 +40,10 @@ class Predictor:
 
     `tile` is (height, width) or one number, in pixels that the model sees; None gives it whole images. `overlap` is what
     neighbouring tiles share at least, in the same pixels: an object must fit into it to be seen whole. `scale` is model pixels
-    per image pixel, or `enlarge` says it image by image. `gate` may look at a batch of windows and say which to pass to
-    the model; `skip` looks before a window is read in full (`flyspeck.infer.skip`). `readers` threads decode ahead of the
-    model. `share` is this process's part of the images or tiles.
+    per image pixel, or `enlarge` says it image by image; where that squeezes, tiles are in pixels of the image, each of them
+    squeezed. `gate` may look at a batch of windows and say which to pass to the model; `skip` looks before a window is read in
+    full (`flyspeck.infer.skip`). `readers` threads decode ahead of the model. `share` is this process's part of the images
+    or tiles.
     """
 
     def __init__(
@@ -222,7 +223,8 @@ class Predictor:
         found = found[found.scores >= self.score_threshold]
         ratio = np.array([(frame[2] - frame[0]) / width, (frame[3] - frame[1]) / height] * 2)
         boxes = (found.boxes * ratio + np.tile(frame[:2], 2)).astype(np.float32)
-        cut = is_cut(boxes, frame, job.size, tolerance=1 / self.enlarge.scale(job.size))
+        pixel = 1 / self.enlarge.scale(job.size) if self.enlarge.squeeze is None else float(ratio.max())
+        cut = is_cut(boxes, frame, job.size, tolerance=pixel)
         return replace(
             found, boxes=boxes, image_size=job.size, image_id=job.item.image_id, extra={**found.extra, "cut": cut}
         )
@@ -236,6 +238,8 @@ class Predictor:
         seen, scale = self.enlarge.size(size), self.enlarge.scale(size)
         if self.tile is None:
             return np.array([[0, 0, size[1], size[0]]], np.int64), seen
+        if self.enlarge.squeeze is not None:
+            return grid(size, self.tile, self.overlap), self.enlarge.squeeze
         if scale <= 1:
             seen_frames = grid(seen, self.tile, self.overlap)
             limit = np.array([size[1], size[0]] * 2)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from flyspeck.data.enlarge import described_enlargement
 from flyspeck.data.tiling import corners
 from flyspeck.errors import UserError
 
@@ -44,10 +45,11 @@ def default_tiles(
 ) -> tuple[tuple[int, int] | None, int]:
     """The tile (height, width) and overlap in pixels: what was asked for, else what the training saw.
 
-    An overlap that is not given holds the 99th percentile of the training objects' sides, where the weights say it; else 64 px.
+    A model that squeezes its images saw whole ones; its tiles are in pixels of the image, and each is squeezed. An overlap that
+    is not given holds the 99th percentile of the training objects' sides, where the weights say it; else 64 px.
     It is at most half a tile.
     """
-    if whole:
+    if whole or (tile is None and described_enlargement(description).squeeze is not None):
         if overlap is not None:
             raise UserError("an overlap without tiles", where="overlap", fix="leave it out, or give a tile")
         return None, 0

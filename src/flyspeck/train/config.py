@@ -83,7 +83,19 @@ class Recipe(Options):
             raise ValueError(f"augment.square_crops are shares of the shorter side in (0, 1], got {squares}")
         if self.data.enlarge != 1 and self.data.short_side is not None:
             raise ValueError("data.enlarge and data.short_side exclude each other: give one of them")
+        if self.data.squeeze is not None:
+            self._with_squeeze()
         return self
+
+    def _with_squeeze(self) -> None:
+        """Raises ValueError for what cannot stand beside `data.squeeze`."""
+        if self.data.enlarge != 1 or self.data.short_side is not None:
+            raise ValueError("data.squeeze takes the place of data.enlarge and data.short_side: give one of them")
+        if self.augment.crop is not None:
+            raise ValueError(
+                "data.squeeze and augment.crop exclude each other: with a squeeze, augment.scale zooms out of the image "
+                "and into it"
+            )
 
 
 def load_recipe(path: Path | str, overrides: list[str] | None = None) -> Recipe:

@@ -20,6 +20,7 @@ from flyspeck.data.readers import read_annotations
 from flyspeck.data.sampling import EpochSampler, repeat_factors
 from flyspeck.data.square_crop import RandomSquareCrop
 from flyspeck.data.transforms import Compose, Photometric, RandomFlip, RandomScaleCrop, RandomTurn, Transform
+from flyspeck.data.zoom import RandomZoom, Squeezed
 from flyspeck.errors import UserError, nearest
 from flyspeck.train.checkpoint import load_weights
 from flyspeck.train.sections import AugmentConfig, DataConfig, Pair, TrainConfig
@@ -117,8 +118,8 @@ def _pairs(given: Pair | list[Pair] | None) -> Ranges | None:
 
 
 def enlargement(data: DataConfig) -> Enlarge:
-    """How the recipe enlarges images."""
-    return Enlarge(data.enlarge, data.short_side)
+    """How the recipe enlarges or squeezes images."""
+    return Enlarge(data.enlarge, data.short_side, data.squeeze)
 
 
 def spread(table: Annotations, limit: int | None) -> Annotations:
@@ -128,8 +129,18 @@ def spread(table: Annotations, limit: int | None) -> Annotations:
     return table.select_images(np.linspace(0, len(table) - 1, limit).round().astype(np.int64))
 
 
-def augmentation(config: AugmentConfig, train: Annotations, *, bands: int | None = None) -> Transform:
-    """The recipe's transforms, in the order of its fields; what needs colour stands aside where `bands` are not three."""
+def augmentation(
+    config: AugmentConfig,
+    train: Annotations,
+    *,
+    bands: int | None = None,
+    squeeze: tuple[int, int] | None = None,
+) -> Transform:
+    """The recipe's transforms, in the order of its fields; what needs colour stands aside where `bands` are not three.
+
+    `train` are the images as they come in. With `squeeze` (H, W), what moves objects works on the whole image, and the last
+    that does makes it that size.
+    """
     steps: list[Transform] = [extra.build() for extra in config.extra if extra.first]
     if config.copy_paste > 0:
         # Every class is copied equally often: the rare ones are what copying is for.
@@ -142,18 +153,20 @@ def augmentation(config: AugmentConfig, train: Annotations, *, bands: int | None
                 sources=sources,
             )
         )
+    flips: list[Transform] = []
     if config.flip > 0 or config.vertical_flip > 0:
-        steps.append(RandomFlip(config.flip, config.vertical_flip))
-    if config.rot90 > 0:
-        steps.append(RandomTurn(config.rot90))
-    if config.square_crops and config.crop is not None:
-        steps.append(RandomSquareCrop(config.crop[0], tuple(config.square_crops)))
-    elif config.crop is not None or config.scale != (1.0, 1.0):
-        steps.append(RandomScaleCrop(scale=config.scale, size=config.crop, toward_objects=config.toward_objects))
+        flips.append(RandomFlip(config.flip, config.vertical_flip))
+    turns: list[Transform] = [RandomTurn(config.rot90)] if config.rot90 > 0 else []
+    if squeeze is None:
+        steps += [*flips, *turns, *_cut(config)]
+    else:
+        # Flips last: they are exact, so that a flipped image is the flipped image of the evaluation, bit for bit.
+        steps += [*turns, RandomZoom(squeeze, config.scale, config.toward_objects), *flips]
     if config.photometric > 0:
         steps.append(Photometric(config.photometric))
-    steps += [extra.build() for extra in config.extra if not extra.first]
-    return Compose(tuple(step for step in steps if not _stands_aside(step, bands)))
+    steps = [step for step in steps if not _stands_aside(step, bands)]
+    last = [step for extra in config.extra if not extra.first and not _stands_aside(step := extra.build(), bands)]
+    return Compose((*steps, *(last if squeeze is None else [Squeezed(step, squeeze) for step in last])))
 
 
 def _stands_aside(step: Transform, bands: int | None) -> bool:
@@ -164,6 +177,15 @@ def _stands_aside(step: Transform, bands: int | None) -> bool:
     what = type(step).__name__ if whole else f"{part} of {type(step).__name__}"
     log.info("%s needs three bands and stands aside: the images have %d", what, bands)
     return bool(whole)
+
+
+def _cut(config: AugmentConfig) -> list[Transform]:
+    """What resizes and crops, where images keep their proportions."""
+    if config.square_crops and config.crop is not None:
+        return [RandomSquareCrop(config.crop[0], tuple(config.square_crops))]
+    if config.crop is not None or config.scale != (1.0, 1.0):
+        return [RandomScaleCrop(scale=config.scale, size=config.crop, toward_objects=config.toward_objects)]
+    return []
 
 
 def training_loader(
@@ -188,12 +210,16 @@ def training_loader(
             f"a batch of {config.batch_size} does not divide over {world_size} processes x {config.accumulate} parts",
             where="train.batch_size",
         )
+    sizes = enlargement(recipe.data)
+    read = sizes if sizes.squeeze is None else Enlarge()  # the augmentation squeezes, after it had the whole image
     dataset = DetectionDataset(
         train,
         rule=rule,
-        transform=augmentation(recipe.augment, enlarged_table(train, enlargement(recipe.data)), bands=rule.channels),
+        transform=augmentation(
+            recipe.augment, enlarged_table(train, read), bands=rule.channels, squeeze=sizes.squeeze
+        ),
         cache=recipe.data.cache,
-        enlarge=enlargement(recipe.data),
+        enlarge=read,
         seed=config.seed,
     )
     repeats = None

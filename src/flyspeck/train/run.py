@@ -138,8 +138,9 @@ def _train(
         KEY: replace(rule, channels=len(mean)).to_dict(),
         "data": data_hash(train_set, val_set),
         "training_size": _training_size(recipe, seen),
-        "object_side_99": _object_side(seen),
-        "enlarge": {"factor": enlarge.factor, "short_side": enlarge.short_side},
+        # The unit of tiles: pixels that the network sees, or of the image where each tile is squeezed.
+        "object_side_99": _object_side(seen if enlarge.squeeze is None else train_set),
+        "enlarge": enlarge.described(),
         "protocol": recipe.evaluate.protocol,
         **method.note,
     }

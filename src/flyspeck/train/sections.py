@@ -60,6 +60,9 @@ class DataConfig(Options):
     """The network learns from and looks at images enlarged so much; results and size bins stay in the files' pixels."""
     short_side: Side | None = None
     """Enlarge (or shrink) each image until its shorter side has so many pixels; takes the place of `enlarge`."""
+    squeeze: tuple[Side, Side] | None = None
+    """(height, width): the network sees every image squeezed to this size, its proportions not kept (SSD's way); results and
+    size bins stay in the files' pixels, and augmentation works on the whole file before. Takes the place of `enlarge`."""
 
 
 class ExtraTransform(Options):
@@ -110,7 +113,8 @@ class AugmentConfig(Options):
     rot90: Share = 0.0
     """Probability of a quarter turn (images from straight above)."""
     scale: tuple[Positive, Positive] = (1.0, 1.0)
-    """Range of the random enlargement before the crop."""
+    """Range of the random enlargement before the crop. With `data.squeeze`: above 1 a window of the image is squeezed (1.5: of
+    two thirds of its sides), below 1 the image on a canvas of its mean colour (SSD's zoom-out)."""
     crop: tuple[Side, Side] | None = None
     """(height, width) of a random crop; smaller images are padded. null keeps the whole image."""
     toward_objects: Share = 0.0

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from flyspeck.data.bands import PixelRule, rule_of
+from flyspeck.data.enlarge import described_enlargement
 from flyspeck.data.loading import DetectionDataset
 from flyspeck.errors import UserError
 from flyspeck.files import renamed_keys, write_json
@@ -137,7 +138,7 @@ def _check_plans(recipe: Recipe, own: Recipe) -> None:
         )
         for plan in (recipe, own)
     )
-    scale = _scale(recipe, {"enlarge": {"factor": own.data.enlarge, "short_side": own.data.short_side}})
+    scale = _scale(recipe, {"enlarge": enlargement(own.data).described()})
     terms_of(config, student, Teacher(teacher, scale=scale, fold=False))
 
 
@@ -146,11 +147,15 @@ def _scale(recipe: Recipe, description: dict[str, Any]) -> float:
     config = _section(recipe)
     if config.teacher_scale is not None:
         return config.teacher_scale
-    own, theirs = enlargement(recipe.data), description.get("enlarge", {"factor": 1.0, "short_side": None})
-    if own.short_side == theirs["short_side"]:
-        return 1.0 if own.short_side is not None else theirs["factor"] / own.factor
+    own, theirs = enlargement(recipe.data), described_enlargement(description)
+    if own.squeeze is not None and theirs.squeeze is not None:
+        ratios = [theirs.squeeze[0] / own.squeeze[0], theirs.squeeze[1] / own.squeeze[1]]
+        if ratios[0] == ratios[1]:
+            return ratios[0]
+    elif own.squeeze is None and theirs.squeeze is None and own.short_side == theirs.short_side:
+        return 1.0 if own.short_side is not None else theirs.factor / own.factor
     raise UserError(
-        "teacher and student enlarge their images by different rules (data.short_side)",
+        f"teacher and student see their images by different rules ({theirs.words()} and {own.words()})",
         where="distill.teacher_scale",
         fix="say how much larger the teacher sees what the student sees",
     )
