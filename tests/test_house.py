@@ -127,7 +127,10 @@ def test_circles_are_found_wherever_the_import_stands(tmp_path: Path) -> None:
 # These parts are light: importing them loads none of the heavy libraries, but for the files that are named here.
 LIGHT = ("flyspeck.data", "flyspeck.evaluate", "flyspeck.infer", "flyspeck.cli")
 TORCH = {
-    *(f"flyspeck.data.{name}" for name in ("copy_paste", "loading", "pixel_cache", "square_crop", "transforms")),
+    *(
+        f"flyspeck.data.{name}"
+        for name in ("copy_paste", "loading", "pixel_cache", "square_crop", "transforms", "zoom")
+    ),
     *(f"flyspeck.infer.{name}" for name in ("presence", "statistic", "torch_model")),
 }
 HEAVY = ("torch", "torchvision", "matplotlib", "pandas", "accelerate")
