@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from flyspeck.data.readers import read_annotations
 from flyspeck.errors import UserError
 from flyspeck.evaluate import DetectionTable
 from flyspeck.models.dynamic.predictor import Decision
+from flyspeck.train.dynamic_fit import open_run
 from flyspeck_lab.cli.main import main
 from flyspeck_lab.dynamic_curve import Candidates, lines, tradeoff
+from flyspeck_lab.dynamic_run import oracle_places
 from tiny_sets import train_dynamic, write_tiny_set
 
 
@@ -43,6 +46,31 @@ def test_the_curve_on_the_command_line(run: Path, capsys: Any) -> None:
     )
     assert found["chosen"]["metric"] == pytest.approx(routed, abs=1e-6)  # what was measured is what was put together
     assert (run / "dpnet" / "tradeoff.json").is_file()
+
+
+def test_the_oracle_takes_a_slack(run: Path, capsys: Any) -> None:
+    """With room for any loss, every image takes the cheapest factor; without room, the one with the least loss."""
+    command = ["curve", str(run), "--random", "0", "--points", "2", "--bootstrap", "0", "--json"]
+    assert main([*command, "--oracle", "--slack", "1000"]) == 0
+    found = json.loads(capsys.readouterr().out)["oracle"]
+    assert found["guidance loss, cheapest within slack 1000"]["shares"] == {"0.5": 0.0, "0.25": 1.0}
+    assert found["own loss, cheapest within slack 1000"]["shares"] == {"0.5": 0.0, "0.25": 1.0}
+    assert main([*command, "--oracle", "--slack", "0"]) == 0
+    found = json.loads(capsys.readouterr().out)["oracle"]
+    least = found["own loss, least"]["shares"]
+    assert found["own loss, cheapest within slack 0"]["shares"] == least != {"0.5": 0.0, "0.25": 1.0}
+    assert main([*command, "--slack", "1"]) == 2
+    assert "give --oracle too" in capsys.readouterr().err
+
+
+def test_the_oracle_s_slack_is_the_predictor_s_own_where_none_is_given(run: Path) -> None:
+    opened = open_run(run / "dpnet")
+    assert not any("slack" in name for name in oracle_places(opened, opened.sets()[1]))
+    told = {**opened.description, "predictor_trained": {"config": {"slack": 0.25}}}
+    names = oracle_places(replace(opened, description=told), opened.sets()[1])
+    assert {n for n in names if "slack" in n} == {
+        f"{a}, cheapest within slack 0.25" for a in ("guidance loss", "own loss")
+    }
 
 
 def test_a_run_without_a_predictor_is_refused(run: Path, tmp_path: Path, capsys: Any) -> None:

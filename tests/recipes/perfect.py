@@ -81,6 +81,8 @@ def _look_at_a_batch(recipe: Recipe, train: Annotations) -> None:
     height, width = images.pixels.shape[-2:]
     if recipe.data.short_side is not None:
         assert min(height, width) >= recipe.data.short_side
+    if recipe.data.squeeze is not None:
+        assert images.sizes == (recipe.data.squeeze,)
     if recipe.augment.crop is not None:
         assert height <= recipe.augment.crop[0] + 31  # padded to a multiple of 32
         assert width <= recipe.augment.crop[1] + 31

@@ -24,7 +24,7 @@ from flyspeck.train.build import load_described
 from flyspeck.train.checkpoint import load_weights, save_weights
 from flyspeck.train.config import PredictorConfig, Recipe
 from flyspeck.train.dynamic_fit import PooledMaps, train_predictor
-from flyspeck.train.dynamic_labels import FactorLosses, read_losses, select, summary
+from flyspeck.train.dynamic_labels import FactorLosses, LossKind, read_losses, select, summary
 from same_detections import assert_same_detections
 from tiny_sets import train_dynamic
 
@@ -147,7 +147,7 @@ def test_runs_without_factors_are_refused(
 
 def losses_of(values: list[list[float]], *, objects: int = 1) -> FactorLosses:
     ids = tuple(range(1, len(values) + 1))
-    return FactorLosses(ids, (0.5, 0.33, 0.25), np.array(values), True, "abc", np.full(len(values), objects))
+    return FactorLosses(ids, (0.5, 0.33, 0.25), np.array(values), LossKind(), "abc", np.full(len(values), objects))
 
 
 def test_wanted_factors_by_hand(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from flyspeck.evaluate import DetectionTable
 from flyspeck.models.dynamic.cost import predictor_gflops, profile_factors
 from flyspeck.models.dynamic.predictor import Decision
 from flyspeck.models.dynamic.router import FactorRouter
+from flyspeck.train.config import PredictorConfig
 from flyspeck.train.dynamic_fit import CHOICES, FOLDER, DynamicRun
-from flyspeck.train.dynamic_labels import select
+from flyspeck.train.dynamic_labels import LossKind, select
 from flyspeck_lab.dynamic_curve import Candidates
 
 
@@ -65,17 +66,27 @@ def open_candidates(run: DynamicRun, *, metric: str | None = None) -> tuple[Cand
     return candidates, probabilities[[place[image_id] for image_id in wanted]], router.decision
 
 
-def oracle_places(run: DynamicRun, annotations: Annotations, *, device: str = "auto") -> dict[str, np.ndarray]:
-    """The choices that the validation set's own labels would make, with the guidance loss and without (Table VII)."""
+def oracle_places(
+    run: DynamicRun, annotations: Annotations, *, slack: float | None = None, device: str = "auto"
+) -> dict[str, np.ndarray]:
+    """The choices that the validation set's own labels would make, with the guidance loss and without (Table VII).
+
+    Of each loss the least, the cheapest within T, and the cheapest within `slack`: where none is given, that of the run's
+    predictor, if it learnt from one. The guidance loss has the positives of the run's predictor.
+    """
+    config = PredictorConfig.model_validate(run.description.get("predictor_trained", {}).get("config", {}))
+    slack = config.slack if slack is None else slack
     found = {}
     run.detector.router = None
     home = replace(run, folder=run.folder.parent) if run.folder.name == FOLDER else run
     for guidance, name in ((True, "guidance loss"), (False, "own loss")):
-        losses = home.losses("val", guidance=guidance, device=device, table=annotations)
+        kind = LossKind(guidance, config.positives if guidance else "best")
+        losses = home.losses("val", kind=kind, device=device, table=annotations)
         losses = select(losses, [i if isinstance(i, str) else int(i) for i in annotations.image_ids])
-        for rule in ("argmax", "cheapest"):
-            kind = "least" if rule == "argmax" else "cheapest within T"
-            found[f"{name}, {kind}"] = losses.wanted(rule=rule)
+        found[f"{name}, least"] = losses.wanted(rule="argmax")
+        found[f"{name}, cheapest within T"] = losses.wanted()
+        if slack is not None:
+            found[f"{name}, cheapest within slack {slack:g}"] = losses.wanted(slack=slack)
     return found
 
 

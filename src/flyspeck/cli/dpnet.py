@@ -9,7 +9,7 @@ import typer
 
 from flyspeck.cli.layout import PlainApp
 from flyspeck.cli.moved import keep_moved
-from flyspeck.cli.shared_options import DEVICE, JSON, SET
+from flyspeck.cli.shared_options import DEVICE, JSON, SET, training_device
 
 dpnet = PlainApp(help="Dynamic pooling (DPNet): factor labels and the predictor.")
 
@@ -22,6 +22,17 @@ def labels(
     run: Path = typer.Argument(..., metavar="RUN", help="Run folder of a recipe with a section `dynamic`."),
     part: Literal["train", "val"] = typer.Option("train", "--part", help="The set whose images are labelled."),
     guidance: bool = typer.Option(True, "--guidance/--no-guidance", help="The guidance loss, or the detector's own."),
+    positives: Literal["best", "matched"] = typer.Option(
+        "best", "--positives", help="Of the guidance loss: as dynamic.predictor.positives in a recipe."
+    ),
+    folds: int = typer.Option(
+        1,
+        "--folds",
+        min=1,
+        max=100,
+        metavar="N",
+        help="Labels from held-out images: so many detectors are trained, each without the part that it labels.",
+    ),
     ratio: float = typer.Option(
         1.1, "--ratio", min=1, metavar="FACTOR", help="T: good enough is up to so many times the least loss."
     ),
@@ -37,10 +48,18 @@ def labels(
     as_json: bool = JSON,
 ) -> None:
     """How many images want which factor, and why. Computed once, kept in the run folder."""
+    from flyspeck.errors import UserError
     from flyspeck.train.dynamic_fit import open_run
-    from flyspeck.train.dynamic_labels import summary
+    from flyspeck.train.dynamic_labels import LossKind, summary
+    from flyspeck.train.run import train_without
 
-    found = open_run(run).losses(part, guidance=guidance, again=again, device=device)
+    if positives == "matched" and not guidance:
+        raise UserError("positives of a loss that has none", where="--positives", fix="leave out --no-guidance")
+    if folds > 1 and part == "val":
+        raise UserError("no detector has learnt validation images", where="--folds", fix="leave it out")
+    kind = LossKind(guidance, positives, folds)
+    with training_device(device):
+        found = open_run(run).losses(part, kind=kind, again=again, device=device, train_without=train_without)
     if as_json:
         import json
 
@@ -54,6 +73,8 @@ def labels(
             json.dumps(
                 {
                     "factors": found.factors,
+                    "positives": found.kind.positives,
+                    "folds": found.kind.folds,
                     "ratio": None if slack is not None else ratio,
                     "slack": slack,
                     "images": images,
@@ -83,6 +104,7 @@ def fit(
     from flyspeck.plain_yaml import Places, set_value
     from flyspeck.train.config import parse_recipe
     from flyspeck.train.dynamic_fit import fit_predictor, measure_routed, open_run
+    from flyspeck.train.run import train_without
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     opened = open_run(run)
@@ -97,7 +119,8 @@ def fit(
     section = parse_recipe(recipe, locate=places).dynamic
     assert section is not None
     assert section.predictor is not None
-    folder, router = fit_predictor(opened, section.predictor, out=out, device=device)
+    with training_device(device):
+        folder, router = fit_predictor(opened, section.predictor, out=out, device=device, train_without=train_without)
     metrics = measure_routed(opened, folder)
     shares = router.taken / max(1, int(np.sum(router.taken)))
     taken = ", ".join(f"{factor:g}: {share:.0%}" for factor, share in zip(router.switch.factors, shares, strict=True))

@@ -20,6 +20,7 @@ from flyspeck.models.dynamic.predictor import Decision
 from flyspeck.models.dynamic.router import attach_predictor
 from flyspeck.train.dynamic_config import DynamicConfig
 from flyspeck.train.loop import DetectionObjective
+from flyspeck.train.sections import TrainConfig
 from flyspeck.types import ImageBatch, Targets
 
 MEAN = "mean"
@@ -60,6 +61,13 @@ def objective_of(detector: Detector, config: DynamicConfig | None) -> nn.Module:
     if config is None:
         return DetectionObjective(detector)
     return MixedTraining(detector) if config.train == "mixed" else SingleFactor(detector)
+
+
+def optimisation(train: TrainConfig, config: DynamicConfig | None) -> TrainConfig:
+    """How the run is optimised: a mixed training, whose loss is a sum over factors, clips at as many times the bound."""
+    if config is None or config.train == "single" or not config.scale_clip or train.clip_grad is None:
+        return train
+    return train.model_copy(update={"clip_grad": train.clip_grad * len(set(config.factors))})
 
 
 def best_metric(name: str, config: DynamicConfig | None) -> str:

@@ -17,6 +17,12 @@ class PredictorConfig(Options):
 
     guidance: bool = True
     """Labels from the guidance loss (Algorithm 2); False: from the detector's own losses."""
+    positives: Literal["best", "matched"] = "best"
+    """Of the guidance loss: `best`, the prediction that fits an object best before suppression, however little; `matched`, only
+    one that survives suppression and overlaps the object (IoU) by at least 0.5."""
+    folds: int = Field(default=1, ge=1, le=100)
+    """Labels from held-out images (cross-fit): so many more detectors are trained, each without one part of the training images,
+    and label that part. 1: the detector labels the images that it has learnt itself."""
     ratio: float = Field(default=1.1, ge=1)
     """T: a factor is good enough where its loss is at most so many times the least (Eq. 10)."""
     slack: Weight | None = None
@@ -62,6 +68,9 @@ class DynamicConfig(Options):
     """Norm layers of each factor (ANM): `private` after the resize, `all` everywhere, `shared` none."""
     train: Literal["mixed", "single"] = "mixed"
     """`mixed`: every batch at all factors (MST); `single`: at the default alone. All factors are measured either way."""
+    scale_clip: bool = True
+    """Of a `mixed` training: `train.clip_grad` is meant for the gradient of one factor, so that of the sum may be as many times
+    as large as there are factors. false: it bounds the sum."""
     predictor: PredictorConfig | None = None
     """Also train the predictor, at the end of the run, into its folder `dpnet`; `flyspeck dpnet fit` does it later."""
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,18 @@ from flyspeck.models.dynamic.router import FactorRouter, attach_predictor
 from flyspeck.train.build import load_described
 from flyspeck.train.checkpoint import save_weights
 from flyspeck.train.config import PredictorConfig, Recipe, load_recipe
-from flyspeck.train.dynamic_labels import FactorLosses, compute_losses, fingerprint, losses_file, read_losses, select
+from flyspeck.train.dynamic_labels import (
+    FOLDS,
+    FactorLosses,
+    LossKind,
+    compute_losses,
+    fingerprint,
+    fold_of,
+    join_folds,
+    losses_file,
+    read_losses,
+    select,
+)
 from flyspeck.train.inputs import enlargement, read_sets
 from flyspeck.train.measure import measure
 
@@ -48,6 +59,10 @@ FOLDER = "dpnet"
 """The run folder of detector and predictor, inside the detector's."""
 CHOICES = "factor-probabilities-val.json"
 _LIMIT_BYTES = 4 << 30
+
+
+TrainWithout = Callable[[Recipe, Path, Sequence[int | str]], Any]
+"""Trains a recipe without some of its training images into a folder, or goes on there: `train.run.train_without`."""
 
 
 @dataclass(frozen=True)
@@ -77,31 +92,66 @@ class DynamicRun:
         self,
         part: str,
         *,
-        guidance: bool = True,
+        kind: LossKind | None = None,
         again: bool = False,
         device: str = "auto",
         table: Annotations | None = None,
+        train_without: TrainWithout | None = None,
     ) -> FactorLosses:
         """The losses of the `train` or `val` set: those in the folder, or computed and kept there.
 
-        Raises UserError for kept ones of another detector, unless `again`.
+        With `kind.folds` above 1, `train_without` (`train.run`) trains the detectors that judge what they have not learnt; what
+        was trained so before is taken up again. Raises UserError for kept losses of another detector, unless `again`.
         """
-        path = losses_file(self.folder, part=part, guidance=guidance)
+        kind = kind or LossKind()
+        if part == "val":
+            kind = replace(kind, folds=1)  # nobody has learnt them
+        own = fingerprint(self.detector.state_dict())
+        path = losses_file(self.folder, part=part, kind=kind)
         if path.exists() and not again:
-            return read_losses(path, detector=fingerprint(self.detector.state_dict()))
+            return read_losses(path, detector=own)
         annotations = table if table is not None else self.sets()[0 if part == "train" else 1]
-        found = compute_losses(
-            self.detector,
-            annotations,
+        if kind.folds == 1:
+            found = self._judged(self.detector, annotations, kind, device)
+        else:
+            if train_without is None:
+                raise ValueError("folds need a way to train")
+            found = self._held_out(annotations, kind, device, train_without, own)
+        found.write(path)
+        return found
+
+    def _judged(self, detector: Detector, table: Annotations, kind: LossKind, device: str) -> FactorLosses:
+        return compute_losses(
+            detector,
+            table,
             rule=self.rule,
             enlarge=self.enlarge,
-            guidance=guidance,
+            kind=kind,
             batch_size=self.recipe.evaluate.batch_size,
             device=device,
             precision=self.recipe.train.precision,
         )
-        found.write(path)
-        return found
+
+    def _held_out(
+        self, table: Annotations, kind: LossKind, device: str, train_without: TrainWithout, own: str
+    ) -> FactorLosses:
+        """The losses of each part of the training images by a detector that was trained on the other parts."""
+        if kind.folds > len(table):
+            raise UserError(
+                f"{kind.folds} parts of {len(table)} images", where="dynamic.predictor.folds", fix="give fewer"
+            )
+        assert self.recipe.dynamic is not None
+        dynamic = self.recipe.dynamic.model_copy(update={"predictor": None})
+        recipe = self.recipe.model_copy(update={"dynamic": dynamic})
+        fold, parts = fold_of(len(table), kind.folds), []
+        for number in range(kind.folds):
+            part = table.select_images(fold == number)
+            where = self.folder / FOLDS / f"{number + 1}-of-{kind.folds}"
+            log.info("part %d of %d: a detector that has not learnt its %d images", number + 1, kind.folds, len(part))
+            train_without(recipe, where, [i if isinstance(i, str) else int(i) for i in part.image_ids])
+            parts.append(self._judged(load_described(where)[0], part, kind, device))
+        ids = [i if isinstance(i, str) else int(i) for i in table.image_ids]
+        return join_folds(parts, ids, detector=own)
 
 
 def open_run(folder: Path) -> DynamicRun:
@@ -222,15 +272,24 @@ def train_predictor(
 
 
 def fit_predictor(
-    run: DynamicRun, config: PredictorConfig, *, out: Path | None = None, device: str = "auto"
+    run: DynamicRun,
+    config: PredictorConfig,
+    *,
+    out: Path | None = None,
+    device: str = "auto",
+    train_without: TrainWithout | None = None,
 ) -> tuple[Path, FactorRouter]:
-    """Labels, training, and a run folder with both; returns the folder and the router, attached to `run.detector`."""
+    """Labels, training, and a run folder with both; returns the folder and the router, attached to `run.detector`.
+
+    `train_without` is needed for labels of held-out images, see `DynamicRun.losses`.
+    """
     folder = out or run.folder / FOLDER
     if folder.resolve() == run.folder.resolve():
         raise UserError("would overwrite the detector's own run", where=folder, fix="choose another --out")
     train_set, val_set = run.sets()
     run.detector.router = None
-    losses = run.losses("train", guidance=config.guidance, device=device, table=train_set)
+    kind = LossKind.of(config)
+    losses = run.losses("train", kind=kind, device=device, table=train_set, train_without=train_without)
     torch.manual_seed(config.seed)
     router = attach_predictor(
         run.detector, widths=config.widths, pool=config.pool, decision=Decision(config.rule, config.threshold)

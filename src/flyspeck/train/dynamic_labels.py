@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,37 @@ from flyspeck.devices import torch_device
 from flyspeck.errors import UserError
 from flyspeck.files import write_json
 from flyspeck.models.detector import Detector
-from flyspeck.models.dynamic.guidance import RATIO, factor_labels, factor_losses, total_labels
+from flyspeck.models.dynamic.guidance import RATIO, Positives, factor_labels, factor_losses, total_labels
 from flyspeck.models.dynamic.pooling import find_switch
+from flyspeck.train.dynamic_config import PredictorConfig
 
+FOLDS = "folds"
+"""The folder of the detectors that held images out, inside the detector's run."""
 ROUTER = "router."
 """Begins the names of the predictor's weights, which are no part of the detector that labels belong to."""
+
+
+@dataclass(frozen=True)
+class LossKind:
+    """Which losses the labels come from."""
+
+    guidance: bool = True
+    """The guidance loss, or the detector's own."""
+    positives: Positives = "best"
+    """Of the guidance loss, see `models.dynamic.guidance`."""
+    folds: int = 1
+    """Of how many detectors that have not seen the images that they judge; 1: of the one detector, on what it has learnt."""
+
+    @staticmethod
+    def of(config: PredictorConfig) -> LossKind:
+        """What a recipe asks for."""
+        return LossKind(config.guidance, config.positives if config.guidance else "best", config.folds)
+
+    def words(self) -> str:
+        """For people."""
+        own = "guidance loss" if self.guidance else "detector's own loss"
+        matched = ", matched positives" if self.positives == "matched" else ""
+        return own + matched + (f", held-out images in {self.folds} parts" if self.folds > 1 else "")
 
 
 @dataclass(frozen=True)
@@ -39,8 +65,7 @@ class FactorLosses:
     """Largest first."""
     losses: np.ndarray
     """(N, m) float64."""
-    guidance: bool
-    """Whether these are guidance losses or the detector's own."""
+    kind: LossKind
     detector: str
     """Fingerprint of the detector's weights."""
     objects: np.ndarray
@@ -66,7 +91,7 @@ class FactorLosses:
         """As JSON."""
         content = {
             "detector_sha256": self.detector,
-            "guidance": self.guidance,
+            **asdict(self.kind),
             "factors": list(self.factors),
             "image_ids": list(self.image_ids),
             "objects": self.objects.tolist(),
@@ -84,7 +109,8 @@ def read_losses(path: Path, *, detector: str | None = None) -> FactorLosses:
             image_ids=tuple(content["image_ids"]),
             factors=tuple(float(f) for f in content["factors"]),
             losses=np.asarray(content["losses"], np.float64).reshape(len(content["image_ids"]), -1),
-            guidance=bool(content["guidance"]),
+            # 0.1.0 knew one kind of positives, and held nothing out.
+            kind=LossKind(bool(content["guidance"]), content.get("positives", "best"), int(content.get("folds", 1))),
             detector=content["detector_sha256"],
             objects=np.asarray(content["objects"], np.int64),
         )
@@ -117,12 +143,16 @@ def compute_losses(
     *,
     rule: PixelRule,
     enlarge: Enlarge | None = None,
-    guidance: bool = True,
+    kind: LossKind | None = None,
     batch_size: int = 8,
     device: str = "auto",
     precision: str = "fp32",
 ) -> FactorLosses:
-    """L^(j) of every image, whole images, in the order of the table. The detector's mode and device are restored."""
+    """L^(j) of every image, whole images, in the order of the table. The detector's mode and device are restored.
+
+    `kind.folds` is only noted: whoever holds images out calls this with the detector that has not learnt them.
+    """
+    kind = kind or LossKind()
     place = torch_device(device)
     was_training, home = detector.training, detector.pixel_norm.mean.device
     detector.eval().to(place)
@@ -137,7 +167,8 @@ def compute_losses(
     found, ids, objects = [], [], []
     for images, targets, image_ids in loader.epoch(0):
         with torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16"):
-            found.append(factor_losses(detector, images.to(place), [t.to(place) for t in targets], guidance=guidance))
+            moved = images.to(place), [t.to(place) for t in targets]
+            found.append(factor_losses(detector, *moved, guidance=kind.guidance, positives=kind.positives))
         ids.extend(image_ids)
         objects.extend(len(t.objects) for t in targets)
     detector.train(was_training).to(home)
@@ -145,15 +176,37 @@ def compute_losses(
         image_ids=tuple(ids),
         factors=find_switch(detector).factors,
         losses=np.concatenate(found),
-        guidance=guidance,
+        kind=kind,
         detector=fingerprint(detector.state_dict()),
         objects=np.asarray(objects, np.int64),
     )
 
 
-def losses_file(folder: Path, *, part: str, guidance: bool) -> Path:
+def losses_file(folder: Path, *, part: str, kind: LossKind) -> Path:
     """Where a run folder keeps the losses of its `train` or `val` set."""
-    return folder / f"factor-losses-{part}{'' if guidance else '-own'}.json"
+    words = [part, *([] if kind.guidance else ["own"]), *([] if kind.positives == "best" else [kind.positives])]
+    words += [f"folds{kind.folds}"] if kind.folds > 1 else []
+    return folder / f"factor-losses-{'-'.join(words)}.json"
+
+
+def fold_of(count: int, folds: int) -> np.ndarray:
+    """`(count,)` number of the part that each image of a table belongs to.
+
+    Parts are runs of neighbours: frames of one video are nearly the same, and must not be learnt by the one that judges them.
+    """
+    return np.arange(count) * folds // max(1, count)
+
+
+def join_folds(parts: Sequence[FactorLosses], image_ids: Any, *, detector: str) -> FactorLosses:
+    """The losses of all parts as one, in the order of `image_ids`, under the fingerprint of the detector that will route."""
+    whole = replace(
+        parts[0],
+        image_ids=tuple(image_id for part in parts for image_id in part.image_ids),
+        losses=np.concatenate([part.losses for part in parts]),
+        objects=np.concatenate([part.objects for part in parts]),
+        detector=detector,
+    )
+    return select(whole, image_ids)
 
 
 def select(losses: FactorLosses, image_ids: Any) -> FactorLosses:
@@ -171,9 +224,8 @@ def summary(found: FactorLosses, *, ratio: float = RATIO, slack: float | None = 
     labels = found.labels(ratio, slack=slack)
     cheapest, least = found.wanted(ratio, slack=slack), found.wanted(rule="argmax")
     rule = f"T = {ratio:g}" if slack is None else f"at most {slack:g} more in the sum over objects"
-    kind = "guidance loss" if found.guidance else "detector's own loss"
     lines = [
-        f"{len(found.image_ids)} images, {kind}, {rule}, detector {found.detector[:12]}",
+        f"{len(found.image_ids)} images, {found.kind.words()}, {rule}, detector {found.detector[:12]}",
         f"{'factor':>7} {'good enough':>12} {'cheapest good':>14} {'least loss':>11} {'mean loss':>10}"
         f" {'objects an image':>18} {'loss over the least, where it is not good enough':>50}",
     ]

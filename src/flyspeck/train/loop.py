@@ -268,6 +268,10 @@ def _restore(
         raise UserError(
             "this run of version 0.1 replaced the backbone's stride", where=path, fix="set dynamic.stride to replaced"
         )
+    if old and "scale_clip" not in old and new.get("train") == "mixed" and new.get("scale_clip"):
+        raise UserError(
+            "this run clipped the sum of its factors' gradients", where=path, fix="set dynamic.scale_clip to false"
+        )
     if differing:
         raise UserError(
             f"this run was started with another {', '.join(differing)}",

@@ -12,7 +12,7 @@ import logging
 import math
 import platform
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -43,7 +43,7 @@ from flyspeck.train.build import (
 )
 from flyspeck.train.checks import judge_problems, usable_images
 from flyspeck.train.config import PredictorConfig, Recipe, dump_recipe
-from flyspeck.train.dynamic import best_metric, make_dynamic, measure_factors, objective_of
+from flyspeck.train.dynamic import best_metric, make_dynamic, measure_factors, objective_of, optimisation
 from flyspeck.train.dynamic_fit import FOLDER, fit_predictor, measure_routed, open_run
 from flyspeck.train.fusion import STATISTIC, recipe_fusion
 from flyspeck.train.inputs import data_hash, enlargement, read_sets, reading_rule, training_loader
@@ -82,6 +82,8 @@ class Method:
     objective: Callable[[Detector, RunContext], nn.Module] = plain_objective
     start: Path | None = None
     """A run folder or checkpoint of the same model, whose weights the run starts from."""
+    leave_out: Sequence[int | str] = ()
+    """Ids of training images that are held out."""
     divisor: int = 1
     """What the sides of batches must divide by besides the detector's own divisor: a teacher's."""
     note: Mapping[str, Any] = field(default_factory=dict)
@@ -105,6 +107,13 @@ def train(
         raise UserError("the recipe has a section 'distill'", where=recipe.name, fix="run it with `flyspeck distill`")
     method = method or Method()
     accelerator = join_processes()
+    predictor = recipe.dynamic.predictor if recipe.dynamic is not None else None
+    if predictor is not None and predictor.folds > 1 and accelerator.num_processes > 1:
+        raise UserError(
+            "labels of held-out images are made by one process",
+            where="dynamic.predictor.folds",
+            fix="train with --set dynamic.predictor=null, then run `flyspeck dpnet fit RUN` alone",
+        )
     resume = _claim(folder, resume, accelerator)
     with _released_on_failure(folder, accelerator):
         return _train(recipe, folder, resume, reporter, method, accelerator)
@@ -125,6 +134,7 @@ def _train(
         for table in (train_set, val_set)
     )
     rule = reading_rule(recipe.data, of_train, of_val, resumed=folder if resume else None)
+    train_set = _without(train_set, method.leave_out)
     recipe, (mean, std) = _with_pixels(recipe, train_set, rule, folder / STATE if resume else None)
     enlarge = enlargement(recipe.data)
     seen = enlarged_table(train_set, enlarge)  # the network's pixels: anchors and tiles are in them
@@ -178,7 +188,7 @@ def _train(
             detector=detector,
             batches=lambda epoch, skip: loader.epoch(epoch, start=skip),
             steps_per_epoch=len(loader) // recipe.train.accumulate,
-            config=recipe.train,
+            config=optimisation(recipe.train, recipe.dynamic),
             folder=folder,
             description=description,
             reporter=reporter or _reporters(folder, recipe),
@@ -188,6 +198,12 @@ def _train(
             resume=resume,
         )
     return _finish(recipe, folder, measured, accelerator, progress)
+
+
+def _without(table: Annotations, image_ids: Sequence[int | str]) -> Annotations:
+    """The table without some of its images."""
+    held = set(image_ids)
+    return table.select_images(np.array([i not in held for i in table.image_ids.tolist()])) if held else table
 
 
 def _finish(
@@ -206,8 +222,13 @@ def _finish(
 def _with_predictor(folder: Path, config: PredictorConfig, device: str) -> dict[str, float]:
     """Trains the predictor of a dynamic detector into a folder of its own; its metrics are named `ap50_tiny@dpnet`."""
     opened = open_run(folder)
-    where, _ = fit_predictor(opened, config, device=device)
+    where, _ = fit_predictor(opened, config, device=device, train_without=train_without)
     return {f"{name}@{FOLDER}": value for name, value in measure_routed(opened, where).items()}
+
+
+def train_without(recipe: Recipe, folder: Path, image_ids: Sequence[int | str]) -> dict[str, float]:
+    """As `train`, without some of the training images; goes on in `folder` where it was broken off."""
+    return train(recipe, folder, resume=(folder / STATE).exists(), method=Method(leave_out=tuple(image_ids)))
 
 
 STATE = "state.pt"

@@ -65,6 +65,50 @@ def test_a_box_of_one_pixel_off_costs_by_the_objects_size() -> None:
     assert guidance_loss(found, objects((HIT, 0))) == pytest.approx(focal(0.9, 1) + 2 * 0.07, rel=1e-4)
 
 
+def test_a_matched_positive_survives_suppression() -> None:
+    """The other one overlaps the hit by 56/72 = 0.78 and is surer: suppression leaves it alone, off by 1 of 8 px twice."""
+    found = predictions(([11.0, 10, 19, 18], 0.95, 0), (HIT, 0.3, 0))
+    expected = focal(0.95, 1) + 2 * 0.07
+    assert guidance_loss(found, objects((HIT, 0)), positives="matched") == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_matched_positive_overlaps_by_half() -> None:
+    """By 32/96 = 0.33 it is no positive but a false alarm: the object is missed. `best` takes it, 4 of 8 px off twice."""
+    found, target = predictions(([14.0, 10, 22, 18], 0.9, 0)), objects((HIT, 0))
+    missed = focal(MIN_SCORE, 1) + 1.0 + focal(0.9, 0)
+    assert guidance_loss(found, target, positives="matched") == pytest.approx(missed, rel=1e-4)
+    # Its box loss is 2 x (0.5 - 0.055), and it is a false alarm besides (below 0.4).
+    assert guidance_loss(found, target) == pytest.approx(focal(0.9, 1) + 0.89 + focal(0.9, 0), rel=1e-4)
+    exact_half = predictions(
+        ([10.0, 10, 18, 14], 0.9, 0)
+    )  # 4 rows of the 8: an overlap of 0.5 is enough, 4 of 8 px off once
+    assert guidance_loss(exact_half, target, positives="matched") == pytest.approx(focal(0.9, 1) + 0.445, rel=1e-4)
+
+
+@pytest.mark.parametrize("side", [1.0, 2.0, 4.0, 8.0])
+def test_tiny_hits_are_matched(side: float) -> None:
+    box = [20.0, 20.0, 20 + side, 20 + side]
+    found, target = predictions((box, 0.8, 0)), objects((box, 0))
+    for kind in ("best", "matched"):
+        assert guidance_loss(found, target, positives=kind) == pytest.approx(focal(0.8, 1), rel=1e-4)
+
+
+def test_a_matched_prediction_of_another_class_suppresses_nothing() -> None:
+    found = predictions((HIT, 0.9, 1), (HIT, 0.4, 0))
+    expected = focal(0.4, 1) + focal(0.9, 0)
+    assert guidance_loss(found, objects((HIT, 0)), positives="matched") == pytest.approx(expected, rel=1e-4)
+
+
+def test_positives_reach_the_losses_of_a_detector(
+    small: Callable[..., Detector], batch: tuple[ImageBatch, list[Targets]]
+) -> None:
+    detector = small("retinanet")
+    pool_dynamically(detector, (0.5, 0.25))
+    best, matched = (factor_losses(detector, *batch, positives=kind) for kind in ("best", "matched"))
+    assert (matched >= best - 1e-6).all()  # fewer may be positives
+    assert (matched > best).any()
+
+
 def test_as_many_false_alarms_as_objects_the_most_confident_after_nms() -> None:
     """Two alarms on one place are one after NMS; of the two places the more confident counts, k = 1."""
     found = predictions(

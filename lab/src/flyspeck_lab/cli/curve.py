@@ -25,6 +25,14 @@ def curve(
     oracle: bool = typer.Option(
         False, "--oracle", help="Also choices by the labels of the validation set (slow once)."
     ),
+    slack: float = typer.Option(
+        None,
+        "--slack",
+        min=0,
+        metavar="LOSS",
+        help="Of --oracle: also the cheapest factor that adds at most so much to the sum over an image's objects; default: "
+        "the predictor's own slack.",
+    ),
     metric: str = typer.Option(
         None, "--metric", metavar="NAME", help="Metric to compare; default: the recipe's evaluate.best."
     ),
@@ -46,10 +54,12 @@ def curve(
     from flyspeck_lab.dynamic_run import open_candidates, oracle_places
     from flyspeck_lab.tradeoff_plot import plot_tradeoff
 
+    if slack is not None and not oracle:
+        raise UserError("a slack of no oracle", where="--slack", fix="give --oracle too")
     folder = run / FOLDER if (run / FOLDER / "best.safetensors").is_file() else run
     opened = open_run(folder)
     candidates, probabilities, decision = open_candidates(opened, metric=metric)
-    oracles = oracle_places(opened, candidates.annotations, device=device) if oracle else {}
+    oracles = oracle_places(opened, candidates.annotations, slack=slack, device=device) if oracle else {}
     found = tradeoff(
         candidates, probabilities, decision=decision, oracles=oracles,
         draws=random, steps=points, samples=bootstrap, seed=seed,

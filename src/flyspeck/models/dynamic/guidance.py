@@ -8,6 +8,9 @@ object) counts as found with the lowest score there is, at the largest box loss;
 have no loss. Scores take the focal loss, boxes the smooth L1 loss (beta 0.11) in units of the object's size, clamped at 1.
 An image without objects has the loss 0 at every factor, so that all are good enough and the cheapest is taken.
 
+Algorithm 2 does not say when a prediction is a positive. `best`: the one that fits an object best before suppression, however
+little. `matched`: suppression comes first, and a positive overlaps its object (IoU) by at least 0.5.
+
 Eq. 10 looks at an image's mean loss, so one object counts as much alone as twenty together do. `total_labels` are another
 rule: AP counts objects, so what a cheaper factor may add to the sum over an image's objects is bounded.
 """
@@ -17,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -36,14 +40,24 @@ SLACK = 1.0
 """Of `total_labels`: about half of what an object costs that is not found."""
 MIN_SCORE = 1e-3
 """Predictions below it are not looked at; the score of an object that nothing was found of."""
+Positives = Literal["best", "matched"]
+"""Which predictions may be an object's, see the head of this file."""
 _BETA = 0.11
 _WORST_BOX = 1.0
 
 
 def guidance_loss(
-    found: RawDetections, target: Targets, *, foreground: float = 0.5, background: float = 0.4, nms: float = 0.5
+    found: RawDetections,
+    target: Targets,
+    *,
+    positives: Positives = "best",
+    foreground: float = 0.5,
+    background: float = 0.4,
+    nms: float = 0.5,
 ) -> float:
     """Algorithm 2, lines 4-13, for one image: `found` are the predictions before suppression.
+
+    `positives` as in the head of this file: `matched` ones survive suppression at `nms` and overlap by at least `foreground`.
 
     Predictions that overlap an object of their class by less than `background` are negatives, unless they lie under an ignore
     region by more than `foreground` of their area.
@@ -51,9 +65,12 @@ def guidance_loss(
     objects, labels = target.objects, target.object_labels
     if len(objects) == 0:
         return 0.0
+    if positives == "matched":
+        kept = batched_nms(found.boxes.float(), found.scores.float(), found.labels, nms)
+        found = RawDetections(found.boxes[kept], found.scores[kept], found.labels[kept])
     same = found.labels[:, None] == labels
     overlap = box_algebra.iou(found.boxes, objects) * same
-    positive, missed = _best(overlap)
+    positive, missed = _best(overlap if positives == "best" else overlap * (overlap >= foreground))
     negative = _false_alarms(found, overlap, target, foreground=foreground, background=background, nms=nms)
     top = found.scores[negative][: len(objects)]  # k: one for each object
     right = torch.cat([found.scores[[p for p, _ in positive]], found.scores.new_full((missed,), MIN_SCORE)])
@@ -112,7 +129,12 @@ def unsuppressed(head: Head) -> Iterator[None]:
 
 @torch.no_grad()
 def factor_losses(
-    detector: Detector, images: ImageBatch, targets: Sequence[Targets], *, guidance: bool = True
+    detector: Detector,
+    images: ImageBatch,
+    targets: Sequence[Targets],
+    *,
+    guidance: bool = True,
+    positives: Positives = "best",
 ) -> np.ndarray:
     """`(B, m)` L^(j) of each image at each factor; without `guidance` the detector's own losses. Evaluation mode."""
     switch = find_switch(detector)
@@ -125,7 +147,9 @@ def factor_losses(
             if guidance:
                 with unsuppressed(detector.head):
                     raw = detector.detect_from(detector.neck(maps), padded, images.sizes)
-                found[:, place] = [guidance_loss(_float(r), t) for r, t in zip(raw, targets, strict=True)]
+                found[:, place] = [
+                    guidance_loss(_float(r), t, positives=positives) for r, t in zip(raw, targets, strict=True)
+                ]
                 continue
             for i, target in enumerate(targets):
                 one = ImageBatch(images.pixels[i : i + 1], images.sizes[i : i + 1])
