@@ -215,9 +215,7 @@ def training_loader(
     dataset = DetectionDataset(
         train,
         rule=rule,
-        transform=augmentation(
-            recipe.augment, enlarged_table(train, read), bands=rule.channels, squeeze=sizes.squeeze
-        ),
+        transform=augmentation(recipe.augment, enlarged_table(train, read), bands=rule.channels, squeeze=sizes.squeeze),
         cache=recipe.data.cache,
         enlarge=read,
         seed=config.seed,

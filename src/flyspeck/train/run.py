@@ -24,6 +24,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from flyspeck.data.annotations import Annotations
+from flyspeck.data.band_choice import Survey
 from flyspeck.data.bands import KEY, PixelRule
 from flyspeck.data.enlarge import enlarged_table
 from flyspeck.data.images import read_image
@@ -42,7 +43,7 @@ from flyspeck.train.build import (
     set_counts_area,
 )
 from flyspeck.train.checks import judge_problems, usable_images
-from flyspeck.train.config import PredictorConfig, Recipe, dump_recipe
+from flyspeck.train.config import DataConfig, PredictorConfig, Recipe, dump_recipe
 from flyspeck.train.dynamic import best_metric, make_dynamic, measure_factors, objective_of, optimisation
 from flyspeck.train.dynamic_fit import FOLDER, fit_predictor, measure_routed, open_run
 from flyspeck.train.fusion import STATISTIC, recipe_fusion
@@ -127,12 +128,7 @@ def _train(
     method: Method,
     accelerator: Accelerator,
 ) -> dict[str, float]:
-    train_set, val_set = read_sets(recipe.data)
-    judge_problems(recipe.data.max_broken_share, (train_set, val_set))
-    (train_set, of_train), (val_set, of_val) = (
-        usable_images(table, how=recipe.data.check_files, allowed_share=recipe.data.max_broken_share)
-        for table in (train_set, val_set)
-    )
+    (train_set, of_train), (val_set, of_val) = _usable_sets(recipe.data)
     rule = reading_rule(recipe.data, of_train, of_val, resumed=folder if resume else None)
     train_set = _without(train_set, method.leave_out)
     recipe, (mean, std) = _with_pixels(recipe, train_set, rule, folder / STATE if resume else None)
@@ -198,6 +194,14 @@ def _train(
             resume=resume,
         )
     return _finish(recipe, folder, measured, accelerator, progress)
+
+
+def _usable_sets(data: DataConfig) -> tuple[tuple[Annotations, Survey], tuple[Annotations, Survey]]:
+    """The training and the validation table without what cannot be used, each with what its headers say."""
+    tables, most = read_sets(data), data.max_broken_share
+    judge_problems(most, tables)
+    train_set, val_set = (usable_images(table, how=data.check_files, allowed_share=most) for table in tables)
+    return train_set, val_set
 
 
 def _without(table: Annotations, image_ids: Sequence[int | str]) -> Annotations:
