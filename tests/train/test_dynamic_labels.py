@@ -109,9 +109,7 @@ def test_a_part_is_judged_by_a_detector_that_has_not_learnt_it(run: Path, tmp_pa
         detector, _ = load_described(where)
         part = train_set.select_images(list(rows))
         kind = LossKind(positives="matched")
-        expected = compute_losses(
-            detector, part, rule=opened.rule, enlarge=opened.enlarge, kind=kind, batch_size=4
-        )
+        expected = compute_losses(detector, part, rule=opened.rule, enlarge=opened.enlarge, kind=kind, batch_size=4)
         assert_allclose(stored.losses[list(rows)], expected.losses, atol=1e-5)
     own = opened.losses("train", kind=LossKind(positives="matched"))
     assert np.abs(own.losses - stored.losses).max() > 1e-3

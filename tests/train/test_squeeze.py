@@ -17,6 +17,7 @@ from torch import nn
 
 import flyspeck
 from flyspeck.data.annotations import Annotations
+from flyspeck.data.bands import PixelRule
 from flyspeck.data.enlarge import Enlarge, described_enlargement, enlarged_table
 from flyspeck.data.loading import DetectionDataset
 from flyspeck.data.readers import read_annotations
@@ -122,7 +123,7 @@ def test_areas_are_coco_s_in_training_in_eval_and_in_the_report(
         KnowsOneKind(table, kind, size),
         table,
         protocol="coco_bbox",
-        channels=1,
+        rule=PixelRule(channels=1),
         batch_size=4,
         accelerator=Accelerator(cpu=True),
         precision="fp32",
@@ -191,14 +192,14 @@ def test_explain_shows_whole_images_as_the_model_sees_them(
     run: Path, table: Annotations, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (subject,) = load_subjects([run])
-    view = subject.view(np.zeros((720, 960, 1), np.uint8), np.array([[96.0, 72.0, 192.0, 144.0]]), (0, 0, 960, 720))
+    view = subject.view(table.path(0), np.array([[96.0, 72.0, 192.0, 144.0]]), (0, 0, 960, 720))
     assert tuple(view.images.pixels.shape[-2:]) == (300, 300)
     assert_allclose(view.boxes, [[30, 30, 60, 60]])
     regions, plain = [], Subject.view
 
-    def watched(self: Subject, pixels: np.ndarray, boxes: np.ndarray, region: tuple[int, int, int, int]) -> View:
+    def watched(self: Subject, path: Path, boxes: np.ndarray, region: tuple[int, int, int, int]) -> View:
         regions.append(region)
-        return plain(self, pixels, boxes, region)
+        return plain(self, path, boxes, region)
 
     monkeypatch.setattr(Subject, "view", watched)
     options = Options(images=1, sample=1, max_side=128)
@@ -232,7 +233,7 @@ def test_training_sees_what_evaluation_sees(table: Annotations, folder: Path) ->
     )
     loader = training_loader(
         recipe_of(folder, augment={"scale": [0.25, 3.0], "rot90": 0.5, "extra": [{"name": "mosaic", "size": [50, 70]}]}),
-        table, channels=1, divisor=1, rank=0, world_size=1,
+        table, rule=PixelRule(channels=1), divisor=1, rank=0, world_size=1,
     )  # fmt: skip
     for images, targets, _ in loader.epoch(0):
         assert images.pixels.shape[1:] == (1, 300, 300)
@@ -261,7 +262,7 @@ def test_zooming_uses_the_whole_file(table: Annotations, folder: Path, monkeypat
 
     monkeypatch.setattr(RandomZoom, "__call__", watched)
     recipe = recipe_of(folder, augment={"scale": [0.5, 2.0]})
-    list(training_loader(recipe, table, channels=1, divisor=1, rank=0, world_size=1).epoch(0))
+    list(training_loader(recipe, table, rule=PixelRule(channels=1), divisor=1, rank=0, world_size=1).epoch(0))
     assert sizes == set(SIZES)
 
 
