@@ -172,6 +172,7 @@ def _read_boxes(
     )
     boxes = _float_rows([entry.get("bbox") for entry in usable], 4)
     _boxes_of_masks(draft, usable, boxes)
+    _note_corners(draft, boxes)
     if exact:
         draft.extra["xywh"] = boxes.copy()
     boxes[:, 2:] += boxes[:, :2]
@@ -198,6 +199,23 @@ def _read_boxes(
         )
 
 
+def _note_corners(draft: Draft, boxes: np.ndarray) -> None:
+    """A note where boxes look like corners: some reach out of their images as x, y, width, height, and none does as corners."""
+    sizes = np.array(draft.sizes, dtype=np.float64).reshape(-1, 2)
+    rows = np.asarray(draft.image_index, dtype=np.int64)
+    known = np.isfinite(boxes).all(1) & (rows >= 0)
+    if not known.any():
+        return
+    frame = sizes[rows[known]][:, ::-1]
+    first, second = boxes[known, :2], boxes[known, 2:]
+    out = ((first + second > frame + 1).any(1) & (frame > 0).all(1)).sum()
+    if out and (second > first).all() and (second <= frame + 1).all():
+        draft.notes.append(
+            f"{out} of {len(frame)} boxes reach out of their images, and all would be sound as corners x1, y1, x2, y2: "
+            "COCO's are x, y, width, height, and are read so"
+        )
+
+
 def _boxes_of_masks(draft: Draft, entries: list[dict[str, Any]], boxes: np.ndarray) -> None:
     """Fills in, in place, the xywh of entries that have a mask and no box."""
     filled = 0
@@ -205,7 +223,7 @@ def _boxes_of_masks(draft: Draft, entries: list[dict[str, Any]], boxes: np.ndarr
         mask = entries[row].get("segmentation") or entries[row].get("poly")  # `poly`: SODA-A's turned boxes
         if not entries[row].get("bbox") and mask:
             boxes[row] = mask_box(mask)
-            filled += 1
+            filled += bool(np.isfinite(boxes[row]).all())
     if filled:
         draft.notes.append(f"{filled} annotations have a segmentation and no bbox: the box around the mask is taken")
 

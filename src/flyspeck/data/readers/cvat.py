@@ -10,8 +10,9 @@ from xml.etree import ElementTree
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, by_name
+from flyspeck.data.readers.folders import is_there
 from flyspeck.data.readers.places import image_files, known_sizes, note_alone, settle_root
-from flyspeck.data.readers.values import as_id, as_number, as_numbers, as_path, as_truth, is_there, parse_xml
+from flyspeck.data.readers.values import as_id, as_number, as_numbers, as_path, as_truth, parse_xml
 from flyspeck.errors import UserError
 
 _NO_AREA = ("points", "polyline", "tag", "cuboid", "skeleton")

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from flyspeck.data.images import EXTENSIONS
+from flyspeck.data.readers.folders import files_of
 from flyspeck.data.readers.foreign import tool_of_json, tool_of_xml
 from flyspeck.data.readers.matlab import mat_names
 from flyspeck.data.readers.values import as_number, decoded, load_json, parse_xml
@@ -51,7 +52,7 @@ def _of_file(path: Path) -> tuple[str, Path] | None:
 
 def json_files(folder: Path) -> list[Path]:
     """The json files of a folder and of its `annotations`, by name."""
-    return sorted(folder.glob("*.json")) + sorted((folder / "annotations").glob("*.json"))
+    return files_of(folder, ".json") + files_of(folder / "annotations", ".json")
 
 
 def _of_folder(folder: Path) -> tuple[str, Path] | None:
@@ -65,11 +66,11 @@ def _of_folder(folder: Path) -> tuple[str, Path] | None:
             return kind, folder
     if any(p.is_dir() and _text_kind(p) == "kitti" for p in (folder, folder / "label_2", folder / "labels")):
         return "kitti", folder
-    if any(p.is_dir() and any(p.glob("*.json")) for p in (folder / "ann", *folder.glob("*/ann"))):
+    if any(p.is_dir() and files_of(p, ".json") for p in (folder / "ann", *folder.glob("*/ann"))):
         return "supervisely", folder
     if any(p.is_dir() and _text_kind(p) == "dota" for p in (folder, *folder.glob("labelTxt*"))):
         return "dota", folder
-    xmls = next((files for p in (folder, folder / "Annotations") if (files := sorted(p.glob("*.xml")))), [])
+    xmls = next((files for p in (folder, folder / "Annotations") if (files := files_of(p, ".xml"))), [])
     if len(xmls) == 1 and _xml_kind(xmls[0]) == "CVAT":
         return "cvat", xmls[0]
     if xmls:
@@ -82,11 +83,11 @@ def _of_folder(folder: Path) -> tuple[str, Path] | None:
         return "labelme", folder
     for kind, files in (
         ("coco", [file for file in json_files(folder) if not yolo or _json_kind(file) == "COCO"]),
-        ("csv", sorted(folder.glob("*.csv"))),
+        ("csv", files_of(folder, ".csv")),
         ("wider", sorted(folder.glob("**/wider_face_*_bbx_gt.txt"))),
         ("wider", sorted(folder.glob("wider_face_val.mat"))),
         ("citypersons", sorted(folder.glob("anno_*.mat"))),
-        ("odgt", sorted(folder.glob("*.odgt")) + sorted((folder / "annotations").glob("*.odgt"))),
+        ("odgt", files_of(folder, ".odgt") + files_of(folder / "annotations", ".odgt")),
     ):
         if len(files) > 1:
             listed = ", ".join(file.relative_to(folder).as_posix() for file in files[:8])
@@ -95,7 +96,7 @@ def _of_folder(folder: Path) -> tuple[str, Path] | None:
             return _of_file(files[0]) or (kind, files[0])
     if yolo:
         return "yolo", folder
-    deep = next(folder.glob("**/*.json"), None)
+    deep = next(iter(files_of(folder, ".json", recursive=True)), None)
     return ("labelme", folder) if deep is not None and _json_kind(deep) == "labelme" else None
 
 
@@ -149,7 +150,7 @@ def _first_lines(path: Path, count: int) -> list[str]:
 
 def _text_kind(folder: Path) -> str | None:
     """What the text files of a folder hold, told by the first few that hold something; folders may be empty for long."""
-    files = sorted(path for path in folder.glob("*.txt") if path.name not in NOT_LABELS)
+    files = [path for path in files_of(folder, ".txt") if path.name not in NOT_LABELS]
     filled = (path for path in files if path.stat().st_size > 0)
     for path in islice(filled, 20):
         line = next(iter(_first_lines(path, 1)), "")

@@ -8,6 +8,7 @@ import numpy as np
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble
+from flyspeck.data.readers.folders import files_of
 from flyspeck.data.readers.places import add_images
 from flyspeck.data.readers.values import as_numbers, as_truth, read_lines
 from flyspeck.errors import UserError
@@ -37,7 +38,7 @@ def read_dota(folder: Path, options: ReadOptions) -> Annotations:
     DOTA's own, in the order of its paper, of the smallest version that has all that occur; other names: sorted.
     """
     labels = next((p for p in sorted(folder.glob("labelTxt*")) if p.is_dir()), folder)
-    files = sorted(labels.glob("*.txt"))
+    files = files_of(labels, ".txt")
     if not files:
         raise UserError("no label files", where=labels, fix="give the folder with 'labelTxt' and 'images'")
     draft = Draft(where=folder, root=folder)

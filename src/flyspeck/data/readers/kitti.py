@@ -11,6 +11,7 @@ import numpy as np
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, by_name
+from flyspeck.data.readers.folders import files_of
 from flyspeck.data.readers.places import add_images
 from flyspeck.data.readers.values import as_numbers, read_lines
 from flyspeck.errors import UserError
@@ -24,7 +25,7 @@ def read_kitti(folder: Path, options: ReadOptions) -> Annotations:
     Classes are KITTI's own, or, where others occur, those that do, sorted. `extra` has `truncated` (a share) and `occlusion`.
     """
     labels = next((folder / name for name in ("label_2", "labels") if (folder / name).is_dir()), folder)
-    files = sorted(labels.glob("*.txt"))
+    files = files_of(labels, ".txt")
     if not files:
         raise UserError("no label files", where=labels, fix="give the folder with 'label_2' and 'image_2'")
     draft = Draft(where=folder, root=folder)

@@ -13,10 +13,12 @@ from urllib.parse import parse_qs, unquote, urlparse
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.images import EXTENSIONS
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, by_name
+from flyspeck.data.readers.folders import is_there
 from flyspeck.data.readers.places import known_sizes, settle_root
-from flyspeck.data.readers.values import as_id, as_number, as_numbers, as_path, is_there, load_json
+from flyspeck.data.readers.values import as_id, as_number, as_numbers, as_path, load_json
 from flyspeck.errors import UserError
 
+_SEVERAL = "several labels"
 _UPLOAD = re.compile(r"[0-9a-f]{8}-(.+)")
 """What Label Studio puts before the name of a file that was uploaded."""
 
@@ -49,12 +51,19 @@ def read_label_studio(path: Path, options: ReadOptions) -> Annotations:
             _add(draft, row, result, f"{path.name}, task {number}, result {count}", names, without)
     if not draft.image_ids:
         raise UserError("no task with an image", where=path, fix="export as JSON")
+    guesses = sum(isinstance(task, Mapping) and _only_predicted(task) for task in tasks)
+    if guesses:
+        draft.notes.append(
+            f"{guesses} tasks have predictions and no annotation: predictions are not read as ground truth"
+        )
     if several:
         draft.notes.append(f"{several} tasks have several annotations: the last of each is taken")
     places = [options.images] if options.images else [path.parent, path.parent / "images", path.parent / "upload"]
     draft.file_names = [_as_on_disk(name, places) for name in draft.file_names]
     settle_root(draft, places)
     known_sizes(draft)
+    if without[_SEVERAL]:
+        draft.notes.append(f"{without.pop(_SEVERAL)} shapes have several labels: the first of each is taken")
     for kind, count in sorted(without.items()):
         draft.notes.append(f"{count} results are of the kind {kind} and have no box: left out")
     by_name(draft, names)
@@ -98,6 +107,10 @@ def _results(task: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], bool]:
     return found, False
 
 
+def _only_predicted(task: Mapping[str, Any]) -> bool:
+    return bool(task.get("predictions")) and not _results(task)[0]
+
+
 def _size(results: list[Mapping[str, Any]]) -> tuple[int, int]:
     for result in results:
         sides = as_number(result.get("original_height")), as_number(result.get("original_width"))
@@ -118,6 +131,8 @@ def _add(
         if result.get("type") not in ("choices", "relation", "textarea", "rating", "number"):
             without["a shape without label" if labels is None else kind] += 1
         return
+    if len(labels) > 1:
+        without[_SEVERAL] += 1
     draft.add_box(row, box, -2, place)
     names.append(str(labels[0]).strip())
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, by_name
+from flyspeck.data.readers.folders import files_of, is_there
 from flyspeck.data.readers.places import known_sizes, note_alone, settle_root
-from flyspeck.data.readers.values import as_number, as_numbers, as_path, is_there, load_json
+from flyspeck.data.readers.values import as_number, as_numbers, as_path, load_json
 from flyspeck.errors import UserError
 
 _NO_AREA = ("point", "line", "linestrip", "points")
@@ -22,7 +24,7 @@ def read_labelme(source: Path, options: ReadOptions) -> Annotations:
     Rectangles, polygons, circles and masks become the box around them; points and lines have none and are counted in a note.
     Classes are the labels that occur, sorted. Image ids are the names of the json files.
     """
-    files = [source] if source.is_file() else sorted(source.rglob("*.json"))
+    files = [source] if source.is_file() else files_of(source, ".json", recursive=True)
     draft = Draft(where=source, root=source if source.is_dir() else source.parent)
     names: list[str] = []
     without: Counter[str] = Counter()
@@ -50,8 +52,15 @@ def _read_file(draft: Draft, file: Path, content: dict[str, Any], names: list[st
     # The path is as seen from the json file; files of sub-folders are named from the folder that is read.
     stated = as_path(str(content.get("imagePath") or f"{file.stem}.jpg"))
     beside = file.parent / stated
-    inside = is_there(beside) and file.parent.is_relative_to(draft.root)
-    name = beside.relative_to(draft.root).as_posix() if inside and ".." not in stated else Path(stated).name
+    found = Path(os.path.normpath(beside)) if is_there(beside) else None
+    inside = found is not None and found.is_relative_to(draft.root)
+    name = (
+        Path(stated).name
+        if found is None
+        else found.relative_to(draft.root).as_posix()
+        if inside
+        else str(found.absolute())
+    )
     key = file.relative_to(draft.root).with_suffix("").as_posix() if file.is_relative_to(draft.root) else file.stem
     row = draft.add_image(key, name, size)
     for count, shape in enumerate(content["shapes"], 1):

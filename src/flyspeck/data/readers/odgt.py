@@ -15,8 +15,9 @@ import numpy as np
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble
+from flyspeck.data.readers.folders import is_there
 from flyspeck.data.readers.places import header_size, image_files
-from flyspeck.data.readers.values import as_number, as_numbers, as_path, as_truth, is_there, read_lines
+from flyspeck.data.readers.values import as_number, as_numbers, as_path, as_truth, read_lines
 from flyspeck.errors import UserError
 
 HEAD = "head"

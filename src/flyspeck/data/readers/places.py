@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flyspeck.data.images import EXTENSIONS, UNREAD, read_size
 from flyspeck.data.readers.assemble import Draft
-from flyspeck.data.readers.values import is_there
+from flyspeck.data.readers.folders import all_files, files_of, is_there, on_disk
 from flyspeck.errors import UserError
 
 
@@ -29,6 +29,7 @@ def settle_root(draft: Draft, candidates: Sequence[Path]) -> None:
     Where none of the first images named lies in a candidate, the longest tail of its path that does is taken for all.
     """
     draft.root = find_root(candidates, draft.file_names)
+    draft.file_names = [on_disk(draft.root, name) for name in draft.file_names]
     names = draft.file_names[:20]
     if any(is_there(draft.root / name) for name in names) or not any("/" in name for name in names):
         return
@@ -85,7 +86,7 @@ def note_alone(draft: Draft, names: Sequence[str], what: str, folder: Path | Non
 
 def note_unread(draft: Draft, folder: Path, *, recursive: bool = False) -> None:
     """A note on images of a kind that nothing here reads, or only an extra does."""
-    files = list(folder.rglob("*") if recursive else folder.iterdir()) if folder.is_dir() else []
+    files = list(all_files(folder, recursive=recursive))
     for ending, extra in UNREAD.items():
         names = sorted(file.name for file in files if file.suffix.lower() == ending)
         fix = f"pip install 'flyspeck[{extra}]' to read them" if extra else "convert them"
@@ -100,8 +101,7 @@ def some(names: Iterable[str], most: int = 3) -> str:
 
 def image_files(folder: Path, recursive: bool = False) -> list[Path]:
     """The images in a folder, sorted by name."""
-    files = folder.rglob("*") if recursive else folder.iterdir()
-    return sorted(file for file in files if file.suffix.lower() in EXTENSIONS and file.is_file())
+    return files_of(folder, EXTENSIONS, recursive=recursive)
 
 
 def header_size(draft: Draft, path: Path) -> tuple[int, int]:

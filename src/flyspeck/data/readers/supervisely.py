@@ -16,6 +16,7 @@ from PIL import Image
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, by_name
+from flyspeck.data.readers.folders import files_of
 from flyspeck.data.readers.places import known_sizes
 from flyspeck.data.readers.values import as_number, as_numbers, load_json
 from flyspeck.errors import UserError
@@ -30,7 +31,11 @@ def read_supervisely(source: Path, options: ReadOptions) -> Annotations:
     `options.pixels` can overrule; polygons and bitmaps become the box around them. Classes are those of `meta.json` in its
     order, else those that occur, sorted. Image ids are `DATASET/NAME`.
     """
-    files = [source] if source.is_file() else sorted(p for p in source.rglob("*.json") if p.parent.name == "ann")
+    files = (
+        [source]
+        if source.is_file()
+        else [p for p in files_of(source, ".json", recursive=True) if p.parent.name == "ann"]
+    )
     if not files:
         raise UserError("no folder 'ann' with json files", where=source, fix="give the project's folder")
     top = source if source.is_dir() else source.parent.parent

@@ -34,6 +34,8 @@ def read_table(path: Path, options: ReadOptions) -> Annotations:
     that all lie between 0 and 1 are shares of the image. A line without any coordinate lists an image without objects.
     """
     text = read_text(path, options.encoding)
+    top = int(text.lower().startswith("sep="))  # Excel's word on what divides the columns
+    text = text.partition("\n")[2] if top else text
     delimiter = max(_DELIMITERS, key=text.partition("\n")[0].count)
     lines = _divided(text, delimiter, path)
     header = [field.strip().lower() for field in lines[0]] if lines else []
@@ -43,7 +45,7 @@ def read_table(path: Path, options: ReadOptions) -> Annotations:
     names: list[str] = []
     sides = [column[side] for side in ("xmin", "ymin", "xmax", "ymax")]
     size = [header.index(name) if name in header else -1 for name in ("height", "width")]
-    for count, fields in enumerate(lines[1:], 2):
+    for count, fields in enumerate(lines[1:], 2 + top):
         if not any(field.strip() for field in fields):
             continue
         if len(fields) <= max(column.values()):
@@ -64,7 +66,7 @@ def read_table(path: Path, options: ReadOptions) -> Annotations:
 
 
 def _divided(text: str, delimiter: str, path: Path) -> list[list[str]]:
-    reader = csv.reader(text.splitlines(), delimiter=delimiter)
+    reader = csv.reader(text.splitlines(), delimiter=delimiter, skipinitialspace=True)
     try:
         return list(reader)
     except csv.Error as error:  # a field of more than 131,072 letters

@@ -9,7 +9,6 @@ from __future__ import annotations
 import codecs
 import json
 import math
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,11 +82,6 @@ def as_path(name: str) -> str:
     while path.startswith("./"):
         path = path[2:]
     return path
-
-
-def is_there(path: Path | str) -> bool:
-    """Whether a file that an annotation names exists; a name that no file can have (too long, with a NUL) does not."""
-    return os.path.isfile(path)
 
 
 def read_text(path: Path, encoding: str | None = None) -> str:

@@ -15,8 +15,9 @@ import numpy as np
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble
+from flyspeck.data.readers.folders import files_of, is_there
 from flyspeck.data.readers.places import image_files, note_alone
-from flyspeck.data.readers.values import as_numbers, is_there, read_lines
+from flyspeck.data.readers.values import as_numbers, read_lines
 from flyspeck.data.readers.visdrone import CATEGORIES
 from flyspeck.errors import UserError
 
@@ -30,7 +31,7 @@ def read_visdrone_video(folder: Path, options: ReadOptions) -> Annotations:
     Image ids and file names are `NAME/0000001.jpg`; `extra["track"]` is the target's number.
     """
     labels = folder / "annotations" if (folder / "annotations").is_dir() else folder
-    files = sorted(labels.glob("*.txt"))
+    files = files_of(labels, ".txt")
     if not files:
         raise UserError(
             "no text files of annotations", where=labels, fix="give the folder with 'annotations' and 'sequences'"

@@ -12,6 +12,7 @@ import numpy as np
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble
+from flyspeck.data.readers.folders import files_of
 from flyspeck.data.readers.places import add_images
 from flyspeck.data.readers.values import as_numbers, read_lines
 from flyspeck.errors import UserError
@@ -39,7 +40,7 @@ def read_visdrone(folder: Path, options: ReadOptions) -> Annotations:
     `for_evaluation`.
     """
     labels = folder / "annotations" if (folder / "annotations").is_dir() else folder
-    files = sorted(labels.glob("*.txt"))
+    files = files_of(labels, ".txt")
     if not files:
         raise UserError(
             "no text files of annotations", where=labels, fix="give the folder with 'annotations' and 'images'"

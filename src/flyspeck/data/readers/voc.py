@@ -11,9 +11,10 @@ from xml.etree import ElementTree
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import PIXELS, Draft, Pixels, ReadOptions, assemble, by_name
+from flyspeck.data.readers.folders import files_of, is_there
 from flyspeck.data.readers.foreign import tool_of_xml
 from flyspeck.data.readers.places import image_files, known_sizes, note_alone, note_unread, settle_root
-from flyspeck.data.readers.values import as_numbers, as_path, as_truth, is_there, parse_xml
+from flyspeck.data.readers.values import as_numbers, as_path, as_truth, parse_xml
 from flyspeck.errors import UserError
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
@@ -28,7 +29,7 @@ def read_voc(source: Path, options: ReadOptions) -> Annotations:
     was taken and why. Classes are the names that occur, sorted. Image ids are the names of the xml files.
     """
     folder = source / "Annotations" if (source / "Annotations").is_dir() else source
-    files = [folder] if folder.is_file() else sorted(folder.glob("*.xml"))
+    files = [folder] if folder.is_file() else files_of(folder, ".xml")
     if not files:
         raise UserError("no xml files", where=folder, fix="give the folder with 'Annotations' and 'JPEGImages'")
     draft = Draft(where=source, root=folder)
@@ -41,6 +42,7 @@ def read_voc(source: Path, options: ReadOptions) -> Annotations:
     here = files[0].parent
     places = [here.parent / "JPEGImages", here.parent / "images", here, here.parent]
     settle_root(draft, [options.images] if options.images else places)
+    _by_own_name(draft, files, [options.images] if options.images else places)
     known_sizes(draft)
     _note_partners(draft, files)
     by_name(draft, names)
@@ -81,6 +83,8 @@ def _writer(tree: ElementTree.Element) -> str | None:
     database = (tree.findtext("source/database") or "").strip().lower()
     if re.search(r"voc ?20\d\d", database) or "pascal" in (tree.findtext("source/annotation") or "").lower():
         return DEVKIT
+    if tree.find("object/robndbox") is not None:
+        return "roLabelImg"
     for mark, tool in (("roboflow", "Roboflow"), ("label studio", "Label Studio"), ("mydatabase", "Label Studio"),
                        ("cvat", "CVAT"), ("fiftyone", "FiftyOne"), ("labelme", "labelme"), ("flyspeck", "flyspeck")):  # fmt: skip
         if mark in database:
@@ -90,6 +94,29 @@ def _writer(tree: ElementTree.Element) -> str | None:
     if tree.find("path") is not None or tree.get("verified") is not None:
         return "LabelImg"
     return None
+
+
+def _by_own_name(draft: Draft, files: Sequence[Path], places: Sequence[Path]) -> None:
+    """Takes the image of an xml file's own name where the one that it names is not there: files are renamed, contents are not."""
+    missing = [row for row, name in enumerate(draft.file_names) if not is_there(draft.root / name)]
+    if not missing:
+        return
+    root = draft.root if len(missing) < len(draft.file_names) else None
+    stems = {file.stem: file for file in files}
+    for folder in [root] if root else places:
+        found = {file.stem: file.name for file in image_files(folder)} if folder.is_dir() else {}
+        taken = [row for row in missing if draft.image_ids[row] in found and draft.image_ids[row] in stems]
+        if taken:
+            for row in taken:
+                draft.file_names[row] = found[draft.image_ids[row]]
+            draft.root = folder
+            examples = [str(draft.file_names[row]) for row in taken]
+            note_alone(
+                draft,
+                examples,
+                "annotation files name an image that is not there: the image of their own name is taken",
+            )
+            return
 
 
 def _note_partners(draft: Draft, files: Sequence[Path]) -> None:
@@ -132,10 +159,23 @@ def _read_file(draft: Draft, file: Path, names: list[str], writers: set[str], en
         if not name:
             draft.problems.append(f"{place}: no name")
             continue
-        draft.add_box(row, as_numbers([item.findtext(f"bndbox/{side}", "") for side in SIDES]), -2, place)
+        draft.add_box(row, _corners(item), -2, place)
         names.append(name)
         for flag in ("difficult", "truncated"):
             said = as_truth((item.findtext(flag) or "").strip())
             if said is None:
                 draft.notes.append(f"{place}: <{flag}> says neither yes nor no ({item.findtext(flag)!r}): no")
             draft.flags[flag].append(bool(said))
+
+
+def _corners(item: ElementTree.Element) -> list[float]:
+    """The corners of an object's `bndbox`, or of the box around its `robndbox` (roLabelImg); NaN where it has neither."""
+    turned = item.find("robndbox")
+    if turned is None or item.find("bndbox") is not None:
+        return as_numbers([item.findtext(f"bndbox/{side}", "") for side in SIDES])
+    x, y, w, h, angle = as_numbers([turned.findtext(name, "") for name in ("cx", "cy", "w", "h", "angle")])
+    if not math.isfinite(angle):
+        return [math.nan] * 4
+    cos, sin = abs(math.cos(angle)), abs(math.sin(angle))
+    across, down = (w * cos + h * sin) / 2, (w * sin + h * cos) / 2
+    return [x - across, y - down, x + across, y + down]

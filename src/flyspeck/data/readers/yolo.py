@@ -12,8 +12,9 @@ import yaml
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble
+from flyspeck.data.readers.folders import files_of, is_there, on_disk
 from flyspeck.data.readers.places import header_size, image_files, note_alone, note_unread
-from flyspeck.data.readers.values import as_id, as_numbers, as_path, is_there, read_lines, read_text
+from flyspeck.data.readers.values import as_id, as_numbers, as_path, read_lines, read_text
 from flyspeck.errors import UserError, brief, nearest
 from flyspeck.plain_yaml import nested_too_deeply
 
@@ -51,6 +52,9 @@ def read_yolo(source: Path, options: ReadOptions) -> Annotations:
         names = _class_names(sorted({recipe.parent, *(file.parent for file in files)}), options)
     elif recipe.is_file():
         content, names = _contents(recipe, options)
+        count = as_id(content.get("nc", len(names)))
+        if count != len(names):
+            draft.notes.append(f"'nc' is {brief(content['nc'])}, and 'names' has {len(names)} classes, which are taken")
         points = _key_points(content, recipe)
         draft.root, files, seen = _listed(content, recipe, options)
     else:
@@ -58,13 +62,15 @@ def read_yolo(source: Path, options: ReadOptions) -> Annotations:
         files = image_files(draft.root, recursive=True)
         names = _class_names([*_beside(source), *([options.images] if options.images else [])], options)
     read, without = set(), []
+    layouts: Counter[str] = Counter()
     for file in files:
         text = label_file(file)
         if not is_there(text):
             without.append(file.name)
         read.add(text)
-        _read_image(draft, file, text, points, options.encoding)
+        _read_image(draft, file, text, points, options.encoding, layouts)
     _keep_ids_apart(draft)
+    _note_layouts(draft, layouts)
     _note_partners(draft, files, read, without)
     if not names:
         draft.notes.append("classes have no names: a classes.txt with a name a line, or a data.yaml, gives them")
@@ -89,7 +95,7 @@ def _keep_ids_apart(draft: Draft) -> None:
 def _note_partners(draft: Draft, files: list[Path], read: set[Path], without: list[str]) -> None:
     """Notes on label files without image and images without label file."""
     folders = {text.parent for text in read if text.parent.is_dir()}
-    texts = {text for folder in folders for text in folder.glob("*.txt") if text.name not in NOT_LABELS}
+    texts = {text for folder in folders for text in files_of(folder, ".txt") if text.name not in NOT_LABELS}
     alone = sorted(text.name for text in texts - read if text.with_suffix("").name not in ("train", "val", "test"))
     note_alone(draft, alone, "label files have no image, and their objects are lost")
     if read and len(without) < len(files):
@@ -176,7 +182,7 @@ def _key_points(content: dict[str, Any], where: Path) -> int:
     if shape is None:
         return 0
     values = as_numbers(shape) if isinstance(shape, list) else []
-    if len(values) != 2 or not all(value >= 1 and value.is_integer() for value in values):
+    if len(values) != 2 or not all(1 <= value < 1000 and value.is_integer() for value in values):
         raise UserError(
             f"'kpt_shape' is {brief(shape)}, not [points, 2 or 3]", where=where, fix="write kpt_shape: [17, 3]"
         )
@@ -235,7 +241,7 @@ def listed_images(path: Path, encoding: str | None = None) -> list[Path]:
         if not name:
             continue
         parts = name.split("/")
-        tails = (path.parent.joinpath(*parts[start:]) for start in range(len(parts)))
+        tails = (path.parent.joinpath(*parts[start:]) for start in range(max(0, len(parts) - 32), len(parts)))
         files.append(next((place for place in (Path(name), *tails) if is_there(place)), path.parent / name))
     return files
 
@@ -247,11 +253,36 @@ def label_file(image: Path) -> Path:
         at = len(parts) - 2 - parts[-2::-1].index("images")
         twin = Path(*parts[:at], "labels", *parts[at + 1 :]).with_suffix(".txt")
         if is_there(twin) or os.path.isdir(twin.parent):
-            return twin
-    return image.with_suffix(".txt")
+            return _as_spelt(twin)
+    return _as_spelt(image.with_suffix(".txt"))
 
 
-def _read_image(draft: Draft, image: Path, text: Path, points: int, encoding: str | None) -> None:
+def _as_spelt(text: Path) -> Path:
+    """`a.txt`, or `a.TXT` or the other Unicode form of its name where that is the file there."""
+    if is_there(text):
+        return text
+    name = on_disk(text.parent, text.name)
+    return next((p for p in (text.with_name(name), text.with_suffix(".TXT")) if is_there(p)), text)
+
+
+def _note_layouts(draft: Draft, layouts: Counter[str]) -> None:
+    """What lines of more than five fields were taken for, and shares that can be none."""
+    if layouts["polygon"]:
+        draft.notes.append(
+            f"{layouts['polygon']} lines hold more than a box and are read as polygons: the box around each is taken "
+            "(key points need kpt_shape in the data.yaml)"
+        )
+    if layouts["score"]:
+        draft.notes.append(f"{layouts['score']} lines have a sixth field, which is taken for a score and passed over")
+    if layouts["beyond"]:
+        draft.notes.append(
+            f"{layouts['beyond']} lines have shares above 2: are they pixels? YOLO's are shares of the image"
+        )
+
+
+def _read_image(
+    draft: Draft, image: Path, text: Path, points: int, encoding: str | None, layouts: Counter[str]
+) -> None:
     inside = image.is_relative_to(draft.root)
     name = image.relative_to(draft.root).as_posix() if inside else str(image.absolute())
     if not is_there(image):
@@ -273,6 +304,9 @@ def _read_image(draft: Draft, image: Path, text: Path, points: int, encoding: st
             what = f"{len(fields)} fields where a box and its key points (kpt_shape) are {5 + points}"
             draft.problems.append(f"{text.name}, line {count}: {what}")
             continue
+        if not points and len(shares) > 4:
+            layouts["polygon" if len(shares) >= 6 and len(shares) % 2 == 0 else "score"] += 1
+        layouts["beyond"] += max(shares[:4]) > 2
         box = np.array(_box(shares[:4] if points else shares)) * (width, height, width, height)
         draft.add_box(row, box.tolist(), int(key) if key.is_integer() else -2, f"{text.name}, line {count}")
 
