@@ -21,7 +21,7 @@ from flyspeck.infer.outputs import check_formats, open_writers
 from flyspeck.infer.predictor import Predictor
 from flyspeck.infer.processes import Processes
 from flyspeck.infer.results_folder import ResultsFolder
-from flyspeck.infer.source import Categories, Item, find_items
+from flyspeck.infer.source import Categories, Item, find_items, remarks_on
 from flyspeck.infer.tiles import default_tiles
 from flyspeck.infer.video import is_video
 from flyspeck.infer.windows import OpenOptions
@@ -169,7 +169,12 @@ def predict(
         say=say,
         warn=warn,
     )
-    summary = replace(job.run(predictor, processes), factors=dict(network.taken))
+    remarks = tuple(remarks_on(sources))
+    try:
+        summary = replace(job.run(predictor, processes), factors=dict(network.taken), remarks=remarks)
+    finally:  # last, where they are seen
+        for remark in remarks if processes.leads else ():
+            warn(f"note: {remark}")
     if processes.leads and sum(summary.factors.values()):
         total = sum(summary.factors.values())
         counts = ", ".join(f"{f:g}: {n} ({100 * n / total:.0f} %)" for f, n in summary.factors.items())

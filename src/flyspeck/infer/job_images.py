@@ -65,6 +65,8 @@ class PredictionSummary:
     """Of a video."""
     factors: Mapping[float, int] = field(default_factory=dict)
     """How many images or tiles took which factor, of a detector that has them."""
+    remarks: tuple[str, ...] = ()
+    """What was passed over or may be mixed up in the folders given, a line each."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ are decoded whole.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
@@ -17,6 +16,8 @@ from flyspeck.data.headers import read_header
 from flyspeck.data.images import EXTENSIONS, read_image, read_size
 from flyspeck.data.readers import format_of, read_annotations
 from flyspeck.data.readers.coco import read_listing
+from flyspeck.data.readers.folders import walk
+from flyspeck.data.readers.places import unread
 from flyspeck.errors import UserError
 from flyspeck.infer import raster
 from flyspeck.infer.naming import file_names, inside
@@ -171,7 +172,7 @@ def find_items(
 def _images_below(folder: Path, say: Callable[[str], None]) -> list[Path]:
     """The images in a folder and those below it, without the results of earlier predictions."""
     found: list[Path] = []
-    for here, folders, files in os.walk(folder):
+    for here, folders, files in walk(folder):
         for name in list(folders):
             written = written_in(Path(here, name))
             if written is not None:
@@ -186,7 +187,8 @@ def _images_below(folder: Path, say: Callable[[str], None]) -> list[Path]:
         found = [path for path in found if path.relative_to(folder).parts[0] not in own]
     found = sorted(path for path in found if path.is_file())
     if not found:
-        raise UserError("no image in this folder", where=folder, fix=f"known endings: {_endings()}")
+        others = "; ".join(unread(folder, recursive=True))
+        raise UserError("no image in this folder", where=folder, fix=others or f"known endings: {_endings()}")
     return found
 
 
@@ -215,6 +217,12 @@ def _named(items: list[Item], say: Callable[[str], None]) -> list[Item]:
             f"({name}: {output}.txt)"
         )
     return [replace(item, output=output) for item, output in zip(items, outputs, strict=True)]
+
+
+def remarks_on(sources: Sequence[str | Path]) -> list[str]:
+    """Lines on images in the folders among `sources` that no reader here reads: how many, which, and the extra that does."""
+    folders = [path for path in map(Path, sources) if path.is_dir()]
+    return [f"{folder}: {line}" for folder in folders for line in unread(folder, recursive=True)]
 
 
 def _endings() -> str:

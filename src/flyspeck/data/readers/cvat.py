@@ -10,8 +10,7 @@ from xml.etree import ElementTree
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, by_name
-from flyspeck.data.readers.folders import is_there
-from flyspeck.data.readers.places import image_files, known_sizes, note_alone, settle_root
+from flyspeck.data.readers.places import image_files, known_sizes, note_listed, settle_root
 from flyspeck.data.readers.values import as_id, as_number, as_numbers, as_path, as_truth, parse_xml
 from flyspeck.errors import UserError
 
@@ -38,9 +37,9 @@ def read_cvat(path: Path, options: ReadOptions) -> Annotations:
         _read_tracks(draft, root, path, names, without, options)
     settle_root(draft, [options.images] if options.images else [path.parent, path.parent / "images"])
     known_sizes(draft)
-    missing = [name for name in draft.file_names if not is_there(draft.root / name)]
-    if len(missing) < len(draft.file_names):
-        note_alone(draft, missing, "images of the task are not there", draft.root)
+    note_listed(
+        draft, "images of the file are not there", "images beside them are not in the file, and are no part of the set"
+    )
     for kind, count in sorted(without.items()):
         draft.notes.append(f"{count} annotations are of the kind {kind} and have no box: left out")
     listed = [(label.findtext("name") or "").strip() for label in root.findall("meta//labels/label")]

@@ -21,19 +21,27 @@ def files_of(folder: Path, endings: str | Collection[str], *, recursive: bool = 
 
 
 def all_files(folder: Path, *, recursive: bool = False) -> Iterator[Path]:
-    """Every file, links to files among them; a folder that several links lead to is looked into once."""
+    """Every file, links to files among them."""
+    for place, folders, names in walk(folder):
+        if not recursive:
+            folders.clear()
+        yield from (Path(place, name) for name in names if is_there(os.path.join(place, name)))
+
+
+def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk` by name, through links too; a folder that several links lead to is looked into once.
+
+    Without what systems leave behind; whoever takes a name out of the folders spares itself that folder.
+    """
     seen = set()
     for place, folders, names in os.walk(folder, followlinks=True, onerror=_refused):
         here = os.stat(place)
-        known, entry = seen, (here.st_dev, here.st_ino)
-        if entry in known:
+        if (here.st_dev, here.st_ino) in seen:
             folders.clear()
             continue
-        known.add(entry)
-        folders[:] = sorted(name for name in folders if name not in _LEFT_BEHIND) if recursive else []
-        yield from (
-            Path(place, name) for name in names if not name.startswith("._") and is_there(os.path.join(place, name))
-        )
+        seen.add((here.st_dev, here.st_ino))
+        folders[:] = sorted(name for name in folders if name not in _LEFT_BEHIND)
+        yield place, folders, sorted(name for name in names if not name.startswith("._"))
 
 
 def _refused(error: OSError) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, by_name
 from flyspeck.data.readers.folders import files_of, is_there
-from flyspeck.data.readers.places import known_sizes, note_alone, settle_root
+from flyspeck.data.readers.places import known_sizes, note_listed, settle_root
 from flyspeck.data.readers.values import as_number, as_numbers, as_path, load_json
 from flyspeck.errors import UserError
 
@@ -38,8 +38,8 @@ def read_labelme(source: Path, options: ReadOptions) -> Annotations:
         raise UserError("no labelme files", where=source, fix="give the folder of the json files")
     settle_root(draft, [options.images] if options.images else [draft.root, draft.root / "images", draft.root.parent])
     known_sizes(draft)
-    missing = [name for name in draft.file_names if not is_there(draft.root / name)]
-    note_alone(draft, missing, "annotation files have no image", draft.root)
+    if source.is_dir():
+        note_listed(draft, "annotation files have no image")
     for kind, count in sorted(without.items()):
         draft.notes.append(f"{count} shapes are a {kind} and have no box: left out")
     by_name(draft, names)

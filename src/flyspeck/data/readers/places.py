@@ -84,13 +84,35 @@ def note_alone(draft: Draft, names: Sequence[str], what: str, folder: Path | Non
         draft.notes.append(f"{len(names)} {what}{place} ({some(names)})")
 
 
+def note_listed(
+    draft: Draft, missing: str, alone: str = "images have no annotation file, and are no part of the set"
+) -> None:
+    """Notes on listed images that are not there, on others in their folders that are not listed, and on unread kinds.
+
+    `missing` and `alone` are what the first two are said to be.
+    """
+    listed = {draft.root / name: name for name in draft.file_names}
+    note_alone(draft, [name for path, name in listed.items() if not is_there(path)], missing, draft.root)
+    for folder in sorted({path.parent for path in listed}):
+        note_alone(draft, [file.name for file in image_files(folder) if file not in listed], alone)
+        note_unread(draft, folder)
+
+
 def note_unread(draft: Draft, folder: Path, *, recursive: bool = False) -> None:
     """A note on images of a kind that nothing here reads, or only an extra does."""
+    draft.notes += unread(folder, recursive=recursive)
+
+
+def unread(folder: Path, *, recursive: bool = False) -> list[str]:
+    """A line for each kind of image in a folder that nothing here reads, or only an extra does: how many, and the first few."""
     files = list(all_files(folder, recursive=recursive))
+    lines = []
     for ending, extra in UNREAD.items():
         names = sorted(file.name for file in files if file.suffix.lower() == ending)
         fix = f"pip install 'flyspeck[{extra}]' to read them" if extra else "convert them"
-        note_alone(draft, names, f"images are {ending} files, which are not read here ({fix})")
+        if names:
+            lines.append(f"{len(names)} images are {ending} files, which are not read here ({fix}) ({some(names)})")
+    return lines
 
 
 def some(names: Iterable[str], most: int = 3) -> str:

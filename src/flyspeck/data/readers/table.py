@@ -34,7 +34,7 @@ def read_table(path: Path, options: ReadOptions) -> Annotations:
     that all lie between 0 and 1 are shares of the image. A line without any coordinate lists an image without objects.
     """
     text = read_text(path, options.encoding)
-    top = int(text.lower().startswith("sep="))  # Excel's word on what divides the columns
+    top = int(text[:4].lower() == "sep=")  # Excel's word on what divides the columns
     text = text.partition("\n")[2] if top else text
     delimiter = max(_DELIMITERS, key=text.partition("\n")[0].count)
     lines = _divided(text, delimiter, path)
@@ -42,22 +42,28 @@ def read_table(path: Path, options: ReadOptions) -> Annotations:
     column = _columns(header, path)
     draft = Draft(where=path, root=path.parent)
     rows: dict[str, int] = {}
+    spelt: dict[str, str] = {}
     names: list[str] = []
+    title, image, label, last = path.name, column["image"], column["label"], max(column.values())
     sides = [column[side] for side in ("xmin", "ymin", "xmax", "ymax")]
     size = [header.index(name) if name in header else -1 for name in ("height", "width")]
     for count, fields in enumerate(lines[1:], 2 + top):
-        if not any(field.strip() for field in fields):
+        if not "".join(fields).strip():
             continue
-        if len(fields) <= max(column.values()):
-            draft.problems.append(f"{path.name}, line {count}: {len(fields)} fields where the header has {len(header)}")
+        if len(fields) <= last:
+            draft.problems.append(f"{title}, line {count}: {len(fields)} fields where the header has {len(header)}")
             continue
-        name = as_path(fields[column["image"]])
-        if name not in rows:
-            rows[name] = draft.add_image(name, name, _size(fields, size))
-        if any(fields[side].strip() for side in sides):
-            corners = [fields[side].replace(",", ".") if delimiter != "," else fields[side] for side in sides]
-            draft.add_box(rows[name], as_numbers(corners), -2, f"{path.name}, line {count}")
-            names.append(fields[column["label"]].strip())
+        given = fields[image]
+        if given not in spelt:
+            spelt[given] = name = as_path(given)
+            if name not in rows:
+                rows[name] = draft.add_image(name, name, _size(fields, size))
+        corners = [fields[side] for side in sides]
+        if "".join(corners).strip():
+            if delimiter != ",":
+                corners = [corner.replace(",", ".") for corner in corners]
+            draft.add_box(rows[spelt[given]], as_numbers(corners), -2, f"{title}, line {count}")
+            names.append(fields[label].strip())
     settle_root(draft, [options.images] if options.images else [path.parent, path.parent / "images"])
     known_sizes(draft)
     _undo_shares(draft)

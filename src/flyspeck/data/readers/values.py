@@ -33,6 +33,8 @@ def as_truth(value: Any) -> bool | None:
         return bool(value)
     if isinstance(value, int | float):
         return value == value and value != 0
+    if value == "0" or value == "1":
+        return value == "1"
     word = str(value).strip().lower()
     if word in _TRUE or word in _FALSE:
         return word in _TRUE
@@ -70,6 +72,12 @@ def as_number(value: Any) -> float:
 
 def as_numbers(values: Sequence[Any]) -> list[float]:
     """`as_number` of each: NaN makes the entry a broken one."""
+    try:
+        found = list(map(float, values))
+    except (TypeError, ValueError, OverflowError):
+        return [as_number(value) for value in values]
+    if math.isfinite(sum(found)) and bool not in map(type, values):
+        return found  # as nearly all are
     return [as_number(value) for value in values]
 
 

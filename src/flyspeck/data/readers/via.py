@@ -10,7 +10,7 @@ from typing import Any
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, by_name
-from flyspeck.data.readers.places import known_sizes, settle_root
+from flyspeck.data.readers.places import known_sizes, note_listed, settle_root
 from flyspeck.data.readers.values import as_number, as_numbers, as_path, as_truth, load_json
 from flyspeck.errors import UserError
 
@@ -48,6 +48,9 @@ def read_via(path: Path, options: ReadOptions) -> Annotations:
             names.append(_class(attributes if isinstance(attributes, Mapping) else {}, key))
     settle_root(draft, [options.images] if options.images else [path.parent, path.parent / "images"])
     known_sizes(draft)
+    note_listed(
+        draft, "images of the file are not there", "images beside them are not in the file, and are no part of the set"
+    )
     for kind, count in sorted(without.items()):
         draft.notes.append(f"{count} regions are a {kind} and have no box: left out")
     by_name(draft, names)

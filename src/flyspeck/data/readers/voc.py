@@ -15,7 +15,7 @@ from flyspeck.data.readers.folders import files_of, is_there
 from flyspeck.data.readers.foreign import tool_of_xml
 from flyspeck.data.readers.places import image_files, known_sizes, note_alone, note_unread, settle_root
 from flyspeck.data.readers.values import as_numbers, as_path, as_truth, parse_xml
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, brief
 
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 
@@ -124,7 +124,7 @@ def _note_partners(draft: Draft, files: Sequence[Path]) -> None:
     missing = [name for name in draft.file_names if not is_there(draft.root / name)]
     if len(missing) < len(draft.file_names):
         note_alone(draft, missing, "annotation files have no image", draft.root)
-    if draft.root.is_dir() and len(files) > 1:
+    if draft.root.is_dir() and not draft.where.is_file():
         listed = {Path(name).name for name in draft.file_names}
         alone = [file.name for file in image_files(draft.root) if file.name not in listed]
         note_alone(draft, alone, "images have no annotation file, and are no part of the set")
@@ -153,26 +153,34 @@ def _read_file(draft: Draft, file: Path, names: list[str], writers: set[str], en
     size = (int(height), int(width)) if height > 0 and width > 0 else (-1, -1)
     file_name = as_path(tree.findtext("filename") or "") or f"{file.stem}.jpg"
     row = draft.add_image(file.stem, file_name if "." in file_name else f"{file_name}.jpg", size)
+    title = file.name
     for count, item in enumerate(tree.findall("object"), 1):
-        place = f"{file.name}, object {count}"
-        name = (item.findtext("name") or "").strip()
+        place = f"{title}, object {count}"
+        parts = {part.tag: part for part in item[::-1]}  # the first of each
+        name = _text_of(parts.get("name"))
         if not name:
             draft.problems.append(f"{place}: no name")
             continue
-        draft.add_box(row, _corners(item), -2, place)
+        draft.add_box(row, _corners(parts), -2, place)
         names.append(name)
         for flag in ("difficult", "truncated"):
-            said = as_truth((item.findtext(flag) or "").strip())
+            word = _text_of(parts.get(flag))
+            said = as_truth(word)
             if said is None:
-                draft.notes.append(f"{place}: <{flag}> says neither yes nor no ({item.findtext(flag)!r}): no")
+                draft.notes.append(f"{place}: <{flag}> says neither yes nor no ({brief(word)}): no")
             draft.flags[flag].append(bool(said))
 
 
-def _corners(item: ElementTree.Element) -> list[float]:
+def _text_of(part: ElementTree.Element | None) -> str:
+    return "" if part is None else (part.text or "").strip()
+
+
+def _corners(parts: dict[str, ElementTree.Element]) -> list[float]:
     """The corners of an object's `bndbox`, or of the box around its `robndbox` (roLabelImg); NaN where it has neither."""
-    turned = item.find("robndbox")
-    if turned is None or item.find("bndbox") is not None:
-        return as_numbers([item.findtext(f"bndbox/{side}", "") for side in SIDES])
+    box, turned = parts.get("bndbox"), parts.get("robndbox")
+    if turned is None or box is not None:
+        sides = {} if box is None else {side.tag: side.text or "" for side in box[::-1]}
+        return as_numbers([sides.get(side, "") for side in SIDES])
     x, y, w, h, angle = as_numbers([turned.findtext(name, "") for name in ("cx", "cy", "w", "h", "angle")])
     if not math.isfinite(angle):
         return [math.nan] * 4

@@ -291,6 +291,7 @@ def _read_image(
     height, width = header_size(draft, image)
     if height < 1:
         return
+    title = text.name
     row = draft.add_image(str(Path(name).with_suffix("").as_posix()), name, (height, width))
     for count, line in enumerate(read_lines(text, encoding) if is_there(text) else [], 1):
         fields = line.split()
@@ -307,8 +308,9 @@ def _read_image(
         if not points and len(shares) > 4:
             layouts["polygon" if len(shares) >= 6 and len(shares) % 2 == 0 else "score"] += 1
         layouts["beyond"] += max(shares[:4]) > 2
-        box = np.array(_box(shares[:4] if points else shares)) * (width, height, width, height)
-        draft.add_box(row, box.tolist(), int(key) if key.is_integer() else -2, f"{text.name}, line {count}")
+        x1, y1, x2, y2 = _box(shares[:4] if points else shares)
+        box = (x1 * width, y1 * height, x2 * width, y2 * height)
+        draft.add_box(row, box, int(key) if key.is_integer() else -2, f"{title}, line {count}")
 
 
 def _box(shares: list[float]) -> tuple[float, float, float, float]:
