@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.errors import UserError
+from flyspeck.data.readers.values import as_id, as_number
+from flyspeck.errors import UserError, brief
 from flyspeck.evaluate.collector import paused_collector
 
 _FIELDS = ("image_id", "category_id", "bbox", "score")
@@ -61,11 +62,11 @@ def load_results(path: Path) -> list[Any]:
         raise UserError(
             f"not valid json: {error.msg}", where=f"{path}, line {error.lineno}", fix="is the file cut off?"
         ) from None
-    except UnicodeDecodeError:
+    except (UnicodeDecodeError, RecursionError, ValueError):
         raise UserError("not a text file", where=path, fix="give a COCO results json") from None
     if isinstance(content, dict) and isinstance(content.get("annotations"), list):
         content = content["annotations"]
-        if content and "score" not in content[0]:
+        if content and isinstance(content[0], dict) and "score" not in content[0]:
             raise UserError(
                 "this is a ground-truth file: its annotations have no score", where=path, fix="swap --gt and --dt?"
             )
@@ -110,18 +111,20 @@ def _boxes(boxes: list[Any], where: object) -> np.ndarray:
     try:
         xywh = np.array(boxes, dtype=np.float64)
         sound = xywh.shape == (len(boxes), 4) and bool(np.isfinite(xywh).all())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         xywh, sound = np.zeros((0, 4)), False
     if not sound:
         for number, box in enumerate(boxes):
             try:
                 values = np.array(box, dtype=np.float64)
                 good = values.shape == (4,) and bool(np.isfinite(values).all())
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 good = False
             if not good:
                 raise UserError(
-                    f"detection {number} has the bbox {box!r}", where=where, fix="give four finite numbers [x, y, w, h]"
+                    f"detection {number} has the bbox {brief(box)}",
+                    where=where,
+                    fix="give four finite numbers [x, y, w, h]",
                 )
     negative = np.flatnonzero((xywh[:, 2:] < 0).any(1))
     if len(negative):
@@ -137,12 +140,12 @@ def _boxes(boxes: list[Any], where: object) -> np.ndarray:
 def _scores(scores: list[Any], where: object, any_score: bool) -> np.ndarray:
     try:
         values = np.array(scores, dtype=np.float64)
-    except (TypeError, ValueError):
-        values = np.array([score if isinstance(score, int | float) else np.nan for score in scores], dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        values = np.array([as_number(score) for score in scores], dtype=np.float64)
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
         raise UserError(
-            f"{len(bad)} scores are not finite numbers, the first is detection {bad[0]}: {scores[bad[0]]!r}",
+            f"{len(bad)} scores are not finite numbers, the first is detection {bad[0]}: {brief(scores[bad[0]])}",
             where=where,
             fix="drop these detections or repair the model that gave them",
         )
@@ -158,57 +161,31 @@ def _scores(scores: list[Any], where: object, any_score: bool) -> np.ndarray:
 
 def _image_rows(image_ids: list[Any], annotations: Annotations, where: object) -> np.ndarray:
     row_of = {
-        (value.item() if isinstance(value, np.generic) else value): row
+        as_id(value.item() if isinstance(value, np.generic) else value): row
         for row, value in enumerate(annotations.image_ids)
     }
-    rows = [row_of.get(image_id, -1) if isinstance(image_id, int | float | str) else -1 for image_id in image_ids]
+    rows = [row_of.get(key if type(key) is int else as_id(key), -1) for key in image_ids]
     unknown = [number for number, row in enumerate(rows) if row < 0]
     if unknown:
-        _complain_of_ids([image_ids[number] for number in unknown], unknown[0], row_of, len(image_ids), where)
+        raise UserError(
+            f"{len(unknown)} of {len(rows)} detections are on images that the ground truth does not have, "
+            f"the first is detection {unknown[0]} with image_id {brief(image_ids[unknown[0]])}",
+            where=where,
+            fix="give the ground truth of these images, or leave the detections out",
+        )
     return np.array(rows, np.int64)
 
 
-def _complain_of_ids(unknown: list[Any], first: int, row_of: dict[Any, int], total: int, where: object) -> None:
-    """Raise the error that fits the ids that were not found."""
-    example = unknown[0]
-    if isinstance(example, str) and example.isdigit() and int(example) in row_of:
-        raise UserError(
-            f"image_id is the text {example!r} where the ground truth has the number {int(example)} (detection {first})",
-            where=where,
-            fix="write image ids as numbers",
-        )
-    if isinstance(example, int) and str(example) in row_of:
-        raise UserError(
-            f"image_id is the number {example} where the ground truth has the text '{example}' (detection {first})",
-            where=where,
-            fix="write image ids as the ground truth does",
-        )
-    raise UserError(
-        f"{len(unknown)} of {total} detections are on images that the ground truth does not have, "
-        f"the first is detection {first} with image_id {example!r}",
-        where=where,
-        fix="give the ground truth of these images, or leave the detections out",
-    )
-
-
 def _labels(categories: list[Any], annotations: Annotations, where: object) -> tuple[np.ndarray, list[str]]:
-    label_of: dict[float, int] = {category: label for label, category in enumerate(annotations.category_ids)}
-    labels = [label_of.get(category, -1) if isinstance(category, int | float) else -1 for category in categories]
+    label_of = {as_id(category): label for label, category in enumerate(annotations.category_ids)}
+    labels = [label_of.get(key if type(key) is int else as_id(key), -1) for key in categories]
     unknown = [category for category, label in zip(categories, labels, strict=True) if label < 0]
-    for category in unknown:
-        if isinstance(category, str) and category.isdigit() and int(category) in label_of:
-            raise UserError(
-                f"category_id is the text {category!r} where the ground truth has the number {int(category)} "
-                f"(detection {categories.index(category)})",
-                where=where,
-                fix="write category ids as numbers",
-            )
     notes = []
     if unknown:
         shown = (
-            ", ".join(repr(value) for value in sorted(set(map(repr, unknown)))[:5]).replace('"', "").replace("'", "")
+            ", ".join(repr(value) for value in sorted(set(map(brief, unknown)))[:5]).replace('"', "").replace("'", "")
         )
-        text = " (category ids are numbers)" if isinstance(unknown[0], str) else ""
+        text = " (category ids are numbers)" if isinstance(as_id(unknown[0]), str) else ""
         notes.append(
             f"{len(unknown)} of {len(categories)} detections have a category that the ground truth does not have "
             f"({shown}){text}; they count for nothing"
