@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import builtins
-import io
 import struct
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -37,20 +37,20 @@ def heic(pixels: np.ndarray) -> bytes:
     av = pytest.importorskip("av")
     if "libx265" not in av.codecs_available:
         pytest.skip("this build of PyAV has no HEVC encoder, and pi-heif only reads")
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4") as file:
-        stream = file.add_stream("libx265", rate=1, options={"x265-params": "log-level=none:info=0:crf=4"})
-        stream.width, stream.height, stream.pix_fmt, stream.codec_tag = WIDTH, HEIGHT, "yuv420p", "hvc1"
-        stream.codec_context.open()  # its head is then known when the container writes its own
-        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-        frame.pts = 0
-        for packet in (*stream.encode(frame), *stream.encode(None)):
-            file.mux(packet)
-    mp4 = buffer.getvalue()
-    at = mp4.index(b"hvcC") - 4
-    configuration = mp4[at : at + struct.unpack(">I", mp4[at : at + 4])[0]]
-    at = mp4.index(b"mdat")
-    coded = mp4[at + 4 : at - 4 + struct.unpack(">I", mp4[at - 4 : at])[0]]
+    encoder = av.CodecContext.create("libx265", "w")
+    encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = WIDTH, HEIGHT, "yuv420p", Fraction(1, 1)
+    encoder.options = {"x265-params": "log-level=none:info=0:crf=4"}
+    frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+    stream = b"".join(
+        bytes(packet) for packet in (*encoder.encode(frame.reformat(format="yuv420p")), *encoder.encode(None))
+    )
+    units = [unit.rstrip(b"\0") for unit in stream.split(b"\0\0\1") if unit.rstrip(b"\0")]
+    heads = {kind: next(unit for unit in units if unit[0] >> 1 == kind) for kind in (32, 33, 34)}
+    level = heads[32].replace(b"\0\0\3", b"\0\0")[6:18]  # profile and level stand after the first six bytes of the VPS
+    arrays = b"".join(struct.pack(">BHH", 0x80 | kind, 1, len(unit)) + unit for kind, unit in heads.items())
+    numbers = struct.pack(">HBBBBHBB", 0xF000, 0xFC, 0xFD, 0xF8, 0xF8, 0, 0x0F, 3)
+    configuration = _box(b"hvcC", b"\1", level, numbers, arrays)
+    coded = b"".join(struct.pack(">I", len(unit)) + unit for unit in units if unit[0] >> 1 < 32)
     size = _box(b"ispe", struct.pack(">II", WIDTH, HEIGHT), full=True)
     properties = _box(b"iprp", _box(b"ipco", configuration, size),
                       _box(b"ipma", struct.pack(">IHBBB", 1, 1, 2, 0x81, 2), full=True))  # fmt: skip
