@@ -177,20 +177,21 @@ def _read_boxes(
         draft.extra["xywh"] = boxes.copy()
     boxes[:, 2:] += boxes[:, :2]
     draft.boxes = boxes
-    if any("id" in entry for entry in usable):
+    keys = set().union(*usable)
+    if "id" in keys:
         draft.box_ids = entry_ids([entry.get("id") for entry in usable])
-    if any("area" in entry for entry in usable):
+    if "area" in keys:
         draft.area = _float_column([entry.get("area") for entry in usable])
     for name in FLAGS:
-        if any(name in entry for entry in usable):
+        if name in keys:
             draft.flags[name] = _flags(draft, name, usable)
     for name in NUMBERS:
-        if any(name in entry for entry in usable):
+        if name in keys:
             draft.extra[name] = _float_column([entry.get(name) for entry in usable])
-    if any("vis_bbox" in entry for entry in usable):
+    if "vis_bbox" in keys:
         draft.extra["vis_bbox"] = _float_rows([entry.get("vis_bbox") for entry in usable], 4)
     for name in UNKEPT:
-        count = sum(bool(entry.get(name)) for entry in usable)
+        count = sum(bool(entry.get(name)) for entry in usable) if name in keys else 0
         if count:
             draft.unkept.append(f"{name} of {count} annotations")
     if usable and "iscrowd" in draft.flags and all(draft.flags["iscrowd"]):
@@ -229,8 +230,9 @@ def _boxes_of_masks(draft: Draft, entries: list[dict[str, Any]], boxes: np.ndarr
 
 
 def _flags(draft: Draft, name: str, entries: list[dict[str, Any]]) -> list[bool]:
-    found = [as_truth(entry.get(name)) for entry in entries]
-    unclear = [entry.get(name) for entry, flag in zip(entries, found, strict=True) if flag is None]
+    values = [entry.get(name) for entry in entries]
+    found = [bool(value) if type(value) is int else as_truth(value) for value in values]
+    unclear = [value for value, flag in zip(values, found, strict=True) if flag is None]
     if unclear:
         draft.notes.append(
             f"{len(unclear)} annotations have a '{name}' that says neither yes nor no ({brief(unclear[0])}): no"

@@ -61,17 +61,18 @@ def read_yolo(source: Path, options: ReadOptions) -> Annotations:
         draft.root = options.images or (source / "images" if (source / "images").is_dir() else source)
         files = image_files(draft.root, recursive=True)
         names = _class_names([*_beside(source), *([options.images] if options.images else [])], options)
-    read, without = set(), []
+    texts: dict[Path, Path] = {}
+    without = []
     layouts: Counter[str] = Counter()
     for file in files:
         text = label_file(file)
         if not is_there(text):
             without.append(file.name)
-        read.add(text)
+        texts[file] = text
         _read_image(draft, file, text, points, options.encoding, layouts)
     _keep_ids_apart(draft)
     _note_layouts(draft, layouts)
-    _note_partners(draft, files, read, without)
+    _note_partners(draft, texts, without)
     if not names:
         draft.notes.append("classes have no names: a classes.txt with a name a line, or a data.yaml, gives them")
     highest = max((int(c) for c in draft.category if 0 <= c < _UNNAMED), default=-1)
@@ -92,8 +93,9 @@ def _keep_ids_apart(draft: Draft) -> None:
     draft.image_ids = [name if counts[key] > 1 else key for key, name in pairs]
 
 
-def _note_partners(draft: Draft, files: list[Path], read: set[Path], without: list[str]) -> None:
-    """Notes on label files without image and images without label file."""
+def _note_partners(draft: Draft, text_of: dict[Path, Path], without: list[str]) -> None:
+    """Notes on label files without image and images without label file, by the label file of each image."""
+    files, read = list(text_of), set(text_of.values())
     folders = {text.parent for text in read if text.parent.is_dir()}
     texts = {text for folder in folders for text in files_of(folder, ".txt") if text.name not in NOT_LABELS}
     alone = sorted(text.name for text in texts - read if text.with_suffix("").name not in ("train", "val", "test"))
@@ -104,7 +106,7 @@ def _note_partners(draft: Draft, files: list[Path], read: set[Path], without: li
         draft.notes.append(f"none of the {len(files)} images has a label file: there is nothing to learn or to find")
     shared: dict[Path, list[str]] = {}
     for file in files:
-        shared.setdefault(label_file(file), []).append(file.name)
+        shared.setdefault(text_of[file], []).append(file.name)
     twins = [" and ".join(names) for names in shared.values() if len(names) > 1]
     note_alone(draft, twins, "label files belong to several images, and are read for each")
     for folder in sorted({file.parent for file in files}):
