@@ -31,7 +31,7 @@ from flyspeck.train.build import build_detector
 from flyspeck.train.config import AugmentConfig, ModelConfig, load_recipe
 from flyspeck.train.distill.cache import open_cache
 from flyspeck.train.distill.config import DistillConfig
-from flyspeck.train.distill.objective import Source, build_objective
+from flyspeck.train.distill.objective import OutputSource, build_objective
 from flyspeck.train.distill.teacher import Observe, Teacher, TeacherSource
 from flyspeck.train.loop import OBSERVED, DetectionObjective
 from flyspeck.types import ImageBatch, Targets
@@ -109,7 +109,7 @@ def main() -> None:
         dataset = noise_set(Path(name), options.batch)
         images, targets, _ = collate([dataset.raw(i) for i in range(options.batch)], divisor=32)
 
-        def cached(observe: Observe) -> Source:
+        def cached(observe: Observe) -> OutputSource:
             still = AugmentConfig(flip=0)
             return open_cache(
                 Path(name) / "cache",

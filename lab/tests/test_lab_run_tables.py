@@ -16,7 +16,7 @@ from PIL import Image
 from flyspeck.errors import UserError
 from flyspeck_lab import runner
 from flyspeck_lab.cli.main import main
-from flyspeck_lab.kinds import Places
+from flyspeck_lab.kinds import Folders
 from flyspeck_lab.page import BEGIN, END, markdown, overview, write_page
 from flyspeck_lab.results import read_results, write_results
 from flyspeck_lab.runner import rejudge, rescore_table, run_tables, states
@@ -60,7 +60,7 @@ def place(squares: Path, base: dict[str, Any]) -> Path:
 
 
 def load(place: Path) -> tuple[Table, dict[str, Any]]:
-    places = Places(data=place / "data", runs=place / "runs")
+    places = Folders(data=place / "data", runs=place / "runs")
     return load_table(place / "small.yaml"), {"places": places, "results_folder": place / "results"}
 
 

@@ -18,8 +18,8 @@ from flyspeck.cli.data import app
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers import read_annotations
 from flyspeck.data.scale_match import (
-    MatchRule,
     SizeHistogram,
+    SizeMatchRule,
     match_report,
     matched_table,
     object_sizes,
@@ -128,7 +128,7 @@ def test_each_method_brings_the_sizes_nearer(tmp_path: Path, target: Annotations
     rng = np.random.default_rng(1)
     images = [[[4, 4, s, s], [40, 20, 1.2 * s, s]] for s in rng.uniform(10, 30, 40)]
     source = write_set(tmp_path / "source", images)
-    rule = MatchRule(method=method)  # type: ignore[arg-type]
+    rule = SizeMatchRule(method=method)  # type: ignore[arg-type]
     plan = plan_match(source, target, rule)
     after = matched_table(source, plan)
     report = match_report(source, target, after, plan, rule)
@@ -148,25 +148,25 @@ def test_monotone_match_keeps_the_order_of_images_and_is_the_same_every_time(
     tmp_path: Path, target: Annotations
 ) -> None:
     source = write_set(tmp_path / "source", [squares(s) for s in (10, 14, 20, 28)])
-    first = plan_match(source, target, MatchRule(seed=0))
+    first = plan_match(source, target, SizeMatchRule(seed=0))
     mean = object_sizes(matched_table(source, first))[1]
     assert (np.diff(mean) > 0).all()
-    assert_array_equal(first.new_sizes, plan_match(source, target, MatchRule(seed=1)).new_sizes)
-    drawn = [plan_match(source, target, MatchRule(method="sm", seed=s)).new_sizes for s in (0, 0, 1)]
+    assert_array_equal(first.new_sizes, plan_match(source, target, SizeMatchRule(seed=1)).new_sizes)
+    drawn = [plan_match(source, target, SizeMatchRule(method="sm", seed=s)).new_sizes for s in (0, 0, 1)]
     assert_array_equal(drawn[0], drawn[1])
     assert (drawn[0] != drawn[2]).any()
 
 
 def test_enlargement_is_capped_and_told(tmp_path: Path, target: Annotations) -> None:
     source = write_set(tmp_path / "source", [squares(1), squares(4), squares(8)])
-    plan = plan_match(source, target, MatchRule(max_scale=2.0))
+    plan = plan_match(source, target, SizeMatchRule(max_scale=2.0))
     assert plan.capped == 1  # 1 px becomes 4, 4 px 6, 8 px 8
     assert plan.wanted == pytest.approx(4, abs=0.1)
     assert plan.new_sizes.max() <= 160
-    tight = plan_match(source, target, MatchRule(max_scale=9, max_side=100))
+    tight = plan_match(source, target, SizeMatchRule(max_scale=9, max_side=100))
     assert tight.new_sizes.max() <= 100
     assert tight.capped >= 1
-    each = plan_match(source, target, MatchRule(method="sm+", max_scale=2.0))
+    each = plan_match(source, target, SizeMatchRule(method="sm+", max_scale=2.0))
     assert each.capped == 1
     assert each.factor.max() == 2.0
 
@@ -174,16 +174,16 @@ def test_enlargement_is_capped_and_told(tmp_path: Path, target: Annotations) -> 
 def test_sets_without_boxes_are_refused(tmp_path: Path, target: Annotations) -> None:
     empty = write_set(tmp_path / "empty", [[]])
     with pytest.raises(UserError, match="the target has no boxes to take sizes from"):
-        plan_match(target, empty, MatchRule())
+        plan_match(target, empty, SizeMatchRule())
     with pytest.raises(UserError, match="the source has no boxes to match"):
-        plan_match(empty, target, MatchRule())
+        plan_match(empty, target, SizeMatchRule())
     only_ignored = write_set(tmp_path / "ignored", [[[5, 5, 9, 9, 1]]])
     with pytest.raises(UserError, match="the target has no boxes"):
-        plan_match(target, only_ignored, MatchRule())
+        plan_match(target, only_ignored, SizeMatchRule())
     huge = write_set(tmp_path / "huge", [[[2, 2, 70, 2]]])
-    report = [huge, target, matched_table(huge, plan_match(huge, target, MatchRule()), min_side=30)]
+    report = [huge, target, matched_table(huge, plan_match(huge, target, SizeMatchRule()), min_side=30)]
     with pytest.raises(UserError, match="no object is left"):
-        match_report(report[0], report[1], report[2], plan_match(huge, target, MatchRule()), MatchRule())
+        match_report(report[0], report[1], report[2], plan_match(huge, target, SizeMatchRule()), SizeMatchRule())
 
 
 @pytest.mark.parametrize(
@@ -192,12 +192,12 @@ def test_sets_without_boxes_are_refused(tmp_path: Path, target: Annotations) -> 
 )
 def test_rules_that_make_no_sense(wrong: dict) -> None:
     with pytest.raises(UserError):
-        MatchRule(**wrong)
+        SizeMatchRule(**wrong)
 
 
 def test_images_without_objects_get_the_median_and_ignore_regions_follow(tmp_path: Path, target: Annotations) -> None:
     source = write_set(tmp_path / "source", [squares(12), [], squares(12), [[10, 10, 20, 20, 1], [40, 40, 12, 12]]])
-    plan = plan_match(source, target, MatchRule())
+    plan = plan_match(source, target, SizeMatchRule())
     assert_array_equal(plan.new_sizes[1], plan.new_sizes[0])
     after = matched_table(source, plan)
     ratio = plan.new_sizes[3, 1] / 80
@@ -208,10 +208,10 @@ def test_images_without_objects_get_the_median_and_ignore_regions_follow(tmp_pat
 def test_objects_that_get_too_small_are_dropped(tmp_path: Path) -> None:
     target = write_set(tmp_path / "target", [squares(2, 2, 2)])
     source = write_set(tmp_path / "source", [[[4, 4, 40, 40], [50, 20, 4, 4]]])
-    plan = plan_match(source, target, MatchRule())
+    plan = plan_match(source, target, SizeMatchRule())
     after = matched_table(source, plan, min_side=1.0)
     assert after.num_boxes == 1
-    assert match_report(source, target, after, plan, MatchRule())["dropped"] == 1
+    assert match_report(source, target, after, plan, SizeMatchRule())["dropped"] == 1
 
 
 # --- images ----------------------------------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ def test_written_pixels_agree_with_the_written_boxes(tmp_path: Path, target: Ann
         pytest.importorskip("cv2", reason="needs opencv (extra inpaint)")
     source = write_set(tmp_path / "source", [[[20, 16, 24, 20]], [[30, 30, 12, 12]], [[10, 10, 3, 3]]])
     out = tmp_path / "out"
-    rule = MatchRule(method=method)  # type: ignore[arg-type]
+    rule = SizeMatchRule(method=method)  # type: ignore[arg-type]
     written, report = scale_match(source, target, out, rule, name="gt.json")
     again = read_annotations(out / "gt.json")
     assert_allclose(again.boxes, written.boxes, atol=1e-5)
@@ -248,7 +248,9 @@ def test_written_pixels_agree_with_the_written_boxes(tmp_path: Path, target: Ann
 
 def test_tiles_and_padding_give_images_of_one_size(tmp_path: Path, target: Annotations) -> None:
     big = write_set(tmp_path / "big", [squares(6), squares(6)], size=(150, 90))
-    written, report = scale_match(big, target, tmp_path / "out", MatchRule(), name="gt.json", size=(64, 64), overlap=8)
+    written, report = scale_match(
+        big, target, tmp_path / "out", SizeMatchRule(), name="gt.json", size=(64, 64), overlap=8
+    )
     assert len(written) > 2
     assert report["written"]["images"] == len(written)
     for row in range(len(written)):
@@ -256,13 +258,13 @@ def test_tiles_and_padding_give_images_of_one_size(tmp_path: Path, target: Annot
             assert image.size == (64, 64)
     assert (written.boxes[:, 2:] <= 64).all()
     small = write_set(tmp_path / "small", [[[4, 4, 6, 6]]], size=(20, 16))
-    written, _ = scale_match(small, target, tmp_path / "padded", MatchRule(), name="gt.json", size=(64, 64))
+    written, _ = scale_match(small, target, tmp_path / "padded", SizeMatchRule(), name="gt.json", size=(64, 64))
     with Image.open(written.path(0)) as image:
         pixels = np.asarray(image)
     assert pixels.shape == (64, 64)
     assert pixels[40:, 40:].std() == 0
     with pytest.raises(UserError, match="cannot share"):
-        scale_match(small, target, tmp_path / "no", MatchRule(), name="gt.json", size=(64, 64), overlap=64)
+        scale_match(small, target, tmp_path / "no", SizeMatchRule(), name="gt.json", size=(64, 64), overlap=64)
 
 
 def test_padding_keeps_pixels_and_mean() -> None:
@@ -277,7 +279,7 @@ def test_images_that_cannot_be_read_are_left_out(tmp_path: Path, target: Annotat
     source = write_set(tmp_path / "source", [squares(12), squares(12), squares(12)])
     source.path(1).write_bytes(b"no image")
     Image.new("L", (9, 9)).save(source.path(2))
-    written, report = scale_match(source, target, tmp_path / "out", MatchRule(), name="gt.json")
+    written, report = scale_match(source, target, tmp_path / "out", SizeMatchRule(), name="gt.json")
     assert len(written) == 1
     assert report["left_out"] == 2
     assert len(written.problems) == 2
@@ -318,7 +320,7 @@ def test_without_opencv_the_extra_is_named(
 
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(UserError, match=r"flyspeck\[inpaint\]"):
-        scale_match(target, target, tmp_path / "out", MatchRule(method="sm+"), name="gt.json")
+        scale_match(target, target, tmp_path / "out", SizeMatchRule(method="sm+"), name="gt.json")
     assert not (tmp_path / "out").exists()
     assert files._RADIUS > 0
 

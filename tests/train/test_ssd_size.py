@@ -13,7 +13,7 @@ from PIL import Image
 from flyspeck.export.onnx import describe
 from flyspeck.infer.exported import PlainModel, Session
 from flyspeck.infer.load import load_predictor
-from flyspeck.models.heads.ssd import Priors
+from flyspeck.models.heads.ssd import DefaultBoxes
 from flyspeck.train.build import load_described
 from flyspeck.train.config import Recipe, parse_recipe
 from flyspeck.train.run import train
@@ -57,14 +57,14 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many priors each pass through an SSD had."""
     counts: list[int] = []
-    plain = Priors.forward
+    plain = DefaultBoxes.forward
 
-    def forward(self: Priors, *arguments: object) -> torch.Tensor:
+    def forward(self: DefaultBoxes, *arguments: object) -> torch.Tensor:
         found = plain(self, *arguments)  # type: ignore[arg-type]
         counts.append(len(found))
         return found
 
-    monkeypatch.setattr(Priors, "forward", forward)
+    monkeypatch.setattr(DefaultBoxes, "forward", forward)
     return counts
 
 

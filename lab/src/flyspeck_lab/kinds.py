@@ -23,7 +23,7 @@ from flyspeck_lab.table import Job
 
 
 @dataclass(frozen=True)
-class Places:
+class Folders:
     """The folders of this machine."""
 
     data: Path
@@ -33,16 +33,16 @@ class Places:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobOutcome:
     """What a job gave."""
 
     entries: list[Entry]
     draws: dict[str, dict[str, np.ndarray]]
 
 
-def run(job: Job, places: Places) -> Outcome:
+def run(job: Job, places: Folders) -> JobOutcome:
     """Does a job, from where an earlier attempt was broken off; every row that it needs must be finished."""
-    kinds: dict[str, Callable[[Job, Places], Outcome]] = {
+    kinds: dict[str, Callable[[Job, Folders], JobOutcome]] = {
         "train": _train,
         "distill": _distill,
         "pretrain": _pretrain,
@@ -52,7 +52,7 @@ def run(job: Job, places: Places) -> Outcome:
     return kinds[job.row.kind](job, places)
 
 
-def _train(job: Job, places: Places) -> Outcome:
+def _train(job: Job, places: Folders) -> JobOutcome:
     from flyspeck.train.run import train
 
     recipe, folder = job.recipe(data=places.data, runs=places.runs), job.folder(places.runs)
@@ -61,7 +61,7 @@ def _train(job: Job, places: Places) -> Outcome:
     return _of_run(job, recipe, folder)
 
 
-def _distill(job: Job, places: Places) -> Outcome:
+def _distill(job: Job, places: Folders) -> JobOutcome:
     from flyspeck.train.distill.stages import train_student
 
     recipe, folder = job.recipe(data=places.data, runs=places.runs), job.folder(places.runs)
@@ -84,7 +84,7 @@ def _check_data(job: Job, recipe: Recipe) -> None:
             raise UserError("no such file", where=path, fix=f"make it, or give another --data: {job.data.make}")
 
 
-def rescore(job: Job, places: Places, before: list[Entry]) -> Outcome:
+def rescore(job: Job, places: Folders, before: list[Entry]) -> JobOutcome:
     """Scores a finished training's run folder again; what is known of its hardware and versions stays.
 
     So do its milliseconds, unless the table asks for another number of runs and this is hardware of the same name with as many
@@ -103,10 +103,10 @@ def rescore(job: Job, places: Places, before: list[Entry]) -> Outcome:
     for entry in outcome.entries:
         facts = known.get(entry.variant, before[0].facts)
         entries.append(replace(entry, facts=entry.facts | {name: facts[name] for name in names if name in facts}))
-    return Outcome(entries, outcome.draws)
+    return JobOutcome(entries, outcome.draws)
 
 
-def _of_run(job: Job, recipe: Recipe, folder: Path, *, latency_runs: int | None = None) -> Outcome:
+def _of_run(job: Job, recipe: Recipe, folder: Path, *, latency_runs: int | None = None) -> JobOutcome:
     """The entries of a run folder: the run's own, and one for each `detections-VARIANT.json`.
 
     `latency_runs` None times as often as the table asks for.
@@ -154,7 +154,7 @@ def _seconds(metrics: Path) -> float:
     return round(sum(by_epoch.values()), 1)
 
 
-def _outcome(job: Job, found: list[tuple[str, Score, dict[str, Any]]]) -> Outcome:
+def _outcome(job: Job, found: list[tuple[str, Score, dict[str, Any]]]) -> JobOutcome:
     entries, draws = [], {}
     for variant, scored, facts in found:
         entry = Entry(
@@ -169,10 +169,10 @@ def _outcome(job: Job, found: list[tuple[str, Score, dict[str, Any]]]) -> Outcom
         )
         entries.append(entry)
         draws[entry.key] = scored.draws
-    return Outcome(entries, draws)
+    return JobOutcome(entries, draws)
 
 
-def _pretrain(job: Job, places: Places) -> Outcome:
+def _pretrain(job: Job, places: Folders) -> JobOutcome:
     """A pre-training is not resumable: one that was broken off begins again."""
     from flyspeck.data.classification import read_labelled_images
     from flyspeck.models.build import build_backbone
@@ -221,7 +221,7 @@ def _pretrain(job: Job, places: Places) -> Outcome:
     return _outcome(job, [("", share_score(best.top1, len(val_set)), facts)])
 
 
-def _evaluate(job: Job, places: Places) -> Outcome:
+def _evaluate(job: Job, places: Folders) -> JobOutcome:
     """Another row's best weights under this row's `model` and `evaluate` settings, on this row's data."""
     from flyspeck.data.bands import rule_of
     from flyspeck.train.build import build_detector, load_described
@@ -276,7 +276,7 @@ def _evaluate(job: Job, places: Places) -> Outcome:
     return _outcome(job, [("", _scored(job, val_set, folder / "detections.json", recipe), facts)])
 
 
-def _external(job: Job, places: Places) -> Outcome:
+def _external(job: Job, places: Folders) -> JobOutcome:
     """Scores what another tool left in the job's folder: `detections.json` (COCO results) and `about.json` (facts)."""
     from flyspeck.data.readers import read_annotations
 

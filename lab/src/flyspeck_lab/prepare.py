@@ -39,7 +39,7 @@ class Files:
 
 
 @dataclass(frozen=True)
-class Source:
+class PublishedPart:
     """Annotations that become part of a prepared set."""
 
     path: str
@@ -63,7 +63,7 @@ class KnownSet:
     files: tuple[Files, ...] = ()
     md5: Mapping[str, str] = field(default_factory=dict)
     """Path below the root to MD5. An archive (.zip, .tar, .tar.gz) is checked if it still lies there; others must be there."""
-    parts: Mapping[str, tuple[Source, ...]] = field(default_factory=dict)
+    parts: Mapping[str, tuple[PublishedPart, ...]] = field(default_factory=dict)
     """Name of a prepared json to what goes into it; empty where the set is read as it is."""
     classes: tuple[str, ...] | None = None
     tiles: bool = False
@@ -78,8 +78,8 @@ _COCO_FILES = (
     Files("annotations/instances_*2017.json", 2),
 )
 _COCO_PARTS = {
-    "train.json": (Source("annotations/instances_train2017.json", "train2017"),),
-    "val.json": (Source("annotations/instances_val2017.json", "val2017"),),
+    "train.json": (PublishedPart("annotations/instances_train2017.json", "train2017"),),
+    "val.json": (PublishedPart("annotations/instances_val2017.json", "val2017"),),
 }
 _CITY_FILES = (
     Files("leftImg8bit/train/*/*_leftImg8bit.png", 2_975),
@@ -88,8 +88,8 @@ _CITY_FILES = (
     Files("gtBboxCityPersons/val/*/*_gtBboxCityPersons.json", 500),
 )
 _CITY_PARTS = {
-    "train.json": (Source("gtBboxCityPersons/train", "leftImg8bit/train"),),
-    "val.json": (Source("gtBboxCityPersons/val", "leftImg8bit/val"),),
+    "train.json": (PublishedPart("gtBboxCityPersons/train", "leftImg8bit/train"),),
+    "val.json": (PublishedPart("gtBboxCityPersons/val", "leftImg8bit/val"),),
 }
 _CITY_GET = (
     "cityscapes-dataset.com (registration): leftImg8bit_trainvaltest.zip and gtBbox_cityPersons_trainval.zip, "
@@ -106,12 +106,12 @@ SETS: dict[str, KnownSet] = {
         (Files("erase_with_uncertain_dataset/train/**/*.jpg", 794), Files("test/**/*.jpg", 816)),
         parts={
             "train.json": (
-                Source(
+                PublishedPart(
                     "erase_with_uncertain_dataset/annotations/task/tiny_set_train_all.json",
                     "erase_with_uncertain_dataset/train",
                 ),
             ),
-            "test.json": (Source("annotations/task/tiny_set_test_all.json", "test"),),
+            "test.json": (PublishedPart("annotations/task/tiny_set_test_all.json", "test"),),
         },
         tiles=True,
     ),
@@ -162,10 +162,12 @@ SETS: dict[str, KnownSet] = {
         },
         {
             "train.json": tuple(
-                Source(_VOC.format(year=year), listed=f"{_VOC.format(year=year)}/ImageSets/Main/trainval.txt")
+                PublishedPart(_VOC.format(year=year), listed=f"{_VOC.format(year=year)}/ImageSets/Main/trainval.txt")
                 for year in (2007, 2012)
             ),
-            "test.json": (Source(_VOC.format(year=2007), listed=f"{_VOC.format(year=2007)}/ImageSets/Main/test.txt"),),
+            "test.json": (
+                PublishedPart(_VOC.format(year=2007), listed=f"{_VOC.format(year=2007)}/ImageSets/Main/test.txt"),
+            ),
         },
     ),
     "widerface": KnownSet(
@@ -199,8 +201,8 @@ SETS: dict[str, KnownSet] = {
             Files("VisDrone2019-DET-val/annotations/*.txt", 548),
         ),
         parts={
-            "train.json": (Source("VisDrone2019-DET-train"),),
-            "val.json": (Source("VisDrone2019-DET-val"),),
+            "train.json": (PublishedPart("VisDrone2019-DET-train"),),
+            "val.json": (PublishedPart("VisDrone2019-DET-val"),),
         },
     ),
     "dota": KnownSet(
@@ -214,7 +216,7 @@ SETS: dict[str, KnownSet] = {
             Files("train/labelTxt/*.txt", 1_411),
             Files("val/labelTxt/*.txt", 458),
         ),
-        parts={"train.json": (Source("train"),), "val.json": (Source("val"),)},
+        parts={"train.json": (PublishedPart("train"),), "val.json": (PublishedPart("val"),)},
     ),
     "cifar100": KnownSet(
         "CIFAR-100 (Krizhevsky, 2009)",
@@ -319,7 +321,7 @@ def prepare_set(
         yield out / name, table
 
 
-def _read(source: Source, root: Path) -> Annotations:
+def _read(source: PublishedPart, root: Path) -> Annotations:
     images = None if source.images is None else root / source.images
     table = read_annotations(root / source.path, images=images)
     if source.listed is None:

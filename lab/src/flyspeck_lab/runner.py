@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flyspeck.errors import UserError
 from flyspeck_lab.claims import judge, withdrawn
-from flyspeck_lab.kinds import Places, rescore, run
+from flyspeck_lab.kinds import Folders, rescore, run
 from flyspeck_lab.results import read_results, write_results
 from flyspeck_lab.table import Job, Table, jobs
 
@@ -51,7 +51,7 @@ def run_tables(
     tables: Sequence[Table],
     grade: str,
     *,
-    places: Places,
+    places: Folders,
     results_folder: Path,
     rows: list[str] | None = None,
     seeds: int | None = None,
@@ -95,7 +95,7 @@ def run_tables(
     return done, left
 
 
-def rescore_table(table: Table, grade: str, *, places: Places, results_folder: Path) -> int:
+def rescore_table(table: Table, grade: str, *, places: Folders, results_folder: Path) -> int:
     """Scores every finished training, and other tools' detections, whose folder is here again; returns how many."""
     count = 0
     for job in jobs(table, grade):
@@ -126,7 +126,7 @@ def _finished(job: Job, results_folder: Path) -> bool:
     return bool(results.finished(job.grade, job.row.name, job.seed, job.definition))
 
 
-def _provide(job: Job, places: Places) -> None:
+def _provide(job: Job, places: Folders) -> None:
     """Runs what `job` builds on and was trained elsewhere: the results are here, the weights are not."""
     for need in job.needs():
         if not any(need.folder(places.runs).glob("*.safetensors")):

@@ -244,10 +244,10 @@ def scale_match(
     import json
 
     from flyspeck.data.inspect_text import match_lines
-    from flyspeck.data.scale_match import MatchRule
+    from flyspeck.data.scale_match import SizeMatchRule
     from flyspeck.data.scale_match_files import scale_match as run
 
-    rule = MatchRule(
+    rule = SizeMatchRule(
         method=match,
         bins=num_bins,
         max_scale=max_scale,

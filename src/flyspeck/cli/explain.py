@@ -47,14 +47,14 @@ def explain(
     device: str = DEVICE,
 ) -> None:
     """Show what a model looks at, or teacher and student side by side: Grad-CAM, attention of each level, similarity."""
-    from flyspeck.explain.run import Options, explain_models
+    from flyspeck.explain.run import ExplainOptions, explain_models
     from flyspeck.explain.subjects import load_subjects
 
     if len(models) > 2:
         raise UserError(f"{len(models)} models", where="MODELS", fix="give one, or two to compare")
     table = _images(gt, format, image)
     subjects = load_subjects(models, device=device)
-    options = Options(
+    options = ExplainOptions(
         images=draw,
         score=score,
         label=class_,

@@ -41,7 +41,7 @@ METHODS: tuple[str, ...] = ("sm", "msm", "sm+")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatchRule:
+class SizeMatchRule:
     """How sizes are matched, and what is refused."""
 
     method: Method = "msm"
@@ -132,7 +132,7 @@ class MatchPlan:
     """The largest scale that was asked for."""
 
 
-def plan_match(source: Annotations, target: Annotations, rule: MatchRule) -> MatchPlan:
+def plan_match(source: Annotations, target: Annotations, rule: SizeMatchRule) -> MatchPlan:
     """Scales for every image of `source`, or every object, by the sizes of `target`.
 
     Raises UserError where one of them has no objects.
@@ -216,7 +216,7 @@ def wasserstein(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def match_report(
-    source: Annotations, target: Annotations, after: Annotations, plan: MatchPlan, rule: MatchRule
+    source: Annotations, target: Annotations, after: Annotations, plan: MatchPlan, rule: SizeMatchRule
 ) -> dict:
     """What changed, as plain values: sizes before, after and of the target, and their Wasserstein distances to the target's.
 

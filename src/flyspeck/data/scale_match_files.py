@@ -16,7 +16,7 @@ from flyspeck.data.enlarge import resample
 from flyspeck.data.image_files import ending_for, in_parallel, output_names, read_true, save_pixels
 from flyspeck.data.scale_match import (
     MatchPlan,
-    MatchRule,
+    SizeMatchRule,
     match_report,
     matched_table,
     object_sizes,
@@ -52,7 +52,7 @@ def scale_match(
     source: Annotations,
     target: Annotations,
     out: Path,
-    rule: MatchRule,
+    rule: SizeMatchRule,
     *,
     name: str,
     size: tuple[int, int] | None = None,

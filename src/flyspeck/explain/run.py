@@ -27,7 +27,7 @@ MAX_LEVELS = 4
 
 
 @dataclass(frozen=True)
-class Options:
+class ExplainOptions:
     """How much to explain, and how."""
 
     images: int = 6
@@ -53,7 +53,12 @@ class Images:
 
 
 def explain_models(
-    subjects: Sequence[Subject], images: Images, out: Path, options: Options, *, tell: Callable[[str], None] = print
+    subjects: Sequence[Subject],
+    images: Images,
+    out: Path,
+    options: ExplainOptions,
+    *,
+    tell: Callable[[str], None] = print,
 ) -> Path:
     """Writes a PNG a case, `explain.json` with every number, and `index.html` into the folder `out`; returns the page's path.
 
@@ -111,7 +116,7 @@ def objects_of(table: Annotations, row: int) -> np.ndarray:
 
 
 def _show(
-    subjects: Sequence[Subject], table: Annotations, case: Case, number: int, out: Path, options: Options
+    subjects: Sequence[Subject], table: Annotations, case: Case, number: int, out: Path, options: ExplainOptions
 ) -> Shown:
     """Explains one case with every model and writes its sheet."""
     path = table.path(case.row)
@@ -172,7 +177,7 @@ def _fitted(heat: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
-def measure(subjects: Sequence[Subject], table: Annotations, options: Options) -> dict[str, Any]:
+def measure(subjects: Sequence[Subject], table: Annotations, options: ExplainOptions) -> dict[str, Any]:
     """Attention on objects of every model and, of two, the similarity of their levels, over `options.sample` images."""
     if options.sample < 1:
         return {"sample": 0, "attention": {}, "similarity": []}

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from flyspeck.data.enlarge import described_enlargement
 from flyspeck.errors import UserError
-from flyspeck.infer.job_images import Drawing, ImageJob, PredictionSummary, made_with
+from flyspeck.infer.job_images import DrawRule, ImageJob, PredictionSummary, made_with
 from flyspeck.infer.job_video import predict_video
 from flyspeck.infer.load import load_model
 from flyspeck.infer.look_choice import choose_skip_rule
@@ -165,7 +165,7 @@ def predict(
         resume=resume,
         overwrite=overwrite,
         made_with={**made_with(path, predictor, precision), **choice, **views},
-        drawing=Drawing(images=draw, score=show_score, heat=heat),
+        drawing=DrawRule(images=draw, score=show_score, heat=heat),
         say=say,
         warn=warn,
     )

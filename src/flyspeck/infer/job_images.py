@@ -34,7 +34,7 @@ HUGE = 8000  # px; a longer image gets a heat map too, as boxes of few pixels ca
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing:
+class DrawRule:
     """What is drawn of the results."""
 
     images: int
@@ -86,7 +86,7 @@ class ImageJob:
     overwrite: bool
     made_with: Mapping[str, Any]
     """What decides the boxes of a tile (`made_with`)."""
-    drawing: Drawing
+    drawing: DrawRule
     say: Say
     warn: Say
 
@@ -146,7 +146,7 @@ class ImageLoop:
 
     predictor: Predictor
     out: Path
-    drawing: Drawing
+    drawing: DrawRule
     writers: Sequence[Writer]
     say: Say
     warn: Say

@@ -21,7 +21,7 @@ import numpy as np
 from flyspeck.data.enlarge import Enlarge
 from flyspeck.errors import UserError
 from flyspeck.infer.merge import MergeRule, merge
-from flyspeck.infer.reading import SEAL, Finished, Job, Journal, Reading, Result, Share, Window, read_window
+from flyspeck.infer.reading import SEAL, Finished, Journal, Reading, ReadingJob, Result, Share, Window, read_window
 from flyspeck.infer.skip import AUDITED, RUN, SKIPPED, SkipReport, SkipRule, report_of, takes_back
 from flyspeck.infer.source import Item, open_source
 from flyspeck.infer.tiles import grid, is_cut
@@ -106,7 +106,7 @@ class Predictor:
         """
         journal = journal or Journal()
         reading = Reading(self, _items(images), journal)
-        done: dict[int, Job] = {}
+        done: dict[int, ReadingJob] = {}
         next_number = 0
         pending: dict[tuple[int, ...], list[Window]] = {}
         try:
@@ -130,7 +130,9 @@ class Predictor:
         finally:
             reading.stop()
 
-    def _accept(self, window: Window, pending: dict[tuple[int, ...], list[Window]], journal: Journal) -> list[Job]:
+    def _accept(
+        self, window: Window, pending: dict[tuple[int, ...], list[Window]], journal: Journal
+    ) -> list[ReadingJob]:
         """Put a window into the batch of its shape; run what is full, or the oldest when too many shapes wait."""
         job = window.job
         if window.pixels is None:
@@ -159,7 +161,7 @@ class Predictor:
         nothing = Detections.empty(job.size)
         journal.record(job.item, job.tiles[window.tile], nothing, verdict=SKIPPED, stamp=job.stamp)
 
-    def _run(self, batch: list[Window], journal: Journal) -> list[Job]:
+    def _run(self, batch: list[Window], journal: Journal) -> list[ReadingJob]:
         """The model over one batch; the jobs concerned, one entry a window."""
         jobs = [window.job for window in batch]
         for job in jobs:
@@ -253,7 +255,7 @@ class Predictor:
         frames = grid(size, (side[0], side[1]), (shared[0], shared[1]))
         return frames, (round(frames[0, 3] * scale), round(frames[0, 2] * scale))
 
-    def _result(self, job: Job, journal: Journal) -> Result:
+    def _result(self, job: ReadingJob, journal: Journal) -> Result:
         if job.problem is not None:
             return Result(job.item, Detections.empty((0, 0)), num_tiles=0, problem=job.problem)
         if job.holes and not job.found and not job.verdicts:
@@ -283,7 +285,7 @@ class Predictor:
             unaudited=unaudited,
         )
 
-    def _merge(self, job: Job, chosen: list[int]) -> Detections:
+    def _merge(self, job: ReadingJob, chosen: list[int]) -> Detections:
         """One list out of the `chosen` tiles."""
         order = sorted(chosen)
         merged = Detections.empty(job.size)
@@ -297,7 +299,7 @@ class Predictor:
                 merged = merge(merged, tiles=job.tiles, tile_index=own, ran=ran, rule=self.merge)
         return replace(merged, image_id=job.item.image_id)
 
-    def _run_skipped(self, job: Job, journal: Journal) -> int:
+    def _run_skipped(self, job: ReadingJob, journal: Journal) -> int:
         """Run the tiles that were skipped, as the audit found too much in others like them; how many they were."""
         missing = sorted(tile for tile, verdict in job.verdicts.items() if verdict == SKIPPED)
         with open_source(job.item.image, self.options, name=job.item.name) as source:

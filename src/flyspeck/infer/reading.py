@@ -109,7 +109,7 @@ class Share:
 
 
 @dataclass
-class Job:
+class ReadingJob:
     """One image on its way."""
 
     number: int
@@ -135,7 +135,7 @@ class Job:
 class Window:
     """A tile's pixels on their way to the model."""
 
-    job: Job
+    job: ReadingJob
     tile: int
     pixels: np.ndarray | None
     """None where the window was skipped, or could not be read, or is the image's seal."""
@@ -165,11 +165,11 @@ class Reading:
     def __init__(self, owner: Layout, items: Iterator[Item], journal: Journal) -> None:
         self._owner, self._items, self._journal = owner, enumerate(items), journal
         self._lock, self._stopped = threading.Lock(), threading.Event()
-        self._queue: queue.Queue[Window | Job | BaseException | None] = queue.Queue(2 * owner.batch_size)
+        self._queue: queue.Queue[Window | ReadingJob | BaseException | None] = queue.Queue(2 * owner.batch_size)
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(owner.readers)]
         self._next_number = 0
 
-    def arrivals(self) -> Iterator[Window | Job]:
+    def arrivals(self) -> Iterator[Window | ReadingJob]:
         """Jobs, each before its windows, and windows; ends when all images are read, raises what a reader raised."""
         for thread in self._threads:
             thread.start()
@@ -190,7 +190,7 @@ class Reading:
             if thread.is_alive():
                 thread.join()
 
-    def _put(self, arrival: Window | Job | BaseException | None) -> None:
+    def _put(self, arrival: Window | ReadingJob | BaseException | None) -> None:
         while not self._stopped.is_set():
             try:
                 return self._queue.put(arrival, timeout=0.1)
@@ -208,16 +208,16 @@ class Reading:
             self._put(error)
         self._put(None)
 
-    def _next(self) -> Job | None:
+    def _next(self) -> ReadingJob | None:
         """The next image of this process's share; its images are numbered without gaps."""
         with self._lock:
             for number, item in self._items:
                 if self._owner.share.has(number):
                     self._next_number += 1
-                    return Job(self._next_number - 1, item)
+                    return ReadingJob(self._next_number - 1, item)
         return None
 
-    def _read(self, job: Job) -> None:
+    def _read(self, job: ReadingJob) -> None:
         owner = self._owner
         try:
             job.stamp = stamp_of(job.item)
@@ -245,13 +245,13 @@ class Reading:
             if todo:
                 self._put(Window(job, SEAL, None, "" if stamp_of(job.item) == job.stamp else _CHANGED))
 
-    def _verdicts(self, source: Source, job: Job, todo: list[int]) -> Iterator[tuple[int, str]]:
+    def _verdicts(self, source: Source, job: ReadingJob, todo: list[int]) -> Iterator[tuple[int, str]]:
         if self._owner.skip is None or len(job.tiles) < 2:
             return iter([(tile, RUN) for tile in todo])
         return self._owner.skip.verdicts(source, job.item.name, job.tiles, todo, job.seen, turn=self._owner.turn)
 
 
-def read_window(source: Source, job: Job, tile: int, verdict: str = RUN) -> Window:
+def read_window(source: Source, job: ReadingJob, tile: int, verdict: str = RUN) -> Window:
     """The pixels of row `tile` of `job.tiles`, or why there are none."""
     x1, y1, x2, y2 = job.tiles[tile].tolist()
     try:

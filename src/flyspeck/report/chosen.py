@@ -15,14 +15,14 @@ from flyspeck.errors import UserError
 from flyspeck.evaluate.tables import image_ranks
 from flyspeck.report import tables
 from flyspeck.report.crops import dashed, data_uri, image
-from flyspeck.report.diagnosis import FATES, Diagnosis
+from flyspeck.report.diagnosis import FATES, RunDiagnosis
 from flyspeck.report.runs import ChosenFactors
 
 _SIDE = 300  # of a thumbnail's longest side in pixels
 _TRUTH, _FOUND, _FALSE = (64, 200, 255), (90, 220, 90), (255, 120, 40)
 
 
-def chosen_section(diagnosis: Diagnosis, chosen: ChosenFactors, *, each: int = 6) -> str:
+def chosen_section(diagnosis: RunDiagnosis, chosen: ChosenFactors, *, each: int = 6) -> str:
     """HTML: what the images of each factor have in common, and `each` of them, evenly spread over the data set."""
     table = diagnosis.run.annotations
     ranks = image_ranks(table)
@@ -56,7 +56,7 @@ def chosen_section(diagnosis: Diagnosis, chosen: ChosenFactors, *, each: int = 6
     return lead + tables.table(columns, rows, caption="Images by chosen factor") + note + "".join(galleries)
 
 
-def _gallery(diagnosis: Diagnosis, mine: np.ndarray, ranks: np.ndarray, each: int) -> tuple[str, list[str]]:
+def _gallery(diagnosis: RunDiagnosis, mine: np.ndarray, ranks: np.ndarray, each: int) -> tuple[str, list[str]]:
     """Figures of some images, and what could not be read."""
     table, shown, problems = diagnosis.run.annotations, [], []
     spread = mine[np.linspace(0, len(mine) - 1, min(each, len(mine))).round().astype(np.int64)] if len(mine) else mine
@@ -76,7 +76,7 @@ def _gallery(diagnosis: Diagnosis, mine: np.ndarray, ranks: np.ndarray, each: in
     return "".join(shown), problems
 
 
-def _thumbnail(diagnosis: Diagnosis, rank: int, pixels: np.ndarray) -> tuple[Image.Image, str]:
+def _thumbnail(diagnosis: RunDiagnosis, rank: int, pixels: np.ndarray) -> tuple[Image.Image, str]:
     truths, found = diagnosis.inputs.truths, diagnosis.inputs.found
     objects = diagnosis.object_rows[truths.image[diagnosis.object_rows] == rank]
     strong = np.flatnonzero((found.image == rank) & (found.scores >= diagnosis.working_score))

@@ -16,7 +16,7 @@ from flyspeck.data.images import read_image
 from flyspeck.drawing import as_shown
 from flyspeck.errors import UserError
 from flyspeck.evaluate.tables import image_ranks
-from flyspeck.report.diagnosis import FATES, SIZES, Diagnosis
+from flyspeck.report.diagnosis import FATES, SIZES, RunDiagnosis
 
 _OVERVIEW = 360  # longest side in pixels
 _PANEL = 200
@@ -38,7 +38,7 @@ class ShownImage:
     """Crops: a caption, and for each panel its heading, its data URI and its text alternative."""
 
 
-def worst_images(diagnoses: Sequence[Diagnosis], number: int, crops: int = 2) -> tuple[list[ShownImage], list[str]]:
+def worst_images(diagnoses: Sequence[RunDiagnosis], number: int, crops: int = 2) -> tuple[list[ShownImage], list[str]]:
     """The images on which the first run errs most, with every run's detections, and what could not be read."""
     first = diagnoses[0]
     annotations = first.run.annotations
@@ -71,7 +71,7 @@ class _View:
     """(D,) bool: counts as a false alarm."""
 
 
-def _view(diagnosis: Diagnosis, rank: int) -> _View:
+def _view(diagnosis: RunDiagnosis, rank: int) -> _View:
     truths, found = diagnosis.inputs.truths, diagnosis.inputs.found
     objects = truths.image[diagnosis.object_rows] == rank
     rows = diagnosis.object_rows[objects]
@@ -90,7 +90,7 @@ def _view(diagnosis: Diagnosis, rank: int) -> _View:
     )
 
 
-def _image(diagnoses: Sequence[Diagnosis], rank: int, name: str, pixels: np.ndarray, crops: int) -> ShownImage:
+def _image(diagnoses: Sequence[RunDiagnosis], rank: int, name: str, pixels: np.ndarray, crops: int) -> ShownImage:
     views = [_view(d, rank) for d in diagnoses]
     view, classes, bins = views[0], diagnoses[0].run.annotations.classes, list(SIZES)
     lost = view.fates != FATES.index("found")

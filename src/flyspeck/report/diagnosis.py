@@ -54,7 +54,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class RunDiagnosis:
     """The matching of one run, and what follows from it."""
 
     run: RunReport
@@ -153,11 +153,11 @@ class Diagnosis:
 FATES = ("found", "badly placed", "other class", "missed")
 
 
-def diagnose(run: RunReport) -> Diagnosis:
+def diagnose(run: RunReport) -> RunDiagnosis:
     """Match a run's detections for the figures."""
     base = protocol_named("flyspeck")
     assert isinstance(base, APProtocol)
-    return Diagnosis(run, prepare(run.annotations, run.detections, replace(base, bins=_BINS, ious=(IOU,))))
+    return RunDiagnosis(run, prepare(run.annotations, run.detections, replace(base, bins=_BINS, ious=(IOU,))))
 
 
 def miss_rates(run: RunReport) -> list[Curve]:

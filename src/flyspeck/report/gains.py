@@ -8,12 +8,12 @@ import numpy as np
 
 from flyspeck.report import figures as fig
 from flyspeck.report import tables
-from flyspeck.report.diagnosis import FATES, SIZES, Diagnosis
+from flyspeck.report.diagnosis import FATES, SIZES, RunDiagnosis
 
 KINDS = ("both", "gained", "lost", "neither")
 
 
-def gains(first: Diagnosis, other: Diagnosis) -> dict[str, dict[str, int]]:
+def gains(first: RunDiagnosis, other: RunDiagnosis) -> dict[str, dict[str, int]]:
     """By size bin, how many objects `both` runs find, only `other` (`gained`), only `first` (`lost`), or `neither`.
 
     Each at its own working score, IoU 0.5. Both were measured on the same annotations.
@@ -28,7 +28,7 @@ def gains(first: Diagnosis, other: Diagnosis) -> dict[str, dict[str, int]]:
     }
 
 
-def gains_figure(first: Diagnosis, other: Diagnosis) -> tuple[str, str]:
+def gains_figure(first: RunDiagnosis, other: RunDiagnosis) -> tuple[str, str]:
     """The chart under its heading, and its table, both HTML."""
     counts, groups = gains(first, other), list(SIZES)
     a, b = first.run.name, other.run.name

@@ -20,7 +20,7 @@ from flyspeck.report import figures as fig
 from flyspeck.report import tables
 from flyspeck.report.chosen import chosen_section
 from flyspeck.report.crops import ShownImage, data_uri, image, to_html, worst_images
-from flyspeck.report.diagnosis import FATES, SIZES, Curve, Diagnosis, Rate, diagnose, miss_rates
+from flyspeck.report.diagnosis import FATES, SIZES, Curve, Rate, RunDiagnosis, diagnose, miss_rates
 from flyspeck.report.gains import gains_figure
 from flyspeck.report.runs import RunReport
 from flyspeck.report.similarity import similarity_figure, similarity_history
@@ -130,7 +130,7 @@ def _numbers(runs: Sequence[RunReport]) -> str:
     return text
 
 
-def _why(diagnoses: Sequence[Diagnosis]) -> str:
+def _why(diagnoses: Sequence[RunDiagnosis]) -> str:
     """Recall by size with its interval, and the fate of the objects."""
     scores = "; ".join(f"{d.run.name} {d.working_score:.2f}" for d in diagnoses)
     lead = (
@@ -140,7 +140,7 @@ def _why(diagnoses: Sequence[Diagnosis]) -> str:
     return lead + _recall(diagnoses) + "".join(_fates(d) for d in diagnoses)
 
 
-def _recall(diagnoses: Sequence[Diagnosis]) -> str:
+def _recall(diagnoses: Sequence[RunDiagnosis]) -> str:
     groups = list(SIZES)
     rates = [[d.recall(name) for name in groups] for d in diagnoses]
     bars = [
@@ -167,7 +167,7 @@ def _recall(diagnoses: Sequence[Diagnosis]) -> str:
     return _figure("Found, with 95 % intervals", chart, "The values", data)
 
 
-def _fates(diagnosis: Diagnosis) -> str:
+def _fates(diagnosis: RunDiagnosis) -> str:
     groups, fates, name = list(SIZES), diagnosis.fate_of_objects(), diagnosis.run.name
     chart = fig.stacked_bars(
         [fig.Bars(fate, [fates[group][fate] for group in groups]) for fate in FATES],
@@ -188,14 +188,14 @@ def _fates(diagnosis: Diagnosis) -> str:
     )
 
 
-def _gains(diagnoses: Sequence[Diagnosis]) -> str:
+def _gains(diagnoses: Sequence[RunDiagnosis]) -> str:
     """What every other run finds that the first does not; nothing for a single run."""
     parts = [gains_figure(diagnoses[0], other) for other in diagnoses[1:]]
     lead = "<p>Each run at its score of best F1, IoU 0.5.</p>" if parts else ""
     return lead + "".join(f"{chart}{_behind('The counts', data)}" for chart, data in parts)
 
 
-def _chosen(diagnoses: Sequence[Diagnosis]) -> str:
+def _chosen(diagnoses: Sequence[RunDiagnosis]) -> str:
     """Of runs that choose their factors, the images of each; nothing where none does."""
     parts = [(d.run.name, chosen_section(d, d.run.chosen)) for d in diagnoses if d.run.chosen is not None]
     return "".join(
@@ -203,12 +203,12 @@ def _chosen(diagnoses: Sequence[Diagnosis]) -> str:
     )
 
 
-def _curves(diagnoses: Sequence[Diagnosis]) -> str:
+def _curves(diagnoses: Sequence[RunDiagnosis]) -> str:
     """Precision over recall, and miss rate over false positives, by size."""
     return "".join(_precision_recall(d) + _miss_rate(d) for d in diagnoses)
 
 
-def _precision_recall(diagnosis: Diagnosis) -> str:
+def _precision_recall(diagnosis: RunDiagnosis) -> str:
     lines, name = [diagnosis.precision_recall(group) for group in ("all", *SIZES)], diagnosis.run.name
     chart = fig.line_chart(
         [fig.Series(c.name if c.name == "all" else f"{c.name} px", c.x, c.y) for c in lines],
@@ -226,7 +226,7 @@ def _precision_recall(diagnosis: Diagnosis) -> str:
     return _figure(f"{name}: precision over recall", chart, "The values", data)
 
 
-def _miss_rate(diagnosis: Diagnosis) -> str:
+def _miss_rate(diagnosis: RunDiagnosis) -> str:
     lines, name = miss_rates(diagnosis.run), diagnosis.run.name
     chart = fig.line_chart(
         [fig.Series(c.name, c.x, np.maximum(c.y, 0.1)) for c in lines],
@@ -329,7 +329,7 @@ def _history(run: RunReport, metric: str | None) -> tuple[list[float], list[floa
     return [float(r["epoch"]) for r in records], values
 
 
-def _images(images: Sequence[ShownImage], problems: Sequence[str], run: str, diagnosis: Diagnosis) -> str:
+def _images(images: Sequence[ShownImage], problems: Sequence[str], run: str, diagnosis: RunDiagnosis) -> str:
     """The filter and the images."""
     notes = ""
     if problems:

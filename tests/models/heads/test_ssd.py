@@ -14,7 +14,7 @@ from flyspeck.models.backbones.mobilenet_v1 import mobilenet_v1
 from flyspeck.models.backbones.vgg import vgg16
 from flyspeck.models.build import build as build_by_name
 from flyspeck.models.detector import PixelNorm
-from flyspeck.models.heads.ssd import L2Norm, Priors, find_configuration, hardest, ssd
+from flyspeck.models.heads.ssd import DefaultBoxes, L2Norm, find_configuration, hardest, ssd
 from flyspeck.models.heads.ssd_tables import MOBILENET_V1, VGG16
 from flyspeck.types import ImageBatch, Targets
 
@@ -63,7 +63,7 @@ def test_maps_and_priors_of_the_paper(configuration, plain, maps, priors):
 
 
 def test_priors_of_one_cell_by_hand():
-    priors = Priors(MOBILENET_V1["S1L0"])
+    priors = DefaultBoxes(MOBILENET_V1["S1L0"])
     found = priors([(38, 38), (19, 19), (10, 10), (5, 5), (3, 3), (2, 2)], (300, 300), torch.device("cpu"))
     # Cell (row 1, column 2) of the first map: 6 priors a cell, step 8, so centred on (2.5 * 8, 1.5 * 8) = (20, 12).
     cell = found[(38 + 2) * 6 : (38 + 3) * 6]
@@ -76,7 +76,7 @@ def test_priors_of_one_cell_by_hand():
 
 
 def test_priors_follow_the_true_ratio_off_the_papers_size():
-    priors = Priors(MOBILENET_V1["base"])
+    priors = DefaultBoxes(MOBILENET_V1["base"])
     sizes = [(8, 10), (4, 5), (2, 3), (1, 2), (1, 1), (1, 1)]
     found = priors(sizes, (128, 160), torch.device("cpu"))
     first = found[: 8 * 10 * 6].view(8, 10, 6, 4)

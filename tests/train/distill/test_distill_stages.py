@@ -20,7 +20,7 @@ from flyspeck.train.config import Recipe, dump_recipe, load_recipe, parse_recipe
 from flyspeck.train.distill import stages
 from flyspeck.train.distill.config import DistillConfig
 from flyspeck.train.distill.objective import FeatureObjective
-from flyspeck.train.distill.table import Table
+from flyspeck.train.distill.table import StudentTable
 from flyspeck.train.run import train
 
 RecipeMaker = Callable[..., Recipe]
@@ -92,7 +92,7 @@ def test_all_stages_leave_run_folders_and_one_table(
         stages.distill(longer, folder, resume=True)
 
 
-def assert_stages_survive_a_kill(recipe: Recipe, folder: Path, table: Table) -> None:
+def assert_stages_survive_a_kill(recipe: Recipe, folder: Path, table: StudentTable) -> None:
     """A kill after a training and before its stage was noted, and one between the distillation and the fine-tuning."""
     final = load_weights(folder / "last.safetensors")[0]
     for path in (folder / "teacher", folder / "distilled"):

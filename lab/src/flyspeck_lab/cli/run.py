@@ -64,11 +64,11 @@ def run(
     logging.getLogger("flyspeck").setLevel(logging.INFO)
     import torch
 
-    from flyspeck_lab.kinds import Places
+    from flyspeck_lab.kinds import Folders
 
     if threads is not None:
         torch.set_num_threads(threads)
-    places = Places(data=data, runs=runs)
+    places = Folders(data=data, runs=runs)
     if rescore:
         count = sum(rescore_table(table, grade, places=places, results_folder=results) for table in wanted)
         for table in wanted:

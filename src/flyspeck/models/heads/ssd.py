@@ -144,7 +144,7 @@ class SSDNeck(nn.Module):
         return levels
 
 
-class Priors(nn.Module):
+class DefaultBoxes(nn.Module):
     """SSD's default boxes, `(A, 4)` xyxy pixels, by map, row, column, shape.
 
     A cell has a square of the map's size, one of the geometric mean of it and the next map's, and both orientations of
@@ -205,7 +205,7 @@ class SSDHead(Head):
         features: Sequence[FeatureSpec],
         *,
         num_classes: int,
-        priors: Priors,
+        priors: DefaultBoxes,
         foreground: float = 0.5,
         negatives_per_positive: int = 3,
         suppression: Suppression | None = None,
@@ -333,7 +333,7 @@ def ssd(
         width = min(1.0, backbone.features[-1].channels / 1024)
     channels = [max(8, round(c * width)) for c in ((512, 256, 256, 256) if plain else (512, 256, 256, 128))]
     neck = SSDNeck(features, configuration, separable=not plain, channels=channels)
-    priors = Priors(configuration)
+    priors = DefaultBoxes(configuration)
     ssd_head = SSDHead(neck.features, num_classes=len(classes), priors=priors, suppression=suppression, **head)
     # At its own size an SSD has the table's maps and priors: any padding would make it another one.
     return Detector(path, neck, ssd_head, pixel_norm=pixel_norm, classes=classes, divisor=1)

@@ -21,7 +21,7 @@ RESPONSE_TERMS = ("class", "objectness", "anchors", "boxes", "centerness")
 SIMILARITY_EVERY = 10
 """Steps between two comparisons of the maps; the last one is logged in between."""
 
-Source = Callable[[ImageBatch], TeacherOutputs]
+OutputSource = Callable[[ImageBatch], TeacherOutputs]
 """A batch of images to the teacher's outputs: the teacher itself (`TeacherSource`), or a cache of them."""
 
 
@@ -32,7 +32,7 @@ class FeatureObjective(nn.Module):
     calls: Tensor
 
     def __init__(
-        self, detector: Detector, terms: FeatureTerms, source: Source, *, weighting: Weighting, weight: float
+        self, detector: Detector, terms: FeatureTerms, source: OutputSource, *, weighting: Weighting, weight: float
     ) -> None:
         super().__init__()
         self.detector, self.terms, self.weighting = detector, terms, weighting
@@ -63,7 +63,7 @@ class ResponseObjective(nn.Module):
     """The student's own losses and the weighted terms of its final outputs."""
 
     def __init__(
-        self, detector: Detector, terms: ResponseTerms, source: Source, *, weighting: Weighting, weight: float
+        self, detector: Detector, terms: ResponseTerms, source: OutputSource, *, weighting: Weighting, weight: float
     ) -> None:
         super().__init__()
         self.detector, self.terms, self.weighting = detector, terms, weighting
@@ -120,7 +120,7 @@ def response_terms(
 
 
 def build_objective(
-    config: DistillConfig, student: Detector, teacher: Teacher, make_source: Callable[[Observe], Source]
+    config: DistillConfig, student: Detector, teacher: Teacher, make_source: Callable[[Observe], OutputSource]
 ) -> FeatureObjective | ResponseObjective:
     """The objective of a recipe's `distill`, for every method but `none`.
 

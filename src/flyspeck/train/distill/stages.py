@@ -28,8 +28,8 @@ from flyspeck.train.build import build_detector, load_described
 from flyspeck.train.config import Recipe, load_recipe
 from flyspeck.train.distill.cache import open_cache, versions
 from flyspeck.train.distill.config import DistillConfig
-from flyspeck.train.distill.objective import Source, build_objective, terms_of
-from flyspeck.train.distill.table import Row, Table, cost_row, level_similarities, write_table
+from flyspeck.train.distill.objective import OutputSource, build_objective, terms_of
+from flyspeck.train.distill.table import StudentRow, StudentTable, cost_row, level_similarities, write_table
 from flyspeck.train.distill.teacher import AsStudent, Observe, Teacher, TeacherSource, shared_classes, weights_hash
 from flyspeck.train.inputs import enlargement, read_sets
 from flyspeck.train.measure import measure
@@ -49,7 +49,7 @@ class TrainedTeacher:
     hash: str
 
 
-def distill(recipe: Recipe, folder: Path, *, resume: bool = False, against: Sequence[Path] = ()) -> Table:
+def distill(recipe: Recipe, folder: Path, *, resume: bool = False, against: Sequence[Path] = ()) -> StudentTable:
     """Runs all stages of `recipe.distill` and returns the table, which is left in `folder` too (`table.md`, `table.json`).
 
     `folder` becomes the run folder of the final student. `against` are other run folders for the table. With `resume`,
@@ -212,7 +212,7 @@ def _student_method(config: DistillConfig, teacher: TrainedTeacher) -> Method:
 
 def _source(
     config: DistillConfig, student: Detector, teacher: Teacher, observe: Observe, context: RunContext
-) -> Source:
+) -> OutputSource:
     if config.cache is None:
         return TeacherSource(teacher, observe)
     recipe, accelerator = context.recipe, context.accelerator
@@ -306,12 +306,12 @@ def _table(
     teacher: TrainedTeacher,
     teacher_metrics: dict[str, float],
     runs: Sequence[Path],
-) -> Table:
+) -> StudentTable:
     """Metrics, costs and similarity to the teacher of every model; measured on the main process only."""
     loaded = [(path, *load_described(path)) for path in runs]
     height, width = loaded[0][2]["training_size"]
     seen = (round(height * teacher.scale), round(width * teacher.scale))
-    rows: list[Row] = [cost_row("teacher", teacher.detector.to("cpu"), seen, teacher_metrics)]
+    rows: list[StudentRow] = [cost_row("teacher", teacher.detector.to("cpu"), seen, teacher_metrics)]
     _, val_set = read_sets(recipe.data)
     whole = Teacher(teacher.detector, scale=teacher.scale)
     dataset = DetectionDataset(val_set, rule=rule_of(teacher.description), enlarge=enlargement(recipe.data))
@@ -327,7 +327,7 @@ def _table(
                 similarity=level_similarities(detector, whole, dataset),
             )
         )
-    table = Table(size=(int(height), int(width)), threads=torch.get_num_threads(), rows=rows)
+    table = StudentTable(size=(int(height), int(width)), threads=torch.get_num_threads(), rows=rows)
     if join_processes().is_main_process:
         write_table(table, folder)
     return table

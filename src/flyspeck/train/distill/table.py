@@ -33,7 +33,7 @@ COLUMNS = {
 
 
 @dataclass(frozen=True)
-class Row:
+class StudentRow:
     """One model."""
 
     name: str
@@ -48,13 +48,13 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
+class StudentTable:
     """All models; the first row is the teacher."""
 
     size: tuple[int, int]
     """(H, W) of the images that the students see."""
     threads: int
-    rows: Sequence[Row]
+    rows: Sequence[StudentRow]
 
     def text(self) -> str:
         """As Markdown: metrics in percent, costs, and how many times more the teacher costs."""
@@ -96,11 +96,11 @@ def cost_row(
     metrics: Mapping[str, float],
     *,
     similarity: Mapping[str, float] | None = None,
-) -> Row:
+) -> StudentRow:
     """The row of a trained detector that sees images of `size` (H, W); it is timed here and now."""
     counted = profile(detector, size, convention="macs")
     timed = measure_latency(detector, size, runs=10, device="cpu")
-    return Row(name, dict(metrics), counted.params, counted.gflops, timed.median_ms, dict(similarity or {}))
+    return StudentRow(name, dict(metrics), counted.params, counted.gflops, timed.median_ms, dict(similarity or {}))
 
 
 @torch.no_grad()
@@ -123,7 +123,7 @@ def level_similarities(
     return sums
 
 
-def write_table(table: Table, folder: Path) -> None:
+def write_table(table: StudentTable, folder: Path) -> None:
     """`table.json` and `table.md` in `folder`."""
     write_json(folder / "table.json", asdict(table))
     write_text(folder / "table.md", table.text())
