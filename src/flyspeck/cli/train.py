@@ -1,4 +1,4 @@
-"""`flyspeck train`: a recipe to a run folder."""
+"""`flyspeck train`: trains what a recipe says, and leaves a run folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a protocol is: a value of which every field moves a number, and nothing else does. `catalogue` holds the named ones."""
+"""A protocol: the rules of an evaluation, as one value. Every metric follows from its fields; `catalogue` has the named ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trained first look as the predictor runs it."""
+"""Runs the trained network that says which tiles of an image may hold something (`flyspeck tune look`)."""
 
 from __future__ import annotations
 

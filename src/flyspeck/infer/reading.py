@@ -1,7 +1,7 @@
 """The reader threads of a prediction: images are opened, looked at, cut into windows, and queued for the model.
 
 A window is queued in the order of its image's tiles; the queue is bounded, so readers wait for the model and not the other way
-round. What is passed over by the first look never has its full resolution read.
+round. A tile that the first look passes over is never read in full resolution.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Skipping empty tiles: a cheap first look at a coarse image decides which tiles the detector sees.
 
-A look is trusted no further than it is measured. A share of the tiles that it calls empty, chosen by a hash of image and
+What skipping loses is measured, not assumed. A share of the tiles that it calls empty, chosen by a hash of image and
 place, is run all the same (the *audit*); what the detector finds there says what skipping costs, and an image
 where that is too much has its skipped tiles run after all. Where the first tiles looked at are hardly ever empty, the image
 is dense: the rest is run without looking.

@@ -1,4 +1,4 @@
-"""What a norm layer does after it has normalised: nothing, an activation, or more. The rest of it, as a module of its own.
+"""What a norm layer does after it has normalised (nothing, an activation, or more), as a module of its own.
 
 Some libraries put norm and activation into one layer, a subclass of `nn.BatchNorm2d` (timm's `BatchNormAct2d`), and checkpoints
 name its weights as the norm's. To fold such a layer into the convolution before it, what follows the normalisation must stay.

@@ -1,7 +1,8 @@
 """A network of some ten thousand weights that says where in a coarse image something may be: the first look of skipping.
 
 Six 3x3 convolutions, three of them of stride 2, the last two dilated: a cell of 8x8 coarse pixels is judged from 63x63.
-Ours; it follows no paper. The idea of deciding by a cheap statistic before the detector runs is DPNet's (its factor predictor).
+It is our own design and follows no paper. The idea of deciding by a cheap statistic before the detector runs is DPNet's
+(its factor predictor).
 """
 
 from __future__ import annotations

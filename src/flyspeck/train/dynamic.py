@@ -1,4 +1,4 @@
-"""Dynamic pooling as a part of a run: a recipe's section to a converted detector, its objective, and its metrics.
+"""Dynamic pooling in a training: converts the detector as the recipe's section says, and gives it its objective and metrics.
 
 The rows of DPNet's Table I are switches: `train: single, norms: shared` is SF, `mixed` with `shared` MF, with `private` ANM.
 """

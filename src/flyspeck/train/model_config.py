@@ -1,4 +1,4 @@
-"""The section `model` of a recipe: which detector, with the options of its
+"""The section `model` of a recipe: which detector, with the options of its head, its backbone and its assigner.
 
 The keys of `head`, `backbone` and `assigner` depend on what is named, and are checked against the options of that part
 (`flyspeck.options`), which may come from a plugin.

@@ -1,4 +1,4 @@
-"""What a detector offers an assigner that is put into it."""
+"""The priors of a detector, as its label assigner is given them."""
 
 from __future__ import annotations
 
