@@ -140,7 +140,7 @@ def _note_lines(node: Any, path: KeyPath, lines: dict[KeyPath, int], seen: set[i
             _note_lines(value, (*path, number), lines, seen)
 
 
-def set_value(content: dict[str, Any], places: Places, override: str, *, prefix: KeyPath = ()) -> KeyPath:
+def set_value(content: dict[str, Any], places: Places, override: str) -> KeyPath:
     """Applies `section.key=value`, the value in YAML, to `content`; returns the key's path. Raises UserError.
 
     A section that is absent or null is begun.
@@ -158,5 +158,5 @@ def set_value(content: dict[str, Any], places: Places, override: str, *, prefix:
         if not isinstance(place, dict):
             raise UserError(f"'{'.'.join(keys[: depth + 1])}' is not a section", where=where)
     place[keys[-1]] = parse_value(value, where=where)
-    places.set_by[(*prefix, *keys)] = where
-    return (*prefix, *keys)
+    places.set_by[keys] = where
+    return keys

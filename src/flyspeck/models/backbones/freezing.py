@@ -50,8 +50,8 @@ def _revived(kind: type[nn.BatchNorm2d]) -> nn.Module:
     return made.__new__(made)
 
 
-def freeze_norms(module: nn.Module, *, train_affine: bool = False) -> int:
-    """Freezes every BatchNorm2d inside `module`, in place: statistics always, weight and bias unless `train_affine`.
+def freeze_norms(module: nn.Module) -> int:
+    """Freezes every BatchNorm2d inside `module`, in place: its statistics, weight and bias.
 
     A subclass that does more than to normalise goes on doing it (timm's `BatchNormAct2d` keeps its activation). Returns how
     many. `module` itself must not be a BatchNorm2d (it could not be replaced from here).
@@ -64,7 +64,7 @@ def freeze_norms(module: nn.Module, *, train_affine: bool = False) -> int:
             if child not in made:  # a norm that sits in two places stays one norm
                 made[child] = child if isinstance(child, FrozenNorm) else _frozen(child)
             for parameter in made[child].parameters(recurse=False):
-                parameter.requires_grad_(train_affine and parameter.requires_grad)
+                parameter.requires_grad_(False)
             setattr(parent, name, made[child])
     return len(made)
 
