@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes import tinyperson
 from golden_rows import differences, expected
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -150,3 +151,15 @@ def test_whole_image_without_tile_is_an_error(shared: Path) -> None:
     tiles["images"] = [image for image in tiles["images"] if image["file_name"] != gone]
     with pytest.raises(UserError, match="no tile"):
         merge_tiles([], tiles)
+
+
+def test_a_run_that_found_nothing_is_merged_and_scored(tmp_path: Path) -> None:
+    tinyperson.write(tmp_path)
+    (tmp_path / "dt.json").write_text("[]")
+    whole = str(tmp_path / "annotations/task/tiny_set_test_all.json")
+    corners = str(tmp_path / "annotations/corner/task/tiny_set_test_sw640_sh512_all.json")
+    line = ["eval", "--gt", whole, "--dt", str(tmp_path / "dt.json"), "--out", str(tmp_path / "f.json")]
+    for more in ([], ["--merge-from", corners]):
+        assert main([*line, *more, "--protocol", "tinybenchmark_ap"]) == 0
+        rows = json.loads((tmp_path / "f.json").read_text())["rows"]
+        assert {row["value"] for row in rows if row["metric"].startswith("AP")} == {0.0, -1.0}

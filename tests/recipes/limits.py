@@ -1,8 +1,9 @@
 """What is other than the heads say when their commands are run on fakes: the one place.
 
 The commands are run word for word, but (1) every recipe that is read, a teacher's too, gets the values of `limited`, as if
-each had been given by `--set`: two steps of a detector a sixteenth as large that begins with random weights; (2) `prepare`
-gets `--anyway`, as a fake is not the whole set; (3) `pretrain` gets `PRETRAIN`, and the smallest backbone of its kind.
+each had been given by `--set`: two steps of a detector a sixteenth as large, from random weights, on images that are enlarged
+less; (2) `prepare` gets `--anyway`, as a fake is not the whole set; (3) `pretrain` gets `PRETRAIN`, and the smallest backbone
+of its kind.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ ALWAYS = (
     "train.eval_every=1",
     "evaluate.batch_size=1",
 )
-WHERE_GIVEN = ("model.channels=16", "distill.finetune.epochs=1", "dynamic.predictor.epochs=1")
-"""Only of a recipe that has the key's section (or, of `model`, the key itself)."""
+WHERE_GIVEN = ("model.channels=16", "data.short_side=160", "distill.finetune.epochs=1", "dynamic.predictor.epochs=1")
+"""Only of a recipe that has the key (of `distill` and `dynamic`: the section that it is in)."""
 PRETRAIN = ("--epochs", "1", "--batch-size", "2", "--warmup-steps", "0", "--width", "0.25")
 
 
@@ -39,7 +40,7 @@ def limited(content: Mapping[str, Any]) -> list[str]:
 
 def _applies(content: Mapping[str, Any], keys: list[str]) -> bool:
     value: Any = content
-    for key in keys if keys[0] == "model" else keys[:-1]:
+    for key in keys if keys[0] in ("model", "data") else keys[:-1]:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value is not None
 

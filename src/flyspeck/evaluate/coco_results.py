@@ -109,7 +109,7 @@ def _columns(entries: list[Any], where: object) -> tuple[list[Any], list[Any], l
 
 def _boxes(boxes: list[Any], where: object) -> np.ndarray:
     try:
-        xywh = np.array(boxes, dtype=np.float64)
+        xywh = np.array(boxes, dtype=np.float64) if boxes else np.zeros((0, 4))
         sound = xywh.shape == (len(boxes), 4) and bool(np.isfinite(xywh).all())
     except (TypeError, ValueError, OverflowError):
         xywh, sound = np.zeros((0, 4)), False
