@@ -17,7 +17,16 @@ from flyspeck.data.readers import format_of, read_annotations
 from flyspeck.data.writers import WRITERS, write_yolo
 
 FORMATS = ("coco", "yolo", "voc", "cvat", "label-studio", "labelme", "fiftyone")
-FOLDERS = ("", "images/", "train/images/", "images/train/", "a b/ü/", "images/cam/images/", "train/images/sub/", "obj_train_data/")
+FOLDERS = (
+    "",
+    "images/",
+    "train/images/",
+    "images/train/",
+    "a b/ü/",
+    "images/cam/images/",
+    "train/images/sub/",
+    "darknet/",
+)
 STEMS = ("a", "B", "img_1", "é ü", "x.y", "100%", "a&b")
 
 

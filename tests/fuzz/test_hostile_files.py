@@ -84,6 +84,12 @@ def test_ids_beyond_64_bits_stay_apart(tmp_path: Path) -> None:
     assert table.box_ids.tolist() == table.image_ids.tolist() == numbers
 
 
+@pytest.mark.parametrize("width", ["0", "-5", "1e30", "nan", "9" * 40])
+def test_sizes_that_no_image_has_are_unknown(tmp_path: Path, width: str) -> None:
+    table = read_annotations(dump(tmp_path / "a.xml", VOC.replace("<width>40", f"<width>{width}")))
+    assert table.sizes.tolist() == [[-1, -1]]
+
+
 def test_half_a_character_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps({**COCO, "categories": [{"id": 1, "name": "\ud83d"}]}))

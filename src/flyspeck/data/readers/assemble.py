@@ -105,7 +105,8 @@ class Draft:
     """Words on an entry with a missing image or category: what it names."""
 
     def add_image(self, image_id: Any, file_name: str, size: tuple[int, int] = (-1, -1)) -> int:
-        """Append an image of (height, width) `size`; returns its row."""
+        """Append an image of (height, width) `size`, which is unknown where no image has it; returns its row."""
+        size = size if all(0 < side < 2**31 for side in size) else (-1, -1)
         self.image_ids.append(image_id)
         self.file_names.append(file_name)
         self.sizes.append(size)
