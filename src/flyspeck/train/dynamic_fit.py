@@ -188,6 +188,7 @@ def pooled_maps(
         sampler=in_order(len(annotations)),
         workers=0,
         divisor=run.detector.divisor,
+        smallest=run.detector.smallest_side,
         drop_last=False,
     )
     place = torch_device(device)

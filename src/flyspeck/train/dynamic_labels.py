@@ -162,6 +162,7 @@ def compute_losses(
         sampler=in_order(len(annotations)),
         workers=0,
         divisor=detector.divisor,
+        smallest=detector.smallest_side,
         drop_last=False,
     )
     found, ids, objects = [], [], []

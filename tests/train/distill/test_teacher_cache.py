@@ -21,6 +21,7 @@ from flyspeck.train.distill.cache import open_cache, versions
 from flyspeck.train.distill.config import DistillConfig
 from flyspeck.train.distill.objective import feature_terms, response_terms
 from flyspeck.train.distill.teacher import Teacher
+from flyspeck.train.sections import ExtraTransform
 
 FLIPS = AugmentConfig(flip=0.5)
 
@@ -131,6 +132,10 @@ def test_only_flips_can_be_cached() -> None:
     assert versions(AugmentConfig(flip=1, vertical_flip=0.2)) == [(True, False), (True, True)]
     with pytest.raises(UserError, match=r"but augment.crop, augment.photometric changes them anew"):
         versions(AugmentConfig(crop=(64, 64), photometric=0.1))
+    with pytest.raises(UserError, match=r"but augment.square_crops changes"):
+        versions(AugmentConfig(square_crops=[0.5]))
+    with pytest.raises(UserError, match=r"but augment.extra changes"):
+        versions(AugmentConfig(extra=[ExtraTransform(name="mosaic")]))
 
 
 def test_images_of_several_sizes_are_refused(teacher: Teacher, dataset: DetectionDataset, tmp_path: Path) -> None:

@@ -67,16 +67,19 @@ def digest(pixels: torch.Tensor) -> bytes:
     return hashlib.blake2b(seed + content.numpy().tobytes(), digest_size=16).digest()
 
 
+_STAYS = {"flip", "vertical_flip", "oversample", "copy_paste_max_objects", "copy_paste_max_size", "toward_objects"}
+"""Fields that change no image, or one as the cache holds it (a flip), or nothing while the field that they belong to is off."""
+
+
 def versions(augment: AugmentConfig) -> list[tuple[bool, bool]]:
     """The (horizontal, vertical) flips in which training sees each image; raises UserError if there are others too."""
-    moving = {
-        "copy_paste": augment.copy_paste > 0,
-        "rot90": augment.rot90 > 0,
-        "scale": augment.scale != (1.0, 1.0),
-        "crop": augment.crop is not None,
-        "photometric": augment.photometric > 0,
-    }
-    wrong = [f"augment.{name}" for name, on in moving.items() if on]
+    plain = AugmentConfig()
+    # Whatever is not known to leave pixels and places as they are is refused, so that a new field is too.
+    wrong = [
+        f"augment.{name}"
+        for name in AugmentConfig.model_fields
+        if name not in _STAYS and getattr(augment, name) != getattr(plain, name)
+    ]
     if wrong:
         raise UserError(
             f"a teacher's outputs can be cached for images that stay or flip, but {', '.join(wrong)} changes them anew"
