@@ -135,7 +135,7 @@ def test_only_flips_can_be_cached() -> None:
     with pytest.raises(UserError, match=r"but augment.square_crops changes"):
         versions(AugmentConfig(square_crops=[0.5]))
     with pytest.raises(UserError, match=r"but augment.extra changes"):
-        versions(AugmentConfig(extra=[ExtraTransform(name="mosaic")]))
+        versions(AugmentConfig(extra=[ExtraTransform.model_validate({"name": "mosaic", "size": [64, 64]})]))
 
 
 def test_images_of_several_sizes_are_refused(teacher: Teacher, dataset: DetectionDataset, tmp_path: Path) -> None:
