@@ -129,7 +129,16 @@ LIGHT = ("flyspeck.data", "flyspeck.evaluate", "flyspeck.infer", "flyspeck.cli")
 TORCH = {
     *(
         f"flyspeck.data.{name}"
-        for name in ("copy_paste", "loading", "pixel_cache", "square_crop", "transforms", "zoom")
+        for name in (
+            "copy_paste",
+            "loading",
+            "matched_scale",
+            "pixel_cache",
+            "rotate",
+            "square_crop",
+            "transforms",
+            "zoom",
+        )
     ),
     *(f"flyspeck.infer.{name}" for name in ("presence", "statistic", "torch_model")),
 }

@@ -10,6 +10,7 @@ import torch
 from flyspeck.errors import UserError
 from flyspeck.models.backbones.freezing import freeze_norms, freeze_stages
 from flyspeck.models.build import build
+from flyspeck.models.layers import group_norm
 from flyspeck.models.profile import profile
 
 SIZE = (512, 640)
@@ -62,3 +63,23 @@ def test_self_attention_costs_what_cannot_be_neglected() -> None:
     assert attended.params - plain.params == 3 * (512 * (32 + 32 + 256) + 256 + 257)
     gated = profile(frozen_retinanet(extra="pool", fusion="gate"), SIZE, convention="macs")
     assert gated.gflops - plain.gflops < 1e-3
+
+
+def test_reppoints_on_mobilenet_v2_is_not_the_papers() -> None:
+    """DPNet's Table III prints 8.52 M and 95.71 G; nothing that was tried gives that. docs/papers/dpnet.md says what is here."""
+
+    def prepare(backbone, _):
+        freeze_stages(backbone, 1)
+        return {}
+
+    with torch.device("meta"):
+        model = build(
+            "reppoints:mobilenet_v2",
+            levels="3-7",
+            norm=group_norm,
+            classes=[str(i) for i in range(80)],
+            prepare=prepare,
+        )
+    counted = profile(model, (796, 1124), convention="mmcv")
+    assert counted.params_trainable == 10_352_838
+    assert counted.gflops == pytest.approx(95.323, abs=1e-3)

@@ -16,6 +16,7 @@ from flyspeck.data.bands import PixelRule
 from flyspeck.data.copy_paste import CopyPaste, paste_sources
 from flyspeck.data.loading import DetectionDataset
 from flyspeck.data.readers import read_annotations
+from flyspeck.data.rotate import RandomRotation
 from flyspeck.data.sampling import Draw, EpochSampler, repeat_factors
 from flyspeck.data.square_crop import RandomSquareCrop
 from flyspeck.data.transforms import Compose, Photometric, RandomFlip, RandomScaleCrop, RandomTurn
@@ -44,6 +45,8 @@ def steps(make_recipe: RecipeMaker, train_set: Annotations, **augment: Any) -> t
         ({"flip": 0.3}, (RandomFlip(0.3, 0.0),)),
         ({"vertical_flip": 0.2}, (RandomFlip(0.0, 0.2),)),
         ({"rot90": 0.4}, (RandomTurn(0.4),)),
+        ({"rotate": 45, "rotate_probability": 0.3}, (RandomRotation(45.0, 0.3, "corners"),)),
+        ({"rotate": 9, "rotated_boxes": "ellipse"}, (RandomRotation(9.0, 0.5, "ellipse"),)),
         ({"scale": [0.5, 2.0]}, (RandomScaleCrop((0.5, 2.0), None, 0.0),)),
         ({"crop": [64, 96], "toward_objects": 0.25}, (RandomScaleCrop((1.0, 1.0), (64, 96), 0.25),)),
         ({"crop": [64, 64], "square_crops": [0.3, 1.0]}, (RandomSquareCrop(64, (0.3, 1.0)),)),

@@ -82,13 +82,17 @@ def test_a_recipe_builds_the_assigner_with_its_options() -> None:
     part = build(model("retinanet", assigner={"name": "rfla", "k": 2})).head.assigning_part()
     assert isinstance(part.assigner, RFLA)
     assert part.assigner.effective == (9.5, 29.5, 133.5, 245.5, 309.5)  # half of MobileNetV2's fields
+    part = build(model("retinanet", assigner={"name": "rfla", "receptive_fields": "resnet50"})).head.assigning_part()
+    assert isinstance(part.assigner, RFLA)
+    assert part.assigner.effective == (17.5, 45.5, 133.5, 213.5, 277.5)  # half of 35, 91, 267, 427, 555: the paper's
     assert build(model("fcos", assigner={"name": "center_sampling"})).head.assigning_part().assigner is None
 
 
 def test_receptive_fields_take_the_place_of_anchors() -> None:
-    part = build(model(anchors={"receptive_fields": True, "ratios": [1.0]})).head.assigning_part()
-    sides = part.anchors.shapes[0][0]  # type: ignore[union-attr]
-    assert sides == pytest.approx((9.5, 9.5))
+    for word, side in ((True, 9.5), ("own", 9.5), ("resnet50", 17.5)):
+        part = build(model(anchors={"receptive_fields": word, "ratios": [1.0]})).head.assigning_part()
+        sides = part.anchors.shapes[0][0]  # type: ignore[union-attr]
+        assert sides == pytest.approx((side, side))
 
 
 @pytest.mark.parametrize(

@@ -126,9 +126,9 @@ def test_impossible_pairs_are_refused_with_the_reason(options, message):
 
 
 def test_soft_nms_by_recipe():
-    model = ModelConfig(name="fcos:resnet18", soft_nms="linear", nms=0.3, **SMALL)
+    model = ModelConfig(name="fcos:resnet18", soft_nms="linear", nms=0.3, pre_nms=2000, **SMALL)
     rule = build_detector(model, classes=("a",), mean=(0.5,), std=(0.5,)).head.suppression
-    assert (rule.soft, rule.iou) == ("linear", 0.3)
+    assert (rule.soft, rule.iou, rule.pre_nms) == ("linear", 0.3, 2000)
 
 
 def test_sigma_power_starts_at_what_a_factor_of_sigma_computes() -> None:

@@ -5,6 +5,8 @@ arXiv:2102.03558 (SM+). What a network learns of size during pre-training should
 
 * SM: each image draws a size from the rectified histogram of the target's object sizes and is resized so that the mean size
   of its own objects, the geometric mean, becomes that.
+  `flyspeck data scale-match` draws once and writes images; `augment.scale_match` of a recipe draws at every load
+  (`flyspeck.data.matched_scale`), as the authors' code does.
 * MSM: the size is not drawn but mapped, monotonically, so that an image of small objects gets a small size and is resized
   less: quantiles of the source's sizes go to the same quantiles of the target's.
 * SM+: each object has its own target size (mapped as in MSM); the image keeps its scale. Objects are taken out, what was
@@ -116,6 +118,16 @@ def object_sizes(annotations: Annotations) -> tuple[np.ndarray, np.ndarray]:
     return rows, size[rows]
 
 
+def mean_sizes(annotations: Annotations) -> tuple[np.ndarray, np.ndarray]:
+    """The geometric mean `(I,)` of the sizes of each image's objects, 1 where it has none; and which have any, `(I,)` bool."""
+    rows, sizes = object_sizes(annotations)
+    images = annotations.image_index[rows]
+    count = np.bincount(images, minlength=len(annotations))
+    has, mean = count > 0, np.ones(len(annotations))
+    mean[has] = np.exp(np.bincount(images, np.log(sizes), minlength=len(annotations))[has] / count[has])
+    return mean, has
+
+
 @dataclass(frozen=True)
 class MatchPlan:
     """What becomes of every image and box of the source."""
@@ -147,10 +159,7 @@ def plan_match(source: Annotations, target: Annotations, rule: SizeMatchRule) ->
     rng = np.random.default_rng(rule.seed)
     native = native_sizes(source)
     images = source.image_index[rows]
-    count = np.bincount(images, minlength=len(source))
-    has = count > 0
-    mean = np.ones(len(source))
-    mean[has] = np.exp(np.bincount(images, np.log(sizes), minlength=len(source))[has] / count[has])
+    mean, has = mean_sizes(source)
 
     # SM draws for every image, in order, so that one without objects shifts nobody else's draw.
     goal = histogram.sample(rng, len(source)) if rule.method == "sm" else histogram.mapped(mean, sizes)

@@ -36,6 +36,11 @@ def receptive_fields(backbone: StagedBackbone, strides: Sequence[float]) -> tupl
     return tuple(fields)
 
 
+def fields_of_resnet50(strides: Sequence[float]) -> tuple[float, ...]:
+    """ResNet-50's field in pixels at each of `strides`, for whatever backbone: RFLA's own way."""
+    return tuple(float(_like_resnet50(stride)) for stride in strides)
+
+
 def chain_fields(backbone: StagedBackbone) -> dict[float, float] | None:
     """Receptive field in pixels by stride of the backbone's maps, or None where it is no plain chain."""
     field, jump = 1.0, 1.0

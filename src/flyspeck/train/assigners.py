@@ -19,10 +19,11 @@ from flyspeck.models.assigners.build import (
 )
 from flyspeck.models.assigners.hosts import priors_of
 from flyspeck.models.assigners.nwd import NWDOptions
+from flyspeck.models.assigners.rfla import Fields, RFLAOptions
 from flyspeck.models.assigners.simd import RatioMeans, SimDOptions
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.detector import Detector
-from flyspeck.models.receptive import receptive_fields
+from flyspeck.models.receptive import fields_of_resnet50, receptive_fields
 from flyspeck.models.zoo import DETECTORS
 
 log = logging.getLogger("flyspeck")
@@ -43,17 +44,19 @@ def recipe_assigner(
     refuse_unless(config.name, host, DETECTORS[host].assigners, hosts)
     if config.name == CENTER_SAMPLING:
         return None
+    whose = config.receptive_fields if isinstance(config, RFLAOptions) else "own"
     return named_assigner(
         config.name,
-        receptive_fields=fields_of(backbone, num_extra),
-        **config.model_dump(exclude={"name"}, exclude_none=True),
+        receptive_fields=fields_of(backbone, num_extra, whose=whose),
+        **config.model_dump(exclude={"name", "receptive_fields"}, exclude_none=True),
     )
 
 
-def fields_of(backbone: StagedBackbone, num_extra: int) -> tuple[float, ...]:
-    """Theoretical receptive fields in pixels of `backbone`'s maps and of `num_extra` levels above them."""
-    strides = [spec.stride for spec in backbone.features]
-    return receptive_fields(backbone, [*strides, *(strides[-1] * 2 ** (i + 1) for i in range(num_extra))])
+def fields_of(backbone: StagedBackbone, num_extra: int, *, whose: Fields = "own") -> tuple[float, ...]:
+    """Theoretical receptive fields in pixels of `backbone`'s maps and of `num_extra` levels above them; or ResNet-50's."""
+    own = [spec.stride for spec in backbone.features]
+    strides = [*own, *(own[-1] * 2 ** (i + 1) for i in range(num_extra))]
+    return fields_of_resnet50(strides) if whose == "resnet50" else receptive_fields(backbone, strides)
 
 
 def settled_assigner(config: AssignerOptions, detector: Detector, train: Annotations) -> AssignerOptions:

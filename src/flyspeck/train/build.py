@@ -86,7 +86,11 @@ def build_detector(
         channels=model.channels,
         norm=NORMS[model.norm],
         suppression=Suppression(
-            score=model.min_score, iou=model.nms, max_detections=model.max_detections, soft=model.soft_nms
+            score=model.min_score,
+            iou=model.nms,
+            pre_nms=model.pre_nms,
+            max_detections=model.max_detections,
+            soft=model.soft_nms,
         ),
     )
     assert isinstance(detector, Detector)
@@ -108,7 +112,7 @@ def _prepare(model: ModelConfig, host: str, backbone: StagedBackbone, num_extra:
         a = model.anchors
         options["anchors"] = partial(strided_anchors, base_scale=a.base_scale, ratios=a.ratios, octaves=a.octaves)
         if a.receptive_fields:
-            fields = fields_of(backbone, num_extra)
+            fields = fields_of(backbone, num_extra, whose="own" if a.receptive_fields is True else a.receptive_fields)
             options["anchors"] = partial(receptive_anchors, receptive_fields=fields, ratios=a.ratios)
     if model.assigner is not None:
         options["assigner"] = recipe_assigner(model.assigner, host, backbone, num_extra)

@@ -21,7 +21,15 @@ from flyspeck.plugins import load_needed
 from flyspeck.train.distill.config import DistillConfig, FinetuneConfig
 from flyspeck.train.dynamic_config import DynamicConfig, PredictorConfig
 from flyspeck.train.model_config import AnchorConfig, ModelConfig
-from flyspeck.train.sections import PATH, PATH_OR_NAME, AugmentConfig, DataConfig, EvaluateConfig, TrainConfig
+from flyspeck.train.sections import (
+    PATH,
+    PATH_OR_NAME,
+    AugmentConfig,
+    DataConfig,
+    EvaluateConfig,
+    ScaleMatchConfig,
+    TrainConfig,
+)
 
 __all__ = [
     "AnchorConfig",
@@ -34,6 +42,7 @@ __all__ = [
     "ModelConfig",
     "PredictorConfig",
     "Recipe",
+    "ScaleMatchConfig",
     "TrainConfig",
     "dump_recipe",
     "load_recipe",
@@ -91,6 +100,8 @@ class Recipe(Options):
         """Raises ValueError for what cannot stand beside `data.squeeze`."""
         if self.data.enlarge != 1 or self.data.short_side is not None:
             raise ValueError("data.squeeze takes the place of data.enlarge and data.short_side: give one of them")
+        if self.augment.scale_match is not None:
+            raise ValueError("data.squeeze leaves images no scale of their own: leave out augment.scale_match")
         if self.augment.crop is not None:
             raise ValueError(
                 "data.squeeze and augment.crop exclude each other: with a squeeze, augment.scale zooms out of the image "

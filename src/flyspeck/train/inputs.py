@@ -16,14 +16,17 @@ from flyspeck.data.bands import KEY, PixelRule, Ranges, rule_of
 from flyspeck.data.copy_paste import CopyPaste, paste_sources
 from flyspeck.data.enlarge import Enlarge, enlarged_table
 from flyspeck.data.loading import DetectionDataset, Loader, default_workers, make_loader
+from flyspeck.data.matched_scale import matched_scale
 from flyspeck.data.readers import read_annotations
+from flyspeck.data.rotate import RandomRotation
 from flyspeck.data.sampling import EpochSampler, repeat_factors
+from flyspeck.data.scale_match import SizeMatchRule
 from flyspeck.data.square_crop import RandomSquareCrop
 from flyspeck.data.transforms import Compose, Photometric, RandomFlip, RandomScaleCrop, RandomTurn, Transform
 from flyspeck.data.zoom import RandomZoom, Squeezed
 from flyspeck.errors import UserError, nearest
 from flyspeck.train.checkpoint import load_weights
-from flyspeck.train.sections import AugmentConfig, DataConfig, Pair, TrainConfig
+from flyspeck.train.sections import AugmentConfig, DataConfig, Pair, ScaleMatchConfig, TrainConfig
 
 
 class LoadedSections(Protocol):
@@ -142,6 +145,8 @@ def augmentation(
     that does makes it that size.
     """
     steps: list[Transform] = [extra.build() for extra in config.extra if extra.first]
+    if config.scale_match is not None:
+        steps.append(_scale_match(config.scale_match, train))
     if config.copy_paste > 0:
         # Every class is copied equally often: the rare ones are what copying is for.
         sources = paste_sources(train, max_size=config.copy_paste_max_size, rare_power=1.0)
@@ -157,6 +162,8 @@ def augmentation(
     if config.flip > 0 or config.vertical_flip > 0:
         flips.append(RandomFlip(config.flip, config.vertical_flip))
     turns: list[Transform] = [RandomTurn(config.rot90)] if config.rot90 > 0 else []
+    if config.rotate > 0 and config.rotate_probability > 0:
+        turns.append(RandomRotation(config.rotate, config.rotate_probability, config.rotated_boxes))
     if squeeze is None:
         steps += [*flips, *turns, *_cut(config)]
     else:
@@ -167,6 +174,17 @@ def augmentation(
     steps = [step for step in steps if not _stands_aside(step, bands)]
     last = [step for extra in config.extra if not extra.first and not _stands_aside(step := extra.build(), bands)]
     return Compose((*steps, *(last if squeeze is None else [Squeezed(step, squeeze) for step in last])))
+
+
+def _scale_match(config: ScaleMatchConfig, train: Annotations) -> Transform:
+    rule = SizeMatchRule(
+        method=config.match,
+        bins=config.bins,
+        max_scale=config.max_scale,
+        max_side=config.max_side,
+        min_side=config.min_side,
+    )
+    return matched_scale(train, read_annotations(config.target), rule)
 
 
 def _stands_aside(step: Transform, bands: int | None) -> bool:

@@ -14,6 +14,7 @@ from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
 
 from flyspeck.errors import UserError
 from flyspeck.models.assigners.build import ASSIGNER_OPTIONS, AssignerOptions
+from flyspeck.models.assigners.rfla import Fields
 from flyspeck.models.names import DYNAMIC, find_backbone, parse_name, split_backbone
 from flyspeck.models.zoo import BACKBONES, DETECTORS
 from flyspeck.options import Count, Options, Positive, Share, listed, owners, unknown_key
@@ -32,8 +33,9 @@ class AnchorConfig(Options):
     """Sizes per level between one level's and the next's."""
     fit: bool = False
     """Take base scale and ratios from the training set's boxes instead, and print them."""
-    receptive_fields: bool = False
-    """RFLA's: one size a level, half the backbone's receptive field there; `base_scale` and `octaves` do not count."""
+    receptive_fields: bool | Fields = False
+    """RFLA's: one size a level, half the receptive field there of the backbone (`own`, or true) or of ResNet-50 (`resnet50`, as
+    in the paper); `base_scale` and `octaves` do not count."""
 
 
 class ModelConfig(Options):
@@ -82,6 +84,8 @@ class ModelConfig(Options):
     proportion to its area on larger ones; `fixed`, any input, as papers have it."""
     min_score: Share = 0.01
     """Detections with lower scores never leave the model."""
+    pre_nms: Count = 1000
+    """Of detectors without proposals: candidates kept per pyramid level before the suppression, the best ones."""
     nms: float = Field(default=0.5, gt=0, le=1)
     """IoU above which a worse box of the same class is dropped."""
     soft_nms: Literal["linear", "gaussian"] | None = None

@@ -97,9 +97,29 @@ class ExtraTransform(Options):
         return transform_named(self.name, self.model_extra or {})
 
 
+class ScaleMatchConfig(Options):
+    """Scale Match at every load: each image is resized so that its objects are as large as those of another set."""
+
+    target: str = Field(json_schema_extra=PATH)
+    """Annotations whose object sizes, in the pixels of their files, are to be met: those to fine-tune on."""
+    match: Literal["sm", "msm"] = "sm"
+    """`sm` draws a size from the target's at every load, `msm` maps the image's mean size to the target's quantile (SM+ is made
+    on disk: `flyspeck data scale-match`)."""
+    bins: int = Field(default=100, ge=3, le=100_000)
+    """Of the histogram of sizes; the first and the last hold the few smallest and largest."""
+    max_scale: Positive = 2.0
+    """Images are enlarged by no more."""
+    max_side: Side = 4096
+    """No image gets a longer side."""
+    min_side: float = Field(default=1.0, ge=0)
+    """Objects whose shorter side gets below this, in px, are dropped."""
+
+
 class AugmentConfig(Options):
     """What training does to an image, in the order of the fields. Everything is seeded by epoch and image."""
 
+    scale_match: ScaleMatchConfig | None = None
+    """Scale Match, drawn at every load; null leaves images at their scale."""
     copy_paste: Share = 0.0
     """Probability of pasting copies of tiny objects from other images."""
     copy_paste_max_objects: Count = 8
@@ -112,6 +132,13 @@ class AugmentConfig(Options):
     """Probability of a vertical flip (images from above)."""
     rot90: Share = 0.0
     """Probability of a quarter turn (images from straight above)."""
+    rotate: float = Field(default=0.0, ge=0, le=180)
+    """Largest angle, in degrees either way, of a random rotation about the image's middle."""
+    rotate_probability: Share = 0.5
+    """Probability of that rotation."""
+    rotated_boxes: Literal["corners", "ellipse"] = "corners"
+    """The upright box that a turned one becomes: around its corners (an 8 px square is one of 11 px at 45 degrees), or around the
+    ellipse within it (squares keep their size)."""
     scale: tuple[Positive, Positive] = (1.0, 1.0)
     """Range of the random enlargement before the crop. With `data.squeeze`: above 1 a window of the image is squeezed (1.5: of
     two thirds of its sides), below 1 the image on a canvas of its mean colour (SSD's zoom-out)."""

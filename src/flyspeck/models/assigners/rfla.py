@@ -15,11 +15,11 @@ In a two-stage detector it assigns the RPN's outputs, in FCOS the points. The pa
 the RPN's anchors: `anchors: {receptive_fields: true}` in a recipe. With other anchors, an anchor's field has its shape: the
 level's ERF times the anchor's sides over the level's mean anchor.
 
-Deviations: fields are those of the backbone in use (`models.receptive`), where the paper takes ResNet-50's for all; an output
-wanted by two objects goes to the one it fits best, not to the last in the file, and an object that lost all of its own to
-others (two things in one place) takes the best that is free; the fields are shrunk in a copy (the
-authors' code shrinks the anchors themselves). As in their code, priors that tie with the k-th are taken too, and a prior
-with a distance of 0.8 or more that nobody took is ignored rather than background.
+Deviations: fields are those of the backbone in use (`models.receptive`), where the paper takes ResNet-50's for all, as
+`receptive_fields: resnet50` does; an output wanted by two objects goes to the one it fits best, not to the last in the file, and
+an object that lost all of its own to others (two things in one place) takes the best that is free; the fields are shrunk in a
+copy (the authors' code shrinks the anchors themselves). As in their code, priors that tie with the k-th are taken too, and a
+prior with a distance of 0.8 or more that nobody took is ignored rather than background.
 
 Numbers: the abstract claims +4.0 AP over the best others on AI-TOD. On TinyPerson, Faster R-CNN with RFLA and ResNet-50 has
 an AP50_tiny of 48.86, without 47.35 (Ning, 2023, Tables 2 and 7). They were not reproduced here: neither set could be had.
@@ -42,6 +42,8 @@ from flyspeck.options import Count, Options
 from flyspeck.types import FeatureSpec
 
 Distance = Literal["kl", "wasserstein"]
+Fields = Literal["own", "resnet50"]
+"""Whose theoretical receptive fields count: those of the backbone in use, or ResNet-50's, as in the paper."""
 _MIN_SIDE = 1e-3
 """Pixels: a thinner box would be no Gaussian."""
 
@@ -73,6 +75,8 @@ class RFLAOptions(Options):
 
     name: Literal["rfla"] = "rfla"
     """Which assigner."""
+    receptive_fields: Fields = "own"
+    """`own`: those of the backbone in use; `resnet50`: the paper's, which are ResNet-50's for every backbone."""
     distance: Distance = "kl"
     """Of receptive field and object, both as Gaussians."""
     k: Count = 3

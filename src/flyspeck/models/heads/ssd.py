@@ -7,7 +7,9 @@ The paper's configurations are in `ssd_tables`, the change to the backbone in `s
 
 Deviations: off the table's image size, priors keep their pixels and follow the true ratio of image to map; priors under
 ignore regions learn nothing; the number of positives is counted over all processes; background is the last class.
-Predictors are plain 3x3 convolutions, as released, though the paper's code calls the network "lite".
+Predictors are plain 3x3 convolutions, as released, though the paper's code calls the network "lite". In the split dual path
+(S), predictors 3 to 6 see the extra layers' maps of 5x5, 3x3, 2x2 and 1x1, as released; by the text they begin at the large
+path's 10x10 map ("10x10 onwards"), which here only feeds the first extra layer.
 """
 
 from __future__ import annotations
