@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.data.enlarge import Enlarge, enlarged_table, native_sizes, resample
+from flyspeck.data.enlarge import Enlarge, described_enlargement, enlarged_table, native_sizes, resample
 from flyspeck.data.loading import DetectionDataset
 from flyspeck.data.readers import read_annotations
 from flyspeck.errors import UserError
@@ -60,6 +60,22 @@ def test_data_set_enlarges_pixels_and_boxes(table: Annotations, cache: str) -> N
     assert sample.targets.boxes.tolist() == [[8, 10, 12, 16]]
     expected = resample(np.arange(200, dtype=np.uint8).reshape(10, 20, 1), (20, 40))
     assert_array_equal(sample.pixels[0].numpy(), expected[:, :, 0])
+
+
+def test_the_longer_side_has_a_limit() -> None:
+    """TinaFace's (1100, 1650): by hand. 1024x768 grows by 1100/768 to 1467; 1024x500 by 1650/1024, not by 2.2."""
+    rule = Enlarge(short_side=1100, long_side=1650)
+    assert rule.size((768, 1024)) == (1100, 1467)
+    assert rule.size((1024, 768)) == (1467, 1100)
+    assert rule.size((500, 1024)) == (806, 1650)
+    assert rule.words() == "shorter side 1100 px (longer at most 1650)"
+    assert rule.scaled(0.5) == Enlarge(short_side=550, long_side=825)
+    assert Enlarge(2.0).scaled(1.5) == Enlarge(3.0)
+    assert described_enlargement({"enlarge": rule.described()}) == rule
+    assert described_enlargement({"enlarge": {"factor": 1.0, "short_side": 800}}) == Enlarge(short_side=800)  # of 0.1
+    for short, long in ((None, 1650), (1700, 1650)):
+        with pytest.raises(UserError, match="a long side of 1650 beside a short side of"):
+            Enlarge(short_side=short, long_side=long)
 
 
 def test_sizes_that_the_table_does_not_say_are_read(table: Annotations) -> None:

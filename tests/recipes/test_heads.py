@@ -15,7 +15,7 @@ from flyspeck.evaluate import PROTOCOLS
 from flyspeck_lab.prepare import SETS
 from verb_tree import parse
 
-PAPERS = [path for path in RECIPES if "papers" in path.parts]
+PAPERS = [path for path in RECIPES if "papers" in path.relative_to(ROOT).parts]
 OWN = {
     "tinyperson": {"tinybenchmark_ap"},
     "citypersons": {"citypersons_mr"},

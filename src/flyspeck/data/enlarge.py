@@ -22,19 +22,29 @@ from flyspeck.errors import UserError
 
 @dataclass(frozen=True)
 class Enlarge:
-    """By a factor, to a length of the shorter side, or to one size; 1 and None leave images as they are."""
+    """By a factor, to a length of the shorter side (and at most one of the longer), or to one size; 1 and None leave images as
+    they are.
+    """
 
     factor: float = 1.0
     short_side: int | None = None
     """Pixels; takes the place of `factor`."""
     squeeze: tuple[int, int] | None = None
     """(height, width) in pixels of every image; takes the place of both."""
+    long_side: int | None = None
+    """With `short_side`: pixels that the longer side may have; where it would have more, it gets these."""
 
     def __post_init__(self) -> None:
         if not 0 < self.factor < np.inf:
             raise UserError(f"an enlargement by {self.factor:g}", where="data.enlarge", fix="give a number above 0")
         if self.short_side is not None and self.short_side < 1:
             raise UserError(f"a short side of {self.short_side}", where="data.short_side", fix="give pixels, 1 or more")
+        if self.long_side is not None and (self.short_side is None or self.long_side < self.short_side):
+            raise UserError(
+                f"a long side of {self.long_side} beside a short side of {self.short_side}",
+                where="long_side",
+                fix="give a short_side that is no longer",
+            )
         if self.squeeze is not None and min(self.squeeze) < 1:
             raise UserError(
                 f"a squeeze to {self.squeeze[0]}x{self.squeeze[1]}", where="data.squeeze", fix="give pixels, 1 or more"
@@ -49,7 +59,10 @@ class Enlarge:
         """Enlarged pixels per pixel of an image of `size` (H, W); of a squeeze, which has two, the smaller one."""
         if self.squeeze is not None:
             return min(self.squeeze[0] / max(1, size[0]), self.squeeze[1] / max(1, size[1]))
-        return self.factor if self.short_side is None else self.short_side / max(1, min(size))
+        if self.short_side is None:
+            return self.factor
+        scale = self.short_side / max(1, min(size))
+        return scale if self.long_side is None else min(scale, self.long_side / max(1, *size))
 
     def size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(H, W) of the image as the network sees it, at least 1 each."""
@@ -62,19 +75,25 @@ class Enlarge:
         """For people: `scale 2`, `shorter side 800 px`, `squeezed to 300x300`."""
         if self.squeeze is not None:
             return f"squeezed to {self.squeeze[0]}x{self.squeeze[1]}"
-        return f"scale {self.factor:g}" if self.short_side is None else f"shorter side {self.short_side} px"
+        if self.short_side is None:
+            return f"scale {self.factor:g}"
+        most = "" if self.long_side is None else f" (longer at most {self.long_side})"
+        return f"shorter side {self.short_side} px{most}"
 
     def scaled(self, scale: float) -> Enlarge:
         """The rule by which images come out `scale` times as large as by this one."""
         if self.squeeze is not None:
             return Enlarge(squeeze=(max(1, round(self.squeeze[0] * scale)), max(1, round(self.squeeze[1] * scale))))
         if self.short_side is not None:
-            return Enlarge(short_side=max(1, round(self.short_side * scale)))
+            sides = (self.short_side, self.long_side)
+            short, long = (None if side is None else max(1, round(side * scale)) for side in sides)
+            return Enlarge(short_side=short, long_side=long)
         return Enlarge(self.factor * scale)
 
     def described(self) -> dict[str, Any]:
         """Plain values for a checkpoint or an exported file; `described_enlargement` reads them."""
         told: dict[str, Any] = {"factor": self.factor, "short_side": self.short_side}
+        told |= {} if self.long_side is None else {"long_side": self.long_side}
         return told | {"squeeze": None if self.squeeze is None else list(self.squeeze)}
 
 

@@ -315,6 +315,7 @@ def made_with(model: Path, predictor: Predictor, precision: str) -> dict[str, An
         "weights": digest[:16],
         "score": predictor.score_threshold,
         "scale": [predictor.enlarge.factor, predictor.enlarge.short_side],
+        **({} if predictor.enlarge.long_side is None else {"long_side": predictor.enlarge.long_side}),
         **({} if predictor.enlarge.squeeze is None else {"squeeze": list(predictor.enlarge.squeeze)}),
         "precision": precision,
         "bands": options.bands,

@@ -23,7 +23,7 @@ from flyspeck.publish.score import CONVENTION, LEVEL, SAMPLES, Score, cost, envi
 from flyspeck.train.build import load_described
 from flyspeck.train.checkpoint import load_weights, save_weights, weights_file
 from flyspeck.train.config import Recipe, load_recipe
-from flyspeck.train.inputs import enlargement, spread
+from flyspeck.train.inputs import enlargement_in_use, spread
 from flyspeck.train.measure import measure
 
 TOLERANCE = 0.002
@@ -134,7 +134,7 @@ def _parity(
             batch_size=recipe.evaluate.batch_size,
             accelerator=accelerator,
             precision="fp32",
-            enlarge=enlargement(recipe.data),
+            enlarge=enlargement_in_use(recipe.data, recipe.evaluate),
         )
         found.append(metrics[metric])
     finite = all(bool(torch.isfinite(value).all()) for value in half.values() if value.is_floating_point())

@@ -92,6 +92,9 @@ class Recipe(Options):
             raise ValueError(f"augment.square_crops are shares of the shorter side in (0, 1], got {squares}")
         if self.data.enlarge != 1 and self.data.short_side is not None:
             raise ValueError("data.enlarge and data.short_side exclude each other: give one of them")
+        short, long = self.evaluate.short_side, self.evaluate.long_side
+        if long is not None and (short is None or long < short):
+            raise ValueError(f"evaluate.long_side {long} needs an evaluate.short_side of no more, not {short}")
         if self.data.squeeze is not None:
             self._with_squeeze()
         return self
@@ -100,8 +103,10 @@ class Recipe(Options):
         """Raises ValueError for what cannot stand beside `data.squeeze`."""
         if self.data.enlarge != 1 or self.data.short_side is not None:
             raise ValueError("data.squeeze takes the place of data.enlarge and data.short_side: give one of them")
-        if self.augment.scale_match is not None:
-            raise ValueError("data.squeeze leaves images no scale of their own: leave out augment.scale_match")
+        if self.augment.scale_match is not None or self.evaluate.short_side is not None:
+            raise ValueError(
+                "data.squeeze leaves images no scale of their own: leave out augment.scale_match and evaluate.short_side"
+            )
         if self.augment.crop is not None:
             raise ValueError(
                 "data.squeeze and augment.crop exclude each other: with a squeeze, augment.scale zooms out of the image "

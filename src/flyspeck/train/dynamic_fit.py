@@ -50,7 +50,7 @@ from flyspeck.train.dynamic_labels import (
     read_losses,
     select,
 )
-from flyspeck.train.inputs import enlargement, read_sets
+from flyspeck.train.inputs import enlargement_in_use, read_sets
 from flyspeck.train.measure import measure
 
 log = logging.getLogger("flyspeck")
@@ -81,8 +81,8 @@ class DynamicRun:
 
     @property
     def enlarge(self) -> Enlarge:
-        """How images are enlarged for the network."""
-        return enlargement(self.recipe.data)
+        """How images are enlarged for the network where it is used."""
+        return enlargement_in_use(self.recipe.data, self.recipe.evaluate)
 
     def sets(self) -> tuple[Annotations, Annotations]:
         """Training and validation table."""

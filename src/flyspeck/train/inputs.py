@@ -26,7 +26,7 @@ from flyspeck.data.transforms import Compose, Photometric, RandomFlip, RandomSca
 from flyspeck.data.zoom import RandomZoom, Squeezed
 from flyspeck.errors import UserError, nearest
 from flyspeck.train.checkpoint import load_weights
-from flyspeck.train.sections import AugmentConfig, DataConfig, Pair, ScaleMatchConfig, TrainConfig
+from flyspeck.train.sections import AugmentConfig, DataConfig, EvaluateConfig, Pair, ScaleMatchConfig, TrainConfig
 
 
 class LoadedSections(Protocol):
@@ -123,6 +123,13 @@ def _pairs(given: Pair | list[Pair] | None) -> Ranges | None:
 def enlargement(data: DataConfig) -> Enlarge:
     """How the recipe enlarges or squeezes images."""
     return Enlarge(data.enlarge, data.short_side, data.squeeze)
+
+
+def enlargement_in_use(data: DataConfig, evaluate: EvaluateConfig) -> Enlarge:
+    """How large the recipe's network sees images where it is measured, and where it is used."""
+    if evaluate.short_side is None:
+        return enlargement(data)
+    return Enlarge(short_side=evaluate.short_side, long_side=evaluate.long_side)
 
 
 def spread(table: Annotations, limit: int | None) -> Annotations:

@@ -47,7 +47,14 @@ from flyspeck.train.config import DataConfig, PredictorConfig, Recipe, dump_reci
 from flyspeck.train.dynamic import best_metric, make_dynamic, measure_factors, objective_of, optimisation
 from flyspeck.train.dynamic_fit import FOLDER, fit_predictor, measure_routed, open_run
 from flyspeck.train.fusion import STATISTIC, recipe_fusion
-from flyspeck.train.inputs import data_hash, enlargement, read_sets, reading_rule, training_loader
+from flyspeck.train.inputs import (
+    data_hash,
+    enlargement,
+    enlargement_in_use,
+    read_sets,
+    reading_rule,
+    training_loader,
+)
 from flyspeck.train.loop import Progress, fit
 from flyspeck.train.measure import measure
 from flyspeck.train.pixels import Pixels, pixels_of_older_run, settled_pixels
@@ -132,8 +139,7 @@ def _train(
     rule = reading_rule(recipe.data, of_train, of_val, resumed=folder if resume else None)
     train_set = _without(train_set, method.leave_out)
     recipe, (mean, std) = _with_pixels(recipe, train_set, rule, folder / STATE if resume else None)
-    enlarge = enlargement(recipe.data)
-    seen = enlarged_table(train_set, enlarge)  # the network's pixels: anchors and tiles are in them
+    seen = enlarged_table(train_set, enlargement(recipe.data))  # the network's pixels: anchors and tiles are in them
     recipe = _resolved(recipe, seen)
     torch.manual_seed(recipe.train.seed)
     detector = build_detector(recipe.model, classes=train_set.classes, mean=mean, std=std)
@@ -143,10 +149,7 @@ def _train(
         "recipe": _comparable(recipe),
         KEY: replace(rule, channels=len(mean)).to_dict(),
         "data": data_hash(train_set, val_set),
-        "training_size": _training_size(recipe, seen),
-        # The unit of tiles: pixels that the network sees, or of the image where each tile is squeezed.
-        "object_side_99": _object_side(seen if enlarge.squeeze is None else train_set),
-        "enlarge": enlarge.described(),
+        **_sizes(recipe, train_set, seen),
         "protocol": recipe.evaluate.protocol,
         **method.note,
     }
@@ -163,7 +166,7 @@ def _train(
         batch_size=recipe.evaluate.batch_size,
         accelerator=accelerator,
         precision=recipe.train.precision,
-        enlarge=enlarge,
+        enlarge=enlargement_in_use(recipe.data, recipe.evaluate),
     )
     if recipe.dynamic is not None:
         measured = partial(measure_factors, measure=measured)
@@ -311,6 +314,19 @@ def _comparable(recipe: Recipe) -> dict[str, Any]:
     content.pop("plugins")  # they may change, and whoever reads the recipe is told
     content.pop("distill")  # what matters of it is noted apart, with the teacher's hash in place of its path
     return content
+
+
+def _sizes(recipe: Recipe, train_set: Annotations, seen: Annotations) -> dict[str, Any]:
+    """What a description says of sizes; `seen` is the training set as the network learns from it."""
+    learnt, used = enlargement(recipe.data), enlargement_in_use(recipe.data, recipe.evaluate)
+    # The unit of tiles: pixels that the network sees, or of the image where each tile is squeezed.
+    in_use = train_set if used.squeeze is not None else seen if used == learnt else enlarged_table(train_set, used)
+    return {
+        "training_size": _training_size(recipe, seen),
+        "object_side_99": _object_side(in_use),
+        "enlarge": used.described(),
+        **({} if used == learnt else {"enlarge_in_training": learnt.described()}),
+    }
 
 
 def _training_size(recipe: Recipe, train_set: Annotations) -> list[int]:

@@ -218,5 +218,9 @@ class EvaluateConfig(Options):
     """The metric that picks the best checkpoint."""
     batch_size: Count = 8
     """Images at a time."""
+    short_side: Side | None = None
+    """Measure, and later predict, at images of such a shorter side; null: as large as the network learns from them (`data`)."""
+    long_side: Side | None = None
+    """With `short_side`: pixels that the longer side may have at most."""
     tile: tuple[Side, Side] | None = None
     """(height, width) of inference tiles; null: images up to twice the training size go whole."""

@@ -147,7 +147,9 @@ def _scale(recipe: Recipe, description: dict[str, Any]) -> float:
     config = _section(recipe)
     if config.teacher_scale is not None:
         return config.teacher_scale
-    own, theirs = enlargement(recipe.data), described_enlargement(description)
+    # What the teacher has learnt from, where it is used at another size.
+    learnt = {"enlarge": description.get("enlarge_in_training", description.get("enlarge", {}))}
+    own, theirs = enlargement(recipe.data), described_enlargement(learnt)
     if own.squeeze is not None and theirs.squeeze is not None:
         ratios = [theirs.squeeze[0] / own.squeeze[0], theirs.squeeze[1] / own.squeeze[1]]
         if ratios[0] == ratios[1]:
