@@ -34,7 +34,7 @@ def categories() -> list[dict[str, Any]]:
 
 def write(root: Path) -> None:
     """Writes the download below `root`."""
-    train = [(581929, 320, 240), (9, 64, 80), (200365, 100, 60), (371552, 72, 72), (490491, 80, 64)]
+    train = [(581929, 320, 240), (9, 64, 80), (200365, 100, 60), (371552, 72, 72), (490491, 64, 80)]
     val = [(397133, 320, 240), (139, 64, 80), (37777, 80, 64)]
     for split, listed in (("train2017", train), ("val2017", val)):
         images = [coco_image(number, f"{number:012d}.jpg", (w, h), license=4) for number, w, h in listed]
