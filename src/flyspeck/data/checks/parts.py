@@ -70,7 +70,8 @@ def _places(source: Path, format: str | None) -> list[tuple[str, str]]:
             return [(split, f"{inside}:{split}") for split in splits]
     files = json_files(source) if source.is_dir() and format in (None, "coco") else []
     if len(files) > 1 and not any(source.glob("*.yaml")):
-        return [(file.name, str(file)) for file in files]
+        roboflow = all(file.name == "_annotations.coco.json" for file in files)  # told apart by their folders
+        return [(file.parent.name if roboflow else file.name, str(file)) for file in files]
     return [(source.name, str(source))]
 
 

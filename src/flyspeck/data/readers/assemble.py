@@ -93,6 +93,8 @@ class Draft:
     """What was guessed, with its reason and the option that says otherwise; what has no partner."""
     unkept: list[str] = field(default_factory=list)
     """What the table has no place for, in words."""
+    unlisted: str = "names a category that is not listed"
+    """What an entry of category -2 is told."""
     published_empty: bool = False
     """Whether the set itself, as published, has boxes without a width and height above 0: they are left out with one note."""
     pixels: Pixels | None = None
@@ -214,7 +216,7 @@ def _judge(
     with np.errstate(invalid="ignore", over="ignore"):
         tests = [
             (image_index < 0, "names an image that is not listed"),
-            (category == -2, "names a category that is not listed"),
+            (category == -2, draft.unlisted),
             (~np.isfinite(boxes).all(1) | ~np.isfinite(width * height), "has no box of four finite numbers"),
         ]
         if not options.for_evaluation:
@@ -279,13 +281,14 @@ def _named(draft: Draft, row: int, reason: str) -> str:
 def by_name(draft: Draft, names: Sequence[str], *, listed: Sequence[str] = ()) -> None:
     """Fills in the categories of a format that names each box's class: `listed` in their order, then the others sorted.
 
-    `names` has one entry a box; ids count from 1.
+    `names` has one entry a box, and an empty one makes the entry a broken one; ids count from 1.
     """
     first = list(dict.fromkeys(listed))
-    draft.names = [*first, *sorted(set(names) - set(first))]
+    draft.names = [*first, *sorted(set(names) - {*first, ""})]
+    draft.unlisted = "has no class"
     draft.category_ids = list(range(1, len(draft.names) + 1))
     row_of = {name: row for row, name in enumerate(draft.names)}
-    draft.category = [row_of[name] for name in names]
+    draft.category = [row_of.get(name, -2) for name in names]
 
 
 def _classes(draft: Draft, options: ReadOptions) -> tuple[tuple[str, ...], tuple[int, ...], np.ndarray]:

@@ -6,14 +6,15 @@ import contextlib
 import itertools
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlparse
 
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble
-from flyspeck.data.readers.foreign import tool_of_json
+from flyspeck.data.readers.foreign import FORMATS_OF_TOOLS, tool_of_json
 from flyspeck.data.readers.masks import mask_box
-from flyspeck.data.readers.places import known_sizes, settle_root
+from flyspeck.data.readers.places import known_sizes, note_scores, settle_root
 from flyspeck.data.readers.values import as_id, as_number, as_numbers, as_path, as_truth, load_json
 from flyspeck.errors import UserError, brief
 
@@ -64,9 +65,9 @@ def _check_shape(content: Any, path: Path) -> None:
             "COCO results": "a list of detections, not annotations",
             None: "a list, not an object with images and annotations",
         }.get(tool, f"a file of {tool}, not a COCO file")
-        raise UserError(
-            what, where=path, fix="give the ground-truth file with 'images', 'annotations' and 'categories'"
-        )
+        known = tool in (None, "COCO results", *FORMATS_OF_TOOLS)
+        fix = "give the ground-truth file with 'images', 'annotations' and 'categories'"
+        raise UserError(what, where=path, fix=fix if known else "export it as COCO, which is read")
     for key in ("images", "annotations", "categories"):
         found = content.get(key) if isinstance(content, dict) else None
         # SODA-A has a file for each image, whose `images` is that one.
@@ -107,6 +108,8 @@ def _read_images(draft: Draft, content: dict[str, Any], *, nameless: bool = Fals
         entry = image if isinstance(image, dict) else {}
         name, given = entry.get("file_name"), entry.get("id")
         key = as_id(given)
+        if name is None and isinstance(entry.get("coco_url"), str):  # LVIS: http://…/train2017/000000000009.jpg
+            name = "/".join(unquote(urlparse(entry["coco_url"]).path).strip("/").split("/")[-2:])
         if nameless and name is None:
             name = str(given)
         fault = ""
@@ -190,6 +193,7 @@ def _read_boxes(
             draft.extra[name] = _float_column([entry.get(name) for entry in usable])
     if "vis_bbox" in keys:
         draft.extra["vis_bbox"] = _float_rows([entry.get("vis_bbox") for entry in usable], 4)
+    note_scores(draft, draft.extra.get("score", ()))
     for name in UNKEPT:
         count = sum(bool(entry.get(name)) for entry in usable) if name in keys else 0
         if count:

@@ -29,8 +29,12 @@ def read_cvat(path: Path, options: ReadOptions) -> Annotations:
     draft = Draft(where=path, root=path.parent)
     names: list[str] = []
     without: Counter[str] = Counter()
-    for image in root.iter("image"):
+    images = list(root.iter("image"))
+    counts = Counter(image.get("name") for image in images)
+    for image in images:
         name = as_path(image.get("name") or f"{image.get('id')}.jpg")
+        if counts[image.get("name")] > 1 and image.get("subset"):
+            name = f"{image.get('subset')}/{name}"  # as an export with images has it: images/Train/a.jpg
         row = draft.add_image(_key(image.get("id"), name), name, _size(image.get("height"), image.get("width")))
         _add_shapes(draft, row, image, f"{path.name}, {name}", names, without)
     if any(True for _ in root.iter("track")):
@@ -95,12 +99,20 @@ def _read_tracks(
 
     for frame in range(len(in_order)):
         row_of(frame)
+    skipped = 0
     for track in root.iter("track"):
+        last: int | None = None
         for shape in track:
             frame = as_id(shape.get("frame"))
+            if isinstance(frame, int):
+                skipped += 0 if last is None else max(0, frame - last - 1)
+                last = None if as_truth(shape.get("outside")) else frame
             if isinstance(frame, int) and 0 <= frame < 2**31 and not as_truth(shape.get("outside")):
                 place = f"{path.name}, track {track.get('id')}, frame {frame}"
                 _add_shapes(draft, row_of(frame), [shape], place, names, without, track.get("label"))
+    if skipped:
+        what = "frames lie between two boxes of a track and have none in the file: nothing is put between them"
+        draft.notes.append(f"{skipped} {what}; CVAT's own export writes every frame")
 
 
 def _box(shape: ElementTree.Element) -> list[float]:

@@ -7,8 +7,8 @@ from itertools import islice
 from pathlib import Path
 
 from flyspeck.data.images import EXTENSIONS
-from flyspeck.data.readers.folders import files_of
-from flyspeck.data.readers.foreign import tool_of_json, tool_of_xml
+from flyspeck.data.readers.folders import all_files, files_of
+from flyspeck.data.readers.foreign import FORMATS_OF_TOOLS, tool_of_json, tool_of_xml
 from flyspeck.data.readers.matlab import mat_names
 from flyspeck.data.readers.values import as_number, decoded, load_json, parse_xml
 from flyspeck.data.readers.video_frames import UAVDT_WHOLE
@@ -51,8 +51,9 @@ def _of_file(path: Path) -> tuple[str, Path] | None:
 
 
 def json_files(folder: Path) -> list[Path]:
-    """The json files of a folder and of its `annotations`, by name."""
-    return files_of(folder, ".json") + files_of(folder / "annotations", ".json")
+    """The json files of a folder and of its `annotations`, by name; those that Roboflow puts into each split's folder."""
+    beside = files_of(folder, ".json") + files_of(folder / "annotations", ".json")
+    return beside or sorted(folder.glob("*/_annotations.coco.json"))
 
 
 def _of_folder(folder: Path) -> tuple[str, Path] | None:
@@ -70,11 +71,11 @@ def _of_folder(folder: Path) -> tuple[str, Path] | None:
         return "supervisely", folder
     if any(p.is_dir() and _text_kind(p) == "dota" for p in (folder, *folder.glob("labelTxt*"))):
         return "dota", folder
-    xmls = next((files for p in (folder, folder / "Annotations") if (files := files_of(p, ".xml"))), [])
+    xmls = next((files for p in (folder, *_label_folders(folder)) if (files := files_of(p, ".xml"))), [])
     if len(xmls) == 1 and _xml_kind(xmls[0]) == "CVAT":
         return "cvat", xmls[0]
     if xmls:
-        return "voc", folder
+        return "voc", folder if xmls[0].parent in (folder, folder / "Annotations") else xmls[0].parent
     if any(folder.rglob("*_gtBboxCityPersons.json")):
         return "citypersons", folder
     yolo = _is_yolo(folder)
@@ -101,20 +102,29 @@ def _of_folder(folder: Path) -> tuple[str, Path] | None:
 
 
 def _is_yolo(folder: Path) -> bool:
+    """Whether labels lie in a folder of YOLO's, or beside the images. A folder `labels` of json or xml is another tool's."""
     twin = label_file(folder.absolute() / "any.txt").parent
-    if (folder / "labels").is_dir() or (twin != folder.absolute() and twin.is_dir()):
-        return True
-    return _text_kind(folder) == "yolo"
+    places = [folder / "labels", *([twin] if twin != folder.absolute() else [])]
+    return any(p.is_dir() and not _of_another_tool(p) for p in places) or _text_kind(folder) == "yolo"
 
 
-FORMATS_OF_TOOLS = {
-    "FiftyOne": "fiftyone",
-    "Label Studio": "label-studio",
-    "Supervisely": "supervisely",
-    "VIA": "via",
-    "labelme": "labelme",
-}
-"""The tools of `foreign.tool_of_json` whose files have a reader of their own."""
+def _of_another_tool(labels: Path) -> bool:
+    """Whether a folder of labels holds json or xml files and no text. An empty one is YOLO's, of images without objects."""
+    found = False
+    for file in all_files(labels, recursive=True):
+        ending = file.suffix.lower()
+        if ending == ".txt" and file.name not in NOT_LABELS:
+            return False
+        found |= ending in (".json", ".xml")
+    return found
+
+
+def _label_folders(folder: Path) -> list[Path]:
+    """Folders beside the images where tools and people put a label file for each image."""
+    names = ("Annotations", "annotations", "labels", "label", "xml", "xmls")
+    return [place for name in names if (place := folder / name).is_dir()]
+
+
 _SMALL = 1 << 23
 
 

@@ -6,6 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 from xml.etree import ElementTree
 
+FORMATS_OF_TOOLS = {
+    "FiftyOne": "fiftyone",
+    "Label Studio": "label-studio",
+    "Supervisely": "supervisely",
+    "VIA": "via",
+    "labelme": "labelme",
+}
+"""The tools of `tool_of_json` whose files have a reader of their own."""
+
 
 def tool_of_json(content: Any) -> str | None:
     """The tool or kind of a parsed json file; None where it has no known marks."""
@@ -28,11 +37,21 @@ def tool_of_json(content: Any) -> str | None:
             return "FiftyOne"
         if _is_task(content):
             return "Label Studio"
+        if {"categories", "items"} <= keys:
+            return "Datumaro"
+        if isinstance(content.get("samples"), list):
+            return "FiftyOne (a whole data set)"
+        if "frames" in keys and "config" in keys:
+            return "Scalabel"
     if isinstance(first, Mapping):
         if _is_task(first) or _is_short_task(first):
             return "Label Studio"
         if "score" in first:
             return "COCO results"
+        if {"image", "annotations"} <= first.keys():
+            return "CreateML"
+        if {"name", "labels"} <= first.keys():
+            return "Scalabel or BDD100K"
     return None
 
 

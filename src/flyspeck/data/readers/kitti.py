@@ -12,8 +12,8 @@ import numpy as np
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, by_name
 from flyspeck.data.readers.folders import files_of
-from flyspeck.data.readers.places import add_images
-from flyspeck.data.readers.values import as_numbers, read_lines
+from flyspeck.data.readers.places import add_images, note_scores
+from flyspeck.data.readers.values import as_number, as_numbers, read_lines
 from flyspeck.errors import UserError
 
 CLASSES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc")
@@ -45,8 +45,9 @@ def read_kitti(folder: Path, options: ReadOptions) -> Annotations:
             truncated, occluded, _, *box = as_numbers(fields[1:8])
             draft.add_box(row, box, -2, f"{file.name}, line {count}")
             names.append(fields[0])
-            columns.append([truncated, occluded])
-    table = np.array(columns, dtype=np.float64).reshape(-1, 2)
+            columns.append([truncated, occluded, as_number(fields[15]) if len(fields) > 15 else np.nan])
+    table = np.array(columns, dtype=np.float64).reshape(-1, 3)
+    note_scores(draft, table[:, 2].tolist())
     draft.extra = {"truncation": table[:, 0], "occlusion": table[:, 1]}
     known = set(names) <= {*CLASSES, "DontCare"}
     by_name(draft, names, listed=[*CLASSES, *(["DontCare"] if "DontCare" in names else [])] if known else [])

@@ -15,7 +15,7 @@ from flyspeck.data.images import EXTENSIONS
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, by_name
 from flyspeck.data.readers.folders import is_there
 from flyspeck.data.readers.places import known_sizes, note_listed, settle_root
-from flyspeck.data.readers.values import as_id, as_number, as_numbers, as_path, load_json
+from flyspeck.data.readers.values import as_id, as_name, as_number, as_numbers, as_path, load_json
 from flyspeck.errors import UserError
 
 _SEVERAL = "several labels"
@@ -58,6 +58,7 @@ def read_label_studio(path: Path, options: ReadOptions) -> Annotations:
         )
     if several:
         draft.notes.append(f"{several} tasks have several annotations: the last of each is taken")
+    _note_undone(draft, tasks)
     places = [options.images] if options.images else [path.parent, path.parent / "images", path.parent / "upload"]
     draft.file_names = [_as_on_disk(name, places) for name in draft.file_names]
     settle_root(draft, places)
@@ -110,6 +111,18 @@ def _results(task: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], bool]:
     return found, False
 
 
+def _note_undone(draft: Draft, tasks: list[Any]) -> None:
+    """Notes on annotations that were cancelled or skipped, and on tasks that nobody has annotated."""
+    listed = [task.get("annotations", task.get("completions")) for task in tasks if isinstance(task, Mapping)]
+    entries = [[e for e in one if isinstance(e, Mapping)] for one in listed if isinstance(one, list)]
+    undone = [sum(bool(e.get("was_cancelled") or e.get("skipped")) for e in one) for one in entries]
+    empty = sum(count == len(one) for count, one in zip(undone, entries, strict=True))
+    if any(undone):
+        draft.notes.append(f"{sum(undone)} annotations were cancelled or skipped: left out")
+    if empty:
+        draft.notes.append(f"{empty} tasks are not annotated: their images are read as images without objects")
+
+
 def _only_predicted(task: Mapping[str, Any]) -> bool:
     return bool(task.get("predictions")) and not _results(task)[0]
 
@@ -137,7 +150,7 @@ def _add(
     if len(labels) > 1:
         without[_SEVERAL] += 1
     draft.add_box(row, box, -2, place)
-    names.append(str(labels[0]).strip())
+    names.append(as_name(labels[0]))
 
 
 def _box(value: Mapping[str, Any], size: tuple[int, int]) -> list[float] | None:

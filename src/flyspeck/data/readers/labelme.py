@@ -12,7 +12,7 @@ from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, by_name
 from flyspeck.data.readers.folders import files_of, is_there
 from flyspeck.data.readers.places import known_sizes, note_listed, settle_root
-from flyspeck.data.readers.values import as_number, as_numbers, as_path, load_json
+from flyspeck.data.readers.values import as_name, as_number, as_numbers, as_path, load_json
 from flyspeck.errors import UserError
 
 _NO_AREA = ("point", "line", "linestrip", "points")
@@ -73,7 +73,7 @@ def _read_file(draft: Draft, file: Path, content: dict[str, Any], names: list[st
             without[kind] += 1
             continue
         draft.add_box(row, _box(kind, shape.get("points")), -2, place)
-        names.append(str(shape.get("label", "")).strip())
+        names.append(as_name(shape.get("label")))
 
 
 def _box(kind: str, points: Any) -> list[float]:

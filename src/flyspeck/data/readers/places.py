@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from urllib.parse import unquote
 
 from flyspeck.data.images import EXTENSIONS, UNREAD, read_size
 from flyspeck.data.readers.assemble import Draft
@@ -31,8 +34,43 @@ def settle_root(draft: Draft, candidates: Sequence[Path]) -> None:
     draft.root = find_root(candidates, draft.file_names)
     draft.file_names = [on_disk(draft.root, name) for name in draft.file_names]
     names = draft.file_names[:20]
-    if any(is_there(draft.root / name) for name in names) or not any("/" in name for name in names):
-        return
+    listings: dict[Path, dict[str, str | None]] = {}
+    if not any(is_there(draft.root / name) for name in names) and not _drop_lead(draft, candidates):
+        pairs = ((folder, name) for folder in candidates for name in names)
+        draft.root = next((folder for folder, name in pairs if _spelt(folder, name, listings)), draft.root)
+    changed = []
+    for row, name in enumerate(draft.file_names):
+        here = None if is_there(draft.root / name) else _spelt(draft.root, name, listings)
+        if here is not None:
+            draft.file_names[row] = here
+            changed.append(f"{here} for {name}")
+    note_alone(draft, changed, "images are on the disk with other letters (case, %20), and are taken")
+
+
+def _spelt(folder: Path, name: str, listings: dict[Path, dict[str, str | None]]) -> str | None:
+    """The file that differs from `name` in capitals, Unicode form or the `%20` of an address alone; None for none or several.
+
+    `listings` keeps what was found in each folder.
+    """
+    lead, slash, last = name.rpartition("/")
+    place = folder / lead
+    if place not in listings:
+        listing: dict[str, str | None] = {}
+        for file in image_files(place):
+            key = _fold(file.name)
+            listing[key] = None if key in listing else file.name
+        listings[place] = listing
+    here = listings[place].get(_fold(last))
+    return None if here is None else f"{lead}{slash}{here}"
+
+
+def _fold(name: str) -> str:
+    return unicodedata.normalize("NFC", unquote(name)).casefold()
+
+
+def _drop_lead(draft: Draft, candidates: Sequence[Path]) -> bool:
+    """Takes from all names what stands before the longest tail that lies in a candidate; False where none does."""
+    names = draft.file_names[:20]
     for folder in candidates:
         for name in names:
             parts = name.split("/")
@@ -44,7 +82,8 @@ def settle_root(draft: Draft, candidates: Sequence[Path]) -> None:
                     draft.notes.append(
                         f"images are looked for in {folder} without '{lead}' of their names; --images says otherwise"
                     )
-                    return
+                    return True
+    return False
 
 
 def add_images(draft: Draft, folder: Path, stems: Sequence[str]) -> None:
@@ -96,6 +135,13 @@ def note_listed(
     for folder in sorted({path.parent for path in listed}):
         note_alone(draft, [file.name for file in image_files(folder) if file not in listed], alone)
         note_unread(draft, folder)
+
+
+def note_scores(draft: Draft, scores: Iterable[float]) -> None:
+    """A note on entries with a score, as detections have: `scores` has their numbers, NaN and 0 or 1 where there is none."""
+    count = sum(math.isfinite(score) and score not in (0, 1) for score in scores)
+    if count:
+        draft.notes.append(f"{count} boxes have a score, as detections do: they are read as annotations all the same")
 
 
 def note_unread(draft: Draft, folder: Path, *, recursive: bool = False) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, by_name
-from flyspeck.data.readers.places import known_sizes, settle_root
+from flyspeck.data.readers.places import known_sizes, note_scores, settle_root
 from flyspeck.data.readers.values import as_number, as_numbers, as_path, read_text
 from flyspeck.errors import UserError
 
@@ -46,6 +46,8 @@ def read_table(path: Path, options: ReadOptions) -> Annotations:
     names: list[str] = []
     title, image, label, last = path.name, column["image"], column["label"], max(column.values())
     sides = [column[side] for side in ("xmin", "ymin", "xmax", "ymax")]
+    scores: list[float] = []
+    score = next((header.index(name) for name in ("score", "confidence", "conf") if name in header), -1)
     size = [header.index(name) if name in header else -1 for name in ("height", "width")]
     for count, fields in enumerate(lines[1:], 2 + top):
         if not "".join(fields).strip():
@@ -64,9 +66,12 @@ def read_table(path: Path, options: ReadOptions) -> Annotations:
                 corners = [corner.replace(",", ".") for corner in corners]
             draft.add_box(rows[spelt[given]], as_numbers(corners), -2, f"{title}, line {count}")
             names.append(fields[label].strip())
+            if 0 <= score < len(fields):
+                scores.append(as_number(fields[score]))
     settle_root(draft, [options.images] if options.images else [path.parent, path.parent / "images"])
     known_sizes(draft)
     _undo_shares(draft)
+    note_scores(draft, scores)
     by_name(draft, names)
     return assemble(draft, options, f"csv: {path.name}")
 

@@ -81,6 +81,11 @@ def as_numbers(values: Sequence[Any]) -> list[float]:
     return [as_number(value) for value in values]
 
 
+def as_name(value: Any) -> str:
+    """A class name without blanks around it, of a text or a number; an empty one for anything else (`null`, lists, `true`)."""
+    return str(value).strip() if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
+
+
 def as_path(name: str) -> str:
     """An image's path with forward slashes, without blanks around it and without a leading `./`.
 
@@ -174,7 +179,11 @@ def parse_xml(path: Path, encoding: str | None = None) -> ElementTree.Element:
             raise UserError(error.what, where=error.where, fix=fix) from None
         raise UserError(f"{error.what}, though it is declared", where=error.where or path, fix=error.fix) from None
     try:
-        return ElementTree.fromstring(re.sub(r"^\s*<\?xml[^>]*\?>", "", text.lstrip("\ufeff"), count=1))
+        root = ElementTree.fromstring(re.sub(r"^\s*<\?xml[^>]*\?>", "", text.lstrip("\ufeff"), count=1))
+        if root.tag.startswith("{"):  # a namespace stands before every name: {http://…}annotation
+            for element in root.iter():
+                element.tag = str(element.tag).rpartition("}")[2]
+        return root
     except ElementTree.ParseError as error:
         raise UserError(f"not valid xml ({error.msg})", where=f"{path}, line {error.position[0]}") from None
     except (RecursionError, ValueError) as error:

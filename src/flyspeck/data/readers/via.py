@@ -11,19 +11,19 @@ from typing import Any
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, by_name
 from flyspeck.data.readers.places import known_sizes, note_listed, settle_root
-from flyspeck.data.readers.values import as_number, as_numbers, as_path, as_truth, load_json
+from flyspeck.data.readers.values import as_name, as_number, as_numbers, as_path, as_truth, load_json
 from flyspeck.errors import UserError
 
 _CLASS_KEYS = ("class", "label", "category", "name", "type", "object")
 UNNAMED = "object"
-"""The class of regions without attributes."""
+"""The class of all regions where none has attributes."""
 
 
 def read_via(path: Path, options: ReadOptions) -> Annotations:
     """The table of a VIA project or export. Rectangles, polygons, circles and ellipses become the box around them.
 
     The class is the region's only attribute, or the one called class, label, category, name, type or object; which one was
-    taken is a note where there are several. Image ids are the file names.
+    taken is a note where there are several; a region without it is broken. Image ids are the file names.
     """
     content = load_json(path, options.encoding)
     entries = content.get("_via_img_metadata", content) if isinstance(content, Mapping) else None
@@ -83,10 +83,10 @@ def _class_key(draft: Draft, entries: list[Mapping[str, Any]]) -> str | None:
 
 
 def _class(attributes: Mapping[str, Any], key: str | None) -> str:
-    value = attributes.get(key, UNNAMED) if key is not None else UNNAMED
+    value = attributes.get(key) if key is not None else UNNAMED
     if isinstance(value, Mapping):  # boxes to tick: {"car": true}
-        value = next((name for name, ticked in value.items() if as_truth(ticked)), UNNAMED)
-    return str(value).strip() or UNNAMED
+        value = next((name for name, ticked in value.items() if as_truth(ticked)), None)
+    return as_name(value)
 
 
 def _box(kind: str, shape: Mapping[str, Any]) -> list[float]:

@@ -13,7 +13,7 @@ import numpy as np
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble
 from flyspeck.data.readers.folders import files_of
-from flyspeck.data.readers.places import add_images
+from flyspeck.data.readers.places import add_images, note_scores
 from flyspeck.data.readers.values import as_numbers, read_lines
 from flyspeck.errors import UserError
 
@@ -68,5 +68,6 @@ def read_visdrone(folder: Path, options: ReadOptions) -> Annotations:
             columns.append((rest[0], *rest[2:4], *[0.0] * (4 - len(rest))))
     table = np.array(columns, dtype=np.float64).reshape(-1, 3)
     draft.flags["ignore"] = table[:, 0] == 0
+    note_scores(draft, table[:, 0].tolist())
     draft.extra["truncation"], draft.extra["occlusion"] = table[:, 1], table[:, 2]
     return assemble(draft, options, f"visdrone: {folder.name}")

@@ -161,6 +161,12 @@ def _read_file(draft: Draft, file: Path, names: list[str], writers: set[str], en
         if not name:
             draft.problems.append(f"{place}: no name")
             continue
+        frames = sum(part.tag == "bndbox" for part in item)
+        if frames > 1:
+            draft.notes.append(f"{place}: {frames} <bndbox>, of which the first is taken")
+        if not frames and "polygon" in parts and "robndbox" not in parts:
+            draft.problems.append(f"{place}: a <polygon> and no <bndbox>")
+            continue
         draft.add_box(row, _corners(parts), -2, place)
         names.append(name)
         for flag in ("difficult", "truncated"):

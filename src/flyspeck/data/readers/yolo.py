@@ -269,6 +269,20 @@ def _as_spelt(text: Path) -> Path:
 
 def _note_layouts(draft: Draft, layouts: Counter[str]) -> None:
     """What lines of more than five fields were taken for, and shares that can be none."""
+    layouts["polygon"] += layouts["corners"]
+    draft.unkept += [
+        f"{name} of {layouts[kind]} annotations"
+        for kind, name in (("polygon", "segmentation"), ("keypoints", "keypoints"))
+        if layouts[kind]
+    ]
+    said = "as detections have: they are read as annotations all the same"
+    for kind, what in (
+        ("track", f"lines have a score and the number of a track behind the box, {said}"),
+        ("turned", f"lines have a score behind four corners, {said}"),
+        ("corners", "of the polygons have three corners: as detections, they would be a box, a score and a track"),
+    ):
+        if layouts[kind]:
+            draft.notes.append(f"{layouts[kind]} {what}")
     if layouts["polygon"]:
         draft.notes.append(
             f"{layouts['polygon']} lines hold more than a box and are read as polygons: the box around each is taken "
@@ -307,17 +321,43 @@ def _read_image(
             what = f"{len(fields)} fields where a box and its key points (kpt_shape) are {5 + points}"
             draft.problems.append(f"{text.name}, line {count}: {what}")
             continue
-        if not points and len(shares) > 4:
-            layouts["polygon" if len(shares) >= 6 and len(shares) % 2 == 0 else "score"] += 1
+        if points:
+            layouts["keypoints"] += 1
+            shares = shares[:4]
+        elif len(shares) > 4:
+            kind, length = _kind_of(shares)
+            if not kind:
+                what = f"{len(fields)} fields are neither a box (5) nor a class and the corners of a polygon"
+                draft.problems.append(f"{title}, line {count}: {what}")
+                continue
+            shares = shares[:length]
+            layouts[kind] += 1
+            layouts["polygon"] += kind == "turned"
         layouts["beyond"] += max(shares[:4]) > 2
-        x1, y1, x2, y2 = _box(shares[:4] if points else shares)
+        x1, y1, x2, y2 = _box(shares)
         box = (x1 * width, y1 * height, x2 * width, y2 * height)
         draft.add_box(row, box, int(key) if key.is_integer() else -2, f"{title}, line {count}")
 
 
+def _kind_of(shares: list[float]) -> tuple[str, int]:
+    """What more than four numbers are, by a name of `layouts`, and how many of them are its box or polygon; "" for neither.
+
+    Predictions have a score behind the box or its four corners, and where objects are tracked a number behind that, which
+    is no share of an image: the line may be as long as a polygon's.
+    """
+    count = len(shares)
+    if count == 5:
+        return "score", 4
+    if count == 6 and shares[5] >= 2 and shares[5].is_integer():
+        return "track", 4
+    if count in (9, 10) and (count == 9 or (shares[9] >= 2 and shares[9].is_integer())):
+        return "turned", 8
+    return ("", 0) if count % 2 else ("corners" if count == 6 else "polygon", count)
+
+
 def _box(shares: list[float]) -> tuple[float, float, float, float]:
-    """xyxy of centre and size (4 numbers, or 5 with a score), or of a polygon (6 or more, in pairs)."""
-    if len(shares) >= 6 and len(shares) % 2 == 0:
+    """xyxy of centre and size (4 numbers), or of a polygon (6 or more, in pairs)."""
+    if len(shares) >= 6:
         x, y = shares[::2], shares[1::2]
         broken = 0.0 if np.isfinite(shares).all() else float("nan")  # min and max may pass over a NaN
         return min(x) + broken, min(y), max(x), max(y)
