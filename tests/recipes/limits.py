@@ -28,7 +28,14 @@ ALWAYS = (
     "train.eval_every=1",
     "evaluate.batch_size=1",
 )
-WHERE_GIVEN = ("model.channels=16", "data.short_side=160", "distill.finetune.epochs=1", "dynamic.predictor.epochs=1")
+WHERE_GIVEN = (
+    "model.channels=16",
+    "data.short_side=160",
+    "evaluate.short_side=160",
+    "evaluate.long_side=240",
+    "distill.finetune.epochs=1",
+    "dynamic.predictor.epochs=1",
+)
 """Only of a recipe that has the key (of `distill` and `dynamic`: the section that it is in)."""
 PRETRAIN = ("--epochs", "1", "--batch-size", "2", "--warmup-steps", "0", "--width", "0.25")
 
@@ -40,7 +47,7 @@ def limited(content: Mapping[str, Any]) -> list[str]:
 
 def _applies(content: Mapping[str, Any], keys: list[str]) -> bool:
     value: Any = content
-    for key in keys if keys[0] in ("model", "data") else keys[:-1]:
+    for key in keys if keys[0] in ("model", "data", "evaluate") else keys[:-1]:
         value = value.get(key) if isinstance(value, Mapping) else None
     return value is not None
 
