@@ -12,6 +12,7 @@ imported because a file names it. The tables that are filled stand above this mo
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import logging
@@ -77,6 +78,7 @@ class UnknownPart(UserError):
         super().__init__(what, where=where, fix=hint + "".join(left_out))
 
 
+_OF_FILES = ("reader", "writer of annotations")
 _owners: dict[tuple[str, str], str] = {}  # (kind, name of the part) -> name of the plugin that registered it
 _loaded: dict[str, Plugin] = {}
 _failed: dict[str, UserError] = {}  # installed plugins that could not be loaded, so that they are tried once
@@ -98,6 +100,32 @@ def add_part(kind: str, name: str, entry: Any) -> None:
         )
     table[name] = entry
     _owners[kind, name] = owner
+
+
+def guarded(kind: str, name: str, call: Callable[..., T], *, gives: str = "") -> Callable[..., T]:
+    """`call`, a plugin's function behind the part `name`, with the same signature: what goes wrong in it is one line.
+
+    `gives` names the class of what it must return, as `module:Class`, imported when it has been called. UserErrors and
+    OSErrors (which name their file) pass as they are.
+    """
+
+    def guard(*arguments: Any, **options: Any) -> T:
+        where = f"plugin {owner(kind, name)}"
+        try:
+            found = call(*arguments, **options)
+        except (UserError, OSError):
+            raise
+        except Exception as error:
+            on = f" on {arguments[-1 if kind.startswith('writer') else 0]}" if kind in _OF_FILES else ""
+            raise UserError(f"the {kind} '{name}' failed{on} ({_words(error)})", where=where, fix=_MEND) from error
+        module, _, wanted = gives.partition(":")
+        if gives and not isinstance(found, getattr(importlib.import_module(module), wanted)):
+            what = f"the {kind} '{name}' returns {type(found).__name__} where {wanted} is due"
+            raise UserError(what, where=where, fix="mend the plugin: see `flyspeck.register`")
+        return found
+
+    # Not `wraps`: of a class it would copy the methods too.
+    return functools.update_wrapper(guard, call, updated=())
 
 
 def _table(kind: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flyspeck.plugins import add_part
+from flyspeck.plugins import add_part, guarded
 
 if TYPE_CHECKING:
     from flyspeck.data.annotations import Annotations
@@ -30,14 +30,16 @@ def register_backbone(
 ) -> None:
     """Adds the backbone `name`, as in `retinanet:NAME`.
 
-    `build` takes the keywords `width` and `weights` and returns a `StagedBackbone` with a `FeatureSpec` for every stage whose
-    map a pyramid may take; `strides` are those of these maps, finest first. `neck` is the neck it wants where the model's name
-    has none. `options` are further keywords of `build` that a recipe may set under `model.backbone` (`flyspeck.options`). Maps
-    that contradict its `FeatureSpec`s are refused when it is first built. Raises UserError for a name that is taken.
+    `build` takes the keywords `width` and `weights` and returns a module that maps images `(B, 3, H, W)` to a list of maps, with
+    a `FeatureSpec` of each in its `features`; a `StagedBackbone` can do more (frozen stages, stride elimination). `strides` are
+    those of these maps, finest first. `neck` is the neck it wants where the model's name has none. `options` are further
+    keywords of `build` that a recipe may set under `model.backbone` (`flyspeck.options`). Maps that contradict its
+    `FeatureSpec`s are refused when it is first built. Raises UserError for a name that is taken.
     """
     from flyspeck.models.zoo import BackboneEntry
     from flyspeck.options import Options
 
+    build = guarded("backbone", name, build)
     add_part("backbone", name, BackboneEntry(build, tuple(strides), neck, settings=options or Options))
 
 
@@ -57,7 +59,7 @@ def register_neck(
     """
     from flyspeck.models.zoo import NeckEntry
 
-    add_part("neck", name, NeckEntry(build, options or {}, fuses))
+    add_part("neck", name, NeckEntry(guarded("neck", name, build), options or {}, fuses))
 
 
 def register_detector(
@@ -82,6 +84,7 @@ def register_detector(
     from flyspeck.models.zoo import DetectorEntry
     from flyspeck.options import Options
 
+    build = guarded("detector", name, build, gives="flyspeck.models.detector:Detector")
     entry = DetectorEntry(
         build, tuple(passes_to), levels=levels, assigners=tuple(assigners), like=like, settings=options or Options
     )
@@ -103,6 +106,7 @@ def register_reader(
     """
     from flyspeck.data.readers import Reader
 
+    read = guarded("reader", name, read, gives="flyspeck.data.annotations:Annotations")
     add_part("reader", name, Reader(read, tuple(endings), detect))
 
 
@@ -120,9 +124,9 @@ def register_writer(
     if annotations is None and detections is None:
         raise ValueError(f"the writer '{name}' writes neither annotations nor detections")
     if annotations is not None:
-        add_part("writer of annotations", name, annotations)
+        add_part("writer of annotations", name, guarded("writer of annotations", name, annotations))
     if detections is not None:
-        add_part("writer of detections", name, detections)
+        add_part("writer of detections", name, guarded("writer of detections", name, detections))
 
 
 def register_protocol(protocol: Protocol) -> None:
@@ -140,4 +144,4 @@ def register_transform(name: str, build: Callable[..., Transform]) -> None:
     its numbers from `rng` (see `data.transforms`) and can be pickled: a frozen dataclass at the top of a module is best.
     Raises UserError for a name that is taken.
     """
-    add_part("transform", name, build)
+    add_part("transform", name, guarded("transform", name, build, gives="collections.abc:Callable"))

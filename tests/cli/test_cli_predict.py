@@ -63,7 +63,7 @@ def test_a_folder_of_images(run_folder: Path, images: Path, tmp_path: Path, caps
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("2 images, tiles of 64x96, overlap 32")
     assert said[1] == "trained at 64x96"
-    assert said[2].startswith("note: with this overlap 3.0 times the image is run")
+    assert said[2].startswith("note: with this overlap large images are run 3.0 times over")
     assert said[3].startswith("a.png: 100x150, 6 tiles, ")
     assert said[4].startswith("sub/b.png: 40x50, ")
     results = json.loads((out / "detections.json").read_text())
@@ -96,7 +96,7 @@ def test_a_coco_json_keeps_its_numbers(
     assert (
         predict("--model", run_folder, images / "t.json", "--out", tmp_path / "o", "--score", 0, "--tile", "off") == 0
     )
-    assert "class 'boat' is not in the json; its category id is 10" in capsys.readouterr().err
+    assert "class 'boat' is not in the annotations; its category id is 10" in capsys.readouterr().err
     results = json.loads((tmp_path / "o" / "detections.json").read_text())
     assert {r["image_id"] for r in results} == {41}
     assert {r["category_id"] for r in results} <= {3, 10}

@@ -152,11 +152,16 @@ def test_ctrl_c_leaves_the_last_checkpoint(
         ({"data": {"train": "/nowhere/train.json"}}, "/nowhere/train.json"),
         ({"evaluate": {"protocol": "coco_box"}}, "coco_bbox"),
         ({"evaluate": {"best": "ap50_micro"}}, "no metric 'ap50_micro'"),
+        (
+            {"evaluate": {"protocol": "coco_bbox"}},
+            "no metric 'ap50_tiny' .* protocol coco_bbox has others; known: ap_all",
+        ),
     ],
 )
 def test_mistakes_in_a_recipe(make_recipe: RecipeMaker, tmp_path: Path, section: dict, expected: str) -> None:
     with pytest.raises(UserError, match=expected):
         train(make_recipe(**section), tmp_path / "run")
+    assert not (tmp_path / "run" / "state.pt").exists()  # before the first step, not after an epoch
 
 
 def test_broken_entries_stop_a_run_unless_their_share_is_allowed(

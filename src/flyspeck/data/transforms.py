@@ -116,10 +116,35 @@ class Compose:
     steps: tuple[Transform, ...]
 
     def __call__(self, sample: Sample, rng: np.random.Generator, another: Another = no_other) -> Sample:
-        """A new sample."""
+        """A new sample. Raises UserError where a plugin's step fails or returns none."""
         for step in self.steps:
-            sample = step(sample, rng, another)
+            sample = _taken(step, sample, rng, another)
         return sample
+
+
+def _taken(step: Transform, sample: Sample, rng: np.random.Generator, another: Another) -> Sample:
+    """One step; what a plugin's does wrong names it."""
+    origin: Any = step if hasattr(step, "__qualname__") else type(step)  # a function, or an object of a class
+    if origin.__module__.partition(".")[0] == __name__.partition(".")[0]:
+        return step(sample, rng, another)
+    fault = f"the transform {origin.__qualname__} of {origin.__module__}"
+    try:
+        found: object = step(sample, rng, another)
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(
+            f"{fault} failed on image {sample.image_id} ({text})", where="augment.extra", fix=_MEND
+        ) from error
+    if not isinstance(found, Sample):
+        raise UserError(
+            f"{fault} returns {type(found).__name__}, no Sample", where="augment.extra", fix="mend the plugin"
+        )
+    return found
+
+
+_MEND = "mend the plugin; --debug shows where"
 
 
 @dataclass(frozen=True)

@@ -217,7 +217,5 @@ def settings_line(what: str, predictor: Predictor, description: Mapping[str, Any
     if sides is not None:
         waste = sides[0] * sides[1] / ((sides[0] - shared) * (sides[1] - shared))
         if waste > 2:
-            line += (
-                f"\nnote: with this overlap {waste:.1f} times the image is run; larger tiles or less overlap are faster"
-            )
+            line += f"\nnote: with this overlap large images are run {waste:.1f} times over; larger tiles or less are faster"
     return line

@@ -291,7 +291,7 @@ def match_categories(classes: tuple[str, ...], categories: Categories | None) ->
     ids, remarks, free = [], [], 1 + max(categories.ids, default=0)
     for name in classes:
         if name not in by_name:
-            remarks.append(f"class '{name}' is not in the json; its category id is {free}")
+            remarks.append(f"class '{name}' is not in the annotations; its category id is {free}")
             ids.append(free)
             free += 1
         else:

@@ -15,6 +15,7 @@ from flyspeck.data.annotations import Annotations
 from flyspeck.data.bands import PixelRule
 from flyspeck.data.enlarge import Enlarge, native_sizes
 from flyspeck.data.loading import DetectionDataset, in_order, make_loader
+from flyspeck.errors import UserError
 from flyspeck.evaluate import evaluate
 from flyspeck.evaluate.detections import DetectionTable
 from flyspeck.evaluate.results import EvaluationResult
@@ -85,6 +86,18 @@ def metrics_of(result: EvaluationResult) -> dict[str, float]:
         percent = "" if not isinstance(iou, float | int) or metric[-1].isdigit() else f"{round(iou * 100):d}"
         metrics[f"{metric}{percent}_{place}".lower()] = float(row["value"])
     return metrics
+
+
+def check_metric(name: str, annotations: Annotations, protocol: str) -> None:
+    """Raises UserError where `protocol` has no metric `name` (what follows an `@` aside): asked before a step is taken."""
+    result = evaluate(annotations, DetectionTable.empty(), protocol)
+    known = metrics_of(replace(result, rows=[{**row, "value": 0.0} for row in result.rows]))
+    if name and name.partition("@")[0] not in known:
+        raise UserError(
+            f"no metric '{name}' to pick the best checkpoint by: protocol {protocol} has others",
+            where="evaluate.best",
+            fix=f"known: {', '.join(known)}",
+        )
 
 
 def measure(

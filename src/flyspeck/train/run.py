@@ -56,7 +56,7 @@ from flyspeck.train.inputs import (
     training_loader,
 )
 from flyspeck.train.loop import Progress, fit
-from flyspeck.train.measure import measure
+from flyspeck.train.measure import check_metric, measure
 from flyspeck.train.pixels import Pixels, pixels_of_older_run, settled_pixels
 from flyspeck.train.plugin_notes import with_plugins
 from flyspeck.train.processes import join_processes
@@ -136,6 +136,7 @@ def _train(
     accelerator: Accelerator,
 ) -> dict[str, float]:
     (train_set, of_train), (val_set, of_val) = _usable_sets(recipe.data)
+    check_metric(recipe.evaluate.best, val_set, recipe.evaluate.protocol)
     rule = reading_rule(recipe.data, of_train, of_val, resumed=folder if resume else None)
     train_set = _without(train_set, method.leave_out)
     recipe, (mean, std) = _with_pixels(recipe, train_set, rule, folder / STATE if resume else None)
