@@ -237,3 +237,54 @@ def test_a_region_of_via_without_the_class_is_broken(tmp_path: Path) -> None:
     table = read_annotations(text(tmp_path / "via.json", content))
     assert table.classes == ("car",)
     assert table.problems == ("via.json, a.jpg, region 2: the entry has no class",)
+
+
+CORNERS = [[10, 12], [16, 12], [16, 20]]
+REGION = {"name": "polygon", "all_points_x": [10, 16, 16], "all_points_y": [12, 12, 20]}
+SHARES = [[15.625, 25], [25, 25], [25, 41.666666667]]
+OUTLINES: dict[str, Any] = {
+    "labelme.json": {
+        "version": "5",
+        "imagePath": "a.jpg",
+        "shapes": [{"label": "car", "shape_type": "polygon", "points": CORNERS}],
+    },
+    "via.json": {
+        "_via_img_metadata": {
+            "a": {"filename": "a.jpg", "regions": [{"shape_attributes": REGION, "region_attributes": {"name": "car"}}]}
+        }
+    },
+    "studio.json": [
+        {
+            "id": 1,
+            "data": {"image": "a.jpg"},
+            "annotations": [
+                {
+                    "result": [
+                        {
+                            "type": "polygonlabels",
+                            "original_width": 64,
+                            "original_height": 48,
+                            "value": {"points": SHARES, "polygonlabels": ["car"]},
+                        }
+                    ]
+                }
+            ],
+        }
+    ],
+    "cvat.xml": '<annotations><meta/><image id="0" name="a.jpg" width="64" height="48">'
+    '<polygon label="car" points="10,12;16,12;16,20"/></image></annotations>',
+    "super/ds/ann/a.jpg.json": {
+        "size": {"height": 48, "width": 64},
+        "tags": [],
+        "objects": [{"classTitle": "car", "geometryType": "polygon", "points": {"exterior": CORNERS, "interior": []}}],
+    },
+}
+
+
+@pytest.mark.parametrize("name", OUTLINES)
+def test_polygons_become_boxes_and_are_named_as_not_kept(tmp_path: Path, name: str) -> None:
+    path = text(tmp_path / name, OUTLINES[name])
+    image(tmp_path / "a.jpg")
+    table = read_annotations(path.parents[2] if "super" in name else path)
+    assert_allclose(table.boxes, [BOX], atol=1e-6)
+    assert "segmentation of 1 annotations" in table.unkept

@@ -93,6 +93,8 @@ class Draft:
     """What was guessed, with its reason and the option that says otherwise; what has no partner."""
     unkept: list[str] = field(default_factory=list)
     """What the table has no place for, in words."""
+    outlines: int = 0
+    """Entries that are polygons, ellipses or masks, of which the table holds the box."""
     unlisted: str = "names a category that is not listed"
     """What an entry of category -2 is told."""
     published_empty: bool = False
@@ -196,7 +198,7 @@ def assemble(draft: Draft, options: ReadOptions, source: str) -> Annotations:
         source=one_line(source),
         problems=tuple(map(one_line, (*draft.problems, *faults))),
         notes=tuple(map(one_line, draft.notes)),
-        unkept=tuple(draft.unkept),
+        unkept=(*draft.unkept, *([f"segmentation of {draft.outlines} annotations"] if draft.outlines else [])),
         pixels=draft.pixels,
         pixels_known=draft.pixels_known,
     )

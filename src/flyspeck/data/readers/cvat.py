@@ -75,6 +75,7 @@ def _add_shapes(
             without[shape.tag] += 1
         elif shape.tag in ("box", "polygon", "ellipse", "mask"):
             draft.add_box(row, _box(shape), -2, f"{place}, {shape.tag} {count}")
+            draft.outlines += shape.tag != "box"
             names.append((label or shape.get("label") or "").strip())
 
 

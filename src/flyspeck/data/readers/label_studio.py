@@ -151,6 +151,7 @@ def _add(
         without[_SEVERAL] += 1
     draft.add_box(row, box, -2, place)
     names.append(as_name(labels[0]))
+    draft.outlines += "width" not in value or "height" not in value
 
 
 def _box(value: Mapping[str, Any], size: tuple[int, int]) -> list[float] | None:

@@ -74,6 +74,7 @@ def _read_file(draft: Draft, file: Path, content: dict[str, Any], names: list[st
             continue
         draft.add_box(row, _box(kind, shape.get("points")), -2, place)
         names.append(as_name(shape.get("label")))
+        draft.outlines += kind not in ("rectangle", "rotation")
 
 
 def _box(kind: str, points: Any) -> list[float]:

@@ -95,6 +95,7 @@ def _add(draft: Draft, row: int, item: Any, place: str, names: list[str], withou
         return
     draft.add_box(row, _box(item, kind, draft.pixels or "from-0"), -2, place)
     names.append(str(item["classTitle"]).strip())
+    draft.outlines += kind != "rectangle"
 
 
 def _box(item: Mapping[str, Any], kind: str, pixels: str) -> list[float]:

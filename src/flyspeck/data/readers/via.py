@@ -45,6 +45,7 @@ def read_via(path: Path, options: ReadOptions) -> Annotations:
                 without[kind] += 1
                 continue
             draft.add_box(row, _box(kind, shape), -2, f"{path.name}, {name}, region {count}")
+            draft.outlines += kind != "rect"
             names.append(_class(attributes if isinstance(attributes, Mapping) else {}, key))
     settle_root(draft, [options.images] if options.images else [path.parent, path.parent / "images"])
     known_sizes(draft)

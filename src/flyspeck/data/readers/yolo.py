@@ -270,11 +270,9 @@ def _as_spelt(text: Path) -> Path:
 def _note_layouts(draft: Draft, layouts: Counter[str]) -> None:
     """What lines of more than five fields were taken for, and shares that can be none."""
     layouts["polygon"] += layouts["corners"]
-    draft.unkept += [
-        f"{name} of {layouts[kind]} annotations"
-        for kind, name in (("polygon", "segmentation"), ("keypoints", "keypoints"))
-        if layouts[kind]
-    ]
+    draft.outlines = layouts["polygon"]
+    if layouts["keypoints"]:
+        draft.unkept.append(f"keypoints of {layouts['keypoints']} annotations")
     said = "as detections have: they are read as annotations all the same"
     for kind, what in (
         ("track", f"lines have a score and the number of a track behind the box, {said}"),
