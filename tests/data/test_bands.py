@@ -109,6 +109,16 @@ def test_a_png_of_16_bits_keeps_them(tmp_path: Path, mode: str) -> None:
     assert_allclose(read_image(path), on_black, atol=0.5)
 
 
+def test_colours_of_16_bits_for_a_detector_of_8_are_cut_and_that_is_said(tmp_path: Path) -> None:
+    pixels = values(3, "uint16")
+    (tmp_path / "a.png").write_bytes(pytest.importorskip("imagecodecs").png_encode(pixels))
+    with open_source(tmp_path / "a.png", OpenOptions().completed({"mean": [0.5] * 3})) as source:
+        assert_array_equal(source.read(0, 0, 34, 21), pixels >> 8)
+        assert "cut to 8" in source.note
+    with open_source(tmp_path / "a.png", OpenOptions().completed({KEY: PixelRule(channels=3).to_dict()})) as source:
+        assert_array_equal(source.read(0, 0, 34, 21), pixels)
+
+
 def test_an_array_file_is_an_image(tmp_path: Path) -> None:
     pixels = values(5, "float32")
     np.save(tmp_path / "a.npy", pixels)

@@ -94,8 +94,6 @@ class ExportedModel(ABC):
             ]
         )
         if self._pixels == np.uint8:
-            if batch.dtype != np.uint8 and self.channels == 3 and windows[0].shape[2] == 3:
-                return (batch >> 8).astype(np.uint8)  # colours of 16 bits: the upper eight
             if batch.dtype != np.uint8:
                 raise UserError(
                     "a 16-bit image for a model of 8-bit ones",

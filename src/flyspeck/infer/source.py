@@ -85,7 +85,13 @@ def _opened(image: Path | str | np.ndarray, options: OpenOptions, name: str) -> 
     header = read_header(path)
     whole = header.bands + 1 if header.alpha and header.bands + 1 == options.channels else None
     pixels = read_image(path, channels=whole, bands=options.bands, max_pixels=options.max_pixels)
+    cut = options.channels is not None and options.bits == 8 and options.value_range is None
+    cut = cut and pixels.dtype == np.uint16 and pixels.shape[2] == 3
+    if cut:  # a detector that learnt from 8 bits
+        pixels = (pixels >> 8).astype(np.uint8)
     source = ArraySource(pixels, name=name, rule=replace(options.rule, bands=None))
+    if cut:
+        source.note = "colours of 16 bits cut to 8, those of the training"
     if header.alpha and whole is None and options.bands is None:
         source.note += f"{', ' if source.note else ''}transparency laid on black"
     return source
