@@ -45,6 +45,24 @@ def test_image_files(tmp_path: Path) -> None:
         assert_array_equal(source.read(10, 20, 30, 50), gradient()[20:50, 10:30])
 
 
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.tif"])
+def test_frames_and_pages_that_are_not_read_are_told(tmp_path: Path, name: str) -> None:
+    first, second = Image.fromarray(gradient()), Image.fromarray(255 - gradient())
+    first.save(tmp_path / name, save_all=True, append_images=[second])
+    with open_source(tmp_path / name) as source:
+        assert "the first of its 2 frames or pages is read" in source.note
+    first.save(tmp_path / name)
+    with open_source(tmp_path / name) as source:
+        assert "frames" not in source.note
+
+
+def test_smaller_copies_in_a_tiff_are_no_pages(tmp_path: Path) -> None:
+    first = Image.fromarray(gradient())
+    first.save(tmp_path / "a.tif", save_all=True, append_images=[first.resize((65, 45))])
+    with open_source(tmp_path / "a.tif") as source:
+        assert "pages" not in source.note
+
+
 def test_resample_halves_by_averaging() -> None:
     flat = np.full((8, 8, 1), 40000, np.uint16)
     assert_array_equal(resample(flat, (4, 4)), np.full((4, 4, 1), 40000))

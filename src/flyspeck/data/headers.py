@@ -29,6 +29,8 @@ class ImageHeader:
     """Whether the first three bands are red, green and blue."""
     value_range: tuple[float, float] | None = None
     """Lowest and highest value that the metadata allows, where they say less than the type does."""
+    pages: int = 1
+    """Images in the file, frames of an animation or pages of one size, of which the first is read."""
 
     @property
     def kind(self) -> str:
@@ -57,7 +59,20 @@ def read_header(path: Path | str) -> ImageHeader:
             image.has_transparency_data,
             bands == 3,
             tags.value_range if tags is not None else _significant(path) if image.format == "PNG" else None,
+            _pages(image),
         )
+
+
+def _pages(image: Image.Image) -> int:
+    """Frames or pages; neither the smaller copies that a TIFF may hold, nor the second view or preview of a camera's MPO."""
+    if image.format not in ("GIF", "WEBP", "PNG", "TIFF"):
+        return 1
+    count = getattr(image, "n_frames", 1)
+    if count == 1 or image.format != "TIFF":
+        return count
+    size = image.size
+    image.seek(1)
+    return count if image.size == size else 1
 
 
 def _dtype(image: Image.Image) -> str:

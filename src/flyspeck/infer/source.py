@@ -90,10 +90,14 @@ def _opened(image: Path | str | np.ndarray, options: OpenOptions, name: str) -> 
     if cut:  # a detector that learnt from 8 bits
         pixels = (pixels >> 8).astype(np.uint8)
     source = ArraySource(pixels, name=name, rule=replace(options.rule, bands=None))
+    notes = [source.note] if source.note else []
     if cut:
-        source.note = "colours of 16 bits cut to 8, those of the training"
+        notes.append("colours of 16 bits cut to 8, those of the training")
     if header.alpha and whole is None and options.bands is None:
-        source.note += f"{', ' if source.note else ''}transparency laid on black"
+        notes.append("transparency laid on black")
+    if header.pages > 1:
+        notes.append(f"the first of its {header.pages} frames or pages is read: write the others to files of their own")
+    source.note = ", ".join(notes)
     return source
 
 
