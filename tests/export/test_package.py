@@ -161,9 +161,12 @@ def test_sixteen_bits_need_a_graph_of_floats(exports: Exports, tmp_path: Path) -
     assert_allclose(wide.to_batch([np.full((2, 2, 3), 255, np.uint8)])[:, :2, :2], 255)
 
 
-def test_a_image_smaller_than_a_stride_is_refused(exports: Exports) -> None:
-    with pytest.raises(UserError, match="8x96 px is smaller"):
-        open_exported(exports.onnx)(windows(1, 8, 96))
+def test_an_image_smaller_than_a_stride_is_padded_as_the_detector_pads_it(exports: Exports) -> None:
+    batch = windows(2, 8, 96)
+    found = open_exported(exports.onnx)(batch)
+    assert all(one.image_size == (8, 96) for one in found)
+    wanted = TorchModel(load_detector(exports.run))(batch)
+    assert_same_detections(found, wanted, box_px=0.05, score=1e-4, rule=RULE)
 
 
 def test_bad_files_and_devices(exports: Exports, tmp_path: Path) -> None:
