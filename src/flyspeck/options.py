@@ -144,8 +144,20 @@ def _path(fault: Any, content: Any) -> tuple[str | int, ...]:
     return tuple(path)
 
 
+_PLAIN_WORDS = {
+    "model_type": "Input should be a section: keys with values",
+    "dict_type": "Input should be a section: keys with values",
+    "tuple_type": "Input should be a list",
+    "list_type": "Input should be a list",
+}
+"""What a reader of YAML calls these, in place of pydantic's names of Python's classes."""
+
+
 def _message(fault: Any, further: bool) -> str:
-    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "union_tag_invalid":
+        key, names = fault["ctx"]["discriminator"].strip("'"), fault["ctx"]["expected_tags"]
+        return f"Input should have one of these as its {key}: {names}"
+    message = _PLAIN_WORDS.get(fault["type"], fault["msg"].removeprefix("Value error, "))
     return message.removeprefix("Input should be ") if further else message
 
 

@@ -36,7 +36,10 @@ def written(path: Path, change: Any) -> Path:
         (lambda d: d["model"]["head"].update(gates=2), "unknown key 'head.gates'"),
         (lambda d: d["model"].update(name="retinet:resnet99"), "no 'retinet' in 'retinet:resnet99'"),
         (lambda d: d["model"].update(norm="rms"), "norm: Input should be 'none', 'bn' or 'gn'"),
-        (lambda d: d["model"].update(assigner={"name": "dot"}), "assigner: Input tag 'dot'"),
+        (
+            lambda d: d["model"].update(assigner={"name": "dot"}),
+            "assigner: Input should have one of these as its name: 'max_iou'",
+        ),
         (lambda d: d.update(model=[1]), "does not say what its model is"),
         (lambda d: d.update(dynamic={"factor": 1}), "cannot build the dynamic it describes: unknown key 'factor'"),
         (lambda d: d.pop("model"), "does not say what its model is"),
