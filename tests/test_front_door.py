@@ -33,6 +33,7 @@ def test_a_function_at_the_door_is_typed_keyword_only_and_documented(name: str) 
     for parameter in signature.parameters.values():
         assert parameter.annotation not in (parameter.empty, "Any"), f"{name}: {parameter.name}"
     text = inspect.getdoc(function) or ""
+    assert text in (inspect.getdoc(opened) or "")  # what `help(flyspeck.train)` prints, a package's too
     sections = re.split(r"^(Args|Returns|Raises):$", text, flags=re.MULTILINE)
     assert sections[1::2] == ["Args", "Returns", "Raises"]
     told = re.findall(r"^    (\w+): \S", sections[2], re.MULTILINE)

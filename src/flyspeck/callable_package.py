@@ -31,6 +31,13 @@ class CallablePackage(ModuleType):
         return self.function(*args, **kwargs)
 
     @property
+    def __doc__(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The function's, under its signature: `help(flyspeck.train)` says what a call takes. The package's own ends it."""
+        function = self.function
+        called = f"{self.__name__}{inspect.signature(function)}"
+        return f"{called}\n\n{inspect.getdoc(function)}\n\nThe package: {self.__dict__.get('__doc__')}"
+
+    @property
     def __signature__(self) -> inspect.Signature:
         """That of the function, for `help` and editors."""
         return inspect.signature(self.function)
