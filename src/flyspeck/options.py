@@ -157,7 +157,7 @@ def _message(fault: Any, further: bool) -> str:
     if fault["type"] == "union_tag_invalid":
         key, names = fault["ctx"]["discriminator"].strip("'"), fault["ctx"]["expected_tags"]
         return f"Input should have one of these as its {key}: {names}"
-    message = _PLAIN_WORDS.get(fault["type"], fault["msg"].removeprefix("Value error, "))
+    message = _PLAIN_WORDS.get(fault["type"]) or str(fault["msg"]).removeprefix("Value error, ")
     return message.removeprefix("Input should be ") if further else message
 
 
