@@ -41,7 +41,11 @@ def test_a_run_leaves_a_folder_that_explains_itself(make_recipe: RecipeMaker, tm
         *("recipe.yaml", "environment.json", "metrics.jsonl", "metrics.csv", "state.pt"),
         *("best.safetensors", "last.safetensors", "detections.json", "evaluation.json"),
     }
-    assert load_recipe(tmp_path / "run" / "recipe.yaml") == recipe
+    settled = load_recipe(tmp_path / "run" / "recipe.yaml")
+    # What the images and weights decided stands there too, so that a repeat does not depend on them.
+    assert (settled.data.channels, settled.model.pixel_norm) == (1, "data")
+    given = recipe.data.model_copy(update={"channels": 1}), recipe.model.model_copy(update={"pixel_norm": "data"})
+    assert settled == recipe.model_copy(update=dict(zip(("data", "model"), given, strict=True)))
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert environment["train"]["images"] == 12
     assert len(environment["data_sha256"]) == 64
