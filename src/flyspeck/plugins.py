@@ -155,10 +155,17 @@ def waiting() -> list[str]:
 
 
 def load_plugin(target: str) -> Plugin:
-    """Imports `MODULE[:FUNCTION]` and calls its function (`register` where none is named), once.
+    """Imports a plugin and calls its function, once.
 
-    What a function has registered before it failed is taken back. Raises UserError for a module that is not there or fails on
-    import, a function that is not there or fails, and for a name that is taken.
+    Args:
+        target: `MODULE[:FUNCTION]`; `register` where no function is named.
+
+    Returns:
+        Its name and version.
+
+    Raises:
+        UserError: For a module that is not there or fails on import, a function that is not there or fails (what it has
+            registered by then is taken back), and for a name that is taken.
     """
     global _loading
     name = _plain(target)

@@ -30,11 +30,16 @@ def register_backbone(
 ) -> None:
     """Adds the backbone `name`, as in `retinanet:NAME`.
 
-    `build` takes the keywords `width` and `weights` and returns a module that maps images `(B, 3, H, W)` to a list of maps, with
-    a `FeatureSpec` of each in its `features`; a `StagedBackbone` can do more (frozen stages, stride elimination). `strides` are
-    those of these maps, finest first. `neck` is the neck it wants where the model's name has none. `options` are further
-    keywords of `build` that a recipe may set under `model.backbone` (`flyspeck.options`). Maps that contradict its
-    `FeatureSpec`s are refused when it is first built. Raises UserError for a name that is taken.
+    Args:
+        name: Not yet taken.
+        build: Takes the keywords `width` and `weights` and returns a module that maps images `(B, 3, H, W)` to a list of maps,
+            with a `FeatureSpec` of each in its `features`. A `StagedBackbone` can do more (frozen stages, stride elimination).
+        strides: Those of these maps in pixels, finest first.
+        neck: The neck it wants where the model's name has none.
+        options: Further keywords of `build` that a recipe may set under `model.backbone` (`flyspeck.options`).
+
+    Raises:
+        UserError: For a name that is taken. Maps that contradict their `FeatureSpec`s are refused when it is first built.
     """
     from flyspeck.models.zoo import BackboneEntry
     from flyspeck.options import Options
@@ -52,10 +57,15 @@ def register_neck(
 ) -> None:
     """Adds the neck `name`, as in `retinanet:resnet18:NAME`.
 
-    `build(features, *, channels, num_extra, norm)` takes the backbone's `FeatureSpec`s and returns a module that maps the list
-    of maps to `len(features) + num_extra` maps of `channels`, described by its own `features`; with `fuses` it takes `fusion`
-    too, one factor a top-down edge. `options` are, by detector, arguments that this neck implies for the detector's builder.
-    Raises UserError for a name that is taken.
+    Args:
+        name: Not yet taken.
+        build: `build(features, *, channels, num_extra, norm)` takes the backbone's `FeatureSpec`s and returns a module that maps
+            the list of maps to `len(features) + num_extra` maps of `channels`, described by its own `features`.
+        options: By detector, arguments that this neck implies for the detector's builder.
+        fuses: `build` takes `fusion` too, one factor a top-down edge.
+
+    Raises:
+        UserError: For a name that is taken.
     """
     from flyspeck.models.zoo import NeckEntry
 
@@ -74,12 +84,19 @@ def register_detector(
 ) -> None:
     """Adds the detector `name`, as in `NAME:resnet18`.
 
-    `build(backbone, *, classes, pixel_norm, neck, num_extra, channels, norm, suppression, **options)` returns a `Detector`
-    with a `Head` of its own. `options` are the keywords that a recipe may set under `model.head`: a subclass of
-    `flyspeck.options.Options`, with their types, bounds, defaults and sentences, which schema and `--print-config` show too;
-    None: it has none. Where keywords go on to others (the class of the head), `passes_to` names these. `levels` is its
-    usual pyramid; `assigners`: names of the label assigners that it takes. `like`: the detector (`faster_rcnn`) for which the
-    papers of necks give arguments that its builder takes too. Raises UserError for a name that is taken.
+    Args:
+        name: Not yet taken.
+        build: `build(backbone, *, classes, pixel_norm, neck, num_extra, channels, norm, suppression, **options)` returns a
+            `Detector` with a `Head` of its own.
+        passes_to: Where keywords go on to others (the class of the head): these.
+        levels: Its usual pyramid.
+        assigners: Names of the label assigners that it takes.
+        like: The detector (`faster_rcnn`) for which the papers of necks give arguments that its builder takes too.
+        options: The keywords that a recipe may set under `model.head`: a subclass of `flyspeck.options.Options`, with their
+            types, bounds, defaults and sentences, which schema and `--print-config` show too; None: it has none.
+
+    Raises:
+        UserError: For a name that is taken.
     """
     from flyspeck.models.zoo import DetectorEntry
     from flyspeck.options import Options
@@ -100,9 +117,17 @@ def register_reader(
 ) -> None:
     """Adds the annotation format `name`, as in `--format NAME` and `data.format: NAME`.
 
-    `read(path, options)` returns the table; `data.readers.assemble` has what all readers share. Without a format given, a file
-    or folder that is in none of flyspeck's own formats is taken for this one if its name has one of `endings` (`.tally`) and
-    `detect(path)`, where given, says so. With neither, the format has to be named. Raises UserError for a name that is taken.
+    Without a format given, a file or folder that is in none of flyspeck's own formats is taken for this one if its name has one
+    of `endings` and `detect`, where given, says so. With neither, the format has to be named.
+
+    Args:
+        name: Not yet taken.
+        read: `read(path, options)` returns the table; `data.readers.assemble` has what all readers share.
+        endings: Of file names, such as `.tally`.
+        detect: Whether a path is of this format.
+
+    Raises:
+        UserError: For a name that is taken.
     """
     from flyspeck.data.readers import Reader
 
@@ -118,8 +143,15 @@ def register_writer(
 ) -> None:
     """Adds the format `name` to what is written: annotations (`data convert --to NAME`), detections (`predict --to NAME`).
 
-    `annotations(table, path)` writes a table; `detections(folder, *, classes, category_ids)` returns a `Writer` that gets one
-    image's result after the other. Raises UserError for a name that is taken, ValueError where neither is given.
+    Args:
+        name: Not yet taken.
+        annotations: `annotations(table, path)` writes a table.
+        detections: `detections(folder, *, classes, category_ids)` returns a `Writer` that gets one image's result after the
+            other.
+
+    Raises:
+        UserError: For a name that is taken.
+        ValueError: Where neither is given.
     """
     if annotations is None and detections is None:
         raise ValueError(f"the writer '{name}' writes neither annotations nor detections")
@@ -130,9 +162,13 @@ def register_writer(
 
 
 def register_protocol(protocol: Protocol) -> None:
-    """Adds an evaluation protocol under its own name: a value of `evaluate.protocols`, best made with `dataclasses.replace`.
+    """Adds an evaluation protocol under its own name.
 
-    Raises UserError for a name that is taken.
+    Args:
+        protocol: A value of `evaluate.protocols`, best made with `dataclasses.replace`.
+
+    Raises:
+        UserError: For a name that is taken.
     """
     add_part("protocol", protocol.name, protocol)
 
@@ -140,8 +176,12 @@ def register_protocol(protocol: Protocol) -> None:
 def register_transform(name: str, build: Callable[..., Transform]) -> None:
     """Adds the transform `name`, as in a recipe's `augment.extra: [{name: NAME, ...}]`.
 
-    `build` takes the recipe's further keys as keywords and returns a callable `(sample, rng, another) -> sample` that draws all
-    its numbers from `rng` (see `data.transforms`) and can be pickled: a frozen dataclass at the top of a module is best.
-    Raises UserError for a name that is taken.
+    Args:
+        name: Not yet taken.
+        build: Takes the recipe's further keys as keywords and returns a callable `(sample, rng, another) -> sample` that draws
+            all its numbers from `rng` (see `data.transforms`) and can be pickled: a frozen dataclass at the top of a module is best.
+
+    Raises:
+        UserError: For a name that is taken.
     """
     add_part("transform", name, guarded("transform", name, build, gives="collections.abc:Callable"))

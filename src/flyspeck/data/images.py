@@ -76,11 +76,19 @@ def read_image(
 ) -> np.ndarray:
     """The image in a file as `(H, W, C)` of its own values, upright; see the table above.
 
-    `bands` picks some, counted from 1, alpha among them. `channels` is what is wanted: 1 and 3 are converted into each other
-    (grey to colour by repetition, colour to grey by ITU-R 601 luma), alpha counts as a band where that makes the number;
-    any other difference is an error, as nothing is cut in silence. None keeps the file's own. A header that claims more than
-    `max_pixels` is refused before anything is decoded; None lifts the limit. Raises UserError with the path for a file that is
-    missing, truncated, too big, or no image.
+    Args:
+        path: The file.
+        channels: How many are wanted: 1 and 3 are converted into each other (grey to colour by repetition, colour to grey by
+            ITU-R 601 luma), alpha counts as a band where that makes the number; any other difference is an error, as nothing is cut
+            in silence. None keeps the file's own.
+        bands: Some of them, counted from 1, alpha among them.
+        max_pixels: A header that claims more is refused before anything is decoded; None lifts the limit.
+
+    Returns:
+        `(H, W, C)` of the file's type.
+
+    Raises:
+        UserError: With the path, for a file that is missing, truncated, too big, or no image.
     """
     if channels is not None and channels < 1:
         raise ValueError(f"channels must be 1 or more, or None, not {channels}")

@@ -341,9 +341,23 @@ def make_loader(
 ) -> Loader:
     """A loader for training (defaults), or for evaluation with `sampler=in_order(len(dataset))` and `drop_last=False`.
 
-    `batch_size` counts the images of this process. `divisor` and `smallest` are what the sides of batches must divide by and
-    have at least: those of the detector (`Detector.divisor`, `Detector.smallest_side`). `workers` None takes
-    `default_workers()`. `max_broken_share` in [0, 1] is the share of images that may turn out broken before training stops.
+    Args:
+        dataset: What is loaded.
+        batch_size: Images a batch, of this process.
+        sampler: The order; None: shuffled by `seed`, anew in every epoch.
+        workers: Processes that read ahead; None takes `default_workers()`.
+        seed: Of the order and of the augmentation.
+        divisor: What the sides of batches, in pixels, must divide by: the detector's (`Detector.divisor`).
+        smallest: What they must have at least (`Detector.smallest_side`).
+        drop_last: Leave out a last batch that is not full.
+        max_broken_share: Share of images, in [0, 1], that may turn out broken before training stops.
+        pin_memory: For a quicker way to a GPU.
+
+    Returns:
+        The loader; `epoch(number)` gives batches of images, targets and image ids.
+
+    Raises:
+        ValueError: For a sampler of another data set, or a batch size below 1.
     """
     sampler = sampler if sampler is not None else EpochSampler(len(dataset), seed=seed)
     if sampler.num != len(dataset):

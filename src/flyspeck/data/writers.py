@@ -36,11 +36,16 @@ _DIGITS = 6
 def write_coco(
     annotations: Annotations, path: Path, *, file_names: list[str] | None = None, old_images: list[dict] | None = None
 ) -> None:
-    """Write the table as COCO json at `path`, by way of a temporary name; ids, flags and other columns are kept.
+    """Write a table as COCO json, by way of a temporary name; ids, flags and other columns are kept.
 
-    `file_names` (I) replace the table's, which are otherwise written relative to the folder of `path`. Ignore regions of no
-    class get a category of their own, `ignore region`, with iscrowd and ignore set, so that COCO's own tools ignore them too.
-    `old_images` lists the whole images of a table of tiles, in COCO's form. Coordinates are rounded to 1e-6 px.
+    Ignore regions of no class get a category of their own, `ignore region`, with iscrowd and ignore set, so that COCO's own tools
+    ignore them too. Coordinates are rounded to 1e-6 px.
+
+    Args:
+        annotations: The table.
+        path: The json; its folder is made if need be.
+        file_names: (I) Names in place of the table's, which are otherwise written relative to the folder of `path`.
+        old_images: The whole images of a table of tiles, in COCO's form.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -156,6 +156,7 @@ class ImageLoop:
     done: int = 0
     bad: int = 0
     tiles: int = 0
+    full: int = 0
     skip: SkipReport | None = None
     notes: set[str] = field(default_factory=set)
     recalled: list[int] = field(default_factory=lambda: [0, 0, 0])
@@ -172,6 +173,8 @@ class ImageLoop:
             journal.close()
         seconds = time.perf_counter() - start
         recalled = (self.recalled[0], self.recalled[1], self.recalled[2]) if self.recalled[0] else None
+        if self.full > 1:
+            self.warn(f"note: {self.full} images have tiles with as many boxes as the model gives of one")
         if self.skip is not None:
             self.say(self.skip.line())
         if recalled is not None:
@@ -204,11 +207,7 @@ class ImageLoop:
         if result.note and result.note not in self.notes:
             self.notes.add(result.note)
             self.warn(f"note: {result.item.name}: {result.note} (--bands, --value-range)")
-        if result.num_full:
-            self.warn(
-                f"note: {result.item.name}: {result.num_full} of {result.num_tiles} tiles have as many boxes as the model "
-                "gives of one; there may be more (smaller tiles, a higher score threshold, or model.max_detections in the recipe)"
-            )
+        self._tell_full(result)
         for writer in self.writers:
             writer.add(result)
         if self.done < self.drawing.images:
@@ -221,6 +220,15 @@ class ImageLoop:
         if self.truth is not None:
             self._recall(result, self.truth)
         self.say(summary_line(result))
+
+    def _tell_full(self, result: Result) -> None:
+        """The first image whose tiles have all the boxes that the model gives is named, the others are counted (`run`)."""
+        self.full += result.num_full > 0
+        if result.num_full and self.full == 1:
+            self.warn(
+                f"note: {result.item.name}: {result.num_full} of {result.num_tiles} tiles have as many boxes as the model "
+                "gives of one; there may be more (smaller tiles, a higher score threshold, or model.max_detections in the recipe)"
+            )
 
     def _recall(self, result: Result, truth: Mapping[int | str, np.ndarray]) -> None:
         objects = truth.get(result.item.image_id)

@@ -224,9 +224,16 @@ def set_counts_area(detector: Detector, model: ModelConfig, training_size: Seque
 
 
 def load_detector(path: Path | str) -> Detector:
-    """The trained detector of a run folder (its best weights) or of a weights file, in evaluation mode.
+    """The trained detector of a run, in evaluation mode. Nothing in the file is executed.
 
-    Nothing in the file is executed. Raises UserError for a file that is cut off, of another program, or of another model.
+    Args:
+        path: A run folder (its best weights) or a weights file.
+
+    Returns:
+        The detector, on the processor.
+
+    Raises:
+        UserError: For a file that is cut off, of another program, or of another model.
     """
     return load_described(path)[0]
 

@@ -52,7 +52,7 @@ __all__ = [
 
 
 class Recipe(Options):
-    """One run."""
+    """All that decides a training run, section by section; `load_recipe` reads one from YAML."""
 
     name: str = "run"
     """Of the run folder, where no other is given."""
@@ -115,10 +115,17 @@ class Recipe(Options):
 
 
 def load_recipe(path: Path | str, overrides: list[str] | None = None) -> Recipe:
-    """Reads a recipe file; `overrides` are `section.key=value` as on the command line, values in YAML.
+    """A recipe from a YAML file, checked.
 
-    Paths become absolute: those of the file from its folder, those of `overrides` from the working folder. Raises UserError
-    naming the file and line (or the override), the key and the nearest known key.
+    Args:
+        path: The file. Its paths are relative to its folder.
+        overrides: `section.key=value` as on the command line, values in YAML; paths are relative to the working folder.
+
+    Returns:
+        The recipe, its paths absolute.
+
+    Raises:
+        UserError: Naming the file and line (or the override), the key and the nearest known key.
     """
     path = Path(path)
     if not path.is_file():

@@ -86,21 +86,28 @@ def read_annotations(
     encoding: str | None = None,
     absent_classes: bool = False,
 ) -> Annotations:
-    """Read the annotations of `source`, a file or folder, whatever its format; `Annotations.source` says what was seen.
+    """The annotations of a file or folder, whatever its format.
 
-    `format` (a name in `READERS`) names the format instead of having it found out; `data.yaml:val` is the split val of a YOLO
-    data set. `classes` selects names and gives them the numbers 0..K-1 in this order; boxes of other classes are left
-    out. `images` is the folder of the images where it is not the usual one. `ignore_classes` and `ignore_flags` say what is
-    an ignore region (label -1, no class); give others to change the rule. `for_evaluation` keeps what reference evaluators
-    see: boxes without area (WIDER FACE has one of width -2), outside the image, and repeated ids; and COCO files give
-    `extra["xywh"]`, the boxes to the last bit.
+    Args:
+        source: The file or folder; `data.yaml:val` is the split val of a YOLO data set.
+        format: A name in `READERS`, in place of having it found out.
+        classes: Names that are selected and get the numbers 0..K-1 in this order; boxes of other classes are left out.
+        images: The folder of the images where it is not the usual one.
+        ignore_classes: Classes that mark an ignore region (label -1, no class).
+        ignore_flags: Fields of an entry that mark one.
+        for_evaluation: Keep what reference evaluators see: boxes without area (WIDER FACE has one of width -2), outside the image,
+            and repeated ids; COCO files give `extra["xywh"]`, the boxes to the last bit.
+        pixels: `half-open`, `from-0` or `from-1`: what whole-pixel corners mean where a format leaves it open (VOC).
+        encoding: Of text files which are neither UTF-8 nor say what they are.
+        absent_classes: `classes` may name some that the source does not have.
 
-    `pixels` (`half-open`, `from-0`, `from-1`) says what whole-pixel corners mean where a format leaves it open (VOC).
-    `encoding` is that of text files which are neither UTF-8 nor say what they are. With `absent_classes`, `classes` may name
-    some that the source does not have. What was guessed, and files without a partner, stand in `Annotations.notes`.
+    Returns:
+        The table. `source` says what was seen, `notes` what was guessed and which files have no partner, `problems` which entries
+        are broken and left out; `extra["category"]` (M,) is the class that a box was annotated with, also where it is an ignore
+        region (-1: none).
 
-    `extra["category"]` (M,) is the class that a box was annotated with, also where it is an ignore region (-1: none). Broken
-    entries are left out and listed in `Annotations.problems`. Raises UserError for a source that cannot be read at all.
+    Raises:
+        UserError: For a source that cannot be read at all.
     """
     path, split = _split_of(source)
     options = ReadOptions(

@@ -78,10 +78,24 @@ def write_scenes(
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write `annotations.json` (COCO) and `images/*.png` under `out`; returns the json's path.
+    """Write generated scenes: `annotations.json` (COCO) and `images/*.png`.
 
-    `progress(done, total)` is called after each image. The json is written last: a folder that has one is complete. A
-    folder that holds a data set already is refused.
+    Args:
+        out: The folder. The json is written last: a folder that has one is complete.
+        num_images: How many.
+        seed: The same seed gives the same scenes.
+        height: Of an image, in pixels.
+        width: Of an image, in pixels.
+        kind: sea, field or road; None: all of them.
+        density: Objects an image, relative to the usual number.
+        workers: Processes that draw.
+        progress: Called with (done, total) after each image.
+
+    Returns:
+        The json's path.
+
+    Raises:
+        UserError: For a folder that holds a data set already.
     """
     out = Path(out)
     target = out / ANNOTATION_FILE
