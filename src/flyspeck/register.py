@@ -179,7 +179,8 @@ def register_transform(name: str, build: Callable[..., Transform]) -> None:
     Args:
         name: Not yet taken.
         build: Takes the recipe's further keys as keywords and returns a callable `(sample, rng, another) -> sample` that draws
-            all its numbers from `rng` (see `data.transforms`) and can be pickled: a frozen dataclass at the top of a module is best.
+            all its numbers from `rng` (see `data.transforms`) and can be pickled: a frozen dataclass at the top of a module is
+            best.
 
     Raises:
         UserError: For a name that is taken.

@@ -79,8 +79,8 @@ def read_image(
     Args:
         path: The file.
         channels: How many are wanted: 1 and 3 are converted into each other (grey to colour by repetition, colour to grey by
-            ITU-R 601 luma), alpha counts as a band where that makes the number; any other difference is an error, as nothing is cut
-            in silence. None keeps the file's own.
+            ITU-R 601 luma), alpha counts as a band where that makes the number; any other difference is an error, as nothing is
+            cut in silence. None keeps the file's own.
         bands: Some of them, counted from 1, alpha among them.
         max_pixels: A header that claims more is refused before anything is decoded; None lifts the limit.
 

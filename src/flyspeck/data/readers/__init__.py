@@ -95,8 +95,8 @@ def read_annotations(
         images: The folder of the images where it is not the usual one.
         ignore_classes: Classes that mark an ignore region (label -1, no class).
         ignore_flags: Fields of an entry that mark one.
-        for_evaluation: Keep what reference evaluators see: boxes without area (WIDER FACE has one of width -2), outside the image,
-            and repeated ids; COCO files give `extra["xywh"]`, the boxes to the last bit.
+        for_evaluation: Keep what reference evaluators see: boxes without area (WIDER FACE has one of width -2), outside the
+            image, and repeated ids; COCO files give `extra["xywh"]`, the boxes to the last bit.
         pixels: `half-open`, `from-0` or `from-1`: what whole-pixel corners mean where a format leaves it open (VOC).
         encoding: Of text files which are neither UTF-8 nor say what they are.
         absent_classes: `classes` may name some that the source does not have.
