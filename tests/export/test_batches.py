@@ -87,7 +87,7 @@ def test_windows_are_of_one_size_and_repeated(tmp_path: Path) -> None:
     for name, size in (("a", (40, 30)), ("b", (40, 30)), ("c", (50, 30))):
         Image.fromarray(np.full((size[1], size[0], 3), len(name), np.uint8)).save(tmp_path / f"{name}.png")
     images = ImageSet(tuple(sorted(tmp_path.glob("*.png"))), None, "three")
-    windows = windows_of(images, {"training_size": [64, 64]})
+    windows = windows_of(images, {"training_size": [64, 64], "mean": [0.5] * 3})
     assert [w.shape for w in windows] == [(30, 40, 3)] * 7
 
 

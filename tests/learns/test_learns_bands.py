@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose
 
 import flyspeck
 from flyspeck.data.image_files import read_true
-from flyspeck.explain.run import Images, Options, explain_models
+from flyspeck.explain.run import ExplainOptions, Images, explain_models
 from flyspeck.explain.subjects import load_subjects
 from flyspeck.models.build import build_backbone
 from flyspeck.models.weights import save_weights
@@ -70,7 +70,9 @@ def test_many_bands_from_training_to_export(tmp_path: Path, bands: int) -> None:
     flyspeck.report([run], out=tmp_path / "report.html")
     table = flyspeck.read_annotations(tmp_path / "val.json")
     subjects = load_subjects([run.folder])
-    assert explain_models(subjects, Images(table, ()), tmp_path / "explained", Options(images=2, sample=2)).is_file()
+    assert explain_models(
+        subjects, Images(table, ()), tmp_path / "explained", ExplainOptions(images=2, sample=2)
+    ).is_file()
 
 
 def test_few_steps_on_every_number_of_bands(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_two_stages(builder, learn, small_backbone, common):
     assert learn(builder(small_backbone(), rpn=RPN_OPTIONS, **TWO_STAGES, **common), steps=70) > 0.7
 
 
-@pytest.mark.parametrize("fusion", ["three", "attention"])
+@pytest.mark.parametrize("fusion", ["three", "gate"])
 def test_fusion(fusion, learn, small_backbone, common):
     detector = fcos(small_backbone(), depth=1, fusion=fusion, **common)
     before = detector.neck.state_dict().get("fusion")

@@ -141,10 +141,10 @@ def test_the_detector_s_own_loss_has_no_positives() -> None:
 
 
 def test_labels_on_the_command_line(run: Path, capsys: Any) -> None:
-    assert main(["dpnet", "labels", str(run), "--positives", "matched"]) == 0
+    assert main(["dpnet", "labels", str(run), "--guidance-positives", "matched"]) == 0
     assert "12 images, guidance loss, matched positives, T = 1.1" in capsys.readouterr().out
     for command, words in (
-        (["--positives", "matched", "--no-guidance"], "positives of a loss that has none"),
+        (["--guidance-positives", "matched", "--no-guidance"], "positives of a loss that has none"),
         (["--folds", "2", "--part", "val"], "no detector has learnt validation images"),
     ):
         assert main(["dpnet", "labels", str(run), *command]) == 2

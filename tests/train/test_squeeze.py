@@ -22,8 +22,8 @@ from flyspeck.data.enlarge import Enlarge, described_enlargement, enlarged_table
 from flyspeck.data.loading import DetectionDataset
 from flyspeck.data.readers import read_annotations
 from flyspeck.errors import UserError
+from flyspeck.explain.run import ExplainOptions, explain_models
 from flyspeck.explain.run import Images as ExplainedImages
-from flyspeck.explain.run import Options, explain_models
 from flyspeck.explain.similarity import View
 from flyspeck.explain.subjects import Subject, load_subjects
 from flyspeck.infer.load import load_predictor
@@ -202,7 +202,7 @@ def test_explain_shows_whole_images_as_the_model_sees_them(
         return plain(self, path, boxes, region)
 
     monkeypatch.setattr(Subject, "view", watched)
-    options = Options(images=1, sample=1, max_side=128)
+    options = ExplainOptions(images=1, sample=1, max_side=128)
     explain_models([subject], ExplainedImages(table, (1,)), tmp_path, options, tell=lambda _: None)
     assert set(regions) == {(0, 0, 720, 960), (0, 0, 960, 720)}  # the case, and the sample of the table's first image
 

@@ -23,7 +23,7 @@ def labels(
     part: Literal["train", "val"] = typer.Option("train", "--part", help="The set whose images are labelled."),
     guidance: bool = typer.Option(True, "--guidance/--no-guidance", help="The guidance loss, or the detector's own."),
     positives: Literal["best", "matched"] = typer.Option(
-        "best", "--positives", help="Of the guidance loss: as dynamic.predictor.positives in a recipe."
+        "best", "--guidance-positives", help="Of the guidance loss: as dynamic.predictor.positives in a recipe."
     ),
     folds: int = typer.Option(
         1,
@@ -31,7 +31,7 @@ def labels(
         min=1,
         max=100,
         metavar="N",
-        help="Labels from held-out images: so many detectors are trained, each without the part that it labels.",
+        help="Folds of the training set: so many detectors are trained, each labels the part that it has not seen.",
     ),
     ratio: float = typer.Option(
         1.1, "--ratio", min=1, metavar="FACTOR", help="T: good enough is up to so many times the least loss."
@@ -41,7 +41,7 @@ def labels(
         "--slack",
         min=0,
         metavar="LOSS",
-        help="Instead of --ratio: up to so much more in the sum over an image's objects.",
+        help="Loss that may be added to the sum over an image's objects, instead of --ratio.",
     ),
     again: bool = typer.Option(False, "--again", help="Compute them anew, over those that are there."),
     device: str = DEVICE,
@@ -54,7 +54,9 @@ def labels(
     from flyspeck.train.run import train_without
 
     if positives == "matched" and not guidance:
-        raise UserError("positives of a loss that has none", where="--positives", fix="leave out --no-guidance")
+        raise UserError(
+            "positives of a loss that has none", where="--guidance-positives", fix="leave out --no-guidance"
+        )
     if folds > 1 and part == "val":
         raise UserError("no detector has learnt validation images", where="--folds", fix="leave it out")
     kind = LossKind(guidance, positives, folds)

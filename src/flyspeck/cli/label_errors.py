@@ -37,7 +37,7 @@ def errors(
         "--folds",
         min=0,
         metavar="N",
-        help="Where RUN was trained on SET: train its recipe on so many folds, each judged by the run that did not see it.",
+        help="Folds of SET, where RUN was trained on it: its recipe is trained on each, and judges the part not seen.",
     ),
     in_sample: bool = typer.Option(
         False, "--in-sample", help="Accept a RUN that was trained on SET, though it knows its errors by heart."

@@ -30,7 +30,7 @@ def curve(
         "--slack",
         min=0,
         metavar="LOSS",
-        help="Of --oracle: also the cheapest factor that adds at most so much to the sum over an image's objects; default: "
+        help="Loss that may be added to the sum over an image's objects by the cheapest factor of --oracle; default: "
         "the predictor's own slack.",
     ),
     metric: str = typer.Option(
