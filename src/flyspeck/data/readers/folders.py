@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import unicodedata
 from collections.abc import Collection, Iterator
@@ -45,7 +46,8 @@ def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
 
 
 def _refused(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+    # A name that is too long for any folder is one that is not there.
+    if not isinstance(error, FileNotFoundError | NotADirectoryError) and error.errno != errno.ENAMETOOLONG:
         raise error
 
 
