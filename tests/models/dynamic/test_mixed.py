@@ -51,7 +51,8 @@ def test_one_after_another_gives_the_same_gradients(kind, frozen, small, batch):
 def test_one_after_another_gives_the_same_gradients_in_bf16(kind, small, batch):
     """Under autocast weights are cast once for all factors, and the shared map comes as bf16: the sums still agree.
 
-    bf16 has 8 bits: a gradient that is summed in another order may differ by some thousandths of its size.
+    bf16 has 8 bits: a gradient that is summed in another order may differ by some hundredths of its size, most where the
+    processor has no such instructions; one that lacks a factor is off by a third.
     """
     results = []
     for sequential in (False, True):
@@ -72,7 +73,7 @@ def test_one_after_another_gives_the_same_gradients_in_bf16(kind, small, batch):
             assert found.dtype == parameter.dtype == torch.float32
             assert torch.isfinite(found).all()
             size = float(parameter.grad.norm())
-            assert float((found - parameter.grad).norm()) <= 0.02 * max(size, 1e-3), name
+            assert float((found - parameter.grad).norm()) <= 0.05 * max(size, 1e-3), name
 
 
 def mobile() -> Detector:
