@@ -2,11 +2,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flyspeck.errors import UserError
+from flyspeck.infer.outputs import WRITERS, open_writers
+from flyspeck.infer.reading import Result
 from flyspeck.infer.results_folder import MARK, ResultsFolder, written_in
-from flyspeck.infer.source import find_items
+from flyspeck.infer.source import Item, find_items
+from flyspeck.types import Detections
 
 
 def wrote(folder: Path) -> Path:
@@ -18,7 +22,6 @@ def wrote(folder: Path) -> Path:
         "labels/old.txt",
         "drawn/a.png",
         "tiles/tiles-x-1.jsonl",
-        "of-a-plugin.bin",
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("x")
@@ -41,6 +44,28 @@ def test_results_of_two_jobs_are_not_mixed(tmp_path: Path) -> None:
     assert files(folder) == before, "nothing goes before the job is known to run"
     results.clear(tiles=True)
     assert files(folder) == {MARK, "mine.txt"}
+
+
+def test_what_comes_beside_a_job_is_not_its_own(tmp_path: Path) -> None:
+    results = ResultsFolder(tmp_path)
+    (tmp_path / "detections.json").write_text("x")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "photo.jpg").write_text("copied here while the job ran")
+    results.record(["clip.tracked.mp4"])
+    (tmp_path / "clip.tracked.mp4").write_text("x")
+    ResultsFolder(tmp_path, overwrite=True).clear(tiles=True)
+    assert files(tmp_path) == {MARK, "new/photo.jpg"}
+
+
+def test_every_place_that_a_format_writes_is_listed(tmp_path: Path) -> None:
+    results = ResultsFolder(tmp_path)
+    one = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64), (9, 9), ("a",))
+    for writer in open_writers(tmp_path, list(WRITERS), classes=("a",)):
+        writer.add(Result(Item("a.png", np.zeros((9, 9), np.uint8), 1, "a"), one))
+        writer.close()
+    results.clear(tiles=True)
+    ResultsFolder(tmp_path, overwrite=True).clear(tiles=True)
+    assert files(tmp_path) == {MARK}
 
 
 def test_resuming_keeps_the_tiles_alone(tmp_path: Path) -> None:

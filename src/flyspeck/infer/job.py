@@ -12,7 +12,7 @@ from typing import Any, Literal
 from flyspeck.data.enlarge import described_enlargement
 from flyspeck.errors import UserError
 from flyspeck.infer.job_images import DrawRule, ImageJob, PredictionSummary, made_with
-from flyspeck.infer.job_video import predict_video
+from flyspeck.infer.job_video import predict_video, tracked_name
 from flyspeck.infer.load import load_model
 from flyspeck.infer.look_choice import choose_skip_rule
 from flyspeck.infer.merge import MergeRule
@@ -148,13 +148,9 @@ def predict(
     if video is not None:
         results = ResultsFolder(folder, overwrite=overwrite)
         results.clear(tiles=True)
-        try:
-            writers = open_writers(folder, formats, classes=network.classes)
-            return predict_video(
-                video, predictor, folder, writers, show=show_score, every=every, draw=draw > 0, say=say
-            )
-        finally:
-            results.record()
+        results.record([tracked_name(video)])
+        writers = open_writers(folder, formats, classes=network.classes)
+        return predict_video(video, predictor, folder, writers, show=show_score, every=every, draw=draw > 0, say=say)
     job = ImageJob(
         items=items,
         out=folder,
@@ -217,5 +213,8 @@ def settings_line(what: str, predictor: Predictor, description: Mapping[str, Any
     if sides is not None:
         waste = sides[0] * sides[1] / ((sides[0] - shared) * (sides[1] - shared))
         if waste > 2:
-            line += f"\nnote: with this overlap large images are run {waste:.1f} times over; larger tiles or less are faster"
+            line += (
+                f"\nnote: with this overlap large images are run {waste:.1f} times over; "
+                "larger tiles or less overlap are faster"
+            )
     return line

@@ -96,7 +96,6 @@ class ImageJob:
         Raises UserError at the end if an image or a part of one could not be read; everything else is written.
         """
         ids, remarks = match_categories(self.classes, self.categories)
-        results = None
         if processes.leads:
             results = ResultsFolder(self.out, resume=self.resume, overwrite=self.overwrite)
             for remark in remarks:
@@ -118,11 +117,7 @@ class ImageJob:
         truth = None if self.truth is None else annotated_objects(self.truth)
         writers = open_writers(self.out, self.formats, classes=self.classes, category_ids=ids)
         loop = ImageLoop(predictor, self.out, self.drawing, writers, self.say, self.warn, truth=truth)
-        try:
-            return loop.run(self.items, journal)
-        finally:
-            if results is not None:
-                results.record()  # what a plugin's writer made too
+        return loop.run(self.items, journal)
 
     def _part(self, predictor: Predictor, processes: Processes) -> PredictionSummary:
         """This process's share, into the journal alone; what cannot be read is left to the one that writes the results."""

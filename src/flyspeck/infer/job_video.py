@@ -14,6 +14,11 @@ from flyspeck.infer.video import Tracker, TrackTable, VideoReader, VideoWriter, 
 from flyspeck.infer.writer import Writer
 
 
+def tracked_name(path: Path) -> str:
+    """Name of the annotated video of `path`."""
+    return f"{path.stem}.tracked.mp4"
+
+
 def predict_video(
     path: Path,
     predictor: Predictor,
@@ -33,7 +38,7 @@ def predict_video(
     reader = VideoReader(path, every=every)
     tracker = Tracker(rate=float(reader.info.rate), score=show)
     table = TrackTable(out / "tracks.csv", reader.info.rate)
-    annotated = VideoWriter(out / f"{path.stem}.tracked.mp4", reader.info) if draw else None
+    annotated = VideoWriter(out / tracked_name(path), reader.info) if draw else None
     frames, boxes, tiles, start = 0, 0, 0, time.perf_counter()
     try:
         for result in predictor.stream(reader.frames()):

@@ -56,7 +56,7 @@ class ResultsFolder:
             elif self._earlier and not (resume or overwrite):
                 raise self._taken()
             self._others = {entry.name for entry in path.iterdir()} - {*self._earlier, TILES, MARK}
-            self.record(_PLACES)
+            self.record()
         except OSError as error:
             raise UserError(f"cannot be written to ({error.strerror or error})", where=path) from error
 
@@ -70,9 +70,11 @@ class ResultsFolder:
             ) from error
 
     def record(self, names: Sequence[str] = ()) -> None:
-        """List what the job has put here by now, and `names` that it may yet."""
-        own = {entry.name for entry in self.path.iterdir()} | set(names)
-        lines = sorted(own - self._others - {MARK})
+        """List what the job may put here: what all jobs write, and `names`.
+
+        Never what merely lies here: it may be somebody's who worked beside the job, and the list is what `overwrite` removes.
+        """
+        lines = sorted({*_PLACES, *names} - self._others)
         write_text(self.path / MARK, "\n".join([_HEAD, *lines, ""]))
 
     def _refuse_strangers(self) -> None:

@@ -59,9 +59,9 @@ def test_paths_of_windows(tmp_path: Path) -> None:
 
 def test_paths_of_another_machine(tmp_path: Path) -> None:
     image(tmp_path / "images" / "a.jpg")
-    table = read_annotations(coco(tmp_path / "x.json", images=[{"id": 1, "file_name": "C:\\work\\set\\images\\a.jpg"}]))
+    table = read_annotations(coco(tmp_path / "x.json", images=[{"id": 1, "file_name": "C:\\data\\set\\images\\a.jpg"}]))
     assert table.path(0).is_file()
-    assert "C:/work/set" in table.notes[0]
+    assert "C:/data/set" in table.notes[0]
 
 
 @pytest.mark.parametrize(
