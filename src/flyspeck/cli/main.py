@@ -14,7 +14,7 @@ from flyspeck.cli import moved
 from flyspeck.cli.examples import EXAMPLES
 from flyspeck.cli.layout import MISUSE, Group, PlainApp, add_examples
 from flyspeck.cli.plugin_option import take_plugins
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, one_line
 
 # verb -> (module:attribute of a typer app or a function, one line of help). Loaded when the verb is called.
 VERBS: dict[str, tuple[str, str]] = {
@@ -106,9 +106,10 @@ def main(argv: list[str] | None = None) -> int:
 def run_app(app: typer.Typer, argv: list[str] | None = None, *, program: str = "flyspeck") -> int:
     """Runs the command line of `program`, `sys.argv` where `argv` is None.
 
-    Returns the exit code: 2 for a user's mistakes, 130 for Ctrl-C.
+    Returns the exit code: 2 for a user's mistakes, 1 for a fault of the program, 130 for Ctrl-C.
 
-    A mistake is one line on stderr; with `--debug` among the arguments, its traceback.
+    A mistake is one line on stderr; with `--debug` among the arguments, its traceback. A fault is one line too, which names the
+    file that its traceback was written to.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
@@ -136,6 +137,30 @@ def run_app(app: typer.Typer, argv: list[str] | None = None, *, program: str = "
         return 2
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(bool(stop.code))
+    except Exception as error:
+        if debug:
+            raise
+        print(f"error: {_own_fault(error, program)}", file=sys.stderr)
+        return 1
+
+
+def _own_fault(error: Exception, program: str) -> str:
+    """The line for an exception that nobody foresaw; its traceback goes to a file of its own in the temporary folder."""
+    if isinstance(error, MemoryError):
+        return (
+            f"not enough memory{f' ({one_line(str(error), 200)})' if str(error) else ''}; see --help for what limits it"
+        )
+    import tempfile
+    import traceback
+
+    said = one_line(f"{type(error).__name__}: {error}", 300)
+    try:
+        number, name = tempfile.mkstemp(prefix=f"{program}-", suffix=".txt")
+        with open(number, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write("".join(traceback.format_exception(error)))
+    except OSError:
+        return f"a fault of {program}, not yours: {said}; run it again with --debug and please report what it prints"
+    return f"a fault of {program}, not yours: {said}; please report it with {name}"
 
 
 def _misuse(error: Any, program: str) -> str:
