@@ -15,7 +15,7 @@ import numpy as np
 from flyspeck.data.images import read_image
 from flyspeck.drawing import DrawnBoxes, annotate
 from flyspeck.errors import UserError, missing_extra, nearest
-from flyspeck.files import write_text
+from flyspeck.files import local_output, write_text
 from flyspeck.geo import GeoReference
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def save(found: FoundBoxes, path: str | Path, image: np.ndarray | str | Path | N
 
     An image ending needs `image`, the array or file to draw on. Raises UserError for an unknown ending.
     """
-    path = Path(path)
+    path = local_output(path)
     ending = path.suffix.lower()
     if ending in _TEXTS:
         write_text(path, _TEXTS[ending](found))

@@ -10,11 +10,34 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from flyspeck.errors import UserError
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/|/vsi\w+/")
+"""`s3://…`, also as `Path` shortens it (`s3:/…`), or GDAL's `/vsis3/…`; `C:/…` is a drive."""
+
+
+def local_output(place: str | os.PathLike[str], *, where: str = "out") -> Path:
+    """The path to write to: the one door for whatever a user names as an output, before any work is done.
+
+    Results are written to local disks. What stands for another place would silently become a folder of that name, so it is
+    refused. Raises UserError.
+    """
+    text = os.fspath(place)
+    found = _SCHEME.match(text)
+    if found is None:
+        return Path(text)
+    if found[1] and found[1].lower() == "file":
+        raise UserError("a file:// address", where=where, fix="give the path alone")
+    raise UserError(
+        f"results are written to local folders, not to {found[1] + '://' if found[1] else found[0]}",
+        where=where,
+        fix="give a local path, and copy what was written",
+    )
 
 
 def replace_file(path: Path, write: Callable[[Path], object], *, errors: tuple[type[Exception], ...] = ()) -> None:
@@ -23,6 +46,7 @@ def replace_file(path: Path, write: Callable[[Path], object], *, errors: tuple[t
     Raises UserError where the disk is full or the folder may not be written to; `errors` are further exceptions of `write` that
     mean the same. The file that was there before is untouched then.
     """
+    local_output(path, where=str(path))
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         write(temporary)

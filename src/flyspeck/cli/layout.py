@@ -11,9 +11,14 @@ from typer.core import TyperCommand, TyperGroup
 from flyspeck.cli.choices import open_choices
 from flyspeck.cli.moved import refuse_moved
 from flyspeck.errors import UserError, nearest
+from flyspeck.files import local_output
 
 MISUSE: type[Exception] = typer.BadParameter.__mro__[2]
 """The common base of typer's own errors about a command line, which it does not export by name."""
+
+
+WRITTEN = ("--out", "--plot", "--fix", "--results", "--runs", "--docs")
+"""Options, of any command, whose value is a path that is written to."""
 
 
 def path_of(ctx: Any) -> str:
@@ -29,10 +34,15 @@ class Verb(TyperCommand):
     """A command: old options answer with their new name, open choices are listed in the help, the example is last."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Before anything else is looked at, options that were renamed."""
+        """Before anything else is looked at, options that were renamed; then what is to be written, and cannot be."""
         if not ctx.resilient_parsing:
             refuse_moved(path_of(ctx), args)
-        return super().parse_args(ctx, args)
+        rest = super().parse_args(ctx, args)
+        for option in self.params:
+            name, value = option.opts[0], ctx.params.get(option.name or "")
+            if name in WRITTEN and value is not None and not ctx.resilient_parsing:
+                local_output(value, where=name)
+        return rest
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """The plain layout; what a plugin may add to is listed as it is now."""

@@ -21,6 +21,7 @@ from flyspeck.data.checks.text import check_warnings, left_lines
 from flyspeck.data.inspect import summarize
 from flyspeck.data.inspect_text import lines
 from flyspeck.errors import UserError
+from flyspeck.files import local_output
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Inspection:
                 "some classes only were read", where="--fix", fix="leave out --classes: a set is repaired whole"
             )
         left = left_lines(self.facts, [shift.text() for shift in self.shifts])
-        return repair(self.parts, self.links, Path(out), left=left, encoding=self.encoding)
+        return repair(self.parts, self.links, local_output(out), left=left, encoding=self.encoding)
 
     def text(self) -> str:
         """The facts for people: sizes first, then classes, files, what follows from them and what to look at."""

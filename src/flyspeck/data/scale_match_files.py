@@ -26,7 +26,7 @@ from flyspeck.data.scale_match import (
 from flyspeck.data.tiling import tile_annotations
 from flyspeck.data.writers import write_coco
 from flyspeck.errors import UserError, missing_extra
-from flyspeck.files import write_json
+from flyspeck.files import local_output, write_json
 
 Corner = tuple[int, int, int, int]
 _RADIUS = 3
@@ -68,7 +68,7 @@ def scale_match(
     returned, and `scale_match.png`, the histograms of the sizes. Images that cannot be read are left out and listed in
     `problems`.
     """
-    out = Path(out)
+    out = local_output(out)
     if (plan := plan_match(source, target, rule)) and rule.method == "sm+":
         _inpainting()  # a missing package is said before any work
     whole = matched_table(source, plan, min_side=rule.min_side)

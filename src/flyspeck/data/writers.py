@@ -24,7 +24,7 @@ from flyspeck.data.tool_writers import (
     write_voc,
 )
 from flyspeck.errors import UserError
-from flyspeck.files import write_text
+from flyspeck.files import local_output, write_text
 from flyspeck.plain_yaml import read_yaml
 from flyspeck.plugins import UnknownPart, with_installed
 
@@ -47,7 +47,7 @@ def write_coco(
         file_names: (I) Names in place of the table's, which are otherwise written relative to the folder of `path`.
         old_images: The whole images of a table of tiles, in COCO's form.
     """
-    path = Path(path)
+    path = local_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     names = relative_names(annotations, path.parent) if file_names is None else file_names
     categories = [
@@ -130,7 +130,7 @@ def write_yolo(annotations: Annotations, folder: Path, *, split: str = "train", 
     A `data.yaml` that is there already keeps its other splits, if its classes are the same. Raises UserError where the size of
     an image is not known, the image is missing, or two images would get the same name.
     """
-    folder = Path(folder)
+    folder = local_output(folder)
     images, labels = folder / "images" / split, folder / "labels" / split
     _check_for_yolo(annotations)
     recipe = _recipe(folder, split, annotations.classes)

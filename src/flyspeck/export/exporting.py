@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from flyspeck.export.package import Exported, ExportOptions, export_model
+from flyspeck.files import local_output
 
 log = logging.getLogger("flyspeck")
 AnyPath = str | os.PathLike[str]
@@ -66,4 +67,4 @@ def export(
         calibrate=None if calibrate is None else Path(calibrate),
         calibration_tiles=calibration_tiles,
     )
-    return export_model(Path(run), Path(out), options, say=say)
+    return export_model(Path(run), local_output(out), options, say=say)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from flyspeck.data.enlarge import described_enlargement
 from flyspeck.errors import UserError
+from flyspeck.files import local_output
 from flyspeck.infer.job_images import DrawRule, ImageJob, PredictionSummary, made_with
 from flyspeck.infer.job_video import predict_video, tracked_name
 from flyspeck.infer.load import load_model
@@ -114,7 +115,7 @@ def predict(
         raise UserError(f"a score of {score_threshold}", where="score threshold", fix="choose one from 0 to 1")
     check_formats(formats)
     sources = [Path(source)] if isinstance(source, str | os.PathLike) else [Path(one) for one in source]
-    folder, path, rule = Path(out), Path(model), merge or MergeRule()
+    folder, path, rule = local_output(out), Path(model), merge or MergeRule()
     video, items, categories = _sources(sources, resume, warn)
     processes = Processes.from_environment()
     asked: dict[str, Any] = {"budget": budget, "quality": quality, "factor": factor}

@@ -13,7 +13,7 @@ from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers import read_annotations
 from flyspeck.errors import UserError
 from flyspeck.evaluate.detections import DetectionTable
-from flyspeck.files import write_json, write_text
+from flyspeck.files import local_output, write_json, write_text
 from flyspeck.label_errors.folds import train_folds
 from flyspeck.label_errors.opinions import assign_models, detect
 from flyspeck.label_errors.page import build_page, describe
@@ -118,6 +118,7 @@ def find_label_errors(
         raise UserError(f"a chance of {least_chance:g}", where="least chance", fix="choose one from 0 to 1")
     if (folds or formats) and out is None:
         raise UserError("nowhere to write", where="folds" if folds else "formats", fix="give out")
+    out = None if out is None else local_output(out)
     models = [Path(run)] if isinstance(run, str | os.PathLike) else [Path(one) for one in run]
     table = annotations if isinstance(annotations, Annotations) else read_annotations(Path(annotations))
     if not (~table.ignore & (table.labels >= 0)).any():

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from flyspeck.files import local_output
 from flyspeck.report.html import build_report
 from flyspeck.report.runs import read_runs
 
@@ -41,4 +42,4 @@ def report(
     """
     folders = [Path(runs)] if isinstance(runs, str | os.PathLike) else [Path(run) for run in runs]
     read = read_runs(folders, gt=None if ground_truth is None else Path(ground_truth), protocol=protocol)
-    return build_report(read, Path(out), images=images, title=title)
+    return build_report(read, local_output(out), images=images, title=title)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flyspeck.files import local_output
 from flyspeck.plain_yaml import Places, set_value
 from flyspeck.train.config import Recipe, load_recipe, parse_recipe, resolve_paths
 from flyspeck.train.progress import Reporter, read_records
@@ -73,7 +74,7 @@ def train(
             already (without `resume`), a recipe with a section `distill` (which takes a teacher: `flyspeck distill`).
     """
     wanted, folder = read_recipe(recipe, changes)
-    where = Path(out) if out is not None else folder or Path("runs") / wanted.name
+    where = local_output(out) if out is not None else folder or Path("runs") / wanted.name
     return TrainedRun(where, wanted, run_recipe(wanted, where, resume=resume, reporter=reporter))
 
 

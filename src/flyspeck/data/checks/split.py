@@ -19,7 +19,7 @@ from flyspeck.data.checks.near import ALIKE, compare
 from flyspeck.data.checks.parts import Part, read_parts, whole_of
 from flyspeck.data.checks.write_part import JOINED, new_folder, write_part
 from flyspeck.errors import UserError
-from flyspeck.files import write_text
+from flyspeck.files import local_output, write_text
 
 GROUPS, SUMMARY = "groups.csv", "summary.txt"
 SHARES = {"train": 0.8, "val": 0.2}
@@ -128,7 +128,7 @@ def split(
         UserError: For shares that do not add up, fewer groups than splits, an `out` that holds something.
     """
     names, aims = _shares(shares)
-    place = Path(out)
+    place = local_output(out)
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise UserError("is there already", where=place, fix="give a new folder: nothing is written in place")
     parts = read_parts(

@@ -17,7 +17,7 @@ from flyspeck.data.annotations import Annotations
 from flyspeck.data.scenes import CLASSES, generate_scene, plan, scene_seed
 from flyspeck.data.writers import write_coco
 from flyspeck.errors import UserError
-from flyspeck.files import replace_file
+from flyspeck.files import local_output, replace_file
 
 IMAGE_FOLDER = "images"
 ANNOTATION_FILE = "annotations.json"
@@ -97,7 +97,7 @@ def write_scenes(
     Raises:
         UserError: For a folder that holds a data set already.
     """
-    out = Path(out)
+    out = local_output(out)
     target = out / ANNOTATION_FILE
     if target.exists():
         raise UserError("a data set is there already", where=target, fix="name another folder, or delete this one")
