@@ -50,6 +50,12 @@ def evaluate(
         None, "--classes", metavar="A,B,...", help="Names of the classes to score, with commas between."
     ),
     per_class: bool = typer.Option(False, "--per-class", help="Print the numbers of every class too."),
+    score: float = typer.Option(
+        None,
+        "--score",
+        metavar="SCORE",
+        help="Score threshold that boxes are counted from; default: that of the best F1 on these images.",
+    ),
     any_score: bool = typer.Option(False, "--any-score", help="Allow scores outside [0, 1]."),
     why: bool = typer.Option(False, "--why", help="Errors by size, what they cost, oLRP, recall, calibration."),
     bootstrap: int = typer.Option(
@@ -108,7 +114,7 @@ def evaluate(
         pixels=pixels,
         max_broken_share=max_broken_share,
     )
-    result = run(annotations, detections, chosen)
+    result = run(annotations, detections, chosen, score=score)
     reasons = Reasons(why or tiles is not None, bootstrap, against, tiles or merge_from, any_score)
     text = reasons.add(annotations, detections, result)
     for note in result.notes:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from flyspeck.data.annotations import Annotations
+from flyspeck.errors import UserError
 from flyspeck.evaluate.ap import average_precision, prepare, rows_of
 from flyspeck.evaluate.catalogue import protocol_named
 from flyspeck.evaluate.coco import coco_rows
+from flyspeck.evaluate.counting import count
+from flyspeck.evaluate.counts import Counts
 from flyspeck.evaluate.detections import DetectionTable
 from flyspeck.evaluate.miss_rate import miss_rate_rows
 from flyspeck.evaluate.protocols import (
+    COCO_BINS,
     APProtocol,
     DelegatedCOCO,
     MissRateProtocol,
@@ -21,16 +25,42 @@ from flyspeck.evaluate.results import EvaluationResult
 
 
 def evaluate(
-    annotations: Annotations, detections: DetectionTable, protocol: Protocol | str = "flyspeck"
+    annotations: Annotations,
+    detections: DetectionTable,
+    protocol: Protocol | str = "flyspeck",
+    *,
+    score: float | None = None,
 ) -> EvaluationResult:
     """Score `detections` against `annotations` under `protocol`, a name or a value.
 
     The tables belong together: `detections.image_index` and `.labels` are rows of the annotation table's images and classes
     (`DetectionTable.from_list`, `.from_coco` see to it). No detections give 0; no ground truth in a bin gives -1.
+
+    Where the protocol is an AP of COCO's kind, doubles and counts (`evaluate.counting`) stand beside it, from the score threshold
+    `score` on; None is that of the best F1 on this set.
     """
     if isinstance(protocol, str):
         protocol = protocol_named(protocol)
-    return EvaluationResult(protocol, _rows(annotations, detections, protocol), detections.notes)
+    rows = _rows(annotations, detections, protocol)
+    return EvaluationResult(
+        protocol, rows, detections.notes, counts=_counts(annotations, detections, protocol, score=score)
+    )
+
+
+def _counts(
+    annotations: Annotations, detections: DetectionTable, protocol: Protocol, *, score: float | None
+) -> Counts | None:
+    if isinstance(protocol, DelegatedCOCO):
+        protocol = APProtocol(protocol.name, protocol.source, COCO_BINS, (0.5,), protocol.max_dets)
+    if not isinstance(protocol, APProtocol):
+        if score is not None:
+            raise UserError(
+                f"nothing is counted from a score on under '{protocol.name}'",
+                where="score",
+                fix="leave it out, or use an AP protocol of COCO's kind, such as flyspeck",
+            )
+        return None
+    return count(annotations, detections, protocol, score=score)
 
 
 def _rows(annotations: Annotations, detections: DetectionTable, protocol: Protocol) -> list[dict[str, Any]]:

@@ -8,11 +8,40 @@ import numpy as np
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.evaluate.ap import APInputs, Outcome, mean_of_known, prepare
+from flyspeck.evaluate.counts import WorkingPoint
 from flyspeck.evaluate.detections import DetectionTable
 from flyspeck.evaluate.matching import overlapping_pairs
 from flyspeck.evaluate.protocols import APProtocol
 
 FALSE_ALARMS = (0.1, 0.3, 1.0, 3.0, 10.0)
+NOTHING_FOUND = 0.5
+"""The score threshold of the best F1 where no detection hits anything: one is as bad as another."""
+
+
+def working_point(inputs: APInputs, area: str, iou: float, *, score: float | None = None) -> WorkingPoint:
+    """The score threshold `score`, or that of the best F1 (the highest of several), at `iou` in the bin `area`.
+
+    A threshold takes all detections of one score or none. Ignored detections count for nothing.
+    """
+    outcome = inputs.outcomes[area, iou]
+    total = int(outcome.counted.sum())
+    order = np.argsort(-inputs.found.scores, kind="stable")
+    order = order[~outcome.ignored[order]]
+    scores, hit = inputs.found.scores[order], outcome.hit[order]
+    if score is not None:
+        at = score
+    elif hit.any():
+        last = np.flatnonzero(np.r_[scores[1:] != scores[:-1], True])
+        at = float(scores[last[int(np.argmax(np.cumsum(hit)[last] / (last + 1 + total)))]])
+    else:
+        at = NOTHING_FOUND
+    kept, found = int((scores >= at).sum()), int(hit[scores >= at].sum())
+    return WorkingPoint(
+        at,
+        f1=2 * found / (kept + total) if total else -1.0,
+        precision=found / kept if kept else -1.0,
+        recall=found / total if total else -1.0,
+    )
 
 
 def recall_rows(

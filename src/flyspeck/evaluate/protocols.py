@@ -29,6 +29,9 @@ def size_bins(**edges: tuple[float, float]) -> tuple[Bin, ...]:
     return tuple(Bin(name, float(low**2), float(high**2)) for name, (low, high) in edges.items())
 
 
+COCO_BINS = (Bin("all", 0.0, INFINITE), *size_bins(s=(0, 32), m=(32, 96), l=(96, INFINITE**0.5)))
+
+
 @dataclass(frozen=True)
 class APProtocol:
     """Average precision in the manner of COCO: greedy matching in each image and class, 101 recall points."""

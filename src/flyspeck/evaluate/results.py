@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flyspeck.evaluate import printing
+from flyspeck.evaluate.counts import Counts
 from flyspeck.evaluate.protocols import Protocol, describe
 from flyspeck.files import write_json
 
@@ -25,7 +26,9 @@ class EvaluationResult:
     notes: tuple[str, ...] = ()
     """What was odd about the input."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """Curves and counts, where they were asked for."""
+    """Diagnosis, intervals and comparisons, where they were asked for."""
+    counts: Counts | None = None
+    """Doubles and errors of the count, where the protocol is an AP of COCO's kind."""
 
     def value(self, **key: Any) -> float:
         """The number of the one row that has these entries, such as `metric="AP", iou=0.5, area="tiny"`."""
@@ -48,6 +51,7 @@ class EvaluationResult:
             "definition": describe(self.protocol),
             "rows": self.rows,
             "notes": list(self.notes),
+            **({} if self.counts is None else {"counts": self.counts.to_dict()}),
             **self.extra,
         }
 
@@ -59,9 +63,10 @@ class EvaluationResult:
     def table(self, *, per_class: bool = False) -> str:
         """The numbers in percent as text, headed by the protocol; a dash where there was nothing to find.
 
-        `per_class` adds those of every class.
+        `per_class` adds those of every class. Doubles and counts follow, where they were reckoned.
         """
-        return printing.table(self.protocol, self.rows, per_class=per_class)
+        text = printing.table(self.protocol, self.rows, per_class=per_class)
+        return text if self.counts is None else f"{text}\n{self.counts.text()}"
 
 
 def _distinguishing(row: dict[str, Any]) -> list[str]:

@@ -30,6 +30,7 @@ def evaluate(
     ious: Sequence[float] | None = None,
     classes: Sequence[str] | None = None,
     any_score: bool = False,
+    score: float | None = None,
 ) -> EvaluationResult:
     """Score detections against ground truth.
 
@@ -44,10 +45,12 @@ def evaluate(
         ious: IoU thresholds; None: the protocol's own.
         classes: Score only these classes; None: all. For files.
         any_score: Allow scores outside [0, 1], of which only the order counts.
+        score: Score threshold from which doubles and objects are counted; None: that of the best F1 on these images.
 
     Returns:
-        The numbers: `.table()` as text, `.value(metric="AP", iou=0.5, area="tiny")`, `.rows`, `.write(path)`; `.notes` say what
-        was odd. Shares from 0 to 1, -1 where there is no ground truth.
+        The numbers: `.table()` as text, `.value(metric="AP", iou=0.5, area="tiny")`, `.rows`, `.write(path)`; `.counts` are
+        doubles and errors of the count by size (`.counts.row("tiny").doubles`); `.notes` say what was odd. Shares from
+        0 to 1, -1 where there is no ground truth.
 
     Raises:
         UserError: For files that are not there or broken, detections on images or with boxes that cannot be, a protocol that
@@ -63,7 +66,7 @@ def evaluate(
     if isinstance(ground_truth, str | os.PathLike) and isinstance(detections, str | os.PathLike):
         found = _results_file(Path(detections), chosen)
         truth, table = read_pair(Path(ground_truth), found, chosen, any_score=any_score, classes=classes)
-        return evaluate_tables(truth, table, chosen)
+        return evaluate_tables(truth, table, chosen, score=score)
     if isinstance(ground_truth, Annotations):
         if classes is not None:
             raise UserError("classes are chosen when ground truth is read", where="classes", fix="give its file")
@@ -76,7 +79,7 @@ def evaluate(
         table = detections
     else:
         table = DetectionTable.from_list(detections, truth)
-    return evaluate_tables(truth, table, chosen)
+    return evaluate_tables(truth, table, chosen, score=score)
 
 
 def _results_file(path: Path, protocol: Protocol) -> Path:

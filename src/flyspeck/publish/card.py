@@ -17,6 +17,7 @@ from flyspeck.data.bands import PixelRule, rule_of
 from flyspeck.data.readers import read_annotations
 from flyspeck.errors import UserError
 from flyspeck.evaluate import protocol_named
+from flyspeck.evaluate.counts import Counts
 from flyspeck.files import write_text
 from flyspeck.models.detector import Detector
 from flyspeck.publish.score import CONVENTION, LEVEL, SAMPLES, Score, cost, environment, score
@@ -190,6 +191,7 @@ def card(
         "",
         *_table(metrics, val_set),
         "",
+        *_counted(metrics.counts),
         *by_class(run, dict(zip(val_set.category_ids, val_set.classes, strict=True))),
         f"In brackets: {LEVEL:.0%} intervals, {SAMPLES} resamples of the images, which are taken as independent; frames of "
         "one flight or film are not, so that they are too narrow.",
@@ -214,6 +216,22 @@ def _table(metrics: Score, val_set: Annotations) -> list[str]:
         cells += ["-" if value is None else f"{100 * value:.1f}" for value in (ap, ar)]
         lines.append(f"| {area} | {' | '.join(cells)} |")
     return [*lines, "", f"{val_set.num_boxes} boxes in {len(val_set)} images."]
+
+
+def _counted(counts: Counts | None) -> list[str]:
+    """What is seen of the boxes from the score of best F1 on, by size; nothing where the protocol counts nothing."""
+    if counts is None:
+        return []
+    lines = ["| objects | doubles, % of those found | count error (bias), boxes an image |", "|---|---|---|"]
+    for row in counts.rows:
+        if row.objects:
+            doubles = "-" if row.doubles < 0 else f"{100 * row.doubles:.1f}"
+            lines.append(f"| {row.area} | {doubles} | {row.count_error:.2f} ({row.count_bias:+.2f}) |")
+    head = (
+        f"From a score of {counts.at.score:.2f} on (best F1 on these images: {100 * counts.at.f1:.1f} %); doubles are objects "
+        "with two boxes or more:"
+    )
+    return [head, "", *lines, ""] if len(lines) > 2 else []
 
 
 def by_class(run: Path, names: Mapping[int, str]) -> list[str]:

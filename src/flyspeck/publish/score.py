@@ -15,6 +15,7 @@ import torch
 from flyspeck.data.annotations import Annotations
 from flyspeck.evaluate import DetectionTable, evaluate
 from flyspeck.evaluate.bootstrap import drawn_aps
+from flyspeck.evaluate.counts import Counts
 from flyspeck.evaluate.protocols import APProtocol, Protocol
 from flyspeck.models.detector import Detector
 from flyspeck.models.profile import NUM_PROPOSALS, measure_latency, profile
@@ -35,18 +36,21 @@ class Score:
     metrics: dict[str, float]
     intervals: dict[str, list[float]]
     draws: dict[str, np.ndarray]
+    counts: Counts | None = None
+    """Doubles and errors of the count, from the score of the best F1 on."""
 
 
 def score(annotations: Annotations, detections: Path, rule: Protocol) -> Score:
     """Scores a COCO results file; AP50 of every bin gets an interval where the protocol is an AP of COCO's kind."""
     table = DetectionTable.from_coco(detections, annotations)
-    metrics = {name: value for name, value in metrics_of(evaluate(annotations, table, rule)).items() if value >= 0}
+    result = evaluate(annotations, table, rule)
+    metrics = {name: value for name, value in metrics_of(result).items() if value >= 0}
     draws: dict[str, np.ndarray] = {}
     if isinstance(rule, APProtocol) and 0.5 in rule.ious and len(annotations) > 1:
         drawn = drawn_aps(annotations, table, rule, iou=0.5, samples=SAMPLES)
         draws = {f"ap50_{area}": values for area, values in drawn.items() if f"ap50_{area}" in metrics}
     intervals = {name: found for name, values in draws.items() if (found := interval(values)) is not None}
-    return Score({name: round(value, 5) for name, value in metrics.items()}, intervals, draws)
+    return Score({name: round(value, 5) for name, value in metrics.items()}, intervals, draws, result.counts)
 
 
 def interval(values: np.ndarray) -> list[float] | None:

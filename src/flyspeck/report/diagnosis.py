@@ -15,6 +15,7 @@ from flyspeck import boxes as box_algebra
 from flyspeck.evaluate import protocol_named
 from flyspeck.evaluate.ap import RECALL_POINTS, APInputs, Outcome, precision_at_recall, prepare
 from flyspeck.evaluate.miss_rate import fppi_points, miss_rate_curves
+from flyspeck.evaluate.operating import working_point
 from flyspeck.evaluate.protocols import INFINITE, APProtocol, Bin, MissRateProtocol, size_bins
 from flyspeck.report.runs import RunReport
 
@@ -68,14 +69,7 @@ class RunDiagnosis:
     @cached_property
     def working_score(self) -> float:
         """The score with the best F1 over all classes: what counts as a detection in images and counts."""
-        scores, hit = self.inputs.found.scores[~self.overall.ignored], self.overall.hit[~self.overall.ignored]
-        total = int(self.overall.counted.sum())
-        if not hit.any():
-            return 0.5
-        order = np.argsort(-scores, kind="stable")
-        found = np.cumsum(hit[order])
-        f1 = 2 * found / (np.arange(1, len(found) + 1) + total)
-        return float(scores[order][int(np.argmax(f1))])
+        return working_point(self.inputs, "all", IOU).score
 
     def precision_recall(self, name: str) -> Curve:
         """Precision over recall at IoU 0.5 in a bin, mean of the classes that have objects there, in percent."""

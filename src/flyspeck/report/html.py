@@ -121,7 +121,7 @@ def render_page(title: str, lead: str, sections: Sequence[tuple[str, str, str]])
 def _numbers(runs: Sequence[RunReport]) -> str:
     """The tables of each protocol, and what is known of the runs."""
     facts = list(dict.fromkeys(key for run in runs for key in run.facts))
-    text = tables.by_size(runs)
+    text = tables.by_size(runs) + tables.counts(runs)
     if len(runs) > 1:
         text = "<p>★ marks the best of several runs; differences within the whiskers below may be chance.</p>" + text
     if facts:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
+from flyspeck.evaluate.counts import SizeCount
 from flyspeck.report.runs import RunReport
 
 
@@ -60,6 +61,42 @@ def by_size(runs: Sequence[RunReport]) -> str:
         notes = [f"{run.name}: {note}" for run in mine for note in run.evaluation.notes]
         parts += [f'<p class="note">{escape(note)}</p>' for note in notes]
     return "".join(parts)
+
+
+def counts(runs: Sequence[RunReport]) -> str:
+    """Doubles and errors of the count by size, a table for each protocol; nothing where no run counts."""
+    parts = []
+    for protocol in dict.fromkeys(run.evaluation.protocol.name for run in runs):
+        known = [
+            (run.name, run.evaluation.counts)
+            for run in runs
+            if run.evaluation.protocol.name == protocol and run.evaluation.counts is not None
+        ]
+        if not known:
+            continue
+        several = len(known) > 1
+        head = ["", *(f"{what} {name}" if several else what for what in COUNTED for name, _ in known)]
+        body = [
+            [row.area, *(shown(found.row(row.area)) for shown in COUNTED.values() for _, found in known)]
+            for row in known[0][1].rows
+        ]
+        scores = "; ".join(
+            f"{name}: {found.at.score:.2f}" if several else f"{found.at.score:.2f}" for name, found in known
+        )
+        caption = (
+            f"What is seen from the score of best F1 on ({scores}): objects found that carry two boxes or more, in percent; "
+            "by how many boxes the count of an image is off, without and with its sign, and as a share of the objects, in percent"
+        )
+        parts.append(table(head, body, caption=caption))
+    return "".join(parts)
+
+
+COUNTED: dict[str, Callable[[SizeCount], str]] = {
+    "doubles": lambda row: percent(row.doubles),
+    "count error": lambda row: f"{row.count_error:.2f}" if row.objects else "–",
+    "bias": lambda row: f"{row.count_bias:+.2f}" if row.objects else "–",
+    "share of objects": lambda row: percent(row.count_share),
+}
 
 
 def _pivot(rows: Sequence[tuple[int, dict[str, Any]]], runs: Sequence[RunReport], *, caption: str) -> str:
