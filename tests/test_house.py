@@ -198,6 +198,7 @@ CALLED_BY_OTHERS = {
     "find_class": "pickle",
     "get_next": "onnxruntime",
     "is_leaf_module": "torch.fx",
+    "_repr_png_": "notebooks",
 }
 
 

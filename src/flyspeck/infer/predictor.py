@@ -11,19 +11,20 @@ window, in the window's frame.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
 from flyspeck.data.enlarge import Enlarge
 from flyspeck.errors import UserError
+from flyspeck.infer.inputs import ChannelOrder, Loose, is_one, items_of
 from flyspeck.infer.merge import MergeRule, merge
+from flyspeck.infer.prediction import Prediction
 from flyspeck.infer.reading import SEAL, Finished, Journal, Reading, ReadingJob, Result, Share, Window, read_window
 from flyspeck.infer.skip import AUDITED, RUN, SKIPPED, SkipReport, SkipRule, report_of, takes_back
-from flyspeck.infer.source import Item, open_source
+from flyspeck.infer.source import open_source
 from flyspeck.infer.tiles import grid, is_cut
 from flyspeck.infer.windows import OpenOptions
 from flyspeck.types import Detections
@@ -32,7 +33,6 @@ __all__ = ["Finished", "Journal", "Model", "Predictor", "Result", "Share", "conc
 
 Model = Callable[[list[np.ndarray]], list[Detections]]
 Gate = Callable[[list[np.ndarray]], Sequence[bool]]
-Image = np.ndarray | str | Path | Item
 
 
 class Predictor:
@@ -78,12 +78,31 @@ class Predictor:
         self.batch_size, self.score_threshold = batch_size, score_threshold
         self.merge, self.readers, self.options = merge or MergeRule(), readers, options or OpenOptions()
 
-    def predict(self, images: Image | Iterable[Image]) -> list[Detections]:
-        """Detections of each image (array, file or item), always a list; raises UserError for one that is broken."""
-        if isinstance(images, np.ndarray | str | Path | Item):
-            images = [images]
+    def __call__(self, image: Loose, *, channel_order: ChannelOrder = "rgb") -> Prediction | list[Prediction]:
+        """The detections of one image, or a list of several, with the image, to be shown: `predictor("photo.jpg").show()`."""
+        items = list(items_of(image, channel_order=channel_order))
+        found = [
+            Prediction(item, detections, self.options)
+            for item, detections in zip(items, self.predict(items), strict=True)
+        ]
+        return found[0] if is_one(image) else found
+
+    def predict(self, images: Loose, *, channel_order: ChannelOrder = "rgb") -> list[Detections]:
+        """Detections of each image, always a list.
+
+        Args:
+            images: One image, or any iterable of them: a path, a folder, a pattern, bytes, an open file, a Pillow image, an array
+                or a tensor (`flyspeck.infer.inputs` says what each means).
+            channel_order: Of arrays and tensors; others say their own.
+
+        Returns:
+            One `Detections` an image, in its pixels.
+
+        Raises:
+            UserError: For an image that is broken, or is none.
+        """
         found = []
-        for result in self.stream(images):
+        for result in self.stream(images, channel_order=channel_order):
             if result.problem is not None:
                 raise result.problem
             if result.holes:
@@ -94,18 +113,20 @@ class Predictor:
 
     def stream(
         self,
-        images: Iterable[Image],
+        images: Loose,
         *,
+        channel_order: ChannelOrder = "rgb",
         journal: Journal | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Iterator[Result]:
         """Results in the order of `images`, each as soon as it and those before it are done.
 
-        An image that cannot be opened, or a window that cannot be read, is told in its `Result` and stops nothing.
+        `images` and `channel_order` are those of `predict`. An image that cannot be opened, or a window that cannot be read, is
+        told in its `Result` and stops nothing.
         `progress` is called with the number of tiles that were just finished.
         """
         journal = journal or Journal()
-        reading = Reading(self, _items(images), journal)
+        reading = Reading(self, items_of(images, channel_order=channel_order), journal)
         done: dict[int, ReadingJob] = {}
         next_number = 0
         pending: dict[tuple[int, ...], list[Window]] = {}
@@ -340,13 +361,3 @@ def concatenate(parts: Sequence[Detections]) -> Detections:
         extra={name: np.concatenate([part.extra[name] for part in parts]) for name in sorted(names)},
         classes=classes,
     )
-
-
-def _items(images: Iterable[Image]) -> Iterator[Item]:
-    for number, image in enumerate(images, start=1):
-        if isinstance(image, Item):
-            yield image
-        elif isinstance(image, np.ndarray):
-            yield Item(f"array {number}", image, number)
-        else:
-            yield Item(str(image), Path(image), number)

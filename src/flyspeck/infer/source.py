@@ -30,13 +30,23 @@ _BOMB = 100  # pixels a byte; photographs have 1 to 10, blank scans some tens
 _ONE_PIECE = 50_000_000  # pixels; larger TIFFs are read by windows where an extra is there to do it
 
 
+@dataclass(frozen=True, eq=False)
+class Held:
+    """An image that a program holds (`flyspeck.infer.inputs`); looked at when its turn comes, so that a wrong one is its own
+    result.
+    """
+
+    source: Callable[[OpenOptions, str], Source]
+    """Opens it under a name. Raises UserError."""
+
+
 @dataclass(frozen=True)
 class Item:
     """An image to look at, not opened yet."""
 
     name: str
     """What messages and outputs call it."""
-    image: Path | np.ndarray
+    image: Path | np.ndarray | Held
     image_id: int | str
     output: str = ""
     """What its own files are called, without ending (`flyspeck.infer.naming`); as the image, ending and all, where not given."""
@@ -47,7 +57,7 @@ class Item:
         return self.output or inside(self.name).as_posix()
 
 
-def open_source(image: Path | str | np.ndarray, options: OpenOptions | None = None, *, name: str = "") -> Source:
+def open_source(image: Path | str | np.ndarray | Held, options: OpenOptions | None = None, *, name: str = "") -> Source:
     """Open an image: an array, a `.npy` file (memory-mapped), a raster by windows, or an image file decoded whole.
 
     A TIFF with a coordinate system, or too large for one piece, is read by windows: through rasterio, tifffile or pyvips,
@@ -55,7 +65,7 @@ def open_source(image: Path | str | np.ndarray, options: OpenOptions | None = No
     take are an error, never cut. Raises UserError.
     """
     options = options or OpenOptions()
-    name = name or ("array" if isinstance(image, np.ndarray) else str(image))
+    name = name or (str(image) if isinstance(image, str | Path) else "array")
     source = _opened(image, options, name)
     try:
         options.check(source.bands)
@@ -65,7 +75,9 @@ def open_source(image: Path | str | np.ndarray, options: OpenOptions | None = No
     return source
 
 
-def _opened(image: Path | str | np.ndarray, options: OpenOptions, name: str) -> Source:
+def _opened(image: Path | str | np.ndarray | Held, options: OpenOptions, name: str) -> Source:
+    if isinstance(image, Held):
+        return image.source(options, name)
     if isinstance(image, np.ndarray):
         return ArraySource(image, name=name, rule=options.rule)
     path = Path(image)

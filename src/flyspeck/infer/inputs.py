@@ -1,0 +1,235 @@
+"""Whatever a program holds its images in, as `Item`s: one meaning for each kind, and one line for what has none.
+
+=====================================  ===========================================================================
+given                                  taken as
+=====================================  ===========================================================================
+path (`str`, `Path`)                   an image file; a folder is all images in it and below; `*`, `?` and `[` match
+                                       names, `**` folders
+`bytes`, or a file that is open        an encoded image (JPEG, PNG, TIFF ...), like the file that holds the same bytes
+Pillow image                           like the file of it: upright by its EXIF, transparency laid on black
+NumPy array, or what becomes one       (H, W), (H, W, C) or (C, H, W); RGB unless `channel_order="bgr"` says otherwise
+torch tensor, on any device            (H, W), (C, H, W) or (H, W, C); likewise
+list, tuple, generator of such         one after the other
+=====================================  ===========================================================================
+
+Of three axes the channels are the one of 1, 3 or 4 (or as many as the detector takes); where both ends could be, NumPy arrays
+have them last and tensors first, as their worlds do. Floating-point values are 0 (black) to 1 (white) where no range of values
+is given; 8 and 16 bits unsigned are their own. What is wrong with one image is told in its own result and stops no other.
+"""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image as PillowImage
+
+from flyspeck.data.orientation import exif_orientation, upright
+from flyspeck.errors import UserError
+from flyspeck.infer.source import Held, Item, find_items, open_source
+from flyspeck.infer.windows import ArraySource, OpenOptions, Source
+
+ChannelOrder = Literal["rgb", "bgr"]
+Loose = Any
+"""One image, or an iterable of them, as the table above has it."""
+
+_CHANNELS = (1, 3, 4)
+
+
+def is_one(images: Loose) -> bool:
+    """Whether this is one image, and not several: a folder and a pattern are several."""
+    if isinstance(images, str | Path):
+        return not _several(images)
+    return (
+        isinstance(images, Item | bytes | bytearray | memoryview | PillowImage.Image)
+        or _is_file(images)
+        or (hasattr(images, "__array__") or _is_tensor(images))
+    )
+
+
+def items_of(images: Loose, *, channel_order: ChannelOrder = "rgb") -> Iterator[Item]:
+    """The images one after the other, numbered from 1, none opened yet.
+
+    `channel_order` is that of arrays and tensors; files, bytes and Pillow images say their own.
+    Raises UserError for what is no image, when its turn comes.
+    """
+    if channel_order not in ("rgb", "bgr"):
+        raise UserError(f"a channel order of {channel_order!r}", where="channel_order", fix="'rgb' or 'bgr'")
+    number = 0
+    for image in [images] if is_one(images) or isinstance(images, str | Path) else _each(images):
+        for item in _items(image, number + 1, channel_order):
+            number += 1
+            yield item
+
+
+def _each(images: Any) -> Iterable[Any]:
+    if isinstance(images, dict) or not isinstance(images, Iterable):
+        raise UserError(f"{type(images).__name__} is no image", fix=_FIX)
+    return images
+
+
+_FIX = "give a path, bytes, a file that is open, a Pillow image, an array, a tensor, or a list of them"
+
+
+def _items(image: Any, number: int, order: ChannelOrder) -> Iterator[Item]:
+    if isinstance(image, Item):
+        yield image
+    elif isinstance(image, str | Path):
+        yield from _of_path(image, number)
+    elif isinstance(image, bytes | bytearray | memoryview):
+        yield _held(f"bytes {number}", number, lambda options, name: _Encoded(bytes(image), options, name))
+    elif isinstance(image, PillowImage.Image):
+        name = str(getattr(image, "filename", "") or f"image {number}")
+        yield _held(name, number, lambda options, name: _of_pillow(image, options, name))
+    elif _is_file(image):
+        name = getattr(image, "name", None)
+        content = image.read()  # now: a file may be closed, or read on, before its turn comes
+        if not isinstance(content, bytes):
+            raise UserError("a file that is open for text", where=name or f"file {number}", fix="open it with 'rb'")
+        name = name if isinstance(name, str) else f"file {number}"
+        yield _held(name, number, lambda options, name: _Encoded(content, options, name))
+    elif hasattr(image, "__array__") or _is_tensor(image):
+        name = f"{'tensor' if _is_tensor(image) else 'array'} {number}"
+        yield _held(name, number, lambda options, name: _of_array(image, options, name, order))
+    else:
+        raise UserError(f"{type(image).__name__} is no image", where=f"image {number}", fix=_FIX)
+
+
+def _held(name: str, number: int, source: Callable[[OpenOptions, str], Source]) -> Item:
+    return Item(name, Held(source), number)
+
+
+def _several(path: str | Path) -> bool:
+    text = os.fspath(path)
+    return "://" not in text and ((glob.has_magic(text) and not os.path.exists(text)) or os.path.isdir(text))
+
+
+def _of_path(path: str | Path, number: int) -> Iterator[Item]:
+    """The file; of a folder or a pattern, all images."""
+    if not _several(path):
+        yield Item(str(path), Path(path), number)
+        return
+    if os.path.isdir(path):
+        found = [item.image for item in find_items([path])[0]]
+    else:
+        found = [Path(name) for name in sorted(glob.glob(os.fspath(path), recursive=True)) if os.path.isfile(name)]
+    if not found:
+        raise UserError("no file matches", where=path, fix="check the pattern")
+    for place, file in enumerate(found):
+        yield Item(str(file), file, number + place)
+
+
+def _is_file(image: Any) -> bool:
+    return isinstance(image, io.IOBase) or (callable(getattr(image, "read", None)) and not hasattr(image, "__array__"))
+
+
+def _is_tensor(image: Any) -> bool:
+    return type(image).__module__.partition(".")[0] == "torch" and callable(getattr(image, "detach", None))
+
+
+class _Encoded(Source):
+    """The bytes of an image file: read as the file would be, from a temporary one."""
+
+    def __init__(self, content: bytes, options: OpenOptions, name: str) -> None:
+        number, path = tempfile.mkstemp(prefix="flyspeck-")
+        self._path = Path(path)
+        try:
+            with open(number, "wb") as file:
+                file.write(content)
+            self._inner = open_source(self._path, options, name=name)
+        except UserError as error:
+            self._path.unlink(missing_ok=True)
+            raise UserError(error.what, where=name, fix=error.fix) from None
+        except BaseException:
+            self._path.unlink(missing_ok=True)
+            raise
+        inner = self._inner
+        self.name, self.size, self.bands, self.colours = name, inner.size, inner.bands, inner.colours
+        self.geo, self.note = inner.geo, inner.note
+
+    def read(self, x1: int, y1: int, x2: int, y2: int, out: tuple[int, int] | None = None) -> np.ndarray:
+        """See `Source.read`."""
+        return self._inner.read(x1, y1, x2, y2, out)
+
+    def close(self) -> None:
+        """See `Source.close`."""
+        self._inner.close()
+        self._path.unlink(missing_ok=True)
+
+
+def _of_pillow(image: PillowImage.Image, options: OpenOptions, name: str) -> Source:
+    """As the file of it would be read: upright by its EXIF; what is neither plain grey nor RGB by way of a file without loss."""
+    buffer = io.BytesIO()
+    try:
+        if image.mode in ("L", "RGB") and not image.has_transparency_data:
+            pixels = np.asarray(image)
+            pixels = upright(pixels if pixels.ndim == 3 else pixels[:, :, None], exif_orientation(image))
+            return ArraySource(pixels, name=name, rule=options.rule)
+        plain = image.convert("RGB") if image.mode in ("HSV", "YCbCr", "LAB", "CMYK") else image
+        plain.save(buffer, "TIFF" if image.mode in ("F", "I") else "PNG", exif=image.getexif())
+    except (OSError, ValueError, SyntaxError, KeyError) as error:
+        raise UserError(f"a Pillow image that cannot be read ({error})", where=name, fix="load() it first") from None
+    return _Encoded(buffer.getvalue(), options, name)
+
+
+def _of_array(image: Any, options: OpenOptions, name: str, order: ChannelOrder) -> Source:
+    tensor = _is_tensor(image)
+    try:
+        if tensor:
+            image = image.detach().cpu()
+            image = (image.float() if image.dtype.is_floating_point else image).numpy()
+        pixels = np.asarray(image)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"no array ({error})", where=name, fix=_FIX) from None
+    pixels = _ordered(_channels_last(pixels, options.channels, first=tensor, name=name), order, name)
+    if pixels.dtype.kind == "f" and (options.value_range is None or not options.rule.is_for(np.dtype(np.float32))):
+        pixels = _from_unit(pixels, options.bits, name)
+    elif pixels.dtype.kind == "f":
+        pixels = pixels.astype(np.float32, copy=False)
+    return ArraySource(pixels, name=name, rule=options.rule)
+
+
+def _channels_last(pixels: np.ndarray, wanted: int | None, *, first: bool, name: str) -> np.ndarray:
+    """`(H, W, C)`, a view; `first`: channels come first where both ends could be theirs."""
+    if pixels.ndim == 2:
+        pixels = pixels[:, :, None]
+    if pixels.ndim != 3 or 0 in pixels.shape:
+        fix = f"{_FIX}, each of 2 or 3 axes"
+        if pixels.ndim == 4:
+            fix = "a batch: give the images of it, list(batch)"
+        raise UserError(f"an array of shape {pixels.shape} is no image", where=name, fix=fix)
+    known = (*_CHANNELS, wanted) if wanted else _CHANNELS
+    in_front, behind = pixels.shape[0] in known, pixels.shape[2] in known
+    if in_front and (first or not behind):
+        return pixels.transpose(1, 2, 0)
+    return pixels
+
+
+def _ordered(pixels: np.ndarray, order: ChannelOrder, name: str) -> np.ndarray:
+    """Red first."""
+    if order == "rgb" or pixels.shape[2] == 1:
+        return pixels
+    if pixels.shape[2] not in (3, 4):
+        raise UserError(
+            f"{pixels.shape[2]} channels are not in the order BGR", where=name, fix="leave out channel_order"
+        )
+    return pixels[:, :, [2, 1, 0, *range(3, pixels.shape[2])]]
+
+
+def _from_unit(pixels: np.ndarray, bits: int, name: str) -> np.ndarray:
+    """Values from 0 to 1 as 8 or 16 bits. Raises UserError for all others."""
+    low, high = float(pixels.min()), float(pixels.max())  # NaN comes through both
+    if not (low >= 0 and high <= 1):
+        raise UserError(
+            f"floating-point values from {low:g} to {high:g}, where 0 is black and 1 is white",
+            where=name,
+            fix="divide them, give uint8, or say what is black and white: OpenOptions(value_range=(low, high))",
+        )
+    top, kind = (65535, np.uint16) if bits == 16 else (255, np.uint8)
+    return np.round(pixels * top).astype(kind)
