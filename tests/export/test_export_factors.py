@@ -17,7 +17,7 @@ from torch import nn
 from flyspeck.cli.main import main
 from flyspeck.errors import UserError
 from flyspeck.export.factors import FactorGraph, HalvingPool, PrefixGraph
-from flyspeck.export.graph import FixedResize, smallest_side
+from flyspeck.export.graph import FixedResize
 from flyspeck.export.onnx import describe
 from flyspeck.export.package import ExportOptions, export_model
 from flyspeck.infer.engines import open_exported
@@ -162,7 +162,7 @@ def test_windows_with_fewer_candidates_are_filled_up(choosing) -> None:
         def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
             n = self.number
             return [
-                np.ones((1, n, 4), np.float32),
+                np.tile(np.array([0, 0, 1, 1], np.float32), (1, n, 1)),
                 np.ones((1, n), np.float32),
                 np.ones((1, n), np.int64),
                 np.array([n]),
@@ -197,8 +197,9 @@ def test_the_shortcut_pools_any_size_as_training_does() -> None:
 
 def test_the_smallest_image_leaves_a_kernel_at_the_smallest_factor(choosing) -> None:
     # The resize works on a map of stride 4; at 0.25 twelve cells are left as three: 48 px; the backbone's stride is 32.
-    assert smallest_side(choosing[0]) == 48
-    assert smallest_side(make_detector("fcos:resnet18", norm="bn", head={"depth": 1})[0]) == 32
+    assert choosing[0].smallest_side == 48
+    assert make_detector("fcos:resnet18", norm="bn", head={"depth": 1})[0].smallest_side == 32
+    assert describe(choosing[0], {})["smallest_side"] == 48
 
 
 def write_choosing_run(folder: Path) -> Path:

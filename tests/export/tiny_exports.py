@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,15 +100,26 @@ class Exports:
     run: Path
     onnx: Path
     said: str
+    core: Any
+    """What was traced, before it got its frame."""
 
 
 @pytest.fixture(scope="session")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
     """An FCOS exported to ONNX by the library's own call."""
-    from flyspeck.export.package import ExportOptions, export_model
+    from flyspeck.export import package
+    from flyspeck.export.onnx import trace
 
     folder = tmp_path_factory.mktemp("exports")
     run = write_run(folder / "run", "fcos:resnet18", norm="bn", head={"depth": 1})
     said: list[str] = []
-    export_model(run, folder / "model.onnx", ExportOptions(), say=said.append)
-    return Exports(run, folder / "model.onnx", "\n".join(said))
+    cores: list[Any] = []
+
+    def keep(*given: Any, **named: Any) -> Any:
+        cores.append(trace(*given, **named))
+        return cores[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(package, "trace", keep)
+        package.export_model(run, folder / "model.onnx", package.ExportOptions(), say=said.append)
+    return Exports(run, folder / "model.onnx", "\n".join(said), cores[0])

@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from flyspeck.data.bands import rule_of
+from flyspeck.data.enlarge import described_enlargement
 from flyspeck.errors import UserError, nearest
 from flyspeck.evaluate import DetectionTable, evaluate
 from flyspeck.export.check_images import ImageSet, Recorder, predictor_for, tiles_of
-from flyspeck.export.onnx import describe, write_onnx
-from flyspeck.export.openvino import write_openvino
+from flyspeck.export.frame import Frame
+from flyspeck.export.onnx import describe
 from flyspeck.export.package import traced, with_hard_nms, write_all
 from flyspeck.export.quantize import quantise
 from flyspeck.infer.engines import open_exported
@@ -140,16 +141,17 @@ def _files(
         return error.what
     told = describe(detector, description, bits=rule_of(description).bits)
     files = {"onnx": folder / "m.onnx", "openvino": folder / "m.xml"}
+    frame = Frame.of(detector, described_enlargement(description))
     for file in files.values():
-        write_all(graph, by_factor, file, told)
+        write_all(graph, by_factor, file, told, frame)
     if calibration is not None and not by_factor:
         model = open_exported(files["onnx"], device="cpu")
         tiles = tiles_of(calibration, told, limit=num_tiles)
         say(f"calibrating INT8 on {len(tiles)} tiles of {calibration.name}")
         graph = quantise(graph, [model.to_batch([tile]) for tile in tiles])
         files |= {"onnx int8": folder / "q.onnx", "openvino int8": folder / "q.xml"}
-        write_onnx(graph, files["onnx int8"], {**told, "precision": "int8"})
-        write_openvino(graph, files["openvino int8"], {**told, "precision": "int8"})
+        for name in ("onnx int8", "openvino int8"):
+            write_all(graph, {}, files[name], {**told, "precision": "int8"}, frame)
     return files
 
 

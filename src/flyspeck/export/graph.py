@@ -1,6 +1,6 @@
-"""A trained detector as one function of tensors: bytes in, boxes out. What is written to ONNX, and nothing else.
+"""A trained detector as one function of tensors: bytes in, boxes out. What is traced; `flyspeck.export.frame` stands around it.
 
-Input `windows (B, H, W, C)`: uint8, or float32 in [0, 255] (16-bit images). Outputs `boxes (B, D, 4)` xyxy pixels of the
+Input `windows (B, H, W, C)`: uint8, or float32 in [0, 255] (16-bit images), padded already. Outputs `boxes (B, D, 4)` xyxy pixels of the
 window, `scores (B, D)`, best first, `labels (B, D)` int64 and `counts (B,)` int64, how many of the D are detections. B, H
 and W are free; D is the detector's `max_detections` (which grows with the window, `models.counts`), or fewer where a window has
 fewer candidates.
@@ -9,7 +9,6 @@ fewer candidates.
 from __future__ import annotations
 
 import copy
-import math
 from fractions import Fraction
 
 import torch
@@ -20,7 +19,7 @@ from flyspeck.errors import UserError
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.counts import counts_for
 from flyspeck.models.detector import Detector
-from flyspeck.models.dynamic.pooling import PooledStage, is_dynamic, split_stage
+from flyspeck.models.dynamic.pooling import PooledStage
 from flyspeck.models.fold import fold_norms, probe_images
 from flyspeck.models.layers import ConvTower, places
 
@@ -139,15 +138,3 @@ def check_exportable(detector: Detector) -> None:
         )
     if rule.score < 0:
         raise UserError(f"a score threshold of {rule.score}", where="model.min_score", fix="0 or more")
-
-
-def smallest_side(detector: Detector) -> int:
-    """Pixels that a window's sides must have: the largest stride, and at the smallest factor a whole kernel of the map."""
-    backbone = detector.backbone
-    features = backbone.features if isinstance(backbone, StagedBackbone) else detector.features
-    least = max(spec.stride for spec in features)
-    if isinstance(backbone, StagedBackbone) and is_dynamic(detector):
-        stage = next(s for s in backbone.stages.values() if isinstance(s, PooledStage))
-        before = backbone.specs[split_stage(detector)].stride
-        least = max(least, before * math.ceil(stage.kernel / min(stage.switch.factors)))
-    return int(least)

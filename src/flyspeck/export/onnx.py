@@ -15,7 +15,7 @@ import torch
 from flyspeck.data.bands import KEY as KEY_OF_RULE
 from flyspeck.errors import UserError, missing_extra
 from flyspeck.export.factors import FactorGraph, PrefixGraph
-from flyspeck.export.graph import INPUT, OUTPUTS, DetectorGraph, smallest_side
+from flyspeck.export.graph import INPUT, OUTPUTS, DetectorGraph
 from flyspeck.export.operators import onnx_translations
 from flyspeck.infer.exported import ANY_BATCH, FORMAT, KEY
 from flyspeck.models.detector import Detector
@@ -116,7 +116,7 @@ def describe(detector: Detector, description: Mapping[str, Any], *, bits: int = 
             "units": "shares of 1; done inside the graph",
         },
         "divisor": detector.divisor,
-        "smallest_side": smallest_side(detector),
+        "smallest_side": detector.smallest_side,
         "suppression": {"score": rule.score, "iou": rule.iou, "max_detections": rule.max_detections},
         "counts_area": detector.counts_area,
         "precision": "fp32",

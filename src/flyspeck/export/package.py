@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from flyspeck.data.bands import rule_of
+from flyspeck.data.enlarge import described_enlargement
 from flyspeck.errors import UserError
 from flyspeck.export.batches import BATCHES, compare_batches, windows_of
 from flyspeck.export.check_images import ImageSet, detect, named_set, run_sets, tiles_of
+from flyspeck.export.frame import Frame, framed
 from flyspeck.export.onnx import PIXELS, describe, trace, trace_factors, write_onnx
 from flyspeck.export.openvino import write_openvino
 from flyspeck.export.parity import AP, BOX_PX, SCORE, TIE_SHARE, Difference, Rule, ap_by_size, ap_table, compare
@@ -74,9 +76,10 @@ def export_model(run: Path, out: Path, options: ExportOptions, *, say: Say = pri
     told = describe(detector, description, bits=bits)
     say(f"tracing {told['model'] or 'the detector'}")
     graph, by_factor = traced(detector, bits=bits)
+    frame = Frame.of(detector, described_enlargement(description))
     temporary = out.with_name(f".{out.stem}.{os.getpid()}.part{out.suffix}")
     try:
-        write_all(graph, by_factor, temporary, told)
+        write_all(graph, by_factor, temporary, told, frame)
         say(f"checking on {len(checked.paths)} images of {checked.name}")
         model, exported = TorchModel(detector, device="cpu"), open_exported(temporary, device="cpu")
         batches = compare_batches(model, exported, windows_of(checked, description), rule)
@@ -89,10 +92,10 @@ def export_model(run: Path, out: Path, options: ExportOptions, *, say: Say = pri
         parity = {"images": len(checked.paths), "batches": list(BATCHES), **difference.to_dict(), "ap50": ap}
         told = {**told, "parity": parity}
         if options.int8:
-            graph, told, ap = _quantised(graph, temporary, told, options, (checked, calibrated), eager, say)
+            graph, told, ap = _quantised(graph, temporary, told, options, (checked, calibrated), eager, frame, say)
         elif ap:
             say(ap_table(ap))
-        _write(graph, temporary, told)
+        _write(graph, temporary, told, frame)
         for factor in by_factor:  # the first graph last: without it the others are not looked at
             _move(factor_file(temporary, factor), factor_file(out, factor))
         _move(temporary, out)
@@ -127,11 +130,13 @@ def traced(detector: Detector, *, bits: int = 8) -> tuple[Any, dict[float, Any]]
     return trace(detector, bits=bits), {}
 
 
-def write_all(graph: Any, by_factor: Mapping[float, Any], path: Path, description: Mapping[str, Any]) -> None:
-    """The first graph at `path`, the others beside it."""
+def write_all(
+    graph: Any, by_factor: Mapping[float, Any], path: Path, description: Mapping[str, Any], frame: Frame
+) -> None:
+    """The first graph at `path`, the others beside it, each in its frame."""
     for factor, part in by_factor.items():
-        _write(part, factor_file(path, factor), {**description, "factor": factor})
-    _write(graph, path, description)
+        _write(part, factor_file(path, factor), {**description, "factor": factor}, frame)
+    _write(graph, path, description, frame)
 
 
 def with_hard_nms(detector: Detector, iou: float) -> Detector:
@@ -174,9 +179,12 @@ def _rule(detector: Detector) -> Rule:
     return Rule(rule.score, rule.iou, rule.max_detections)
 
 
-def _write(graph: Any, path: Path, description: Mapping[str, Any]) -> None:
+def _write(graph: Any, path: Path, description: Mapping[str, Any], frame: Frame) -> None:
     try:
-        (write_openvino if path.suffix == ".xml" else write_onnx)(graph, path, description)
+        if path.suffix == ".xml":
+            write_openvino(framed(graph, frame, switch=False), path, description)
+        else:
+            write_onnx(framed(graph, frame), path, description)
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(f"could not be written ({reason})", where=path.parent, fix="free some space") from error
@@ -233,6 +241,7 @@ def _quantised(
     options: ExportOptions,
     sets: tuple[ImageSet, ImageSet],
     eager: list[Any],
+    frame: Frame,
     say: Say,
 ) -> tuple[Any, dict[str, Any], dict[str, dict[str, float]]]:
     """The INT8 graph, its description, and AP50 by size before and after."""
@@ -244,7 +253,7 @@ def _quantised(
     say(f"calibrating INT8 on {len(tiles)} tiles of {calibrated.name}")
     graph = quantise(graph, [model.to_batch([tile]) for tile in tiles])
     told = {**told, "precision": "int8", "calibration_tiles": len(tiles)}
-    _write(graph, temporary, told)
+    _write(graph, temporary, told, frame)
     found, _ = detect(open_exported(temporary, device="cpu"), checked, told, score=told["suppression"]["score"])
     ap = _accuracy(checked, eager=eager, int8=found)
     counts = np.array([sum(map(len, eager)), sum(map(len, found))])

@@ -22,8 +22,11 @@ from flyspeck.types import Detections
 
 KEY = "flyspeck"
 """Name of the metadata entry, a JSON object."""
-FORMAT = 1
-"""Raised when a file of before could no longer be read rightly."""
+FORMAT = 2
+"""Of the files that are written: a reader of before would enlarge their windows a second time."""
+
+FORMATS = (1, FORMAT)
+"""Those that are read. In files of format 1 whoever runs them pads, clips and enlarges; in 2 all of that is in the graph."""
 
 ANY_BATCH = "any"
 """`batch` in the description of a file that takes every batch; 0.1.0 wrote no such entry."""
@@ -133,8 +136,9 @@ def described(text: str | None, path: Path) -> dict[str, Any]:
         number = content["format"]
     except (json.JSONDecodeError, KeyError, TypeError):
         raise UserError("its description cannot be read", where=path, fix="export it again") from None
-    if number != FORMAT:
-        raise UserError(f"a file of format {number}; this version reads {FORMAT}", where=path, fix="export it again")
+    if number not in FORMATS:
+        known = " and ".join(map(str, FORMATS))
+        raise UserError(f"a file of format {number}; this version reads {known}", where=path, fix="export it again")
     return content
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from flyspeck.errors import UserError, missing_extra
+from flyspeck.infer.enlarging import without_enlarging
 from flyspeck.infer.exported import KEY, Session, cannot_run, num_threads
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
@@ -38,8 +39,9 @@ class OnnxSession(Session):
         options: Any = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads()
         options.log_severity_level = 3  # what it says of shapes at level 2 is about itself
+        content = without_enlarging(path)
         try:
-            self._session: Any = onnxruntime.InferenceSession(path, options, providers=[provider])
+            self._session: Any = onnxruntime.InferenceSession(content, options, providers=[provider])
         except Exception as error:  # the runtime has no common base of its errors
             reason = " ".join(str(error).split())[:160]
             raise UserError(f"not a model that ONNX Runtime opens ({reason})", where=path, fix="export again") from None

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from flyspeck.errors import UserError, missing_extra
+from flyspeck.infer.enlarging import bypass_enlarging
 from flyspeck.infer.exported import KEY, Session, cannot_run, num_threads
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
@@ -44,6 +45,7 @@ class OpenVinoSession(Session):
             raise UserError(f"not a model that OpenVINO opens ({reason})", where=path, fix="export again") from None
         self.path = path
         self.text = self._model.get_rt_info([KEY]).astype(str) if self._model.has_rt_info([KEY]) else None
+        bypass_enlarging(self._model)
         self._compiled: dict[tuple[tuple[int, ...], ...], Any] = {}
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:

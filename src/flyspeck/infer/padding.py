@@ -22,12 +22,13 @@ def padded(window: np.ndarray, *, divisor: int, smallest: int = 1) -> np.ndarray
 
 
 def within(found: Detections, size: tuple[int, int]) -> Detections:
-    """Detections of a padded window in the frame of the window, of `size` (H, W): clipped, and gone where all is padding."""
-    if found.image_size == size:
-        return found
+    """Detections of a padded window in the frame of the window, of `size` (H, W): clipped, and gone where nothing is left."""
     height, width = size
     boxes = found.boxes.copy()
     boxes[:, 0::2] = boxes[:, 0::2].clip(0, width)
     boxes[:, 1::2] = boxes[:, 1::2].clip(0, height)
-    keep = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+    # What is not a number stays, for those to see who ask.
+    keep = ~((boxes[:, 2] <= boxes[:, 0]) | (boxes[:, 3] <= boxes[:, 1]))
+    if found.image_size == size and keep.all():
+        return found
     return replace(found, boxes=boxes, image_size=size)[keep]

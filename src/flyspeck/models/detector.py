@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from flyspeck.errors import UserError
 from flyspeck.models.assigners.base import AssigningPart
+from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.batch_decoding import BatchDetections, Size
 from flyspeck.models.counts import counts_for, grown
 from flyspeck.models.postprocess import RawDetections, Suppression
@@ -272,7 +273,11 @@ class Detector(nn.Module):
 
     @property
     def smallest_side(self) -> int:
-        """Pixels that a side of the network's input needs at least: one cell of the backbone's coarsest map."""
+        """Pixels that a side of the network's input needs at least: one cell of the backbone's coarsest map, and what a resize
+        within it must leave (`StagedBackbone.smallest_side`).
+        """
+        if isinstance(self.backbone, StagedBackbone):
+            return self.backbone.smallest_side
         own: Sequence[FeatureSpec] = self.backbone.features  # type: ignore[assignment]
         return math.ceil(max(spec.stride for spec in own))
 

@@ -6,6 +6,8 @@ chain of stages. Builders (`resnet50`, `mobilenet_v2`, …) are plain functions 
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,6 +42,15 @@ def need_stages(backbone: nn.Module, what: str, *, where: str) -> StagedBackbone
             fix="leave it out, or choose another backbone",
         )
     return backbone
+
+
+class DemandingStage(nn.Sequential, ABC):
+    """A stage that needs more of the map before it than one cell."""
+
+    @property
+    @abstractmethod
+    def least_cells(self) -> int:
+        """Cells that a side of its input must have."""
 
 
 class StagedBackbone(nn.Module):
@@ -77,6 +88,16 @@ class StagedBackbone(nn.Module):
     def features(self) -> tuple[FeatureSpec, ...]:
         """What `forward` returns, finest map first."""
         return tuple(spec for name in self.outputs for spec in self.branches.get(name) or (self.specs[name],))
+
+    @property
+    def smallest_side(self) -> int:
+        """Pixels that a side of the image must have: one cell of the coarsest map, and what every stage needs."""
+        least, before = max(spec.stride for spec in self.features), 1.0
+        for name, stage in self.stages.items():
+            if isinstance(stage, DemandingStage):
+                least = max(least, before * stage.least_cells)
+            before = self.specs[name].stride if name in self.specs else before
+        return math.ceil(least)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Images `(B, 3, H, W)`, normalised, to one map `(B, C_l, H_l, W_l)` per entry of `features`."""

@@ -15,6 +15,7 @@ they are at any factor.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flyspeck.errors import UserError
-from flyspeck.models.backbones.staged import StagedBackbone
+from flyspeck.models.backbones.staged import DemandingStage, StagedBackbone
 from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.factors import FACTORS, FactorSwitch
 from flyspeck.types import ImageBatch
@@ -39,7 +40,7 @@ def resized(size: int, factor: float) -> int:
 Stride = Literal["kept", "replaced"]
 
 
-class PooledStage(nn.Sequential):
+class PooledStage(DemandingStage):
     """A stage after a bilinear resize by the active factor. The children keep their names.
 
     `kept`: the stage (or `pool`, which ended the stage before) still has its stride of 2, and the resize is by twice the
@@ -61,6 +62,11 @@ class PooledStage(nn.Sequential):
         self.switch, self.name, self.kept = switch, name, kept
         self.pools = (pool,) if pool is not None else ()  # a tuple: no child, so that the children's names stay
         self.kernel = max([_largest(m.kernel_size) for m in stage.modules() if isinstance(m, nn.Conv2d)], default=1)
+
+    @property
+    def least_cells(self) -> int:
+        """A whole kernel is left at the smallest factor."""
+        return math.ceil(self.kernel / min(self.switch.factors))
 
     def forward(self, input: Tensor) -> Tensor:
         """The map `(B, C, H, W)` of the stage before to this stage's; raises UserError where it gets too small."""
