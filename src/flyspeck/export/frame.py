@@ -11,7 +11,7 @@ plain runtime gives what `flyspeck predict` gives of one tile. An image that nee
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ class Frame:
 
     divisor: int
     smallest: int
-    enlarge: Enlarge = Enlarge()
+    enlarge: Enlarge = field(default_factory=Enlarge)
     """How the training saw its images."""
 
     @classmethod
@@ -168,10 +168,10 @@ def _sizes(nodes: Nodes, rule: Enlarge, native: str) -> tuple[str, str]:
 
 
 def _filtered(nodes: Nodes, image: str, before: str, after: str, axis: int, *, floats: bool) -> str:
-    """`(B, H, W, C)` float32, whole numbers of 8-bit pixels, with `after (1,)` in place of `before (1,)` cells along an axis, by a triangle as wide as a cell.
+    """`(B, H, W, C)` float32, `after (1,)` cells in place of `before (1,)` along an axis: a triangle as wide as a cell, or wider.
 
-    Cell o of the new side has its middle at (2 o + 1) before / (2 after) and looks `wide = max(before, after) / after` to either
-    side. Positions are whole numbers, in units of 1 / (2 after): no precision that an engine may choose moves them. The
+    Cell o of the new side has its middle at (2 o + 1) before / (2 after) and looks `wide = max(before, after) / after` to
+    either side. Positions are whole numbers, in units of 1 / (2 after): no precision that an engine may choose moves them. The
     weights of 8-bit pixels are whole numbers of 1 / 2^22, as Pillow's, so that halves are rounded as it rounds them.
     """
     wide = nodes("Max", before, after)

@@ -1,9 +1,9 @@
-"""A trained detector as one function of tensors: bytes in, boxes out. What is traced; `flyspeck.export.frame` stands around it.
+"""A trained detector as one function of tensors: bytes in, boxes out. What is traced; `export.frame` stands around it.
 
-Input `windows (B, H, W, C)`: uint8, or float32 in [0, 255] (16-bit images), padded already. Outputs `boxes (B, D, 4)` xyxy pixels of the
-window, `scores (B, D)`, best first, `labels (B, D)` int64 and `counts (B,)` int64, how many of the D are detections. B, H
-and W are free; D is the detector's `max_detections` (which grows with the window, `models.counts`), or fewer where a window has
-fewer candidates.
+Input `windows (B, H, W, C)`: uint8, or float32 in [0, 255] (16-bit images); padded already. Outputs `boxes (B, D, 4)`: xyxy
+pixels of the window, `scores (B, D)`, best first, `labels (B, D)` int64 and `counts (B,)` int64, how many of the D are
+detections. B, H and W are free; D is the detector's `max_detections` (which grows with the window, `models.counts`), or fewer
+where a window has fewer candidates.
 """
 
 from __future__ import annotations
