@@ -43,6 +43,7 @@ GROUND = {
     "errors",
     "files",
     "geo",
+    "projection",
     "options",
     "plain_yaml",
     "plugins",

@@ -17,6 +17,7 @@ from flyspeck.drawing import DrawnBoxes, annotate
 from flyspeck.errors import UserError, missing_extra, nearest
 from flyspeck.files import local_output, write_text
 from flyspeck.geo import GeoReference
+from flyspeck.projection import WGS84, is_geographic, transformed, unwrapped
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -148,35 +149,92 @@ def to_widerface(found: FoundBoxes, name: str) -> str:
 def to_geojson(found: FoundBoxes, geo: GeoReference | None = None) -> dict[str, Any]:
     """A GeoJSON FeatureCollection, a polygon for every box, in the coordinate system of the image.
 
-    RFC 7946 knows WGS 84 only; the `crs` member of the 2008 specification names another, as GDAL and QGIS read it. Without
-    `geo` the coordinates are pixels, and the property `frame` says so.
+    RFC 7946 knows WGS 84 only; the `crs` member of the 2008 specification names another, as GDAL and QGIS read it. Where WGS 84
+    is asked for (`geo.asked`), the file follows the RFC: longitude before latitude, no `crs` member, outer rings
+    counterclockwise, and what lies across the antimeridian in two parts. Without `geo` the coordinates are pixels, and the
+    property `frame` says so. Raises UserError as `rings` does.
     """
     collection: dict[str, Any] = {"type": "FeatureCollection"}
-    if geo is not None and geo.crs is not None:
-        name = geo.crs.replace("EPSG:", "urn:ogc:def:crs:EPSG::") if geo.crs.startswith("EPSG:") else geo.crs
+    crs = None if geo is None else geo.written
+    strict = geo is not None and geo.asked == WGS84
+    if crs is not None and not strict:
+        name = crs.replace("EPSG:", "urn:ogc:def:crs:EPSG::") if crs.startswith("EPSG:") else crs
         collection["crs"] = {"type": "name", "properties": {"name": name}}
     frame = "pixels" if geo is None else "map"
-    outlines = rings(found.boxes.astype(np.float64), geo).tolist()
+    outlines = rings(found.boxes.astype(np.float64), geo)
+    shapes = [_on_globe(ring) if strict else _polygon(ring) for ring in outlines]
     names = class_names(found)
     collection["features"] = [
         {
             "type": "Feature",
-            "geometry": {"type": "Polygon", "coordinates": [ring]},
+            "geometry": shape,
             "properties": {"class": name, "label": label, "score": round(score, 7), "frame": frame},
         }
-        for ring, name, label, score in zip(outlines, names, found.labels.tolist(), found.scores.tolist(), strict=True)
+        for shape, name, label, score in zip(shapes, names, found.labels.tolist(), found.scores.tolist(), strict=True)
     ]
     return collection
 
 
 def rings(boxes: np.ndarray, geo: GeoReference | None) -> np.ndarray:
-    """Closed outlines `(N, 5, 2)` of boxes, in map coordinates where `geo` is given."""
+    """Closed outlines `(N, 5, 2)` of boxes, in map coordinates where `geo` is given, in the system that it asks for.
+
+    There they are counterclockwise with x to the right and y up, and one that crosses the antimeridian goes on beyond ±180
+    degrees. Raises UserError where a corner has no place in that system.
+    """
     corners = boxes[:, [0, 1, 0, 3, 2, 3, 2, 1, 0, 1]].reshape(-1, 5, 2)
     if geo is None:
         return corners
-    a, b, c, d, e, f = geo.transform
-    x, y = corners[..., 0], corners[..., 1]
-    return np.stack([a * x + b * y + c, d * x + e * y + f], axis=-1)
+    placed = geo.on_map(corners)
+    if geo.asked is None or geo.crs is None:
+        return placed
+    placed = transformed(placed, geo.crs, geo.asked)
+    if not np.isfinite(placed).all():
+        raise UserError(f"a box has no place in {geo.asked[:40]}", fix="choose a coordinate system of that region")
+    if is_geographic(geo.asked):
+        placed = unwrapped(placed)
+    turned = _area(placed) < 0
+    placed[turned] = placed[turned, ::-1]
+    return placed
+
+
+def _area(outlines: np.ndarray) -> np.ndarray:
+    """`(N,)` signed areas of closed outlines `(N, n, 2)`, positive where they go counterclockwise."""
+    x, y = np.moveaxis(
+        outlines - outlines[:, :1], 2, 0
+    )  # the first corner as origin: no digits are lost to large coordinates
+    return (x[:, :-1] * y[:, 1:] - x[:, 1:] * y[:, :-1]).sum(1) / 2
+
+
+def _polygon(*outlines: np.ndarray) -> dict[str, Any]:
+    if len(outlines) == 1:
+        return {"type": "Polygon", "coordinates": [outlines[0].tolist()]}
+    return {"type": "MultiPolygon", "coordinates": [[ring.tolist()] for ring in outlines]}
+
+
+def _on_globe(ring: np.ndarray) -> dict[str, Any]:
+    """An outline (n, 2) in degrees as RFC 7946 wants it: within ±180, cut in two at the antimeridian (section 3.1.9)."""
+    west = 360 * np.floor((ring[:-1, 0].mean() + 180) / 360)  # turns of the whole
+    ring = ring - [west, 0] if west else ring
+    over = 180.0 if ring[:, 0].max() > 180 else -180.0 if ring[:, 0].min() < -180 else None
+    if over is None:
+        return _polygon(ring)
+    inside = _cut(ring, over, keep_west=over > 0)
+    outside = _cut(ring, over, keep_west=over < 0) - [2 * over, 0]
+    return _polygon(*(part for part in (inside, outside) if len(part) > 3))
+
+
+def _cut(ring: np.ndarray, longitude: float, *, keep_west: bool) -> np.ndarray:
+    """The part (n, 2) of a closed convex ring on one side of a meridian, closed."""
+    side = (longitude - ring[:, 0]) * (1 if keep_west else -1)
+    kept: list[np.ndarray] = []
+    for k in range(len(ring) - 1):
+        if side[k] >= 0:
+            kept.append(ring[k])
+        if side[k] * side[k + 1] < 0:
+            share = side[k] / (side[k] - side[k + 1])
+            crossing = ring[k] + share * (ring[k + 1] - ring[k])
+            kept.append(np.array([longitude, crossing[1]]))
+    return np.array([*kept, kept[0]]) if kept else np.zeros((0, 2))
 
 
 def plot(found: FoundBoxes, image: np.ndarray | str | Path, *, max_side: int = 1600, crops: int = 8) -> Image.Image:

@@ -72,6 +72,15 @@ def predict(
         metavar="LOW,HIGH",
         help="Values that are black and white; default: as in training.",
     ),
+    crs: str = typer.Option(
+        None,
+        "--crs",
+        metavar="CRS",
+        help="Coordinate system of map formats, as in EPSG:4326; default: the image's own.",
+    ),
+    roi: Path = typer.Option(
+        None, "--roi", metavar="FILE", help="Polygons (GeoJSON, GeoPackage, Shapefile): look and report only inside."
+    ),
     max_megapixels: float = typer.Option(
         200, "--max-megapixels", metavar="N", help="Largest image decoded in one piece."
     ),
@@ -119,6 +128,8 @@ def predict(
         heat=heat,
         bands=None if bands is None else parse_integers(bands, where="--bands"),
         value_range=None if value_range is None else parse_range(value_range, where="--value-range"),
+        crs=crs,
+        roi=roi,
         max_megapixels=max_megapixels,
         resume=resume,
         overwrite=overwrite,

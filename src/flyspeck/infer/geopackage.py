@@ -95,11 +95,11 @@ class GeoPackageWriter(Writer):
 
     def _layer(self, geo: GeoReference | None) -> tuple[str, int]:
         """Table and srs_id for images in this system; made where it is the first."""
-        key = None if geo is None else geo.crs or ""
+        key = None if geo is None else geo.written or ""
         if key in self._layers:
             return self._layers[key]
         table = "detections" if not self._layers else f"detections_{len(self._layers) + 1}"
-        srs = self._system(geo.crs) if geo is not None and geo.crs else _PIXELS
+        srs = self._system(geo.written) if geo is not None and geo.written else _PIXELS
         self._file.execute(
             f"CREATE TABLE {table} (fid INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL, geom POLYGON, file_name TEXT, "
             "image_id TEXT, class TEXT, label INTEGER, score DOUBLE, cut BOOLEAN)"

@@ -18,14 +18,17 @@ from flyspeck.infer.load import load_model
 from flyspeck.infer.look_choice import choose_skip_rule
 from flyspeck.infer.merge import MergeRule
 from flyspeck.infer.multiscale import MultiScale
-from flyspeck.infer.outputs import check_formats, open_writers
+from flyspeck.infer.outputs import MAP_FORMATS, check_formats, open_writers
+from flyspeck.infer.placing import Placing
 from flyspeck.infer.predictor import Predictor
 from flyspeck.infer.processes import Processes
+from flyspeck.infer.region import read_region
 from flyspeck.infer.results_folder import ResultsFolder
 from flyspeck.infer.source import Categories, Item, find_items, remarks_on
 from flyspeck.infer.tiles import default_tiles
 from flyspeck.infer.video import is_video
 from flyspeck.infer.windows import OpenOptions
+from flyspeck.projection import known_crs
 
 log = logging.getLogger("flyspeck")
 AnyPath = str | os.PathLike[str]
@@ -53,6 +56,8 @@ def predict(
     heat: bool = False,
     bands: Sequence[int] | None = None,
     value_range: tuple[float, float] | None = None,
+    crs: str | None = None,
+    roi: AnyPath | None = None,
     max_megapixels: float = 200,
     resume: bool = False,
     overwrite: bool = False,
@@ -91,6 +96,10 @@ def predict(
         heat: A heat map of each image drawn, not only of images over 8000 px.
         bands: Bands to read, counted from 1, alpha among them; None: as in training, else all but alpha.
         value_range: (low, high), the values that become black and white; None: as in training, else the type's full scale.
+        crs: Coordinate system of map results (`geojson`, `gpkg`), such as `EPSG:4326`, with which GeoJSON follows RFC 7946; None:
+            that of each image.
+        roi: A file of polygons (GeoJSON, GeoPackage, Shapefile): only tiles that meet them are run, and detections are kept whose
+            centre lies inside.
         max_megapixels: Largest image that is decoded in one piece.
         resume: Keep the tiles that an earlier job with the same settings finished.
         overwrite: Replace the results of an earlier job; without it, or `resume`, a folder that holds some is refused.
@@ -114,6 +123,7 @@ def predict(
     if not 0 <= score_threshold <= 1:
         raise UserError(f"a score of {score_threshold}", where="score threshold", fix="choose one from 0 to 1")
     check_formats(formats)
+    placing = _placing(crs, None if roi is None else Path(roi), formats)
     sources = [Path(source)] if isinstance(source, str | os.PathLike) else [Path(one) for one in source]
     folder, path, rule = local_output(out), Path(model), merge or MergeRule()
     video, items, categories = _sources(sources, resume, warn)
@@ -139,6 +149,7 @@ def predict(
         merge=rule,
         readers=readers,
         options=options,
+        placing=placing,
     )
     if skip or skip_check:
         share = 1.0 if skip_check else skip_audit
@@ -146,6 +157,8 @@ def predict(
     if processes.leads:
         what = f"{len(items)} images" if video is None else video.name
         say(settings_line(what, predictor, description))
+    if video is not None and placing != Placing():
+        raise UserError("a video has no place on a map", where=video, fix="leave out --crs and --roi")
     if video is not None:
         results = ResultsFolder(folder, overwrite=overwrite)
         results.clear(tiles=True)
@@ -177,6 +190,14 @@ def predict(
         counts = ", ".join(f"{f:g}: {n} ({100 * n / total:.0f} %)" for f, n in summary.factors.items())
         say(f"images or tiles by factor: {counts}")
     return summary
+
+
+def _placing(crs: str | None, roi: Path | None, formats: Sequence[str]) -> Placing:
+    """Raises UserError for a system or a region that cannot be, and for a system that no format of the job would say."""
+    if crs is not None and not set(formats) & set(MAP_FORMATS):
+        fix = f"add {' or '.join(MAP_FORMATS)} to --to, or leave out --crs"
+        raise UserError(f"{', '.join(formats)}: these formats hold pixels", where="--crs", fix=fix)
+    return Placing(None if crs is None else known_crs(crs), None if roi is None else read_region(roi))
 
 
 def _sources(

@@ -65,6 +65,8 @@ class PredictionSummary:
     """Of a video."""
     factors: Mapping[float, int] = field(default_factory=dict)
     """How many images or tiles took which factor, of a detector that has them."""
+    outside: int = 0
+    """Tiles that were not run, since the region that was asked for meets none of them."""
     remarks: tuple[str, ...] = ()
     """What was passed over or may be mixed up in the folders given, a line each."""
 
@@ -152,6 +154,9 @@ class ImageLoop:
     bad: int = 0
     tiles: int = 0
     full: int = 0
+    outside: int = 0
+    missed: int = 0
+    """Images that the region meets nowhere."""
     skip: SkipReport | None = None
     notes: set[str] = field(default_factory=set)
     recalled: list[int] = field(default_factory=lambda: [0, 0, 0])
@@ -170,18 +175,27 @@ class ImageLoop:
         recalled = (self.recalled[0], self.recalled[1], self.recalled[2]) if self.recalled[0] else None
         if self.full > 1:
             self.warn(f"note: {self.full} images have tiles with as many boxes as the model gives of one")
+        self._tell_region()
         if self.skip is not None:
             self.say(self.skip.line())
         if recalled is not None:
             self.say(recall_line(recalled, self.drawing.score))
-        self.say(f"{self.out}: {self.boxes} boxes in {self.done} images, {self.tiles} tiles, {seconds:.1f} s")
+        outside = f" ({self.outside} outside the region, not run)" if self.outside else ""
+        self.say(f"{self.out}: {self.boxes} boxes in {self.done} images, {self.tiles} tiles{outside}, {seconds:.1f} s")
         if self.bad:
             raise UserError(
                 f"{self.bad} of {len(items)} images could not be read, wholly or in part",
                 fix="see the lines above; everything else was written",
             )
+        region = self.predictor.placing.region
+        if region is not None and self.missed and self.missed == self.done:
+            what = "the image" if self.done == 1 else f"any of the {self.done} images"
+            raise UserError(
+                f"meets no part of {what}", where=f"--roi {region.name}", fix="look at its coordinate system"
+            )
         return PredictionSummary(
             out=self.out,
+            outside=self.outside,
             images=self.done,
             boxes=self.boxes,
             tiles=self.tiles,
@@ -205,9 +219,12 @@ class ImageLoop:
         self._tell_full(result)
         for writer in self.writers:
             writer.add(result)
-        if self.done < self.drawing.images:
+        missed = result.num_outside == result.num_tiles
+        if self.done < self.drawing.images and not missed:
             self._draw(result)
         self.done += 1
+        self.missed += missed
+        self.outside += result.num_outside
         self.boxes += len(result.detections)
         self.tiles += result.num_tiles
         if result.skip is not None:
@@ -215,6 +232,19 @@ class ImageLoop:
         if self.truth is not None:
             self._recall(result, self.truth)
         self.say(summary_line(result))
+
+    def _tell_region(self) -> None:
+        """What was mended of the region; how many of several images it meets nowhere."""
+        region = self.predictor.placing.region
+        if region is None:
+            return
+        for note in region.notes:
+            self.warn(f"note: --roi {note}")
+        if 0 < self.missed < self.done:
+            self.warn(
+                f"note: --roi {region.name} meets {self.done - self.missed} of {self.done} images; the others were not run, and "
+                "have results without boxes"
+            )
 
     def _tell_full(self, result: Result) -> None:
         """The first image whose tiles have all the boxes that the model gives is named, the others are counted (`run`)."""
@@ -279,6 +309,7 @@ def summary_line(result: Result) -> str:
     classes = ", ".join(f"{name} {n}" for name, n in counts)
     tiles = f", {result.num_tiles} tiles" if result.num_tiles > 1 else ""
     skipped = f" ({result.num_skipped} skipped)" if result.num_skipped else ""
+    skipped += f" ({result.num_outside} outside the region)" if result.num_outside else ""
     size = f"{found.image_size[0]}x{found.image_size[1]}"
     return f"{result.item.name}: {size}{tiles}{skipped}, {len(found)} boxes{': ' if classes else ''}{classes}"
 

@@ -248,6 +248,10 @@ WRITERS: dict[str, Callable[..., Writer]] = {
 """Formats by name: `(folder, *, classes, category_ids)` to a writer; a plugin adds its own by `flyspeck.register_writer`."""
 
 
+MAP_FORMATS = ("geojson", "gpkg")
+"""Those of `WRITERS` that write where things are on a map."""
+
+
 def check_formats(formats: Sequence[str]) -> None:
     """Raise UserError for a name that is not in `WRITERS`, nor in those that installed plugins add."""
 

@@ -21,6 +21,7 @@ from flyspeck.data.enlarge import Enlarge
 from flyspeck.errors import UserError
 from flyspeck.infer.inputs import ChannelOrder, Loose, is_one, items_of
 from flyspeck.infer.merge import MergeRule, merge
+from flyspeck.infer.placing import Placing
 from flyspeck.infer.prediction import Prediction
 from flyspeck.infer.reading import SEAL, Finished, Journal, Reading, ReadingJob, Result, Share, Window, read_window
 from flyspeck.infer.skip import AUDITED, RUN, SKIPPED, SkipReport, SkipRule, report_of, takes_back
@@ -43,7 +44,7 @@ class Predictor:
     per image pixel, or `enlarge` says it image by image; where that squeezes, tiles are in pixels of the image, each of them
     squeezed. `gate` may look at a batch of windows and say which to pass to the model; `skip` looks before a window is read in
     full (`flyspeck.infer.skip`). `readers` threads decode ahead of the model. `share` is this process's part of the images
-    or tiles.
+    or tiles. `placing` names a region to look at.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Predictor:
         readers: int = 1,
         share: Share | None = None,
         options: OpenOptions | None = None,
+        placing: Placing | None = None,
     ) -> None:
         for name, value in (("batch_size", batch_size), ("readers", readers)):
             if value < 1:
@@ -77,6 +79,7 @@ class Predictor:
         self.enlarge = enlarge or Enlarge(scale)
         self.batch_size, self.score_threshold = batch_size, score_threshold
         self.merge, self.readers, self.options = merge or MergeRule(), readers, options or OpenOptions()
+        self.placing = placing or Placing()
 
     def __call__(self, image: Loose, *, channel_order: ChannelOrder = "rgb") -> Prediction | list[Prediction]:
         """The detections of one image, or a list of several, with the image, to be shown: `predictor("photo.jpg").show()`."""
@@ -301,6 +304,7 @@ class Predictor:
             tuple(sorted(job.holes)),
             source_geo=job.geo,
             note=job.note,
+            num_outside=job.outside,
             num_full=job.num_full,
             skip=report,
             unaudited=unaudited,
@@ -318,7 +322,7 @@ class Predictor:
                 ran = np.zeros(len(job.tiles), bool)
                 ran[order] = True
                 merged = merge(merged, tiles=job.tiles, tile_index=own, ran=ran, rule=self.merge)
-        return replace(merged, image_id=job.item.image_id)
+        return replace(merged[job.placed.holds(merged.boxes)], image_id=job.item.image_id)
 
     def _run_skipped(self, job: ReadingJob, journal: Journal) -> int:
         """Run the tiles that were skipped, as the audit found too much in others like them; how many they were."""

@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from flyspeck.errors import UserError
+from flyspeck.infer.placing import Placed, Placing
 from flyspeck.infer.skip import RUN, SKIPPED, SkipReport, SkipRule
 from flyspeck.infer.source import Item, open_source
 from flyspeck.infer.windows import OpenOptions, Source
@@ -44,6 +45,8 @@ class Result:
     """Its `GeoReference`, if it has one."""
     note: str = ""
     """`Source.note`: which bands and what scale."""
+    num_outside: int = 0
+    """Tiles that were not run, since the region that was asked for meets none of them."""
     num_full: int = 0
     """Tiles with as many detections as the model gives of one: there may be more."""
     skip: SkipReport | None = None
@@ -127,6 +130,8 @@ class ReadingJob:
     """Of tiles that the first look called empty: SKIPPED or AUDITED."""
     holes: list[tuple[TileKey, str]] = field(default_factory=list)
     num_full: int = 0
+    placed: Placed = field(default_factory=Placed)
+    outside: int = 0
     waiting: int = 0
     """Tiles not yet done with."""
 
@@ -149,6 +154,7 @@ class Layout(Protocol):
     batch_size: int
     readers: int
     options: OpenOptions
+    placing: Placing
     skip: SkipRule | None
     share: Share
     turn: AbstractContextManager
@@ -227,14 +233,27 @@ class Reading:
             self._put(job)
             return
         with source:
-            job.size, job.geo, job.note = source.size, source.geo, source.note
+            job.size, job.note = source.size, source.note
+            try:
+                job.placed = owner.placing.of(source.geo, name=job.item.name)
+            except UserError as error:
+                job.problem = error
+                self._put(job)
+                return
+            job.geo = job.placed.geo
             job.tiles, job.seen = owner.tiles_of(source.size)
+            met = job.placed.meets(job.tiles)
+            job.outside = int((~met).sum())
             for tile, finished in self._journal.recall(job.item, job.size, job.tiles, job.stamp).items():
+                if not met[tile]:
+                    continue
                 if finished.verdict != RUN:
                     job.verdicts[tile] = finished.verdict
                 if finished.verdict != SKIPPED:
                     job.found[tile] = finished.found
-            todo = [t for t in owner.share.rows(len(job.tiles)) if t not in job.found and t not in job.verdicts]
+            todo = [
+                t for t in owner.share.rows(len(job.tiles)) if met[t] and t not in job.found and t not in job.verdicts
+            ]
             job.waiting = len(todo) + bool(todo)  # its windows, and the seal behind them
             self._put(job)
             for tile, verdict in self._verdicts(source, job, todo):

@@ -1,0 +1,84 @@
+"""Coordinate systems of maps, and points from one into another. The extra `geo` (pyproj) does the geodesy.
+
+Points are always (x, y), that is (longitude, latitude) in degrees for geographic systems, whatever order the authority names.
+No grid is fetched: pyproj's network access is switched off.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from flyspeck.errors import UserError, missing_extra
+
+WGS84 = "EPSG:4326"
+
+
+def _pyproj() -> Any:
+    try:
+        import pyproj
+        import pyproj.network
+    except ImportError:
+        raise missing_extra("pyproj", "geo") from None
+    pyproj.network.set_network_enabled(active=False)
+    return pyproj
+
+
+def known_crs(name: str, *, where: str = "--crs") -> str:
+    """A coordinate system as this package writes it: `EPSG:n` where it has a number, else its WKT.
+
+    Takes what PROJ takes: `EPSG:25832`, `OGC:CRS84`, WKT, PROJJSON. Raises UserError for what PROJ does not know, and for systems
+    without two horizontal axes (heights, geocentric ones).
+    """
+    pyproj = _pyproj()
+    try:
+        crs = pyproj.CRS.from_user_input(name)
+    except pyproj.exceptions.CRSError:
+        raise UserError(f"no coordinate system '{name}'", where=where, fix="for example EPSG:4326") from None
+    if len(crs.axis_info) != 2 or not (crs.is_geographic or crs.is_projected):
+        raise UserError(f"'{name}' has no two horizontal axes", where=where, fix="for example EPSG:4326")
+    code = crs.to_epsg()
+    if code is None and crs.equals(pyproj.CRS.from_epsg(4326), ignore_axis_order=True):
+        return WGS84
+    return f"EPSG:{code}" if code else str(crs.to_wkt())
+
+
+@lru_cache(maxsize=32)
+def _transformer(source: str, target: str) -> Any:
+    pyproj = _pyproj()
+    try:
+        return pyproj.Transformer.from_crs(source, target, always_xy=True)
+    except pyproj.exceptions.ProjError as error:
+        raise UserError(f"no way from {source[:40]} to {target[:40]} ({error})", where="--crs") from error
+
+
+def transformed(points: np.ndarray, source: str, target: str) -> np.ndarray:
+    """`(..., 2)` points (x, y) of the system `source` in `target`, float64; not finite where the projection has no answer.
+
+    Raises UserError for a system that PROJ does not know, and without the extra `geo`.
+    """
+    points = np.asarray(points, np.float64)
+    if source == target:
+        return points
+    # A transformer belongs to one thread at a time; pyproj keeps one of its own for each.
+    x, y = _transformer(source, target).transform(points[..., 0].ravel(), points[..., 1].ravel())
+    return np.stack([x, y], axis=-1).reshape(points.shape)
+
+
+def is_geographic(crs: str) -> bool:
+    """Whether its axes are degrees of longitude and latitude."""
+    return bool(_pyproj().CRS.from_user_input(crs).is_geographic)
+
+
+def unwrapped(points: np.ndarray) -> np.ndarray:
+    """`(..., n, 2)` longitudes and latitudes of outlines without the jump at the antimeridian.
+
+    Within an outline, longitudes are within 180 degrees of the first one's, and may so be beyond ±180.
+    """
+    first = points[..., :1, 0]
+    longitude = first + (points[..., 0] - first + 180) % 360 - 180
+    # Exact where there is no jump: the sum above rounds.
+    longitude = np.where(np.abs(points[..., 0] - first) <= 180, points[..., 0], longitude)
+    return np.stack([longitude, points[..., 1]], axis=-1)
