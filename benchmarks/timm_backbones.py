@@ -20,6 +20,7 @@ from torch import nn
 from verdict import RESULTS, Claim, at_most, conclude
 
 from flyspeck import load_predictor
+from flyspeck.data.bands import PixelRule
 from flyspeck.data.readers import read_annotations
 from flyspeck.data.scenes.dataset import write_scenes
 from flyspeck.evaluate import DetectionTable, evaluate
@@ -30,6 +31,7 @@ from flyspeck.train.build import load_detector
 from flyspeck.train.config import parse_recipe
 from flyspeck.train.measure import measure, metrics_of
 from flyspeck.train.run import train
+from flyspeck.train.viewing import Viewing
 
 NAMES = (
     "mobilenetv3_small_100", "efficientnet_b0", "mobilenetv4_conv_small", "convnext_atto", "resnet26d", "pvt_v2_b0"
@@ -75,11 +77,9 @@ def measured(name: str, scenes: Path, folder: Path, epochs: int) -> dict[str, An
         detector,
         annotations,
         protocol=protocol,
-        channels=3,
-        batch_size=4,
+        viewing=Viewing(rule=PixelRule(channels=3), batch_size=4),
         accelerator=Accelerator(cpu=True),
-        precision="fp32",
-    )
+    ).metrics
     predictor = load_predictor(run, score_threshold=recipe.model.min_score)
     found = predictor.predict([annotations.path(i) for i in range(len(annotations))])
     named = [replace(one, image_id=i) for one, i in zip(found, annotations.image_ids.tolist(), strict=True)]

@@ -68,11 +68,31 @@ def imports(path: Path) -> set[str]:
     return found
 
 
+def reached(module: str) -> set[str]:
+    """All that a module imports, by way of others too."""
+    found: set[str] = set()
+    todo = [module]
+    while todo:
+        for other in HOUSE[todo.pop()] - found:
+            found.add(other)
+            todo.append(other)
+    return found
+
+
 @pytest.mark.parametrize("part", BELOW)
 def test_imports_point_one_way(part: str) -> None:
     for path in (SOURCE / part).rglob("*.py"):
-        wrong = imports(path) - BELOW[part] - GROUND - {part}
+        wrong = imports(path) - BELOW[part] - GROUND - {part} - ({"infer"} if part == "train" else set())
         assert not wrong, f"{path.relative_to(SOURCE)} imports {wrong}"
+
+
+def test_training_takes_of_inference_only_what_knows_no_training() -> None:
+    """The tiled predictor, which measures large images while a detector trains."""
+    taken = {other for module, others in HOUSE.items() if ".train." in module for other in others if ".infer." in other}
+    assert "flyspeck.infer.predictor" in taken
+    for module in taken:
+        parts = {other.split(".")[1] for other in reached(module)}
+        assert parts <= {"data", "models", "evaluate", "infer"} | GROUND, module
 
 
 def test_flyspeck_knows_nothing_of_its_laboratory() -> None:

@@ -20,9 +20,7 @@ from flyspeck.train.model_config import ModelConfig
 
 SOURCE = Path(flyspeck.__file__).parent
 
-UNREAD = {
-    ("EvaluateConfig", "tile"): "inference in tiles within training comes with the reading of images in windows",
-}
+UNREAD: dict[tuple[str, str], str] = {}
 """Fields that nothing reads yet, each with the reason."""
 SECTIONS_WHOLE = {"head", "backbone", "assigner"}
 """Handed on whole, as keywords of a builder: `test_options_agree` has their fields."""

@@ -30,11 +30,13 @@ from flyspeck.infer.load import load_predictor
 from flyspeck.report.runs import read_run
 from flyspeck.train.build import load_described
 from flyspeck.train.config import Recipe, parse_recipe
+from flyspeck.train.detecting import shrunk_back
 from flyspeck.train.distill.cache import digest
 from flyspeck.train.distill.stages import _scale
 from flyspeck.train.inputs import augmentation, training_loader
-from flyspeck.train.measure import measure, shrunk_back
+from flyspeck.train.measure import measure
 from flyspeck.train.run import train
+from flyspeck.train.viewing import Viewing
 from flyspeck.types import Detections, ImageBatch
 
 SIZES = ((720, 960), (960, 720), (600, 900))
@@ -119,17 +121,15 @@ def test_areas_are_coco_s_in_training_in_eval_and_in_the_report(
     kind: str, size: tuple[int, int], table: Annotations, run: Path, folder: Path, tmp_path: Path
 ) -> None:
     """Of 24 small, 18 medium and 6 large objects those of one kind are found: its AP is 1, that of the two others 0."""
-    metrics = measure(
+    measured = measure(
         KnowsOneKind(table, kind, size),
         table,
         protocol="coco_bbox",
-        rule=PixelRule(channels=1),
-        batch_size=4,
+        viewing=Viewing(rule=PixelRule(channels=1), enlarge=Enlarge(squeeze=size), batch_size=4),
         accelerator=Accelerator(cpu=True),
-        precision="fp32",
-        enlarge=Enlarge(squeeze=size),
-        folder=tmp_path,
     )
+    metrics = measured.metrics
+    measured.write(tmp_path, table)
     again = flyspeck.evaluate(
         ground_truth=folder / "set.json", detections=tmp_path / "detections.json", protocol="coco_bbox"
     )

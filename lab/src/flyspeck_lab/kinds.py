@@ -225,9 +225,11 @@ def _evaluate(job: Job, places: Folders) -> JobOutcome:
     """Another row's best weights under this row's `model` and `evaluate` settings, on this row's data."""
     from flyspeck.data.bands import rule_of
     from flyspeck.train.build import build_detector, load_described
-    from flyspeck.train.inputs import enlargement, read_sets
+    from flyspeck.train.inputs import enlargement_in_use, read_sets
     from flyspeck.train.measure import measure
     from flyspeck.train.processes import join_processes
+    from flyspeck.train.progress import EvaluationLines
+    from flyspeck.train.viewing import viewing_of
 
     recipe, folder = job.recipe(data=places.data, runs=places.runs), job.folder(places.runs)
     _check_data(job, recipe)
@@ -249,17 +251,17 @@ def _evaluate(job: Job, places: Folders) -> JobOutcome:
     accelerator = join_processes()
     detector.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     started = time.monotonic()
-    measure(
+    seen = {"enlarge": enlargement_in_use(recipe.data, recipe.evaluate).described()}
+    measured = measure(
         detector,
         val_set,
         protocol=recipe.evaluate.protocol,
-        rule=rule_of(description),
-        batch_size=recipe.evaluate.batch_size,
+        viewing=viewing_of(recipe, {**description, **seen}, detector, rule_of(description)),
         accelerator=accelerator,
-        precision=recipe.train.precision,
-        enlarge=enlargement(recipe.data),
-        folder=folder,
+        tell=EvaluationLines(),
     )
+    if accelerator.is_main_process:
+        measured.write(folder, val_set)
     height, width = description["training_size"]
     facts = cost(
         detector.cpu(),

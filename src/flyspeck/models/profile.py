@@ -146,6 +146,27 @@ def profile(
     )
 
 
+def activation_bytes_per_pixel(detector: Detector, *, side: int = 512) -> float:
+    """Bytes of activations that are alive at once, for each pixel of the input: float32, counted at `side` x `side` pixels.
+
+    From shapes alone, so that it is the same on every machine; the libraries' scratch is not in it. Of a head whose layers
+    cannot run without values (`Head.run_layers`), only the backbone's and the neck's. `detector` itself is not touched.
+    """
+    tensors = [*detector.parameters(), *detector.buffers()]
+    # The twin is made without a copy of the weights: whoever asks wants to save memory.
+    memo: dict[int, Any] = {
+        id(t): nn.Parameter(t.to("meta")) if isinstance(t, nn.Parameter) else t.to("meta") for t in tensors
+    }
+    twin = copy.deepcopy(detector, memo).eval()
+    with torch.no_grad(), _PeakMemory() as memory:
+        try:
+            _run_once(twin, (side, side), NUM_PROPOSALS)
+        except (UserError, RuntimeError):
+            image = torch.empty(1, _bands(twin), side, side, device="meta")
+            twin.pyramid(ImageBatch(image, ((side, side),)))
+    return memory.peak / side**2
+
+
 def count_conv_params(model: nn.Module) -> int:
     """Weights and biases of convolutions (deformable ones too), trainable or not."""
     convs = [m for m in model.modules() if isinstance(m, nn.Conv2d | DeformConv2d)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.data.bands import PixelRule, rule_of
+from flyspeck.data.bands import rule_of
 from flyspeck.data.readers import read_annotations
 from flyspeck.errors import UserError
 from flyspeck.evaluate import protocol_named
@@ -24,8 +24,9 @@ from flyspeck.publish.score import CONVENTION, LEVEL, SAMPLES, Score, cost, envi
 from flyspeck.train.build import load_described
 from flyspeck.train.checkpoint import load_weights, save_weights, weights_file
 from flyspeck.train.config import Recipe, load_recipe
-from flyspeck.train.inputs import enlargement_in_use, spread
+from flyspeck.train.inputs import spread
 from flyspeck.train.measure import measure
+from flyspeck.train.viewing import viewing_of
 
 TOLERANCE = 0.002
 """How much AP50 may move by rounding the weights, in [0, 1]; more, and they stay in single precision."""
@@ -88,7 +89,7 @@ def write_card(
     state, _ = load_weights(weights_file(run))
     out.mkdir(parents=True, exist_ok=True)
     half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
-    parity = _parity(detector, half, spread(val_set, parity_images), recipe, rule_of(description))
+    parity = _parity(detector, half, spread(val_set, parity_images), recipe, description)
     save_weights(out / WEIGHTS, half if parity.holds else state, published(description))
     text = card(recipe, description, metrics, words, parity, detector=detector, val_set=val_set, run=run, speed=speed)
     written = (out / WEIGHTS).read_bytes()
@@ -116,12 +117,17 @@ def published(description: dict[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def _parity(
-    detector: Detector, half: dict[str, torch.Tensor], images: Annotations, recipe: Recipe, rule: PixelRule
+    detector: Detector,
+    half: dict[str, torch.Tensor],
+    images: Annotations,
+    recipe: Recipe,
+    description: Mapping[str, Any],
 ) -> Parity:
     """AP50 on all sizes with both weights, both computed in single precision."""
     from flyspeck.train.processes import join_processes
 
     accelerator = join_processes()
+    viewing = replace(viewing_of(recipe, description, detector, rule_of(description)), precision="fp32")
     single = {name: value.clone() for name, value in detector.state_dict().items()}
     metric = "ap50_all" if recipe.evaluate.protocol.startswith("flyspeck") else recipe.evaluate.best
     found = []
@@ -131,12 +137,9 @@ def _parity(
             detector.to(accelerator.device),
             images,
             protocol=recipe.evaluate.protocol,
-            rule=rule,
-            batch_size=recipe.evaluate.batch_size,
+            viewing=viewing,
             accelerator=accelerator,
-            precision="fp32",
-            enlarge=enlargement_in_use(recipe.data, recipe.evaluate),
-        )
+        ).metrics
         found.append(metrics[metric])
     finite = all(bool(torch.isfinite(value).all()) for value in half.values() if value.is_floating_point())
     detector.load_state_dict(single)

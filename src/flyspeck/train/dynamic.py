@@ -5,13 +5,11 @@ The rows of DPNet's Table I are switches: `train: single, norms: shared` is SF, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from flyspeck.files import write_bytes
 from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.mixed import MixedTraining
 from flyspeck.models.dynamic.norms import privatise_norms
@@ -78,34 +76,3 @@ def best_metric(name: str, config: DynamicConfig | None) -> str:
 def variant(factor: float) -> str:
     """The name of a factor's files in a run folder: `detections-df0.33.json`."""
     return f"df{factor:g}"
-
-
-def measure_factors(
-    detector: nn.Module, *, measure: Callable[..., dict[str, float]], folder: Path | None = None, **options: Any
-) -> dict[str, float]:
-    """The metrics of `measure(detector, folder=, variant=)` at every factor: `ap50_tiny@0.33`, and their mean `@mean`.
-
-    Without a suffix stand those of the default factor. A mean leaves out factors with nothing to measure (-1).
-    """
-    switch = find_switch(detector)  # type: ignore[arg-type]
-    metrics: dict[str, float] = {}
-    if detector.router is not None:
-        raise ValueError("a detector with a predictor takes its own factors; measure it as any other")
-    named: dict[str, list[float]] = {}
-    for factor in switch.factors:
-        with switch.use(factor):
-            own = measure(detector, folder=folder, variant=variant(factor), **options)
-            if factor == switch.default:
-                metrics |= own
-                if folder is not None:
-                    for kind in ("detections", "evaluation"):
-                        source = folder / f"{kind}-{variant(factor)}.json"
-                        if source.exists():
-                            write_bytes(folder / f"{kind}.json", source.read_bytes())
-        for name, value in own.items():
-            metrics[f"{name}@{factor:g}"] = value
-            named.setdefault(name, []).append(value)
-    for name, values in named.items():
-        counted = [v for v in values if v >= 0]
-        metrics[f"{name}@{MEAN}"] = sum(counted) / len(counted) if counted else -1.0
-    return metrics

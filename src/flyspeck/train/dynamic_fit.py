@@ -52,6 +52,8 @@ from flyspeck.train.dynamic_labels import (
 )
 from flyspeck.train.inputs import enlargement_in_use, read_sets
 from flyspeck.train.measure import measure
+from flyspeck.train.progress import EvaluationLines
+from flyspeck.train.viewing import viewing_of
 
 log = logging.getLogger("flyspeck")
 
@@ -332,20 +334,20 @@ def measure_routed(run: DynamicRun, folder: Path) -> dict[str, float]:
 
     accelerator = join_processes()
     run.detector.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    metrics = measure(
+    annotations = run.sets()[1]
+    measured = measure(
         run.detector,
-        run.sets()[1],
+        annotations,
         protocol=run.recipe.evaluate.protocol,
-        rule=run.rule,
-        batch_size=run.recipe.evaluate.batch_size,
+        viewing=viewing_of(run.recipe, run.description, run.detector, run.rule),
         accelerator=accelerator,
-        precision=run.recipe.train.precision,
-        enlarge=run.enlarge,
-        folder=folder,
+        tell=EvaluationLines(),
     )
+    if accelerator.is_main_process:
+        measured.write(folder, annotations)
     for source in sorted(run.folder.glob("*-df*.json")):
         shutil.copyfile(source, folder / source.name)
-    return metrics
+    return measured.metrics
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ is a function of the step: so a run that is resumed goes on bit for bit as if it
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
 import time
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from flyspeck.errors import UserError
@@ -83,13 +85,15 @@ def fit(
     accelerator: Accelerator,
     measure: Callable[[nn.Module], dict[str, float]] | None = None,
     best: str = "",
+    is_best: Callable[[], None] = lambda: None,
     resume: bool = False,
 ) -> Progress:
     """Trains `detector` (a part of `objective`) and leaves its best and last weights in `folder`.
 
     `batches(epoch, skip)` yields this process's share of the epoch's batches from step `skip` on, `config.accumulate` of
-    them per step. `measure(model)` returns metrics; `best` names the one that picks the best checkpoint. With `resume`,
-    the run goes on from `folder/state.pt`. Raises UserError where the loss is not finite; the batch is saved then.
+    them per step. `measure(model)` returns metrics; `best` names the one that picks the best checkpoint, and `is_best` is
+    called where the model that was measured last is it. With `resume`, the run goes on from `folder/state.pt`. Raises
+    UserError where the loss is not finite; the batch is saved then.
     """
     device = accelerator.device
     objective.to(device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)  # type: ignore[call-overload]
@@ -135,8 +139,10 @@ def fit(
                 save()  # should the evaluation fail, a resumed run goes on with it
             progress.epoch, progress.step_in_epoch = epoch + 1, 0
             if due and measure is not None:
-                record["metrics"] = progress.metrics = measure(detector if ema is None else ema.model)
-                _keep_best(folder, progress, detector if ema is None else ema.model, best, description, accelerator)
+                kept = _kept_everywhere(detector, ema, config, accelerator)
+                record["metrics"] = progress.metrics = measure(kept)
+                if _keep_best(folder, progress, kept, best, description, accelerator):
+                    is_best()
             if accelerator.is_main_process:
                 reporter.epoch(record)
             save()
@@ -215,19 +221,37 @@ def _keep_best(
     best: str,
     description: Mapping[str, Any],
     accelerator: Accelerator,
-) -> None:
+) -> bool:
+    """Saves the model where it is the best so far; whether it is."""
     if not best:
-        return
+        return False
     if best not in progress.metrics:
         raise UserError(f"no metric '{best}' to pick the best checkpoint by", where="evaluate.best",
                         fix=f"known: {', '.join(progress.metrics)}")  # fmt: skip
     value = progress.metrics[best]
     # The first evaluation is kept whatever it says, -1 (no ground truth of that kind) included.
-    if value > progress.best:
-        progress.best, progress.best_epoch = value, progress.epoch
-        if accelerator.is_main_process:
-            told = {**description, "epoch": progress.epoch, "metrics": progress.metrics}
-            save_weights(folder / "best.safetensors", model.state_dict(), told)
+    if value <= progress.best:
+        return False
+    progress.best, progress.best_epoch = value, progress.epoch
+    if accelerator.is_main_process:
+        told = {**description, "epoch": progress.epoch, "metrics": progress.metrics}
+        save_weights(folder / "best.safetensors", model.state_dict(), told)
+    return True
+
+
+@torch.no_grad()
+def _kept_everywhere(detector: nn.Module, ema: EMA | None, config: TrainConfig, accelerator: Accelerator) -> nn.Module:
+    """The weights that are kept, on every process: the main one alone averages them, and each has norm statistics of its own."""
+    kept = detector if ema is None else ema.model
+    if accelerator.num_processes == 1:
+        return kept
+    if config.ema and ema is None:
+        kept = copy.deepcopy(detector)
+    for value in kept.state_dict().values():
+        same = value.contiguous()
+        broadcast(same)
+        value.copy_(same)
+    return kept
 
 
 def _save(

@@ -1,73 +1,45 @@
-"""Detections of a whole set by a model in memory, and the metrics of a protocol on them."""
+"""A model in memory, measured on a set: the metrics of a protocol, and what a run folder keeps of them."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import nn
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.data.bands import PixelRule
-from flyspeck.data.enlarge import Enlarge, native_sizes
-from flyspeck.data.loading import DetectionDataset, in_order, make_loader
 from flyspeck.errors import UserError
 from flyspeck.evaluate import evaluate
 from flyspeck.evaluate.detections import DetectionTable
 from flyspeck.evaluate.results import EvaluationResult
-from flyspeck.types import Detections
+from flyspeck.train.detecting import detect_all
+from flyspeck.train.progress import Tell
+from flyspeck.train.viewing import Viewing
 
 
-def detect_all(
-    detector: nn.Module,
-    annotations: Annotations,
-    *,
-    rule: PixelRule,
-    batch_size: int,
-    accelerator: Accelerator,
-    precision: str = "fp32",
-    enlarge: Enlarge | None = None,
-) -> list[Detections]:
-    """Detections of every image of the table in its order, whole images, shared over the processes.
+@dataclass(frozen=True)
+class Measurement:
+    """The metrics of a model on a set, and what they were taken from."""
 
-    With `enlarge`, the detector sees enlarged images; boxes come back in the pixels of the files.
-    """
-    rank, world = accelerator.process_index, accelerator.num_processes
-    loader = make_loader(
-        DetectionDataset(annotations, rule=rule, enlarge=enlarge),
-        batch_size=batch_size,
-        sampler=in_order(len(annotations), rank=rank, world_size=world),
-        workers=0,
-        divisor=detector.divisor,  # type: ignore[arg-type]
-        smallest=detector.smallest_side,  # type: ignore[arg-type]
-        drop_last=False,
-    )
-    found: list[Detections] = []
-    was_training = detector.training
-    detector.eval()
-    for images, _, ids in loader.epoch(0):
-        with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            batch = detector.detect(images.to(accelerator.device))  # type: ignore[operator]
-        found.extend(_named(one, image_id) for one, image_id in zip(batch, ids, strict=True))
-    detector.train(was_training)
-    if world > 1:
-        found = gather_object(found)
-    by_id = {one.image_id: one for one in found}
-    ordered = [by_id[_plain(image_id)] for image_id in annotations.image_ids]
-    if enlarge is None or not enlarge.changes:
-        return ordered
-    return [shrunk_back(one, (int(h), int(w))) for one, (h, w) in zip(ordered, native_sizes(annotations), strict=True)]
+    metrics: dict[str, float]
+    files: tuple[Files, ...]
+
+    def write(self, folder: Path, annotations: Annotations) -> None:
+        """Leaves `detections.json` and `evaluation.json` in `folder`; of a variant `detections-VARIANT.json` and so on."""
+        for one in self.files:
+            suffix = "" if one.variant is None else f"-{one.variant}"
+            one.found.write_coco(folder / f"detections{suffix}.json", annotations)
+            one.result.write(folder / f"evaluation{suffix}.json")
 
 
-def shrunk_back(found: Detections, size: tuple[int, int]) -> Detections:
-    """Detections in an enlarged image, in the frame of the file's image of `size` (H, W)."""
-    height, width = found.image_size
-    ratio = np.array([size[1] / width, size[0] / height] * 2)
-    return replace(found, boxes=found.boxes * ratio, image_size=size)
+@dataclass(frozen=True)
+class Files:
+    """What two files of a run folder hold."""
+
+    found: DetectionTable
+    result: EvaluationResult
+    variant: str | None = None
 
 
 def metrics_of(result: EvaluationResult) -> dict[str, float]:
@@ -105,39 +77,16 @@ def measure(
     annotations: Annotations,
     *,
     protocol: str,
-    rule: PixelRule,
-    batch_size: int,
+    viewing: Viewing,
     accelerator: Accelerator,
-    precision: str,
-    enlarge: Enlarge | None = None,
-    folder: Path | None = None,
-    variant: str | None = None,
-) -> dict[str, float]:
-    """Metrics of `detector` on a set; with `folder`, `detections.json` and `evaluation.json` are left there.
+    tell: Tell | None = None,
+) -> Measurement:
+    """Metrics of `detector` on a set, the same on every process; `tell` is called as the images are looked at.
 
-    A `variant` is a part of the files' names: `detections-VARIANT.json`.
+    Raises UserError for an image that cannot be read (a metric over fewer images would be another metric), and for a model that
+    gives what is no number.
     """
-    found = detect_all(
-        detector,
-        annotations,
-        rule=rule,
-        batch_size=batch_size,
-        accelerator=accelerator,
-        precision=precision,
-        enlarge=enlarge,
-    )
+    found = detect_all(detector, annotations, viewing=viewing, accelerator=accelerator, tell=tell)
     table = DetectionTable.from_list(found, annotations)
     result = evaluate(annotations, table, protocol)
-    if folder is not None and accelerator.is_main_process:
-        suffix = "" if variant is None else f"-{variant}"
-        table.write_coco(folder / f"detections{suffix}.json", annotations)
-        result.write(folder / f"evaluation{suffix}.json")
-    return metrics_of(result)
-
-
-def _named(one: Detections, image_id: int | str) -> Detections:
-    return replace(one, image_id=_plain(image_id))
-
-
-def _plain(image_id: object) -> int | str:
-    return image_id if isinstance(image_id, str) else int(image_id)  # type: ignore[call-overload]
+    return Measurement(metrics_of(result), (Files(table, result),))

@@ -7,9 +7,9 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from flyspeck.errors import missing_extra
 from flyspeck.files import read_records, write_text
@@ -71,10 +71,69 @@ class RunFiles:
             writer.writerows(rows)
 
 
+class Advance(NamedTuple):
+    """How far an evaluation has come; the first has a share of 0, the last has all images."""
+
+    images: int
+    """Done, of this process."""
+    of_images: int
+    tiles: int = 0
+    """Done of the image that is being looked at, where it goes in tiles."""
+    of_tiles: int = 0
+    share: float = 0.0
+    """Of the pixels that the network has to see, in [0, 1]: what time is made of."""
+    processes: int = 1
+
+    @property
+    def words(self) -> str:
+        """For people: `12 of 156 images, 40 of 520 tiles of the next`."""
+        tiles = f", {self.tiles} of {self.of_tiles} tiles of the next" if self.of_tiles > 1 else ""
+        shared = f" (of this process, one of {self.processes})" if self.processes > 1 else ""
+        return f"{self.images} of {self.of_images} images{tiles}{shared}"
+
+
+Tell = Callable[[Advance], None]
+
+
+class EvaluationLines:
+    """Says how far an evaluation has come, with the time left, once it takes longer than `PATIENCE`; at last how long it took.
+
+    `every` seconds at most there is a line, and fewer and fewer as it goes on, so that a log of hours stays short.
+    """
+
+    PATIENCE = 2.0
+
+    def __init__(
+        self,
+        show: Callable[[str, float], None] = lambda text, _: log.info(text),
+        *,
+        every: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._show, self._every, self._clock = show, every, clock
+        self._begun = self._due = 0.0
+        self._said = False
+
+    def __call__(self, at: Advance) -> None:
+        """The evaluation has come so far; what is shown is a text and its share, in [0, 1]."""
+        now = self._clock()
+        if at.share == 0:
+            self._begun, self._due, self._said = now, now + self.PATIENCE, False
+        elif at.images == at.of_images and at.of_tiles == 0:
+            if self._said:
+                self._show(f"evaluated {at.of_images} images in {_minutes(now - self._begun)}", 1.0)
+        elif now >= self._due:
+            left = (now - self._begun) / at.share * (1 - at.share)
+            self._show(f"evaluating: {at.words}, {_minutes(left)} left", at.share)
+            self._said = True
+            self._due = now + max(self._every, (now - self._begun) / 10)
+
+
 class Console:
     """A progress bar with losses, images per second and time left; plain lines where there is no terminal."""
 
     def __init__(self) -> None:
+        self.evaluation: Any = None
         self.bar: Any = None
         self.task: Any = None
         self.begun = 0.0
@@ -127,6 +186,24 @@ class Console:
         """See `Reporter.close`."""
         if self.bar is not None:
             self.bar.stop()
+            self.bar = None
+
+    def evaluating(self) -> Tell:
+        """What is to be told how far an evaluation has come: a second bar, or lines."""
+        return EvaluationLines(self._evaluated, every=0.5 if sys.stderr.isatty() else 10.0)
+
+    def _evaluated(self, text: str, share: float) -> None:
+        if self.bar is None:
+            log.info(text)
+            return
+        if share == 1.0:
+            self.bar.remove_task(self.evaluation)
+            self.evaluation = None
+            self.bar.console.print(text)
+            return
+        if self.evaluation is None:
+            self.evaluation = self.bar.add_task("", total=100)
+        self.bar.update(self.evaluation, completed=int(100 * share), description=text)
 
 
 class TensorBoard:

@@ -44,7 +44,7 @@ from flyspeck.train.build import (
 )
 from flyspeck.train.checks import judge_problems, usable_images
 from flyspeck.train.config import DataConfig, PredictorConfig, Recipe, dump_recipe
-from flyspeck.train.dynamic import best_metric, make_dynamic, measure_factors, objective_of, optimisation
+from flyspeck.train.dynamic import best_metric, make_dynamic, objective_of, optimisation
 from flyspeck.train.dynamic_fit import FOLDER, fit_predictor, measure_routed, open_run
 from flyspeck.train.fusion import STATISTIC, recipe_fusion
 from flyspeck.train.inputs import (
@@ -56,11 +56,13 @@ from flyspeck.train.inputs import (
     training_loader,
 )
 from flyspeck.train.loop import Progress, fit
-from flyspeck.train.measure import check_metric, measure
+from flyspeck.train.measure import Measurement, check_metric, measure
+from flyspeck.train.measure_factors import measure_factors
 from flyspeck.train.pixels import Pixels, pixels_of_older_run, settled_pixels
 from flyspeck.train.plugin_notes import with_plugins
 from flyspeck.train.processes import join_processes
 from flyspeck.train.progress import Console, Fanout, Reporter, RunFiles, TensorBoard
+from flyspeck.train.viewing import remarks_on, viewing_of
 from flyspeck.version import VERSION
 
 log = logging.getLogger("flyspeck")
@@ -150,7 +152,7 @@ def _train(
         "recipe": _comparable(recipe),
         KEY: replace(rule, channels=len(mean)).to_dict(),
         "data": data_hash(train_set, val_set),
-        **_sizes(recipe, train_set, seen),
+        **sizes_of(recipe, train_set, seen),
         "protocol": recipe.evaluate.protocol,
         **method.note,
     }
@@ -159,18 +161,8 @@ def _train(
         load_into(detector, method.start)
     if accelerator.is_main_process:
         _describe_run(folder, recipe, description, train_set, val_set, accelerator=accelerator)
-    measured = partial(
-        measure,
-        annotations=val_set,
-        protocol=recipe.evaluate.protocol,
-        rule=rule,
-        batch_size=recipe.evaluate.batch_size,
-        accelerator=accelerator,
-        precision=recipe.train.precision,
-        enlarge=enlargement_in_use(recipe.data, recipe.evaluate),
-    )
-    if recipe.dynamic is not None:
-        measured = partial(measure_factors, measure=measured)
+    console = Console()
+    evaluations = _evaluations(recipe, description, detector, val_set, rule, accelerator, console)
     with contextlib.closing(
         training_loader(
             recipe,
@@ -191,13 +183,14 @@ def _train(
             config=optimisation(recipe.train, recipe.dynamic),
             folder=folder,
             description=description,
-            reporter=reporter or _reporters(folder, recipe),
+            reporter=reporter or _reporters(folder, recipe, console),
             accelerator=accelerator,
-            measure=measured,
+            measure=evaluations,
             best=best_metric(recipe.evaluate.best, recipe.dynamic),
+            is_best=evaluations.keep,
             resume=resume,
         )
-    return _finish(recipe, folder, measured, accelerator, progress)
+    return _finish(recipe, folder, evaluations, accelerator, progress)
 
 
 def _usable_sets(data: DataConfig) -> tuple[tuple[Annotations, Survey], tuple[Annotations, Survey]]:
@@ -214,15 +207,65 @@ def _without(table: Annotations, image_ids: Sequence[int | str]) -> Annotations:
     return table.select_images(np.array([i not in held for i in table.image_ids.tolist()])) if held else table
 
 
+class Evaluations:
+    """Measures a model, and holds on to what was found by the best so far, which is not measured twice then."""
+
+    def __init__(self, annotations: Annotations, measured: Callable[[nn.Module], Measurement]) -> None:
+        self.annotations, self._measured = annotations, measured
+        self._last: Measurement | None = None
+        self.best: Measurement | None = None
+        """Of this process; None where the best weights are of before a run was resumed."""
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        """Metrics of a model on the validation set."""
+        self._last = self._measured(model)
+        return self._last.metrics
+
+    def keep(self) -> None:
+        """The model that was measured last is the best."""
+        self.best = self._last
+
+
+def _evaluations(
+    recipe: Recipe,
+    description: Mapping[str, Any],
+    detector: Detector,
+    val_set: Annotations,
+    rule: PixelRule,
+    accelerator: Accelerator,
+    console: Console,
+) -> Evaluations:
+    """How the run measures itself; what is unusual about it is said once."""
+    viewing = viewing_of(recipe, description, detector, rule)
+    if accelerator.is_main_process:
+        for line in remarks_on(viewing, val_set, detector):
+            log.info(line)
+    measured = partial(
+        measure,
+        annotations=val_set,
+        protocol=recipe.evaluate.protocol,
+        viewing=viewing,
+        accelerator=accelerator,
+        tell=console.evaluating() if accelerator.is_main_process else None,
+    )
+    return Evaluations(val_set, measured if recipe.dynamic is None else partial(measure_factors, measure=measured))
+
+
 def _finish(
-    recipe: Recipe, folder: Path, measured: Any, accelerator: Accelerator, progress: Progress
+    recipe: Recipe, folder: Path, evaluations: Evaluations, accelerator: Accelerator, progress: Progress
 ) -> dict[str, float]:
-    """Metrics, detections and evaluation of the best weights."""
+    """Metrics, detections and evaluation of the best weights: as they were found when these were saved."""
     accelerator.wait_for_everyone()
-    best = load_detector(folder / "best.safetensors").to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    metrics = measured(best, folder=folder)
-    if recipe.dynamic is not None and recipe.dynamic.predictor is not None and accelerator.is_main_process:
-        metrics |= _with_predictor(folder, recipe.dynamic.predictor, str(accelerator.device))
+    if evaluations.best is None:
+        best = load_detector(folder / "best.safetensors").to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        evaluations(best)
+        evaluations.keep()
+    assert evaluations.best is not None
+    metrics = dict(evaluations.best.metrics)
+    if accelerator.is_main_process:
+        evaluations.best.write(folder, evaluations.annotations)
+        if recipe.dynamic is not None and recipe.dynamic.predictor is not None:
+            metrics |= _with_predictor(folder, recipe.dynamic.predictor, str(accelerator.device))
     log.info("best epoch %d: %s", progress.best_epoch, " ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
     return metrics
 
@@ -317,7 +360,7 @@ def _comparable(recipe: Recipe) -> dict[str, Any]:
     return content
 
 
-def _sizes(recipe: Recipe, train_set: Annotations, seen: Annotations) -> dict[str, Any]:
+def sizes_of(recipe: Recipe, train_set: Annotations, seen: Annotations) -> dict[str, Any]:
     """What a description says of sizes; `seen` is the training set as the network learns from it."""
     learnt, used = enlargement(recipe.data), enlargement_in_use(recipe.data, recipe.evaluate)
     # The unit of tiles: pixels that the network sees, or of the image where each tile is squeezed.
@@ -345,8 +388,8 @@ def _object_side(train_set: Annotations) -> float:
     return float(np.quantile((boxes[:, 2:] - boxes[:, :2]).max(axis=1), 0.99)) if len(boxes) else 0.0
 
 
-def _reporters(folder: Path, recipe: Recipe) -> Reporter:
-    reporters: list[Reporter] = [RunFiles(folder), Console()]
+def _reporters(folder: Path, recipe: Recipe, console: Console) -> Reporter:
+    reporters: list[Reporter] = [RunFiles(folder), console]
     if recipe.train.tensorboard:
         reporters.append(TensorBoard(folder))
     return Fanout(reporters)

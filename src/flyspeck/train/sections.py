@@ -217,10 +217,20 @@ class EvaluateConfig(Options):
     best: str = "ap50_tiny"
     """The metric that picks the best checkpoint."""
     batch_size: Count = 8
-    """Images at a time."""
+    """Images, or tiles, at a time at most: as many as fit into half a gigabyte."""
     short_side: Side | None = None
     """Measure, and later predict, at images of such a shorter side; null: as large as the network learns from them (`data`)."""
     long_side: Side | None = None
     """With `short_side`: pixels that the longer side may have at most."""
-    tile: tuple[Side, Side] | None = None
-    """(height, width) of inference tiles; null: images up to twice the training size go whole."""
+    tile: tuple[Side, Side] | Literal["off"] | None = None
+    """(height, width), in pixels that the network sees, of the tiles in which images larger than that are looked at; `off`: all
+    images go whole, whatever memory that takes; null: tiles of the training size, for images of more than twice its sides, of
+    more than 2 megapixels, or of more than fit into half a gigabyte."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _off_is_a_word(cls, content: Any) -> Any:
+        """YAML takes a bare `off` for false."""
+        if isinstance(content, dict) and content.get("tile") is False:
+            return {**content, "tile": "off"}
+        return content

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from flyspeck.data.bands import PixelRule, rule_of
-from flyspeck.data.enlarge import described_enlargement
+from flyspeck.data.enlarge import described_enlargement, enlarged_table
 from flyspeck.data.loading import DetectionDataset
 from flyspeck.errors import UserError
 from flyspeck.files import renamed_keys, write_json
@@ -34,7 +34,9 @@ from flyspeck.train.distill.teacher import AsStudent, Observe, Teacher, TeacherS
 from flyspeck.train.inputs import enlargement, read_sets
 from flyspeck.train.measure import measure
 from flyspeck.train.processes import join_processes
-from flyspeck.train.run import Method, RunContext, train
+from flyspeck.train.progress import EvaluationLines
+from flyspeck.train.run import Method, RunContext, sizes_of, train
+from flyspeck.train.viewing import viewing_of
 
 log = logging.getLogger("flyspeck")
 
@@ -175,17 +177,23 @@ def _measure_teacher(recipe: Recipe, file: Path, teacher: TrainedTeacher) -> dic
     _, _, remarks = shared_classes(train_set.classes, teacher.detector.classes)
     for remark in remarks:
         log.warning("classes: %s", remark)
+    seen = enlarged_table(train_set, enlargement(recipe.data))
+    viewing = viewing_of(
+        recipe,
+        {**sizes_of(recipe, train_set, seen), "enlarge": enlargement(recipe.data).described()},
+        teacher.detector,
+        rule_of(teacher.description),
+        scale=teacher.scale,
+    )
     view = AsStudent(teacher.detector, scale=teacher.scale, classes=train_set.classes).to(accelerator.device)
     metrics = measure(
         view,
         val_set,
         protocol=recipe.evaluate.protocol,
-        rule=rule_of(teacher.description),
-        batch_size=recipe.evaluate.batch_size,
+        viewing=viewing,
         accelerator=accelerator,
-        precision=recipe.train.precision,
-        enlarge=enlargement(recipe.data),
-    )
+        tell=EvaluationLines(),
+    ).metrics
     if accelerator.is_main_process:
         _write(file, {"of": made_of, "metrics": metrics})
     best = recipe.evaluate.best
