@@ -275,7 +275,8 @@ def test_a_video(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     pytest.importorskip("trackers")
     from fractions import Fraction
 
-    from flyspeck.infer.video import VideoInfo, VideoReader, VideoWriter
+    from flyspeck.infer.video.reader import VideoInfo, VideoReader
+    from flyspeck.infer.video.writer import VideoWriter
 
     writer = VideoWriter(tmp_path / "a.mp4", VideoInfo((64, 96), Fraction(5), 6))
     for k in range(6):
@@ -293,8 +294,14 @@ def test_a_video(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     table = json.loads((tmp_path / "o" / "images.json").read_text())
     assert [i["file_name"] for i in table["images"]] == ["a.mp4#000001", "a.mp4#000002", "a.mp4#000003"]
     assert (tmp_path / "o" / "tracks.csv").read_text().startswith("frame,seconds,track")
+    before = (tmp_path / "o" / "tracks.csv").read_bytes()
+    assert predict(*asked, "--every", 2, "--resume") == 0
+    assert "3 frames kept" in capsys.readouterr().out
+    assert (tmp_path / "o" / "tracks.csv").read_bytes() == before
     assert predict(*asked, "--resume") == 2
-    assert "alone and in one go" in capsys.readouterr().err
+    assert "was made with every 2, this run has 1" in capsys.readouterr().err
+    assert predict(*asked, tmp_path / "a.mp4", "--overwrite") == 2
+    assert "a video is predicted alone" in capsys.readouterr().err
 
 
 def _as_process(rank: int, world: int, arguments: list[str], port: int) -> subprocess.Popen[str]:

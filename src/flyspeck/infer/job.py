@@ -13,20 +13,19 @@ from flyspeck.data.enlarge import described_enlargement
 from flyspeck.errors import UserError
 from flyspeck.files import local_output
 from flyspeck.infer.job_images import DrawRule, ImageJob, PredictionSummary, made_with
-from flyspeck.infer.job_video import predict_video, tracked_name
+from flyspeck.infer.job_video import VideoJob
 from flyspeck.infer.load import load_model
 from flyspeck.infer.look_choice import choose_skip_rule
 from flyspeck.infer.merge import MergeRule
 from flyspeck.infer.multiscale import MultiScale
-from flyspeck.infer.outputs import MAP_FORMATS, check_formats, open_writers
+from flyspeck.infer.outputs import MAP_FORMATS, check_formats
 from flyspeck.infer.placing import Placing
 from flyspeck.infer.predictor import Predictor
 from flyspeck.infer.processes import Processes
 from flyspeck.infer.region import read_region
-from flyspeck.infer.results_folder import ResultsFolder
 from flyspeck.infer.source import Categories, Item, find_items, remarks_on
 from flyspeck.infer.tiles import default_tiles
-from flyspeck.infer.video import is_video
+from flyspeck.infer.video.reader import is_video
 from flyspeck.infer.windows import OpenOptions
 from flyspeck.projection import known_crs
 
@@ -126,8 +125,10 @@ def predict(
     placing = _placing(crs, None if roi is None else Path(roi), formats)
     sources = [Path(source)] if isinstance(source, str | os.PathLike) else [Path(one) for one in source]
     folder, path, rule = local_output(out), Path(model), merge or MergeRule()
-    video, items, categories = _sources(sources, resume, warn)
+    video, items, categories = _sources(sources, warn)
     processes = Processes.from_environment()
+    if video is not None and processes.world > 1:
+        raise UserError("a video is predicted by one process", where=video, fix="start it without a launcher")
     asked: dict[str, Any] = {"budget": budget, "quality": quality, "factor": factor}
     choice = {name: value for name, value in asked.items() if value is not None}
     size = None if tile == "off" else tile
@@ -159,12 +160,22 @@ def predict(
         say(settings_line(what, predictor, description))
     if video is not None and placing != Placing():
         raise UserError("a video has no place on a map", where=video, fix="leave out --crs and --roi")
+    settings = {**made_with(path, predictor, precision), **choice, **views}
     if video is not None:
-        results = ResultsFolder(folder, overwrite=overwrite)
-        results.clear(tiles=True)
-        results.record([tracked_name(video)])
-        writers = open_writers(folder, formats, classes=network.classes)
-        return predict_video(video, predictor, folder, writers, show=show_score, every=every, draw=draw > 0, say=say)
+        return VideoJob(
+            path=video,
+            out=folder,
+            formats=formats,
+            classes=network.classes,
+            show=show_score,
+            every=every,
+            draw=draw > 0,
+            resume=resume,
+            overwrite=overwrite,
+            made_with={**settings, **layout_of(predictor)},
+            say=say,
+            warn=warn,
+        ).run(predictor)
     job = ImageJob(
         items=items,
         out=folder,
@@ -174,7 +185,7 @@ def predict(
         truth=sources[0] if skip_check and categories is not None else None,
         resume=resume,
         overwrite=overwrite,
-        made_with={**made_with(path, predictor, precision), **choice, **views},
+        made_with=settings,
         drawing=DrawRule(images=draw, score=show_score, heat=heat),
         say=say,
         warn=warn,
@@ -200,16 +211,20 @@ def _placing(crs: str | None, roi: Path | None, formats: Sequence[str]) -> Placi
     return Placing(None if crs is None else known_crs(crs), None if roi is None else read_region(roi))
 
 
-def _sources(
-    sources: list[Path], resume: bool, warn: Callable[[str], None]
-) -> tuple[Path | None, list[Item], Categories | None]:
+def _sources(sources: list[Path], warn: Callable[[str], None]) -> tuple[Path | None, list[Item], Categories | None]:
     """One video, or images with the categories of their json."""
     video = next((path for path in sources if is_video(path)), None)
     if video is None:
         return None, *find_items(sources, say=warn)
-    if len(sources) > 1 or resume:
-        raise UserError("a video is predicted alone and in one go", where=video, fix="give it alone, without --resume")
+    if len(sources) > 1:
+        raise UserError("a video is predicted alone", where=video, fix="give it alone")
     return video, [], None
+
+
+def layout_of(predictor: Predictor) -> dict[str, Any]:
+    """What decides, beside `made_with`, what is found on a whole image: its tiles and how they are merged."""
+    rule = predictor.merge
+    return {"tile": predictor.tile, "overlap": predictor.overlap, "merge": [rule.method, rule.threshold]}
 
 
 def _views(network: Any, scales: tuple[float, ...], flip: bool, rule: MergeRule) -> tuple[Any, dict[str, Any]]:

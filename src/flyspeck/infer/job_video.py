@@ -1,71 +1,227 @@
-"""A prediction job over one video: detections of every frame, tracks, and an annotated video."""
+"""A prediction job over one video: detections of every frame, tracks, and what is made of them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
 
 from flyspeck.errors import UserError
 from flyspeck.infer.job_images import PredictionSummary
+from flyspeck.infer.outputs import open_writers
 from flyspeck.infer.predictor import Predictor
-from flyspeck.infer.video import Tracker, TrackTable, VideoReader, VideoWriter, draw_tracks
-from flyspeck.infer.writer import Writer
+from flyspeck.infer.reading import Result
+from flyspeck.infer.results_folder import ResultsFolder
+from flyspeck.infer.video.journal import FrameJournal, restored
+from flyspeck.infer.video.reader import VideoFrame, VideoInfo, VideoReader
+from flyspeck.infer.video.tracker import Tracker, Tracking
+from flyspeck.infer.video.tracks import TrackTable, draw_tracks, seconds_of
+from flyspeck.infer.video.writer import VideoWriter
+
+_NAMED = 5  # frames without a result that are named, the others are counted
 
 
-def tracked_name(path: Path) -> str:
-    """Name of the annotated video of `path`."""
-    return f"{path.stem}.tracked.mp4"
+def tracked_name(name: str) -> str:
+    """Name of the annotated video of the video called `name`."""
+    return f"{Path(name).stem}.tracked.mp4"
 
 
-def predict_video(
-    path: Path,
-    predictor: Predictor,
-    out: Path,
-    writers: Sequence[Writer],
-    *,
-    show: float,
-    every: int,
-    draw: bool,
-    say: Callable[[str], None],
-) -> PredictionSummary:
-    """Writes `tracks.csv`, the annotated video (`draw`), and every frame's detections through `writers`.
+class Sink(Protocol):
+    """What is fed the results of the frames, in their order, with tracks."""
 
-    Objects of a score of at least `show` are tracked and drawn; of the frames every `every`-th is looked at. Raises UserError
-    at the end where the video broke off; what came before is written.
-    """
-    reader = VideoReader(path, every=every)
-    tracker = Tracker(rate=float(reader.info.rate), score=show)
-    table = TrackTable(out / "tracks.csv", reader.info.rate)
-    annotated = VideoWriter(out / tracked_name(path), reader.info) if draw else None
-    frames, boxes, tiles, start = 0, 0, 0, time.perf_counter()
-    try:
-        for result in predictor.stream(reader.frames()):
-            if result.problem is not None:
-                raise result.problem
-            tracked = tracker(result.detections)
-            told = replace(result, detections=tracked)
-            table.add(told)
-            for writer in writers:
-                writer.add(told)
-            if annotated is not None:
-                annotated.add(draw_tracks(result.item.image, tracked, least=show))  # pyright: ignore[reportArgumentType]
-            frames, boxes, tiles = frames + 1, boxes + len(tracked), tiles + result.num_tiles
-            if frames % 100 == 0:
-                say(f"  {frames}{f'/{reader.info.frames}' if reader.info.frames else ''} frames")
-    finally:
-        reader.close()
-        for part in (table, *writers, *([annotated] if annotated is not None else [])):
-            part.close()
-    seconds = time.perf_counter() - start
-    tracks = len(table.numbers)
-    say(
-        f"{out}: {frames} frames, {boxes} boxes, {tracks} tracks, {seconds:.1f} s, {frames / seconds:.2f} "
-        f"frames/s from decoding to {'the annotated video' if draw else 'the tables'}"
-    )
-    if reader.broken:
-        raise UserError(reader.broken, where=path, fix=f"the {frames} frames before it were written")
-    if not frames:
-        raise UserError("holds no frame", where=path)
-    return PredictionSummary(out=out, images=frames, boxes=boxes, tiles=tiles, seconds=seconds, tracks=tracks)
+    def add(self, result: Result) -> None:
+        """The next frame's. Raises UserError when the disk does not take it."""
+
+    def close(self) -> None:
+        """Nothing more comes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """Where a video job stops before its source does."""
+
+    frames: int | None = None
+    """After so many frames."""
+    seconds: float | None = None
+    """At this time of the video."""
+
+    def cut(self, frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
+        """The frames up to the limit."""
+        for count, frame in enumerate(frames, start=1):
+            if self.seconds is not None and frame.seconds >= self.seconds:
+                return
+            yield frame
+            if self.frames is not None and count >= self.frames:
+                return
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoJob:
+    """From what was asked for to the results of one video."""
+
+    path: Path
+    out: Path
+    formats: Sequence[str]
+    """Names out of `flyspeck.infer.outputs.WRITERS`."""
+    classes: tuple[str, ...]
+    show: float
+    """Objects of at least this score are tracked and drawn."""
+    every: int = 1
+    """Of the frames every so manieth is looked at."""
+    draw: bool = True
+    """Whether the annotated video is written."""
+    limit: Limit = field(default_factory=Limit)
+    resume: bool = False
+    overwrite: bool = False
+    made_with: Mapping[str, Any] = field(default_factory=dict)
+    """What decides what is found on a frame."""
+    say: Callable[[str], None]
+    warn: Callable[[str], None]
+
+    def run(self, predictor: Predictor) -> PredictionSummary:
+        """Write everything. Raises UserError at the end where frames are missing or have no result; the others are written."""
+        reader = VideoReader(self.path, every=self.every)
+        with ExitStack() as stack:
+            stack.callback(reader.close)
+            results = ResultsFolder(self.out, resume=self.resume, overwrite=self.overwrite)
+            stamp = self.path.stat()
+            about = {"video": [self.path.name, stamp.st_size, stamp.st_mtime_ns], "every": self.every}
+            if not self.resume:
+                results.clear(tiles=True)
+            # Refuses frames of other settings before anything of theirs is removed.
+            journal = FrameJournal(self.out, {**self.made_with, **about}, resume=self.resume)
+            stack.callback(journal.close)
+            if self.resume:
+                results.clear(tiles=False)
+            results.record([tracked_name(self.path.name)])
+            if self.resume:
+                self.say(f"resumed: {journal.num_kept} frames kept")
+            loop = FrameLoop(self, reader.info, stack)
+            frames = self.limit.cut(reader.frames())
+            try:
+                for result in journalled(frames, predictor, journal):
+                    loop.one(result)
+            except KeyboardInterrupt:
+                loop.finish()
+                self.warn(f"note: stopped after {loop.frames} frames: the files are whole, --resume goes on")
+                raise
+            loop.finish()
+        for note in reader.notes:
+            self.warn(f"note: {self.path.name}: {note}")
+        return loop.summary(str(reader.troubles) if reader.troubles else "")
+
+
+def journalled(frames: Iterator[VideoFrame], predictor: Predictor, journal: FrameJournal) -> Iterator[Result]:
+    """The results of all frames: those that an earlier job finished out of the journal, the others by the predictor."""
+    for number, entry in journal.kept():
+        for frame in frames:
+            if frame.image_id == number:
+                yield restored(frame, entry)
+                break
+            yield from predictor.stream([frame])  # the model gave no answer for it; it is asked again
+    for result in predictor.stream(frames):
+        if result.problem is None and not result.holes:
+            journal.record(result)
+        yield result
+
+
+class FrameLoop:
+    """The loop over the results of a video's frames, and what it counted."""
+
+    def __init__(self, job: VideoJob, info: VideoInfo, stack: ExitStack) -> None:
+        self._job, self._info, self._notes = job, info, set[str]()
+        self._tracking = Tracking(Tracker(rate=float(info.rate), score=job.show))
+        self.frames, self.boxes, self.tiles, self.bad = 0, 0, 0, 0
+        self._start = time.perf_counter()
+        self.table = TrackTable(job.out / "tracks.csv")
+        self._sinks: list[Sink] = [self.table]
+        stack.callback(self.table.close)
+        self._writers = open_writers(job.out, job.formats, classes=job.classes)
+        for writer in self._writers:
+            stack.callback(writer.close)
+        if job.draw:
+            annotated = AnnotatedVideo(job.out / tracked_name(job.path.name), info, least=job.show)
+            if annotated.padded is not None:
+                job.warn(f"note: {annotated.padded}")
+            self._sinks.append(annotated)
+            stack.callback(annotated.close)
+
+    def one(self, result: Result) -> None:
+        """The next frame's result, before tracking."""
+        job = self._job
+        if result.problem is not None or result.holes:
+            self.bad += 1
+            if self.bad <= _NAMED:
+                reason = result.problem or f"{result.item.name}: no result for a part of it: {result.holes[0][1]}"
+                job.warn(f"error: {reason}")
+        if result.problem is not None:
+            size = result.item.image.shape[:2] if isinstance(result.item.image, np.ndarray) else (0, 0)
+            result = replace(result, detections=replace(result.detections, image_size=(size[0], size[1])))
+        if result.note and result.note not in self._notes:
+            self._notes.add(result.note)
+            job.warn(f"note: {result.item.name}: {result.note} (--bands, --value-range)")
+        for told in self._tracking.add(result, seconds_of(result)):
+            self._write(told)
+        self.frames += 1
+        if self.frames % 100 == 0:
+            job.say(f"  {self.frames}{f'/{self._info.frames}' if self._info.frames else ''} frames")
+
+    def finish(self) -> None:
+        """Write what was held back for the tracks."""
+        for told in self._tracking.finish():
+            self._write(told)
+
+    def _write(self, told: Result) -> None:
+        for sink in self._sinks:
+            sink.add(told)
+        for writer in self._writers if told.problem is None else ():  # an empty result would say that nothing is there
+            writer.add(told)
+        self.boxes += len(told.detections)
+        self.tiles += told.num_tiles
+
+    def summary(self, troubles: str) -> PredictionSummary:
+        """What was done. Raises UserError where something was amiss."""
+        job, seconds, tracks = self._job, time.perf_counter() - self._start, len(self.table.numbers)
+        job.say(
+            f"{job.out}: {self.frames} frames, {self.boxes} boxes, {tracks} tracks, {seconds:.1f} s, "
+            f"{self.frames / seconds:.2f} frames/s from decoding to {'the annotated video' if job.draw else 'the tables'}"
+        )
+        if self.bad:
+            more = f"{self.bad} of {self.frames} frames have no result, wholly or in part"
+            troubles = f"{troubles}; {more}" if troubles else more
+        if troubles:
+            raise UserError(
+                troubles, where=job.path, fix=f"the results of the {self.frames} frames that came are written"
+            )
+        return PredictionSummary(
+            out=job.out, images=self.frames, boxes=self.boxes, tiles=self.tiles, seconds=seconds, tracks=tracks
+        )
+
+
+class AnnotatedVideo:
+    """The video with the outlines of its tracks, frame by frame at the times of the source."""
+
+    def __init__(self, path: Path, info: VideoInfo, *, least: float) -> None:
+        self._writer, self._least = VideoWriter(path, info), least
+        self.padded: str | None = None
+        """A line on how its frames differ from the source's; None where they do not."""
+        if info.size != self._writer.padded:
+            before, after = (f"{wide}x{high}" for high, wide in (info.size, self._writer.padded))
+            self.padded = f"{path.name} is padded from {before} to {after} (width x height), as H.264 wants it"
+
+    def add(self, result: Result) -> None:
+        """See `Sink.add`."""
+        item = result.item
+        assert isinstance(item, VideoFrame)
+        assert isinstance(item.image, np.ndarray)
+        drawn = draw_tracks(item.image, result.detections, least=self._least)
+        self._writer.add(drawn, item.seconds, duration=item.duration)
+
+    def close(self) -> None:
+        """See `Sink.close`."""
+        self._writer.close()

@@ -10,7 +10,10 @@ from flyspeck.errors import UserError
 from flyspeck.infer.predictor import Predictor
 from flyspeck.infer.reading import Result
 from flyspeck.infer.source import Item
-from flyspeck.infer.video import Tracker, TrackTable, VideoInfo, VideoReader, VideoWriter, draw_tracks, is_video
+from flyspeck.infer.video.reader import VideoInfo, VideoReader, is_video
+from flyspeck.infer.video.tracker import Tracker
+from flyspeck.infer.video.tracks import TrackTable, draw_tracks
+from flyspeck.infer.video.writer import VideoWriter
 from flyspeck.types import Detections
 
 pytest.importorskip("av")
@@ -54,7 +57,7 @@ def test_a_video_is_written_read_and_tracked(tmp_path: Path) -> None:
     assert reader.info.size == SIZE
     assert reader.info.rate == 10
     assert reader.info.frames == FRAMES
-    tracker, table = Tracker(rate=10), TrackTable(tmp_path / "tracks.csv", reader.info.rate)
+    tracker, table = Tracker(rate=10), TrackTable(tmp_path / "tracks.csv")
     numbers = []
     for result in Predictor(bright, batch_size=4).stream(reader.frames()):
         tracked = tracker(result.detections)
@@ -66,7 +69,7 @@ def test_a_video_is_written_read_and_tracked(tmp_path: Path) -> None:
         table.add(Result(result.item, tracked))
     table.close()
     reader.close()
-    assert reader.broken == ""
+    assert not reader.troubles
     assert len(numbers) == FRAMES
     steady = numbers[2:]
     assert all(n == steady[0] for n in steady)  # both keep their numbers though neither overlaps its last place much
