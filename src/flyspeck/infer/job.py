@@ -127,8 +127,8 @@ def predict(
     folder, path, rule = local_output(out), Path(model), merge or MergeRule()
     video, items, categories = _sources(sources, warn)
     processes = Processes.from_environment()
-    if video is not None and processes.world > 1:
-        raise UserError("a video is predicted by one process", where=video, fix="start it without a launcher")
+    if video is not None:
+        _check_video(video, processes, placing)
     asked: dict[str, Any] = {"budget": budget, "quality": quality, "factor": factor}
     choice = {name: value for name, value in asked.items() if value is not None}
     size = None if tile == "off" else tile
@@ -158,44 +158,22 @@ def predict(
     if processes.leads:
         what = f"{len(items)} images" if video is None else video.name
         say(settings_line(what, predictor, description))
-    if video is not None and placing != Placing():
-        raise UserError("a video has no place on a map", where=video, fix="leave out --crs and --roi")
     settings = {**made_with(path, predictor, precision), **choice, **views}
+    asked_of_all: dict[str, Any] = {"out": folder, "formats": formats, "classes": network.classes}
+    asked_of_all |= {"resume": resume, "overwrite": overwrite, "say": say, "warn": warn}
     if video is not None:
-        return VideoJob(
-            path=video,
-            out=folder,
-            formats=formats,
-            classes=network.classes,
-            show=show_score,
-            every=every,
-            draw=draw > 0,
-            resume=resume,
-            overwrite=overwrite,
-            made_with={**settings, **layout_of(predictor)},
-            say=say,
-            warn=warn,
-        ).run(predictor)
+        found = {**settings, **layout_of(predictor)}
+        job = VideoJob(path=video, show=show_score, every=every, draw=draw > 0, made_with=found, **asked_of_all)
+        return job.run(predictor)
     job = ImageJob(
         items=items,
-        out=folder,
-        formats=formats,
-        classes=network.classes,
         categories=categories,
         truth=sources[0] if skip_check and categories is not None else None,
-        resume=resume,
-        overwrite=overwrite,
         made_with=settings,
         drawing=DrawRule(images=draw, score=show_score, heat=heat),
-        say=say,
-        warn=warn,
+        **asked_of_all,
     )
-    remarks = tuple(remarks_on(sources))
-    try:
-        summary = replace(job.run(predictor, processes), factors=dict(network.taken), remarks=remarks)
-    finally:  # last, where they are seen
-        for remark in remarks if processes.leads else ():
-            warn(f"note: {remark}")
+    summary = replace(_with_remarks(job, predictor, processes, sources), factors=dict(network.taken))
     if processes.leads and sum(summary.factors.values()):
         total = sum(summary.factors.values())
         counts = ", ".join(f"{f:g}: {n} ({100 * n / total:.0f} %)" for f, n in summary.factors.items())
@@ -211,6 +189,16 @@ def _placing(crs: str | None, roi: Path | None, formats: Sequence[str]) -> Placi
     return Placing(None if crs is None else known_crs(crs), None if roi is None else read_region(roi))
 
 
+def _with_remarks(job: ImageJob, predictor: Predictor, processes: Processes, sources: list[Path]) -> PredictionSummary:
+    """The job, and what was passed over in its folders: said last, where it is seen."""
+    remarks = tuple(remarks_on(sources))
+    try:
+        return replace(job.run(predictor, processes), remarks=remarks)
+    finally:
+        for remark in remarks if processes.leads else ():
+            job.warn(f"note: {remark}")
+
+
 def _sources(sources: list[Path], warn: Callable[[str], None]) -> tuple[Path | None, list[Item], Categories | None]:
     """One video, or images with the categories of their json."""
     video = next((path for path in sources if is_video(path)), None)
@@ -219,6 +207,14 @@ def _sources(sources: list[Path], warn: Callable[[str], None]) -> tuple[Path | N
     if len(sources) > 1:
         raise UserError("a video is predicted alone", where=video, fix="give it alone")
     return video, [], None
+
+
+def _check_video(video: Path, processes: Processes, placing: Placing) -> None:
+    """Raises UserError for what goes with images alone."""
+    if processes.world > 1:
+        raise UserError("a video is predicted by one process", where=video, fix="start it without a launcher")
+    if placing != Placing():
+        raise UserError("a video has no place on a map", where=video, fix="leave out --crs and --roi")
 
 
 def layout_of(predictor: Predictor) -> dict[str, Any]:
