@@ -1,4 +1,4 @@
-"""A detector as ONNX and OpenVINO files, run at every batch and at sizes that are no multiples of anything."""
+"""A detector as ONNX and OpenVINO files, run plainly at every batch and at sizes that are no multiples of anything."""
 
 from __future__ import annotations
 
@@ -7,38 +7,40 @@ from pathlib import Path
 
 import numpy as np
 
-from flyspeck.export.batches import BATCHES
-from flyspeck.export.onnx import describe, trace, write_onnx
-from flyspeck.export.openvino import write_openvino
+from flyspeck.data.enlarge import Enlarge
+from flyspeck.export.frame import Frame
+from flyspeck.export.onnx import describe
+from flyspeck.export.package import traced, write_all
 from flyspeck.export.parity import Difference, Rule, compare
-from flyspeck.infer.engines import open_exported
+from flyspeck.export.plain_run import BATCHES, PlainRun, reference_of
 from flyspeck.infer.torch_model import TorchModel
 from flyspeck.models.detector import Detector
 
-SIZES = ((64, 96), (101, 77), (160, 128), (75, 130), (97, 33))
+SIZES = ((67, 97), (101, 77), (163, 127), (75, 130), (97, 33))
 
 
 def differences(
     detector: Detector, folder: Path, *, sizes: Sequence[tuple[int, int]] = SIZES, openvino: bool = True
 ) -> dict[str, Difference]:
     """By engine, batch and size: the exported file against the detector."""
-    model, told = trace(detector), describe(detector, {})
-    write_onnx(model, folder / "model.onnx", told)
-    files = [folder / "model.onnx"]
-    if openvino:
-        write_openvino(model, folder / "model.xml", told)
-        files.append(folder / "model.xml")
+    graph, by_factor = traced(detector)
+    told = describe(detector, {})
+    files = [folder / "model.onnx", *([folder / "model.xml"] if openvino else [])]
+    for file in files:
+        write_all(graph, by_factor, file, told, Frame.of(detector, Enlarge()))
     suppression = detector.head.suppression
     rule = Rule(suppression.score, suppression.iou, suppression.max_detections)
-    eager, engines = TorchModel(detector), {file.suffix: open_exported(file) for file in files}
+    eager, engines = TorchModel(detector), {file.suffix: PlainRun(file, told) for file in files}
+    channels = int(detector.pixel_norm.mean.shape[1])
     found = {}
     for height, width in sizes:
-        windows = list(np.random.default_rng(height).integers(0, 256, (max(BATCHES), height, width, 3), np.uint8))
-        wanted = [eager([window])[0] for window in windows]
+        shape = (max(BATCHES), height, width, channels)
+        images = list(np.random.default_rng(height).integers(0, 256, shape, np.uint8))
+        wanted = reference_of(eager, images, rule, enlarge=Enlarge())
         for name, engine in engines.items():
             for batch in BATCHES:
                 key = f"{name} {batch}x{height}x{width}"
-                found[key] = compare(wanted[:batch], engine(windows[:batch]), rule)
+                found[key] = compare(wanted[:batch], engine(images[:batch]), rule)
     return found
 
 

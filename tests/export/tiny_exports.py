@@ -25,16 +25,19 @@ from spread_scores import spread_scores
 
 CLASSES = ("dot", "dash")
 HEIGHT, WIDTH = 96, 128
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 RULE = Suppression(score=0.02, iou=0.5, max_detections=50)
 """How the detectors of `make_detector` suppress, unless they are told otherwise."""
 
 
-def make_detector(name: str, *, classes: Sequence[str] = CLASSES, **model: object) -> tuple[Detector, ModelConfig]:
+def make_detector(
+    name: str, *, classes: Sequence[str] = CLASSES, bands: int = 3, **model: object
+) -> tuple[Detector, ModelConfig]:
     """A detector of the zoo, narrow, in evaluation mode, whose scores are spread out as a trained one's are."""
     content = {"name": name, "width": 0.125, "channels": 16, "levels": "4-5", "min_score": 0.02, "max_detections": 50}
     config = ModelConfig.model_validate({**content, **model})
     torch.manual_seed(0)
-    detector = build_detector(config, classes=classes, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)).eval()
+    detector = build_detector(config, classes=classes, mean=MEAN[:bands], std=STD[:bands]).eval()
     with torch.no_grad():
         for module in detector.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -76,7 +79,7 @@ def write_run(folder: Path, name: str, **model: object) -> Path:
     detector, config = make_detector(name, **model)
     train, val = (write_images(folder, n, seed=n, name=part) for n, part in ((6, "train"), (4, "val")))
     description = {
-        **describe_model(config, classes=CLASSES, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3)),
+        **describe_model(config, classes=CLASSES, mean=MEAN, std=STD),
         "training_size": [64, 96],
         "object_side_99": 24.0,
         "enlarge": {"factor": 1.5, "short_side": None},

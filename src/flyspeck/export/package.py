@@ -13,12 +13,12 @@ import numpy as np
 from flyspeck.data.bands import rule_of
 from flyspeck.data.enlarge import described_enlargement
 from flyspeck.errors import UserError
-from flyspeck.export.batches import BATCHES, compare_batches, windows_of
 from flyspeck.export.check_images import ImageSet, detect, named_set, run_sets, tiles_of
 from flyspeck.export.frame import Frame, framed
 from flyspeck.export.onnx import PIXELS, describe, trace, trace_factors, write_onnx
 from flyspeck.export.openvino import write_openvino
 from flyspeck.export.parity import AP, BOX_PX, SCORE, TIE_SHARE, Difference, Rule, ap_by_size, ap_table, compare
+from flyspeck.export.plain_run import BATCHES, PlainRun, compare_plainly, images_of, odd_sizes, run_plainly
 from flyspeck.infer.engines import open_exported
 from flyspeck.infer.factor_model import factor_file
 from flyspeck.infer.torch_model import TorchModel
@@ -82,17 +82,23 @@ def export_model(run: Path, out: Path, options: ExportOptions, *, say: Say = pri
         write_all(graph, by_factor, temporary, told, frame)
         say(f"checking on {len(checked.paths)} images of {checked.name}")
         model, exported = TorchModel(detector, device="cpu"), open_exported(temporary, device="cpu")
-        batches = compare_batches(model, exported, windows_of(checked, description), rule)
+        some = images_of(checked, description, odd_sizes(description))
+        plain = compare_plainly(model, PlainRun(temporary, told), some, rule, enlarge=frame.enlarge)
         eager, reference = detect(model, checked, description, score=rule.score)
         found, windows = detect(exported, checked, description, score=rule.score)
         difference = compare(reference, windows, rule)
         ap = _accuracy(checked, eager=eager, exported=found)
         say(difference.text)
-        _require_parity(difference, batches, ap, out)
-        parity = {"images": len(checked.paths), "batches": list(BATCHES), **difference.to_dict(), "ap50": ap}
+        _require_parity(difference, plain, ap, out)
+        sizes = [list(own[0].shape[:2]) for own in some]
+        parity = {"images": len(checked.paths), "batches": list(BATCHES), "sizes": sizes}
+        parity |= {**difference.to_dict(), "ap50": ap}
         told = {**told, "parity": parity}
         if options.int8:
             graph, told, ap = _quantised(graph, temporary, told, options, (checked, calibrated), eager, frame, say)
+            small = PlainRun(temporary, told)
+            for own in some:  # other boxes are its nature, but not to stop
+                run_plainly(small, own)
         elif ap:
             say(ap_table(ap))
         _write(graph, temporary, told, frame)
@@ -203,7 +209,7 @@ def _accuracy(images: ImageSet, **found: list[Any]) -> dict[str, dict[str, float
 
 
 def _require_parity(
-    difference: Difference, batches: Difference, ap: Mapping[str, Mapping[str, float]], out: Path
+    difference: Difference, plain: Difference, ap: Mapping[str, Mapping[str, float]], out: Path
 ) -> None:
     """Raises UserError where the exported model does not find the same."""
     if difference.boxes == 0:
@@ -214,8 +220,8 @@ def _require_parity(
         )
     faults = []
     limits = f"{BOX_PX} px, {SCORE:g} in score, ties in {TIE_SHARE:.1%} of the boxes"
-    if difference.undecided or (difference.same and batches.undecided):
-        told = difference if difference.undecided else batches
+    if difference.undecided or (difference.same and plain.undecided):
+        told = difference if difference.undecided else plain
         raise UserError(
             f"not exported: the detector's scores are so alike that rounding decides which boxes it gives ({told.text})",
             where=out,
@@ -223,9 +229,8 @@ def _require_parity(
         )
     if not difference.same:
         faults.append(f"boxes differ beyond the limits ({limits}): {difference.text}")
-    elif not batches.same:
-        sizes = ", ".join(map(str, BATCHES))
-        faults.append(f"in batches of {sizes} boxes differ beyond the limits ({limits}): {batches.text}")
+    elif not plain.same:
+        faults.append(f"as it is, on images of other sizes, boxes differ beyond the limits ({limits}): {plain.text}")
     if ap and abs(ap["exported"]["tiny"] - ap["eager"]["tiny"]) > AP:
         faults.append(f"AP50 of tiny objects is {ap['exported']['tiny']:.4f}, was {ap['eager']['tiny']:.4f}")
     if faults:
