@@ -42,9 +42,17 @@ def tile_rules() -> list[str]:
     return list(RULES)
 
 
+def layouts() -> list[str]:
+    """Layouts of other programs' models."""
+    from flyspeck.infer.foreign.layouts import LAYOUTS
+
+    return list(LAYOUTS)
+
+
 _OPEN: dict[str, Callable[[], Sequence[str]]] = {
     "--format": annotation_formats,
     "--protocol": protocols,
+    "--layout": layouts,
     "--rule": tile_rules,
     "flyspeck data convert --to": written_annotations,
     "flyspeck predict --to": detection_formats,

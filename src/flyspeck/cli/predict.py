@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import typer
 
-from flyspeck.cli.choices import detection_formats
+from flyspeck.cli.choices import detection_formats, layouts
 from flyspeck.cli.shared_options import DEVICE, PRECISION, RESUME, Precision
 
 
@@ -16,8 +16,8 @@ def predict(
     source: list[str] = typer.Argument(
         ..., metavar="SOURCE...", help="Images, folders, one file of annotations, or one video."
     ),
-    model: Path = typer.Option(
-        ..., "--model", metavar="PATH", help="A run folder, a weights file, or an exported model."
+    model: str = typer.Option(
+        ..., "--model", metavar="PATH", help="A run folder, a weights file, an exported model, or module:function."
     ),
     out: Path = typer.Option(..., "--out", metavar="FOLDER", help="Where to write: the folder of the results."),
     tile: str = typer.Option(
@@ -100,9 +100,23 @@ def predict(
     factor: float = typer.Option(
         None, "--factor", metavar="FACTOR", help="Of a detector with pooling factors: this one alone."
     ),
+    layout: str = typer.Option(
+        None,
+        "--layout",
+        metavar="NAME",
+        autocompletion=layouts,
+        help="Layout of another program's outputs, as in yolov8; default: told from the file.",
+    ),
+    classes: str = typer.Option(
+        None,
+        "--classes",
+        metavar="A,B,...",
+        help="Names of the classes of another program's model, with commas between, or a file of them.",
+    ),
     every: int = typer.Option(1, "--every", min=1, metavar="N", help="Of a video, every Nth frame."),
 ) -> None:
     """Find objects in images; writes detections.json, images.json and annotated images into --out."""
+    from flyspeck.cli.class_names import class_names
     from flyspeck.cli.values import parse_integers, parse_names, parse_numbers, parse_range
     from flyspeck.infer.job import predict as run
     from flyspeck.infer.merge import MergeRule
@@ -140,6 +154,8 @@ def predict(
         quality=quality,
         factor=factor,
         every=every,
+        layout=layout,
+        classes=None if classes is None else class_names(classes, where="--classes"),
         say=typer.echo,
         warn=partial(typer.echo, err=True),
     )

@@ -23,7 +23,12 @@ def open_exported(path: Path | str, *, device: str = "auto", precision: str = "f
     path = Path(path)
     if not path.is_file():
         raise UserError("no such exported model", where=path, fix="check the path")
-    session = open_session(path, device=device, precision=precision)
+    return exported_in(open_session(path, device=device, precision=precision), device=device, precision=precision)
+
+
+def exported_in(session: Session, *, device: str = "auto", precision: str = "fp32") -> ExportedModel:
+    """The model in a file that is open; of several files, the others are opened likewise. Errors as for `open_exported`."""
+    path = session.path
     description = described(session.text, path)
     if "factors" not in description:
         return PlainModel(session, description)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flyspeck.data.enlarge import described_enlargement
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, one_line
 from flyspeck.files import local_output
 from flyspeck.infer.job_images import DrawRule, ImageJob, PredictionSummary, made_with
 from flyspeck.infer.job_video import VideoJob
@@ -67,6 +67,8 @@ def predict(
     quality: float | None = None,
     factor: float | None = None,
     every: int = 1,
+    layout: str | None = None,
+    classes: Sequence[str] | None = None,
     say: Callable[[str], None] = log.info,
     warn: Callable[[str], None] = log.warning,
 ) -> PredictionSummary:
@@ -74,7 +76,8 @@ def predict(
 
     Args:
         source: Image files, folders (searched to the bottom), one file of annotations, or one video.
-        model: A run folder, a weights file, or an exported `.onnx` or `.xml` file (which needs no torch).
+        model: A run folder, a weights file, an exported `.onnx` or `.xml` file (which needs no torch), also of another program,
+            or a function, `package.module:function`.
         out: Folder for the results; made if need be. It holds the files of `formats`, `drawn/`, and the finished tiles under
             `tiles/` that `resume` goes on from.
         formats: Some of `coco` (`detections.json`, `images.json`), `csv`, `geojson`, `gpkg`, `widerface`, `yolo`.
@@ -109,6 +112,8 @@ def predict(
         quality: Of a detector with factors: from 0, the cheapest, to 1, the largest.
         factor: Of a detector with factors: this one for everything. `budget`, `quality` and `factor` exclude each other.
         every: Of a video, every so manieth frame.
+        layout: Of another program's file: how its outputs give boxes (`flyspeck.infer.foreign.layouts`); None: the file tells.
+        classes: Of another program's model: the names of its classes in its order, where it does not say them.
         say: Called with each line of the job's account; the logger `flyspeck` where it is not given.
         warn: Called with each line on what is amiss.
 
@@ -133,7 +138,13 @@ def predict(
     choice = {name: value for name, value in asked.items() if value is not None}
     size = None if tile == "off" else tile
     network, description = load_model(
-        path, device=processes.device(device), precision=precision, choice=choice, tile=size
+        os.fspath(model),
+        device=processes.device(device),
+        precision=precision,
+        choice=choice,
+        tile=size,
+        layout=layout,
+        classes=classes,
     )
     options = OpenOptions(
         max_pixels=int(max_megapixels * 1e6), bands=None if bands is None else tuple(bands), value_range=value_range
@@ -158,7 +169,7 @@ def predict(
     if processes.leads:
         what = f"{len(items)} images" if video is None else video.name
         say(settings_line(what, predictor, description))
-    settings = {**made_with(path, predictor, precision), **choice, **views}
+    settings = {**made_with(os.fspath(model), predictor, precision), **choice, **views, **_told(description)}
     asked_of_all: dict[str, Any] = {"out": folder, "formats": formats, "classes": network.classes}
     asked_of_all |= {"resume": resume, "overwrite": overwrite, "say": say, "warn": warn}
     if video is not None:
@@ -230,6 +241,11 @@ def _views(network: Any, scales: tuple[float, ...], flip: bool, rule: MergeRule)
     return MultiScale(network, scales, flip=flip, rule=rule), {"views": [*scales, flip]}
 
 
+def _told(description: Mapping[str, Any]) -> dict[str, Any]:
+    """What the user may say of such a model, for a journal."""
+    return {key: description[key] for key in ("layout", "classes") if "layout" in description}
+
+
 def settings_line(what: str, predictor: Predictor, description: Mapping[str, Any]) -> str:
     """What was chosen, and what it follows from, in one to three lines for people; `what` is predicted."""
     sides, shared, rule = predictor.tile, predictor.overlap[0], predictor.merge
@@ -238,7 +254,10 @@ def settings_line(what: str, predictor: Predictor, description: Mapping[str, Any
     merge = f"merge {rule.method} {rule.threshold:g}"
     line = f"{what}, {said}, {scale}, score >= {predictor.score_threshold:g}, {merge}"
     trained = description.get("training_size")
-    if trained is not None:
+    if "layout" in description:  # another program's
+        line += f"\na model for {trained[0]}x{trained[1]}, layout {description['layout']}" if trained else ""
+        line += f", {len(description['classes'])} classes: {one_line(', '.join(description['classes']), 120)}"
+    elif trained is not None:
         line += f"\ntrained at {trained[0]}x{trained[1]}"
         if "object_side_99" in description:
             line += f", where 99 % of the objects were at most {description['object_side_99']:.0f} px long"

@@ -17,6 +17,7 @@ from flyspeck.data.readers import read_annotations
 from flyspeck.drawing import annotated
 from flyspeck.errors import UserError
 from flyspeck.infer.engines import is_exported
+from flyspeck.infer.foreign.function_model import is_function, source_of
 from flyspeck.infer.outputs import open_writers
 from flyspeck.infer.predictor import Predictor
 from flyspeck.infer.processes import Processes
@@ -333,15 +334,17 @@ def match_categories(classes: tuple[str, ...], categories: Categories | None) ->
     return ids, remarks
 
 
-def made_with(model: Path, predictor: Predictor, precision: str) -> dict[str, Any]:
+def made_with(model: str, predictor: Predictor, precision: str) -> dict[str, Any]:
     """What decides the boxes of a tile: a journal of other settings must not be mixed in."""
     import hashlib
 
-    weights = model
-    if not is_exported(model):
+    weights = Path(model)
+    if is_function(model):
+        weights = source_of(model)
+    elif not is_exported(model):
         from flyspeck.train.checkpoint import weights_file
 
-        weights = weights_file(model)
+        weights = weights_file(weights)
     with (weights.with_suffix(".bin") if weights.suffix == ".xml" else weights).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     options = predictor.options

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from flyspeck.data.enlarge import described_enlargement
 from flyspeck.errors import UserError
-from flyspeck.infer.engines import is_exported, open_exported
+from flyspeck.infer.engines import is_exported
 from flyspeck.infer.exported import ExportedModel
 from flyspeck.infer.factor_model import FactorModel
+from flyspeck.infer.foreign.function_model import FunctionModel, is_function
+from flyspeck.infer.foreign.graph_model import GraphModel
+from flyspeck.infer.foreign.opening import open_graph
 from flyspeck.infer.merge import MergeRule
 from flyspeck.infer.predictor import Predictor
 from flyspeck.infer.skip import SkipRule
@@ -26,17 +29,28 @@ def load_model(
     precision: str = "fp32",
     choice: Mapping[str, Any] | None = None,
     tile: tuple[int, int] | None = None,
+    layout: str | None = None,
+    classes: Sequence[str] | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """The callable that `Predictor` runs, and what the file says of itself (classes, training size, metrics).
 
-    `choice` is for detectors with factors: `budget`, `quality` or `factor` (`models.dynamic.budget.Choice`); a budget is that of
-    a tile (H, W), or of an image of the training's size.
+    `path` may name a function too (`package.module:function`), which is then imported; `layout` and `classes` are for models of
+    other programs (`flyspeck.infer.foreign`). `choice` is for detectors with factors: `budget`, `quality` or `factor`
+    (`models.dynamic.budget.Choice`); a budget is that of a tile (H, W), or of an image of the training's size.
     """
+    if is_function(str(path)):
+        function = FunctionModel(str(path), classes=classes)
+        if choice or layout is not None:
+            raise UserError(f"a function has no {next(iter(choice or {}), 'layout')} to choose", where=path)
+        return function, function.description
     if is_exported(path):
-        model = open_exported(path, device=device, precision=precision)
+        model = open_graph(path, device=device, precision=precision, layout=layout, classes=classes)
         if choice:
             _choose(model, choice)
         return model, model.description
+    if layout is not None or classes is not None:
+        what = "a layout" if layout is not None else "classes"
+        raise UserError(f"{what} for a model of flyspeck, which says them itself", where=path, fix="leave it out")
     from flyspeck.devices import torch_device
     from flyspeck.infer.torch_model import TorchModel
     from flyspeck.train.build import load_described
@@ -52,7 +66,7 @@ def load_model(
     return TorchModel(detector, device=device, precision=precision), description  # pyright: ignore[reportArgumentType]
 
 
-def _choose(model: ExportedModel, choice: Mapping[str, Any]) -> None:
+def _choose(model: ExportedModel | GraphModel, choice: Mapping[str, Any]) -> None:
     """Applies a choice to an exported model, where it has factors."""
     if not isinstance(model, FactorModel):
         raise UserError(
@@ -82,11 +96,14 @@ def load_predictor(
     budget: str | None = None,
     quality: float | None = None,
     factor: float | None = None,
+    layout: str | None = None,
+    classes: Sequence[str] | None = None,
 ) -> Predictor:
     """The predictor of a trained model: images of any size in, one `Detections` each out.
 
     Args:
-        path: A run folder, a weights file, or an exported `.onnx` or `.xml` file (which needs no torch).
+        path: A run folder, a weights file, an exported `.onnx` or `.xml` file (which needs no torch), also of another program,
+            or a function, `package.module:function`.
         device: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` is the best that is there.
         precision: `fp32` or `bf16`.
         tile: (height, width) of a tile in pixels that the model sees, or `"off"` for whole images; None: the training size. Of
@@ -102,6 +119,8 @@ def load_predictor(
         budget: Of a detector with factors: mean cost of a tile, as in `0.6GFLOPs` or `12ms`.
         quality: Of a detector with factors: from 0, the cheapest, to 1, the largest.
         factor: Of a detector with factors: this one for everything. `budget`, `quality` and `factor` exclude each other.
+        layout: Of another program's file: how its outputs give boxes (`flyspeck.infer.foreign.layouts`); None: the file tells.
+        classes: Of another program's model: the names of its classes in its order, where it does not say them.
 
     Returns:
         A predictor: `.predict(images)` for a list, `.stream(images)` for one result after the other. Boxes are xyxy in pixels
@@ -113,7 +132,9 @@ def load_predictor(
     asked: dict[str, Any] = {"budget": budget, "quality": quality, "factor": factor}
     choice = {name: value for name, value in asked.items() if value is not None}
     size = None if tile == "off" else tile
-    model, description = load_model(Path(path), device=device, precision=precision, choice=choice, tile=size)
+    model, description = load_model(
+        os.fspath(path), device=device, precision=precision, choice=choice, tile=size, layout=layout, classes=classes
+    )
     sides, shared = default_tiles(size, overlap, description, whole=tile == "off")
     return Predictor(
         model,

@@ -41,16 +41,16 @@ class OnnxSession(Session):
         options.log_severity_level = 3  # what it says of shapes at level 2 is about itself
         content = without_enlarging(path)
         try:
-            self._session: Any = onnxruntime.InferenceSession(content, options, providers=[provider])
+            self.engine: Any = onnxruntime.InferenceSession(content, options, providers=[provider])
         except Exception as error:  # the runtime has no common base of its errors
             reason = " ".join(str(error).split())[:160]
             raise UserError(f"not a model that ONNX Runtime opens ({reason})", where=path, fix="export again") from None
-        self.path, self.text = path, self._session.get_modelmeta().custom_metadata_map.get(KEY)
-        self._inputs = [value.name for value in self._session.get_inputs()]
+        self.path, self.text = path, self.engine.get_modelmeta().custom_metadata_map.get(KEY)
+        self._inputs = [value.name for value in self.engine.get_inputs()]
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """See `Session.run`."""
         try:
-            return self._session.run(None, dict(zip(self._inputs, inputs, strict=True)))
+            return self.engine.run(None, dict(zip(self._inputs, inputs, strict=True)))
         except Exception as error:  # the runtime has no common base of its errors
             raise cannot_run(self.path, inputs, error) from error

@@ -39,13 +39,13 @@ class OpenVinoSession(Session):
         if self._device == "CPU":
             self._hints["INFERENCE_NUM_THREADS"] = str(num_threads())
         try:
-            self._model: Any = self._core.read_model(path)
+            self.model: Any = self._core.read_model(path)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[-160:]
             raise UserError(f"not a model that OpenVINO opens ({reason})", where=path, fix="export again") from None
         self.path = path
-        self.text = self._model.get_rt_info([KEY]).astype(str) if self._model.has_rt_info([KEY]) else None
-        bypass_enlarging(self._model)
+        self.text = self.model.get_rt_info([KEY]).astype(str) if self.model.has_rt_info([KEY]) else None
+        bypass_enlarging(self.model)
         self._compiled: dict[tuple[tuple[int, ...], ...], Any] = {}
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -67,6 +67,6 @@ class OpenVinoSession(Session):
         return [found[place].copy() for place in range(len(found))]
 
     def _compile(self, shapes: Sequence[tuple[int, ...]]) -> Any:
-        model = self._model.clone()
+        model = self.model.clone()
         model.reshape({place: list(shape) for place, shape in enumerate(shapes)})
         return self._core.compile_model(model, self._device, self._hints).create_infer_request()

@@ -1,0 +1,146 @@
+"""A function of the user's as the callable that the predictor runs: `package.module:function`."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flyspeck.errors import UserError, one_line
+from flyspeck.infer.foreign.graph_model import numbered
+from flyspeck.types import Detections
+
+_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+def is_function(name: str) -> bool:
+    """Whether this names a function, as `package.module:function`, and no file."""
+    return _NAME.fullmatch(name) is not None and not os.path.exists(name)
+
+
+class FunctionModel:
+    """Windows (H, W, C) uint8 RGB, all of one size, to their `Detections`, by a function of somebody else's.
+
+    It takes the list of windows and returns one thing each: a `Detections`, a dict of `boxes` (N, 4) xyxy pixels, `scores` (N,)
+    and `labels` (N,) from 0, or an array (N, 6) of x1, y1, x2, y2, score, label. Its attributes `classes` (names; else they are
+    given) and `tile` (one number, or height and width; else 640) are read where it has them.
+    """
+
+    def __init__(self, name: str, *, classes: Sequence[str] | None = None) -> None:
+        self.name, self._function = name, _imported(name)
+        given = classes if classes is not None else getattr(self._function, "classes", None)
+        self.classes: tuple[str, ...] = tuple(map(str, given)) if given else numbered(None, name)
+        tile: Any = getattr(self._function, "tile", 640)
+        try:
+            size = [int(tile)] * 2 if np.ndim(tile) == 0 else [int(side) for side in tile]
+            if len(size) != 2 or min(size) < 1:
+                raise ValueError
+        except (TypeError, ValueError):
+            raise UserError(f"its tile is {tile!r}", where=name, fix="a number of pixels, or (height, width)") from None
+        self.description: dict[str, Any] = {
+            "classes": list(self.classes),
+            "training_size": size,
+            "channels": 3,
+            "layout": "function",
+        }
+
+    @property
+    def taken(self) -> dict[float, int]:
+        """It has no factors to choose."""
+        return {}
+
+    def __call__(self, windows: list[np.ndarray]) -> list[Detections]:
+        """Detections of each window. Raises UserError for what is not what the function should return, or what it raises."""
+        try:
+            found = self._function(windows)
+        except UserError:
+            raise
+        except Exception as error:  # somebody else's code
+            raise UserError(
+                one_line(f"it failed: {type(error).__name__}: {error}"), where=self.name, fix="--debug shows where"
+            ) from error
+        try:
+            several = list(found)
+        except TypeError:
+            several = None
+        if several is None or len(several) != len(windows):
+            count = "no list" if several is None else f"{len(several)} results"
+            raise UserError(
+                f"it returned {count} for {len(windows)} windows", where=self.name, fix="return one a window"
+            )
+        return [self._as_detections(one, (w.shape[0], w.shape[1])) for one, w in zip(several, windows, strict=True)]
+
+    def _as_detections(self, one: Any, size: tuple[int, int]) -> Detections:
+        if isinstance(one, Detections):
+            self._check(one.labels, one.classes)
+            return one if one.classes else Detections(one.boxes, one.scores, one.labels, size, self.classes)
+        try:
+            if isinstance(one, dict):
+                columns = [_array(one[key]) for key in ("boxes", "scores", "labels")]
+            else:
+                rows = _array(one).reshape(-1, 6)
+                columns = [rows[:, :4], rows[:, 4], np.rint(rows[:, 5])]
+            labels = columns[2].astype(np.int64)
+            self._check(labels, ())
+            return Detections(columns[0], columns[1], labels, size, self.classes)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                one_line(
+                    f"a result that is neither detections, a dict of boxes, scores and labels, nor (N, 6): {error}"
+                ),
+                where=self.name,
+                fix="see the docs: Predicting, other people's models",
+            ) from None
+
+    def _check(self, labels: np.ndarray, names: tuple[str, ...]) -> None:
+        """Raises UserError for a label without a name, or names that are not those of the function."""
+        most = int(labels.max(initial=-1))
+        if (names and names != self.classes) or most >= len(self.classes):
+            told = (
+                f"classes {', '.join(names)}" if names and names != self.classes else f"class {most}, counted from 0,"
+            )
+            raise UserError(
+                f"it finds {told} where {len(self.classes)} classes are named: {', '.join(self.classes[:8])}",
+                where=self.name,
+                fix="name them all, in its order: --classes a,b,c",
+            )
+
+
+def source_of(name: str) -> Path:
+    """The file of the function's module, to tell whether its code has changed."""
+    path = getattr(import_module(name.partition(":")[0]), "__file__", None)
+    if path is None:
+        raise UserError("its module is no file", where=name, fix="put the function into a file of its own")
+    return Path(path)
+
+
+def _array(value: Any) -> np.ndarray:
+    if callable(getattr(value, "detach", None)):
+        value = value.detach().cpu()
+    return np.asarray(value, np.float64)
+
+
+def _imported(name: str) -> Callable[[list[np.ndarray]], Any]:
+    """The function, from the working folder or an installed package. The user named it: its code is run."""
+    module, _, attribute = name.partition(":")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        function = getattr(import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        what = f"no module '{error.name}'" if error.name else str(error)
+        raise UserError(what, where=name, fix="run it in the folder of the module, or install it") from error
+    except AttributeError:
+        raise UserError(f"no '{attribute}' in the module", where=name, fix="package.module:function") from None
+    except Exception as error:  # somebody else's code
+        raise UserError(one_line(f"its module fails: {type(error).__name__}: {error}"), where=name) from error
+    if not callable(function):
+        raise UserError(f"'{attribute}' is no function", where=name, fix="package.module:function")
+    return function

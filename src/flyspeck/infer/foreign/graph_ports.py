@@ -1,0 +1,71 @@
+"""What a graph of another program says of itself: its inputs, outputs, metadata and operators; and one call to run it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input or output."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    """None where the graph leaves it open."""
+    dtype: np.dtype
+
+    def __str__(self) -> str:
+        return f"{self.name} ({', '.join('?' if side is None else str(side) for side in self.shape)})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    """All that a layout is told by."""
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    operators: frozenset[str] = frozenset()
+    """Kinds of operators in the graph, where the engine tells them."""
+
+    @property
+    def image(self) -> Port:
+        """The input that takes the pixels: the first of 3 or 4 axes."""
+        return next((port for port in self.inputs if len(port.shape) in (3, 4)), self.inputs[0])
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether the image input is (B, H, W, C)."""
+        shape = self.image.shape
+        return shape[-1] in (1, 3) and shape[-3] not in (1, 3)
+
+    @property
+    def size(self) -> tuple[int | None, int | None]:
+        """(H, W) of the image input."""
+        shape = self.image.shape
+        return (shape[-3], shape[-2]) if self.channels_last else (shape[-2], shape[-1])
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of the outputs."""
+        return frozenset(port.name for port in self.outputs)
+
+    def output(self, name: str) -> Port:
+        """The output of this name."""
+        return next(port for port in self.outputs if port.name == name)
+
+
+class Graph(ABC):
+    """A graph in an engine."""
+
+    path: Path
+    ports: Ports
+
+    @abstractmethod
+    def run(self, inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """The outputs by name, for the inputs in the graph's order. Raises UserError where the engine fails."""
