@@ -302,6 +302,24 @@ def test_a_video(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "was made with every 2, this run has 1" in capsys.readouterr().err
     assert predict(*asked, tmp_path / "a.mp4", "--overwrite") == 2
     assert "a video is predicted alone" in capsys.readouterr().err
+    counted = ("--stills", "--max-frames", 5, "--count-line", "10,0,10,64:a", "--count-region", "0,0,9,0,9,9")
+    assert predict(*asked, "--overwrite", *counted) == 0
+    assert "5 frames" in capsys.readouterr().out
+    assert ",line,a,in,*," in (tmp_path / "o" / "counts.csv").read_text()
+    assert (tmp_path / "o" / "stills.csv").is_file()
+    assert predict(*asked, "--overwrite", "--count-line", "10,0") == 2
+    assert "--count-line: '10,0' is no list of points" in capsys.readouterr().err
+
+
+def test_what_is_of_videos_is_refused_for_images(
+    run_folder: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for option in (("--stills",), ("--max-frames", 3), ("--max-seconds", 1.5), ("--count-line", "0,0,9,9")):
+        assert predict("--model", run_folder, images, "--out", tmp_path / "o", *option) == 2
+        assert "limits, stills and counts are of videos" in capsys.readouterr().err
+    assert predict("--model", run_folder, images, "--out", tmp_path / "o", "--max-seconds", -1) == 2
+    assert "give more than 0" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
 
 
 def _as_process(rank: int, world: int, arguments: list[str], port: int) -> subprocess.Popen[str]:

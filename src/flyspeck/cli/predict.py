@@ -114,6 +114,25 @@ def predict(
         help="Names of the classes of another program's model, with commas between, or a file of them.",
     ),
     every: int = typer.Option(1, "--every", min=1, metavar="N", help="Of a video, every Nth frame."),
+    max_frames: int = typer.Option(
+        None, "--max-frames", min=1, metavar="N", help="Of a video, stop after so many frames."
+    ),
+    max_seconds: float = typer.Option(None, "--max-seconds", metavar="S", help="Of a video, stop at this time."),
+    stills: bool = typer.Option(
+        False, "--stills", help="Of a video, the best crop of each track, and a table of them."
+    ),
+    count_line: list[str] = typer.Option(
+        [],
+        "--count-line",
+        metavar="X1,Y1,X2,Y2[:NAME]",
+        help="Of a video, count what crosses this line, in pixels; may be repeated.",
+    ),
+    count_region: list[str] = typer.Option(
+        [],
+        "--count-region",
+        metavar="X1,Y1,...[:NAME]|FILE",
+        help="Of a video, count what enters and leaves these polygons, in pixels; may be repeated.",
+    ),
 ) -> None:
     """Find objects in images; writes detections.json, images.json and annotated images into --out."""
     from flyspeck.cli.class_names import class_names
@@ -154,6 +173,11 @@ def predict(
         quality=quality,
         factor=factor,
         every=every,
+        max_frames=max_frames,
+        max_seconds=max_seconds,
+        stills=stills,
+        count_lines=count_line,
+        count_regions=count_region,
         layout=layout,
         classes=None if classes is None else class_names(classes, where="--classes"),
         say=typer.echo,

@@ -13,7 +13,7 @@ from flyspeck.data.enlarge import described_enlargement
 from flyspeck.errors import UserError, one_line
 from flyspeck.files import local_output
 from flyspeck.infer.job_images import DrawRule, ImageJob, PredictionSummary, made_with
-from flyspeck.infer.job_video import VideoJob
+from flyspeck.infer.job_video import Limit, VideoJob
 from flyspeck.infer.load import load_model
 from flyspeck.infer.look_choice import choose_skip_rule
 from flyspeck.infer.merge import MergeRule
@@ -26,6 +26,7 @@ from flyspeck.infer.region import read_region
 from flyspeck.infer.source import Categories, Item, find_items, remarks_on
 from flyspeck.infer.tiles import default_tiles
 from flyspeck.infer.video.reader import is_video
+from flyspeck.infer.video.zones import parse_zones
 from flyspeck.infer.windows import OpenOptions
 from flyspeck.projection import known_crs
 
@@ -67,6 +68,11 @@ def predict(
     quality: float | None = None,
     factor: float | None = None,
     every: int = 1,
+    max_frames: int | None = None,
+    max_seconds: float | None = None,
+    stills: bool = False,
+    count_lines: Sequence[str] = (),
+    count_regions: Sequence[AnyPath] = (),
     layout: str | None = None,
     classes: Sequence[str] | None = None,
     say: Callable[[str], None] = log.info,
@@ -112,6 +118,12 @@ def predict(
         quality: Of a detector with factors: from 0, the cheapest, to 1, the largest.
         factor: Of a detector with factors: this one for everything. `budget`, `quality` and `factor` exclude each other.
         every: Of a video, every so manieth frame.
+        max_frames: Of a video, no more than so many frames.
+        max_seconds: Of a video, nothing from this time on.
+        stills: Of a video, the best crop of each track, under `stills/`, and a table of them.
+        count_lines: Of a video, lines whose crossings are counted: `x1,y1,x2,y2` in pixels, with or without `:name`.
+        count_regions: Of a video, regions that are entered and left: `x1,y1,x2,y2,x3,y3,...` with or without `:name`, or a
+            GeoJSON file of polygons in pixels.
         layout: Of another program's file: how its outputs give boxes (`flyspeck.infer.foreign.layouts`); None: the file tells.
         classes: Of another program's model: the names of its classes in its order, where it does not say them.
         say: Called with each line of the job's account; the logger `flyspeck` where it is not given.
@@ -129,11 +141,12 @@ def predict(
     check_formats(formats)
     placing = _placing(crs, None if roi is None else Path(roi), formats)
     sources = [Path(source)] if isinstance(source, str | os.PathLike) else [Path(one) for one in source]
+    on_video: dict[str, Any] = {"limit": Limit(frames=max_frames, seconds=max_seconds), "stills": stills}
+    on_video["zones"] = parse_zones(count_lines, [str(region) for region in count_regions])
     folder, path, rule = local_output(out), Path(model), merge or MergeRule()
     video, items, categories = _sources(sources, warn)
     processes = Processes.from_environment()
-    if video is not None:
-        _check_video(video, processes, placing)
+    _check_video(video, processes, placing, on_video)
     asked: dict[str, Any] = {"budget": budget, "quality": quality, "factor": factor}
     choice = {name: value for name, value in asked.items() if value is not None}
     size = None if tile == "off" else tile
@@ -174,8 +187,8 @@ def predict(
     asked_of_all |= {"resume": resume, "overwrite": overwrite, "say": say, "warn": warn}
     if video is not None:
         found = {**settings, **layout_of(predictor)}
-        job = VideoJob(path=video, show=show_score, every=every, draw=draw > 0, made_with=found, **asked_of_all)
-        return job.run(predictor)
+        on_video |= {"show": show_score, "every": every, "draw": draw > 0, "made_with": found}
+        return VideoJob(path=video, **on_video, **asked_of_all).run(predictor)
     job = ImageJob(
         items=items,
         categories=categories,
@@ -220,8 +233,14 @@ def _sources(sources: list[Path], warn: Callable[[str], None]) -> tuple[Path | N
     return video, [], None
 
 
-def _check_video(video: Path, processes: Processes, placing: Placing) -> None:
-    """Raises UserError for what goes with images alone."""
+def _check_video(video: Path | None, processes: Processes, placing: Placing, on_video: dict[str, Any]) -> None:
+    """Raises UserError for what goes with images alone, or with videos alone."""
+    if video is None:
+        if on_video["limit"] != Limit() or on_video["stills"] or on_video["zones"]:
+            raise UserError(
+                "limits, stills and counts are of videos", where="the source is no video", fix="leave them out"
+            )
+        return
     if processes.world > 1:
         raise UserError("a video is predicted by one process", where=video, fix="start it without a launcher")
     if placing != Placing():

@@ -17,12 +17,16 @@ from flyspeck.infer.outputs import open_writers
 from flyspeck.infer.predictor import Predictor
 from flyspeck.infer.reading import Result
 from flyspeck.infer.results_folder import ResultsFolder
+from flyspeck.infer.video.counts import CountTable
 from flyspeck.infer.video.journal import FrameJournal, restored
 from flyspeck.infer.video.reader import VideoFrame, VideoInfo, VideoReader
+from flyspeck.infer.video.stills import Stills
 from flyspeck.infer.video.tracker import Tracker, Tracking
 from flyspeck.infer.video.tracks import TrackTable, draw_tracks, seconds_of
 from flyspeck.infer.video.writer import VideoWriter
+from flyspeck.infer.video.zones import Zone, remarks_on
 
+_WRITTEN = ("counts.csv", "crossings.csv", "stills.csv", "stills")
 _NAMED = 5  # frames without a result that are named, the others are counted
 
 
@@ -50,6 +54,12 @@ class Limit:
     seconds: float | None = None
     """At this time of the video."""
 
+    def __post_init__(self) -> None:
+        if self.frames is not None and self.frames < 1:
+            raise UserError(f"{self.frames} frames", where="--max-frames", fix="give at least 1")
+        if self.seconds is not None and not self.seconds > 0:
+            raise UserError(f"{self.seconds} seconds", where="--max-seconds", fix="give more than 0")
+
     def cut(self, frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
         """The frames up to the limit."""
         for count, frame in enumerate(frames, start=1):
@@ -76,6 +86,10 @@ class VideoJob:
     draw: bool = True
     """Whether the annotated video is written."""
     limit: Limit = field(default_factory=Limit)
+    stills: bool = False
+    """Whether the best crop of each track is written."""
+    zones: Sequence[Zone] = ()
+    """Lines and regions whose crossings are counted."""
     resume: bool = False
     overwrite: bool = False
     made_with: Mapping[str, Any] = field(default_factory=dict)
@@ -98,7 +112,7 @@ class VideoJob:
             stack.callback(journal.close)
             if self.resume:
                 results.clear(tiles=False)
-            results.record([tracked_name(self.path.name)])
+            results.record([tracked_name(self.path.name), *_WRITTEN])
             if self.resume:
                 self.say(f"resumed: {journal.num_kept} frames kept")
             loop = FrameLoop(self, reader.info, stack)
@@ -139,8 +153,13 @@ class FrameLoop:
         self.frames, self.boxes, self.tiles, self.bad = 0, 0, 0, 0
         self._start = time.perf_counter()
         self.table = TrackTable(job.out / "tracks.csv")
-        self._sinks: list[Sink] = [self.table]
-        stack.callback(self.table.close)
+        self._sinks: list[Sink] = []
+        self._open(self.table, stack)
+        self._open(CountTable(job.out, job.zones, info), stack)
+        for remark in remarks_on(job.zones, info.size):
+            job.warn(f"note: {remark}")
+        if job.stills:
+            self._open(Stills(job.out, info), stack)
         self._writers = open_writers(job.out, job.formats, classes=job.classes)
         for writer in self._writers:
             stack.callback(writer.close)
@@ -148,8 +167,11 @@ class FrameLoop:
             annotated = AnnotatedVideo(job.out / tracked_name(job.path.name), info, least=job.show)
             if annotated.padded is not None:
                 job.warn(f"note: {annotated.padded}")
-            self._sinks.append(annotated)
-            stack.callback(annotated.close)
+            self._open(annotated, stack)
+
+    def _open(self, sink: Sink, stack: ExitStack) -> None:
+        self._sinks.append(sink)
+        stack.callback(sink.close)
 
     def one(self, result: Result) -> None:
         """The next frame's result, before tracking."""
