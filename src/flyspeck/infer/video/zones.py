@@ -257,7 +257,7 @@ def _read_regions(path: Path) -> list[CountRegion]:
         if kind not in ("Polygon", "MultiPolygon"):
             raise UserError(f"feature {number} is {brief(kind)}, no polygon", where=path, fix="give polygons in pixels")
         try:
-            parts = [rings] if kind == "Polygon" else rings
+            parts: Any = [rings] if kind == "Polygon" else rings
             points = [[(float(p[0]), float(p[1])) for p in ring] for part in parts for ring in part]
         except (TypeError, ValueError, IndexError, KeyError):
             raise UserError(f"the coordinates of feature {number} are none", where=path) from None
