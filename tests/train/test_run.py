@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from flyspeck.errors import UserError
+from flyspeck.evaluate.score_curve import ScoreCurve
 from flyspeck.files import read_jsonl
 from flyspeck.train.build import load_described, load_detector
 from flyspeck.train.checkpoint import load_state, load_weights
@@ -56,6 +57,10 @@ def test_a_run_leaves_a_folder_that_explains_itself(make_recipe: RecipeMaker, tm
     detector, description = load_described(tmp_path / "run")
     assert detector.classes == ("square",)
     assert description["training_size"] == [64, 96]
+    scores = ScoreCurve.of(description)
+    counted = json.loads((tmp_path / "run" / "evaluation.json").read_text())["counts"]
+    assert scores is not None
+    assert not scores.points or scores.best.score == pytest.approx(counted["score"], abs=1e-6)
     assert len(description["mean"]) == 1  # the images are grey
     with pytest.raises(UserError, match="holds a run already"):
         train(recipe, tmp_path / "run")

@@ -14,6 +14,7 @@ import torch
 
 from flyspeck.data.bands import KEY as KEY_OF_RULE
 from flyspeck.errors import UserError, missing_extra
+from flyspeck.evaluate.score_curve import KEY as KEY_OF_SCORES
 from flyspeck.export.factors import FactorGraph, PrefixGraph
 from flyspeck.export.graph import INPUT, OUTPUTS, DetectorGraph
 from flyspeck.export.operators import onnx_translations
@@ -24,7 +25,18 @@ from flyspeck.version import VERSION
 
 OPSET = 18
 PIXELS = {8: "uint8", 16: "float32"}
-_KEPT = (KEY_OF_RULE, "training_size", "object_side_99", "enlarge", "protocol", "metrics", "epoch", "data", "plugins")
+_KEPT = (
+    KEY_OF_RULE,
+    "training_size",
+    "object_side_99",
+    "enlarge",
+    "protocol",
+    "metrics",
+    KEY_OF_SCORES,
+    "epoch",
+    "data",
+    "plugins",
+)
 
 
 def trace(detector: Detector, *, bits: int = 8) -> Any:

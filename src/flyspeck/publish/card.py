@@ -18,6 +18,7 @@ from flyspeck.data.readers import read_annotations
 from flyspeck.errors import UserError
 from flyspeck.evaluate import protocol_named
 from flyspeck.evaluate.counts import Counts
+from flyspeck.evaluate.score_curve import KEY as KEY_OF_SCORES
 from flyspeck.files import write_text
 from flyspeck.models.detector import Detector
 from flyspeck.publish.score import CONVENTION, LEVEL, SAMPLES, Score, cost, environment, score
@@ -90,7 +91,9 @@ def write_card(
     out.mkdir(parents=True, exist_ok=True)
     half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
     parity = _parity(detector, half, spread(val_set, parity_images), recipe, description)
-    save_weights(out / WEIGHTS, half if parity.holds else state, published(description))
+    assert metrics.scores is not None
+    told = {**description, KEY_OF_SCORES: metrics.scores.to_dict()}  # runs of before 0.2 have none
+    save_weights(out / WEIGHTS, half if parity.holds else state, published(told))
     text = card(recipe, description, metrics, words, parity, detector=detector, val_set=val_set, run=run, speed=speed)
     written = (out / WEIGHTS).read_bytes()
     text = text.replace("@SIZE@", f"{len(written) / 1e6:.1f} MB").replace("@HASH@", hashlib.sha256(written).hexdigest())

@@ -17,6 +17,7 @@ from flyspeck.evaluate import DetectionTable, evaluate
 from flyspeck.evaluate.bootstrap import drawn_aps
 from flyspeck.evaluate.counts import Counts
 from flyspeck.evaluate.protocols import APProtocol, Protocol
+from flyspeck.evaluate.score_curve import ScoreCurve, score_curve
 from flyspeck.models.detector import Detector
 from flyspeck.models.profile import NUM_PROPOSALS, measure_latency, profile
 from flyspeck.train.measure import metrics_of
@@ -38,6 +39,8 @@ class Score:
     draws: dict[str, np.ndarray]
     counts: Counts | None = None
     """Doubles and errors of the count, from the score of the best F1 on."""
+    scores: ScoreCurve | None = None
+    """What each score threshold is worth."""
 
 
 def score(annotations: Annotations, detections: Path, rule: Protocol) -> Score:
@@ -50,7 +53,8 @@ def score(annotations: Annotations, detections: Path, rule: Protocol) -> Score:
         drawn = drawn_aps(annotations, table, rule, iou=0.5, samples=SAMPLES)
         draws = {f"ap50_{area}": values for area, values in drawn.items() if f"ap50_{area}" in metrics}
     intervals = {name: found for name, values in draws.items() if (found := interval(values)) is not None}
-    return Score({name: round(value, 5) for name, value in metrics.items()}, intervals, draws, result.counts)
+    curve = score_curve(annotations, table, rule)
+    return Score({name: round(value, 5) for name, value in metrics.items()}, intervals, draws, result.counts, curve)
 
 
 def interval(values: np.ndarray) -> list[float] | None:

@@ -48,6 +48,12 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     return state, _with_new_words(renamed_keys(json.loads(metadata[KEY])))
 
 
+def add_to_description(path: Path, **entries: Any) -> None:
+    """Entries more in the description of a weights file, whose tensors stay as they are."""
+    state, description = load_weights(path)
+    save_weights(path, state, {**description, **entries})
+
+
 def _with_new_words(description: dict[str, Any]) -> dict[str, Any]:
     """A description with what older formats called otherwise: until 2 the fusion `gate` was `attention`."""
     if description.get("format", 1) not in (1, 2):

@@ -13,6 +13,8 @@ from flyspeck.errors import UserError
 from flyspeck.evaluate import evaluate
 from flyspeck.evaluate.detections import DetectionTable
 from flyspeck.evaluate.results import EvaluationResult
+from flyspeck.evaluate.score_curve import KEY, score_curve
+from flyspeck.train.checkpoint import add_to_description
 from flyspeck.train.detecting import detect_all
 from flyspeck.train.progress import Tell
 from flyspeck.train.viewing import Viewing
@@ -26,11 +28,17 @@ class Measurement:
     files: tuple[Files, ...]
 
     def write(self, folder: Path, annotations: Annotations) -> None:
-        """Leaves `detections.json` and `evaluation.json` in `folder`; of a variant `detections-VARIANT.json` and so on."""
+        """Leaves `detections.json` and `evaluation.json` in `folder`; of a variant `detections-VARIANT.json` and so on.
+
+        What its score thresholds are worth is noted in the weights there.
+        """
         for one in self.files:
             suffix = "" if one.variant is None else f"-{one.variant}"
             one.found.write_coco(folder / f"detections{suffix}.json", annotations)
             one.result.write(folder / f"evaluation{suffix}.json")
+            if one.variant is None:
+                curve = score_curve(annotations, one.found, one.result.protocol)
+                add_to_description(folder / "best.safetensors", **{KEY: curve.to_dict()})
 
 
 @dataclass(frozen=True)
