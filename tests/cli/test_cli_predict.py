@@ -226,7 +226,7 @@ def test_a_truncated_geotiff_is_finished_but_for_its_holes(
     said = capsys.readouterr()
     assert "c.tif: no result for" in said.err
     assert "1 of 3 images could not be read, wholly or in part" in said.err
-    assert "bands 1,2,3 of 3, uint16 0 to 65535 as black to white" in said.err
+    assert "bands 1,2,3 of 3, uint16 0 to 4095 as black to white (12 bits by its values" in said.err
     assert {r["image_id"] for r in json.loads((tmp_path / "o" / "detections.json").read_text())} == {1, 2, 3}
 
 

@@ -27,7 +27,7 @@ class Spots:
         return [self._see(window) for window in windows]
 
     def _see(self, window: np.ndarray) -> Detections:
-        bright = window[:, :, 0] > 200
+        bright = window[:, :, 0] > (200 if window.dtype == np.uint8 else 200 * 257)
         boxes = []
         for x1, x2 in runs(bright.any(0)):
             boxes += [[x1, y1, x2, y2] for y1, y2 in runs(bright[:, x1:x2].any(1))]

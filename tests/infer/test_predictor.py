@@ -194,10 +194,12 @@ def test_broken_images_stop_nothing(tmp_path: Path) -> None:
 
 
 class _Holed(ArraySource):
-    def read(self, x1: int, y1: int, x2: int, y2: int, out: tuple[int, int] | None = None) -> np.ndarray:
+    def window(
+        self, x1: int, y1: int, x2: int, y2: int, out: tuple[int, int] | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         if x1 > 0 and y1 == 0:
             raise UserError("segment 3 cannot be read", where=self.name)
-        return super().read(x1, y1, x2, y2, out)
+        return super().window(x1, y1, x2, y2, out)
 
 
 def test_a_hole_is_listed_and_the_rest_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,9 +231,9 @@ def test_readers_stop_when_the_consumer_does_or_the_model_fails() -> None:
 
 def test_few_windows_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
     alive, peak = [0], [0]
-    real = ArraySource.read
+    real = ArraySource.window
 
-    def counted(self: ArraySource, *window: object) -> np.ndarray:
+    def counted(self: ArraySource, *window: object) -> tuple[np.ndarray, np.ndarray | None]:
         alive[0] += 1
         peak[0] = max(peak[0], alive[0])
         return real(self, *window)  # pyright: ignore[reportArgumentType]
@@ -240,7 +242,7 @@ def test_few_windows_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
         alive[0] -= len(windows)
         return [Detections.empty(w.shape[:2]) for w in windows]
 
-    monkeypatch.setattr(ArraySource, "read", counted)
+    monkeypatch.setattr(ArraySource, "window", counted)
     Predictor(model, tile=8, overlap=2, batch_size=4).predict(np.zeros((256, 256), np.uint8))
     # 8 in the queue, up to 4 in the batch, one in the reader's hand, one on its way out of the queue.
     assert 4 <= peak[0] <= 14

@@ -38,14 +38,14 @@ def run(objects: np.ndarray, rule: SkipRule, **options: object) -> tuple[Result,
 
 def test_empty_tiles_are_neither_read_in_full_nor_run(monkeypatch: pytest.MonkeyPatch) -> None:
     full = []
-    real = ArraySource.read
+    real = ArraySource.window
 
     def counted(self: ArraySource, x1: int, y1: int, x2: int, y2: int, out: tuple[int, int] | None = None):
         if out == (64, 64):
             full.append((x1, y1, x2, y2))
         return real(self, x1, y1, x2, y2, out)
 
-    monkeypatch.setattr(ArraySource, "read", counted)
+    monkeypatch.setattr(ArraySource, "window", counted)
     look = _SeesSomething()
     result, model = run(OBJECTS, SkipRule(look=look, threshold=0.5, audit=0))
     assert set(look.shapes) == {(32, 32, 1)}

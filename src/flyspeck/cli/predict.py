@@ -84,6 +84,11 @@ def predict(
     max_megapixels: float = typer.Option(
         200, "--max-megapixels", metavar="N", help="Largest image decoded in one piece."
     ),
+    allow_references: bool = typer.Option(
+        False,
+        "--allow-references",
+        help="Let files (VRT) refer to others outside their folder, and to other computers.",
+    ),
     resume: bool = RESUME,
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the results of an earlier job in --out."),
     skip: bool = typer.Option(False, "--skip", help="Pass over tiles that a cheap first look finds empty."),
@@ -164,6 +169,7 @@ def predict(
         crs=crs,
         roi=roi,
         max_megapixels=max_megapixels,
+        allow_references=allow_references,
         resume=resume,
         overwrite=overwrite,
         skip=skip,

@@ -59,7 +59,7 @@ def read_header(path: Path | str) -> ImageHeader:
             image.has_transparency_data,
             bands == 3,
             tags.value_range if tags is not None else _significant(path) if image.format == "PNG" else None,
-            _pages(image),
+            1 if tags is not None and tags.mask_page == 1 else _pages(image),
         )
 
 

@@ -117,6 +117,9 @@ def _own(path: Path, channels: int | None, bands: Sequence[int] | None, max_pixe
             pixels = _planes(image)
         else:
             pixels = _to_array(image, channels)
+    if header is not None and header.inverted and pixels.dtype == np.uint16:  # of 8 bits Pillow does it
+        top = np.uint16(65535 if header.value_range is None else header.value_range[1])
+        pixels = top - np.minimum(pixels, top)
     if header is not None and header.nodata is not None and pixels.dtype == np.float32:
         pixels[pixels == np.float32(header.nodata)] = np.nan
     return upright(_picked(pixels, bands), orientation)
@@ -143,10 +146,14 @@ def _tiff_bands(path: Path, header: tiff.TiffHeader, channels: int | None, bands
         raise UserError(fault.what, fix=fault.fix) from None
     if header.nodata is not None and pixels.dtype == np.float32:
         pixels[pixels == np.float32(header.nodata)] = np.nan
-    if header.alpha is None or bands is not None or channels == header.samples:
+    if bands is not None:
         return pixels
+    if header.alpha is not None and channels == header.samples:
+        return pixels[:, :, [*header.order, header.alpha]]
+    if header.alpha is None:
+        return pixels[:, :, header.order] if header.coloured else pixels
     seen = pixels[:, :, header.alpha] > 0
-    return np.delete(pixels, header.alpha, axis=2) * seen[:, :, None].astype(pixels.dtype)
+    return pixels[:, :, header.order] * seen[:, :, None].astype(pixels.dtype)
 
 
 def open_array(path: Path) -> np.ndarray:

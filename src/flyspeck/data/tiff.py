@@ -1,4 +1,4 @@
-"""TIFFs that Pillow cannot read whole: two or more bands, 16 bits a colour, signed and floating-point values.
+"""TIFFs that Pillow cannot read whole: two or more bands, 16 bits a colour, signed and floating-point values; what bands mean.
 
 The header is read by Pillow's own directory reader, which needs no extra; the pixels by tifffile (extra `tiff`).
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+import struct
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,17 @@ DTYPES = ("uint8", "uint16", "int16", "float16", "float32", "float64")
 _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _HIGHEST, _EXTRA, _KIND = (
     *(256, 257, 258, 262, 274, 277, 281, 338, 339),
 )
+_SUBFILE, _TILE_WIDTH, _TILE_HEIGHT, _STRIP_ROWS = 254, 322, 323, 278
 _GDAL, _NODATA = 42112, 42113
-_MINISWHITE, _MINISBLACK, _RGB = 0, 1, 2
+_PLACE = (33550, 33922, 34264, 34735)  # GeoTIFF: pixel scale, tie points, transformation, keys
+_MINISWHITE, _MINISBLACK, _RGB, _PALETTE = 0, 1, 2, 3
+_MASK_BIT, _MOST_PAGES = 4, 64
 _ALPHA = (1, 2)  # of ExtraSamples: associated, not associated
 _KINDS = {1: "uint", 2: "int", 3: "float", 4: "uint"}
+
+
+COLOURS = ("red", "green", "blue")
+"""Meanings of bands, as GDAL calls them."""
 
 
 class TiffFault(Exception):
@@ -56,6 +65,55 @@ class TiffHeader:
     value_range: tuple[float, float] | None
     """Lowest and highest value by the metadata (`MaxSampleValue`, GDAL's `NBITS`); None where it says nothing of use."""
     nodata: float | None
+    inverted: bool = False
+    """Whether 0 is white (`MINISWHITE`); of 8 bits and fewer Pillow turns it around."""
+    meanings: tuple[str, ...] = ()
+    """Of each sample, as GDAL calls it: red, green, blue, alpha, gray, palette, undefined."""
+    placed: bool = False
+    """Whether GeoTIFF's tags say where it lies on Earth."""
+    piece: int = 0
+    """Pixels of a tile or strip, which is decoded in one piece."""
+    mask_page: int | None = None
+    """Which page, from 0, is a mask of the first one (`NewSubfileType`)."""
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The samples, from 0, in the order in which they are read: red, green, blue first where they are tagged, no alpha."""
+        return reading_order(self.meanings)
+
+
+def has_colours(meanings: Sequence[str]) -> bool:
+    """Whether one band each is red, green and blue."""
+    return all(list(meanings).count(colour) == 1 for colour in COLOURS)
+
+
+def alpha_of(meanings: Sequence[str]) -> int | None:
+    """Which band, from 0, says how much of each pixel is there; None where none does, or several."""
+    found = [number for number, meaning in enumerate(meanings) if meaning == "alpha"]
+    return found[0] if len(found) == 1 else None
+
+
+def reading_order(meanings: Sequence[str]) -> tuple[int, ...]:
+    """The bands, from 0, in the order in which a detector gets them: red, green, blue, then the others; alpha is none of them.
+
+    Bands that are not tagged as colours stay in the order of the file.
+    """
+    alpha = alpha_of(meanings)
+    places = [number for number in range(len(meanings)) if number != alpha]
+    if not has_colours(meanings):
+        return tuple(places)
+    colours = [list(meanings).index(colour) for colour in COLOURS]
+    return (*colours, *(number for number in places if number not in colours))
+
+
+def chosen_order(meanings: Sequence[str], channels: int | None) -> tuple[int, ...]:
+    """As `reading_order`, for a detector of `channels` bands: of tagged colours with further bands it gets the colours where it
+    takes three, and alpha counts as the last band where that makes the number.
+    """
+    order, alpha = reading_order(meanings), alpha_of(meanings)
+    if alpha is not None and len(order) + 1 == channels:
+        return (*order, alpha)
+    return order[:3] if channels == 3 and has_colours(meanings) else order
 
 
 def is_tiff(prefix: bytes) -> bool:
@@ -65,17 +123,37 @@ def is_tiff(prefix: bytes) -> bool:
 
 def read_header(path: Path) -> TiffHeader:
     """The header of a TIFF. Raises SyntaxError and the like for a broken one."""
-    with path.open("rb") as file:
+    with path.open("rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, on broken tags: whoever decodes the file says what is wrong
         head = file.read(8)
         if head[2:4] in (b"+\0", b"\0+"):
             head += file.read(8)
         tags = TiffImagePlugin.ImageFileDirectory_v2(head)
         file.seek(tags.next)
         tags.load(file)
-    return _header(tags)
+        return _header(tags, _mask_page(file, head, tags))
 
 
-def _header(tags: Any) -> TiffHeader:
+def _mask_page(file: Any, head: bytes, first: Any) -> int | None:
+    """Which of the next pages is a mask of the size of the first."""
+    size, offset, seen = (first.get(_WIDTH), first.get(_HEIGHT)), first.next, set()
+    for page in range(1, _MOST_PAGES):
+        if not offset or offset in seen:
+            return None
+        seen.add(offset)
+        tags = TiffImagePlugin.ImageFileDirectory_v2(head)
+        with contextlib.suppress(SyntaxError, KeyError, TypeError, ValueError, IndexError, OSError, struct.error):
+            file.seek(offset)
+            tags.load(file)
+            if int(tags.get(_SUBFILE, 0)) & _MASK_BIT and (tags.get(_WIDTH), tags.get(_HEIGHT)) == size:
+                return page
+            offset = tags.next
+            continue
+        return None
+    return None
+
+
+def _header(tags: Any, mask_page: int | None) -> TiffHeader:
     samples = int(tags.get(_SAMPLES, 1))
     bits = tags.get(_BITS, (1,))
     bits = bits if isinstance(bits, tuple) else (bits,)
@@ -85,11 +163,12 @@ def _header(tags: Any) -> TiffHeader:
     photometric = tags.get(_PHOTOMETRIC, _MINISBLACK)
     extra = tags.get(_EXTRA, ())
     extra = extra if isinstance(extra, tuple) else (extra,)
-    tagged = [samples - len(extra) + place for place, meaning in enumerate(extra) if meaning in _ALPHA]
-    alpha = tagged[0] if tagged and 0 <= tagged[0] < samples else None
+    meanings = _meanings(samples, photometric, extra, str(tags.get(_GDAL, "")))
+    alpha = alpha_of(meanings)
     bands = samples - (alpha is not None)
     grey = photometric in (_MINISWHITE, _MINISBLACK)
     known = (photometric == _RGB and bands == 3) or (grey and bands == 1) or photometric not in (_RGB, 0, 1)
+    known = known and reading_order(meanings) == tuple(range(bands))
     plain = kind == "uint" and known and (depth <= 8 or (depth == 16 and samples == 1))
     if samples == 1 and depth == 32 and kind in ("uint", "int"):
         plain = (
@@ -101,11 +180,40 @@ def _header(tags: Any) -> TiffHeader:
         dtype=f"{kind}{depth}",
         alpha=alpha,
         plain=plain,
-        coloured=photometric == _RGB and bands >= 3,
+        coloured=has_colours(meanings),
         orientation=int(tags.get(_ORIENTATION, 1)),
         value_range=_stated_range(tags, kind, depth),
         nodata=_nodata(tags),
+        inverted=photometric == _MINISWHITE,
+        meanings=meanings,
+        placed=any(tag in tags for tag in _PLACE),
+        piece=_piece(tags),
+        mask_page=mask_page,
     )
+
+
+def _meanings(samples: int, photometric: int, extra: tuple[int, ...], metadata: str) -> tuple[str, ...]:
+    """What each sample is: by GDAL's note where there is one, else by the colour space and the tags of the extra samples."""
+    kinds = {_RGB: ("red", "green", "blue"), _PALETTE: ("palette",)}
+    first = kinds.get(photometric, ("gray",) if photometric in (_MINISWHITE, _MINISBLACK) else ("undefined",))
+    found = [*first, *["undefined"] * samples][:samples]
+    if photometric not in (_RGB, _PALETTE, _MINISWHITE, _MINISBLACK) and samples - len(extra) == 3:
+        found[:3] = ["red", "green", "blue"]  # YCbCr and Lab come out so
+    for place, meaning in enumerate(extra):
+        if meaning in _ALPHA and 0 <= samples - len(extra) + place < samples:
+            found[samples - len(extra) + place] = "alpha"
+    for item in re.finditer(r"<Item\b([^>]*)>([^<]*)</Item>", metadata):
+        sample = re.search(r'sample="(\d+)"', item[1])
+        if 'name="COLORINTERP"' in item[1] and sample and int(sample[1]) < samples:
+            found[int(sample[1])] = item[2].strip().lower()
+    return tuple(found)
+
+
+def _piece(tags: Any) -> int:
+    width, height = int(tags[_WIDTH]), int(tags[_HEIGHT])
+    if _TILE_WIDTH in tags:
+        return int(tags[_TILE_WIDTH]) * int(tags.get(_TILE_HEIGHT, height))
+    return width * min(height, int(tags.get(_STRIP_ROWS, height)))
 
 
 def _stated_range(tags: Any, kind: str, depth: int) -> tuple[float, float] | None:
@@ -145,6 +253,12 @@ def read_samples(path: Path, header: TiffHeader) -> np.ndarray:
     if pixels.dtype.kind == "f":
         return pixels.astype(np.float32)
     return np.ascontiguousarray(pixels.astype(pixels.dtype.newbyteorder("="), copy=False))
+
+
+def read_mask(path: Path, page: int) -> np.ndarray:
+    """The mask `(H, W)` bool in a page: which pixels of the first page are there. Raises TiffFault without tifffile."""
+    with _tifffile(path) as file:
+        return np.squeeze(file.pages[page].asarray()) > 0
 
 
 @contextlib.contextmanager

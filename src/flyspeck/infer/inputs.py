@@ -22,6 +22,7 @@ from __future__ import annotations
 import glob
 import io
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -137,30 +138,33 @@ class _Encoded(Source):
     """The bytes of an image file: read as the file would be, from a temporary one."""
 
     def __init__(self, content: bytes, options: OpenOptions, name: str) -> None:
-        number, path = tempfile.mkstemp(prefix="flyspeck-")
-        self._path = Path(path)
+        # In a folder of its own: nothing beside it belongs to it.
+        self._folder = Path(tempfile.mkdtemp(prefix="flyspeck-"))
         try:
-            with open(number, "wb") as file:
+            path = self._folder / "image"
+            with path.open("wb") as file:
                 file.write(content)
-            self._inner = open_source(self._path, options, name=name)
+            self._inner = open_source(path, options, name=name)
         except UserError as error:
-            self._path.unlink(missing_ok=True)
+            shutil.rmtree(self._folder, ignore_errors=True)
             raise UserError(error.what, where=name, fix=error.fix) from None
         except BaseException:
-            self._path.unlink(missing_ok=True)
+            shutil.rmtree(self._folder, ignore_errors=True)
             raise
         inner = self._inner
         self.name, self.size, self.bands, self.colours = name, inner.size, inner.bands, inner.colours
-        self.geo, self.note = inner.geo, inner.note
+        self.geo, self.note, self.remark, self.value_range = inner.geo, inner.note, inner.remark, inner.value_range
 
-    def read(self, x1: int, y1: int, x2: int, y2: int, out: tuple[int, int] | None = None) -> np.ndarray:
-        """See `Source.read`."""
-        return self._inner.read(x1, y1, x2, y2, out)
+    def window(
+        self, x1: int, y1: int, x2: int, y2: int, out: tuple[int, int] | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """See `Source.window`."""
+        return self._inner.window(x1, y1, x2, y2, out)
 
     def close(self) -> None:
         """See `Source.close`."""
         self._inner.close()
-        self._path.unlink(missing_ok=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _of_pillow(image: PillowImage.Image, options: OpenOptions, name: str) -> Source:

@@ -59,6 +59,7 @@ def predict(
     crs: str | None = None,
     roi: AnyPath | None = None,
     max_megapixels: float = 200,
+    allow_references: bool = False,
     resume: bool = False,
     overwrite: bool = False,
     skip: bool = False,
@@ -108,7 +109,8 @@ def predict(
             that of each image.
         roi: A file of polygons (GeoJSON, GeoPackage, Shapefile): only tiles that meet them are run, and detections are kept whose
             centre lies inside.
-        max_megapixels: Largest image that is decoded in one piece.
+        max_megapixels: Largest image, tile or strip of a file that is decoded in one piece.
+        allow_references: Let local files refer to files outside their folder and to other computers (VRT and the like).
         resume: Keep the tiles that an earlier job with the same settings finished.
         overwrite: Replace the results of an earlier job; without it, or `resume`, a folder that holds some is refused.
         skip: Pass over tiles that a cheap first look finds empty.
@@ -159,9 +161,8 @@ def predict(
         layout=layout,
         classes=classes,
     )
-    options = OpenOptions(
-        max_pixels=int(max_megapixels * 1e6), bands=None if bands is None else tuple(bands), value_range=value_range
-    ).completed(description)
+    reading: dict[str, Any] = {"bands": bands, "value_range": value_range, "allow_references": allow_references}
+    options = _options(reading, formats, max_megapixels).completed(description)
     sides, shared = default_tiles(size, overlap, description, whole=tile == "off")
     seer, views = _views(network, tuple(scales), flip, rule)
     predictor = Predictor(
@@ -203,6 +204,18 @@ def predict(
         counts = ", ".join(f"{f:g}: {n} ({100 * n / total:.0f} %)" for f, n in summary.factors.items())
         say(f"images or tiles by factor: {counts}")
     return summary
+
+
+def _options(reading: Mapping[str, Any], formats: Sequence[str], max_megapixels: float) -> OpenOptions:
+    """How the job opens its images, without what the model says of that."""
+    bands = reading["bands"]
+    return OpenOptions(
+        max_pixels=int(max_megapixels * 1e6),
+        bands=None if bands is None else tuple(bands),
+        value_range=reading["value_range"],
+        allow_references=reading["allow_references"],
+        place=bool(set(formats) & set(MAP_FORMATS)),
+    )
 
 
 def _placing(crs: str | None, roi: Path | None, formats: Sequence[str]) -> Placing:

@@ -155,6 +155,8 @@ class ImageLoop:
     bad: int = 0
     tiles: int = 0
     full: int = 0
+    hidden: int = 0
+    """Detections left out in what images do not have."""
     outside: int = 0
     missed: int = 0
     """Images that the region meets nowhere."""
@@ -176,6 +178,8 @@ class ImageLoop:
         recalled = (self.recalled[0], self.recalled[1], self.recalled[2]) if self.recalled[0] else None
         if self.full > 1:
             self.warn(f"note: {self.full} images have tiles with as many boxes as the model gives of one")
+        if self.hidden:
+            self.say(f"{self.hidden} detections left out (tile by tile) that lie in pixels which are not there")
         self._tell_region()
         if self.skip is not None:
             self.say(self.skip.line())
@@ -217,6 +221,10 @@ class ImageLoop:
         if result.note and result.note not in self.notes:
             self.notes.add(result.note)
             self.warn(f"note: {result.item.name}: {result.note} (--bands, --value-range)")
+        if result.remark and result.remark not in self.notes:
+            self.notes.add(result.remark)
+            self.warn(f"note: {result.item.name}: {result.remark}")
+        self.hidden += result.num_hidden
         self._tell_full(result)
         for writer in self.writers:
             writer.add(result)
@@ -310,6 +318,7 @@ def summary_line(result: Result) -> str:
     classes = ", ".join(f"{name} {n}" for name, n in counts)
     tiles = f", {result.num_tiles} tiles" if result.num_tiles > 1 else ""
     skipped = f" ({result.num_skipped} skipped)" if result.num_skipped else ""
+    skipped += f" ({result.num_empty} empty)" if result.num_empty else ""
     skipped += f" ({result.num_outside} outside the region)" if result.num_outside else ""
     size = f"{found.image_size[0]}x{found.image_size[1]}"
     return f"{result.item.name}: {size}{tiles}{skipped}, {len(found)} boxes{': ' if classes else ''}{classes}"

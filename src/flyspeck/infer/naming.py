@@ -24,13 +24,18 @@ def inside(name: str) -> Path:
     return Path(*parts) if parts else Path("image")
 
 
+def has_ending(path: PurePath) -> bool:
+    """Whether a name ends as images do, so that its files are called without that."""
+    return path.suffix.lower() in EXTENSIONS or path.suffix.lower() == ".vrt"
+
+
 def file_names(names: Sequence[str]) -> list[str]:
     """A relative path without ending for each image of a job, in posix form; no two are equal, even by `folded`.
 
     The rule depends on the list alone, so that a job that is repeated or resumed writes the same files.
     """
     paths = [inside(name) for name in names]
-    plain = [(path.with_suffix("") if path.suffix.lower() in EXTENSIONS else path).as_posix() for path in paths]
+    plain = [(path.with_suffix("") if has_ending(path) else path).as_posix() for path in paths]
     counts = Counter(folded(name) for name in plain)
     folders = {folded(folder.as_posix()) for path in paths for folder in path.parents}
     taken: set[str] = set()

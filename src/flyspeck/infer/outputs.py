@@ -80,7 +80,10 @@ class CocoWriter(Writer):
         """See `Writer.add`."""
         height, width = result.detections.image_size
         name = str(result.item.name)
-        self._images.extend([{"id": result.item.image_id, "file_name": name, "height": height, "width": width}])
+        entry = {"id": result.item.image_id, "file_name": name, "height": height, "width": width}
+        if result.value_range is not None:  # by which the same pixels are seen again
+            entry["value_range"] = [list(pair) for pair in result.value_range]
+        self._images.extend([entry])
         ids = self._ids or None
         self._results.extend(convert.to_coco(result.detections, category_ids=ids, image_id=result.item.image_id))
 

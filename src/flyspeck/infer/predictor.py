@@ -10,6 +10,7 @@ window, in the window's frame.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -21,9 +22,21 @@ from flyspeck.data.enlarge import Enlarge
 from flyspeck.errors import UserError
 from flyspeck.infer.inputs import ChannelOrder, Loose, is_one, items_of
 from flyspeck.infer.merge import MergeRule, merge
+from flyspeck.infer.missing import hidden
 from flyspeck.infer.placing import Placing
 from flyspeck.infer.prediction import Prediction
-from flyspeck.infer.reading import SEAL, Finished, Journal, Reading, ReadingJob, Result, Share, Window, read_window
+from flyspeck.infer.reading import (
+    EMPTY,
+    SEAL,
+    Finished,
+    Journal,
+    Reading,
+    ReadingJob,
+    Result,
+    Share,
+    Window,
+    read_window,
+)
 from flyspeck.infer.skip import AUDITED, RUN, SKIPPED, SkipReport, SkipRule, report_of, takes_back
 from flyspeck.infer.source import open_source
 from flyspeck.infer.tiles import grid, is_cut
@@ -31,6 +44,9 @@ from flyspeck.infer.windows import OpenOptions
 from flyspeck.types import Detections
 
 __all__ = ["Finished", "Journal", "Model", "Predictor", "Result", "Share", "concatenate"]
+
+MOST_TILES = 1_000_000
+"""Of one image: what is kept of each tile takes about a kilobyte."""
 
 Model = Callable[[list[np.ndarray]], list[Detections]]
 Gate = Callable[[list[np.ndarray]], Sequence[bool]]
@@ -167,6 +183,8 @@ class Predictor:
                     job.problem = UserError(window.trouble, where=job.item.name, fix=fix)
             elif window.verdict == SKIPPED:
                 self._skip(window, journal)
+            elif window.verdict == EMPTY:
+                self._empty(window, journal)
             else:
                 x1, y1, x2, y2 = job.tiles[window.tile].tolist()
                 job.holes.append(((x1, y1, x2, y2), window.trouble))
@@ -184,6 +202,14 @@ class Predictor:
         job.verdicts[window.tile] = SKIPPED
         nothing = Detections.empty(job.size)
         journal.record(job.item, job.tiles[window.tile], nothing, verdict=SKIPPED, stamp=job.stamp)
+
+    def _empty(self, window: Window, journal: Journal) -> None:
+        """Nothing of the tile is there: nothing is found, and there is nothing to run after all."""
+        job, nothing = window.job, Detections.empty(window.job.size)
+        job.num_empty += 1
+        job.found[window.tile] = nothing
+        job.verdicts.pop(window.tile, None)
+        journal.record(job.item, job.tiles[window.tile], nothing, stamp=job.stamp)
 
     def _run(self, batch: list[Window], journal: Journal) -> list[ReadingJob]:
         """The model over one batch; the jobs concerned, one entry a window."""
@@ -247,6 +273,10 @@ class Predictor:
         if most is not None and len(found) >= most > 0 and found.scores.min() >= self.score_threshold:
             job.num_full += 1
         found = found[found.scores >= self.score_threshold]
+        if window.there is not None and len(found):
+            gone = hidden(found.boxes, window.there)
+            job.num_hidden += int(gone.sum())
+            found = found[~gone]
         ratio = np.array([(frame[2] - frame[0]) / width, (frame[3] - frame[1]) / height] * 2)
         boxes = (found.boxes * ratio + np.tile(frame[:2], 2)).astype(np.float32)
         pixel = 1 / self.enlarge.scale(job.size) if self.enlarge.squeeze is None else float(ratio.max())
@@ -262,6 +292,7 @@ class Predictor:
         phase, and an object of two seen pixels looks the same in both of its tiles.
         """
         seen, scale = self.enlarge.size(size), self.enlarge.scale(size)
+        self._refuse(size, seen)
         if self.tile is None:
             return np.array([[0, 0, size[1], size[0]]], np.int64), seen
         if self.enlarge.squeeze is not None:
@@ -278,6 +309,26 @@ class Predictor:
         shared = [min(s - 1, int(np.ceil(o / scale))) for o, s in zip(self.overlap, side, strict=True)]
         frames = grid(size, (side[0], side[1]), (shared[0], shared[1]))
         return frames, (round(frames[0, 3] * scale), round(frames[0, 2] * scale))
+
+    def _refuse(self, size: tuple[int, int], seen: tuple[int, int]) -> None:
+        """Raises UserError for an image of more tiles than are planned at once, or too large to be seen whole."""
+        most = self.options.max_pixels
+        if self.tile is None:
+            area = max(size[0] * size[1], seen[0] * seen[1])
+            if most is not None and area > most:
+                raise UserError(
+                    f"{area / 1e6:,.0f} megapixels are over the limit of {most / 1e6:g} for one piece",
+                    fix="give a --tile, or raise --max-megapixels",
+                )
+            return
+        whole = size if self.enlarge.squeeze is not None else seen
+        sides = zip(whole, self.tile, self.overlap, strict=True)
+        count = math.prod(max(1, -(-(side - shared) // max(1, tile - shared))) for side, tile, shared in sides)
+        if count > MOST_TILES:
+            raise UserError(
+                f"{size[1]}x{size[0]} pixels would be {count:,} tiles, over the limit of {MOST_TILES:,} for one image",
+                fix="give a larger --tile or less --overlap, a --scale below 1, or parts of the image",
+            )
 
     def _result(self, job: ReadingJob, journal: Journal) -> Result:
         if job.problem is not None:
@@ -305,6 +356,10 @@ class Predictor:
             source_geo=job.geo,
             note=job.note,
             num_outside=job.outside,
+            remark=job.remark,
+            value_range=job.value_range,
+            num_empty=job.num_empty,
+            num_hidden=job.num_hidden,
             num_full=job.num_full,
             skip=report,
             unaudited=unaudited,

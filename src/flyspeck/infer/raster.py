@@ -1,12 +1,12 @@
-"""Giant rasters by windows, through whichever optional library is there: rasterio, tifffile or pyvips.
+"""Giant rasters by windows through GDAL (rasterio), and which libraries that read windows are there.
 
-None of them turns an image by its orientation tag except pyvips; giant rasters do not carry one in practice.
+GDAL does not turn an image by its orientation tag; rasters do not carry one in practice.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,17 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from flyspeck.data.bands import ranges_text
-from flyspeck.data.enlarge import resample
+from flyspeck.data.bands import PixelRule, ranges_text
 from flyspeck.data.images import check_bands
-from flyspeck.data.tiff import DTYPES
+from flyspeck.data.tiff import COLOURS, alpha_of, has_colours, reading_order
 from flyspeck.errors import UserError, missing_extra
-from flyspeck.geo import GeoReference
-from flyspeck.infer.windows import OpenOptions, Source, refuse_without_range
-
-_CACHE_MB = 160  # decoded blocks kept: two rows of 512 px blocks across 40,000 px of RGB are 120 MB
-_VIPS_TYPES = ("uchar", "ushort", "short", "float")
-_BROKEN = "copy the file again; what was read so far is kept"
+from flyspeck.infer.found_range import (
+    is_sampled,
+    measured_highest,
+    range_of,
+    stated_bits,
+    stated_highest,
+)
+from flyspeck.infer.georeference import place_of
+from flyspeck.infer.missing import both, is_nodata, shown
+from flyspeck.infer.references import LOCAL_ONLY
+from flyspeck.infer.windows import BROKEN, CACHE_MB, OpenOptions, Source, chosen, refuse_without_range
 
 
 def has_rasterio() -> bool:
@@ -43,266 +47,217 @@ def has_pyvips() -> bool:
 
 
 class RasterioSource(Source):
-    """Anything that GDAL opens: GeoTIFF, BigTIFF, with overviews, bands and a coordinate system."""
+    """Anything that GDAL opens, with overviews, bands, masks and a coordinate system.
+
+    Args:
+        path: A local file; or a name that GDAL understands, as a string, for which nothing is forbidden.
+        options: How it is opened; `options.allow_references` lifts the bar to other folders and computers.
+        name: What messages call it.
+        driver: The one driver that may open it; None: any.
+        settings: Further configuration of GDAL.
+    """
 
     plain: bool
     """Whether Pillow would give the same pixels: 8-bit grey or colour, with alpha or palette, or 16-bit grey."""
+    masked: bool
+    """Whether it says which pixels are there otherwise than by an alpha band."""
+    piece: int
+    """Pixels that are decoded at once: of a block."""
 
-    def __init__(self, path: Path, options: OpenOptions, *, name: str) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        options: OpenOptions,
+        *,
+        name: str,
+        driver: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         try:
             import rasterio
             import rasterio.errors
         except ImportError:
             raise missing_extra("rasterio", "geo") from None
         self._rasterio: Any = rasterio
-        self._env: dict[str, Any] = {"GDAL_CACHEMAX": _CACHE_MB}
+        local = isinstance(path, Path) and not options.allow_references
+        self._env: dict[str, Any] = {"GDAL_CACHEMAX": CACHE_MB, **(LOCAL_ONLY if local else {}), **(settings or {})}
         try:
             with rasterio.Env(**self._env), warnings.catch_warnings():
                 warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-                self._file: Any = rasterio.open(path)
+                self._file: Any = rasterio.open(path, driver=driver)
         except rasterio.errors.RasterioError as error:
             raise UserError(f"not a raster that can be read ({error})", where=path, fix="convert it to TIFF") from error
         self.name = name
         self.size = (self._file.height, self._file.width)
-        if self._file.crs is not None or not self._file.transform.is_identity:
-            code = self._file.crs.to_epsg() if self._file.crs else None
-            text = f"EPSG:{code}" if code else self._file.crs.to_wkt() if self._file.crs else None
-            self.geo = GeoReference(tuple(self._file.transform)[:6], text)
-        count, dtype = self._file.count, self._file.dtypes[0]
-        meanings = [c.name for c in self._file.colorinterp]
-        self._palette = _palette(self._file) if meanings[0] == "palette" else None
-        self.plain = (dtype == "uint8" and (count in (1, 3) or (meanings[-1] == "alpha" and count in (2, 4)))) or (
-            dtype,
-            count,
-        ) == ("uint16", 1)
+        self.piece = max(rows * columns for rows, columns in self._file.block_shapes)
+        with rasterio.Env(**self._env):
+            place = place_of(self._file)
+        self.geo, self.remark, self.lost = place.geo, place.remark, place.lost
         try:
-            self._bands = _chosen(options, meanings)
-            self._rule = replace(options.rule, bands=None)
-            refuse_without_range(self._rule, np.dtype(dtype))
+            self._choose(options)
         except UserError as error:
             self.close()
-            raise UserError(error.what, where=path, fix=error.fix) from None
-        self.bands = len(self._bands) if self._palette is None else 3
-        self.colours = _colours([meanings[band - 1] for band in self._bands])
-        if count not in (1, 3) or dtype != "uint8":
-            pairs = self._rule.value_range if self._rule.is_for(np.dtype(dtype)) else None
-            said = ranges_text(pairs or ((0, 65535 if dtype == "uint16" else 255),))
-            self.note = f"bands {','.join(map(str, self._bands))} of {count}, {dtype} {said} as black to white"
+            raise UserError(error.what, where=name, fix=error.fix) from None
 
-    def read(self, x1: int, y1: int, x2: int, y2: int, out: tuple[int, int] | None = None) -> np.ndarray:
-        """See `Source.read`; a coarser `out` is taken from the overviews where the file has them."""
-        window = ((y1, y2), (x1, x2))
+    def _choose(self, options: OpenOptions) -> None:
+        """Which bands are read, what of them is there, and which values are black and white."""
+        file = self._file
+        count, dtype = file.count, file.dtypes[0]
+        meanings = [colour.name for colour in file.colorinterp]
+        if len(set(file.dtypes)) > 1:
+            raise UserError(
+                f"its bands are of different types: {', '.join(dict.fromkeys(file.dtypes))}", fix="convert it"
+            )
+        structure = {key.upper(): value for key, value in file.tags(ns="IMAGE_STRUCTURE").items()}
+        first = {**file.tags(1), **file.tags(1, ns="IMAGE_STRUCTURE")}
+        bits = stated_bits({**file.tags(), **structure, **first})
+        self._palette = _palette(file) if meanings[0] == "palette" else None
+        self._inverted = structure.get("MINISWHITE", "").upper() == "YES" and self._palette is None
+        self._picked: list[int] | None = None
+        if self._palette is not None:
+            self._bands = [1]
+            self._picked = [band - 1 for band in options.bands or (1, 2, 3)]
+            check_bands([band + 1 for band in self._picked], 4)
+            alpha, seen = None, [COLOURS[band] if band < 3 else "alpha" for band in self._picked]
+        else:
+            self._bands = chosen(options, meanings)
+            alpha, seen = alpha_of(meanings), [meanings[band - 1] for band in self._bands]
+        self.bands = len(seen)
+        self.colours = _colours(seen)
+        self._alpha = None if alpha is None or alpha + 1 in self._bands else alpha + 1
+        nodata = [file.nodatavals[band - 1] for band in self._bands]
+        self._nodata = nodata if any(value is not None for value in nodata) else None
+        # The flags of an alpha band are the same bit; GDAL's own mask would count a band that is read as data, too.
+        flags = [{flag.name for flag in one} for one in file.mask_flag_enums]
+        self._mask = any("alpha" not in one and ("per_dataset" in one or not one) for one in flags)
+        self.masked = self._nodata is not None or self._mask
+        self.plain = self._is_plain(dtype, count, meanings, bits)
+        top = 2**bits - 1 if bits is not None and dtype in ("uint8", "uint16") else 65535 if dtype == "uint16" else 255
+        self._top = top
+        self._rule, found = self._range(options, dtype, bits)
+        refuse_without_range(self._rule, np.dtype(dtype))
+        self.note = self._said(meanings, dtype, found)
+
+    def _is_plain(self, dtype: str, count: int, meanings: list[str], bits: int | None) -> bool:
+        if self._inverted or (bits is not None and dtype == "uint8" and bits not in (1, 8)):
+            return False
+        if reading_order(meanings) != tuple(range(len(reading_order(meanings)))):
+            return False
+        alpha = meanings[-1] == "alpha" and count in (2, 4)
+        return (dtype == "uint8" and (count in (1, 3) or alpha)) or (dtype, count) == ("uint16", 1)
+
+    def _range(self, options: OpenOptions, dtype: str, bits: int | None) -> tuple[PixelRule, str]:
+        """The rule for the values, and how its range was found where it was not given."""
+        rule = replace(options.rule, bands=None)
+        if rule.value_range is not None and rule.is_for(np.dtype(dtype)):
+            self.value_range = rule.value_range
+            return rule, ""
+        found: Any = None
+        said = ""
+        if dtype == "uint8" and bits is not None and bits < 8 and self._palette is None:
+            found, said = range_of(bits, None, sampled=False)
+        elif dtype == "uint16" and options.find_range and self._palette is None:
+            tags = [self._file.tags(band) for band in self._bands]
+            stated = [stated_highest(one) for one in tags]
+            if bits is not None:
+                found, said = range_of(bits, None, sampled=False)
+            elif None not in stated:
+                highest = max(value for value in stated if value is not None)
+                found, said = range_of(None, highest, sampled=False)
+                said = said.replace("its values", "its statistics")
+            else:
+                turned, self._inverted = self._inverted, False
+                highest = measured_highest(self.size, self._highest)
+                found, said = range_of(None, highest, sampled=is_sampled(self.size))
+                self._inverted = turned
+        if found is None:
+            return rule, ""
+        self.value_range, self._top = found, int(found[0][1])
+        return PixelRule(value_range=found, of=dtype, bits=8), said
+
+    def _highest(self, x1: int, y1: int, x2: int, y2: int) -> float:
+        values, there = self._values(x1, y1, x2, y2, None)
+        kept = values if there is None else values[there]
+        return float(kept.max()) if kept.size else float("nan")
+
+    def _said(self, meanings: list[str], dtype: str, found: str) -> str:
+        """How the values become pixels, where somebody might want it otherwise."""
+        count = len(meanings)
+        taken = ",".join(map(str, self._bands))
+        moved = self._palette is None and self._bands != list(range(1, len(self._bands) + 1))
+        if count in (1, 3) and dtype == "uint8" and not moved and not self._inverted and not found:
+            return ""
+        pairs = self._rule.value_range if self._rule.is_for(np.dtype(dtype)) else None
+        text = ranges_text(pairs or ((0, 65535 if dtype == "uint16" else 255),))
+        named = f" ({', '.join(meanings[band - 1] for band in self._bands)})" if moved and has_colours(meanings) else ""
+        said = f"bands {taken}{named} of {count}, {dtype} {text} as black to white"
+        said += f" ({found})" if found else ""
+        return said + (", inverted: its 0 is white" if self._inverted else "")
+
+    def window(
+        self, x1: int, y1: int, x2: int, y2: int, out: tuple[int, int] | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """See `Source.window`; a coarser `out` is taken from the overviews where the file has them."""
         coarser = out if out is not None and out[0] <= y2 - y1 and out[1] <= x2 - x1 and self._palette is None else None
-        shape = (len(self._bands), *(coarser or (y2 - y1, x2 - x1)))
+        values, there = self._values(x1, y1, x2, y2, coarser)
+        return shown(values, self._rule, there, out)
+
+    def _values(
+        self, x1: int, y1: int, x2: int, y2: int, coarser: tuple[int, int] | None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """The file's values `(h, w, C)`, palette looked up and white turned to the top, and which pixels are there."""
+        methods = self._rasterio.enums.Resampling
+        asked = {
+            "window": ((y1, y2), (x1, x2)),
+            "resampling": methods.average if coarser else methods.nearest,
+        }
+        shape = coarser or (y2 - y1, x2 - x1)
         try:
             with self._rasterio.Env(**self._env):
-                pixels = self._file.read(
-                    self._bands,
-                    window=window,
-                    out_shape=shape,
-                    resampling=self._rasterio.enums.Resampling.average
-                    if coarser
-                    else self._rasterio.enums.Resampling.nearest,
-                )
+                values = self._file.read(self._bands, out_shape=(len(self._bands), *shape), **asked)
+                there = None
+                if self._alpha is not None:
+                    there = self._file.read(self._alpha, out_shape=shape, **asked) > 0
+                if self._mask:
+                    there = both(there, self._file.dataset_mask(out_shape=shape, window=asked["window"]) > 0)
         except self._rasterio.errors.RasterioError as error:
             raise UserError(
-                f"the window {x1},{y1} to {x2},{y2} cannot be read ({error})", where=self.name, fix=_BROKEN
+                f"the window {x1},{y1} to {x2},{y2} cannot be read ({error})", where=self.name, fix=BROKEN
             ) from error
-        pixels = np.ascontiguousarray(np.moveaxis(pixels, 0, 2))
-        if self._palette is not None:
-            pixels = self._palette[pixels[:, :, 0]]
-        return resample(self._rule.scaled(pixels), out)
+        if self._nodata is not None:
+            gone = np.ones(shape, bool)
+            for plane, nodata in zip(values, self._nodata, strict=True):
+                lacks = np.zeros(shape, bool) if nodata is None else is_nodata(plane, nodata)
+                if plane.dtype.kind == "f":
+                    plane[lacks] = np.nan
+                gone &= lacks
+            there = both(there, ~gone)
+        values = np.ascontiguousarray(np.moveaxis(values, 0, 2))
+        if self._inverted:
+            top = values.dtype.type(self._top)
+            values = top - np.minimum(values, top) if values.dtype.kind == "u" else values
+        if self._palette is not None and self._picked is not None:
+            colours = self._palette[values[:, :, 0]]
+            if 3 not in self._picked and (self._palette[:, 3] == 0).any():
+                there = both(there, colours[:, :, 3] > 0)
+            values = np.ascontiguousarray(colours[:, :, self._picked])
+        return values, there
 
     def close(self) -> None:
         """See `Source.close`."""
         self._file.close()
 
 
-def _chosen(options: OpenOptions, meanings: list[str]) -> list[int]:
-    """The bands to read, from 1: those asked for, or all but alpha, which counts where it makes the detector's number."""
-    if options.bands is not None:
-        check_bands(options.bands, len(meanings))
-        return list(options.bands)
-    seen = [number for number, meaning in enumerate(meanings, 1) if meaning != "alpha"]
-    return list(range(1, len(meanings) + 1)) if len(seen) + 1 == len(meanings) == options.channels else seen
-
-
 def _colours(meanings: list[str]) -> tuple[int, int, int] | None:
     """Places of red, green and blue, where all are there."""
-    if not {"red", "green", "blue"} <= set(meanings):
+    if not has_colours(meanings):
         return None
     return meanings.index("red"), meanings.index("green"), meanings.index("blue")
 
 
 def _palette(file: Any) -> np.ndarray:
-    """Look-up table `(256 or 65536, 3)` uint8 of a palette raster."""
-    table = np.zeros((65536 if file.dtypes[0] == "uint16" else 256, 3), np.uint8)
+    """Look-up table `(256 or 65536, 4)` uint8 of a palette raster; values that it does not name are not there."""
+    table = np.zeros((65536 if file.dtypes[0] == "uint16" else 256, 4), np.uint8)
     for value, colour in file.colormap(1).items():
-        table[value] = colour[:3]
+        table[value] = colour
     return table
-
-
-class TifffileSource(Source):
-    """A tiled or striped TIFF without GDAL: only the segments under a window are decoded."""
-
-    def __init__(self, path: Path, options: OpenOptions | None = None, *, name: str) -> None:
-        options = options or OpenOptions()
-        try:
-            import tifffile
-        except ImportError:
-            raise missing_extra("tifffile", "tiff") from None
-        try:
-            self._file: Any = tifffile.TiffFile(path)
-            # The pages of a pyramid, finest first; a plain file has one level.
-            self._levels = [level.pages[0].aspage() for level in self._file.series[0].levels]
-        except (tifffile.TiffFileError, OSError, IndexError) as error:
-            raise UserError(f"not a TIFF that can be read ({error})", where=path, fix="copy it again") from error
-        self.name = name
-        page = self._levels[0]
-        self.size = (page.imagelength, page.imagewidth)
-        if page.dtype.name not in DTYPES or page.photometric.name not in ("RGB", "MINISBLACK", "YCBCR"):
-            raise UserError(
-                f"its pixels are {page.dtype} {page.photometric.name.lower()}",
-                where=path,
-                fix="pip install 'flyspeck[geo]'",
-            )
-        self._samples = page.samplesperpixel
-        alpha = {
-            page.samplesperpixel - len(page.extrasamples) + k for k, e in enumerate(page.extrasamples) if e in (1, 2)
-        }
-        meanings = ["alpha" if k in alpha else "undefined" for k in range(self._samples)]
-        try:
-            self._chosen = [band - 1 for band in _chosen(options, meanings)]
-            self._rule = replace(options.rule, bands=None)
-            refuse_without_range(self._rule, page.dtype)
-        except UserError as error:
-            self._file.close()
-            raise UserError(error.what, where=path, fix=error.fix) from None
-        self.bands = len(self._chosen)
-        self._segments: OrderedDict[tuple[int, int], np.ndarray | None] = OrderedDict()
-        self._held = 0
-
-    def read(self, x1: int, y1: int, x2: int, y2: int, out: tuple[int, int] | None = None) -> np.ndarray:
-        """See `Source.read`; a coarser `out` is taken from the pyramid where the file has one."""
-        level = self._level_for((y2 - y1, x2 - x1), out)
-        page = self._levels[level]
-        fy, fx = page.imagelength / self.size[0], page.imagewidth / self.size[1]
-        left, top = int(x1 * fx), int(y1 * fy)
-        right, bottom = max(left + 1, round(x2 * fx)), max(top + 1, round(y2 * fy))
-        pixels = np.zeros((bottom - top, right - left, self._samples), page.dtype)
-        high, wide = page.chunks[0 if page.planarconfig == 1 else -2], page.chunks[1 if page.planarconfig == 1 else -1]
-        columns, rows = -(-page.imagewidth // wide), -(-page.imagelength // high)
-        for plane in self._chosen if page.planarconfig == 2 else (0,):
-            for row in range(top // high, -(-bottom // high)):
-                for column in range(left // wide, -(-right // wide)):
-                    segment = self._segment(level, (plane * rows + row) * columns + column)
-                    if segment is not None:
-                        _paste(
-                            pixels,
-                            segment,
-                            (row * high - top, column * wide - left),
-                            plane if page.planarconfig == 2 else None,
-                        )
-        if self._chosen != list(range(self._samples)):
-            pixels = np.ascontiguousarray(pixels[:, :, self._chosen])
-        return resample(self._rule.scaled(pixels), out)
-
-    def _level_for(self, asked: tuple[int, int], out: tuple[int, int] | None) -> int:
-        """The coarsest level that still has as many pixels as `out` asks for."""
-        if out is None:
-            return 0
-        fits = [
-            k
-            for k, page in enumerate(self._levels)
-            if asked[0] * page.imagelength >= out[0] * self.size[0]
-            and asked[1] * page.imagewidth >= out[1] * self.size[1]
-        ]
-        return max(fits, default=0)
-
-    def _segment(self, level: int, index: int) -> np.ndarray | None:
-        """A decoded tile or strip (h, w, samples), None where the file leaves it out; the last ones are kept."""
-        key = (level, index)
-        if key in self._segments:
-            self._segments.move_to_end(key)
-            return self._segments[key]
-        page = self._levels[level]
-        try:
-            offset, length = page.dataoffsets[index], page.databytecounts[index]
-            handle = self._file.filehandle
-            handle.seek(offset)
-            data = handle.read(length) if length else None
-            if data is not None and len(data) < length:
-                raise ValueError(f"the file ends inside segment {index}")
-            decoded = page.decode(data, index, jpegtables=page.jpegtables)[0]
-        except Exception as error:  # codecs fail with anything
-            raise UserError(f"segment {index} cannot be read ({error})", where=self.name, fix=_BROKEN) from error
-        segment = None if decoded is None else decoded[0]
-        self._segments[key] = segment
-        self._held += 0 if segment is None else segment.nbytes
-        while self._held > _CACHE_MB * 2**20 and len(self._segments) > 1:
-            _, old = self._segments.popitem(last=False)
-            self._held -= 0 if old is None else old.nbytes
-        return segment
-
-    def close(self) -> None:
-        """See `Source.close`."""
-        self._segments.clear()
-        self._file.close()
-
-
-def _paste(pixels: np.ndarray, segment: np.ndarray, at: tuple[int, int], plane: int | None) -> None:
-    """Copy the part of `segment` (h, w, samples) that lies in `pixels` when its corner is placed `at` (y, x)."""
-    y, x = at
-    y1, x1 = max(0, y), max(0, x)
-    y2, x2 = min(pixels.shape[0], y + segment.shape[0]), min(pixels.shape[1], x + segment.shape[1])
-    if y2 <= y1 or x2 <= x1:
-        return
-    part = segment[y1 - y : y2 - y, x1 - x : x2 - x]
-    if plane is None:
-        pixels[y1:y2, x1:x2] = part[:, :, : pixels.shape[2]]
-    else:
-        pixels[y1:y2, x1:x2, plane] = part[:, :, 0]
-
-
-class VipsSource(Source):
-    """Any image that libvips reads; formats without windows are unpacked to a temporary file, not to memory."""
-
-    def __init__(self, path: Path, options: OpenOptions | None = None, *, name: str) -> None:
-        options = options or OpenOptions()
-        try:
-            import pyvips
-        except ImportError:
-            raise missing_extra("pyvips", "vips") from None
-        self._vips: Any = pyvips
-        try:
-            image = pyvips.Image.new_from_file(str(path), access="random").autorot()
-            if options.bands is not None:
-                check_bands(options.bands, image.bands)
-                image = image.extract_band(options.bands[0] - 1).bandjoin(
-                    [image.extract_band(band - 1) for band in options.bands[1:]]
-                )
-            elif image.hasalpha() and image.bands != options.channels:
-                image = image.flatten(background=[0.0])
-            if image.format not in _VIPS_TYPES:
-                image = image.colourspace("srgb")
-        except pyvips.Error as error:
-            raise UserError(f"libvips cannot read it ({_line(error)})", where=path, fix="convert it to TIFF") from error
-        self.name, self._rule, self.bands = name, replace(options.rule, bands=None), image.bands
-        self._image: Any = image
-        self.size = (image.height, image.width)
-
-    def read(self, x1: int, y1: int, x2: int, y2: int, out: tuple[int, int] | None = None) -> np.ndarray:
-        """See `Source.read`."""
-        try:
-            pixels = self._image.crop(x1, y1, x2 - x1, y2 - y1).numpy()
-        except self._vips.Error as error:
-            raise UserError(f"the window cannot be read ({_line(error)})", where=self.name, fix=_BROKEN) from error
-        return resample(self._rule.scaled(np.array(pixels).reshape(y2 - y1, x2 - x1, -1)), out)
-
-    def close(self) -> None:
-        """See `Source.close`."""
-        self._image = None
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -16,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
+from flyspeck.data.bands import Ranges
 from flyspeck.errors import UserError
 from flyspeck.infer.placing import Placed, Placing
 from flyspeck.infer.skip import RUN, SKIPPED, SkipReport, SkipRule
@@ -24,6 +25,8 @@ from flyspeck.infer.windows import OpenOptions, Source
 from flyspeck.types import Detections
 
 TileKey = tuple[int, int, int, int]
+EMPTY = "empty"
+"""The verdict of a tile of which no pixel is there: it is done with, and holds nothing."""
 SEAL = -1  # the tile number of a window that only says: this image is read
 _CHANGED = "its file changed while it was read"
 
@@ -47,6 +50,14 @@ class Result:
     """`Source.note`: which bands and what scale."""
     num_outside: int = 0
     """Tiles that were not run, since the region that was asked for meets none of them."""
+    remark: str = ""
+    """`Source.remark`: of its place on Earth."""
+    value_range: Ranges | None = None
+    """`Source.value_range`: which values were black and white."""
+    num_empty: int = 0
+    """Tiles of which no pixel is there, not run."""
+    num_hidden: int = 0
+    """Detections that were left out, tile by tile, since they lie in what is not there (`flyspeck.infer.missing`)."""
     num_full: int = 0
     """Tiles with as many detections as the model gives of one: there may be more."""
     skip: SkipReport | None = None
@@ -124,6 +135,10 @@ class ReadingJob:
     stamp: tuple[int, ...] = ()
     geo: object = None
     note: str = ""
+    remark: str = ""
+    value_range: Ranges | None = None
+    num_empty: int = 0
+    num_hidden: int = 0
     problem: UserError | None = None
     found: dict[int, Detections] = field(default_factory=dict)
     verdicts: dict[int, str] = field(default_factory=dict)
@@ -146,6 +161,8 @@ class Window:
     """None where the window was skipped, or could not be read, or is the image's seal."""
     trouble: str = ""
     verdict: str = RUN
+    there: np.ndarray | None = None
+    """(h, w) bool, which of the pixels the file has; None: all."""
 
 
 class Layout(Protocol):
@@ -234,14 +251,15 @@ class Reading:
             return
         with source:
             job.size, job.note = source.size, source.note
+            job.remark, job.value_range = source.remark, source.value_range
             try:
                 job.placed = owner.placing.of(source.geo, name=job.item.name)
+                job.tiles, job.seen = owner.tiles_of(source.size)
             except UserError as error:
-                job.problem = error
+                job.problem = UserError(error.what, where=error.where or job.item.name, fix=error.fix)
                 self._put(job)
                 return
             job.geo = job.placed.geo
-            job.tiles, job.seen = owner.tiles_of(source.size)
             met = job.placed.meets(job.tiles)
             job.outside = int((~met).sum())
             for tile, finished in self._journal.recall(job.item, job.size, job.tiles, job.stamp).items():
@@ -274,9 +292,12 @@ def read_window(source: Source, job: ReadingJob, tile: int, verdict: str = RUN) 
     """The pixels of row `tile` of `job.tiles`, or why there are none."""
     x1, y1, x2, y2 = job.tiles[tile].tolist()
     try:
-        return Window(job, tile, source.read(x1, y1, x2, y2, job.seen), verdict=verdict)
+        pixels, there = source.window(x1, y1, x2, y2, job.seen)
     except UserError as error:
         return Window(job, tile, None, error.what)
+    if there is not None and not there.any():
+        return Window(job, tile, None, verdict=EMPTY)
+    return Window(job, tile, pixels, verdict=verdict, there=there)
 
 
 def stamp_of(item: Item) -> tuple[int, ...]:

@@ -12,22 +12,18 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from flyspeck.data.headers import read_header
-from flyspeck.data.images import EXTENSIONS, read_image, read_size
+from flyspeck.data.images import EXTENSIONS
 from flyspeck.data.readers import format_of, read_annotations
 from flyspeck.data.readers.coco import read_listing
 from flyspeck.data.readers.folders import walk
 from flyspeck.data.readers.places import unread
 from flyspeck.errors import UserError
-from flyspeck.infer import raster
-from flyspeck.infer.naming import file_names, inside
+from flyspeck.infer.naming import file_names, has_ending, inside
+from flyspeck.infer.opening import open_file
 from flyspeck.infer.results_folder import written_in
+from flyspeck.infer.whole import found_rule
 from flyspeck.infer.windows import ArraySource, OpenOptions, Source
 from flyspeck.plugins import UnknownPart
-
-_TIFF = (".tif", ".tiff")
-_BOMB = 100  # pixels a byte; photographs have 1 to 10, blank scans some tens
-_ONE_PIECE = 50_000_000  # pixels; larger TIFFs are read by windows where an extra is there to do it
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +56,8 @@ class Item:
 def open_source(image: Path | str | np.ndarray | Held, options: OpenOptions | None = None, *, name: str = "") -> Source:
     """Open an image: an array, a `.npy` file (memory-mapped), a raster by windows, or an image file decoded whole.
 
-    A TIFF with a coordinate system, or too large for one piece, is read by windows: through rasterio, tifffile or pyvips,
-    the first that is installed. `options.bands` and `options.value_range` hold for all of them; bands that the detector does not
-    take are an error, never cut. Raises UserError.
+    What a file is, its first bytes tell (`flyspeck.infer.opening`). `options.bands` and `options.value_range` hold for all of
+    them; bands that the detector does not take are an error, never cut. Raises UserError.
     """
     options = options or OpenOptions()
     name = name or (str(image) if isinstance(image, str | Path) else "array")
@@ -79,43 +74,16 @@ def _opened(image: Path | str | np.ndarray | Held, options: OpenOptions, name: s
     if isinstance(image, Held):
         return image.source(options, name)
     if isinstance(image, np.ndarray):
-        return ArraySource(image, name=name, rule=options.rule)
+        return _array(image, options, name)
     path = Path(image)
     if path.suffix.lower() == ".npy":
         return _memory_mapped(path, name, options)
-    if not path.is_file():
-        raise UserError("no such image file", where=path, fix="check the path")
-    if path.suffix.lower() in _TIFF:
-        source = _raster(path, options, name)
-        if source is not None:
-            return source
-    if options.max_pixels is not None:
-        height, width = read_size(path)
-        if height * width > options.max_pixels:
-            return _by_vips(path, options, name, height * width)
-    # What alpha makes the number of is read with it; grey and colour are the detector's to convert, window by window.
-    header = read_header(path)
-    whole = header.bands + 1 if header.alpha and header.bands + 1 == options.channels else None
-    pixels = read_image(path, channels=whole, bands=options.bands, max_pixels=options.max_pixels)
-    cut = options.channels is not None and options.bits == 8 and options.value_range is None
-    cut = cut and pixels.dtype == np.uint16 and pixels.shape[2] == 3
-    if cut:  # a detector that learnt from 8 bits
-        pixels = (pixels >> 8).astype(np.uint8)
-    source = ArraySource(pixels, name=name, rule=replace(options.rule, bands=None))
-    notes = [source.note] if source.note else []
-    if cut:
-        notes.append("colours of 16 bits cut to 8, those of the training")
-    if header.alpha and whole is None and options.bands is None:
-        notes.append("transparency laid on black")
-    if header.pages > 1:
-        notes.append(f"the first of its {header.pages} frames or pages is read: write the others to files of their own")
-    source.note = ", ".join(notes)
-    return source
+    return open_file(path, options, name=name)
 
 
 def _memory_mapped(path: Path, name: str, options: OpenOptions) -> Source:
     try:
-        return ArraySource(np.load(path, mmap_mode="r", allow_pickle=False), name=name, rule=options.rule)
+        return _array(np.load(path, mmap_mode="r", allow_pickle=False), options, name)
     except FileNotFoundError:
         raise UserError("no such file", where=path) from None
     except UserError:
@@ -124,36 +92,16 @@ def _memory_mapped(path: Path, name: str, options: OpenOptions) -> Source:
         raise UserError(f"not an array file ({error})", where=path, fix="write it with numpy.save") from error
 
 
-def _raster(path: Path, options: OpenOptions, name: str) -> Source | None:
-    """A TIFF by windows, or None where it is small and plain enough to be decoded as any image is."""
-    if raster.has_rasterio():
-        source = raster.RasterioSource(path, options, name=name)
-        height, width = source.size
-        if source.geo is not None or height * width > _ONE_PIECE or (not source.plain and not raster.has_tifffile()):
-            return source
-        source.close()
-        return None
-    height, width = read_size(path)
-    if height * width > _ONE_PIECE and raster.has_tifffile():
-        return raster.TifffileSource(path, options, name=name)
-    return None
-
-
-def _by_vips(path: Path, options: OpenOptions, name: str, pixels: int) -> Source:
-    if raster.has_pyvips():
-        if path.suffix.lower() not in _TIFF and pixels > _BOMB * path.stat().st_size:
-            raise UserError(
-                f"{pixels / 1e6:.0f} megapixels in {path.stat().st_size / 1e6:.1f} MB, more than a photograph can be packed",
-                where=path,
-                fix="raise the limit (--max-megapixels) if the file is to be trusted",
-            )
-        return raster.VipsSource(path, options, name=name)
-    extra = "geo" if path.suffix.lower() in _TIFF else "vips"
-    raise UserError(
-        f"{pixels / 1e6:.0f} megapixels are over the limit of {(options.max_pixels or 0) / 1e6:g} for one piece",
-        where=path,
-        fix=f"pip install 'flyspeck[{extra}]' to read it by windows, or raise the limit if the file is to be trusted",
-    )
+def _array(pixels: np.ndarray, options: OpenOptions, name: str) -> Source:
+    """An array, with a range for 16-bit values where the options ask for one."""
+    source = ArraySource(pixels, name=name, rule=options.rule)
+    if pixels.dtype == np.uint16 and options.find_range and options.value_range is None:
+        stacked = pixels if pixels.ndim == 3 else pixels[:, :, None]
+        rule, said = found_rule(stacked, options)
+        if said:
+            source = ArraySource(pixels, name=name, rule=replace(rule, bands=options.bands))
+            source.note = said
+    return source
 
 
 def find_items(
@@ -230,7 +178,9 @@ def _named(items: list[Item], say: Callable[[str], None]) -> list[Item]:
     other = [
         (item.name, output)
         for item, output in zip(items, outputs, strict=True)
-        if output != PurePath(item.name).with_suffix("").as_posix() and output == inside(item.name).as_posix()
+        if has_ending(PurePath(item.name))
+        and output != PurePath(item.name).with_suffix("").as_posix()
+        and output == inside(item.name).as_posix()
     ]
     if other:
         name, output = other[0]

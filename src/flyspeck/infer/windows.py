@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 
 from flyspeck.data.bands import PixelRule, Ranges, rule_of
-from flyspeck.data.enlarge import resample
 from flyspeck.data.images import MAX_PIXELS, check_bands
-from flyspeck.data.tiff import DTYPES
+from flyspeck.data.tiff import DTYPES, chosen_order
 from flyspeck.errors import UserError
 from flyspeck.geo import GeoReference
+from flyspeck.infer.missing import shown
+
+CACHE_MB = 160  # decoded blocks kept: two rows of 512 px blocks across 40,000 px of RGB are 120 MB
+BROKEN = "copy the file again; what was read so far is kept"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,12 @@ class OpenOptions:
     """Type of the values that the range is for, where it was found for those of a training; None: it is for every type."""
     bits: int = 8
     """What a range gives: 8 or 16."""
+    find_range: bool = False
+    """Whether 16-bit values of fewer bits are stretched to the full scale, by the metadata or the values themselves."""
+    place: bool = False
+    """Whether results are written in map coordinates: a file whose place cannot be read is then refused."""
+    allow_references: bool = False
+    """Whether a local file may refer to files outside its folder, and to other computers."""
 
     @property
     def rule(self) -> PixelRule:
@@ -55,6 +64,7 @@ class OpenOptions:
             value_range=self.value_range or rule.value_range,
             of=self.of if self.value_range else rule.of,
             bits=rule.bits,
+            find_range=rule.bits == 8,
         )
 
     def check(self, bands: int) -> None:
@@ -86,13 +96,23 @@ class Source(ABC):
     geo: GeoReference | None = None
     note: str = ""
     """How the file's values became the pixels, where that is a choice: bands and scale."""
+    remark: str = ""
+    """What is to be known of where it lies on Earth."""
+    value_range: Ranges | None = None
+    """The range of values that is black to white, given or found; None: the full scale of the type."""
 
-    @abstractmethod
     def read(self, x1: int, y1: int, x2: int, y2: int, out: tuple[int, int] | None = None) -> np.ndarray:
         """The window as `(h, w, C)` uint8 or uint16, its own memory; resampled to `out` (h, w) where that is given.
 
-        Raises UserError where the file is broken.
+        Pixels that are not there are filled (`flyspeck.infer.missing`). Raises UserError where the file is broken.
         """
+        return self.window(x1, y1, x2, y2, out)[0]
+
+    @abstractmethod
+    def window(
+        self, x1: int, y1: int, x2: int, y2: int, out: tuple[int, int] | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """As `read`, and which of the pixels are there `(h, w)` bool; None where all are."""
 
     @abstractmethod
     def close(self) -> None:
@@ -111,10 +131,28 @@ def refuse_without_range(rule: PixelRule, dtype: np.dtype) -> None:
     rule.scaled(least - 1 if dtype == np.int16 else least)
 
 
-class ArraySource(Source):
-    """An image in memory, or mapped into it: `(H, W)` or `(H, W, C)`, uint8, uint16, int16 or float."""
+def chosen(options: OpenOptions, meanings: list[str]) -> list[int]:
+    """The bands to read, from 1: those asked for, or colours first and all but alpha (`chosen_order`)."""
+    if options.bands is not None:
+        check_bands(options.bands, len(meanings))
+        return list(options.bands)
+    return [place + 1 for place in chosen_order(meanings, options.channels)]
 
-    def __init__(self, pixels: np.ndarray, *, name: str = "array", rule: PixelRule | None = None) -> None:
+
+class ArraySource(Source):
+    """An image in memory, or mapped into it: `(H, W)` or `(H, W, C)`, uint8, uint16, int16 or float.
+
+    `there` (H, W) bool says which pixels the file has; floating-point values that are no finite number are not there either.
+    """
+
+    def __init__(
+        self,
+        pixels: np.ndarray,
+        *,
+        name: str = "array",
+        rule: PixelRule | None = None,
+        there: np.ndarray | None = None,
+    ) -> None:
         if pixels.ndim not in (2, 3) or pixels.dtype.name not in DTYPES or 0 in pixels.shape:
             raise UserError(
                 f"an image must be (H, W) or (H, W, C) of uint8, uint16, int16 or float32, not {pixels.shape} of"
@@ -124,7 +162,7 @@ class ArraySource(Source):
             )
         self.name, self.size = name, (pixels.shape[0], pixels.shape[1])
         self._pixels: np.ndarray | None = pixels if pixels.ndim == 3 else pixels[:, :, None]
-        self._rule = rule or PixelRule()
+        self._rule, self._there = rule or PixelRule(), there
         try:
             if self._rule.bands is not None:
                 check_bands(self._rule.bands, self._pixels.shape[2])
@@ -133,21 +171,21 @@ class ArraySource(Source):
             raise UserError(error.what, where=name, fix=error.fix) from None
         self.bands = self._pixels.shape[2] if self._rule.bands is None else len(self._rule.bands)
         if self._rule.value_range is not None and self._rule.is_for(pixels.dtype):
+            self.value_range = self._rule.value_range
             self.note = f"{pixels.dtype}, {self._rule.text}"
 
-    def _values(self, x1: int, y1: int, x2: int, y2: int) -> np.ndarray:
-        assert self._pixels is not None
-        pixels = self._pixels[y1:y2, x1:x2]
-        if self._rule.bands is not None:
-            pixels = pixels[:, :, [band - 1 for band in self._rule.bands]]
-        return self._rule.scaled(np.array(pixels))
-
-    def read(self, x1: int, y1: int, x2: int, y2: int, out: tuple[int, int] | None = None) -> np.ndarray:
-        """See `Source.read`."""
+    def window(
+        self, x1: int, y1: int, x2: int, y2: int, out: tuple[int, int] | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """See `Source.window`."""
         if self._pixels is None:
             raise ValueError(f"{self.name} is closed")
-        return resample(self._values(x1, y1, x2, y2), out)
+        values = self._pixels[y1:y2, x1:x2]
+        if self._rule.bands is not None:
+            values = values[:, :, [band - 1 for band in self._rule.bands]]
+        there = None if self._there is None else self._there[y1:y2, x1:x2]
+        return shown(np.array(values), self._rule, there, out)
 
     def close(self) -> None:
         """See `Source.close`."""
-        self._pixels = None
+        self._pixels = self._there = None

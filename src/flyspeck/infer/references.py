@@ -1,0 +1,161 @@
+"""A local file is read from its own folder: nothing in it, and nothing beside it, leads to other places or other computers.
+
+A VRT is text that names other files, and may name web addresses and programs instead; files beside a raster (`.ovr`, `.msk`,
+`.aux.xml`) can do the same, since GDAL opens them with any driver. So all of them are looked at before GDAL is asked: a VRT may
+hold the elements that place pixels of image files and nothing else; every file that it names must lie beside it or further in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+from flyspeck.errors import UserError
+from flyspeck.infer.kinds import driver_of, root_of
+
+LOCAL_ONLY = {"CPL_VSIL_CURL_ALLOWED_FILENAME": "none", "GDAL_VRT_ENABLE_PYTHON": "NO"}
+"""GDAL's settings under which nothing that was overlooked here gets through either."""
+_FIX = "--allow-references reads whatever a file refers to, if you trust it"
+_DEPTH = 8  # of VRTs in VRTs
+_FILES = {"SourceFilename", "SourceDataset"}
+_PLACING = """
+VRTDataset VRTRasterBand SRS GeoTransform GCPList GCP Metadata MDI Description UnitType Offset Scale ColorInterp
+NoDataValue HideNoDataValue ColorTable Entry CategoryNames Category Histograms HistItem HistMin HistMax BucketCount
+IncludeOutOfRange Approximate HistCounts MaskBand Overview OverviewList SourceBand SourceProperties SrcRect DstRect SimpleSource
+ComplexSource AveragedSource KernelFilteredSource NoDataFromMaskSource Kernel Size Coefs NODATA UseMaskBand ScaleOffset
+ScaleRatio Exponent SrcMin SrcMax DstMin DstMax Clamp ColorTableComponent LUT MaskValueThreshold RemappedValue
+PixelFunctionType PixelFunctionLanguage PixelFunctionArguments SourceTransferType BlockXSize BlockYSize
+GDALWarpOptions WarpMemoryLimit ResampleAlg WorkingDataType Option Transformer ApproxTransformer MaxError BaseTransformer
+GenImgProjTransformer SrcGeoTransform SrcInvGeoTransform DstGeoTransform DstInvGeoTransform SrcGCPTransformer GCPTransformer
+Order Reversed SrcTPSTransformer TPSTransformer NumThreads ReprojectTransformer ReprojectionTransformer SourceSRS TargetSRS
+Options BandList BandMapping SrcNoDataReal SrcNoDataImag DstNoDataReal DstNoDataImag Cutline CutlineBlendDist SrcAlphaBand
+DstAlphaBand SourceCS TargetCS
+"""
+_ELEMENTS = _FILES | set(_PLACING.split())
+_CLASSES = {None, "VRTSourcedRasterBand", "VRTWarpedDataset", "VRTWarpedRasterBand", "VRTDerivedRasterBand"}
+_SYSTEMS = {"SRS", "SourceSRS", "TargetSRS", "SourceCS", "TargetCS"}
+_SYSTEM = re.compile(r"\s*($|[A-Z_0-9]+\s*\[|[A-Za-z]+:\d+\s*$|\+proj=[^/\\]*$|urn:ogc:def:crs:[\w:.]+\s*$)")
+
+
+def check_references(path: Path, driver: str) -> None:
+    """Raises UserError where a file, or what lies beside it for GDAL to read, leads out of its folder."""
+    _check(path, driver, {path.resolve().parent, path.parent.resolve()}, depth=0, seen=set())
+
+
+def _check(path: Path, driver: str, roots: set[Path], *, depth: int, seen: set[Path]) -> None:
+    seen.add(path.resolve())
+    for beside in _beside(path):
+        _check_beside(beside, path)
+    if driver != "VRT":
+        return
+    if depth >= _DEPTH:
+        raise UserError(f"VRTs in VRTs, more than {_DEPTH} deep", where=path, fix="write it as one file")
+    for source in _sources(path):
+        target = _inside(source, path, roots)
+        if target.resolve() in seen:
+            continue
+        kind = driver_of(target)
+        if not kind:
+            raise UserError(
+                f"its source '{source.text}' is no image of a known kind",
+                where=path,
+                fix=f"convert it to TIFF, or {_FIX}",
+            )
+        _check(target, kind, roots, depth=depth + 1, seen=seen)
+
+
+def _beside(path: Path) -> Iterator[Path]:
+    """Files that GDAL reads along with `path`: overviews and masks of it (and theirs), and its metadata."""
+    for ending in (".aux.xml", ".ovr", ".msk", ".ovr.aux.xml", ".msk.aux.xml", ".msk.ovr", ".ovr.ovr", ".ovr.msk"):
+        for name in {path.name + ending, path.name + ending.upper(), path.stem + ending}:
+            beside = path.with_name(name)
+            if beside.is_file():
+                yield beside
+
+
+def _check_beside(beside: Path, path: Path) -> None:
+    if beside.resolve().parent not in {path.resolve().parent, path.parent.resolve()}:
+        raise UserError(f"'{beside.name}' beside it leads out of its folder", where=path, fix=_FIX)
+    with beside.open("rb") as file:
+        start = file.read(2048)
+    if not beside.name.lower().endswith(".xml"):
+        if driver_of(beside) != "GTiff":
+            what = root_of(start)
+            raise UserError(
+                f"'{beside.name}' beside it is {f'a text that begins with <{what}>' if what else 'no TIFF'}",
+                where=path,
+                fix=f"take it away, or {_FIX}",
+            )
+        return
+    text = beside.read_text(encoding="utf-8", errors="replace")
+    named = re.search(r'key\s*=\s*["\']OVERVIEW_FILE["\'][^>]*>([^<]*)<', text, re.IGNORECASE)
+    if named and not _plain(named[1].strip().removeprefix(":::BASE:::")):
+        raise UserError(f"'{beside.name}' beside it refers to '{named[1].strip()}'", where=path, fix=_FIX)
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:
+        raise UserError(f"'{beside.name}' beside it declares entities", where=path, fix=_FIX)
+
+
+def _plain(name: str) -> bool:
+    """Whether a text names a file that lies here, and nothing else."""
+    return bool(name) and not re.search(r"[/\\:<>?&|]", name) and name not in (".", "..")
+
+
+def _sources(path: Path) -> list[ElementTree.Element]:
+    """The elements of a VRT that name files, each once; raises UserError for a VRT that does more than place pixels of files."""
+    try:
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
+        if "<!DOCTYPE" in text or "<!ENTITY" in text:
+            raise UserError("a VRT that declares entities", where=path, fix=_FIX)
+        root = ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        raise UserError(f"not a VRT that can be read ({error})", where=path, fix="write it again") from None
+    found: dict[tuple[str, str], ElementTree.Element] = {}
+    for element in _elements(root):
+        _check_element(element, path)
+        if element.tag in _FILES:
+            found.setdefault((element.text or "", element.get("relativeToVRT", "0")), element)
+    return list(found.values())
+
+
+def _elements(root: ElementTree.Element) -> Iterator[ElementTree.Element]:
+    """All elements but what stands in metadata, which GDAL hands on as it is."""
+    yield root
+    for child in root:
+        if child.tag == "Metadata":
+            if str(child.get("domain", "")).upper() in ("OVERVIEWS", "GEOLOCATION", "XML:VRT", "RPC"):
+                yield ElementTree.Element(f"Metadata domain={child.get('domain')}")
+            continue
+        yield from _elements(child)
+
+
+def _check_element(element: ElementTree.Element, path: Path) -> None:
+    wrong = ""
+    if element.tag not in _ELEMENTS:
+        wrong = f"<{element.tag}>"
+    elif element.get("subClass") not in _CLASSES:
+        wrong = str(element.get("subClass"))
+    elif element.tag == "PixelFunctionLanguage" and (element.text or "").strip() not in ("", "C"):
+        wrong = f"a pixel function in {(element.text or '').strip()}"
+    elif element.tag in _SYSTEMS and not _SYSTEM.match(element.text or ""):
+        wrong = f"the coordinate system '{(element.text or '').strip()[:60]}'"
+    elif element.tag not in _FILES and re.search(r"/vsi|://(?!www\.opengis)", (element.text or "")[:10_000]):
+        wrong = f"'{(element.text or '').strip()[:80]}'"
+    if wrong:
+        raise UserError(f"a VRT with {wrong}, which is not read as such", where=path, fix=_FIX)
+
+
+def _inside(source: ElementTree.Element, path: Path, roots: set[Path]) -> Path:
+    """The file that a VRT's element names; raises UserError unless it lies beside the VRT or further in."""
+    name = source.text or ""
+    parts = re.split(r"[/\\]", name)
+    outside = not name or bool(re.search(r"[:<>?&|]", name)) or name[0] in "/\\" or ".." in parts
+    if not outside:
+        target = path.parent / name if source.get("relativeToVRT") == "1" else Path(name)
+        outside = not any(target.resolve().is_relative_to(root) for root in roots)
+        if not outside and target.is_file():
+            return target
+    if outside:
+        raise UserError(f"its source '{name.strip()[:200]}' lies outside its folder", where=path, fix=_FIX)
+    raise UserError(f"its source '{name}' is not there", where=path, fix="put it beside the VRT")
