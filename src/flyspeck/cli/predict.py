@@ -14,7 +14,9 @@ from flyspeck.cli.shared_options import DEVICE, PRECISION, RESUME, Precision
 
 def predict(
     source: list[str] = typer.Argument(
-        ..., metavar="SOURCE...", help="Images, folders, one file of annotations, or one video."
+        ...,
+        metavar="SOURCE...",
+        help="Images (or https:// and s3:// addresses), folders, one file of annotations, or one video.",
     ),
     model: str = typer.Option(
         ..., "--model", metavar="PATH", help="A run folder, a weights file, an exported model, or module:function."
@@ -88,6 +90,9 @@ def predict(
         False,
         "--allow-references",
         help="Let files (VRT) refer to others outside their folder, and to other computers.",
+    ),
+    timeout: float = typer.Option(
+        30, "--timeout", metavar="SECONDS", help="Of images at addresses: how long an answer may stand still."
     ),
     resume: bool = RESUME,
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace the results of an earlier job in --out."),
@@ -170,6 +175,7 @@ def predict(
         roi=roi,
         max_megapixels=max_megapixels,
         allow_references=allow_references,
+        timeout=timeout,
         resume=resume,
         overwrite=overwrite,
         skip=skip,

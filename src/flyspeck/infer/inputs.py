@@ -3,6 +3,7 @@
 =====================================  ===========================================================================
 given                                  taken as
 =====================================  ===========================================================================
+address (`str`)                        an image at it (`flyspeck.infer.remote`)
 path (`str`, `Path`)                   an image file; a folder is all images in it and below; `*`, `?` and `[` match
                                        names, `**` folders
 `bytes`, or a file that is open        an encoded image (JPEG, PNG, TIFF ...), like the file that holds the same bytes
@@ -33,7 +34,8 @@ from PIL import Image as PillowImage
 
 from flyspeck.data.orientation import exif_orientation, upright
 from flyspeck.errors import UserError
-from flyspeck.infer.source import Held, Item, find_items, open_source
+from flyspeck.infer.remote import is_remote
+from flyspeck.infer.source import Held, Item, find_items, open_source, remote_item
 from flyspeck.infer.windows import ArraySource, OpenOptions, Source
 
 ChannelOrder = Literal["rgb", "bgr"]
@@ -113,6 +115,9 @@ def _several(path: str | Path) -> bool:
 
 def _of_path(path: str | Path, number: int) -> Iterator[Item]:
     """The file; of a folder or a pattern, all images."""
+    if is_remote(path):
+        yield remote_item(str(path), number)
+        return
     if not _several(path):
         yield Item(str(path), Path(path), number)
         return

@@ -23,10 +23,12 @@ from flyspeck.infer.placing import Placing
 from flyspeck.infer.predictor import Predictor
 from flyspeck.infer.processes import Processes
 from flyspeck.infer.region import read_region
+from flyspeck.infer.remote import file_name_of, is_remote, remote_name
 from flyspeck.infer.source import Categories, Item, find_items, remarks_on
 from flyspeck.infer.tiles import default_tiles
 from flyspeck.infer.video.reader import is_video
 from flyspeck.infer.video.zones import parse_zones
+from flyspeck.infer.web import WebRule
 from flyspeck.infer.windows import OpenOptions
 from flyspeck.projection import known_crs
 
@@ -60,6 +62,7 @@ def predict(
     roi: AnyPath | None = None,
     max_megapixels: float = 200,
     allow_references: bool = False,
+    timeout: float = 30,
     resume: bool = False,
     overwrite: bool = False,
     skip: bool = False,
@@ -82,7 +85,8 @@ def predict(
     """Find objects in images of any size, or in a video, and write result files and annotated images.
 
     Args:
-        source: Image files, folders (searched to the bottom), one file of annotations, or one video.
+        source: Image files, folders (searched to the bottom), one file of annotations, or one video. An image may be an address:
+            `https://…`, `s3://…`, `gs://…`, `az://…`, or one of GDAL's `/vsi…` paths.
         model: A run folder, a weights file, an exported `.onnx` or `.xml` file (which needs no torch), also of another program,
             or a function, `package.module:function`.
         out: Folder for the results; made if need be. It holds the files of `formats`, `drawn/`, and the finished tiles under
@@ -111,6 +115,7 @@ def predict(
             centre lies inside.
         max_megapixels: Largest image, tile or strip of a file that is decoded in one piece.
         allow_references: Let local files refer to files outside their folder and to other computers (VRT and the like).
+        timeout: Of images at addresses: seconds without a connection, or without a further piece of an answer.
         resume: Keep the tiles that an earlier job with the same settings finished.
         overwrite: Replace the results of an earlier job; without it, or `resume`, a folder that holds some is refused.
         skip: Pass over tiles that a cheap first look finds empty.
@@ -142,7 +147,8 @@ def predict(
         raise UserError(f"a score of {score_threshold}", where="score threshold", fix="choose one from 0 to 1")
     check_formats(formats)
     placing = _placing(crs, None if roi is None else Path(roi), formats)
-    sources = [Path(source)] if isinstance(source, str | os.PathLike) else [Path(one) for one in source]
+    given = [source] if isinstance(source, str | os.PathLike) else list(source)
+    sources = [str(one) if is_remote(one) else Path(one) for one in given]
     on_video: dict[str, Any] = {"limit": Limit(frames=max_frames, seconds=max_seconds), "stills": stills}
     on_video["zones"] = parse_zones(count_lines, [str(region) for region in count_regions])
     folder, path, rule = local_output(out), Path(model), merge or MergeRule()
@@ -162,6 +168,7 @@ def predict(
         classes=classes,
     )
     reading: dict[str, Any] = {"bands": bands, "value_range": value_range, "allow_references": allow_references}
+    reading["web"] = _patience(timeout)
     options = _options(reading, formats, max_megapixels).completed(description)
     sides, shared = default_tiles(size, overlap, description, whole=tile == "off")
     seer, views = _views(network, tuple(scales), flip, rule)
@@ -193,7 +200,7 @@ def predict(
     job = ImageJob(
         items=items,
         categories=categories,
-        truth=sources[0] if skip_check and categories is not None else None,
+        truth=Path(sources[0]) if skip_check and categories is not None else None,
         made_with=settings,
         drawing=DrawRule(images=draw, score=show_score, heat=heat),
         **asked_of_all,
@@ -214,8 +221,15 @@ def _options(reading: Mapping[str, Any], formats: Sequence[str], max_megapixels:
         bands=None if bands is None else tuple(bands),
         value_range=reading["value_range"],
         allow_references=reading["allow_references"],
+        web=reading["web"],
         place=bool(set(formats) & set(MAP_FORMATS)),
     )
+
+
+def _patience(timeout: float) -> WebRule:
+    if not 0 < timeout < 1e6:
+        raise UserError(f"a timeout of {timeout:g} s", where="timeout", fix="give seconds, above 0")
+    return WebRule(timeout=timeout, pause=min(0.5, timeout / 10))
 
 
 def _placing(crs: str | None, roi: Path | None, formats: Sequence[str]) -> Placing:
@@ -226,7 +240,9 @@ def _placing(crs: str | None, roi: Path | None, formats: Sequence[str]) -> Placi
     return Placing(None if crs is None else known_crs(crs), None if roi is None else read_region(roi))
 
 
-def _with_remarks(job: ImageJob, predictor: Predictor, processes: Processes, sources: list[Path]) -> PredictionSummary:
+def _with_remarks(
+    job: ImageJob, predictor: Predictor, processes: Processes, sources: list[Path | str]
+) -> PredictionSummary:
     """The job, and what was passed over in its folders: said last, where it is seen."""
     remarks = tuple(remarks_on(sources))
     try:
@@ -236,9 +252,14 @@ def _with_remarks(job: ImageJob, predictor: Predictor, processes: Processes, sou
             job.warn(f"note: {remark}")
 
 
-def _sources(sources: list[Path], warn: Callable[[str], None]) -> tuple[Path | None, list[Item], Categories | None]:
+def _sources(
+    sources: list[Path | str], warn: Callable[[str], None]
+) -> tuple[Path | None, list[Item], Categories | None]:
     """One video, or images with the categories of their json."""
-    video = next((path for path in sources if is_video(path)), None)
+    for address in sources:
+        if isinstance(address, str) and is_video(file_name_of(address)):
+            raise UserError("videos are read from local files", where=remote_name(address), fix="download it")
+    video = next((path for path in sources if isinstance(path, Path) and is_video(path)), None)
     if video is None:
         return None, *find_items(sources, say=warn)
     if len(sources) > 1:

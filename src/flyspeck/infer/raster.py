@@ -6,7 +6,7 @@ GDAL does not turn an image by its orientation tag; rasters do not carry one in 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,6 +55,7 @@ class RasterioSource(Source):
         name: What messages call it.
         driver: The one driver that may open it; None: any.
         settings: Further configuration of GDAL.
+        opener: Gives the file in place of the disk, as rasterio takes one.
     """
 
     plain: bool
@@ -72,6 +73,7 @@ class RasterioSource(Source):
         name: str,
         driver: str | None = None,
         settings: Mapping[str, Any] | None = None,
+        opener: Callable[..., Any] | None = None,
     ) -> None:
         try:
             import rasterio
@@ -84,7 +86,7 @@ class RasterioSource(Source):
         try:
             with rasterio.Env(**self._env), warnings.catch_warnings():
                 warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-                self._file: Any = rasterio.open(path, driver=driver)
+                self._file: Any = rasterio.open(path, driver=driver, opener=opener)
         except rasterio.errors.RasterioError as error:
             raise UserError(f"not a raster that can be read ({error})", where=path, fix="convert it to TIFF") from error
         self.name = name

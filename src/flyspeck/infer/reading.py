@@ -250,6 +250,7 @@ class Reading:
             self._put(job)
             return
         with source:
+            job.stamp = source.stamp or job.stamp
             job.size, job.note = source.size, source.note
             job.remark, job.value_range = source.remark, source.value_range
             try:
@@ -280,7 +281,9 @@ class Reading:
                 passed = Window(job, tile, None, verdict=SKIPPED)
                 self._put(passed if verdict == SKIPPED else read_window(source, job, tile, verdict))
             if todo:
-                self._put(Window(job, SEAL, None, "" if stamp_of(job.item) == job.stamp else _CHANGED))
+                self._put(
+                    Window(job, SEAL, None, "" if (source.stamp or stamp_of(job.item)) == job.stamp else _CHANGED)
+                )
 
     def _verdicts(self, source: Source, job: ReadingJob, todo: list[int]) -> Iterator[tuple[int, str]]:
         if self._owner.skip is None or len(job.tiles) < 2:

@@ -6,6 +6,7 @@ are decoded whole.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
@@ -20,6 +21,7 @@ from flyspeck.data.readers.places import unread
 from flyspeck.errors import UserError
 from flyspeck.infer.naming import file_names, has_ending, inside
 from flyspeck.infer.opening import open_file
+from flyspeck.infer.remote import file_name_of, is_remote, open_remote, remote_name
 from flyspeck.infer.results_folder import written_in
 from flyspeck.infer.whole import found_rule
 from flyspeck.infer.windows import ArraySource, OpenOptions, Source
@@ -114,10 +116,11 @@ def find_items(
     was passed over, or will be named otherwise than expected. Raises UserError for a source that is not there, holds no
     image, or for annotations beside other sources.
     """
-    paths = [Path(s) for s in sources]
+    addresses = list(dict.fromkeys(str(s) for s in sources if is_remote(s)))
+    paths = [Path(s) for s in sources if not is_remote(s)]
     tables = [p for p in paths if _holds_annotations(p)]
     if tables:
-        if len(paths) > 1:
+        if len(paths) + len(addresses) > 1:
             raise UserError("a file of annotations beside other sources", where=tables[0], fix="give it alone")
         # Of a COCO json only the list of images is wanted, whatever its annotations are worth.
         items, categories = (
@@ -136,7 +139,29 @@ def find_items(
     names = [name for name, _ in found]
     if len(set(names)) < len(names):  # the same name from two folders
         found = [(str(path), path) for _, path in found]
-    return _named([Item(name, path, number) for number, (name, path) in enumerate(found, start=1)], say), None
+    items = [Item(name, path, number) for number, (name, path) in enumerate(found, start=1)]
+    items += [remote_item(address, number) for number, address in enumerate(addresses, start=len(items) + 1)]
+    return _named(_told_apart(items), say), None
+
+
+def remote_item(address: str, number: int) -> Item:
+    """An image at an address (`flyspeck.infer.remote`): looked at when its turn comes, called without password and query."""
+
+    def opened(options: OpenOptions, name: str) -> Source:
+        return open_remote(address, options, name, lambda path, asked, called: open_source(path, asked, name=called))
+
+    return Item(remote_name(address), Held(opened), number, output=file_name_of(address))
+
+
+def _told_apart(items: list[Item]) -> list[Item]:
+    """Addresses that differ in what is not shown get numbers: a name is one image's."""
+    seen: Counter[str] = Counter()
+    named = []
+    for item in items:
+        seen[item.name] += 1
+        number = seen[item.name]
+        named.append(item if number == 1 else replace(item, name=f"{item.name}#{number}"))
+    return named
 
 
 def _images_below(folder: Path, say: Callable[[str], None]) -> list[Path]:
@@ -174,13 +199,14 @@ def _once_each(found: list[tuple[str, Path]], say: Callable[[str], None]) -> lis
 
 def _named(items: list[Item], say: Callable[[str], None]) -> list[Item]:
     """Each with the name of its own result files (`flyspeck.infer.naming`)."""
-    outputs = file_names([item.name for item in items])
+    wanted = [item.output or item.name for item in items]
+    outputs = file_names(wanted)
     other = [
-        (item.name, output)
-        for item, output in zip(items, outputs, strict=True)
-        if has_ending(PurePath(item.name))
-        and output != PurePath(item.name).with_suffix("").as_posix()
-        and output == inside(item.name).as_posix()
+        (name, output)
+        for name, output in zip(wanted, outputs, strict=True)
+        if has_ending(PurePath(name))
+        and output != PurePath(name).with_suffix("").as_posix()
+        and output == inside(name).as_posix()
     ]
     if other:
         name, output = other[0]
@@ -193,7 +219,7 @@ def _named(items: list[Item], say: Callable[[str], None]) -> list[Item]:
 
 def remarks_on(sources: Sequence[str | Path]) -> list[str]:
     """Lines on images in the folders among `sources` that no reader here reads: how many, which, and the extra that does."""
-    folders = [path for path in map(Path, sources) if path.is_dir()]
+    folders = [path for path in map(Path, sources) if path.is_dir()]  # an address is none
     return [f"{folder}: {line}" for folder in folders for line in unread(folder, recursive=True)]
 
 

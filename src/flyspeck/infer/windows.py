@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from flyspeck.data.tiff import DTYPES, chosen_order
 from flyspeck.errors import UserError
 from flyspeck.geo import GeoReference
 from flyspeck.infer.missing import shown
+from flyspeck.infer.web import WebRule
 
 CACHE_MB = 160  # decoded blocks kept: two rows of 512 px blocks across 40,000 px of RGB are 120 MB
 BROKEN = "copy the file again; what was read so far is kept"
@@ -46,6 +47,8 @@ class OpenOptions:
     """Whether results are written in map coordinates: a file whose place cannot be read is then refused."""
     allow_references: bool = False
     """Whether a local file may refer to files outside its folder, and to other computers."""
+    web: WebRule = field(default_factory=WebRule)
+    """How long servers are waited for, and how much is taken of them."""
 
     @property
     def rule(self) -> PixelRule:
@@ -94,6 +97,8 @@ class Source(ABC):
     colours: tuple[int, int, int] | None = None
     """Which of them, from 0, are red, green and blue, where the file says so."""
     geo: GeoReference | None = None
+    stamp: tuple[int, ...] = ()
+    """Of what is no local file: equal as long as it is the same."""
     note: str = ""
     """How the file's values became the pixels, where that is a choice: bands and scale."""
     remark: str = ""
