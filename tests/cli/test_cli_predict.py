@@ -58,7 +58,7 @@ def predict(*arguments: object) -> int:
 def test_a_folder_of_images(run_folder: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     formats = "coco,csv,geojson,gpkg,yolo"
-    asked = ("--score", 0, "--show-score", 0, "--to", formats)
+    asked = ("--score", 0, "--to", formats)
     assert predict("--model", run_folder, images, "--out", out, *asked) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("2 images, tiles of 64x96, overlap 32")
@@ -234,7 +234,7 @@ def test_skipping_says_what_it_did(
     run_folder: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # The random detector is sure of nothing at any size, so every tile but the audited ones is passed over.
-    asked = ("--model", run_folder, images, "--score", 0, "--show-score", 0, "--tile", "48x48", "--overlap", 8)
+    asked = ("--model", run_folder, images, "--score", 0, "--tile", "48x48", "--overlap", 8)
     assert predict(*asked, "--out", tmp_path / "o", "--skip", "--skip-audit", 0) == 0
     said = capsys.readouterr().out
     assert "'flyspeck tune look RUN' trains a better first look" in said
@@ -256,7 +256,7 @@ def test_the_cost_of_skipping_is_measured_on_annotated_images(
     ]
     table = {"images": listed, "categories": categories, "annotations": annotations}
     (images / "t.json").write_text(json.dumps(table))
-    asked = ("--model", run_folder, images / "t.json", "--score", 0, "--show-score", 0)
+    asked = ("--model", run_folder, images / "t.json", "--score", 0)
     assert predict(*asked, "--out", tmp_path / "o", "--skip-check") == 0
     said = capsys.readouterr().out
     # All four are the detector's own boxes; with the look blind to them, skipping would have lost every one.
@@ -265,7 +265,7 @@ def test_the_cost_of_skipping_is_measured_on_annotated_images(
 
 
 def test_heat_maps(run_folder: Path, images: Path, tmp_path: Path) -> None:
-    asked = ("--model", run_folder, images / "a.png", "--score", 0, "--show-score", 0, "--heat")
+    asked = ("--model", run_folder, images / "a.png", "--score", 0, "--heat")
     assert predict(*asked, "--out", tmp_path / "o") == 0
     assert (tmp_path / "o" / "heat" / "a.png").is_file()
 
@@ -282,7 +282,7 @@ def test_a_video(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     for k in range(6):
         writer.add(np.full((64, 96, 3), 20 * k, np.uint8))
     writer.close()
-    asked = ("--model", run_folder, tmp_path / "a.mp4", "--out", tmp_path / "o", "--score", 0, "--show-score", 0.005)
+    asked = ("--model", run_folder, tmp_path / "a.mp4", "--out", tmp_path / "o", "--score", 0.005, "--keep-score", 0)
     assert predict(*asked, "--every", 2) == 0
     said = capsys.readouterr().out
     assert "a.mp4, tiles of 64x96" in said

@@ -49,7 +49,7 @@ OPTIONS: dict[str, dict[str, str]] = {
         "--check-limit": "--limit",
     },
     "flyspeck models": {"--count": "--recount"},
-    "flyspeck predict": {"--format": "--to", "--pictures": "--draw", "--images": "--draw"},
+    "flyspeck predict": {"--format": "--to", "--pictures": "--draw", "--images": "--draw", "--show-score": "--score"},
     "flyspeck pretrain": {"--per-class": "--max-per-class"},
     "flyspeck profile": {"--classes": "--num-classes", "--runs": "--rounds"},
     "flyspeck report": {"--pictures": "--draw", "--images": "--draw"},

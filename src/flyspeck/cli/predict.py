@@ -38,11 +38,20 @@ def predict(
         help="Scales of the image, with commas between: each tile is seen at all of them, and merged.",
     ),
     flip: bool = typer.Option(False, "--flip", help="See each tile mirrored too, and merge."),
-    score: float = typer.Option(
-        0.05, "--score", min=0, max=1, metavar="SCORE", help="Score threshold: weaker detections are left out."
+    score: str = typer.Option(
+        "auto",
+        "--score",
+        metavar="SCORE",
+        help="Score threshold of what is reported: a number, or what it was worth in validation: auto (best F1), precision=0.9, "
+        "false-positives=0.1 (an image).",
     ),
-    show_score: float = typer.Option(
-        0.3, "--show-score", min=0, max=1, metavar="SCORE", help="Draw, track and count only from this score."
+    keep_score: float = typer.Option(
+        0.05,
+        "--keep-score",
+        min=0,
+        max=1,
+        metavar="SCORE",
+        help="coco and widerface files hold weaker ones too, from here.",
     ),
     merge: Literal["nms", "nmm", "soft-nms", "wbf"] = typer.Option(
         "nms", "--merge", help="What becomes of boxes of one object: suppressed, joined, weakened or averaged."
@@ -161,7 +170,7 @@ def predict(
         scales=(1.0,) if scales is None else parse_numbers(scales, where="--scales"),
         flip=flip,
         score_threshold=score,
-        show_score=show_score,
+        keep_score=keep_score,
         merge=MergeRule(method=merge, threshold=merge_threshold),
         batch_size=batch_size,
         readers=readers,

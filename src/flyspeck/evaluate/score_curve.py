@@ -88,7 +88,7 @@ class ScoreRule:
     value: float = 0.0
 
     @staticmethod
-    def parse(text: str | float, *, where: str = "score") -> ScoreRule:
+    def parse(text: str | float, *, where: str = "--score") -> ScoreRule:
         """`auto`, `precision=0.9`, `false-positives=0.1` or a number. Raises UserError for what is none of them."""
         if text == "auto":
             return ScoreRule()
@@ -109,7 +109,7 @@ class ScoreRule:
         if curve is None or not curve.points:
             raise UserError(
                 f"the model has no scores of a validation set, from which {self.kind}={self.value:g} could be told",
-                where="score",
+                where="--score",
                 fix="give a number, or train with a validation set",
             )
         if self.kind == "auto":
@@ -123,10 +123,24 @@ class ScoreRule:
         if not fits:
             raise UserError(
                 f"no score gave {self.kind}={self.value:g} on the validation set, which had {most}",
-                where="score",
+                where="--score",
                 fix=_RULES,
             )
         return max(fits, key=lambda point: (point.recall, point.score))
+
+    def reported(self, curve: ScoreCurve | None) -> tuple[float, str]:
+        """The threshold, and a few words on where it comes from. Errors as for `threshold`."""
+        point = self.threshold(curve)
+        if point is not None:
+            return point.score, f" ({self.words}: precision {point.precision:.2f}, recall {point.recall:.2f})"
+        if self.kind == "score":
+            return self.value, ""
+        return WITHOUT, " (the model does not say which is best)"
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        return "best F1 in validation" if self.kind == "auto" else f"{self.kind}={self.value:g} in validation"
 
 
 def score_curve(annotations: Annotations, detections: DetectionTable, protocol: object) -> ScoreCurve:

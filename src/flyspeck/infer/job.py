@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from flyspeck.data.enlarge import described_enlargement
 from flyspeck.errors import UserError, one_line
+from flyspeck.evaluate.score_curve import ScoreCurve, ScoreRule
 from flyspeck.files import local_output
 from flyspeck.infer.job_images import DrawRule, ImageJob, PredictionSummary, made_with
 from flyspeck.infer.job_video import Limit, VideoJob
@@ -47,8 +48,8 @@ def predict(
     scale: float | None = None,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
-    score_threshold: float = 0.05,
-    show_score: float = 0.3,
+    score_threshold: float | str = "auto",
+    keep_score: float = 0.05,
     merge: MergeRule | None = None,
     batch_size: int = 8,
     readers: int = 1,
@@ -98,8 +99,10 @@ def predict(
         scale: Model pixels per image pixel; None: as in training, which alone a model that squeezes its images takes.
         scales: See each tile at all of these sizes, relative to `scale`, and merge.
         flip: See each tile mirrored too, and merge.
-        score_threshold: Detections below this score, from 0 to 1, are left out.
-        show_score: Draw, track and count only from this score.
+        score_threshold: What is drawn, counted, tracked, said and written is of at least this score: a number from 0 to 1, or
+            what it shall have been worth on the model's validation set: `auto` (the best F1; 0.3 where the model does not say
+            it), `precision=0.9`, or `false-positives=0.1` (an image).
+        keep_score: Formats for evaluation (`coco`, `widerface`) hold weaker ones too, from this score on.
         merge: How boxes of overlapping tiles become one; None: `MergeRule()`, non-maximum suppression.
         batch_size: Tiles in one pass of the model.
         readers: Threads that decode ahead.
@@ -143,8 +146,7 @@ def predict(
         UserError: Before any work for a setting or path that cannot be; at the end if an image or a part of one could not be
             read, when everything else is written.
     """
-    if not 0 <= score_threshold <= 1:
-        raise UserError(f"a score of {score_threshold}", where="score threshold", fix="choose one from 0 to 1")
+    wanted = ScoreRule.parse(score_threshold)
     check_formats(formats)
     placing = _placing(crs, None if roi is None else Path(roi), formats)
     given = [source] if isinstance(source, str | os.PathLike) else list(source)
@@ -170,6 +172,7 @@ def predict(
     reading: dict[str, Any] = {"bands": bands, "value_range": value_range, "allow_references": allow_references}
     reading["web"] = _patience(timeout)
     options = _options(reading, formats, max_megapixels).completed(description)
+    reported, why = wanted.reported(ScoreCurve.of(description))
     sides, shared = default_tiles(size, overlap, description, whole=tile == "off")
     seer, views = _views(network, tuple(scales), flip, rule)
     predictor = Predictor(
@@ -178,7 +181,7 @@ def predict(
         overlap=shared,
         enlarge=described_enlargement(description, scale=scale),
         batch_size=batch_size,
-        score_threshold=score_threshold,
+        score_threshold=min(keep_score, reported),
         merge=rule,
         readers=readers,
         options=options,
@@ -186,23 +189,23 @@ def predict(
     )
     if skip or skip_check:
         share = 1.0 if skip_check else skip_audit
-        predictor.skip = choose_skip_rule(path, network, audit=share, score=show_score, say=say)
+        predictor.skip = choose_skip_rule(path, network, audit=share, score=reported, say=say)
     if processes.leads:
         what = f"{len(items)} images" if video is None else video.name
-        say(settings_line(what, predictor, description))
+        say(settings_line(what, predictor, description, f"{reported:.3g}{why}"))
     settings = {**made_with(os.fspath(model), predictor, precision), **choice, **views, **_told(description)}
     asked_of_all: dict[str, Any] = {"out": folder, "formats": formats, "classes": network.classes}
     asked_of_all |= {"resume": resume, "overwrite": overwrite, "say": say, "warn": warn}
     if video is not None:
         found = {**settings, **layout_of(predictor)}
-        on_video |= {"show": show_score, "every": every, "draw": draw > 0, "made_with": found}
+        on_video |= {"show": reported, "every": every, "draw": draw > 0, "made_with": found}
         return VideoJob(path=video, **on_video, **asked_of_all).run(predictor)
     job = ImageJob(
         items=items,
         categories=categories,
         truth=Path(sources[0]) if skip_check and categories is not None else None,
         made_with=settings,
-        drawing=DrawRule(images=draw, score=show_score, heat=heat),
+        drawing=DrawRule(images=draw, score=reported, heat=heat),
         **asked_of_all,
     )
     summary = replace(_with_remarks(job, predictor, processes, sources), factors=dict(network.taken))
@@ -299,13 +302,13 @@ def _told(description: Mapping[str, Any]) -> dict[str, Any]:
     return {key: description[key] for key in ("layout", "classes") if "layout" in description}
 
 
-def settings_line(what: str, predictor: Predictor, description: Mapping[str, Any]) -> str:
-    """What was chosen, and what it follows from, in one to three lines for people; `what` is predicted."""
+def settings_line(what: str, predictor: Predictor, description: Mapping[str, Any], score: str) -> str:
+    """What was chosen, and what it follows from, in one to three lines for people; `what` is predicted, from `score` on."""
     sides, shared, rule = predictor.tile, predictor.overlap[0], predictor.merge
     said = "whole images" if sides is None else f"tiles of {sides[0]}x{sides[1]}, overlap {shared}"
     scale = predictor.enlarge.words()
     merge = f"merge {rule.method} {rule.threshold:g}"
-    line = f"{what}, {said}, {scale}, score >= {predictor.score_threshold:g}, {merge}"
+    line = f"{what}, {said}, {scale}, score >= {score}, {merge}"
     trained = description.get("training_size")
     if "layout" in description:  # another program's
         line += f"\na model for {trained[0]}x{trained[1]}, layout {description['layout']}" if trained else ""

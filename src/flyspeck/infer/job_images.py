@@ -26,7 +26,7 @@ from flyspeck.infer.results_folder import ResultsFolder
 from flyspeck.infer.resume import TileJournal
 from flyspeck.infer.skip import SkipReport, SkipRule
 from flyspeck.infer.source import Categories, Item, open_source
-from flyspeck.infer.writer import Writer
+from flyspeck.infer.writer import Writer, reported
 from flyspeck.report.density import heat_map
 from flyspeck.types import Detections
 
@@ -226,21 +226,22 @@ class ImageLoop:
             self.warn(f"note: {result.item.name}: {result.remark}")
         self.hidden += result.num_hidden
         self._tell_full(result)
+        shown = reported(result, self.drawing.score)
         for writer in self.writers:
-            writer.add(result)
+            writer.add(result if writer.keeps_all else shown)
         missed = result.num_outside == result.num_tiles
         if self.done < self.drawing.images and not missed:
-            self._draw(result)
+            self._draw(shown)
         self.done += 1
         self.missed += missed
         self.outside += result.num_outside
-        self.boxes += len(result.detections)
+        self.boxes += len(shown.detections)
         self.tiles += result.num_tiles
         if result.skip is not None:
             self.skip = result.skip if self.skip is None else self.skip + result.skip
         if self.truth is not None:
             self._recall(result, self.truth)
-        self.say(summary_line(result))
+        self.say(summary_line(shown))
 
     def _tell_region(self) -> None:
         """What was mended of the region; how many of several images it meets nowhere."""
@@ -276,7 +277,7 @@ class ImageLoop:
 
     def _draw(self, result: Result) -> None:
         """An annotated image, and a heat map: PNG, as JPEG would blur what is to be seen."""
-        found = result.detections[result.detections.scores >= self.drawing.score]
+        found = result.detections
         path, heat = (self.out / kind / f"{result.item.file_name}.png" for kind in ("drawn", "heat"))
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -25,6 +25,7 @@ from flyspeck.infer.video.tracker import Tracker, Tracking
 from flyspeck.infer.video.tracks import TrackTable, draw_tracks, seconds_of
 from flyspeck.infer.video.writer import VideoWriter
 from flyspeck.infer.video.zones import Zone, remarks_on
+from flyspeck.infer.writer import reported
 
 _WRITTEN = ("counts.csv", "crossings.csv", "stills.csv", "stills")
 _NAMED = 5  # frames without a result that are named, the others are counted
@@ -199,11 +200,12 @@ class FrameLoop:
             self._write(told)
 
     def _write(self, told: Result) -> None:
+        shown = reported(told, self._job.show)
         for sink in self._sinks:
             sink.add(told)
         for writer in self._writers if told.problem is None else ():  # an empty result would say that nothing is there
-            writer.add(told)
-        self.boxes += len(told.detections)
+            writer.add(told if writer.keeps_all else shown)
+        self.boxes += len(shown.detections)
         self.tiles += told.num_tiles
 
     def summary(self, troubles: str) -> PredictionSummary:

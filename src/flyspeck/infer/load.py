@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from flyspeck.data.enlarge import described_enlargement
 from flyspeck.errors import UserError
+from flyspeck.evaluate.score_curve import ScoreCurve, ScoreRule
 from flyspeck.infer.engines import is_exported
 from flyspeck.infer.exported import ExportedModel
 from flyspeck.infer.factor_model import FactorModel
@@ -136,7 +137,7 @@ def load_predictor(
         os.fspath(path), device=device, precision=precision, choice=choice, tile=size, layout=layout, classes=classes
     )
     sides, shared = default_tiles(size, overlap, description, whole=tile == "off")
-    return Predictor(
+    predictor = Predictor(
         model,
         tile=sides,
         overlap=shared,
@@ -148,3 +149,5 @@ def load_predictor(
         readers=readers,
         options=(options or OpenOptions()).completed(description),
     )
+    predictor.shown_from, _ = ScoreRule().reported(ScoreCurve.of(description))
+    return predictor

@@ -69,6 +69,8 @@ class CocoWriter(Writer):
     `category_ids` (K,) by class; 1..K when left out.
     """
 
+    keeps_all = True
+
     def __init__(self, folder: Path, *, classes: Sequence[str], category_ids: Sequence[int] | None = None) -> None:
         self._ids = list(category_ids) if category_ids is not None else list(range(1, len(classes) + 1))
         categories = [{"id": number, "name": name} for number, name in zip(self._ids, classes, strict=True)]
@@ -202,7 +204,7 @@ class PerImageWriter(Writer):
     """One small file an image: YOLO text under `labels/`, GeoJSON under `geojson/`, or WIDER FACE's under `widerface/`."""
 
     def __init__(self, folder: Path, kind: str) -> None:
-        self.kind = kind
+        self.kind, self.keeps_all = kind, kind == "widerface"
         self.folder, self.ending = folder / _PLACES[kind][0], _PLACES[kind][1]
 
     def add(self, result: Result) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 
 from flyspeck.data.enlarge import Enlarge
 from flyspeck.errors import UserError
+from flyspeck.evaluate.score_curve import WITHOUT
 from flyspeck.infer.inputs import ChannelOrder, Loose, is_one, items_of
 from flyspeck.infer.merge import MergeRule, merge
 from flyspeck.infer.missing import hidden
@@ -93,6 +94,8 @@ class Predictor:
         if self.tile is not None:
             grid((1, 1), self.tile, self.overlap)  # refuses an impossible pair before any work
         self.enlarge = enlarge or Enlarge(scale)
+        self.shown_from = WITHOUT
+        """Detections of at least this score are drawn of a `Prediction`."""
         self.batch_size, self.score_threshold = batch_size, score_threshold
         self.merge, self.readers, self.options = merge or MergeRule(), readers, options or OpenOptions()
         self.placing = placing or Placing()
@@ -101,7 +104,7 @@ class Predictor:
         """The detections of one image, or a list of several, with the image, to be shown: `predictor("photo.jpg").show()`."""
         items = list(items_of(image, channel_order=channel_order))
         found = [
-            Prediction(item, detections, self.options)
+            Prediction(item, detections, self.options, score=self.shown_from)
             for item, detections in zip(items, self.predict(items), strict=True)
         ]
         return found[0] if is_one(image) else found

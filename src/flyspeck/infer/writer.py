@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from pathlib import Path
 
 from flyspeck.errors import UserError
@@ -12,6 +13,9 @@ from flyspeck.infer.reading import Result
 class Writer(ABC):
     """Takes results one by one."""
 
+    keeps_all: bool = False
+    """Whether detections are written that are too weak to be reported: an evaluation wants them."""
+
     @abstractmethod
     def add(self, result: Result) -> None:
         """Write one image's detections. Raises UserError when the disk does not take them."""
@@ -19,6 +23,12 @@ class Writer(ABC):
     @abstractmethod
     def close(self) -> None:
         """Nothing more comes."""
+
+
+def reported(result: Result, score: float) -> Result:
+    """The result without the detections below `score`."""
+    found = result.detections
+    return replace(result, detections=found[found.scores >= score])
 
 
 def disk_full(path: Path, error: Exception) -> UserError:
