@@ -14,7 +14,7 @@ from flyspeck.errors import UserError, one_line
 from flyspeck.evaluate.score_curve import ScoreCurve, ScoreRule
 from flyspeck.files import local_output
 from flyspeck.infer.job_images import DrawRule, ImageJob, PredictionSummary, made_with
-from flyspeck.infer.job_video import Limit, VideoJob
+from flyspeck.infer.job_video import Limit, VideoJob, told_name
 from flyspeck.infer.load import load_model
 from flyspeck.infer.look_choice import choose_skip_rule
 from flyspeck.infer.merge import MergeRule
@@ -27,6 +27,7 @@ from flyspeck.infer.region import read_region
 from flyspeck.infer.remote import file_name_of, is_remote, remote_name
 from flyspeck.infer.source import Categories, Item, find_items, remarks_on
 from flyspeck.infer.tiles import default_tiles
+from flyspeck.infer.video.live import is_live
 from flyspeck.infer.video.reader import is_video
 from flyspeck.infer.video.zones import parse_zones
 from flyspeck.infer.web import WebRule
@@ -83,11 +84,11 @@ def predict(
     say: Callable[[str], None] = log.info,
     warn: Callable[[str], None] = log.warning,
 ) -> PredictionSummary:
-    """Find objects in images of any size, or in a video, and write result files and annotated images.
+    """Find objects in images of any size, in a video, or in a camera's stream, and write result files and annotated images.
 
     Args:
-        source: Image files, folders (searched to the bottom), one file of annotations, or one video. An image may be an address:
-            `https://…`, `s3://…`, `gs://…`, `az://…`, or one of GDAL's `/vsi…` paths.
+        source: Image files, folders (searched to the bottom), one file of annotations, one video, or the address of one stream
+            (`rtsp://…`). An image may be an address: `https://…`, `s3://…`, `gs://…`, `az://…`, or one of GDAL's `/vsi…` paths.
         model: A run folder, a weights file, an exported `.onnx` or `.xml` file (which needs no torch), also of another program,
             or a function, `package.module:function`.
         out: Folder for the results; made if need be. It holds the files of `formats`, `drawn/`, and the finished tiles under
@@ -191,7 +192,7 @@ def predict(
         share = 1.0 if skip_check else skip_audit
         predictor.skip = choose_skip_rule(path, network, audit=share, score=reported, say=say)
     if processes.leads:
-        what = f"{len(items)} images" if video is None else video.name
+        what = f"{len(items)} images" if video is None else told_name(video)
         say(settings_line(what, predictor, description, f"{reported:.3g}{why}"))
     settings = {**made_with(os.fspath(model), predictor, precision), **choice, **views, **_told(description)}
     asked_of_all: dict[str, Any] = {"out": folder, "formats": formats, "classes": network.classes}
@@ -199,7 +200,7 @@ def predict(
     if video is not None:
         found = {**settings, **layout_of(predictor)}
         on_video |= {"show": reported, "every": every, "draw": draw > 0, "made_with": found}
-        return VideoJob(path=video, **on_video, **asked_of_all).run(predictor)
+        return VideoJob(source=video, **on_video, **asked_of_all).run(predictor)
     job = ImageJob(
         items=items,
         categories=categories,
@@ -257,20 +258,20 @@ def _with_remarks(
 
 def _sources(
     sources: list[Path | str], warn: Callable[[str], None]
-) -> tuple[Path | None, list[Item], Categories | None]:
-    """One video, or images with the categories of their json."""
+) -> tuple[Path | str | None, list[Item], Categories | None]:
+    """One video, or the address of one stream, or images with the categories of their json."""
     for address in sources:
-        if isinstance(address, str) and is_video(file_name_of(address)):
+        if isinstance(address, str) and is_video(file_name_of(address)) and not is_live(address):
             raise UserError("videos are read from local files", where=remote_name(address), fix="download it")
-    video = next((path for path in sources if isinstance(path, Path) and is_video(path)), None)
+    video = next((one for one in sources if is_live(one) or (isinstance(one, Path) and is_video(one))), None)
     if video is None:
         return None, *find_items(sources, say=warn)
     if len(sources) > 1:
-        raise UserError("a video is predicted alone", where=video, fix="give it alone")
+        raise UserError("a video is predicted alone", where=told_name(video), fix="give it alone")
     return video, [], None
 
 
-def _check_video(video: Path | None, processes: Processes, placing: Placing, on_video: dict[str, Any]) -> None:
+def _check_video(video: Path | str | None, processes: Processes, placing: Placing, on_video: dict[str, Any]) -> None:
     """Raises UserError for what goes with images alone, or with videos alone."""
     if video is None:
         if on_video["limit"] != Limit() or on_video["stills"] or on_video["zones"]:
@@ -279,9 +280,11 @@ def _check_video(video: Path | None, processes: Processes, placing: Placing, on_
             )
         return
     if processes.world > 1:
-        raise UserError("a video is predicted by one process", where=video, fix="start it without a launcher")
+        raise UserError(
+            "a video is predicted by one process", where=told_name(video), fix="start it without a launcher"
+        )
     if placing != Placing():
-        raise UserError("a video has no place on a map", where=video, fix="leave out --crs and --roi")
+        raise UserError("a video has no place on a map", where=told_name(video), fix="leave out --crs and --roi")
 
 
 def layout_of(predictor: Predictor) -> dict[str, Any]:

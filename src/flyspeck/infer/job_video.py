@@ -1,10 +1,12 @@
-"""A prediction job over one video: detections of every frame, tracks, and what is made of them."""
+"""A prediction job over one video or stream: detections of every frame, tracks, and what is made of them."""
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +21,7 @@ from flyspeck.infer.reading import Result
 from flyspeck.infer.results_folder import ResultsFolder
 from flyspeck.infer.video.counts import CountTable
 from flyspeck.infer.video.journal import FrameJournal, restored
+from flyspeck.infer.video.live import LiveReader, public_name
 from flyspeck.infer.video.reader import VideoFrame, VideoInfo, VideoReader
 from flyspeck.infer.video.stills import Stills
 from flyspeck.infer.video.tracker import Tracker, Tracking
@@ -29,6 +32,11 @@ from flyspeck.infer.writer import reported
 
 _WRITTEN = ("counts.csv", "crossings.csv", "stills.csv", "stills")
 _NAMED = 5  # frames without a result that are named, the others are counted
+
+
+def told_name(source: Path | str) -> str:
+    """What messages call a video or the address of a stream: no folder, no user, no password."""
+    return source.name if isinstance(source, Path) else public_name(source)
 
 
 def tracked_name(name: str) -> str:
@@ -75,7 +83,8 @@ class Limit:
 class VideoJob:
     """From what was asked for to the results of one video."""
 
-    path: Path
+    source: Path | str
+    """A file, or the address of a stream, of which the newest frames are taken, whatever is dropped between them."""
     out: Path
     formats: Sequence[str]
     """Names out of `flyspeck.infer.outputs.WRITERS`."""
@@ -99,36 +108,79 @@ class VideoJob:
     warn: Callable[[str], None]
 
     def run(self, predictor: Predictor) -> PredictionSummary:
-        """Write everything. Raises UserError at the end where frames are missing or have no result; the others are written."""
-        reader = VideoReader(self.path, every=self.every)
+        """Write everything. Raises UserError at the end where frames are missing or have no result; the others are written.
+
+        KeyboardInterrupt is passed on, when all files are whole; so is SIGTERM, as KeyboardInterrupt.
+        """
         with ExitStack() as stack:
-            stack.callback(reader.close)
-            results = ResultsFolder(self.out, resume=self.resume, overwrite=self.overwrite)
-            stamp = self.path.stat()
-            about = {"video": [self.path.name, stamp.st_size, stamp.st_mtime_ns], "every": self.every}
-            if not self.resume:
-                results.clear(tiles=True)
-            # Refuses frames of other settings before anything of theirs is removed.
-            journal = FrameJournal(self.out, {**self.made_with, **about}, resume=self.resume)
-            stack.callback(journal.close)
-            if self.resume:
-                results.clear(tiles=False)
-            results.record([tracked_name(self.path.name), *_WRITTEN])
-            if self.resume:
-                self.say(f"resumed: {journal.num_kept} frames kept")
-            loop = FrameLoop(self, reader.info, stack)
-            frames = self.limit.cut(reader.frames())
+            stack.enter_context(terminated_as_interrupted())
+            if isinstance(self.source, Path):
+                reader = VideoReader(self.source, every=self.every)
+                stack.callback(reader.close)
+                journal = self._journal(self.source)
+                stack.callback(journal.close)
+                results = journalled(self.limit.cut(reader.frames()), predictor, journal)
+            else:
+                if self.resume:
+                    fix = "leave out --resume, and give another folder"
+                    raise UserError("a stream cannot be resumed", where=public_name(self.source), fix=fix)
+                results_folder = ResultsFolder(self.out, overwrite=self.overwrite)
+                reader = LiveReader(self.source, every=self.every)
+                stack.callback(reader.close)
+                results_folder.clear(tiles=True)
+                results_folder.record(self._written(reader.name))
+                # Each frame alone: in a batch the first would wait for the last.
+                results = (result for frame in self.limit.cut(reader.frames()) for result in predictor.stream([frame]))
+            loop = FrameLoop(self, reader.info, stack, name=reader.name)
             try:
-                for result in journalled(frames, predictor, journal):
+                for result in results:
                     loop.one(result)
             except KeyboardInterrupt:
                 loop.finish()
-                self.warn(f"note: stopped after {loop.frames} frames: the files are whole, --resume goes on")
+                on = ", --resume goes on" if isinstance(self.source, Path) else ""
+                self.warn(f"note: stopped after {loop.frames} frames: the files are whole{on}")
                 raise
             loop.finish()
+        if isinstance(reader, LiveReader):
+            self.say(reader.line())
         for note in reader.notes:
-            self.warn(f"note: {self.path.name}: {note}")
+            self.warn(f"note: {reader.name}: {note}")
         return loop.summary(str(reader.troubles) if reader.troubles else "")
+
+    def _written(self, name: str) -> list[str]:
+        return [tracked_name(name), *_WRITTEN]
+
+    def _journal(self, path: Path) -> FrameJournal:
+        """The folder made ready, and its journal."""
+        results = ResultsFolder(self.out, resume=self.resume, overwrite=self.overwrite)
+        stamp = path.stat()
+        about = {"video": [path.name, stamp.st_size, stamp.st_mtime_ns], "every": self.every}
+        if not self.resume:
+            results.clear(tiles=True)
+        # Refuses frames of other settings before anything of theirs is removed.
+        journal = FrameJournal(self.out, {**self.made_with, **about}, resume=self.resume)
+        if self.resume:
+            results.clear(tiles=False)
+            self.say(f"resumed: {journal.num_kept} frames kept")
+        results.record(self._written(path.name))
+        return journal
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """Within it, SIGTERM, by which services and containers are stopped, is KeyboardInterrupt; in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def journalled(frames: Iterator[VideoFrame], predictor: Predictor, journal: FrameJournal) -> Iterator[Result]:
@@ -148,7 +200,7 @@ def journalled(frames: Iterator[VideoFrame], predictor: Predictor, journal: Fram
 class FrameLoop:
     """The loop over the results of a video's frames, and what it counted."""
 
-    def __init__(self, job: VideoJob, info: VideoInfo, stack: ExitStack) -> None:
+    def __init__(self, job: VideoJob, info: VideoInfo, stack: ExitStack, *, name: str) -> None:
         self._job, self._info, self._notes = job, info, set[str]()
         self._tracking = Tracking(Tracker(rate=float(info.rate), score=job.show))
         self.frames, self.boxes, self.tiles, self.bad = 0, 0, 0, 0
@@ -165,7 +217,9 @@ class FrameLoop:
         for writer in self._writers:
             stack.callback(writer.close)
         if job.draw:
-            annotated = AnnotatedVideo(job.out / tracked_name(job.path.name), info, least=job.show)
+            annotated = AnnotatedVideo(
+                job.out / tracked_name(name), info, least=job.show, live=isinstance(job.source, str)
+            )
             if annotated.padded is not None:
                 job.warn(f"note: {annotated.padded}")
             self._open(annotated, stack)
@@ -219,9 +273,9 @@ class FrameLoop:
             more = f"{self.bad} of {self.frames} frames have no result, wholly or in part"
             troubles = f"{troubles}; {more}" if troubles else more
         if troubles:
-            raise UserError(
-                troubles, where=job.path, fix=f"the results of the {self.frames} frames that came are written"
-            )
+            where = job.source if isinstance(job.source, Path) else public_name(job.source)
+            fix = f"the results of the {self.frames} frames that came are written"
+            raise UserError(troubles, where=where, fix=fix)
         return PredictionSummary(
             out=job.out, images=self.frames, boxes=self.boxes, tiles=self.tiles, seconds=seconds, tracks=tracks
         )
@@ -230,8 +284,8 @@ class FrameLoop:
 class AnnotatedVideo:
     """The video with the outlines of its tracks, frame by frame at the times of the source."""
 
-    def __init__(self, path: Path, info: VideoInfo, *, least: float) -> None:
-        self._writer, self._least = VideoWriter(path, info), least
+    def __init__(self, path: Path, info: VideoInfo, *, least: float, live: bool = False) -> None:
+        self._writer, self._least = VideoWriter(path, info, live=live), least
         self.padded: str | None = None
         """A line on how its frames differ from the source's; None where they do not."""
         if info.size != self._writer.padded:

@@ -190,6 +190,7 @@ def wait_for_frames(out: Path, count: int, process: subprocess.Popen[bytes]) -> 
     raise AssertionError("no frames came")
 
 
+@pytest.mark.slow  # another process that imports the tracker; the same without a kill: `test_ctrl_c_leaves_whole_files`
 def test_a_killed_job_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     """Two objects cross, one comes late, one is away for a while: what tracks remember must be there again."""
     paths = [
@@ -223,12 +224,25 @@ def test_ctrl_c_leaves_whole_files(tmp_path: Path) -> None:
             raise KeyboardInterrupt
         return spots(windows)
 
-    path, out, said = write(tmp_path / "a.mp4", [STILL] * 60), tmp_path / "o", []
+    # The second object comes on frame 11, so that its track is not settled when the job is stopped at 12.
+    images = [STILL if k > 9 else scene([[10, 10, 16, 16]]) for k in range(30)]
+    path, out, said = write(tmp_path / "a.mp4", images), tmp_path / "o", []
     with pytest.raises(KeyboardInterrupt):
         job(path, out, model=stopped, said=said)
     assert "note: stopped after 12 frames: the files are whole, --resume goes on" in said
     assert len(frames(out / "a.tracked.mp4")) == 12
     assert {int(line["frame"]) for line in rows(out / "tracks.csv")} == set(range(1, 13))
+    asked: list[int] = []
+
+    def counting(windows: list[np.ndarray]) -> list[Detections]:
+        asked.extend(1 for _ in windows)
+        return spots(windows)
+
+    job(path, out, model=counting, resume=True, stills=True)
+    assert len(asked) == 18
+    job(path, tmp_path / "whole", stills=True)
+    for name in ("tracks.csv", "counts.csv", "stills.csv", "detections.csv", "a.tracked.mp4"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
 def test_going_on_with_other_settings_or_another_video_is_refused(tmp_path: Path) -> None:

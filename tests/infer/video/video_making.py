@@ -103,13 +103,15 @@ def spots(windows: Sequence[np.ndarray]) -> list[Detections]:
 
 
 def job(
-    path: Path, out: Path, *, model: Callable[..., Any] = spots, said: list[str] | None = None, **changes: Any
+    path: Path | str, out: Path, *, model: Callable[..., Any] = spots, said: list[str] | None = None, **changes: Any
 ) -> Any:
     """Run a video job with the detector of bright spots; what it says goes to `said`."""
     said = [] if said is None else said
     options: dict[str, Any] = {"formats": ("csv",), "classes": ("spot",), "show": 0.3}
     asked = {**options, **changes}
-    return VideoJob(path=path, out=out, say=said.append, warn=said.append, **asked).run(Predictor(model, batch_size=4))
+    return VideoJob(source=path, out=out, say=said.append, warn=said.append, **asked).run(
+        Predictor(model, batch_size=4)
+    )
 
 
 def rows(path: Path) -> list[dict[str, str]]:

@@ -143,7 +143,8 @@ class VideoReader:
         self._av = pyav()
         if every < 1:
             raise UserError(f"every {every}th frame", fix="give at least 1")
-        self.path, self.every, self.troubles, self.notes = path, every, Troubles(), list[str]()
+        self.path, self.name, self.every = path, path.name, every
+        self.troubles, self.notes = Troubles(), list[str]()
         self._container = self._opened()
         stream = video_stream(self._container)
         if stream is None:
