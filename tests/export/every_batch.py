@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from flyspeck.data.enlarge import Enlarge
+from flyspeck.data.enlarge import described_enlargement
 from flyspeck.export.frame import Frame
 from flyspeck.export.onnx import describe
 from flyspeck.export.package import traced, write_all
@@ -19,28 +20,42 @@ from flyspeck.models.detector import Detector
 SIZES = ((67, 97), (101, 77), (163, 127), (75, 130), (97, 33))
 
 
+Images = Sequence[Sequence[np.ndarray]]
+"""Of each size some images (H, W, C)."""
+
+
+def noise(sizes: Sequence[tuple[int, int]], channels: int) -> Images:
+    """As many images of each size as the largest batch holds."""
+    return [list(np.random.default_rng(h).integers(0, 256, (max(BATCHES), h, w, channels), np.uint8)) for h, w in sizes]
+
+
 def differences(
-    detector: Detector, folder: Path, *, sizes: Sequence[tuple[int, int]] = SIZES, openvino: bool = True
+    detector: Detector,
+    folder: Path,
+    *,
+    sizes: Sequence[tuple[int, int]] = SIZES,
+    openvino: bool = True,
+    description: Mapping[str, Any] | None = None,
+    images: Images | None = None,
 ) -> dict[str, Difference]:
-    """By engine, batch and size: the exported file against the detector."""
+    """By engine, batch and size: the exported file against `flyspeck predict` of the detector; without `images` on noise."""
     graph, by_factor = traced(detector)
-    told = describe(detector, {})
+    told, enlarge = describe(detector, description or {}), described_enlargement(description or {})
     files = [folder / "model.onnx", *([folder / "model.xml"] if openvino else [])]
     for file in files:
-        write_all(graph, by_factor, file, told, Frame.of(detector, Enlarge()))
+        write_all(graph, by_factor, file, told, Frame.of(detector, enlarge))
     suppression = detector.head.suppression
     rule = Rule(suppression.score, suppression.iou, suppression.max_detections)
     eager, engines = TorchModel(detector), {file.suffix: PlainRun(file, told) for file in files}
-    channels = int(detector.pixel_norm.mean.shape[1])
     found = {}
-    for height, width in sizes:
-        shape = (max(BATCHES), height, width, channels)
-        images = list(np.random.default_rng(height).integers(0, 256, shape, np.uint8))
-        wanted = reference_of(eager, images, rule, enlarge=Enlarge())
+    for own in images or noise(sizes, int(detector.pixel_norm.mean.shape[1])):
+        reference = reference_of(eager, own, rule, enlarge=enlarge)
+        height, width = own[0].shape[:2]
         for name, engine in engines.items():
             for batch in BATCHES:
-                key = f"{name} {batch}x{height}x{width}"
-                found[key] = compare(wanted[:batch], engine(images[:batch]), rule)
+                rows = [i % len(own) for i in range(batch)]
+                answer = engine([own[row] for row in rows])
+                found[f"{name} {batch}x{height}x{width}"] = compare([reference[row] for row in rows], answer, rule)
     return found
 
 

@@ -17,6 +17,7 @@ from flyspeck.errors import UserError, missing_extra
 from flyspeck.evaluate.score_curve import KEY as KEY_OF_SCORES
 from flyspeck.export.factors import FactorGraph, PrefixGraph
 from flyspeck.export.graph import INPUT, OUTPUTS, DetectorGraph
+from flyspeck.export.metadata import conventions
 from flyspeck.export.operators import onnx_translations
 from flyspeck.infer.exported import ANY_BATCH, FORMAT, KEY
 from flyspeck.models.detector import Detector
@@ -152,7 +153,7 @@ def write_onnx(model: Any, path: Path, description: Mapping[str, Any]) -> None:
     import onnx
 
     del model.metadata_props[:]
-    onnx.helper.set_model_props(model, {KEY: json.dumps(description)})
+    onnx.helper.set_model_props(model, {KEY: json.dumps(description), **conventions(description)})
     model.producer_name, model.producer_version = "flyspeck", VERSION
     path.write_bytes(model.SerializeToString())
 

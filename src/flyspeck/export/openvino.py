@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flyspeck.errors import missing_extra
+from flyspeck.export.metadata import conventions
 from flyspeck.infer.exported import KEY
 
 
@@ -18,5 +19,6 @@ def write_openvino(model: Any, path: Path, description: Mapping[str, Any]) -> No
     except ImportError:
         raise missing_extra("openvino", "export") from None
     converted: Any = openvino.Core().read_model(model.SerializeToString())
-    converted.set_rt_info(json.dumps(description), [KEY])
+    for name, text in {KEY: json.dumps(description), **conventions(description)}.items():
+        converted.set_rt_info(text, [name])
     openvino.save_model(converted, path, compress_to_fp16=False)

@@ -1,0 +1,88 @@
+"""Every detector of the zoo, tiny: each detector, backbone, neck and configuration of SSD once, and the laboratory's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from every_batch import SIZES, differences
+from tiny_exports import make_detector
+from torch import nn
+
+from flyspeck.errors import UserError
+from flyspeck.export.parity import Difference
+from flyspeck.models.detector import Detector
+from flyspeck.models.dynamic.router import attach_predictor
+from flyspeck.models.heads.ssd_tables import MOBILENET_V1, VGG16
+from flyspeck.models.zoo import BACKBONES, DETECTORS, NECKS
+from flyspeck.train.config import DynamicConfig
+from flyspeck.train.dynamic import make_dynamic
+
+CLASSES = ("dot", "dash", "dab")
+"""Three: a constant of the traced batch of two goes into rows of 2 x 4 numbers a region whatever the batch, but not of 3 x 4."""
+_TWO_STAGES: dict[str, Any] = {"head": {"hidden": 16, "proposals": 60}}
+_GRID = {"grid_channels": 72, "grid_depth": 2}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "fcos": {"norm": "bn"},
+    "retinanet": {"norm": "gn"},
+    "reppoints": {"norm": "gn"},
+    "faster_rcnn": _TWO_STAGES,
+    "cascade_rcnn": {**_TWO_STAGES, "nms": 0.3},
+    "tinaface": {"norm": "bn", "levels": "3-6"},
+    "tinaface_gn_dcn": {"norm": "gn", "levels": "3-6"},
+    "free_anchor": {"norm": "gn"},
+    "libra_rcnn": {**_TWO_STAGES, "levels": "2-6"},
+    "grid_rcnn": {"head": {**_TWO_STAGES["head"], **_GRID}, "max_detections": 20},
+}
+# SSD's narrow maps are dead in places, where many scores are exactly equal: without suppression their order is no matter.
+_SSD: dict[str, Any] = {"levels": None, "norm": "bn", "max_detections": 3000, "nms": 1.0, "min_score": 0.8}
+_LEVELS = {"hrnet18": "2-5", "hrnet32": "2-5", "bh_hrnet18": "2-5", "bh_hrnet32": "2-5", "swin_t": "2-5"}
+COMPARATORS = ("free_anchor:resnet18", "libra_rcnn:resnet18", "grid_rcnn:resnet18")
+CHOOSING = "dpnet:fcos:resnet18"
+
+
+def names() -> list[str]:
+    """All that the tables of the zoo hold; what is added there is here."""
+    heads = [name for name in DETECTORS if name != "ssd" and f"{name}:resnet18" not in COMPARATORS]
+    found = [f"{name}:{'resnet50' if name == 'tinaface_gn_dcn' else 'resnet18'}" for name in heads]
+    found += ["fcos:resnet18-S1L1", "fcos:timm/mobilenetv3_small_100", CHOOSING]
+    found += [f"faster_rcnn:resnet18:{neck}" for neck in NECKS]
+    found += [f"ssd:mobilenet_v1:{name}" for name in MOBILENET_V1] + [f"ssd:vgg16:{name}" for name in VGG16]
+    return [*found, *(f"fcos:{backbone}" for backbone in BACKBONES if backbone != "resnet18")]
+
+
+def tiny(name: str) -> Detector:
+    """The detector, narrow, its scores spread; one that chooses its factor has a predictor whose answers spread around a half."""
+    host = name.removeprefix("dpnet:")
+    head, _, rest = host.partition(":")
+    options = {**(_SSD if head == "ssd" else OPTIONS[head])}
+    parts = rest.split(":")
+    if parts[0] in _LEVELS or parts[-1] in ("hrfpn", "sspnet"):
+        options["levels"] = _LEVELS.get(parts[0], "2-5")
+    if parts[0].startswith("timm/"):
+        options["width"] = 1.0
+    detector, _ = make_detector(host, classes=CLASSES, **options)
+    return _choosing(detector) if host != name else detector
+
+
+def _choosing(detector: Detector) -> Detector:
+    make_dynamic(detector, DynamicConfig())
+    router = attach_predictor(detector, widths=(4, 4, 8, 8))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for norm in (m for m in detector.modules() if isinstance(m, nn.BatchNorm2d)):
+            norm.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
+            norm.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
+        router.predictor.factors.weight.mul_(20)
+        router.predictor.factors.bias.zero_()
+    return detector.eval()
+
+
+def matrix_of(name: str, folder: Path) -> dict[str, Difference] | str:
+    """By engine, batch and size; or the reason why there is no export."""
+    sizes = ((300, 300), *SIZES[1:]) if name.startswith("ssd") else SIZES
+    try:
+        return differences(tiny(name), folder, sizes=sizes)
+    except UserError as error:
+        return error.what
