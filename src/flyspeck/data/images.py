@@ -102,6 +102,8 @@ def _own(path: Path, channels: int | None, bands: Sequence[int] | None, max_pixe
     if path.suffix.lower() == ".npy":
         return _picked(np.array(open_array(path)), bands)
     header = tiff_header(path)
+    if header is not None:
+        check_segments(header, path)
     if header is not None and not header.plain:
         limited((header.size[1], header.size[0]), path, max_pixels)
         return upright(_picked(_tiff_bands(path, header, channels, bands), bands), header.orientation)
@@ -134,6 +136,18 @@ def tiff_header(path: Path) -> tiff.TiffHeader | None:
         return tiff.read_header(path)
     except (SyntaxError, KeyError, TypeError, ValueError, IndexError, OSError, struct.error):
         return None
+
+
+def check_segments(header: tiff.TiffHeader, path: Path) -> None:
+    """Raises UserError for a TIFF that lists fewer strips or tiles than its size takes: decoders leave the rest black."""
+    there, needed = header.segments
+    if there < needed:
+        size = f"{header.size[0]}x{header.size[1]}"
+        raise UserError(
+            f"the image is broken (its {size} pixels take {needed} strips or tiles, and it has {there})",
+            where=path,
+            fix="fetch it again or take it out of the list",
+        )
 
 
 def _tiff_bands(path: Path, header: tiff.TiffHeader, channels: int | None, bands: Sequence[int] | None) -> np.ndarray:

@@ -25,6 +25,7 @@ _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _HIGHEST, _EXTRA, 
     *(256, 257, 258, 262, 274, 277, 281, 338, 339),
 )
 _SUBFILE, _TILE_WIDTH, _TILE_HEIGHT, _STRIP_ROWS = 254, 322, 323, 278
+_STRIP_OFFSETS, _TILE_OFFSETS, _PLANAR = 273, 324, 284
 _GDAL, _NODATA = 42112, 42113
 _PLACE = (33550, 33922, 34264, 34735)  # GeoTIFF: pixel scale, tie points, transformation, keys
 _MINISWHITE, _MINISBLACK, _RGB, _PALETTE = 0, 1, 2, 3
@@ -73,6 +74,8 @@ class TiffHeader:
     """Whether GeoTIFF's tags say where it lies on Earth."""
     piece: int = 0
     """Pixels of a tile or strip, which is decoded in one piece."""
+    segments: tuple[int, int] = (1, 1)
+    """Strips or tiles that it lists, and those that its size takes."""
     mask_page: int | None = None
     """Which page, from 0, is a mask of the first one (`NewSubfileType`)."""
 
@@ -188,6 +191,7 @@ def _header(tags: Any, mask_page: int | None) -> TiffHeader:
         meanings=meanings,
         placed=any(tag in tags for tag in _PLACE),
         piece=_piece(tags),
+        segments=_segments(tags, samples),
         mask_page=mask_page,
     )
 
@@ -207,6 +211,19 @@ def _meanings(samples: int, photometric: int, extra: tuple[int, ...], metadata: 
         if 'name="COLORINTERP"' in item[1] and sample and int(sample[1]) < samples:
             found[int(sample[1])] = item[2].strip().lower()
     return tuple(found)
+
+
+def _segments(tags: Any, samples: int) -> tuple[int, int]:
+    width, height = int(tags[_WIDTH]), int(tags[_HEIGHT])
+    tiled = _TILE_WIDTH in tags
+    wide = int(tags[_TILE_WIDTH]) if tiled else width
+    high = int(tags.get(_TILE_HEIGHT, height)) if tiled else min(height, int(tags.get(_STRIP_ROWS, height)))
+    listed = tags.get(_TILE_OFFSETS if tiled else _STRIP_OFFSETS, ())
+    planes = samples if int(tags.get(_PLANAR, 1)) == 2 else 1
+    needed = planes * -(-width // max(1, wide)) * -(-height // max(1, high))
+    if not isinstance(listed, tuple):
+        return 1, needed
+    return len(listed) or needed, needed  # old JPEGs in TIFF have other ways to say where they lie
 
 
 def _piece(tags: Any) -> int:

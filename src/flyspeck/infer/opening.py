@@ -20,7 +20,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from flyspeck.data.images import read_size, tiff_header
+from flyspeck.data.images import check_segments, read_size, tiff_header
 from flyspeck.errors import UserError, missing_extra
 from flyspeck.infer import raster
 from flyspeck.infer.georeference import mask_beside, metadata_beside, signs_of_place, world_files
@@ -32,6 +32,9 @@ from flyspeck.infer.whole import open_whole
 from flyspeck.infer.windows import OpenOptions, Source
 
 _BOMB = 100  # pixels a byte; photographs have 1 to 10, blank scans some tens
+_EMPTY = (
+    1000  # pixels a byte of a raster that is read by windows, whose empty parts may be large; deflate packs no more
+)
 _ONE_PIECE = 50_000_000  # pixels; larger TIFFs are read by windows where an extra is there to do it
 _GEO = "pip install 'flyspeck[geo]'"
 
@@ -52,11 +55,10 @@ def open_file(path: Path, options: OpenOptions, *, name: str) -> Source:
         _refuse_without_gdal(path, driver, options)
     height, width = read_size(path)
     pixels = height * width
-    if driver == "GTiff":
-        _refuse_bomb(path, pixels, options)
-        if pixels > _ONE_PIECE and raster.has_tifffile():
-            _refuse_pieces(path, options)
-            return TifffileSource(path, options, name=name)
+    if driver == "GTiff" and pixels > _ONE_PIECE and raster.has_tifffile():
+        _refuse_bomb(path, pixels, options, _EMPTY)
+        _refuse_pieces(path, options)
+        return TifffileSource(path, options, name=name)
     if options.max_pixels is not None and pixels > options.max_pixels:
         return _by_vips(path, driver, options, name, pixels)
     return open_whole(path, options, name=name)
@@ -80,7 +82,7 @@ def _by_gdal(path: Path, driver: str, options: OpenOptions, name: str) -> Source
     if not options.allow_references:
         check_references(path, driver)
     if driver == "GTiff":
-        _refuse_bomb(path, _pixels(path), options)
+        _refuse_bomb(path, _pixels(path), options, _EMPTY)
     source = raster.RasterioSource(path, options, name=name, driver=driver)
     try:
         large = source.size[0] * source.size[1] > _ONE_PIECE
@@ -110,14 +112,18 @@ def _root(path: Path) -> str:
 
 
 def _pixels(path: Path) -> int:
+    """Of a TIFF; raises UserError for one that does not hold what it claims."""
     header = tiff_header(path)
-    return 0 if header is None else header.size[0] * header.size[1]
+    if header is None:
+        return 0
+    check_segments(header, path)
+    return header.size[0] * header.size[1]
 
 
-def _refuse_bomb(path: Path, pixels: int, options: OpenOptions) -> None:
-    """Raises UserError for a file that claims more pixels than are decoded in one piece, and than its bytes can well hold."""
+def _refuse_bomb(path: Path, pixels: int, options: OpenOptions, most: int) -> None:
+    """Raises UserError for a file of more pixels than are decoded in one piece, and than `most` a byte."""
     size = path.stat().st_size
-    if options.max_pixels is not None and pixels > options.max_pixels and pixels > _BOMB * size:
+    if options.max_pixels is not None and pixels > options.max_pixels and pixels > most * size:
         raise UserError(
             f"{pixels / 1e6:,.0f} megapixels in {size / 1e6:.1f} MB, more than an image can be packed",
             where=path,
@@ -142,7 +148,7 @@ def _too_large_a_piece(path: Path, piece: int, options: OpenOptions) -> UserErro
 
 def _by_vips(path: Path, driver: str, options: OpenOptions, name: str, pixels: int) -> Source:
     if raster.has_pyvips():
-        _refuse_bomb(path, pixels, options)
+        _refuse_bomb(path, pixels, options, _BOMB)
         return VipsSource(path, options, name=name)
     extra = "geo" if driver == "GTiff" else "vips"
     raise UserError(

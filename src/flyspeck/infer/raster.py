@@ -113,8 +113,10 @@ class RasterioSource(Source):
         structure = {key.upper(): value for key, value in file.tags(ns="IMAGE_STRUCTURE").items()}
         first = {**file.tags(1), **file.tags(1, ns="IMAGE_STRUCTURE")}
         bits = stated_bits({**file.tags(), **structure, **first})
+        self._inverted = structure.get("MINISWHITE", "").upper() == "YES"
+        if self._inverted and meanings[0] == "palette":  # GDAL makes one that says the same in 8 bits
+            meanings[0] = "gray"
         self._palette = _palette(file) if meanings[0] == "palette" else None
-        self._inverted = structure.get("MINISWHITE", "").upper() == "YES" and self._palette is None
         self._picked: list[int] | None = None
         if self._palette is not None:
             self._bands = [1]
