@@ -17,7 +17,7 @@ from flyspeck.data.images import EXTENSIONS
 from flyspeck.data.readers import format_of, read_annotations
 from flyspeck.data.readers.coco import read_listing
 from flyspeck.data.readers.folders import walk
-from flyspeck.data.readers.places import unread
+from flyspeck.data.readers.places import some, unread
 from flyspeck.errors import UserError
 from flyspeck.infer.naming import file_names, has_ending, inside
 from flyspeck.infer.opening import open_file
@@ -174,6 +174,9 @@ def _images_below(folder: Path, say: Callable[[str], None]) -> list[Path]:
                 folders.remove(name)
                 say(f"note: {Path(here, name)} holds results of an earlier prediction: its images are passed over")
         found += [Path(here, name) for name in files if Path(name).suffix.lower() in EXTENSIONS]
+        mosaics = [name for name in files if name.lower().endswith(".vrt")]
+        if mosaics:  # most of them are put together of the very images beside them
+            say(f"note: {len(mosaics)} VRT in {here} ({some(mosaics)}) passed over: name one to look at it")
     # What an earlier job wrote into this very folder, beside the images.
     own = set(written_in(folder) or ()) if found else set()
     mixed = [path for path in found if path.relative_to(folder).parts[0] in own]
@@ -238,7 +241,7 @@ class Categories:
 def _holds_annotations(path: Path) -> bool:
     """Whether a file is none of images: by its ending where that is known, else by what a reader of annotations sees."""
     ending = path.suffix.lower()
-    if ending == ".json" or ending in EXTENSIONS or ending == ".npy" or not path.is_file():
+    if ending in (".json", ".npy") or has_ending(path) or not path.is_file():
         return ending == ".json"
     try:
         format_of(path)
