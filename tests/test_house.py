@@ -35,6 +35,7 @@ BELOW = {
     "cli": {"data", "models", "evaluate", "train", "infer", "export", "report", "publish", "explain", "label_errors"},
 }
 GROUND = {
+    "allocator",
     "boxes",
     "callable_package",
     "convert",

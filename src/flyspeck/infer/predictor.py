@@ -13,11 +13,12 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 
 import numpy as np
 
+from flyspeck.allocator import freed_memory_kept
 from flyspeck.data.enlarge import Enlarge
 from flyspeck.errors import UserError
 from flyspeck.evaluate.score_curve import WITHOUT
@@ -152,6 +153,8 @@ class Predictor:
         done: dict[int, ReadingJob] = {}
         next_number = 0
         pending: dict[tuple[int, ...], list[Window]] = {}
+        kept = ExitStack()
+        kept.enter_context(freed_memory_kept(give_back=False))
         try:
             for arrival in reading.arrivals():
                 if isinstance(arrival, Window):
@@ -172,6 +175,7 @@ class Predictor:
                 yield self._result(done[number], journal)
         finally:
             reading.stop()
+            kept.close()
 
     def _accept(
         self, window: Window, pending: dict[tuple[int, ...], list[Window]], journal: Journal

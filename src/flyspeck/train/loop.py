@@ -24,11 +24,11 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 
+from flyspeck.allocator import freed_memory_kept
 from flyspeck.errors import UserError
 from flyspeck.files import renamed_keys
 from flyspeck.train.checkpoint import load_state, save_state, save_weights
 from flyspeck.train.ema import EMA
-from flyspeck.train.memory import freed_memory_kept
 from flyspeck.train.optim import build_optimizer, lr_factor, set_lr
 from flyspeck.train.progress import Reporter
 from flyspeck.train.sections import TrainConfig

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flyspeck.allocator import freed_memory_kept
 from flyspeck.data.classification import LabelledImages
 from flyspeck.devices import torch_device
 from flyspeck.errors import UserError
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.classifier import Classifier
 from flyspeck.models.weights import save_weights
-from flyspeck.train.memory import freed_memory_kept
 from flyspeck.train.optim import build_optimizer, lr_factor, set_lr
 from flyspeck.train.sections import TrainConfig
 

@@ -8,9 +8,12 @@ import sys
 
 import pytest
 
+from flyspeck import allocator
+from flyspeck.allocator import freed_memory_kept
+
 COUNT = """
 import contextlib, resource, sys, torch
-from flyspeck.train.memory import _mallopt, freed_memory_kept
+from flyspeck.allocator import _mallopt, freed_memory_kept
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -49,3 +52,15 @@ def test_freed_maps_are_taken_again_without_page_faults() -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="GNU's allocator only")
 def test_whoever_tunes_the_allocator_is_left_alone() -> None:
     assert counted(MALLOC_ARENA_MAX="2")[0] is False
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="GNU's allocator only")
+def test_what_is_inside_another_leaves_it_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(allocator, "_mallopt", lambda: lambda *one: told.append(one))
+    with freed_memory_kept(give_back=False):
+        first = len(told)
+        with freed_memory_kept(give_back=False):
+            assert len(told) == first
+        assert len(told) == first
+    assert len(told) == 2 * first
