@@ -158,6 +158,52 @@ def test_a_frame_that_the_decoder_patched_up_is_named(tmp_path: Path) -> None:
     assert "frame" in str(reader.troubles)
 
 
+@pytest.mark.parametrize("ending", [".mp4", ".mkv", ".avi", ".ts", ".webm", ".gif", ".flv"])
+def test_damage_anywhere_is_frames_or_one_line(tmp_path: Path, ending: str) -> None:
+    """Bytes changed, cut, doubled and left out at random: frames in the order of time, or a UserError, never anything else."""
+    content = write(tmp_path / f"a{ending}", NOISE[:8], options={}, sound=ending in (".mp4", ".flv")).read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        damaged = bytearray(content)
+        for kind in rng.choice(["flip", "cut", "zero", "double", "leave out"], int(rng.integers(1, 5))):
+            at, length = int(rng.integers(0, len(damaged) or 1)), int(rng.integers(1, 300))
+            if kind == "flip":
+                damaged[at : at + 1] = bytes([int(rng.integers(256))])
+            elif kind == "cut":
+                del damaged[at:]
+            elif kind == "zero":
+                damaged[at : at + length] = bytes(len(damaged[at : at + length]))
+            elif kind == "double":
+                damaged[at:at] = damaged[at : at + length]
+            else:
+                del damaged[at : at + length]
+        path = tmp_path / f"b{ending}"
+        path.write_bytes(damaged)
+        try:
+            times, reader, _ = read(path)
+        except UserError:
+            continue
+        assert times == sorted(times)
+        assert bool(reader.troubles) == bool(str(reader.troubles))
+
+
+def test_recordings_that_are_joined_are_no_damage(tmp_path: Path) -> None:
+    part = write(tmp_path / "a.ts", moving(10), options={"bf": "0"}).read_bytes()
+    (tmp_path / "b.ts").write_bytes(part + part)
+    times, reader, _ = read(tmp_path / "b.ts")
+    assert times == pytest.approx([k / 25 for k in range(20)], abs=1e-3)
+    assert not reader.troubles
+    assert reader.notes == ["its times go back 1 times: they are told as if they went on"]
+
+
+@pytest.mark.parametrize("ending", [e for e in CODECS if e not in (".gif", ".flv")])
+def test_a_video_of_one_frame(tmp_path: Path, ending: str) -> None:
+    times, reader, _ = read(write(tmp_path / f"a{ending}", moving(1)))
+    assert times == [0]
+    assert 0 < reader.info.rate <= 1000
+    assert not reader.troubles
+
+
 # ---- which way up
 
 
@@ -322,6 +368,8 @@ def test_no_rate_is_25(tmp_path: Path) -> None:
         average_rate=None, guessed_rate=Fraction(0), base_rate=None, index_entries=(), frames=0, duration=None
     )
     assert rate_of(nothing) == 25
+    nothing.average_rate, nothing.guessed_rate = Fraction(60_000), Fraction(50)
+    assert rate_of(nothing) == 50  # DV files name the unit of their stamps
 
 
 # ---- the clock

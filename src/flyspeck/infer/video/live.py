@@ -209,6 +209,8 @@ class LiveReader:
                     continue  # a frame of which packets were lost
                 for frame in frames:
                     self._arrive(frame)
+        except IndexError:
+            return "another stream began in it"  # PyAV knows those alone that were there at the start
         except (self._av.FFmpegError, OSError) as error:
             return reason(error)
         return "it ended"

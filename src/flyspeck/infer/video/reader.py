@@ -18,8 +18,9 @@ from flyspeck.infer.video.pyav import file_options, pyav, video_stream
 VIDEO_EXTENSIONS = frozenset(
     (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".flv", ".wmv", ".3gp")
 )
+_FASTEST = 1000  # frames per second; more is the unit of the stamps, not a rate
 _LISTED = 5  # frames named of those that are lost or damaged
-_JUMP = 1  # s by which a stamp may be early before the clock is taken for a new one
+_JUMP = 3  # mean periods by which a stamp may be early before the clock is taken for a new one
 _FAILURES = 100  # errors of the container, one after the other, before it is given up
 
 
@@ -78,7 +79,7 @@ class Clock:
                 self.origin = stamp
             now = stamp - self.origin
         if self.last is not None and now < self.last:
-            if self.last - now > _JUMP:
+            if self.last - now > _JUMP / self.rate:
                 self.jumps += 1
                 shift = self.last + 1 / self.rate - now
                 self.origin = None if self.origin is None else self.origin - shift
@@ -97,6 +98,8 @@ class Troubles:
     """Frames that could not be decoded: number from 1, and seconds where they are known."""
     damaged: list[tuple[int, float]] = field(default_factory=list)
     """Frames that the decoder had to patch up; they are read all the same."""
+    gaps: list[int] = field(default_factory=list)
+    """Frames after which the container is damaged: what is lost there, nobody can tell."""
     promised: int = 0
     """Frames by the file's index or duration, where some are missing at its end."""
     missing: int | None = 0
@@ -105,7 +108,7 @@ class Troubles:
     """Why reading ended early."""
 
     def __bool__(self) -> bool:
-        return self.missing != 0 or bool(self.lost or self.damaged or self.broken)
+        return self.missing != 0 or bool(self.lost or self.damaged or self.gaps or self.broken)
 
     def __str__(self) -> str:
         """One line for people."""
@@ -122,6 +125,9 @@ class Troubles:
                 named = ", ".join(str(n) if at is None else f"{n} ({at:.3f} s)" for n, at in frames[:_LISTED])
                 more = f" and {len(frames) - _LISTED} more" if len(frames) > _LISTED else ""
                 parts.append(f"frame{'s' if len(frames) > 1 else ''} {named}{more} {what}")
+        if self.gaps:
+            named = ", ".join(map(str, self.gaps[:_LISTED])) + (", ..." if len(self.gaps) > _LISTED else "")
+            parts.append(f"the file is damaged after frame {named}: frames may be missing there")
         return "; ".join(parts + [self.broken] * bool(self.broken))
 
 
@@ -157,6 +163,7 @@ class VideoReader:
         self._clock = Clock(_start(self._container, stream), self._rate)
         self._packets, self._end, self._stamps = 0, None, list[int]()
         self._errors: list[Fraction | None] = []
+        self._count = 0
         self._decoded = self._numbered()
         self._first = next(self._decoded, None)
         if self._first is None:
@@ -217,6 +224,7 @@ class VideoReader:
         for frame, patched in self._decode():
             stamp = self._stamp(frame)
             index = self._count_lost(index, stamp) + 1
+            self._count = index + 1
             seconds = self._clock.seconds(stamp)
             if patched:
                 self.troubles.damaged.append((index + 1, float(seconds)))
@@ -255,7 +263,9 @@ class VideoReader:
                     heapq.heappop(self._stamps)
                 continue
             for frame in frames:
-                yield frame, bool(frame.is_corrupt or packet.is_corrupt)
+                # In a transport stream the packet's mark also stands where two recordings are joined.
+                marked = packet.is_corrupt and self._container.format.name != "mpegts"
+                yield frame, bool(frame.is_corrupt or marked)
 
     def _demux(self) -> Iterator[Any]:
         """Packets; an error of the container costs what it costs, and the rest goes on."""
@@ -266,10 +276,16 @@ class VideoReader:
                     failures = 0
                     yield packet
                 return
+            except IndexError:
+                # A packet of a stream that was not there at the start (FLV, TS): PyAV knows no such stream.
+                failures += 1
+                if failures > _FAILURES:
+                    self.troubles.broken = "reading ended early (packets of unknown streams)"
+                    return
             except self._av.FFmpegError as error:
                 failures += 1
                 if failures == 1:
-                    self._errors.append(None)
+                    self.troubles.gaps.append(self._count)
                 if failures > _FAILURES or not isinstance(error, self._av.error.InvalidDataError):
                     self.troubles.broken = f"reading ended early ({reason(error)})"
                     return
@@ -315,7 +331,7 @@ def rate_of(stream: Any) -> Fraction:
         # AVI gives variable times by empty frames between, and counts them.
         return Fraction(entries) / (stream.duration * Fraction(stream.time_base))
     rates = (stream.average_rate, stream.guessed_rate, stream.base_rate)
-    return next((Fraction(rate) for rate in rates if rate and rate > 0), Fraction(25))
+    return next((Fraction(rate) for rate in rates if rate and 0 < rate <= _FASTEST), Fraction(25))
 
 
 def _start(container: Any, stream: Any) -> Fraction | None:
