@@ -11,7 +11,7 @@ from PIL import Image
 from flyspeck.data.enlarge import resample
 from flyspeck.errors import UserError
 from flyspeck.infer import raster
-from flyspeck.infer.source import find_items, open_source
+from flyspeck.infer.source import find_items, open_source, remarks_on
 from flyspeck.infer.windows import OpenOptions
 
 
@@ -146,3 +146,15 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             find_items(sources)
+
+
+def test_videos_in_a_folder_are_named_and_not_those_of_an_earlier_job(tmp_path: Path) -> None:
+    for name in ("a.mp4", "sub/b.MOV", "found/c.tracked.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "found" / "flyspeck-results.txt").write_text("c.tracked.mp4\n")
+    with pytest.raises(UserError, match=r"2 videos are passed over \(a.mp4, sub.b.MOV\): give each alone"):
+        find_items([tmp_path])
+    assert remarks_on([tmp_path]) == [
+        f"{tmp_path}: 2 videos are passed over (a.mp4, {Path('sub', 'b.MOV')}): give each alone"
+    ]

@@ -19,6 +19,7 @@ from flyspeck.infer.load import load_model
 from flyspeck.infer.look_choice import choose_skip_rule
 from flyspeck.infer.merge import MergeRule
 from flyspeck.infer.multiscale import MultiScale
+from flyspeck.infer.naming import is_video
 from flyspeck.infer.outputs import MAP_FORMATS, check_formats
 from flyspeck.infer.placing import Placing
 from flyspeck.infer.predictor import Predictor
@@ -28,7 +29,6 @@ from flyspeck.infer.remote import file_name_of, is_remote, remote_name
 from flyspeck.infer.source import Categories, Item, find_items, remarks_on
 from flyspeck.infer.tiles import default_tiles
 from flyspeck.infer.video.live import is_live
-from flyspeck.infer.video.reader import is_video
 from flyspeck.infer.video.zones import parse_zones
 from flyspeck.infer.web import WebRule
 from flyspeck.infer.windows import OpenOptions

@@ -14,6 +14,9 @@ from pathlib import Path, PurePath
 
 from flyspeck.data.images import EXTENSIONS
 
+VIDEO_EXTENSIONS = frozenset(
+    (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".flv", ".wmv", ".3gp")
+)
 _ENDINGS = ("", ".txt", ".xml", ".json", ".geojson", ".png")
 """What is put behind a name: a file must not be called as a folder beside it."""
 
@@ -61,3 +64,8 @@ def file_names(names: Sequence[str]) -> list[str]:
 def folded(name: str) -> str:
     """What a disk that knows neither case nor unicode forms takes the name for."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def is_video(path: Path | str) -> bool:
+    """Whether the name's ending is that of a video."""
+    return Path(path).suffix.lower() in VIDEO_EXTENSIONS

@@ -19,7 +19,7 @@ from flyspeck.data.readers.coco import read_listing
 from flyspeck.data.readers.folders import walk
 from flyspeck.data.readers.places import some, unread
 from flyspeck.errors import UserError
-from flyspeck.infer.naming import file_names, has_ending, inside
+from flyspeck.infer.naming import file_names, has_ending, inside, is_video
 from flyspeck.infer.opening import open_file
 from flyspeck.infer.remote import file_name_of, is_remote, open_remote, remote_name
 from flyspeck.infer.results_folder import written_in
@@ -185,7 +185,7 @@ def _images_below(folder: Path, say: Callable[[str], None]) -> list[Path]:
         found = [path for path in found if path.relative_to(folder).parts[0] not in own]
     found = sorted(path for path in found if path.is_file())
     if not found:
-        others = "; ".join(unread(folder, recursive=True))
+        others = "; ".join([*unread(folder, recursive=True), *_videos_in(folder)])
         raise UserError("no image in this folder", where=folder, fix=others or f"known endings: {_endings()}")
     return found
 
@@ -223,7 +223,21 @@ def _named(items: list[Item], say: Callable[[str], None]) -> list[Item]:
 def remarks_on(sources: Sequence[str | Path]) -> list[str]:
     """Lines on images in the folders among `sources` that no reader here reads: how many, which, and the extra that does."""
     folders = [path for path in map(Path, sources) if path.is_dir()]  # an address is none
-    return [f"{folder}: {line}" for folder in folders for line in unread(folder, recursive=True)]
+    return [
+        f"{folder}: {line}" for folder in folders for line in (*unread(folder, recursive=True), *_videos_in(folder))
+    ]
+
+
+def _videos_in(folder: Path) -> list[str]:
+    """A line on the videos in a folder and those below, which are not looked at there; not on those of an earlier job."""
+    found: list[str] = []
+    for here, folders, files in walk(folder):
+        folders[:] = [name for name in folders if written_in(Path(here, name)) is None]
+        own = set(written_in(Path(here)) or ())
+        found += [str(Path(here, name).relative_to(folder)) for name in files if is_video(name) and name not in own]
+    if not found:
+        return []
+    return [f"{len(found)} videos are passed over ({some(sorted(found))}): give each alone"]
 
 
 def _endings() -> str:

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from video_making import CODECS, SIZE, moving, scene, write
 
 from flyspeck.errors import UserError
+from flyspeck.infer.naming import is_video
 from flyspeck.infer.video.pixels import Orientation
-from flyspeck.infer.video.reader import Clock, VideoReader, frame_names, is_video
+from flyspeck.infer.video.reader import Clock, VideoReader, frame_names
 
 pytest.importorskip("av")
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from flyspeck.errors import UserError
+from flyspeck.infer.naming import is_video
 from flyspeck.infer.predictor import Predictor
 from flyspeck.infer.reading import Result
 from flyspeck.infer.source import Item
-from flyspeck.infer.video.reader import VideoInfo, VideoReader, is_video
+from flyspeck.infer.video.reader import VideoInfo, VideoReader
 from flyspeck.infer.video.tracker import Tracker
 from flyspeck.infer.video.tracks import TrackTable, draw_tracks
 from flyspeck.infer.video.writer import VideoWriter

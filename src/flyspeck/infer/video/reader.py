@@ -15,9 +15,6 @@ from flyspeck.infer.video.pixels import Orientation, rgb
 from flyspeck.infer.video.promise import bytes_missing, frames_missing, has_index
 from flyspeck.infer.video.pyav import file_options, pyav, video_stream
 
-VIDEO_EXTENSIONS = frozenset(
-    (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".flv", ".wmv", ".3gp")
-)
 _FASTEST = 1000  # frames per second; more is the unit of the stamps, not a rate
 _LISTED = 5  # frames named of those that are lost or damaged
 _JUMP = 3  # mean periods by which a stamp may be early before the clock is taken for a new one
@@ -44,11 +41,6 @@ class VideoFrame(Item):
     """When it is shown, from the start of the video: its presentation stamp."""
     duration: float = 0.0
     """For how many seconds it is shown, as far as the file says; else 0."""
-
-
-def is_video(path: Path | str) -> bool:
-    """Whether the name's ending is that of a video."""
-    return Path(path).suffix.lower() in VIDEO_EXTENSIONS
 
 
 def frame_names(video: str, number: int) -> tuple[str, str]:
