@@ -45,6 +45,7 @@ GROUND = {
     "files",
     "geo",
     "projection",
+    "one_object",
     "options",
     "plain_yaml",
     "plugins",

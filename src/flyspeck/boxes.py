@@ -78,6 +78,11 @@ def iod(a: Array, b: Array) -> Array:
     return intersection(a, b) / area(a)[:, None].clip(min=EPS)
 
 
+def paired_intersection(a: Array, b: Array) -> Array:
+    """Elementwise intersection area, `(N,)`."""
+    return _overlap(a, b)
+
+
 def paired_iou(a: Array, b: Array) -> Array:
     """Elementwise intersection over union, `(N,)`."""
     shared = _overlap(a, b)

@@ -45,7 +45,7 @@ def differences(
     for file in files:
         write_all(graph, by_factor, file, told, Frame.of(detector, enlarge))
     suppression = detector.head.suppression
-    rule = Rule(suppression.score, suppression.iou, suppression.max_detections)
+    rule = Rule(suppression.score, suppression.iou, suppression.max_detections, suppression.method)
     eager, engines = TorchModel(detector), {file.suffix: PlainRun(file, told) for file in files}
     found = {}
     for own in images or noise(sizes, int(detector.pixel_norm.mean.shape[1])):

@@ -22,6 +22,7 @@ from flyspeck.export.onnx import write_onnx
 from flyspeck.export.package import ExportOptions, export_model
 from flyspeck.infer.engines import open_exported
 from flyspeck.infer.exported import PlainModel
+from flyspeck.infer.load import load_model
 from flyspeck.infer.torch_model import TorchModel
 from flyspeck.train.build import load_detector
 from flyspeck.types import Detections
@@ -61,6 +62,16 @@ def test_the_file_says_what_it_is(exports: Exports) -> None:
     assert set(told["parity"]["ap50"]) == {"eager", "exported"}
     assert "sides within" in exports.said
     assert str(exports.run) not in exports.onnx.read_bytes().decode("latin1")  # nothing of the machine it was made on
+
+
+def test_its_suppression_is_part_of_it(exports: Exports, tmp_path: Path) -> None:
+    assert load_model(exports.onnx, suppression="tiny")[1]["suppression"]["method"] == "tiny"
+    with pytest.raises(UserError, match="--suppression nms"):
+        load_model(exports.onnx, suppression="nms")
+    done = export_model(
+        exports.run, tmp_path / "plain.onnx", ExportOptions(suppression="nms", check_limit=2), say=lambda line: None
+    )
+    assert load_model(done.path)[1]["suppression"]["method"] == "nms"
 
 
 def test_operators_are_standard_ones(exports: Exports) -> None:

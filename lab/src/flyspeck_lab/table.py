@@ -26,7 +26,7 @@ from flyspeck.train.config import Recipe, parse_recipe
 
 _REFERENCE = re.compile(r"\$\{run:([^}]+)\}")
 _SLUG = r"^[a-z0-9][a-z0-9_.-]*$"
-_ALWAYS_SO = (("pixel_norm", "data"),)
+_ALWAYS_SO = (("pixel_norm", "data"), ("suppression", "nms"))
 """Keys of `model` at values that every run had before the key was there: a result that was measured then is theirs."""
 
 Kind = Literal["train", "pretrain", "distill", "evaluate", "external"]

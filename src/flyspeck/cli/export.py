@@ -19,6 +19,11 @@ def export(
     hard_nms: float = typer.Option(
         None, "--hard-nms", min=0, max=1, metavar="IOU", help="Plain suppression at this overlap, in place of soft-NMS."
     ),
+    suppression: Literal["nms", "tiny"] = typer.Option(
+        None,
+        "--suppression",
+        help="After NMS: nothing more, or one box on each tiny object; default: as trained, else tiny.",
+    ),
     factor: float = typer.Option(
         None, "--factor", metavar="FACTOR", help="Of a detector with pooling factors: this one alone."
     ),
@@ -43,6 +48,7 @@ def export(
         int8=int8,
         bits={"8": 8, "16": 16}.get(bits),  # type: ignore[arg-type]
         hard_nms=hard_nms,
+        suppression=suppression,
         factor=factor,
         check=on,
         check_limit=limit,

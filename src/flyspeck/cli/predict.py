@@ -59,6 +59,11 @@ def predict(
     merge_threshold: float = typer.Option(
         0.4, "--merge-threshold", min=0, max=1, metavar="IOU", help="Overlap from which two boxes are one."
     ),
+    suppression: Literal["nms", "tiny"] = typer.Option(
+        None,
+        "--suppression",
+        help="After NMS: nothing more, or one box on each tiny object; default: as trained, else tiny.",
+    ),
     batch_size: int = typer.Option(8, "--batch-size", min=1, metavar="N", help="Batch size: tiles in one pass."),
     readers: int = typer.Option(1, "--readers", min=1, metavar="N", help="Threads that decode ahead."),
     device: str = DEVICE,
@@ -172,6 +177,7 @@ def predict(
         score_threshold=score,
         keep_score=keep_score,
         merge=MergeRule(method=merge, threshold=merge_threshold),
+        suppression=suppression,
         batch_size=batch_size,
         readers=readers,
         device=device,

@@ -23,6 +23,7 @@ def export(
     int8: bool = False,
     bits: Literal[8, 16] | None = None,
     hard_nms: float | None = None,
+    suppression: Literal["nms", "tiny"] | None = None,
     factor: float | None = None,
     check: AnyPath | None = None,
     check_limit: int = 48,
@@ -41,6 +42,8 @@ def export(
         int8: Compute in integers, calibrated on tiles; what that loses by size is part of the result.
         bits: Of a band of an image: 8, or 16, which takes both; None: those of the training's images.
         hard_nms: IoU of plain suppression, in place of soft-NMS.
+        suppression: `tiny` lets one box of each tiny object keep its score, `nms` all that overlap little; None: as in training,
+            and `tiny` for a model of version 0.1, which says nothing.
         factor: Of a detector with factors: this one alone; None: the choice of each image.
         check: Images or annotations to compare on; None: the run's validation set.
         check_limit: Compare on at most so many images, evenly spread.
@@ -61,6 +64,7 @@ def export(
         int8=int8,
         bits=bits,
         hard_nms=hard_nms,
+        suppression=suppression,
         factor=factor,
         check=None if check is None else Path(check),
         check_limit=check_limit,

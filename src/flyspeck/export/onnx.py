@@ -130,7 +130,12 @@ def describe(detector: Detector, description: Mapping[str, Any], *, bits: int = 
         },
         "divisor": detector.divisor,
         "smallest_side": detector.smallest_side,
-        "suppression": {"score": rule.score, "iou": rule.iou, "max_detections": rule.max_detections},
+        "suppression": {
+            "score": rule.score,
+            "iou": rule.iou,
+            "max_detections": rule.max_detections,
+            "method": rule.method,
+        },
         "counts_area": detector.counts_area,
         "precision": "fp32",
         **_factors(detector),

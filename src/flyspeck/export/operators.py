@@ -1,4 +1,4 @@
-"""How the two operators of `models.batch_decoding` are written in ONNX: suppression and RoIAlign.
+"""How the operators of `models.batch_decoding` are written in ONNX: suppression and RoIAlign.
 
 `torch.export` cannot see through them, since what they keep depends on the data. In the exported graph they are
 `NonMaxSuppression` and `RoiAlign`, with what those need around them.
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from flyspeck.export.tiny_form import tiny_suppression_form
 from flyspeck.models.batch_decoding import ONNX_FORMS
 
 
@@ -73,4 +74,5 @@ def onnx_translations() -> dict[Any, Any]:
         **further,
         torch.ops.flyspeck.nms_mask.default: nms_mask_onnx,
         torch.ops.flyspeck.pyramid_roi_align.default: pyramid_roi_align_onnx,
+        torch.ops.flyspeck.tiny_suppression.default: tiny_suppression_form(op),
     }

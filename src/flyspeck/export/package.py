@@ -26,7 +26,8 @@ from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.norms import at_factor
 from flyspeck.models.dynamic.pooling import find_switch, is_dynamic
 from flyspeck.models.dynamic.router import FactorRouter
-from flyspeck.train.build import load_described
+from flyspeck.models.postprocess import Method
+from flyspeck.train.build import load_for_use
 
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
 Say = Callable[[str], None]
@@ -42,6 +43,8 @@ class ExportOptions:
     """Of a band of an image: 16 takes 8 too, as float32; None: those of the training's images."""
     hard_nms: float | None = None
     """IoU of the suppression in place of the trained one; a detector with soft-NMS needs it."""
+    suppression: Method | None = None
+    """See `train.build.load_for_use`."""
     factor: float | None = None
     """Of a detector with factors: this one alone; None: the choice of each image, or the default without a predictor."""
     check: Path | None = None
@@ -68,7 +71,7 @@ def export_model(run: Path, out: Path, options: ExportOptions, *, say: Say = pri
     INT8 finds other boxes by its nature: it is written after the fp32 graph has passed, with what it costs by size bin.
     """
     _check_options(out, options)
-    detector, description = load_described(run)
+    detector, description = load_for_use(run, options.suppression)
     detector = _prepared(detector, options)
     checked, calibrated = _sets(run, options, detector.classes)
     rule = _rule(detector)
@@ -146,7 +149,7 @@ def write_all(
 
 
 def with_hard_nms(detector: Detector, iou: float) -> Detector:
-    """The detector with plain class-wise suppression at `iou`, in place."""
+    """The detector with class-wise suppression at `iou` in the place of soft-NMS, in place."""
     if not 0 < iou <= 1:
         raise UserError(f"an IoU of {iou}", where="--hard-nms", fix="choose one above 0 and up to 1")
     detector.head.suppression = replace(detector.head.suppression, soft=None, iou=iou)
@@ -182,7 +185,7 @@ def _sets(run: Path, options: ExportOptions, classes: tuple[str, ...]) -> tuple[
 
 def _rule(detector: Detector) -> Rule:
     rule = detector.head.suppression
-    return Rule(rule.score, rule.iou, rule.max_detections)
+    return Rule(rule.score, rule.iou, rule.max_detections, rule.method)
 
 
 def _write(graph: Any, path: Path, description: Mapping[str, Any], frame: Frame) -> None:

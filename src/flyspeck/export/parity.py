@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from flyspeck import boxes as box_algebra
+from flyspeck import one_object
 from flyspeck.data.annotations import Annotations
 from flyspeck.evaluate import DetectionTable, evaluate
 from flyspeck.types import Detections
@@ -37,6 +38,8 @@ class Rule:
     score: float
     iou: float
     max_detections: int
+    method: str = "nms"
+    """`tiny`: boxes that are one object (`flyspeck.one_object`) exclude each other too."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,17 @@ def _ties(one: Detections, other: Detections, lone: tuple[np.ndarray, np.ndarray
 
 def _conflicts(mine: Detections, theirs: Detections, rule: Rule) -> np.ndarray:
     same = mine.labels[:, None] == theirs.labels[None]
-    return same & (box_algebra.iou(mine.boxes, theirs.boxes) > rule.iou - IOU)
+    return same & (_excess(mine, theirs, rule) > -IOU)
+
+
+def _excess(mine: Detections, theirs: Detections, rule: Rule) -> np.ndarray:
+    """`(n, m)`: by how much the overlap of two boxes exceeds what the suppression lets stand."""
+    excess = box_algebra.iou(mine.boxes, theirs.boxes) - rule.iou
+    if rule.method == "tiny":
+        area = np.minimum(box_algebra.area(mine.boxes)[:, None], box_algebra.area(theirs.boxes)[None])
+        share = box_algebra.intersection(mine.boxes, theirs.boxes) / area.clip(min=box_algebra.EPS)
+        excess = np.maximum(excess, share - one_object.bound(area**0.5))
+    return excess
 
 
 def _is_tie(mine: Detections, theirs: Detections, alone: np.ndarray, rule: Rule) -> np.ndarray:
@@ -170,7 +183,7 @@ def _is_tie(mine: Detections, theirs: Detections, alone: np.ndarray, rule: Rule)
     ahead = theirs.scores[None] - own.scores[:, None]
     conflict = _conflicts(own, theirs, rule)
     swapped = np.abs(ahead) <= SCORE  # its equal was kept in its place
-    border = (ahead >= 0) & (box_algebra.iou(own.boxes, theirs.boxes) <= rule.iou + IOU)  # just the threshold apart
+    border = (ahead >= 0) & (_excess(own, theirs, rule) <= IOU)  # just the threshold apart
     return (own.scores <= lowest + SCORE) | (conflict & (swapped | border)).any(1)
 
 

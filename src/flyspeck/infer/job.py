@@ -15,7 +15,7 @@ from flyspeck.evaluate.score_curve import ScoreCurve, ScoreRule
 from flyspeck.files import local_output
 from flyspeck.infer.job_images import DrawRule, ImageJob, PredictionSummary, made_with
 from flyspeck.infer.job_video import Limit, VideoJob, told_name
-from flyspeck.infer.load import load_model
+from flyspeck.infer.load import load_model, suppression_of
 from flyspeck.infer.look_choice import choose_skip_rule
 from flyspeck.infer.merge import MergeRule
 from flyspeck.infer.multiscale import MultiScale
@@ -52,6 +52,7 @@ def predict(
     score_threshold: float | str = "auto",
     keep_score: float = 0.05,
     merge: MergeRule | None = None,
+    suppression: Literal["nms", "tiny"] | None = None,
     batch_size: int = 8,
     readers: int = 1,
     device: str = "auto",
@@ -105,6 +106,9 @@ def predict(
             it), `precision=0.9`, or `false-positives=0.1` (an image).
         keep_score: Formats for evaluation (`coco`, `widerface`) hold weaker ones too, from this score on.
         merge: How boxes of overlapping tiles become one; None: `MergeRule()`, non-maximum suppression.
+        suppression: What the detector does with several boxes of one object: `tiny` lets one keep its score, `nms` all that
+            overlap little; None: as in training, and `tiny` for a model of version 0.1, which says nothing. An exported model
+            has its own.
         batch_size: Tiles in one pass of the model.
         readers: Threads that decode ahead.
         device: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` is the best that is there.
@@ -169,6 +173,7 @@ def predict(
         tile=size,
         layout=layout,
         classes=classes,
+        suppression=suppression,
     )
     reading: dict[str, Any] = {"bands": bands, "value_range": value_range, "allow_references": allow_references}
     reading["web"] = _patience(timeout)
@@ -301,8 +306,13 @@ def _views(network: Any, scales: tuple[float, ...], flip: bool, rule: MergeRule)
 
 
 def _told(description: Mapping[str, Any]) -> dict[str, Any]:
-    """What the user may say of such a model, for a journal."""
-    return {key: description[key] for key in ("layout", "classes") if "layout" in description}
+    """What a journal has to know of the model: what the user may say of a foreign one, and the suppression.
+
+    That of version 0.1, NMS, goes without saying.
+    """
+    told = {key: description[key] for key in ("layout", "classes") if "layout" in description}
+    method = suppression_of(description)
+    return told if method in ("nms", "its own") else {**told, "suppression": method}
 
 
 def settings_line(what: str, predictor: Predictor, description: Mapping[str, Any], score: str) -> str:
@@ -310,7 +320,7 @@ def settings_line(what: str, predictor: Predictor, description: Mapping[str, Any
     sides, shared, rule = predictor.tile, predictor.overlap[0], predictor.merge
     said = "whole images" if sides is None else f"tiles of {sides[0]}x{sides[1]}, overlap {shared}"
     scale = predictor.enlarge.words()
-    merge = f"merge {rule.method} {rule.threshold:g}"
+    merge = f"suppression {suppression_of(description)}, merge {rule.method} {rule.threshold:g}"
     line = f"{what}, {said}, {scale}, score >= {score}, {merge}"
     trained = description.get("training_size")
     if "layout" in description:  # another program's

@@ -32,32 +32,36 @@ def load_model(
     tile: tuple[int, int] | None = None,
     layout: str | None = None,
     classes: Sequence[str] | None = None,
+    suppression: Literal["nms", "tiny"] | None = None,
 ) -> tuple[Any, dict[str, Any]]:
     """The callable that `Predictor` runs, and what the file says of itself (classes, training size, metrics).
 
     `path` may name a function too (`package.module:function`), which is then imported; `layout` and `classes` are for models of
     other programs (`flyspeck.infer.foreign`). `choice` is for detectors with factors: `budget`, `quality` or `factor`
-    (`models.dynamic.budget.Choice`); a budget is that of a tile (H, W), or of an image of the training's size.
+    (`models.dynamic.budget.Choice`); a budget is that of a tile (H, W), or of an image of the training's size. `suppression` is
+    that of `train.build.load_for_use`; exported files and models of other programs have their own.
     """
     if is_function(str(path)):
         function = FunctionModel(str(path), classes=classes)
         if choice or layout is not None:
             raise UserError(f"a function has no {next(iter(choice or {}), 'layout')} to choose", where=path)
+        _check_suppression(suppression, function.description, path)
         return function, function.description
     if is_exported(path):
         model = open_graph(path, device=device, precision=precision, layout=layout, classes=classes)
         if choice:
             _choose(model, choice)
+        _check_suppression(suppression, model.description, path)
         return model, model.description
     if layout is not None or classes is not None:
         what = "a layout" if layout is not None else "classes"
         raise UserError(f"{what} for a model of flyspeck, which says them itself", where=path, fix="leave it out")
     from flyspeck.devices import torch_device
     from flyspeck.infer.torch_model import TorchModel
-    from flyspeck.train.build import load_described
+    from flyspeck.train.build import load_for_use
 
     device = str(torch_device(device))
-    detector, description = load_described(path)
+    detector, description = load_for_use(path, suppression)
     if choice:
         from flyspeck.models.dynamic.budget import Choice, apply_choice
 
@@ -65,6 +69,21 @@ def load_model(
         size = tuple(description["training_size"]) if tile is None or squeezes else tile
         detector = apply_choice(detector, Choice(**choice), description, size=size, device=device)  # type: ignore[arg-type]
     return TorchModel(detector, device=device, precision=precision), description  # pyright: ignore[reportArgumentType]
+
+
+def suppression_of(description: Mapping[str, Any]) -> str:
+    """`nms`, `tiny`, a form of soft-NMS or `its own`, of what `load_model` says of a model."""
+    inside = description.get("suppression")
+    return "its own" if inside is None else inside.get("method", "nms")
+
+
+def _check_suppression(asked: str | None, description: Mapping[str, Any], path: object) -> None:
+    """Raises UserError where a model that holds its suppression is asked for another."""
+    inside = suppression_of(description)
+    if asked not in (None, inside):
+        known = "is part of it" if inside == "its own" else f"is part of it: {inside}"
+        fix = "leave it out" if inside == "its own" else f"export it again with --suppression {asked}, or give the run"
+        raise UserError(f"suppression {asked} for a model whose suppression {known}", where=path, fix=fix)
 
 
 def _choose(model: ExportedModel | GraphModel, choice: Mapping[str, Any]) -> None:
@@ -90,6 +109,7 @@ def load_predictor(
     scale: float | None = None,
     score_threshold: float = 0.05,
     merge: MergeRule | None = None,
+    suppression: Literal["nms", "tiny"] | None = None,
     batch_size: int = 8,
     readers: int = 1,
     skip: SkipRule | None = None,
@@ -113,6 +133,9 @@ def load_predictor(
         scale: Model pixels per image pixel; None: as in training, which alone a model that squeezes its images takes.
         score_threshold: Detections below this score, from 0 to 1, are left out.
         merge: How boxes of overlapping tiles become one; None: `MergeRule()`.
+        suppression: What the detector does with several boxes of one object: `tiny` lets one keep its score, `nms` all that
+            overlap little; None: as in training, and `tiny` for a model of version 0.1, which says nothing. An exported model
+            has its own.
         batch_size: Tiles in one pass of the model.
         readers: Threads that decode ahead.
         skip: Which tiles are passed over as empty; None: none.
@@ -134,7 +157,14 @@ def load_predictor(
     choice = {name: value for name, value in asked.items() if value is not None}
     size = None if tile == "off" else tile
     model, description = load_model(
-        os.fspath(path), device=device, precision=precision, choice=choice, tile=size, layout=layout, classes=classes
+        os.fspath(path),
+        device=device,
+        precision=precision,
+        choice=choice,
+        tile=size,
+        layout=layout,
+        classes=classes,
+        suppression=suppression,
     )
     sides, shared = default_tiles(size, overlap, description, whole=tile == "off")
     predictor = Predictor(

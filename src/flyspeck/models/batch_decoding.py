@@ -26,6 +26,7 @@ from flyspeck import boxes as box_algebra
 from flyspeck.errors import UserError
 from flyspeck.models.postprocess import Suppression
 from flyspeck.models.roi_align import pyramid_roi_align as eager_roi_align
+from flyspeck.models.tiny_suppression import tiny_suppression
 
 Size = tuple[Any, Any]
 """(H, W) of the images in pixels: whole numbers, or symbols for them while a graph is traced."""
@@ -85,7 +86,7 @@ def suppress_levels(levels: Sequence[Candidates], num_classes: int, rule: Suppre
     own = labels[:, None, :] == torch.arange(num_classes, device=labels.device)[None, :, None]
     by_class = scores[:, None, :] * own
     mask = nms_mask(boxes, by_class, rule.iou, rule.score, rule.max_detections)
-    return BatchDetections(boxes, scores * mask.amax(1), labels)
+    return _finished(boxes, scores, scores * mask.amax(1), labels, rule)
 
 
 def suppress_regions(boxes: Tensor, scores: Tensor, rule: Suppression) -> BatchDetections:
@@ -95,9 +96,16 @@ def suppress_regions(boxes: Tensor, scores: Tensor, rule: Suppression) -> BatchD
     scores = scores.permute(0, 2, 1)
     grouped = by_class.reshape(batch * classes, count, 4)
     mask = nms_mask(grouped, scores.reshape(batch * classes, 1, count), rule.iou, rule.score, rule.max_detections)
-    kept = scores * mask.reshape(batch, classes, count)
+    kept = (scores * mask.reshape(batch, classes, count)).reshape(batch, -1)
     labels = torch.arange(classes, device=scores.device)[None, :, None].expand(batch, classes, count)
-    return BatchDetections(by_class.reshape(batch, -1, 4), kept.reshape(batch, -1), labels.reshape(batch, -1))
+    return _finished(by_class.reshape(batch, -1, 4), scores.reshape(batch, -1), kept, labels.reshape(batch, -1), rule)
+
+
+def _finished(boxes: Tensor, scores: Tensor, kept: Tensor, labels: Tensor, rule: Suppression) -> BatchDetections:
+    """What NMS leaves (`kept`, 0 elsewhere) of the candidates, after the pass that the rule's method adds."""
+    if rule.method == "tiny":
+        boxes, kept = tiny_suppression(boxes, scores, kept, labels, rule.score, rule.max_detections)
+    return BatchDetections(boxes, kept, labels)
 
 
 def decode_anchored(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from torchvision.ops import batched_nms
 
 from flyspeck import boxes as box_algebra
 from flyspeck.models.soft_nms import SoftMethod, soft_nms
+from flyspeck.models.tiny_suppression import one_box_each
+
+Method = Literal["nms", "tiny"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,9 @@ class Suppression:
     """Kept per image. Crowds of tiny things need more than COCO's 100."""
     soft: SoftMethod | None = None
     """Lower the scores of overlapping boxes instead of dropping them; `iou` is then the linear form's threshold."""
+    method: Method = "nms"
+    """`tiny`, after NMS: the best box of each tiny object is placed by all candidates, and the others lose score
+    (`models.tiny_suppression`)."""
 
 
 def topk_per_level(scores: Tensor, counts: Sequence[int], limit: int, threshold: float) -> tuple[Tensor, Tensor]:
@@ -59,7 +66,7 @@ def topk_per_level(scores: Tensor, counts: Sequence[int], limit: int, threshold:
 
 
 def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, size: tuple[int, int], rule: Suppression) -> RawDetections:
-    """Clips `boxes (N, 4)` to an image of `size` (H, W) and applies class-wise NMS; best score first."""
+    """Clips `boxes (N, 4)` to an image of `size` (H, W) and suppresses class by class as `rule` says; best score first."""
     boxes = box_algebra.clip(boxes, *size)
     if rule.soft is not None:
         rows, lowered = soft_nms(
@@ -67,4 +74,7 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, size: tuple[int, int
         )
         return RawDetections(boxes[rows], lowered, labels[rows])
     keep = batched_nms(boxes, scores, labels, rule.iou)[: rule.max_detections]
+    if rule.method == "tiny":
+        keep, moved, after = one_box_each(boxes, scores, labels, keep, rule.score)
+        return RawDetections(moved, after, labels[keep])
     return RawDetections(boxes[keep], scores[keep], labels[keep])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +25,7 @@ from flyspeck.models.detector import Detector, PixelNorm
 from flyspeck.models.layers import NORMS
 from flyspeck.models.names import parse_name, plugins_of
 from flyspeck.models.necks.fpn import FPN, sigma_power_
-from flyspeck.models.postprocess import Suppression
+from flyspeck.models.postprocess import Method, Suppression
 from flyspeck.models.weights import levels_from_shared
 from flyspeck.options import Options, explained
 from flyspeck.plugins import load_needed
@@ -40,7 +41,7 @@ FORMAT = 3
 """Of a description. 1 is that of version 0.1.0, which padded every batch to 32, SSDs' too, and counted explicit levels as
 they were before a stride elimination; until 2 the fusion `gate` was called `attention`."""
 Section = TypeVar("Section", bound=Options)
-_UNSAID: dict[str, dict[str, Any]] = {"dynamic": {"stride": "replaced"}}
+_UNSAID: dict[str, dict[str, Any]] = {"dynamic": {"stride": "replaced"}, "model": {"suppression": "nms"}}
 """What was always so until version 0.1, and is not said in its files."""
 
 
@@ -91,6 +92,7 @@ def build_detector(
             pre_nms=model.pre_nms,
             max_detections=model.max_detections,
             soft=model.soft_nms,
+            method=model.suppression,
         ),
     )
     assert isinstance(detector, Detector)
@@ -245,6 +247,22 @@ def load_described(path: Path | str) -> tuple[Detector, dict[str, Any]]:
     detector = detector_from_description(description, where=file)
     _load_state(detector, state, file)
     return detector.eval(), description
+
+
+def load_for_use(path: Path | str, suppression: Method | None = None) -> tuple[Detector, dict[str, Any]]:
+    """`load_described`, for predicting and exporting: with the `suppression` that is asked for.
+
+    None is the one that the training had; a model of version 0.1, which says none and had plain NMS, gets `tiny`. Soft-NMS stays
+    unless something else is asked for. The description says which it is, under `suppression`, as an exported file's does.
+    """
+    detector, description = load_described(path)
+    rule = detector.head.suppression
+    if suppression is None and (rule.soft is not None or "suppression" in description["model"]):
+        method, soft = rule.method, rule.soft
+    else:
+        method, soft = suppression or "tiny", None
+    detector.head.suppression = replace(rule, method=method, soft=soft)
+    return detector, {**description, "suppression": {"method": method if soft is None else f"soft-nms, {soft}"}}
 
 
 def load_into(detector: Detector, path: Path | str) -> None:

@@ -136,6 +136,8 @@ def load_recipe(path: Path | str, overrides: list[str] | None = None) -> Recipe:
             "a recipe is a mapping of sections", where=path, fix=f"sections: {', '.join(Recipe.model_fields)}"
         )
     given = {set_value(content, places, override) for override in overrides or []}
+    if (path.parent / "environment.json").is_file() and isinstance(content.get("model"), dict):
+        content["model"].setdefault("suppression", "nms")  # a run of version 0.1, which said none
     _load_plugins(content, path)
     recipe = validated(Recipe, content, locate=places)
     return _resolved(recipe, lambda key: Path.cwd() if _within(key, given) else path.parent)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator
+from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
 from flyspeck.errors import UserError
 from flyspeck.models.assigners.build import ASSIGNER_OPTIONS, AssignerOptions
@@ -88,8 +88,24 @@ class ModelConfig(Options):
     """Of detectors without proposals: candidates kept per pyramid level before the suppression, the best ones."""
     nms: float = Field(default=0.5, gt=0, le=1)
     """IoU above which a worse box of the same class is dropped."""
+    suppression: Literal["nms", "tiny"] = "tiny"
+    """What follows NMS: with `tiny` the best box of each object below 48 px moves to the mean of all candidates for it, and
+    others on it keep a quarter of their scores; `nms` is NMS alone, as papers have it. With `soft_nms` nothing follows."""
     soft_nms: Literal["linear", "gaussian"] | None = None
     """Lower the scores of overlapping boxes instead of dropping them; `nms` is then the linear form's bound."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_suppression(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or given.get("soft_nms") is None:
+            return given
+        if given.get("suppression", "nms") == "tiny":
+            raise UserError(
+                "soft_nms and suppression: tiny exclude each other",
+                where="model.suppression",
+                fix="write suppression: nms, or leave soft_nms out",
+            )
+        return {"suppression": "nms", **given}
 
     @field_validator("name")
     @classmethod

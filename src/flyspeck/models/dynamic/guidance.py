@@ -120,7 +120,7 @@ def _focal(scores: Tensor, wanted: float) -> Tensor:
 def unsuppressed(head: Head) -> Iterator[None]:
     """Inside, `head.detect` returns its predictions before non-maximum suppression."""
     before = head.suppression
-    head.suppression = replace(before, score=MIN_SCORE, iou=1.0, max_detections=1 << 30, soft=None)
+    head.suppression = replace(before, score=MIN_SCORE, iou=1.0, max_detections=1 << 30, soft=None, method="nms")
     try:
         yield
     finally:
