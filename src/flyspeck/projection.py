@@ -82,3 +82,24 @@ def unwrapped(points: np.ndarray) -> np.ndarray:
     # Exact where there is no jump: the sum above rounds.
     longitude = np.where(np.abs(points[..., 0] - first) <= 180, points[..., 0], longitude)
     return np.stack([longitude, points[..., 1]], axis=-1)
+
+
+def metres_per_pixel(transform: tuple[float, ...], crs: str, size: tuple[int, int]) -> tuple[float, float] | None:
+    """Metres on the ground across and down one pixel at the centre of a raster of `size` (H, W), on the ellipsoid of WGS 84.
+
+    `transform` is that of a `GeoReference`. So a degree is as long as it is there, feet are feet, and what a projection stretches
+    (Web Mercator) is taken back. None where the centre has no longitude and latitude.
+    """
+    geod = _pyproj().Geod(ellps="WGS84")
+    height, width = size
+    x, y, step = width / 2, height / 2, max(1.0, min(height, width) / 4)
+    a, b, c, d, e, f = transform
+    ends = np.array([[x - step, y], [x + step, y], [x, y - step], [x, y + step]])
+    placed = np.stack([a * ends[:, 0] + b * ends[:, 1] + c, d * ends[:, 0] + e * ends[:, 1] + f], 1)
+    lon, lat = transformed(placed, crs, WGS84).T
+    if not (np.isfinite(lon).all() and np.isfinite(lat).all() and (np.abs(lat) <= 90).all()):
+        return None
+    _, _, across = geod.inv(lon[0], lat[0], lon[1], lat[1])
+    _, _, down = geod.inv(lon[2], lat[2], lon[3], lat[3])
+    across, down = float(across) / (2 * step), float(down) / (2 * step)
+    return (across, down) if across > 0 and down > 0 else None

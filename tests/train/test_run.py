@@ -34,7 +34,7 @@ def one_thread() -> Any:
 
 
 def test_a_run_leaves_a_folder_that_explains_itself(make_recipe: RecipeMaker, tmp_path: Path) -> None:
-    recipe = make_recipe(train={"ema": 0.9, "accumulate": 2})
+    recipe = make_recipe(train={"ema": 0.9, "accumulate": 2}, data={"metres_per_pixel": 0.1})
     metrics = train(recipe, tmp_path / "run")
     assert {"ap50_tiny", "ap50_tiny1", "ap50_all", "ap_all"} <= set(metrics)
     names = {p.name for p in (tmp_path / "run").iterdir()}
@@ -57,6 +57,8 @@ def test_a_run_leaves_a_folder_that_explains_itself(make_recipe: RecipeMaker, tm
     detector, description = load_described(tmp_path / "run")
     assert detector.classes == ("square",)
     assert description["training_size"] == [64, 96]
+    known = {"median": 0.1, "lowest": 0.1, "highest": 0.1, "images": 0}
+    assert description["metres_per_pixel"] == known
     scores = ScoreCurve.of(description)
     counted = json.loads((tmp_path / "run" / "evaluation.json").read_text())["counts"]
     assert scores is not None

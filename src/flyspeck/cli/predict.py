@@ -94,6 +94,12 @@ def predict(
         metavar="CRS",
         help="Coordinate system of map formats, as in EPSG:4326; default: the image's own.",
     ),
+    resolution: str = typer.Option(
+        None,
+        "--resolution",
+        metavar="native|trained|M",
+        help="Metres a pixel at which images on a map are seen; default: the training's, where more than 1.25 times apart.",
+    ),
     roi: Path = typer.Option(
         None, "--roi", metavar="FILE", help="Polygons (GeoJSON, GeoPackage, Shapefile): look and report only inside."
     ),
@@ -188,6 +194,7 @@ def predict(
         value_range=None if value_range is None else parse_range(value_range, where="--value-range"),
         crs=crs,
         roi=roi,
+        resolution=resolution,
         max_megapixels=max_megapixels,
         allow_references=allow_references,
         timeout=timeout,

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from flyspeck.data.bands import KEY as KEY_OF_RULE
+from flyspeck.data.ground import KEY as GROUND
 from flyspeck.errors import UserError, missing_extra
 from flyspeck.evaluate.score_curve import KEY as KEY_OF_SCORES
 from flyspeck.export.factors import FactorGraph, PrefixGraph
@@ -30,6 +31,7 @@ _KEPT = (
     KEY_OF_RULE,
     "training_size",
     "object_side_99",
+    GROUND,
     "enlarge",
     "protocol",
     "metrics",

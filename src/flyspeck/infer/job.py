@@ -26,6 +26,7 @@ from flyspeck.infer.predictor import Predictor
 from flyspeck.infer.processes import Processes
 from flyspeck.infer.region import read_region
 from flyspeck.infer.remote import file_name_of, is_remote, remote_name
+from flyspeck.infer.resolution import described_resolution
 from flyspeck.infer.source import Categories, Item, find_items, remarks_on
 from flyspeck.infer.tiles import default_tiles
 from flyspeck.infer.video.live import is_live
@@ -63,6 +64,7 @@ def predict(
     value_range: tuple[float, float] | None = None,
     crs: str | None = None,
     roi: AnyPath | None = None,
+    resolution: str | float | None = None,
     max_megapixels: float = 200,
     allow_references: bool = False,
     timeout: float = 30,
@@ -121,6 +123,9 @@ def predict(
             that of each image.
         roi: A file of polygons (GeoJSON, GeoPackage, Shapefile): only tiles that meet them are run, and detections are kept whose
             centre lies inside.
+        resolution: Of images on a map: `"trained"` shows them at the metres a pixel of the training, a number at those,
+            `"native"` as they are; `"auto"` at the training's where they are more than 1.25 times apart, if it is known. None:
+            `auto`, and `native` beside a `scale`. Boxes stay in pixels of the image.
         max_megapixels: Largest image, tile or strip of a file that is decoded in one piece.
         allow_references: Let local files refer to files outside their folder and to other computers (VRT and the like).
         timeout: Of images at addresses: seconds without a connection, or without a further piece of an answer.
@@ -191,7 +196,7 @@ def predict(
         merge=rule,
         readers=readers,
         options=options,
-        placing=placing,
+        placing=replace(placing, resolution=described_resolution(description, resolution, scale=scale)),
     )
     if skip or skip_check:
         share = 1.0 if skip_check else skip_audit

@@ -218,6 +218,9 @@ class ImageLoop:
         for (x1, y1, x2, y2), reason in result.holes:
             self.warn(f"error: {result.item.name}: no result for {x1},{y1} to {x2},{y2}: {reason}")
         self.bad += bool(result.holes)
+        if result.resolution and result.resolution not in self.notes:
+            self.notes.add(result.resolution)
+            self.warn(f"note: {result.item.name}: {result.resolution}")
         if result.note and result.note not in self.notes:
             self.notes.add(result.note)
             self.warn(f"note: {result.item.name}: {result.note} (--bands, --value-range)")
@@ -365,6 +368,7 @@ def made_with(model: str, predictor: Predictor, precision: str) -> dict[str, Any
         **({} if predictor.enlarge.long_side is None else {"long_side": predictor.enlarge.long_side}),
         **({} if predictor.enlarge.squeeze is None else {"squeeze": list(predictor.enlarge.squeeze)}),
         "precision": precision,
+        **({} if (rule := predictor.placing.resolution.rule) is None else {"resolution": rule}),
         "bands": options.bands,
         "value range": options.value_range,
         **({} if predictor.skip is None else {"skip": skip_settings(predictor.skip)}),

@@ -17,7 +17,9 @@ from flyspeck.infer.foreign.function_model import FunctionModel, is_function
 from flyspeck.infer.foreign.graph_model import GraphModel
 from flyspeck.infer.foreign.opening import open_graph
 from flyspeck.infer.merge import MergeRule
+from flyspeck.infer.placing import Placing
 from flyspeck.infer.predictor import Predictor
+from flyspeck.infer.resolution import described_resolution
 from flyspeck.infer.skip import SkipRule
 from flyspeck.infer.tiles import default_tiles
 from flyspeck.infer.windows import OpenOptions
@@ -107,6 +109,7 @@ def load_predictor(
     tile: tuple[int, int] | Literal["off"] | None = None,
     overlap: int | None = None,
     scale: float | None = None,
+    resolution: str | float | None = None,
     score_threshold: float = 0.05,
     merge: MergeRule | None = None,
     suppression: Literal["nms", "tiny"] | None = None,
@@ -131,6 +134,7 @@ def load_predictor(
             a model that squeezes its images: in pixels of the image, each tile being squeezed; None: whole images.
         overlap: Pixels that neighbouring tiles share at least; the largest object must fit in. None: from the training's objects.
         scale: Model pixels per image pixel; None: as in training, which alone a model that squeezes its images takes.
+        resolution: Of images on a map: `"trained"`, `"native"`, `"auto"` or metres a pixel, as `flyspeck.predict` has it.
         score_threshold: Detections below this score, from 0 to 1, are left out.
         merge: How boxes of overlapping tiles become one; None: `MergeRule()`.
         suppression: What the detector does with several boxes of one object: `tiny` lets one keep its score, `nms` all that
@@ -178,6 +182,7 @@ def load_predictor(
         skip=skip,
         readers=readers,
         options=(options or OpenOptions()).completed(description),
+        placing=Placing(resolution=described_resolution(description, resolution, scale=scale)),
     )
     predictor.shown_from, _ = ScoreRule().reported(ScoreCurve.of(description))
     return predictor

@@ -286,19 +286,24 @@ class Predictor:
             found = found[~gone]
         ratio = np.array([(frame[2] - frame[0]) / width, (frame[3] - frame[1]) / height] * 2)
         boxes = (found.boxes * ratio + np.tile(frame[:2], 2)).astype(np.float32)
-        pixel = 1 / self.enlarge.scale(job.size) if self.enlarge.squeeze is None else float(ratio.max())
+        pixel = (
+            1 / (job.placed.factor * self.enlarge.scale(job.size))
+            if self.enlarge.squeeze is None
+            else float(ratio.max())
+        )
         cut = is_cut(boxes, frame, job.size, tolerance=pixel)
         return replace(
             found, boxes=boxes, image_size=job.size, image_id=job.item.image_id, extra={**found.extra, "cut": cut}
         )
 
-    def tiles_of(self, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+    def tiles_of(self, size: tuple[int, int], factor: float = 1.0) -> tuple[np.ndarray, tuple[int, int]]:
         """The tiles `(T, 4)` of an image of `size` (H, W), in its own pixels, and the (h, w) at which the model sees each.
 
         When shrinking, tiles start on pixels that the model sees: at a scale of 1/k all tiles then sample the image in the same
-        phase, and an object of two seen pixels looks the same in both of its tiles.
+        phase, and an object of two seen pixels looks the same in both of its tiles. `factor` is a further one of this image.
         """
-        seen, scale = self.enlarge.size(size), self.enlarge.scale(size)
+        enlarge = self.enlarge if factor == 1 else self.enlarge.scaled(factor)
+        seen, scale = enlarge.size(size), enlarge.scale(size)
         self._refuse(size, seen)
         if self.tile is None:
             return np.array([[0, 0, size[1], size[0]]], np.int64), seen
@@ -363,6 +368,7 @@ class Predictor:
             source_geo=job.geo,
             note=job.note,
             num_outside=job.outside,
+            resolution=job.placed.said,
             remark=job.remark,
             value_range=job.value_range,
             num_empty=job.num_empty,

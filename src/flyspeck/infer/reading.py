@@ -48,6 +48,8 @@ class Result:
     """Its `GeoReference`, if it has one."""
     note: str = ""
     """`Source.note`: which bands and what scale."""
+    resolution: str = ""
+    """`Placed.said`: how its ground resolution compares with the training's, and what was made of it."""
     num_outside: int = 0
     """Tiles that were not run, since the region that was asked for meets none of them."""
     remark: str = ""
@@ -177,7 +179,7 @@ class Layout(Protocol):
     turn: AbstractContextManager
     """Held while a network runs, so that the look and the model do not compete for the processor's cores."""
 
-    def tiles_of(self, size: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+    def tiles_of(self, size: tuple[int, int], factor: float = 1.0) -> tuple[np.ndarray, tuple[int, int]]:
         """See `flyspeck.infer.predictor.Predictor.tiles_of`."""
         ...
 
@@ -254,8 +256,8 @@ class Reading:
             job.size, job.note = source.size, source.note
             job.remark, job.value_range = source.remark, source.value_range
             try:
-                job.placed = owner.placing.of(source.geo, name=job.item.name)
-                job.tiles, job.seen = owner.tiles_of(source.size)
+                job.placed = owner.placing.of(source.geo, source.size, name=job.item.name)
+                job.tiles, job.seen = owner.tiles_of(source.size, job.placed.factor)
             except UserError as error:
                 job.problem = UserError(error.what, where=error.where or job.item.name, fix=error.fix)
                 self._put(job)

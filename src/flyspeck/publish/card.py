@@ -14,6 +14,7 @@ import yaml
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.bands import rule_of
+from flyspeck.data.ground import GroundResolution
 from flyspeck.data.readers import read_annotations
 from flyspeck.errors import UserError
 from flyspeck.evaluate import protocol_named
@@ -186,6 +187,7 @@ def card(
         f"* **Weights' licence**: {words.licence}",
         f"* **Data**: {words.data}; {known['train']['images']} images to learn from, {known['val']['images']} to measure on; "
         f"sha256 of the tables {description['data'][:16]}.",
+        *_ground(description),
         f"* **Protocol**: {protocol_named(recipe.evaluate.protocol).text}.",  # type: ignore[union-attr]
         f"* **Checkpoint**: epoch {description['epoch']} of {recipe.train.epochs}, picked by `{recipe.evaluate.best}` on the "
         "images that the metrics below are of.",
@@ -209,6 +211,12 @@ def card(
         lines += ["", words.notes.strip()]
     lines += ["", "## Recipe", "", "```yaml", _recipe_text(recipe).strip(), "```", ""]
     return "\n".join(lines)
+
+
+def _ground(description: Mapping[str, Any]) -> list[str]:
+    """The ground resolution of the training, where it is known."""
+    known = GroundResolution.of(description)
+    return [] if known is None else [f"* **Ground resolution** of the training's images: {known.words()}."]
 
 
 def _table(metrics: Score, val_set: Annotations) -> list[str]:

@@ -27,6 +27,8 @@ from flyspeck.data.annotations import Annotations
 from flyspeck.data.band_choice import Survey
 from flyspeck.data.bands import KEY, PixelRule
 from flyspeck.data.enlarge import enlarged_table
+from flyspeck.data.ground import KEY as GROUND
+from flyspeck.data.ground import measured_ground
 from flyspeck.data.images import read_image
 from flyspeck.data.statistics import pixel_statistics
 from flyspeck.errors import UserError
@@ -153,6 +155,7 @@ def _train(
         KEY: replace(rule, channels=len(mean)).to_dict(),
         "data": data_hash(train_set, val_set),
         **sizes_of(recipe, train_set, seen),
+        **_ground_of(recipe, train_set),
         "protocol": recipe.evaluate.protocol,
         **method.note,
     }
@@ -351,6 +354,7 @@ def _comparable(recipe: Recipe) -> dict[str, Any]:
     for key in ("workers", "log_every", "checkpoint_every", "tensorboard"):
         content["train"].pop(key)
     content["data"].pop("cache")
+    content["data"].pop("metres_per_pixel")  # it changes nothing of a training
     for key in ("channels", "bands", "value_range"):  # the rule that they lead to is compared
         content["data"].pop(key)
     for key in ("train", "val"):  # a moved data set is the same data set: the hash tells
@@ -371,6 +375,17 @@ def sizes_of(recipe: Recipe, train_set: Annotations, seen: Annotations) -> dict[
         "enlarge": used.described(),
         **({} if used == learnt else {"enlarge_in_training": learnt.described()}),
     }
+
+
+def _ground_of(recipe: Recipe, train_set: Annotations) -> dict[str, Any]:
+    """What a description says of metres a pixel; nothing where the data say nothing."""
+    found = measured_ground(train_set, stated=recipe.data.metres_per_pixel)
+    if found is None:
+        return {}
+    log.info(
+        "%s: %s%s", train_set.source, found.words(), f", of {found.images} images" if found.images else ", as stated"
+    )
+    return {GROUND: found.to_dict()}
 
 
 def _training_size(recipe: Recipe, train_set: Annotations) -> list[int]:

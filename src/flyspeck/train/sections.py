@@ -44,6 +44,9 @@ class DataConfig(Options):
     value_range: Pair | list[Pair] | None = None
     """(low, high), the values that become black and white, for all bands or one pair a band; null leaves 8 bits as they are
     and takes what metadata or the training set say of others."""
+    metres_per_pixel: float | None = Field(default=None, gt=0, le=1e5)
+    """Metres on the ground that a pixel of the images covers, kept with the weights, so that `predict` shows rasters of another
+    ground resolution at that of the training; null takes what GeoTIFFs and DOTA's headers say, if they do."""
     cache: Literal["none", "ram"] = "none"
     """Keep decoded images in memory (a set of small images trains faster)."""
     check_files: Literal["none", "headers", "full"] = "headers"

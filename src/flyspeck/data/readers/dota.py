@@ -10,7 +10,7 @@ from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble
 from flyspeck.data.readers.folders import files_of
 from flyspeck.data.readers.places import add_images
-from flyspeck.data.readers.values import as_numbers, as_truth, read_lines
+from flyspeck.data.readers.values import as_number, as_numbers, as_truth, read_lines
 from flyspeck.errors import UserError
 
 CLASSES = (
@@ -44,10 +44,13 @@ def read_dota(folder: Path, options: ReadOptions) -> Annotations:
     draft = Draft(where=folder, root=folder)
     add_images(draft, options.images or labels.parent / "images", [file.stem for file in files])
     polygons, difficult, names = [], [], []
+    ground = np.full(len(files), np.nan)
     for row, file in enumerate(files):
         for number, line in enumerate(read_lines(file, options.encoding), 1):
             fields = line.split()
             if not fields or fields[0].lower().startswith(HEADERS):
+                if line.lower().startswith("gsd:"):
+                    ground[row] = as_number(line.partition(":")[2])
                 continue
             if len(fields) < 9:
                 draft.problems.append(f"{file.name}, line {number}: {len(fields)} fields where DOTA has 10")
@@ -64,6 +67,8 @@ def read_dota(folder: Path, options: ReadOptions) -> Annotations:
     draft.category_ids = list(range(1, len(draft.names) + 1))
     draft.category = [draft.names.index(name) for name in names]
     draft.flags["difficult"] = difficult
+    if np.isfinite(ground).any():
+        draft.image_extra["metres_per_pixel"] = ground
     draft.extra["polygon"] = np.array(polygons, dtype=np.float64).reshape(-1, 8)
     return assemble(draft, options, f"dota: {folder.name} (horizontal boxes around the oriented ones)")
 
