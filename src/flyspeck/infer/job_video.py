@@ -28,7 +28,6 @@ from flyspeck.infer.video.tracker import Tracker, Tracking
 from flyspeck.infer.video.tracks import TrackTable, draw_tracks, seconds_of
 from flyspeck.infer.video.writer import VideoWriter
 from flyspeck.infer.video.zones import Zone, remarks_on
-from flyspeck.infer.writer import reported
 
 _WRITTEN = ("counts.csv", "crossings.csv", "stills.csv", "stills")
 _NAMED = 5  # frames without a result that are named, the others are counted
@@ -254,7 +253,9 @@ class FrameLoop:
             self._write(told)
 
     def _write(self, told: Result) -> None:
-        shown = reported(told, self._job.show)
+        found = told.detections
+        # What is in tracks.csv and drawn is reported everywhere: a track goes on with detections that are too weak to begin one.
+        shown = replace(told, detections=found[(found.scores >= self._job.show) | (found.extra["track"] >= 0)])
         for sink in self._sinks:
             sink.add(told)
         for writer in self._writers if told.problem is None else ():  # an empty result would say that nothing is there

@@ -122,6 +122,41 @@ def test_every_format_has_one_entry_a_frame(tmp_path: Path) -> None:
         assert (out / "cvat.xml").read_text().count("<image ") == 4
 
 
+def test_a_weak_detection_of_a_track_is_in_all_files(tmp_path: Path) -> None:
+    """The score falls to 0.1 on frame 3: the track goes on there, in the table of tracks and in the formats alike."""
+    calls: list[int] = []
+
+    def fading(windows: list[np.ndarray]) -> list[Detections]:
+        found = []
+        for one in spots(windows):
+            calls.append(1)
+            scores = np.where(one.boxes[:, 0] < 30, 0.1 if len(calls) == 3 else 0.9, 0.1)
+            found.append(Detections(one.boxes, scores, one.labels, one.image_size, one.classes))
+        return found
+
+    job(write(tmp_path / "a.mp4", [STILL] * 5), tmp_path / "o", model=fading)
+    tracked = [(line["frame"], line["x1"]) for line in rows(tmp_path / "o" / "tracks.csv")]
+    told = [(line["image_id"], line["x1"]) for line in rows(tmp_path / "o" / "detections.csv")]
+    assert tracked == told
+    assert [frame for frame, _ in tracked] == list("12345")  # the other one is weak on every frame: in neither
+
+
+def test_a_frame_that_cannot_be_decoded_is_the_jobs_last_line(tmp_path: Path) -> None:
+    import av
+
+    path = write(tmp_path / "a.mov", [STILL] * 8, codec="png", pixels="rgb24")
+    with av.open(str(path)) as container:
+        packet = [bytes(packet) for packet in container.demux(video=0) if packet.size][4]
+    content = path.read_bytes()
+    at = len(packet) * 4 + content.index(packet)  # all eight are equal
+    path.write_bytes(content[:at] + b"\0" * len(packet) + content[at + len(packet) :])
+    with pytest.raises(
+        UserError, match=r"frame 5 \(0\.160 s\) cannot be decoded; the results of the 7 frames that came"
+    ):
+        job(path, tmp_path / "o")
+    assert sorted({line["frame"] for line in rows(tmp_path / "o" / "tracks.csv")}) == list("1234678")
+
+
 def test_limits(tmp_path: Path) -> None:
     path = write(tmp_path / "a.mp4", [STILL] * 10, rate=10)
     assert job(path, tmp_path / "o", limit=Limit(frames=3)).images == 3
