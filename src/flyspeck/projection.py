@@ -84,6 +84,11 @@ def unwrapped(points: np.ndarray) -> np.ndarray:
     return np.stack([longitude, points[..., 1]], axis=-1)
 
 
+def project_json(crs: str) -> dict[str, Any]:
+    """The system as PROJJSON, as GeoParquet holds it."""
+    return dict(_pyproj().CRS.from_user_input(crs).to_json_dict())
+
+
 def metres_per_pixel(transform: tuple[float, ...], crs: str, size: tuple[int, int]) -> tuple[float, float] | None:
     """Metres on the ground across and down one pixel at the centre of a raster of `size` (H, W), on the ellipsoid of WGS 84.
 

@@ -204,6 +204,6 @@ def test_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     assert lines == wanted
     assert [p.name for p in (tmp_path / "three/geojson").iterdir()] == ["a.geojson"]
-    with pytest.raises(UserError, match=r"^--crs: coco: these formats hold pixels; add geojson or gpkg"):
+    with pytest.raises(UserError, match=r"^--crs: coco: these formats hold pixels; add geojson or gpkg or geoparquet"):
         predict(paths, out=tmp_path / "none", model=model, crs="EPSG:4326")
     assert not (tmp_path / "none").exists()

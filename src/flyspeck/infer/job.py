@@ -96,7 +96,7 @@ def predict(
             or a function, `package.module:function`.
         out: Folder for the results; made if need be. It holds the files of `formats`, `drawn/`, and the finished tiles under
             `tiles/` that `resume` goes on from.
-        formats: Some of `coco` (`detections.json`, `images.json`), `csv`, `geojson`, `gpkg`, `widerface`, `yolo`.
+        formats: Some of `coco` (`detections.json`, `images.json`), `csv`, `geojson`, `gpkg`, `geoparquet`, `widerface`, `yolo`.
         tile: (height, width) of a tile in pixels that the model sees, or `"off"` for whole images; None: the training size. Of
             a model that squeezes its images: in pixels of the image, each tile being squeezed; None: whole images.
         overlap: Pixels that neighbouring tiles share at least; the largest object must fit in. None: from the training's objects.
@@ -119,8 +119,8 @@ def predict(
         heat: A heat map of each image drawn, not only of images over 8000 px.
         bands: Bands to read, counted from 1, alpha among them; None: as in training, else all but alpha.
         value_range: (low, high), the values that become black and white; None: as in training, else the type's full scale.
-        crs: Coordinate system of map results (`geojson`, `gpkg`), such as `EPSG:4326`, with which GeoJSON follows RFC 7946; None:
-            that of each image.
+        crs: Coordinate system of map results (`geojson`, `gpkg`, `geoparquet`), such as `EPSG:4326`, with which GeoJSON follows
+            RFC 7946; None: that of each image.
         roi: A file of polygons (GeoJSON, GeoPackage, Shapefile): only tiles that meet them are run, and detections are kept whose
             centre lies inside.
         resolution: Of images on a map: `"trained"` shows them at the metres a pixel of the training, a number at those,

@@ -18,6 +18,7 @@ from flyspeck.data.tool_files import LabelledBoxes
 from flyspeck.errors import UserError
 from flyspeck.geo import GeoReference
 from flyspeck.infer.geopackage import GeoPackageWriter
+from flyspeck.infer.geoparquet import GeoParquetWriter
 from flyspeck.infer.reading import Result
 from flyspeck.infer.writer import Writer, disk_full
 from flyspeck.plugins import UnknownPart, with_installed
@@ -246,6 +247,7 @@ WRITERS: dict[str, Callable[..., Writer]] = {
     "voc": _per_image("voc"),
     "csv": lambda folder, **_: CsvWriter(folder),
     "geojson": _per_image("geojson"),
+    "geoparquet": lambda folder, **_: GeoParquetWriter(folder),
     "gpkg": lambda folder, **_: GeoPackageWriter(folder),
     "widerface": _per_image("widerface"),
     "yolo": _per_image("yolo"),
@@ -253,7 +255,7 @@ WRITERS: dict[str, Callable[..., Writer]] = {
 """Formats by name: `(folder, *, classes, category_ids)` to a writer; a plugin adds its own by `flyspeck.register_writer`."""
 
 
-MAP_FORMATS = ("geojson", "gpkg")
+MAP_FORMATS = ("geojson", "gpkg", "geoparquet")
 """Those of `WRITERS` that write where things are on a map."""
 
 

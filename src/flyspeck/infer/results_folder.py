@@ -26,7 +26,7 @@ _PLACES = (
         "label_studio.json",
         "tracks.csv",
     ),
-    *("labels", "geojson", "widerface", "voc", "labelme", "drawn", "heat", "pictures", TILES),
+    *("labels", "geojson", "geoparquet", "widerface", "voc", "labelme", "drawn", "heat", "pictures", TILES),
 )
 """What versions that left no list write, by name."""
 
