@@ -262,24 +262,35 @@ def test_the_job_says_and_stores_the_range(tmp_path: Path, monkeypatch: pytest.M
     assert json.loads((tmp_path / "again" / "detections.json").read_text()) == first
 
 
-def claiming(path: Path, height: int) -> Path:
-    """A small TIFF of one strip whose header claims `height` rows."""
+def claiming(path: Path, tag: str, value: int) -> Path:
+    """A small TIFF of one strip whose header claims another value of a tag."""
     tifffile.imwrite(path, np.zeros((96, 96), np.uint8), photometric="minisblack")
     with tifffile.TiffFile(path) as file:
-        at = file.pages[0].tags["ImageLength"].valueoffset
+        entry = file.pages[0].tags[tag]
     content = bytearray(path.read_bytes())
-    content[at : at + 4] = struct.pack("<I", height)
+    kind = "<I" if entry.dtype == 4 else "<H"
+    content[entry.valueoffset : entry.valueoffset + struct.calcsize(kind)] = struct.pack(kind, value)
     path.write_bytes(content)
     return path
 
 
+CLAIMS = [
+    ("ImageLength", 70000, "its 70000x96 pixels take 730 strips or tiles, and it has 1"),
+    ("SamplesPerPixel", 65281, "it claims 65281 bands, where 4096 are read"),
+]
+
+
 @pytest.mark.parametrize("with_gdal", [True, False])
-def test_a_size_that_the_file_does_not_hold_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_gdal: bool
+@pytest.mark.parametrize(("tag", "value", "why"), CLAIMS)
+def test_what_the_file_does_not_hold_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tag: str, value: int, why: str, with_gdal: bool
 ) -> None:
     monkeypatch.setattr(raster, "has_rasterio", lambda: with_gdal)
-    with pytest.raises(UserError, match=r"broken \(its 70000x96 pixels take 730 strips or tiles, and it has 1\)"):
-        open_source(claiming(tmp_path / "a.tif", 70000))
+    path = claiming(tmp_path / "a.tif", tag, value)
+    with pytest.raises(UserError, match=rf"broken \({why}\)"):
+        open_source(path)
+    with pytest.raises(UserError, match=why):  # in training, too
+        read_image(path)
 
 
 def sparse(path: Path, side: int, block: int) -> Path:

@@ -62,6 +62,9 @@ UNREAD: dict[str, str] = {
 MAX_PIXELS = 200_000_000
 """Largest image that is decoded in one piece unless the caller allows more; bigger ones are read by windows."""
 
+MAX_BANDS = 4096
+"""Of a TIFF; a hyperspectral sensor has some hundred."""
+
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 _WIDE_PNG = {"RGB;16B": ("RGB;16B", "RGB;16L"), "RGBA;16B": ("RGBA;16B", "RGBA;16L"), "LA;16B": ("RGBA",)}
 """How Pillow unpacks a PNG of 16 bits and more than one sample, and in which ways it has to, to give all the bytes."""
@@ -103,9 +106,15 @@ def _own(path: Path, channels: int | None, bands: Sequence[int] | None, max_pixe
         return _picked(np.array(open_array(path)), bands)
     header = tiff_header(path)
     if header is not None:
-        check_segments(header, path)
+        check_claims(header, path)
     if header is not None and not header.plain:
         limited((header.size[1], header.size[0]), path, max_pixels)
+        values = header.size[0] * header.size[1] * header.samples
+        if max_pixels is not None and values > 4 * max_pixels:
+            raise UserError(
+                f"{header.samples} bands of {header.size[0]}x{header.size[1]} pixels, more than is decoded in one piece",
+                fix="pip install 'flyspeck[geo]' to read it by windows, or raise max_pixels if the file is to be trusted",
+            )
         return upright(_picked(_tiff_bands(path, header, channels, bands), bands), header.orientation)
     with _opened(path, max_pixels) as image:
         wide = packing(image)  # loading forgets it
@@ -138,16 +147,18 @@ def tiff_header(path: Path) -> tiff.TiffHeader | None:
         return None
 
 
-def check_segments(header: tiff.TiffHeader, path: Path) -> None:
-    """Raises UserError for a TIFF that lists fewer strips or tiles than its size takes: decoders leave the rest black."""
+def check_claims(header: tiff.TiffHeader, path: Path) -> None:
+    """Raises UserError for a TIFF that lists fewer strips or tiles than its size takes, since decoders leave the rest black; and
+    for one of more bands than any sensor has."""
     there, needed = header.segments
-    if there < needed:
+    what = ""
+    if header.samples > MAX_BANDS:
+        what = f"it claims {header.samples} bands, where {MAX_BANDS} are read"
+    elif there < needed:
         size = f"{header.size[0]}x{header.size[1]}"
-        raise UserError(
-            f"the image is broken (its {size} pixels take {needed} strips or tiles, and it has {there})",
-            where=path,
-            fix="fetch it again or take it out of the list",
-        )
+        what = f"its {size} pixels take {needed} strips or tiles, and it has {there}"
+    if what:
+        raise UserError(f"the image is broken ({what})", where=path, fix="fetch it again or take it out of the list")
 
 
 def _tiff_bands(path: Path, header: tiff.TiffHeader, channels: int | None, bands: Sequence[int] | None) -> np.ndarray:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from flyspeck.data.images import check_segments, read_size, tiff_header
+from flyspeck.data.images import check_claims, read_size, tiff_header
 from flyspeck.errors import UserError, missing_extra
 from flyspeck.infer import raster
 from flyspeck.infer.georeference import mask_beside, metadata_beside, signs_of_place, world_files
@@ -84,25 +84,14 @@ def _by_gdal(path: Path, driver: str, options: OpenOptions, name: str) -> Source
     if driver == "GTiff":
         _refuse_bomb(path, _pixels(path), options, _EMPTY)
     source = raster.RasterioSource(path, options, name=name, driver=driver)
-    try:
-        large = source.size[0] * source.size[1] > _ONE_PIECE
-        told = source.geo is not None or source.lost or source.masked
-        if not (told or large or driver in BY_WINDOWS[1:] or (not source.plain and not raster.has_tifffile())):
-            source.close()
-            return None
-        if options.max_pixels is not None and source.piece > options.max_pixels:
-            raise _too_large_a_piece(path, source.piece, options)
-        if source.lost and options.place:
-            raise UserError(
-                f"{source.lost}: map coordinates cannot be given",
-                where=name,
-                fix="gdalwarp it first, or choose other formats",
-            )
-    except UserError:
+    large = source.size[0] * source.size[1] * max(1, source.bands / 4) > _ONE_PIECE
+    told = source.geo is not None or source.lost or source.masked
+    if not (told or large or driver in BY_WINDOWS[1:] or (not source.plain and not raster.has_tifffile())):
         source.close()
-        raise
-    if source.lost:
-        source.remark = f"{source.lost}: coordinates are pixels"
+        return None
+    if options.max_pixels is not None and source.piece > options.max_pixels:
+        source.close()
+        raise _too_large_a_piece(path, source.piece, options)
     return source
 
 
@@ -116,7 +105,7 @@ def _pixels(path: Path) -> int:
     header = tiff_header(path)
     if header is None:
         return 0
-    check_segments(header, path)
+    check_claims(header, path)
     return header.size[0] * header.size[1]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from flyspeck.data.bands import PixelRule, ranges_text
-from flyspeck.data.images import check_bands
+from flyspeck.data.images import MAX_BANDS, check_bands
 from flyspeck.data.tiff import COLOURS, alpha_of, has_colours, reading_order
 from flyspeck.errors import UserError, missing_extra
 from flyspeck.infer.found_range import (
@@ -62,6 +62,8 @@ class RasterioSource(Source):
     """Whether Pillow would give the same pixels: 8-bit grey or colour, with alpha or palette, or 16-bit grey."""
     masked: bool
     """Whether it says which pixels are there otherwise than by an alpha band."""
+    lost: str
+    """Why it has a place on Earth that cannot be given; "" where nothing is amiss."""
     piece: int
     """Pixels that are decoded at once: of a block."""
 
@@ -89,13 +91,21 @@ class RasterioSource(Source):
                 self._file: Any = rasterio.open(path, driver=driver, opener=opener)
         except rasterio.errors.RasterioError as error:
             raise UserError(f"not a raster that can be read ({error})", where=path, fix="convert it to TIFF") from error
+        if self._file.count > MAX_BANDS:
+            self._file.close()
+            raise UserError(f"it has {self._file.count} bands, where {MAX_BANDS} are read", where=name)
         self.name = name
         self.size = (self._file.height, self._file.width)
         self.piece = max(rows * columns for rows, columns in self._file.block_shapes)
         with rasterio.Env(**self._env):
             place = place_of(self._file)
         self.geo, self.remark, self.lost = place.geo, place.remark, place.lost
+        if self.lost:
+            self.remark = f"{self.lost}: coordinates are pixels"
         try:
+            if self.lost and options.place:
+                fix = "gdalwarp it first, or choose other formats"
+                raise UserError(f"{self.lost}: map coordinates cannot be given", fix=fix)
             self._choose(options)
         except UserError as error:
             self.close()

@@ -76,7 +76,7 @@ def _opened(image: Path | str | np.ndarray | Held, options: OpenOptions, name: s
     if isinstance(image, Held):
         return image.source(options, name)
     if isinstance(image, np.ndarray):
-        return _array(image, options, name)
+        return ArraySource(image, name=name, rule=options.rule)
     path = Path(image)
     if path.suffix.lower() == ".npy":
         return _memory_mapped(path, name, options)
@@ -95,7 +95,7 @@ def _memory_mapped(path: Path, name: str, options: OpenOptions) -> Source:
 
 
 def _array(pixels: np.ndarray, options: OpenOptions, name: str) -> Source:
-    """An array, with a range for 16-bit values where the options ask for one."""
+    """The array of a file, with a range for 16-bit values where the options ask for one."""
     source = ArraySource(pixels, name=name, rule=options.rule)
     if pixels.dtype == np.uint16 and options.find_range and options.value_range is None:
         stacked = pixels if pixels.ndim == 3 else pixels[:, :, None]
