@@ -120,7 +120,8 @@ class RasterioSource(Source):
             raise UserError(
                 f"its bands are of different types: {', '.join(dict.fromkeys(file.dtypes))}", fix="convert it"
             )
-        structure = {key.upper(): value for key, value in file.tags(ns="IMAGE_STRUCTURE").items()}
+        # Of a broken JPEG 2000 GDAL never finds the end of these.
+        structure = {} if file.driver == "JP2OpenJPEG" else file.tags(ns="IMAGE_STRUCTURE")
         first = {**file.tags(1), **file.tags(1, ns="IMAGE_STRUCTURE")}
         bits = stated_bits({**file.tags(), **structure, **first})
         self._inverted = structure.get("MINISWHITE", "").upper() == "YES"
