@@ -209,7 +209,7 @@ def predict(
     asked_of_all |= {"resume": resume, "overwrite": overwrite, "say": say, "warn": warn}
     if video is not None:
         found = {**settings, **layout_of(predictor)}
-        on_video |= {"show": reported, "every": every, "draw": draw > 0, "made_with": found}
+        on_video |= {"web": reading["web"], "show": reported, "every": every, "draw": draw > 0, "made_with": found}
         return VideoJob(source=video, **on_video, **asked_of_all).run(predictor)
     job = ImageJob(
         items=items,
@@ -271,9 +271,13 @@ def _sources(
 ) -> tuple[Path | str | None, list[Item], Categories | None]:
     """One video, or the address of one stream, or images with the categories of their json."""
     for address in sources:
-        if isinstance(address, str) and is_video(file_name_of(address)) and not is_live(address):
-            raise UserError("videos are read from local files", where=remote_name(address), fix="download it")
-    video = next((one for one in sources if is_live(one) or (isinstance(one, Path) and is_video(one))), None)
+        web = is_live(address) or str(address).startswith(("http://", "https://"))
+        if isinstance(address, str) and is_video(file_name_of(address)) and not web:
+            fix = "give an https:// address, or download it"
+            raise UserError("videos are not read from there", where=remote_name(address), fix=fix)
+    video = next(
+        (one for one in sources if is_live(one) or is_video(one if isinstance(one, Path) else file_name_of(one))), None
+    )
     if video is None:
         return None, *find_items(sources, say=warn)
     if len(sources) > 1:

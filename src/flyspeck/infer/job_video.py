@@ -18,16 +18,18 @@ from flyspeck.infer.job_images import PredictionSummary
 from flyspeck.infer.outputs import open_writers
 from flyspeck.infer.predictor import Predictor
 from flyspeck.infer.reading import Result
+from flyspeck.infer.remote import remote_name
 from flyspeck.infer.results_folder import ResultsFolder
 from flyspeck.infer.video.counts import CountTable
 from flyspeck.infer.video.journal import FrameJournal, restored
-from flyspeck.infer.video.live import LiveReader, public_name
+from flyspeck.infer.video.live import LiveReader, is_live
 from flyspeck.infer.video.reader import VideoFrame, VideoInfo, VideoReader
 from flyspeck.infer.video.stills import Stills
 from flyspeck.infer.video.tracker import Tracker, Tracking
 from flyspeck.infer.video.tracks import TrackTable, draw_tracks, seconds_of
 from flyspeck.infer.video.writer import VideoWriter
 from flyspeck.infer.video.zones import Zone, remarks_on
+from flyspeck.infer.web import WebRule
 
 _WRITTEN = ("counts.csv", "crossings.csv", "stills.csv", "stills")
 _NAMED = 5  # frames without a result that are named, the others are counted
@@ -35,7 +37,7 @@ _NAMED = 5  # frames without a result that are named, the others are counted
 
 def told_name(source: Path | str) -> str:
     """What messages call a video or the address of a stream: no folder, no user, no password."""
-    return source.name if isinstance(source, Path) else public_name(source)
+    return source.name if isinstance(source, Path) else remote_name(source)
 
 
 def tracked_name(name: str) -> str:
@@ -83,7 +85,8 @@ class VideoJob:
     """From what was asked for to the results of one video."""
 
     source: Path | str
-    """A file, or the address of a stream, of which the newest frames are taken, whatever is dropped between them."""
+    """A file, the `https://` address of one, or the address of a stream: of that the newest frames are taken, whatever is
+    dropped between them."""
     out: Path
     formats: Sequence[str]
     """Names out of `flyspeck.infer.outputs.WRITERS`."""
@@ -101,6 +104,8 @@ class VideoJob:
     """Lines and regions whose crossings are counted."""
     resume: bool = False
     overwrite: bool = False
+    web: WebRule | None = None
+    """How long a server is waited for."""
     made_with: Mapping[str, Any] = field(default_factory=dict)
     """What decides what is found on a frame."""
     say: Callable[[str], None]
@@ -113,18 +118,18 @@ class VideoJob:
         """
         with ExitStack() as stack:
             stack.enter_context(terminated_as_interrupted())
-            if isinstance(self.source, Path):
-                reader = VideoReader(self.source, every=self.every)
+            if not is_live(self.source):
+                reader = VideoReader(self.source, every=self.every, web=self.web)
                 stack.callback(reader.close)
-                journal = self._journal(self.source)
+                journal = self._journal(reader)
                 stack.callback(journal.close)
                 results = journalled(self.limit.cut(reader.frames()), predictor, journal)
             else:
                 if self.resume:
                     fix = "leave out --resume, and give another folder"
-                    raise UserError("a stream cannot be resumed", where=public_name(self.source), fix=fix)
+                    raise UserError("a stream cannot be resumed", where=told_name(self.source), fix=fix)
                 results_folder = ResultsFolder(self.out, overwrite=self.overwrite)
-                reader = LiveReader(self.source, every=self.every)
+                reader = LiveReader(str(self.source), every=self.every)
                 stack.callback(reader.close)
                 results_folder.clear(tiles=True)
                 results_folder.record(self._written(reader.name))
@@ -136,7 +141,7 @@ class VideoJob:
                     loop.one(result)
             except KeyboardInterrupt:
                 loop.finish()
-                on = ", --resume goes on" if isinstance(self.source, Path) else ""
+                on = ", --resume goes on" if isinstance(reader, VideoReader) else ""
                 self.warn(f"note: stopped after {loop.frames} frames: the files are whole{on}")
                 raise
             loop.finish()
@@ -149,11 +154,10 @@ class VideoJob:
     def _written(self, name: str) -> list[str]:
         return [tracked_name(name), *_WRITTEN]
 
-    def _journal(self, path: Path) -> FrameJournal:
+    def _journal(self, reader: VideoReader) -> FrameJournal:
         """The folder made ready, and its journal."""
         results = ResultsFolder(self.out, resume=self.resume, overwrite=self.overwrite)
-        stamp = path.stat()
-        about = {"video": [path.name, stamp.st_size, stamp.st_mtime_ns], "every": self.every}
+        about = {"video": [reader.name, *reader.stamp], "every": self.every}
         if not self.resume:
             results.clear(tiles=True)
         # Refuses frames of other settings before anything of theirs is removed.
@@ -161,7 +165,7 @@ class VideoJob:
         if self.resume:
             results.clear(tiles=False)
             self.say(f"resumed: {journal.num_kept} frames kept")
-        results.record(self._written(path.name))
+        results.record(self._written(reader.name))
         return journal
 
 
@@ -216,9 +220,7 @@ class FrameLoop:
         for writer in self._writers:
             stack.callback(writer.close)
         if job.draw:
-            annotated = AnnotatedVideo(
-                job.out / tracked_name(name), info, least=job.show, live=isinstance(job.source, str)
-            )
+            annotated = AnnotatedVideo(job.out / tracked_name(name), info, least=job.show, live=is_live(job.source))
             if annotated.padded is not None:
                 job.warn(f"note: {annotated.padded}")
             self._open(annotated, stack)
@@ -274,7 +276,7 @@ class FrameLoop:
             more = f"{self.bad} of {self.frames} frames have no result, wholly or in part"
             troubles = f"{troubles}; {more}" if troubles else more
         if troubles:
-            where = job.source if isinstance(job.source, Path) else public_name(job.source)
+            where = job.source if isinstance(job.source, Path) else told_name(job.source)
             fix = f"the results of the {self.frames} frames that came are written"
             raise UserError(troubles, where=where, fix=fix)
         return PredictionSummary(

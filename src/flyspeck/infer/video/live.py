@@ -18,9 +18,10 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from flyspeck.errors import UserError
+from flyspeck.infer.video.files import reason
 from flyspeck.infer.video.pixels import Orientation, rgb
 from flyspeck.infer.video.pyav import pyav, video_stream
-from flyspeck.infer.video.reader import VideoFrame, VideoInfo, frame_names, rate_of, reason
+from flyspeck.infer.video.reader import VideoFrame, VideoInfo, frame_names, rate_of
 
 SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "srt")
 _SILENCE = 5.0  # s without a packet after which a connection is given up

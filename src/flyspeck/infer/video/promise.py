@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, BinaryIO
 
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
@@ -31,24 +30,20 @@ _BOXES = {
 }
 
 
-def bytes_missing(path: Path) -> int:
-    """By how many bytes the file is shorter than its container says; 0 where it is whole, or the container says nothing."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(16)
-        file.seek(0)
-        promised = _promised(head, file, size)
-    return max(0, promised - size)
+def bytes_missing(file: BinaryIO, size: int) -> int:
+    """How many bytes fewer than its container says a file of `size` has; 0 where it is whole or the container says nothing."""
+    head = file.read(16)
+    file.seek(0)
+    return max(0, _promised(head, file, size) - size)
 
 
-def has_index(path: Path) -> bool:
+def has_index(file: BinaryIO, size: int) -> bool:
     """Whether an MP4 or MOV file has its index; without it nothing of it can be read. True for other files."""
     kinds: list[bytes] = []
-    with path.open("rb") as file:
-        if file.read(16)[4:8] not in _BOXES:
-            return True
-        file.seek(0)
-        _boxes_end(file, path.stat().st_size, kinds.append)
+    if file.read(16)[4:8] not in _BOXES:
+        return True
+    file.seek(0)
+    _boxes_end(file, size, kinds.append)
     return b"moov" in kinds
 
 

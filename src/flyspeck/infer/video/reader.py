@@ -11,9 +11,11 @@ from typing import Any
 
 from flyspeck.errors import UserError
 from flyspeck.infer.source import Item
+from flyspeck.infer.video.files import reason, video_file
 from flyspeck.infer.video.pixels import Orientation, rgb
-from flyspeck.infer.video.promise import bytes_missing, frames_missing, has_index
-from flyspeck.infer.video.pyav import file_options, pyav, video_stream
+from flyspeck.infer.video.promise import frames_missing
+from flyspeck.infer.video.pyav import pyav, video_stream
+from flyspeck.infer.web import WebRule
 
 _FASTEST = 1000  # frames per second; more is the unit of the stamps, not a rate
 _LISTED = 5  # frames named of those that are lost or damaged
@@ -130,24 +132,28 @@ class VideoReader:
     know.
 
     Args:
-        path: A local file.
+        source: A local file; or, as text, an `https://` address.
         every: Only every so manieth frame.
+        web: How long a server is waited for.
 
     Raises:
         UserError: The file is no video, or holds no frame.
     """
 
-    def __init__(self, path: Path, *, every: int = 1) -> None:
+    def __init__(self, source: Path | str, *, every: int = 1, web: WebRule | None = None) -> None:
         self._av = pyav()
         if every < 1:
             raise UserError(f"every {every}th frame", fix="give at least 1")
-        self.path, self.name, self.every = path, path.name, every
+        self._file = video_file(source, web)
+        self.name, self.stamp, self.every = self._file.name, self._file.stamp, every
         self.troubles, self.notes = Troubles(), list[str]()
-        self._container = self._opened()
+        self._container = self._file.open()
         stream = video_stream(self._container)
         if stream is None:
             self.close()
-            raise UserError("holds no video", where=path, fix="give a file with images in it, not sound alone")
+            raise UserError(
+                "holds no video", where=self._file.where, fix="give a file with images in it, not sound alone"
+            )
         self._stream: Any = stream
         # One frame after the other: decoders that work on several at once tell of an error late, or not at all.
         stream.thread_type = "SLICE"
@@ -161,7 +167,9 @@ class VideoReader:
         if self._first is None:
             self.close()
             raise UserError(
-                "holds no frame" + (f": {self.troubles}" if self.troubles else ""), where=path, fix="check the file"
+                "holds no frame" + (f": {self.troubles}" if self.troubles else ""),
+                where=self._file.where,
+                fix="check the file",
             )
         frame = self._first[1]
         size = self._orientation(frame).size((frame.height, frame.width))
@@ -180,7 +188,7 @@ class VideoReader:
                 size = (pixels.shape[0], pixels.shape[1])
                 self.notes.append(f"from frame {index + 1} on, the frames are {size[1]}x{size[0]} (width x height)")
             number = index // self.every + 1
-            name, output = frame_names(self.path.name, number)
+            name, output = frame_names(self.name, number)
             duration = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
             yield VideoFrame(name, pixels, number, output, seconds=float(seconds), duration=duration)
         self._tell_clock()
@@ -188,20 +196,7 @@ class VideoReader:
     def close(self) -> None:
         """Give back the file."""
         self._container.close()
-
-    def _opened(self) -> Any:
-        path = self.path
-        try:
-            if not path.is_file():
-                raise UserError("no such video file", where=path, fix="check the path")
-            if not path.stat().st_size:
-                raise UserError("holds no frame: the file is empty", where=path, fix="check the file")
-            return self._av.open(str(path), options=file_options(), metadata_errors="replace")
-        except (self._av.FFmpegError, OSError) as error:
-            fix = "convert it to mp4"
-            if isinstance(error, self._av.error.InvalidDataError) and not has_index(path):
-                fix = "its index is missing: the recording or the copy was cut off"
-            raise UserError(f"not a video that can be read ({reason(error)})", where=path, fix=fix) from error
+        self._file.close()
 
     def _orientation(self, frame: Any) -> Orientation:
         found = Orientation.of(frame)
@@ -274,6 +269,9 @@ class VideoReader:
                 if failures > _FAILURES:
                     self.troubles.broken = "reading ended early (packets of unknown streams)"
                     return
+            except UserError as error:  # of a server
+                self.troubles.broken = error.what
+                return
             except self._av.FFmpegError as error:
                 failures += 1
                 if failures == 1:
@@ -295,7 +293,7 @@ class VideoReader:
 
     def _settle(self, index: int) -> None:
         """What is missing at the end, when all has been read."""
-        tail, cut = len(self._errors), bytes_missing(self.path)
+        tail, cut = len(self._errors), self._file.bytes_missing()
         missing = frames_missing(
             self._container, self._stream, packets=self._packets, end=self._end, rate=float(self._rate), cut=cut
         )
@@ -333,8 +331,3 @@ def _start(container: Any, stream: Any) -> Fraction | None:
     if own is None or whole is None:
         return own if whole is None else whole
     return own if abs(own - whole) < Fraction(1, 1000) else whole
-
-
-def reason(error: Exception) -> str:
-    """What FFmpeg or the system says, without the path."""
-    return getattr(error, "strerror", None) or str(error)
