@@ -44,7 +44,8 @@ class LocalVideo:
     """A file on a disk."""
 
     def __init__(self, path: Path) -> None:
-        self.name, self.where, self._path = path.name, path, path
+        self.name, self._path = path.name, path
+        self.where: Path | str = path
         if not path.is_file():
             raise UserError("no such video file", where=path, fix="check the path")
         status = path.stat()
@@ -79,7 +80,8 @@ class WebVideo(io.RawIOBase):
     """
 
     def __init__(self, url: str, rule: WebRule | None = None) -> None:
-        self.name, self.where = file_name_of(url), remote_name(url)
+        self.name = file_name_of(url)
+        self.where: Path | str = remote_name(url)
         self._web = WebFile(url, rule)
         if not self._web.by_parts or self._web.size is None:
             self._web.close()
