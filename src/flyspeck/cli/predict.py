@@ -16,7 +16,7 @@ def predict(
     source: list[str] = typer.Argument(
         ...,
         metavar="SOURCE...",
-        help="Images (https:// and s3:// too), folders, one file of annotations, one video (https:// too), or one rtsp:// stream.",
+        help="Images (https:// and s3:// too), folders, one file of annotations, one video (https:// too), one rtsp:// stream.",
     ),
     model: str = typer.Option(
         ..., "--model", metavar="PATH", help="A run folder, a weights file, an exported model, or module:function."
