@@ -221,6 +221,8 @@ CALLED_BY_OTHERS = {
     "find_class": "pickle",
     "get_next": "onnxruntime",
     "is_leaf_module": "torch.fx",
+    "readable": "av",
+    "seekable": "av",
     "_repr_png_": "notebooks",
 }
 
