@@ -74,6 +74,25 @@ def test_the_enlargement_inside_gives_the_very_pixels(rule: Enlarge) -> None:
                 assert_array_equal(image, resample(wanted, rule.size(size)), err_msg=f"{rule.words()}, {size}")
 
 
+@pytest.mark.parametrize("rule", [Enlarge(1.5), Enlarge(2), Enlarge(squeeze=(96, 64))], ids=Enlarge.words)
+def test_sixteen_bits_are_enlarged_within_half_a_step(rule: Enlarge) -> None:
+    nodes = Nodes("test/")
+    out = _enlarged(nodes, rule, nodes.sides("windows"), floats=True, switch=False)
+    values = [
+        helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, s)
+        for n, s in (("windows", [None] * 3 + [3]), (out, None))
+    ]
+    graph = helper.make_graph(nodes.nodes, "g", values[:1], values[1:], nodes.values)
+    run = in_onnxruntime(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
+    )
+    for size in SIZES:
+        pixels = np.random.default_rng(1).integers(0, 65536, (*size, 3)).astype(np.uint16)
+        wanted = resample(pixels, rule.size(size)).astype(np.float32) / 257
+        (found,) = run(pixels[None].astype(np.float32) / np.float32(257))[0]
+        assert np.abs(found - wanted).max() < 0.51 / 257
+
+
 @pytest.mark.parametrize(
     ("engine", "rule"),
     [*(("onnx", rule) for rule in RULES), ("openvino", RULES[0]), ("openvino", RULES[1]), ("openvino", RULES[-1])],

@@ -155,6 +155,9 @@ def _sizes(nodes: Nodes, rule: Enlarge, native: str) -> tuple[str, str]:
     """Height and width, `(1,)` int64 each, that `Enlarge.size` gives for the sides `native`: the same operations in float64."""
     if rule.squeeze is not None:
         return nodes.value([rule.squeeze[0]]), nodes.value([rule.squeeze[1]])
+    if rule.short_side is None and rule.factor == int(rule.factor):
+        larger = nodes("Mul", native, int(rule.factor))  # exact, whatever precision an engine takes for fractions
+        return _part(nodes, larger, 0), _part(nodes, larger, 1)
     sides = nodes("Cast", native, to=_DOUBLE)
     scale = nodes.value(np.array([rule.factor], np.float64))
     if rule.short_side is not None:
