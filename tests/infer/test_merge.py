@@ -90,7 +90,8 @@ def slow_merge(
             shared = shared_area(box_i, box_j)
             whole = min(area(box_i), area(box_j)) if rule.metric == "ios" else area(box_i) + area(box_j) - shared
             alike = label_i == label_j
-            same = shared > 0 and apart and (alike or not rule.class_aware) and shared / whole >= rule.threshold
+            overlaps = shared > 0 and (shared / whole >= rule.threshold or slow_tiny(box_i, box_j, shared, rule))
+            same = overlaps and apart and (alike or not rule.class_aware)
             if own is not None and cut_j and own_i != own_j and (alike or not cut_i):
                 part = [max(box_i[0], frame_j[0]), max(box_i[1], frame_j[1])]
                 part += [min(box_i[2], frame_j[2]), min(box_i[3], frame_j[3])]
@@ -105,6 +106,20 @@ def slow_merge(
     return [fuse([rows[k] for k in group], rule.method) for group in groups]
 
 
+def slow_tiny(a: list[float], b: list[float], shared: float, rule: MergeRule) -> bool:
+    """Whether `tiny` takes two boxes for one object, whatever their IoU."""
+    smaller, *sides = min(area(a), area(b)), max(a[2] - a[0], a[3] - a[1]), max(b[2] - b[0], b[3] - b[1])
+    if rule.method != "tiny" or rule.threshold * max(sides) > min(sides) or smaller >= 48**2:
+        return False
+    return shared > smaller * (0.51 + 0.49 * max(0, smaller**0.5 - 8) / 40)
+
+
+def slow_vote(a: list[float], b: list[float]) -> float:
+    shared = shared_area(a, b)
+    overlap = shared / max(area(a) + area(b) - shared, 1e-9)
+    return 1.0 if a == b else min(1.0, max(0.0, (overlap - 0.35) / 0.1))
+
+
 def fuse(rows: list[tuple], method: str) -> tuple[tuple[float, ...], float, int]:
     best = rows[0]
     alike = [r for r in rows if r[3] == best[3]]
@@ -117,6 +132,9 @@ def fuse(rows: list[tuple], method: str) -> tuple[tuple[float, ...], float, int]
         )
     elif method == "wbf":
         box = tuple(sum(-r[2] * r[4][k] for r in members) / sum(-r[2] for r in members) for k in range(4))
+    elif method == "tiny":
+        weights = [-r[2] * slow_vote(best[4], r[4]) for r in members]
+        box = tuple(sum(w * r[4][k] for w, r in zip(weights, members, strict=True)) / sum(weights) for k in range(4))
     return box, score, best[3]
 
 
@@ -140,7 +158,7 @@ def assert_same(found: Detections, expected: list[tuple[tuple[float, ...], float
 @given(
     seed=st.integers(0, 100_000),
     n=st.integers(0, 60),
-    method=st.sampled_from(["nms", "nmm", "wbf"]),
+    method=st.sampled_from(["nms", "nmm", "wbf", "tiny"]),
     metric=st.sampled_from(["iou", "ios"]),
     threshold=st.sampled_from([0.2, 0.4, 0.7]),
     class_aware=st.booleans(),
@@ -244,6 +262,26 @@ def test_nmm_and_fusion_worked_example() -> None:
     fused = merge(found, tiles=tiles, tile_index=own, rule=MergeRule(method="wbf"))
     assert_allclose(fused.boxes, [[45.25, 10, 53.25, 18]], rtol=1e-6)
     assert_allclose(fused.scores, [0.9], rtol=1e-6)
+
+
+def test_tiny_worked_example() -> None:
+    # Two tiles see an 8 px object three px apart: 40 of 64 px shared, above 0.51; IoU 0.4545, so the second counts in full.
+    # A third sees a part of it, 4x4 within the first: an IoU of 1/4, and wholly shared. It moves nothing.
+    boxes = [[50, 10, 58, 18], [53, 10, 61, 18], [52, 12, 56, 16]]
+    found, tiles, own = two_tiles(boxes, [0.9, 0.6, 0.5], [0, 0, 0], [0, 1, 1])
+    rule = MergeRule(method="tiny", owned=False, threshold=0.46)
+    one = merge(found, tiles=tiles, tile_index=own, rule=rule)
+    assert_allclose(one.boxes, [[50 + 3 * 0.6 / 1.5, 10, 58 + 3 * 0.6 / 1.5, 18]], rtol=1e-6)
+    assert_allclose(one.scores, [0.9])
+    assert len(merge(found, tiles=tiles, tile_index=own, rule=MergeRule(owned=False, threshold=0.46))) == 3
+
+
+@pytest.mark.parametrize("side", [1.0, 2.0, 4.0, 8.0])
+def test_tiny_neighbours_half_a_side_apart_stay_two(side: float) -> None:
+    boxes = [[50, 10, 50 + side, 10 + side], [50 + side / 2, 10, 50 + 1.5 * side, 10 + side]]
+    found, tiles, own = two_tiles(boxes, [0.9, 0.8], [0, 0], [0, 1])
+    two = merge(found, tiles=tiles, tile_index=own, rule=MergeRule(method="tiny", owned=False))
+    assert_allclose(two.boxes, boxes)
 
 
 def test_soft_nms_worked_example() -> None:

@@ -53,7 +53,7 @@ def predict(
         metavar="SCORE",
         help="coco and widerface files hold weaker ones too, from here.",
     ),
-    merge: Literal["nms", "nmm", "soft-nms", "wbf"] = typer.Option(
+    merge: Literal["nms", "nmm", "soft-nms", "wbf", "tiny"] = typer.Option(
         "nms", "--merge", help="What becomes of boxes of one object: suppressed, joined, weakened or averaged."
     ),
     merge_threshold: float = typer.Option(

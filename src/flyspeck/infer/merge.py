@@ -33,6 +33,8 @@ from typing import Literal
 
 import numpy as np
 
+from flyspeck import boxes as box_algebra
+from flyspeck import one_object
 from flyspeck.errors import UserError, nearest
 from flyspeck.evaluate.merging import merge_tiles
 from flyspeck.infer.pairs import BoxIndex
@@ -40,7 +42,7 @@ from flyspeck.types import Detections
 
 __all__ = ["METHODS", "MergeRule", "merge", "merge_tiles"]
 
-METHODS = ("nms", "nmm", "soft-nms", "wbf")
+METHODS = ("nms", "nmm", "soft-nms", "wbf", "tiny")
 _COVERED = 0.5  # share of a cut box under a whole one from which it yields
 _ROUNDS = 50  # vectorised rounds before a long chain of boxes is walked one by one
 
@@ -49,8 +51,10 @@ _ROUNDS = 50  # vectorised rounds before a long chain of boxes is walked one by 
 class MergeRule:
     """How duplicates from overlapping tiles become one box."""
 
-    method: Literal["nms", "nmm", "soft-nms", "wbf"] = "nms"
-    """Keep the best; join to the hull; decay the scores; average the boxes weighted by score."""
+    method: Literal["nms", "nmm", "soft-nms", "wbf", "tiny"] = "nms"
+    """Keep the best; join to the hull; decay the scores; average the boxes weighted by score; `tiny`: what `flyspeck.one_object`
+    takes for one tiny object is one too (where no side is more than 1 / threshold times the other), and the best box moves to
+    the mean of those that overlap it most."""
     metric: Literal["iou", "ios"] = "iou"
     """Intersection over union, or over the smaller box."""
     threshold: float = 0.4
@@ -162,7 +166,17 @@ class _Work:
         """Pairs (i, j), i < j, that overlap by the rule's metric and threshold."""
         for i, j, overlap in self.overlaps():
             hit = overlap >= self.rule.threshold
+            if self.rule.method == "tiny":
+                rest = np.flatnonzero(~hit)
+                hit[rest] = self._one_tiny_object(i[rest], j[rest])
             yield i[hit], j[hit]
+
+    def _one_tiny_object(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+        """Which of the pairs show one tiny object."""
+        a, b = self.boxes[i], self.boxes[j]
+        longer = [(boxes[:, 2:] - boxes[:, :2]).max(1, initial=0) for boxes in (a, b)]
+        alike = self.rule.threshold * np.maximum(*longer) <= np.minimum(*longer)
+        return alike & one_object.is_one(_intersection(a, b), _area(a), _area(b))
 
     def overlaps(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Pairs (i, j), i < j, that may be duplicates, with the rule's metric.
@@ -276,8 +290,11 @@ def _combine(found: Detections, cut: np.ndarray, keeper: np.ndarray, method: str
         np.minimum.at(boxes[:, 1], to, found.boxes[rows, 1])
         np.maximum.at(boxes[:, 2], to, found.boxes[rows, 2])
         np.maximum.at(boxes[:, 3], to, found.boxes[rows, 3])
-    elif method == "wbf":
+    elif method in ("wbf", "tiny"):
         weights = found.scores[rows].astype(np.float64).clip(min=1e-9)
+        if method == "tiny":
+            overlap = box_algebra.paired_iou(boxes[rows], boxes[to])
+            weights = np.where(rows == to, weights, weights * one_object.vote(overlap))
         total = np.bincount(to, weights, len(keeper))
         for side in range(4):
             summed = np.bincount(to, weights * found.boxes[rows, side], len(keeper))
