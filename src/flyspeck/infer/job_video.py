@@ -129,6 +129,7 @@ class VideoJob:
                     fix = "leave out --resume, and give another folder"
                     raise UserError("a stream cannot be resumed", where=told_name(self.source), fix=fix)
                 results_folder = ResultsFolder(self.out, overwrite=self.overwrite)
+                results_folder.claim(_WRITTEN)
                 reader = LiveReader(str(self.source), every=self.every)
                 stack.callback(reader.close)
                 results_folder.clear(tiles=True)
@@ -157,6 +158,7 @@ class VideoJob:
     def _journal(self, reader: VideoReader) -> FrameJournal:
         """The folder made ready, and its journal."""
         results = ResultsFolder(self.out, resume=self.resume, overwrite=self.overwrite)
+        results.claim(_WRITTEN)
         about = {"video": [reader.name, *reader.stamp], "every": self.every}
         if not self.resume:
             results.clear(tiles=True)

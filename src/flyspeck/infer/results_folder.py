@@ -56,7 +56,7 @@ class ResultsFolder:
             elif self._earlier and not (resume or overwrite):
                 raise self._taken()
             self._others = {entry.name for entry in path.iterdir()} - {*self._earlier, TILES, MARK}
-            self.record()
+            self.record(self._earlier)  # they are its own until `clear`
         except OSError as error:
             raise UserError(f"cannot be written to ({error.strerror or error})", where=path) from error
 
@@ -77,8 +77,14 @@ class ResultsFolder:
         lines = sorted({*_PLACES, *names} - self._others)
         write_text(self.path / MARK, "\n".join([_HEAD, *lines, ""]))
 
+    def claim(self, names: Sequence[str]) -> None:
+        """Raises UserError where one of `names`, which the job will write, is there and no earlier job wrote it."""
+        self._refuse(next((name for name in names if name in self._others), None))
+
     def _refuse_strangers(self) -> None:
-        found = next((name for name in _PLACES if (self.path / name).exists()), None)
+        self._refuse(next((name for name in _PLACES if (self.path / name).exists()), None))
+
+    def _refuse(self, found: str | None) -> None:
         if found is not None:
             raise UserError(
                 f"'{found}' is there, and no prediction is known to have written it",

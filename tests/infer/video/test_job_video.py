@@ -300,6 +300,17 @@ def test_going_on_with_other_settings_or_another_video_is_refused(tmp_path: Path
         job(path, tmp_path / "o", made_with={"weights": "y"}, resume=True)
 
 
+@pytest.mark.parametrize("name", ["counts.csv", "crossings.csv", "stills.csv", "stills"])
+def test_what_somebody_else_wrote_is_not_overwritten(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / "a.mp4", [STILL] * 3)
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / name).write_text("mine")
+    for changes in ({}, {"overwrite": True}):
+        with pytest.raises(UserError, match=f"'{name}' is there, and no prediction is known to have written it"):
+            job(path, tmp_path / "o", **changes)
+    assert (tmp_path / "o" / name).read_text() == "mine"
+
+
 def test_a_full_disk_costs_no_line_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.mp4", [STILL] * 6)
     from flyspeck.infer.growing_csv import GrowingCsv
