@@ -10,6 +10,7 @@ from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers import read_annotations
 from flyspeck.evaluate import DetectionTable, evaluate
 from flyspeck.train.measure import metrics_of
+from flyspeck.train.progress import headline
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +46,17 @@ def test_names(annotations: Annotations, protocol: str, names: set[str]) -> None
     assert not any("per_class" in name or "5050" in name or "tiny_tiny" in name for name in metrics)
     overall = [row for row in result.rows if "category_id" not in row and row["value"] is not None]
     assert len(metrics) == len(overall)
+
+
+def test_the_line_of_an_epoch_is_readable() -> None:
+    """However many sizes, thresholds and factors there are, it is one line, the metric that picks the checkpoint first."""
+    sizes = ("all", "tiny", "tiny1", "tiny2", "tiny3", "small", "reasonable")
+    metrics = {
+        f"{kind}_{size}{at}": 0.5 for at in ("", "@0.25", "@mean") for kind in ("ap50", "ap", "ar50") for size in sizes
+    }
+    line = headline({**metrics, "ap50_tiny1": -1.0, "ap50_tiny@mean": 0.412}, first="ap50_tiny@mean")
+    assert line.startswith("ap50_tiny@mean 41.2, ap50_all 50.0, ap50_tiny 50.0, ap50_tiny1 none")
+    assert line.endswith("% …")
+    assert len(line) < 140
+    assert headline({}) == ""
+    assert headline({"mr_all": 0.25}) == "mr_all 25.0 %"

@@ -170,6 +170,9 @@ class ImageLoop:
         try:
             for result in self.predictor.stream(items, journal=journal):
                 self.one(result)
+        except KeyboardInterrupt:
+            self.warn(f"note: stopped after {self.done} of {len(items)} images: the files are whole, --resume goes on")
+            raise
         finally:
             for writer in self.writers:
                 writer.close()

@@ -147,9 +147,13 @@ def fit(
                 reporter.epoch(record)
             save()
     except KeyboardInterrupt:
-        log.warning(
-            "interrupted; resume from %s", folder / "state.pt" if (folder / "state.pt").exists() else "the start"
+        begun = (folder / "state.pt").exists()
+        how = (
+            "--resume goes on from its last checkpoint"
+            if begun
+            else "before its first checkpoint: --resume begins anew"
         )
+        log.warning("interrupted in epoch %d of %d; %s (%s)", progress.epoch + 1, config.epochs, how, folder)
         raise
     finally:
         if accelerator.is_main_process:

@@ -132,7 +132,9 @@ class EvaluationLines:
 class Console:
     """A progress bar with losses, images per second and time left; plain lines where there is no terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, best: str = "") -> None:
+        """`best` names the metric that picks the checkpoint: it is said first."""
+        self.best = best
         self.evaluation: Any = None
         self.bar: Any = None
         self.task: Any = None
@@ -175,8 +177,8 @@ class Console:
 
     def epoch(self, record: Mapping[str, Any]) -> None:
         """See `Reporter.epoch`."""
-        metrics = " ".join(f"{name} {value:.3f}" for name, value in record.get("metrics", {}).items())
-        text = f"epoch {record['epoch']} done in {record['seconds']:.0f} s {metrics}"
+        metrics = headline(record.get("metrics", {}), first=self.best)
+        text = f"epoch {record['epoch']} done in {_minutes(record['seconds'])}{f': {metrics}' if metrics else ''}"
         if self.bar is not None:
             self.bar.console.print(text)
         else:
@@ -204,6 +206,18 @@ class Console:
         if self.evaluation is None:
             self.evaluation = self.bar.add_task("", total=100)
         self.bar.update(self.evaluation, completed=int(100 * share), description=text)
+
+
+def headline(metrics: Mapping[str, float], *, first: str = "") -> str:
+    """The metrics that a person follows, in percent, on one line: `first`, then AP50 by size; `metrics.csv` has them all."""
+    sizes = [name for name in metrics if name.startswith("ap50_") and "@" not in name]
+    names: list[str] = [*([first] if first in metrics else []), *(name for name in sizes or metrics if name != first)]
+    shown = names[:_SHOWN]
+    said = ", ".join(f"{name} {100 * metrics[name]:.1f}" if metrics[name] >= 0 else f"{name} none" for name in shown)
+    return f"{said} %{' …' if len(names) > _SHOWN else ''}" if said else ""
+
+
+_SHOWN = 7
 
 
 class TensorBoard:

@@ -63,7 +63,7 @@ from flyspeck.train.measure_factors import measure_factors
 from flyspeck.train.pixels import Pixels, pixels_of_older_run, settled_pixels
 from flyspeck.train.plugin_notes import with_plugins
 from flyspeck.train.processes import join_processes
-from flyspeck.train.progress import Console, Fanout, Reporter, RunFiles, TensorBoard
+from flyspeck.train.progress import Console, Fanout, Reporter, RunFiles, TensorBoard, headline
 from flyspeck.train.viewing import remarks_on, viewing_of
 from flyspeck.version import VERSION
 
@@ -164,7 +164,7 @@ def _train(
         load_into(detector, method.start)
     if accelerator.is_main_process:
         _describe_run(folder, recipe, description, train_set, val_set, accelerator=accelerator)
-    console = Console()
+    console = Console(best=best_metric(recipe.evaluate.best, recipe.dynamic))
     evaluations = _evaluations(recipe, description, detector, val_set, rule, accelerator, console)
     with contextlib.closing(
         training_loader(
@@ -269,7 +269,8 @@ def _finish(
         evaluations.best.write(folder, evaluations.annotations)
         if recipe.dynamic is not None and recipe.dynamic.predictor is not None:
             metrics |= _with_predictor(folder, recipe.dynamic.predictor, str(accelerator.device))
-    log.info("best epoch %d: %s", progress.best_epoch, " ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
+    line = headline(metrics, first=best_metric(recipe.evaluate.best, recipe.dynamic))
+    log.info("best epoch %d: %s; all of it in %s", progress.best_epoch, line, folder / "evaluation.json")
     return metrics
 
 
