@@ -243,6 +243,21 @@ def test_without_gdal_a_place_that_cannot_be_read_names_the_extra(
         assert len(found) == len(SPOTS)
 
 
+def test_a_turned_photograph_with_a_world_file_keeps_its_stored_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(PIXELS).save(tmp_path / "a.jpg", quality=100, exif=exif)
+    (tmp_path / "a.jgw").write_text("0.1\n0\n0\n-0.1\n500000.05\n3999999.95\n")
+    said = predicted(tmp_path / "a.jpg", tmp_path / "out", monkeypatch)
+    assert any("its orientation tag is not followed" in line for line in said)
+    rings, _ = from_geojson(tmp_path / "out")
+    assert_allclose(_by_place(rings, NORTH)[0].min(axis=0), on_map(NORTH, 10, 24), rtol=0, atol=1e-3)
+
+
 def singular(folder: Path) -> Path:
     return geotiff(folder / "a.tif", PIXELS, (0.1, 0.1, 500000, 0.1, 0.1, 4000000), UTM)
 

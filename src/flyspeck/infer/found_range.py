@@ -18,7 +18,7 @@ from flyspeck.errors import UserError
 _BITS = ("NBITS", "SIGNIFICANT_BITS", "MAXSAMPLEVALUE", "TIFFTAG_MAXSAMPLEVALUE")
 _WHOLE = 16_000_000  # pixels that are looked at one and all
 _WINDOWS, _SAMPLE = 8, 256  # of larger ones: so many windows each way, of so many pixels
-_SIDE = 128  # of the windows that cover a smaller one: a hole in a broken file costs no more
+_HIGH, _WIDE = 128, 4096  # of the windows that cover a smaller one: a hole in a broken file costs no more
 
 Highest = Callable[[int, int, int, int], float]
 """The highest value in a window x1, y1, x2, y2 of what is there; NaN where nothing is."""
@@ -50,9 +50,9 @@ def looked_at(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
     """Windows x1, y1, x2, y2 that cover an image of `size` (H, W), or of a large one a grid of samples."""
     height, width = size
     if height * width <= _WHOLE:
-        for y in range(0, height, _SIDE):
-            for x in range(0, width, _SIDE):
-                yield x, y, min(width, x + _SIDE), min(height, y + _SIDE)
+        for y in range(0, height, _HIGH):
+            for x in range(0, width, _WIDE):
+                yield x, y, min(width, x + _WIDE), min(height, y + _HIGH)
         return
     tall, wide = min(height, _SAMPLE), min(width, _SAMPLE)
     for y in np.linspace(0, height - tall, _WINDOWS).astype(int).tolist():

@@ -20,7 +20,8 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from flyspeck.data.images import check_claims, read_size, tiff_header
+from flyspeck.data.images import check_claims, opened, read_size, tiff_header
+from flyspeck.data.orientation import exif_orientation
 from flyspeck.errors import UserError, missing_extra
 from flyspeck.infer import raster
 from flyspeck.infer.georeference import mask_beside, metadata_beside, signs_of_place, world_files
@@ -92,7 +93,21 @@ def _by_gdal(path: Path, driver: str, options: OpenOptions, name: str) -> Source
     if options.max_pixels is not None and source.piece > options.max_pixels:
         source.close()
         raise _too_large_a_piece(path, source.piece, options)
+    if _orientation(path, driver) != 1:  # its place on Earth speaks of the pixels as they are stored
+        said = "its orientation tag is not followed: boxes are those of the pixels as they are stored"
+        source.remark = f"{source.remark}; {said}" if source.remark else said
     return source
+
+
+def _orientation(path: Path, driver: str) -> int:
+    """Of an image that other readers would turn upright."""
+    if driver == "GTiff":
+        header = tiff_header(path)
+        return 1 if header is None else header.orientation
+    if driver not in ("JPEG", "PNG"):
+        return 1
+    with opened(path) as image:
+        return exif_orientation(image)
 
 
 def _root(path: Path) -> str:
