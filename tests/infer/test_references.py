@@ -89,6 +89,34 @@ def test_what_gdal_itself_writes_as_vrt_is_read(tmp_path: Path) -> None:
             assert (source.read(0, 0, *source.size[::-1])[:, :, 0] > 200).sum() >= 16
 
 
+def test_where_a_vrt_has_no_source_nothing_is(tmp_path: Path) -> None:
+    geotiff(tmp_path / "a.tif", PIXELS, PLACE, "EPSG:32633")
+    source = (
+        '<SimpleSource><SourceFilename relativeToVRT="1">a.tif</SourceFilename><SourceBand>1</SourceBand>'
+        '<SrcRect xOff="0" yOff="0" xSize="64" ySize="48"/><DstRect xOff="{}" yOff="{}" xSize="64" ySize="48"/></SimpleSource>'
+    )
+    text = vrt("a.tif").replace('"64" rasterYSize="48"', '"128" rasterYSize="96"')
+    head, tail = text[: text.index("<SimpleSource>")], text[text.index("</VRTRasterBand>") :]
+    (tmp_path / "a.vrt").write_text(head + source.format(0, 0) + source.format(64, 48) + tail)
+    with open_source(tmp_path / "a.vrt") as opened:
+        assert opened.size == (96, 128)
+        for window, there in (((0, 0, 64, 48), True), ((64, 48, 128, 96), True), ((64, 0, 128, 48), False)):
+            _, seen = opened.window(*window)
+            assert (seen is None) if there else (seen is not None and not seen.any())
+        pixels, seen = opened.window(32, 0, 96, 48)
+        assert seen is not None
+        assert_array_equal(seen[0], np.arange(64) < 32)
+        assert pixels.min() >= 60
+    # A "no data" value of its own says it better: then that counts.
+    (tmp_path / "b.vrt").write_text(
+        (head + source.format(0, 0) + tail).replace("<SimpleSource>", "<NoDataValue>7</NoDataValue><SimpleSource>", 1)
+    )
+    with open_source(tmp_path / "b.vrt") as opened:
+        _, seen = opened.window(0, 0, 128, 96)
+        assert seen is not None
+        assert seen.sum() == 64 * 48
+
+
 OUTSIDE = [
     ("/vsicurl/http://127.0.0.1:{port}/o.tif", 0),
     ("http://127.0.0.1:{port}/o.tif", 0),

@@ -26,8 +26,8 @@ from flyspeck.infer.found_range import (
     stated_highest,
 )
 from flyspeck.infer.georeference import place_of
-from flyspeck.infer.missing import both, is_nodata, shown
-from flyspeck.infer.references import LOCAL_ONLY
+from flyspeck.infer.missing import at_size, both, is_nodata, shown
+from flyspeck.infer.references import LOCAL_ONLY, covered
 from flyspeck.infer.windows import BROKEN, CACHE_MB, OpenOptions, Source, chosen, refuse_without_range
 
 
@@ -94,6 +94,7 @@ class RasterioSource(Source):
         if self._file.count > MAX_BANDS:
             self._file.close()
             raise UserError(f"it has {self._file.count} bands, where {MAX_BANDS} are read", where=name)
+        self._path = path if isinstance(path, Path) else None
         self.name = name
         self.size = (self._file.height, self._file.width)
         self.piece = max(rows * columns for rows, columns in self._file.block_shapes)
@@ -145,13 +146,30 @@ class RasterioSource(Source):
         # The flags of an alpha band are the same bit; GDAL's own mask would count a band that is read as data, too.
         flags = [{flag.name for flag in one} for one in file.mask_flag_enums]
         self._mask = any("alpha" not in one and ("per_dataset" in one or not one) for one in flags)
-        self.masked = self._nodata is not None or self._mask
+        self._covered = self._where_covered()
+        self.masked = self._nodata is not None or self._mask or self._covered is not None
         self.plain = self._is_plain(dtype, count, meanings, bits)
         top = 2**bits - 1 if bits is not None and dtype in ("uint8", "uint16") else 65535 if dtype == "uint16" else 255
         self._top = top
         self._rule, found = self._range(options, dtype, bits)
         refuse_without_range(self._rule, np.dtype(dtype))
         self.note = self._said(meanings, dtype, found)
+
+    def _where_covered(self) -> np.ndarray | None:
+        """Of a VRT that does not say what is missing: where it has sources (`covered`), unless that is everywhere."""
+        if self._path is None or self._file.driver != "VRT" or self._nodata is not None or self._mask:
+            return None
+        try:
+            rectangles = covered(self._path)
+        except UserError:  # of one that was let through unread
+            return None
+        whole = np.array([0, 0, self.size[1], self.size[0]])
+        if (
+            rectangles is None
+            or ((rectangles[:, :2] <= whole[:2]) & (rectangles[:, 2:] >= whole[2:])).all(axis=1).any()
+        ):
+            return None
+        return rectangles
 
     def _is_plain(self, dtype: str, count: int, meanings: list[str], bits: int | None) -> bool:
         if self._inverted or (bits is not None and dtype == "uint8" and bits not in (1, 8)):
@@ -239,6 +257,8 @@ class RasterioSource(Source):
             raise UserError(
                 f"the window {x1},{y1} to {x2},{y2} cannot be read ({error})", where=self.name, fix=BROKEN
             ) from error
+        if self._covered is not None:
+            there = both(there, at_size(_inside(self._covered, (x1, y1, x2, y2)), shape))
         if self._nodata is not None:
             gone = np.ones(shape, bool)
             for plane, nodata in zip(values, self._nodata, strict=True):
@@ -261,6 +281,16 @@ class RasterioSource(Source):
     def close(self) -> None:
         """See `Source.close`."""
         self._file.close()
+
+
+def _inside(rectangles: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray:
+    """Which pixels `(h, w)` bool of a window lie in one of the rectangles `(N, 4)`."""
+    x1, y1, x2, y2 = window
+    there = np.zeros((y2 - y1, x2 - x1), bool)
+    met = (rectangles[:, 0] < x2) & (rectangles[:, 2] > x1) & (rectangles[:, 1] < y2) & (rectangles[:, 3] > y1)
+    for left, top, right, bottom in rectangles[met].tolist():
+        there[max(0, top - y1) : bottom - y1, max(0, left - x1) : right - x1] = True
+    return there
 
 
 def _colours(meanings: list[str]) -> tuple[int, int, int] | None:

@@ -7,10 +7,13 @@ hold the elements that place pixels of image files and nothing else; every file 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
+
+import numpy as np
 
 from flyspeck.errors import UserError
 from flyspeck.infer.kinds import driver_of, root_of
@@ -42,6 +45,32 @@ _SYSTEM = re.compile(r"\s*($|[A-Z_0-9]+\s*\[|[A-Za-z]+:\d+\s*$|\+proj=[^/\\]*$|u
 def check_references(path: Path, driver: str) -> None:
     """Raises UserError where a file, or what lies beside it for GDAL to read, leads out of its folder."""
     _check(path, driver, {path.resolve().parent, path.parent.resolve()}, depth=0, seen=set())
+
+
+def covered(path: Path) -> np.ndarray | None:
+    """Where a VRT has sources at all: rectangles `(N, 4)` x1, y1, x2, y2 in whole pixels, that hold what its first band is put
+    together of; None for a VRT that is computed otherwise. Raises UserError.
+
+    GDAL gives 0 for the rest, as if it were an image there.
+    """
+    root = _parsed(path)
+    band = root.find("VRTRasterBand")
+    if root.get("subClass") is not None or band is None or band.get("subClass") not in (None, "VRTSourcedRasterBand"):
+        return None
+    rectangles = []
+    for source in band:
+        if source.find("SourceFilename") is None:
+            continue
+        placed = source.find("DstRect")
+        if placed is None:
+            return None  # it fills the whole
+        x, y, w, h = (float(placed.get(key, "nan")) for key in ("xOff", "yOff", "xSize", "ySize"))
+        if not np.isfinite([x, y, w, h]).all():
+            return None
+        rectangles.append(
+            [math.floor(x + 1e-6), math.floor(y + 1e-6), math.ceil(x + w - 1e-6), math.ceil(y + h - 1e-6)]
+        )
+    return np.array(rectangles, np.int64).reshape(-1, 4)
 
 
 def _check(path: Path, driver: str, roots: set[Path], *, depth: int, seen: set[Path]) -> None:
@@ -104,19 +133,23 @@ def _plain(name: str) -> bool:
 
 def _sources(path: Path) -> list[ElementTree.Element]:
     """The elements of a VRT that name files, each once; raises UserError for a VRT that does more than place pixels of files."""
-    try:
-        text = path.read_text(encoding="utf-8-sig", errors="replace")
-        if "<!DOCTYPE" in text or "<!ENTITY" in text:
-            raise UserError("a VRT that declares entities", where=path, fix=_FIX)
-        root = ElementTree.fromstring(text)
-    except ElementTree.ParseError as error:
-        raise UserError(f"not a VRT that can be read ({error})", where=path, fix="write it again") from None
+    root = _parsed(path)
     found: dict[tuple[str, str], ElementTree.Element] = {}
     for element in _elements(root):
         _check_element(element, path)
         if element.tag in _FILES:
             found.setdefault((element.text or "", element.get("relativeToVRT", "0")), element)
     return list(found.values())
+
+
+def _parsed(path: Path) -> ElementTree.Element:
+    try:
+        text = path.read_text(encoding="utf-8-sig", errors="replace")
+        if "<!DOCTYPE" in text or "<!ENTITY" in text:
+            raise UserError("a VRT that declares entities", where=path, fix=_FIX)
+        return ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        raise UserError(f"not a VRT that can be read ({error})", where=path, fix="write it again") from None
 
 
 def _elements(root: ElementTree.Element) -> Iterator[ElementTree.Element]:
