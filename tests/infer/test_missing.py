@@ -170,20 +170,41 @@ def test_a_box_that_a_network_draws_into_the_missing_part_is_left_out_and_counte
     assert result.num_hidden == 1
 
 
-def test_what_is_missing_gets_the_mean_of_what_is_there() -> None:
+def test_what_is_missing_gets_the_nearest_pixel_of_its_row_or_column() -> None:
     values = np.array([[[10, 1], [20, 3], [255, 255]]], np.uint8)
     there = np.array([[True, True, False]])
     pixels, seen = shown(values, PixelRule(), there)
-    assert_array_equal(pixels, [[[10, 1], [20, 3], [15, 2]]])
+    assert_array_equal(pixels, [[[10, 1], [20, 3], [20, 3]]])
     assert seen is not None
     assert_array_equal(seen, there)
     assert (filled(values, np.ones(values.shape, bool)) == 0).all()
     # Of a pixel that lacks one band, that band is filled, and the pixel is there.
-    pixels, seen = shown(
-        np.array([[[0.0, 1.0], [1.0, np.nan]]], np.float32), PixelRule(value_range=((0, 1),), bits=8), None
-    )
+    few = np.array([[[0.0, 1.0], [1.0, np.nan]]], np.float32)
+    pixels, seen = shown(few, PixelRule(value_range=((0, 1),), bits=8), None)
     assert_array_equal(pixels, [[[0, 255], [255, 255]]])
     assert seen is None
+    # Row 1 has nothing in the last column's row or column: 30, the mean of 20 and 40.
+    lonely = np.array([[20, 0, 0], [40, 0, 0], [0, 0, 0]], np.uint8)[:, :, None]
+    gone = np.array([[0, 1, 1], [0, 1, 1], [1, 1, 1]], bool)[:, :, None]
+    assert_array_equal(filled(lonely, gone)[:, :, 0], [[20, 20, 20], [40, 40, 40], [40, 30, 30]])
+
+
+@given(st.integers(0, 10_000), st.floats(0, 1))
+def test_filling_is_what_a_slow_search_finds(seed: int, share: float) -> None:
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(0, 255, (6, 7, 2)).astype(np.uint8)
+    lacking = np.repeat(rng.random((6, 7, 1)) < share, 2, axis=2) if seed % 2 else rng.random((6, 7, 2)) < share
+    found = filled(pixels, lacking)
+    for band in range(2):
+        kept = ~lacking[:, :, band]
+        plane = pixels[:, :, band]
+        for y, x in np.argwhere(~kept):
+            near = [(abs(k - x), plane[y, k]) for k in np.flatnonzero(kept[y])]
+            near += [(abs(k - y), plane[k, x]) for k in np.flatnonzero(kept[:, x])]
+            best = {value for far, value in near if far == min(near)[0]}
+            best = best or {round(plane[kept].mean()) if kept.any() else 0}
+            assert found[y, x, band] in best
+        assert_array_equal(found[:, :, band][kept], plane[kept])
 
 
 def test_a_window_filled_is_within_the_values_of_what_is_there(tmp_path: Path) -> None:
