@@ -140,3 +140,13 @@ def test_a_video_that_ends_in_the_middle_gives_the_frames_before(tmp_path: Path)
     assert 1 < len(frames) < 40
     assert isinstance(frames[0], Item)
     assert av.__version__
+
+
+def test_a_number_stands_inside_the_frame() -> None:
+    for box, inside in (
+        ([10, 0, 16, 6], (slice(8, 22), slice(10, 30))),
+        ([56, 30, 60, 36], (slice(14, 30), slice(40, 60))),
+    ):
+        found = Detections([box], [0.9], [0], (40, 60), extra={"track": np.array([123])})
+        drawn = draw_tracks(np.zeros((40, 60, 3), np.uint8), found, least=0.3)
+        assert (drawn[inside] > 200).all(axis=2).sum() > 4, "white letters"

@@ -59,7 +59,8 @@ def draw_tracks(pixels: np.ndarray, found: Detections, *, least: float) -> np.nd
     numbers = shown.extra.get("track", np.full(len(shown), -1))
     image = draw_boxes(Image.fromarray(pixels.copy()), shown.boxes, np.where(numbers >= 0, numbers, shown.labels))
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(11)
-    for (x1, y1, _, _), number in zip(shown.boxes.tolist(), numbers.tolist(), strict=True):
+    for (x1, y1, _, y2), number in zip(shown.boxes.tolist(), numbers.tolist(), strict=True):
         if number >= 0:
-            draw.text((x1, y1 - 14), str(number), fill="white", font=font, stroke_width=1, stroke_fill="black")
+            place = (max(0, min(x1, pixels.shape[1] - 7 * len(str(number)))), y1 - 14 if y1 >= 14 else y2 + 1)
+            draw.text(place, str(number), fill="white", font=font, stroke_width=1, stroke_fill="black")
     return np.asarray(image)
