@@ -140,25 +140,29 @@ def test_a_job_is_resumed_and_tells_no_secret(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     seen, model = spots_model(monkeypatch, tmp_path, training_size=[400, 400])
-    address = server.url("ok/a.tif").replace("://", f"://{SECRET}") + "?X-Amz-Signature=abcdef"
+    address = server.url("half/a.tif").replace("://", f"://{SECRET}") + "?X-Amz-Signature=abcdef"
     out = tmp_path / "found"
     asked = ["--model", str(model), "--out", str(out), "--to", "coco,csv,geojson,gpkg,yolo,label-studio,cvat"]
-    early = address.replace("/ok/", "/early/")
-    assert main(["predict", early, *asked, "--timeout", "0.5"]) == 2
-    # The same file, asked with another signature: what is finished stays.
-    monkeypatch.setattr("flyspeck.infer.remote.remote_name", lambda _: server.url("ok/a.tif"))
-    assert main(["predict", address, *asked, "--overwrite"]) == 0
+    # The server fails for the second half of the file: what was read of the first one stays.
+    assert main(["predict", address, *asked, "--timeout", "0.5"]) == 2
     tiles = seen.windows
+    assert 0 < tiles < 20  # 5 columns and 4 rows of tiles of 400 px that share 16
+    failed = capsys.readouterr()
+    assert "answers 500 (Internal Server Error), 4 times" in failed.err
+    server.mood["healed"] = 1
+    # The same file, with another signature: only what is missing is done.
     assert main(["predict", address.replace("abcdef", "fedcba"), *asked, "--resume", "--draw", "0"]) == 0
-    assert seen.windows == tiles
+    whole = seen.windows
+    assert whole == 20
+    resumed = capsys.readouterr()
+    assert f"resumed: {tiles} tiles kept" in resumed.out
     found = json.loads((out / "detections.json").read_text())
     assert [d["bbox"] for d in found] == [[x, y, 4, 4] for x, y in PLACES]
     (image,) = json.loads((out / "images.json").read_text())["images"]
-    assert image["file_name"] == server.url("ok/a.tif")
+    assert image["file_name"] == server.url("half/a.tif")
     assert (out / "labels/a.txt").is_file()
     assert (out / "geojson/a.geojson").is_file()
-    captured = capsys.readouterr()
-    texts = [captured.out, captured.err, caplog.text]
+    texts = [failed.out, failed.err, resumed.out, resumed.err, caplog.text]
     texts += [path.read_bytes().decode("utf-8", "replace") for path in out.rglob("*") if path.is_file()]
     names = [str(path) for path in out.rglob("*")]
     for text in [*texts, *names]:
@@ -171,7 +175,7 @@ def test_a_job_is_resumed_and_tells_no_secret(
         assert main(["predict", address, *asked, "--resume", "--draw", "0"]) == 0
     finally:
         path.write_bytes(content)
-    assert seen.windows == 2 * tiles
+    assert seen.windows == 2 * whole
 
 
 def test_addresses_beside_files_in_one_job(

@@ -33,9 +33,8 @@ from flyspeck.infer.whole import open_whole
 from flyspeck.infer.windows import OpenOptions, Source
 
 _BOMB = 100  # pixels a byte; photographs have 1 to 10, blank scans some tens
-_EMPTY = (
-    1000  # pixels a byte of a raster that is read by windows, whose empty parts may be large; deflate packs no more
-)
+EMPTY = 1000
+"""Pixels a byte of a raster that is read by windows, whose empty parts may be large; deflate packs no more."""
 _ONE_PIECE = 50_000_000  # pixels; larger TIFFs are read by windows where an extra is there to do it
 _GEO = "pip install 'flyspeck[geo]'"
 
@@ -57,7 +56,7 @@ def open_file(path: Path, options: OpenOptions, *, name: str) -> Source:
     height, width = read_size(path)
     pixels = height * width
     if driver == "GTiff" and pixels > _ONE_PIECE and raster.has_tifffile():
-        _refuse_bomb(path, pixels, options, _EMPTY)
+        _refuse_bomb(path, pixels, options, EMPTY)
         _refuse_pieces(path, options)
         return TifffileSource(path, options, name=name)
     if options.max_pixels is not None and pixels > options.max_pixels:
@@ -83,16 +82,14 @@ def _by_gdal(path: Path, driver: str, options: OpenOptions, name: str) -> Source
     if not options.allow_references:
         check_references(path, driver)
     if driver == "GTiff":
-        _refuse_bomb(path, _pixels(path), options, _EMPTY)
+        _refuse_bomb(path, _pixels(path), options, EMPTY)
     source = raster.RasterioSource(path, options, name=name, driver=driver)
     large = source.size[0] * source.size[1] * max(1, source.bands / 4) > _ONE_PIECE
     told = source.geo is not None or source.lost or source.masked
     if not (told or large or driver in BY_WINDOWS[1:] or (not source.plain and not raster.has_tifffile())):
         source.close()
         return None
-    if options.max_pixels is not None and source.piece > options.max_pixels:
-        source.close()
-        raise _too_large_a_piece(path, source.piece, options)
+    check_piece(source, options, where=path)
     if _orientation(path, driver) != 1:  # its place on Earth speaks of the pixels as they are stored
         said = "its orientation tag is not followed: boxes are those of the pixels as they are stored"
         source.remark = f"{source.remark}; {said}" if source.remark else said
@@ -124,6 +121,13 @@ def _pixels(path: Path) -> int:
     return header.size[0] * header.size[1]
 
 
+def check_piece(source: raster.RasterioSource, options: OpenOptions, *, where: Path | str) -> None:
+    """Raises UserError, and closes the source, where its tiles or strips are more than is decoded in one piece."""
+    if options.max_pixels is not None and source.piece > options.max_pixels:
+        source.close()
+        raise _too_large_a_piece(where, source.piece, options)
+
+
 def _refuse_bomb(path: Path, pixels: int, options: OpenOptions, most: int) -> None:
     """Raises UserError for a file of more pixels than are decoded in one piece, and than `most` a byte."""
     size = path.stat().st_size
@@ -141,7 +145,7 @@ def _refuse_pieces(path: Path, options: OpenOptions) -> None:
         raise _too_large_a_piece(path, header.piece, options)
 
 
-def _too_large_a_piece(path: Path, piece: int, options: OpenOptions) -> UserError:
+def _too_large_a_piece(path: Path | str, piece: int, options: OpenOptions) -> UserError:
     return UserError(
         f"its tiles or strips of {piece / 1e6:.0f} megapixels are over the limit of {(options.max_pixels or 0) / 1e6:g} for"
         " one piece",

@@ -28,6 +28,7 @@ import numpy as np
 
 from flyspeck.errors import UserError, missing_extra
 from flyspeck.infer import raster
+from flyspeck.infer.opening import EMPTY, check_piece
 from flyspeck.infer.web import WebFile, WebRule
 from flyspeck.infer.web_address import masked
 from flyspeck.infer.windows import OpenOptions, Source
@@ -202,6 +203,7 @@ class _WebRaster(_Around):
             )
         except UserError as error:
             raise self._opener.trouble or UserError(error.what, where=name, fix=error.fix) from None
+        _check(inner, options, name, file.size)
         self._take(inner, name, file.stamp)
 
     def window(
@@ -226,6 +228,19 @@ class _WebRaster(_Around):
         """See `Source.close`."""
         super().close()
         self._file.close()
+
+
+def _check(source: raster.RasterioSource, options: OpenOptions, name: str, size: int | None) -> None:
+    """Raises UserError, and closes the source, for what no local raster may be either; `size` is that of the file in bytes."""
+    check_piece(source, options, where=name)
+    pixels = source.size[0] * source.size[1]
+    if options.max_pixels is not None and size is not None and pixels > max(options.max_pixels, EMPTY * size):
+        source.close()
+        raise UserError(
+            f"{pixels / 1e6:,.0f} megapixels in {size / 1e6:.1f} MB, more than an image can be packed",
+            where=name,
+            fix="raise the limit (--max-megapixels) if the file is to be trusted",
+        )
 
 
 class _Fetched(_Around):
@@ -283,11 +298,14 @@ def _opened_as_named(path: str, options: OpenOptions, name: str) -> Source:
     refused: UserError | None = None
     for driver in sorted(_DRIVERS, key=lambda one: ending not in _DRIVERS[one]):
         try:
-            return raster.RasterioSource(path, options, name=name, driver=driver, settings=settings)
+            source = raster.RasterioSource(path, options, name=name, driver=driver, settings=settings)
         except UserError as error:
             refused = _in_words(error.what, path, name)
             if refused.what != _UNKNOWN:
                 raise refused from None
+        else:
+            _check(source, options, name, None)
+            return source
     assert refused is not None
     raise refused
 
