@@ -203,7 +203,6 @@ def test_addresses_beside_files_in_one_job(
         ("file:///etc/hosts", "images are not read from file://"),
         ("/vsistdin/", "images are not read from vsistdin"),
         ("/vsizip//vsicurl/http://host/a.zip/a.tif", "images are not read from vsizip"),
-        ("https://host/a.mp4?x", "videos are read from local files; download it"),
     ],
 )
 def test_other_places_are_refused(
