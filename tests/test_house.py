@@ -108,7 +108,7 @@ def test_flyspeck_knows_nothing_of_its_laboratory() -> None:
 def test_the_ground_imports_nothing_above() -> None:
     # `Detections.plot` may be given a file: the converters read it with the one function for that, which needs nothing else.
     images = {"flyspeck.data.images"}
-    below = {"flyspeck.data.orientation", "flyspeck.data.tiff"}
+    below = {"flyspeck.data.copied", "flyspeck.data.orientation", "flyspeck.data.tiff"}
     assert HOUSE["flyspeck.data.images"] == {"flyspeck.errors", *below}
     assert not any(HOUSE[name] for name in below)
     ground = {f"flyspeck.{name}" for name in GROUND}

@@ -140,7 +140,8 @@ READINGS: dict[str, tuple[Callable[[np.random.Generator], np.ndarray], str, Pixe
         "png",
         PixelRule(channels=1),
     ),
-    "alpha": (lambda rng: rng.integers(0, 256, (70, 90, 4), np.uint8), "png", PixelRule(channels=3)),
+    # What is wholly transparent is missing in a window (`flyspeck.infer.missing`), black in a whole image.
+    "alpha": (lambda rng: rng.integers(1, 256, (70, 90, 4), np.uint8), "png", PixelRule(channels=3)),
     "alpha as a band": (lambda rng: rng.integers(0, 256, (70, 90, 4), np.uint8), "png", PixelRule(channels=4)),
     "16 bits": (lambda rng: rng.integers(0, 65536, (70, 90), np.uint16), "png", PixelRule(channels=1)),
     "12 bits": (

@@ -13,10 +13,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from PIL import Image
 
+from flyspeck.data.bands import rule_of
+from flyspeck.data.readers import read_annotations
 from flyspeck.files import read_jsonl
+from flyspeck.train.build import load_described
 from flyspeck.train.checkpoint import load_weights
 from flyspeck.train.config import Recipe, dump_recipe
+from flyspeck.train.measure import measure
+from flyspeck.train.viewing import viewing_of
 
 RecipeMaker = Callable[..., Recipe]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
@@ -72,3 +79,34 @@ def test_kill_and_resume_ends_with_the_same_weights(make_recipe: RecipeMaker, tm
     expected = load_weights(tmp_path / "whole" / "last.safetensors")[0]
     got = load_weights(tmp_path / "killed" / "last.safetensors")[0]
     assert all(torch.equal(value, got[name]) for name, value in expected.items())
+
+
+@pytest.mark.slow
+def test_two_processes_measure_the_weights_that_are_kept(
+    make_recipe: RecipeMaker, tiny_set: Path, tmp_path: Path
+) -> None:
+    """The averaged weights, with the main process's norm statistics, on every process; large images in tiles on one of them."""
+    content = json.loads((tiny_set / "val.json").read_text())
+    for number, size in enumerate(((300, 200), (260, 220)), 100):
+        Image.effect_noise(size, 90).save(tiny_set / f"images/large{number}.png")
+        image = {"id": number, "file_name": f"images/large{number}.png", "width": size[0], "height": size[1]}
+        content["images"].append(image)
+    (tiny_set / "val_large.json").write_text(json.dumps(content))
+    settings = {"epochs": 2, "eval_every": 1, "ema": 0.9}
+    model = {"norm": "bn", "freeze_norms": False, "min_score": 0.001}
+    recipe = make_recipe(train=settings, model=model, data={"val": str(tiny_set / "val_large.json")})
+    done = subprocess.run(
+        command(write(recipe, tmp_path), tmp_path / "two", processes=2), env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    best, description = load_described(tmp_path / "two")
+    annotations = read_annotations(recipe.data.val)
+    viewing = viewing_of(recipe, description, best, rule_of(description))
+    assert [viewing.goes_whole((int(h), int(w))) for h, w in annotations.sizes[-3:]] == [True, False, False]
+    found = measure(best, annotations, protocol="flyspeck", viewing=viewing, accelerator=Accelerator(cpu=True))
+    (tmp_path / "one").mkdir()
+    found.write(tmp_path / "one", annotations)
+    one, two = (json.loads((tmp_path / name / "detections.json").read_text()) for name in ("one", "two"))
+    assert len(one) == len(two) > 20
+    assert [d["image_id"] for d in one] == [d["image_id"] for d in two]
+    torch.testing.assert_close(*(torch.tensor([d["score"] for d in part]) for part in (one, two)), atol=1e-5, rtol=0)

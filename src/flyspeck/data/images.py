@@ -35,6 +35,7 @@ import numpy as np
 from PIL import Image
 
 from flyspeck.data import tiff
+from flyspeck.data.copied import copied
 from flyspeck.data.orientation import exif_orientation, png_orientation, upright
 from flyspeck.errors import UserError, missing_extra
 
@@ -379,7 +380,7 @@ def _to_array(image: Image.Image, channels: int | None) -> np.ndarray:
         image = image.convert("RGB")
     if channels == 1 and image.mode == "RGB":
         image = image.convert("L")
-    pixels = np.array(image)  # a copy: asarray of a Pillow image is read-only
+    pixels = copied(image)
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
     return np.repeat(pixels, 3, axis=2) if channels == 3 and pixels.shape[2] == 1 else pixels

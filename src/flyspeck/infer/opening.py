@@ -26,6 +26,7 @@ from flyspeck.errors import UserError, missing_extra
 from flyspeck.infer import raster
 from flyspeck.infer.georeference import mask_beside, metadata_beside, signs_of_place, world_files
 from flyspeck.infer.kinds import BY_WINDOWS, driver_of, root_of
+from flyspeck.infer.pillow_windows import open_large
 from flyspeck.infer.references import check_references
 from flyspeck.infer.tiff_windows import TifffileSource
 from flyspeck.infer.vips_windows import VipsSource
@@ -61,7 +62,8 @@ def open_file(path: Path, options: OpenOptions, *, name: str) -> Source:
         return TifffileSource(path, options, name=name)
     if options.max_pixels is not None and pixels > options.max_pixels:
         return _by_vips(path, driver, options, name, pixels)
-    return open_whole(path, options, name=name)
+    large = open_large(path, options, name=name) if pixels > _ONE_PIECE else None
+    return large or open_whole(path, options, name=name)
 
 
 def _by_gdal(path: Path, driver: str, options: OpenOptions, name: str) -> Source | None:

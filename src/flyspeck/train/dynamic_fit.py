@@ -53,7 +53,7 @@ from flyspeck.train.dynamic_labels import (
 from flyspeck.train.inputs import enlargement_in_use, read_sets
 from flyspeck.train.measure import measure
 from flyspeck.train.progress import EvaluationLines
-from flyspeck.train.viewing import viewing_of
+from flyspeck.train.viewing import images_at_once, viewing_of
 
 log = logging.getLogger("flyspeck")
 
@@ -186,7 +186,7 @@ def pooled_maps(
     """The pooled map before the resize of every image, in the order of the table."""
     loader = make_loader(
         DetectionDataset(annotations, rule=run.rule, enlarge=run.enlarge),
-        batch_size=run.recipe.evaluate.batch_size,
+        batch_size=images_at_once(run.detector, annotations, run.enlarge, batch_size=run.recipe.evaluate.batch_size),
         sampler=in_order(len(annotations)),
         workers=0,
         divisor=run.detector.divisor,

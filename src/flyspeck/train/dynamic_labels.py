@@ -26,6 +26,7 @@ from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.guidance import RATIO, Positives, factor_labels, factor_losses, total_labels
 from flyspeck.models.dynamic.pooling import find_switch
 from flyspeck.train.dynamic_config import PredictorConfig
+from flyspeck.train.viewing import images_at_once
 
 FOLDS = "folds"
 """The folder of the detectors that held images out, inside the detector's run."""
@@ -148,7 +149,9 @@ def compute_losses(
     device: str = "auto",
     precision: str = "fp32",
 ) -> FactorLosses:
-    """L^(j) of every image, whole images, in the order of the table. The detector's mode and device are restored.
+    """L^(j) of every image, whole images, in the order of the table: `batch_size` at a time, fewer of large ones.
+
+    The detector's mode and device are restored.
 
     `kind.folds` is only noted: whoever holds images out calls this with the detector that has not learnt them.
     """
@@ -158,7 +161,7 @@ def compute_losses(
     detector.eval().to(place)
     loader = make_loader(
         DetectionDataset(annotations, rule=rule, enlarge=enlarge),
-        batch_size=batch_size,
+        batch_size=images_at_once(detector, annotations, enlarge, batch_size=batch_size),
         sampler=in_order(len(annotations)),
         workers=0,
         divisor=detector.divisor,

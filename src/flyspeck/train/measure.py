@@ -30,13 +30,13 @@ class Measurement:
     def write(self, folder: Path, annotations: Annotations) -> None:
         """Leaves `detections.json` and `evaluation.json` in `folder`; of a variant `detections-VARIANT.json` and so on.
 
-        What its score thresholds are worth is noted in the weights there.
+        What its score thresholds are worth is noted in the weights there, if these are there.
         """
         for one in self.files:
             suffix = "" if one.variant is None else f"-{one.variant}"
             one.found.write_coco(folder / f"detections{suffix}.json", annotations)
             one.result.write(folder / f"evaluation{suffix}.json")
-            if one.variant is None:
+            if one.variant is None and (folder / "best.safetensors").is_file():
                 curve = score_curve(annotations, one.found, one.result.protocol)
                 add_to_description(folder / "best.safetensors", **{KEY: curve.to_dict()})
 

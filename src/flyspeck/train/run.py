@@ -14,7 +14,6 @@ import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +47,7 @@ from flyspeck.train.checks import judge_problems, usable_images
 from flyspeck.train.config import DataConfig, PredictorConfig, Recipe, dump_recipe
 from flyspeck.train.dynamic import best_metric, make_dynamic, objective_of, optimisation
 from flyspeck.train.dynamic_fit import FOLDER, fit_predictor, measure_routed, open_run
+from flyspeck.train.evaluations import Evaluations, evaluations_of
 from flyspeck.train.fusion import STATISTIC, recipe_fusion
 from flyspeck.train.inputs import (
     data_hash,
@@ -58,13 +58,11 @@ from flyspeck.train.inputs import (
     training_loader,
 )
 from flyspeck.train.loop import Progress, fit
-from flyspeck.train.measure import Measurement, check_metric, measure
-from flyspeck.train.measure_factors import measure_factors
+from flyspeck.train.measure import check_metric
 from flyspeck.train.pixels import Pixels, pixels_of_older_run, settled_pixels
 from flyspeck.train.plugin_notes import with_plugins
 from flyspeck.train.processes import join_processes
 from flyspeck.train.progress import Console, Fanout, Reporter, RunFiles, TensorBoard, headline
-from flyspeck.train.viewing import remarks_on, viewing_of
 from flyspeck.version import VERSION
 
 log = logging.getLogger("flyspeck")
@@ -165,7 +163,7 @@ def _train(
     if accelerator.is_main_process:
         _describe_run(folder, recipe, description, train_set, val_set, accelerator=accelerator)
     console = Console(best=best_metric(recipe.evaluate.best, recipe.dynamic))
-    evaluations = _evaluations(recipe, description, detector, val_set, rule, accelerator, console)
+    evaluations = evaluations_of(recipe, description, detector, val_set, rule, accelerator, console)
     with contextlib.closing(
         training_loader(
             recipe,
@@ -208,50 +206,6 @@ def _without(table: Annotations, image_ids: Sequence[int | str]) -> Annotations:
     """The table without some of its images."""
     held = set(image_ids)
     return table.select_images(np.array([i not in held for i in table.image_ids.tolist()])) if held else table
-
-
-class Evaluations:
-    """Measures a model, and holds on to what was found by the best so far, which is not measured twice then."""
-
-    def __init__(self, annotations: Annotations, measured: Callable[[nn.Module], Measurement]) -> None:
-        self.annotations, self._measured = annotations, measured
-        self._last: Measurement | None = None
-        self.best: Measurement | None = None
-        """Of this process; None where the best weights are of before a run was resumed."""
-
-    def __call__(self, model: nn.Module) -> dict[str, float]:
-        """Metrics of a model on the validation set."""
-        self._last = self._measured(model)
-        return self._last.metrics
-
-    def keep(self) -> None:
-        """The model that was measured last is the best."""
-        self.best = self._last
-
-
-def _evaluations(
-    recipe: Recipe,
-    description: Mapping[str, Any],
-    detector: Detector,
-    val_set: Annotations,
-    rule: PixelRule,
-    accelerator: Accelerator,
-    console: Console,
-) -> Evaluations:
-    """How the run measures itself; what is unusual about it is said once."""
-    viewing = viewing_of(recipe, description, detector, rule)
-    if accelerator.is_main_process:
-        for line in remarks_on(viewing, val_set, detector):
-            log.info(line)
-    measured = partial(
-        measure,
-        annotations=val_set,
-        protocol=recipe.evaluate.protocol,
-        viewing=viewing,
-        accelerator=accelerator,
-        tell=console.evaluating() if accelerator.is_main_process else None,
-    )
-    return Evaluations(val_set, measured if recipe.dynamic is None else partial(measure_factors, measure=measured))
 
 
 def _finish(

@@ -152,6 +152,19 @@ def remarks_on(viewing: Viewing, annotations: Annotations, detector: Padding) ->
     return lines
 
 
+def images_at_once(
+    detector: Detector, annotations: Annotations, enlarge: Enlarge | None, *, batch_size: int, scale: float = 1.0
+) -> int:
+    """Of a set whose images must go whole: how many at a time, so that the largest ones fit into `PASS_BYTES`; at least one.
+
+    `scale` is how much larger than by `enlarge` the detector sees them.
+    """
+    rule = enlarge or Enlarge()
+    seen = [padded(rule.size((int(h), int(w))), detector) for h, w in native_sizes(annotations)]
+    largest = max((height * width for height, width in seen), default=1) * scale**2
+    return max(1, min(batch_size, int(PASS_BYTES / activation_bytes_per_pixel(detector) / largest)))
+
+
 class Padding(Protocol):
     """What a detector says of the sides of its input; see `flyspeck.models.detector.Detector`."""
 

@@ -36,7 +36,7 @@ from flyspeck.train.measure import measure
 from flyspeck.train.processes import join_processes
 from flyspeck.train.progress import EvaluationLines
 from flyspeck.train.run import Method, RunContext, sizes_of, train
-from flyspeck.train.viewing import viewing_of
+from flyspeck.train.viewing import images_at_once, viewing_of
 
 log = logging.getLogger("flyspeck")
 
@@ -237,7 +237,13 @@ def _source(
             limit_bytes=config.cache_limit_gb * 1e9,
             divisor=math.lcm(student.divisor, teacher.detector.divisor),
             smallest=student.smallest_side,
-            batch_size=recipe.evaluate.batch_size,
+            batch_size=images_at_once(
+                teacher.detector,
+                context.train_set,
+                enlargement(recipe.data),
+                batch_size=recipe.evaluate.batch_size,
+                scale=teacher.scale,
+            ),
             device=accelerator.device,
             precision=recipe.train.precision,
         )

@@ -18,6 +18,7 @@ from flyspeck.models.profile import measure_latency, profile
 from flyspeck.train.distill.features import FeatureTerms
 from flyspeck.train.distill.levels import match_levels
 from flyspeck.train.distill.teacher import Teacher
+from flyspeck.train.viewing import WHOLE_PIXELS
 
 COLUMNS = {
     "AP": "ap_all",
@@ -107,20 +108,31 @@ def cost_row(
 def level_similarities(
     student: Detector, teacher: Teacher, dataset: DetectionDataset, *, num_images: int = 16
 ) -> dict[str, float]:
-    """Mean linear CKA of each common level over `num_images` of a set, evenly spread; empty without a common level."""
+    """Mean linear CKA of each common level over `num_images` of a set, evenly spread; empty without a common level.
+
+    Whole images of at most `WHOLE_PIXELS` are compared; where there is none, the smallest.
+    """
     try:
         pairs = match_levels(student.features, teacher.detector.features, teacher_scale=teacher.scale)
     except UserError:  # the table has room for a model that cannot be compared
         return {}
     terms = FeatureTerms(pairs, wanted=[])
     sums = dict.fromkeys((pair.name for pair in pairs), 0.0)
-    rows = np.unique(np.linspace(0, len(dataset) - 1, min(num_images, len(dataset))).round().astype(int))
+    chosen = _moderate(dataset.annotations.sizes)
+    rows = chosen[np.unique(np.linspace(0, len(chosen) - 1, min(num_images, len(chosen))).round().astype(int))]
     for row in rows:
         images = collate([dataset.raw(int(row))], divisor=math.lcm(student.divisor, teacher.detector.divisor)).images
         found = terms.similarities(student.pyramid(images), teacher.outputs(images, terms.observe))
         for name, value in found.items():
             sums[name] += float(value) / len(rows)
     return sums
+
+
+def _moderate(sizes: np.ndarray) -> np.ndarray:
+    """Rows of the images, by `sizes` (I, 2), that both networks can see whole."""
+    pixels = sizes.astype(np.int64).prod(axis=1)
+    rows = np.flatnonzero(pixels <= WHOLE_PIXELS)
+    return rows if len(rows) else np.array([int(pixels.argmin())])
 
 
 def write_table(table: StudentTable, folder: Path) -> None:
