@@ -157,6 +157,21 @@ def test_a_frame_that_cannot_be_decoded_is_the_jobs_last_line(tmp_path: Path) ->
     assert sorted({line["frame"] for line in rows(tmp_path / "o" / "tracks.csv")}) == list("1234678")
 
 
+def test_a_size_that_changes_on_the_way(tmp_path: Path) -> None:
+    for name, size in (("a", SIZE), ("b", (48, 64))):
+        write(tmp_path / f"{name}.ts", [scene([[10, 10, 16, 16]], size)] * 4, options={"bf": "0"})
+    joined, said = tmp_path / "c.ts", []
+    joined.write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
+    job(joined, tmp_path / "o", said=said, formats=("coco",), stills=True)
+    assert "note: c.ts: from frame 5 on, the frames are 64x48 (width x height)" in said
+    images = json.loads((tmp_path / "o" / "images.json").read_text())["images"]
+    assert [(one["height"], one["width"]) for one in images] == [SIZE] * 4 + [(48, 64)] * 4
+    assert {f.image.shape[:2] for f in frames(tmp_path / "o" / "c.tracked.mp4")} == {SIZE}
+    before = (tmp_path / "o" / "tracks.csv").read_bytes()
+    job(joined, tmp_path / "o", formats=("coco",), resume=True)
+    assert (tmp_path / "o" / "tracks.csv").read_bytes() == before
+
+
 def test_limits(tmp_path: Path) -> None:
     path = write(tmp_path / "a.mp4", [STILL] * 10, rate=10)
     assert job(path, tmp_path / "o", limit=Limit(frames=3)).images == 3
