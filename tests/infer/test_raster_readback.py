@@ -243,6 +243,18 @@ def test_without_gdal_a_place_that_cannot_be_read_names_the_extra(
         assert len(found) == len(SPOTS)
 
 
+def test_a_region_on_the_map_asks_for_the_place_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, _, _ = tiff(tmp_path)
+    ring = [[14.9, 36.1], [15.1, 36.1], [15.1, 36.2], [14.9, 36.2], [14.9, 36.1]]
+    (tmp_path / "roi.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
+    monkeypatch.setattr(raster, "has_rasterio", lambda: False)
+    _, model = spots_model(monkeypatch, tmp_path)
+    said: list[str] = []
+    with pytest.raises(UserError, match="1 of 1 images"):
+        predict(path, model=model, out=tmp_path / "out", roi=tmp_path / "roi.geojson", draw=0, warn=said.append)
+    assert "its GeoTIFF tags, which say where it lies on a map: not read without GDAL" in said[0]
+
+
 def test_a_turned_photograph_with_a_world_file_keeps_its_stored_pixels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

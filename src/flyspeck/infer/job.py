@@ -181,8 +181,8 @@ def predict(
         suppression=suppression,
     )
     reading: dict[str, Any] = {"bands": bands, "value_range": value_range, "allow_references": allow_references}
-    reading["web"] = _patience(timeout)
-    options = _options(reading, formats, max_megapixels).completed(description)
+    reading |= {"web": _patience(timeout), "place": _on_map(placing, formats)}
+    options = _options(reading, max_megapixels).completed(description)
     reported, why = wanted.reported(ScoreCurve.of(description))
     sides, shared = default_tiles(size, overlap, description, whole=tile == "off")
     seer, views = _views(network, tuple(scales), flip, rule)
@@ -227,7 +227,12 @@ def predict(
     return summary
 
 
-def _options(reading: Mapping[str, Any], formats: Sequence[str], max_megapixels: float) -> OpenOptions:
+def _on_map(placing: Placing, formats: Sequence[str]) -> bool:
+    """Whether the places of images are asked for: by formats of maps, or by a region in map coordinates."""
+    return bool(set(formats) & set(MAP_FORMATS)) or bool(placing.region and placing.region.needs(None))
+
+
+def _options(reading: Mapping[str, Any], max_megapixels: float) -> OpenOptions:
     """How the job opens its images, without what the model says of that."""
     bands = reading["bands"]
     return OpenOptions(
@@ -236,7 +241,7 @@ def _options(reading: Mapping[str, Any], formats: Sequence[str], max_megapixels:
         value_range=reading["value_range"],
         allow_references=reading["allow_references"],
         web=reading["web"],
-        place=bool(set(formats) & set(MAP_FORMATS)),
+        place=reading["place"],
     )
 
 
