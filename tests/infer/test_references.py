@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import warnings
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +175,68 @@ def test_a_vrt_that_does_more_than_place_pixels_is_refused(tmp_path: Path, insid
     (tmp_path / "a.vrt").write_text(vrt("a.tif", band=band, inside=inside))
     with pytest.raises(UserError, match=rf"{named}.*--allow-references"):
         open_source(tmp_path / "a.vrt")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("<SimpleSource>", '<SimpleSource SourceFilename="{outside}">'),
+        (">a.tif<", ">{outside}<!-- -->a.tif<"),
+        (">a.tif<", "><![CDATA[{outside}]]><"),
+        ("SourceFilename", "SOURCEFILENAME"),
+        ("<SimpleSource>", '<SimpleSource><SourceFilename relativeToVRT="0">{outside}</SourceFilename>'),
+        ('band="1"', 'band="1" PixelFunctionCode="import os"'),
+        ("<VRTRasterBand", '<MaskBand><VRTRasterBand dataType="Byte"><SimpleSource><SourceFilename>{outside}</SourceFilename>'
+         "</SimpleSource></VRTRasterBand></MaskBand><VRTRasterBand"),
+    ],
+)  # fmt: skip
+def test_other_ways_to_write_a_source_are_none(tmp_path: Path, old: str, new: str) -> None:
+    (tmp_path / "in").mkdir()
+    geotiff(tmp_path / "secret.tif", PIXELS, PLACE, "EPSG:32633")
+    geotiff(tmp_path / "in" / "a.tif", PIXELS, PLACE, "EPSG:32633")
+    text = vrt("a.tif").replace(old, new.format(outside=tmp_path / "secret.tif"))
+    (tmp_path / "in" / "a.vrt").write_text(text)
+    with pytest.raises(UserError):
+        open_source(tmp_path / "in" / "a.vrt")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '<Metadata domain="OVERVIEWS"><MDI key="OVERVIEW&#95;FILE">{outside}</MDI></Metadata>',
+        "<Metadata domain='OVERVIEWS'><MDI key = 'overview_file' >{outside}</MDI></Metadata>",
+        '<Metadata domain="OVERVIEWS"><MDI key="OVERVIEW_FILE"><![CDATA[{outside}]]></MDI></Metadata>',
+        '<PAMRasterBand><Metadata domain="OVERVIEWS"><MDI key="OVERVIEW_FILE">../s.tif</MDI></Metadata></PAMRasterBand>',
+        '<Metadata domain="OVERVIEWS"><MDI key=OVERVIEW_FILE>{outside}</MDI></Metadata>',
+    ],
+)
+def test_other_ways_to_name_overviews_are_none(tmp_path: Path, content: str) -> None:
+    geotiff(tmp_path / "a.tif", PIXELS, PLACE, "EPSG:32633")
+    text = content.format(outside="/etc/secret.tif")
+    (tmp_path / "a.tif.aux.xml").write_text(f"<PAMDataset>{text}</PAMDataset>")
+    with pytest.raises(UserError, match=r"'a\.tif\.aux\.xml' beside it"):
+        open_source(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "<SRS>http://127.0.0.1:{port}/x</SRS><GeoTransform>5,1,0,5,0,-1</GeoTransform>",
+        '<GCPList Projection="http://127.0.0.1:{port}/x"><GCP Id="1" Pixel="0" Line="0" X="0" Y="0"/></GCPList>',
+        '<Metadata domain="RPC"><MDI key="LINE_OFF">/vsicurl/http://127.0.0.1:{port}/x</MDI></Metadata>',
+    ],
+)
+@pytest.mark.parametrize("name", ["a.tif", "a.png"])
+def test_what_gdal_cannot_make_sense_of_is_one_line(
+    tmp_path: Path, listener: Listener, name: str, content: str
+) -> None:
+    from PIL import Image
+
+    Image.fromarray(PIXELS).save(tmp_path / name)
+    (tmp_path / f"{name}.aux.xml").write_text(f"<PAMDataset>{content.format(port=listener.port)}</PAMDataset>")
+    with suppress(UserError), open_source(tmp_path / name) as source:  # nothing else is raised
+        source.read(0, 0, 64, 48)
+    assert listener.calls() == 0
 
 
 def test_entities_and_rings_of_vrts_end(tmp_path: Path) -> None:

@@ -89,8 +89,10 @@ class RasterioSource(Source):
             with rasterio.Env(**self._env), warnings.catch_warnings():
                 warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
                 self._file: Any = rasterio.open(path, driver=driver, opener=opener)
-        except rasterio.errors.RasterioError as error:
-            raise UserError(f"not a raster that can be read ({error})", where=path, fix="convert it to TIFF") from error
+        except Exception as error:  # GDAL's own errors are none of rasterio's
+            raise UserError(
+                f"not a raster that can be read ({_line(error)})", where=path, fix="convert it to TIFF"
+            ) from error
         if self._file.count > MAX_BANDS:
             self._file.close()
             raise UserError(f"it has {self._file.count} bands, where {MAX_BANDS} are read", where=name)
@@ -98,19 +100,24 @@ class RasterioSource(Source):
         self.name = name
         self.size = (self._file.height, self._file.width)
         self.piece = max(rows * columns for rows, columns in self._file.block_shapes)
-        with rasterio.Env(**self._env):
-            place = place_of(self._file)
-        self.geo, self.remark, self.lost = place.geo, place.remark, place.lost
-        if self.lost:
-            self.remark = f"{self.lost}: coordinates are pixels"
         try:
-            if self.lost and options.place:
-                fix = "gdalwarp it first, or choose other formats"
-                raise UserError(f"{self.lost}: map coordinates cannot be given", fix=fix)
-            self._choose(options)
+            with rasterio.Env(**self._env):
+                place = place_of(self._file)
+                self.geo, self.remark, self.lost = place.geo, place.remark, place.lost
+                if self.lost and options.place:
+                    fix = "gdalwarp it first, or choose other formats"
+                    raise UserError(f"{self.lost}: map coordinates cannot be given", fix=fix)
+                if self.lost:
+                    self.remark = f"{self.lost}: coordinates are pixels"
+                self._choose(options)
         except UserError as error:
             self.close()
             raise UserError(error.what, where=name, fix=error.fix) from None
+        except Exception as error:
+            self.close()
+            raise UserError(
+                f"its header cannot be read ({_line(error)})", where=name, fix="convert it to TIFF"
+            ) from error
 
     def _choose(self, options: OpenOptions) -> None:
         """Which bands are read, what of them is there, and which values are black and white."""
@@ -253,9 +260,9 @@ class RasterioSource(Source):
                     there = self._file.read(self._alpha, out_shape=shape, **asked) > 0
                 if self._mask:
                     there = both(there, self._file.dataset_mask(out_shape=shape, window=asked["window"]) > 0)
-        except self._rasterio.errors.RasterioError as error:
+        except Exception as error:
             raise UserError(
-                f"the window {x1},{y1} to {x2},{y2} cannot be read ({error})", where=self.name, fix=BROKEN
+                f"the window {x1},{y1} to {x2},{y2} cannot be read ({_line(error)})", where=self.name, fix=BROKEN
             ) from error
         if self._covered is not None:
             there = both(there, at_size(_inside(self._covered, (x1, y1, x2, y2)), shape))
@@ -281,6 +288,10 @@ class RasterioSource(Source):
     def close(self) -> None:
         """See `Source.close`."""
         self._file.close()
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _inside(rectangles: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray:

@@ -37,6 +37,12 @@ Options BandList BandMapping SrcNoDataReal SrcNoDataImag DstNoDataReal DstNoData
 DstAlphaBand SourceCS TargetCS
 """
 _ELEMENTS = _FILES | set(_PLACING.split())
+_SAID = """
+rasterXSize rasterYSize subClass dataType band blockXSize blockYSize relativeToVRT shared name key xOff yOff xSize ySize
+resampling src dst Id Pixel Line X Y Z Info Projection dataAxisToSRSAxisMapping coordinateEpoch c1 c2 c3 c4 domain format
+RasterXSize RasterYSize DataType BlockXSize BlockYSize normalized
+"""
+_ATTRIBUTES = set(_SAID.split())
 _CLASSES = {None, "VRTSourcedRasterBand", "VRTWarpedDataset", "VRTWarpedRasterBand", "VRTDerivedRasterBand"}
 _SYSTEMS = {"SRS", "SourceSRS", "TargetSRS", "SourceCS", "TargetCS"}
 _SYSTEM = re.compile(r"\s*($|[A-Z_0-9]+\s*\[|[A-Za-z]+:\d+\s*$|\+proj=[^/\\]*$|urn:ogc:def:crs:[\w:.]+\s*$)")
@@ -118,12 +124,17 @@ def _check_beside(beside: Path, path: Path) -> None:
                 fix=f"take it away, or {_FIX}",
             )
         return
-    text = beside.read_text(encoding="utf-8", errors="replace")
-    named = re.search(r'key\s*=\s*["\']OVERVIEW_FILE["\'][^>]*>([^<]*)<', text, re.IGNORECASE)
-    if named and not _plain(named[1].strip().removeprefix(":::BASE:::")):
-        raise UserError(f"'{beside.name}' beside it refers to '{named[1].strip()}'", where=path, fix=_FIX)
-    if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise UserError(f"'{beside.name}' beside it declares entities", where=path, fix=_FIX)
+    try:
+        elements = list(_xml(beside.read_bytes()).iter())
+    except ElementTree.ParseError as error:
+        raise UserError(
+            f"'{beside.name}' beside it is no XML ({error})", where=path, fix=f"take it away, or {_FIX}"
+        ) from None
+    for element in elements:
+        if any(value.strip().upper() == "OVERVIEW_FILE" for value in element.attrib.values()):
+            named = (element.text or "").strip()
+            if len(element) or not _plain(named.removeprefix(":::BASE:::")):
+                raise UserError(f"'{beside.name}' beside it refers to '{named}'", where=path, fix=_FIX)
 
 
 def _plain(name: str) -> bool:
@@ -144,18 +155,28 @@ def _sources(path: Path) -> list[ElementTree.Element]:
 
 def _parsed(path: Path) -> ElementTree.Element:
     try:
-        text = path.read_text(encoding="utf-8-sig", errors="replace")
-        if "<!DOCTYPE" in text or "<!ENTITY" in text:
-            raise UserError("a VRT that declares entities", where=path, fix=_FIX)
-        return ElementTree.fromstring(text)
+        return _xml(path.read_bytes())
     except ElementTree.ParseError as error:
         raise UserError(f"not a VRT that can be read ({error})", where=path, fix="write it again") from None
+
+
+def _xml(content: bytes) -> ElementTree.Element:
+    """Parsed strictly, comments kept, since GDAL takes a text before one for all of it. Raises ParseError for what is no XML, and
+    for what its own parser may understand otherwise.
+    """
+    for mark in (b"<!DOCTYPE", b"<!ENTITY", b"<![CDATA["):
+        if mark in content:
+            raise ElementTree.ParseError(f"it holds {mark.decode()}")
+    builder = ElementTree.TreeBuilder(insert_comments=True, insert_pis=True)
+    return ElementTree.fromstring(content.removeprefix(b"\xef\xbb\xbf"), ElementTree.XMLParser(target=builder))
 
 
 def _elements(root: ElementTree.Element) -> Iterator[ElementTree.Element]:
     """All elements but what stands in metadata, which GDAL hands on as it is."""
     yield root
     for child in root:
+        if not isinstance(child.tag, str):  # a comment
+            continue
         if child.tag == "Metadata":
             if str(child.get("domain", "")).upper() in ("OVERVIEWS", "GEOLOCATION", "XML:VRT", "RPC"):
                 yield ElementTree.Element(f"Metadata domain={child.get('domain')}")
@@ -165,8 +186,13 @@ def _elements(root: ElementTree.Element) -> Iterator[ElementTree.Element]:
 
 def _check_element(element: ElementTree.Element, path: Path) -> None:
     wrong = ""
+    strange = [name for name in element.attrib if name not in _ATTRIBUTES]
     if element.tag not in _ELEMENTS:
         wrong = f"<{element.tag}>"
+    elif strange:  # to GDAL an attribute is an element
+        wrong = f"{strange[0]}="
+    elif element.tag in _FILES and len(element):
+        wrong = f"something in <{element.tag}>"
     elif element.get("subClass") not in _CLASSES:
         wrong = str(element.get("subClass"))
     elif element.tag == "PixelFunctionLanguage" and (element.text or "").strip() not in ("", "C"):
