@@ -82,7 +82,7 @@ def test_as_many_files_as_images_in_every_format_of_files(tmp_path: Path, kind: 
 
 
 def test_a_file_of_a_format_an_image_is_known_to_this_test() -> None:
-    whole = {"coco", "csv", "gpkg", "cvat", "label-studio"}
+    whole = {"coco", "csv", "gpkg", "geoparquet", "cvat", "label-studio"}
     assert set(WRITERS) - whole == {"yolo", "geojson", "widerface", "voc", "labelme"}
 
 
