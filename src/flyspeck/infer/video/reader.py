@@ -15,6 +15,7 @@ from flyspeck.infer.video.files import reason, video_file
 from flyspeck.infer.video.pixels import Orientation, rgb
 from flyspeck.infer.video.promise import frames_missing
 from flyspeck.infer.video.pyav import pyav, video_stream
+from flyspeck.infer.video.steps import Steps
 from flyspeck.infer.web import WebRule
 
 _FASTEST = 1000  # frames per second; more is the unit of the stamps, not a rate
@@ -161,7 +162,7 @@ class VideoReader:
         self._clock = Clock(_start(self._container, stream), self._rate)
         self._packets, self._end, self._stamps = 0, None, list[int]()
         self._errors: list[Fraction | None] = []
-        self._count = 0
+        self._count, self._steps = 0, Steps()
         self._decoded = self._numbered()
         self._first = next(self._decoded, None)
         if self._first is None:
@@ -213,6 +214,7 @@ class VideoReader:
             index = self._count_lost(index, stamp) + 1
             self._count = index + 1
             seconds = self._clock.seconds(stamp)
+            self._steps.add(index + 1, float(seconds))
             if patched:
                 self.troubles.damaged.append((index + 1, float(seconds)))
             yield index, frame, seconds
@@ -305,7 +307,9 @@ class VideoReader:
         self.troubles.promised = index + 1 + tail + (missing or 0)
 
     def _tell_clock(self) -> None:
-        """Notes on stamps that were not what they should be."""
+        """Notes on stamps that were not what they should be, where nothing else explains them."""
+        if not self.troubles and (hole := self._steps.note()):
+            self.notes.append(hole)
         if self._clock.guessed:
             self.notes.append(
                 f"{self._clock.guessed} frames have no time: each is taken for one mean period after the last"
