@@ -67,6 +67,9 @@ def table(rows: dict[str, Any]) -> str:
         if "refused" in row:
             lines.append(f"| `{name}` | refused: {row['refused']} |" + " |" * (len(batches) + 2))
             continue
+        if "error" in row:
+            lines.append(f"| `{name}` | **failed: {row['error']}** |" + " |" * (len(batches) + 2))
+            continue
         cells = {key: one for key, one in row.items() if key != "same"}
         px = [
             max(one["box_px"] for key, one in cells.items() if key.startswith(f"{suffix} {batch}x"))
@@ -100,7 +103,13 @@ def main() -> None:
                     if name in TRAINED
                     else lambda f, n=name: matrix_of(n, f)
                 )
-                rows[name] = row_of(run(Path(folder)))
+                try:
+                    rows[name] = row_of(run(Path(folder)))
+                except Exception as error:  # one that fails is a row of the table, and the others go on
+                    rows[name] = {
+                        "same": False,
+                        "error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
+                    }
             rows = {name: rows[name] for name in order if name in rows}
             write_json(asked.out, rows)
             print(table({name: rows[name]}).splitlines()[-1], flush=True)

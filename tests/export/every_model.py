@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from every_batch import SIZES, differences
 from tiny_exports import make_detector
@@ -12,17 +13,20 @@ from torch import nn
 
 from flyspeck.errors import UserError
 from flyspeck.export.parity import Difference
+from flyspeck.models.deformable import DeformableConv
 from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.router import attach_predictor
 from flyspeck.models.heads.ssd_tables import MOBILENET_V1, VGG16
 from flyspeck.models.zoo import BACKBONES, DETECTORS, NECKS
 from flyspeck.train.config import DynamicConfig
 from flyspeck.train.dynamic import make_dynamic
+from flyspeck.types import ImageBatch
+from spread_scores import spread_scores
 
 CLASSES = ("dot", "dash", "dab")
 """Three: a constant of the traced batch of two goes into rows of 2 x 4 numbers a region whatever the batch, but not of 3 x 4."""
 _TWO_STAGES: dict[str, Any] = {"head": {"hidden": 16, "proposals": 60}}
-_GRID = {"grid_channels": 72, "grid_depth": 2}
+_GRID = {"point_channels": 4, "grid_depth": 2}
 OPTIONS: dict[str, dict[str, Any]] = {
     "fcos": {"norm": "bn"},
     "retinanet": {"norm": "gn"},
@@ -63,7 +67,31 @@ def tiny(name: str) -> Detector:
     if parts[0].startswith("timm/"):
         options["width"] = 1.0
     detector, _ = make_detector(host, classes=CLASSES, **options)
+    _as_if_trained(detector)
     return _choosing(detector) if host != name else detector
+
+
+@torch.no_grad()
+def _as_if_trained(detector: Detector) -> None:
+    """Offsets of a deformable convolution deviate by a cell, logits of Grid R-CNN's heat maps by 3.
+
+    Random weights read tens of cells away, and give maps whose largest value a last digit chooses.
+    """
+    goals = {m.offset: 1.0 for m in detector.modules() if isinstance(m, DeformableConv)}
+    goals |= {m: 3.0 for name, m in detector.named_modules() if name.endswith("grid.deconv2")}
+
+    def scale(layer: nn.Module, _: object, output: torch.Tensor) -> torch.Tensor:
+        factor = goals[layer] / output.std().clamp(min=1e-6)
+        layer.weight.mul_(factor)  # type: ignore[operator, union-attr]
+        return output * factor
+
+    hooks = [layer.register_forward_hook(scale) for layer in goals]
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 128, 128), np.uint8))
+    detector.detect(ImageBatch(pixels, ((128, 128),)))
+    for hook in hooks:
+        hook.remove()
+    if goals:
+        spread_scores(detector)
 
 
 def _choosing(detector: Detector) -> Detector:

@@ -142,6 +142,13 @@ def test_the_file_says_it_under_the_names_of_others(exports: Exports) -> None:
         assert f"`{name}`" in PAGE, name
 
 
+def test_metres_a_pixel_are_centimetres_there(exports: Exports) -> None:
+    told = open_exported(exports.onnx).description
+    ground = {"median": 0.125, "lowest": 0.1, "highest": 0.2, "images": 3}
+    assert json.loads(conventions({**told, "metres_per_pixel": ground})["resolution"]) == 12.5
+    assert "resolution" not in conventions(told)
+
+
 def test_a_squeezed_image_has_no_tile(exports: Exports) -> None:
     told = open_exported(exports.onnx).description
     squeezed = conventions({**told, "enlarge": {"squeeze": [300, 300]}})

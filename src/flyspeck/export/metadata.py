@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flyspeck.data.enlarge import described_enlargement
+from flyspeck.data.ground import GroundResolution
 from flyspeck.infer.tiles import default_tiles
 
 
@@ -28,8 +29,15 @@ def conventions(description: Mapping[str, Any]) -> dict[str, str]:
         "names": repr(names),
         "stride": str(description["divisor"]),
         "task": "detect",
+        **_resolution(description),
         **_tiles(description),
     }
+
+
+def _resolution(description: Mapping[str, Any]) -> dict[str, str]:
+    """Centimetres on the ground that a pixel of the image covers; nothing where the training's images did not say."""
+    ground = GroundResolution.of(description)
+    return {} if ground is None else {"resolution": json.dumps(round(100 * ground.median, 4))}
 
 
 def _tiles(description: Mapping[str, Any]) -> dict[str, str]:
