@@ -110,7 +110,9 @@ def test_the_exported_graph_finds_what_the_detector_finds(name: str, size: tuple
         for i, n in enumerate(counts.tolist())
     ]
     assert min(len(w) for w in wanted) > 10
-    difference = compare(wanted, found, Rule(config.min_score, config.nms or 0.5, config.max_detections))
+    difference = compare(
+        wanted, found, Rule(config.min_score, config.nms or 0.5, config.max_detections, config.suppression)
+    )
     assert difference.unmatched == 0, difference.text
     assert difference.ties <= max(2, 0.002 * difference.boxes), difference.text
 

@@ -43,6 +43,8 @@ def test_a_card_and_weights_that_predict_takes_by_path(
         "squares of our own",
         "Apache-2.0",
         "| tiny1 |",
+        "best F1 on these images",
+        "| objects | doubles, % of those found | count error (bias), boxes an image |",
         "**sha256**",
         "flyspeck: AP at IoU",
         "Finds squares",

@@ -100,6 +100,18 @@ def browser(tmp_path_factory):
         yield page
 
 
+def test_doubles_and_counts_are_the_evaluations(file, runs):
+    text = file.read_text(encoding="utf-8")
+    counts = runs[0].evaluation.counts
+    assert "two boxes or more" in text
+    for area in ("all", "tiny"):
+        row = counts.row(area)
+        assert row.objects
+        assert f"<td>{row.count_error:.2f}</td>" in text
+        assert f"<td>{row.count_bias:+.2f}</td>" in text
+        assert f"<td>{100 * row.count_share:.1f}</td>" in text
+
+
 def test_a_browser_opens_filters_and_does_not_complain(browser, file, runs):
     browser.open(file)
     shown = "[...document.querySelectorAll('.image')].filter(p => !p.hidden).length"
