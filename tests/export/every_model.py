@@ -73,10 +73,7 @@ def tiny(name: str) -> Detector:
 
 @torch.no_grad()
 def _as_if_trained(detector: Detector) -> None:
-    """Offsets of a deformable convolution deviate by a cell, logits of Grid R-CNN's heat maps by 3.
-
-    Random weights read tens of cells away, and give maps whose largest value a last digit chooses.
-    """
+    """Offsets of a deformable convolution deviate by a cell, logits of Grid R-CNN's heat maps by 3: chosen, not measured."""
     goals = {m.offset: 1.0 for m in detector.modules() if isinstance(m, DeformableConv)}
     goals |= {m: 3.0 for name, m in detector.named_modules() if name.endswith("grid.deconv2")}
 
