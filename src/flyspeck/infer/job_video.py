@@ -117,7 +117,7 @@ class VideoJob:
         KeyboardInterrupt is passed on, when all files are whole; so is SIGTERM, as KeyboardInterrupt.
         """
         with ExitStack() as stack:
-            stack.enter_context(terminated_as_interrupted())
+            interrupts = stack.enter_context(Interrupts())
             if not is_live(self.source):
                 reader = VideoReader(self.source, every=self.every, web=self.web)
                 stack.callback(reader.close)
@@ -139,9 +139,11 @@ class VideoJob:
             loop = FrameLoop(self, reader.info, stack, name=reader.name)
             try:
                 for result in results:
-                    loop.one(result)
+                    with interrupts.held():
+                        loop.one(result)
             except KeyboardInterrupt:
-                loop.finish()
+                with interrupts.held():
+                    loop.finish()
                 on = ", --resume goes on" if isinstance(reader, VideoReader) else ""
                 self.warn(f"note: stopped after {loop.frames} frames: the files are whole{on}")
                 raise
@@ -171,21 +173,43 @@ class VideoJob:
         return journal
 
 
-@contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
-    """Within it, SIGTERM, by which services and containers are stopped, is KeyboardInterrupt; in the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+class Interrupts:
+    """Within it, SIGTERM, by which services and containers are stopped, is KeyboardInterrupt, as Ctrl-C is; in the main thread.
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+    Neither comes while a frame is `held`: all files end with the same frame.
+    """
 
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    def __init__(self) -> None:
+        self._holding, self._pending = False, False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            kinds = [signal.SIGTERM]
+            kinds += [signal.SIGINT] if signal.getsignal(signal.SIGINT) is signal.default_int_handler else []
+            self._before = {kind: signal.signal(kind, self._come) for kind in kinds}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for kind, handler in self._before.items():
+            signal.signal(kind, handler)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """What comes within it waits for its end."""
+        self._holding = True
+        try:
+            yield
+        finally:
+            self._holding = False
+        if self._pending:
+            self._pending = False
+            raise KeyboardInterrupt
+
+    def _come(self, *_: object) -> None:
+        if not self._holding:
+            raise KeyboardInterrupt
+        self._pending = True
 
 
 def journalled(frames: Iterator[VideoFrame], predictor: Predictor, journal: FrameJournal) -> Iterator[Result]:

@@ -295,6 +295,33 @@ def test_ctrl_c_leaves_whole_files(tmp_path: Path) -> None:
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_frame_is_written_waits_for_its_end(
+    tmp_path: Path, how: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flyspeck.infer.video.counts import CountTable
+
+    add, calls = CountTable.add, []
+
+    def signalled(
+        self: CountTable, result: Any
+    ) -> None:  # the table of tracks has the frame, the written video not yet
+        calls.append(1)
+        if len(calls) == 5:
+            os.kill(os.getpid(), how)
+        add(self, result)
+
+    monkeypatch.setattr(CountTable, "add", signalled)
+    path, out = write(tmp_path / "a.mp4", [STILL] * 20), tmp_path / "o"
+    before = signal.getsignal(how)
+    with pytest.raises(KeyboardInterrupt):
+        job(path, out)
+    assert signal.getsignal(how) is before
+    told = {int(line["frame"]) for line in rows(out / "tracks.csv")}
+    assert 5 <= len(told) < 20
+    assert told == set(range(1, len(frames(out / "a.tracked.mp4")) + 1))
+
+
 def test_going_on_with_other_settings_or_another_video_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.mp4", [STILL] * 4)
     job(path, tmp_path / "o", made_with={"weights": "x"})
