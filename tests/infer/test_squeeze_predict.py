@@ -77,6 +77,6 @@ def test_whole_images_unless_a_tile_is_asked_for() -> None:
     with pytest.raises(UserError, match="an overlap without tiles"):
         default_tiles(None, 32, DESCRIBED)
     predictor = Predictor(lambda windows: [], enlarge=Enlarge(squeeze=(120, 90)))
-    line = settings_line("3 images", predictor, DESCRIBED)
+    line = settings_line("3 images", predictor, DESCRIBED, "0.3")
     assert "3 images, whole images, squeezed to 120x90, score" in line
     assert "at most 20 px long in the files" in line
