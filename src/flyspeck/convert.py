@@ -15,7 +15,7 @@ import numpy as np
 from flyspeck.data.images import read_image
 from flyspeck.drawing import DrawnBoxes, annotate
 from flyspeck.errors import UserError, missing_extra, nearest
-from flyspeck.files import local_output, write_text
+from flyspeck.files import local_output, storable, write_text
 from flyspeck.geo import GeoReference
 from flyspeck.projection import WGS84, is_geographic, transformed, unwrapped
 
@@ -119,8 +119,8 @@ def cell(value: Any) -> str:
         return str(int(value))
     if isinstance(value, float):
         return f"{value:.7g}"
-    text = "" if value is None else str(value)
-    return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\n') else text
+    text = "" if value is None else storable(str(value))
+    return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\n\r') else text
 
 
 def to_yolo(found: FoundBoxes) -> str:

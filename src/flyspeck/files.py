@@ -64,6 +64,21 @@ def replace_file(path: Path, write: Callable[[Path], object], *, errors: tuple[t
         temporary.unlink(missing_ok=True)
 
 
+_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""What no XML 1.0 file may hold (section 2.2, Char), escaped or not."""
+
+
+def storable(text: str, *, xml: bool = False) -> str:
+    """A name as text that every file takes: what is no character there stands as its escape, `\\udce4` or `\\x1b`.
+
+    File names are bytes: those that are no UTF-8 come as lone surrogates, which UTF-8 cannot hold. XML forbids control
+    characters too.
+    """
+    if xml:
+        return _NO_XML.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def write_text(path: Path, text: str) -> None:
     """A text file in UTF-8, whole or not at all; line ends as they are."""
     write_bytes(path, text.encode("utf-8"))

@@ -84,7 +84,7 @@ def test_a_function_predicts_on_the_command_line(function: str, here: Path) -> N
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("fails", r"it failed: ZeroDivisionError: two\\nlines"),
+        ("fails", r"it failed in \S+\.py, line 21: ZeroDivisionError: two\\nlines$"),
         ("too_few", "it returned 0 results for 1 windows; return one a window"),
         ("nonsense", "a result that is neither detections"),
         ("nothing", "it returned no list for 1 windows"),
@@ -107,7 +107,7 @@ def test_classes_and_modules(here: Path) -> None:
         FunctionModel(f"{here.name}:columns", classes=("dark",))([bright])
     with pytest.raises(UserError, match="no module 'no_such_module'"):
         FunctionModel("no_such_module:f")
-    with pytest.raises(UserError, match="its module fails: ZeroDivisionError"):
+    with pytest.raises(UserError, match=r"its module fails in \S+_broken\.py, line 1: ZeroDivisionError"):
         FunctionModel(f"{here.name}_broken:f")
 
 

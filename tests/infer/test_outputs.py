@@ -148,7 +148,7 @@ def test_a_stopped_job_goes_on_with_what_is_missing_and_nothing_else(tmp_path: P
 def test_a_journal_of_other_settings_is_refused(tmp_path: Path) -> None:
     TileJournal(tmp_path, {"score": 0.05, "bands": (1, 2)}).close()
     TileJournal(tmp_path, {"score": 0.05, "bands": (1, 2)}).close()
-    with pytest.raises(UserError, match=r"score 0\.05, this run has 0\.1"):
+    with pytest.raises(UserError, match=r"--keep-score.* of 0\.05, this run has 0\.1"):
         TileJournal(tmp_path, {"score": 0.1, "bands": (1, 2)})
     TileJournal(tmp_path, {"score": 0.1}, fresh=True).close()
 

@@ -341,3 +341,14 @@ def test_a_jpeg_2000_of_more_than_pillow_reads_names_the_extra(tmp_path: Path, m
     monkeypatch.setattr(raster, "has_rasterio", lambda: False)
     with pytest.raises(UserError, match=r"JPEG 2000 of 4 bands of 16 bits: not read without GDAL.*flyspeck\[geo\]"):
         open_source(path)
+
+
+def test_complex_values_are_refused_in_one_line(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "plain.tif", np.full((20, 30), 1 + 2j, np.complex64), photometric="minisblack")
+    with rasterio.open(
+        tmp_path / "placed.tif", "w", "GTiff", 30, 20, 1, CRS, rasterio.Affine(*PLACE), "complex64"
+    ) as file:
+        file.write(np.full((1, 20, 30), 1 + 2j, np.complex64))
+    for name in ("plain.tif", "placed.tif"):
+        with pytest.raises(UserError, match=f"{name}: .*complex"):
+            open_source(tmp_path / name, OpenOptions(value_range=((0.0, 255.0),)))

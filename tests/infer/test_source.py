@@ -158,3 +158,13 @@ def test_videos_in_a_folder_are_named_and_not_those_of_an_earlier_job(tmp_path: 
     assert remarks_on([tmp_path]) == [
         f"{tmp_path}: 2 videos are passed over (a.mp4, {Path('sub', 'b.MOV')}): give each alone"
     ]
+
+
+def test_a_link_that_leads_nowhere_and_a_vrt_called_as_an_image_are_named(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nothing.png")
+    (tmp_path / "mosaic.tif").write_text('<VRTDataset rasterXSize="5" rasterYSize="4"></VRTDataset>')
+    said: list[str] = []
+    assert [item.name for item in find_items([tmp_path], say=said.append)[0]] == ["a.png"]
+    assert any("1 VRT in" in line and "(mosaic.tif) passed over" in line for line in said)
+    assert any("1 links in" in line and "(gone.png): passed over" in line for line in said)

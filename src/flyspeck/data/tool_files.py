@@ -15,6 +15,8 @@ from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 
+from flyspeck.files import storable
+
 _DIGITS = 6
 
 
@@ -41,8 +43,8 @@ def voc_xml(image: LabelledBoxes) -> str:
     height, width = image.size
     lines = [
         "<annotation>",
-        f"  <folder>{escape(PurePath(image.name).parent.as_posix())}</folder>",
-        f"  <filename>{escape(PurePath(image.name).name)}</filename>",
+        f"  <folder>{_text(PurePath(image.name).parent.as_posix())}</folder>",
+        f"  <filename>{_text(PurePath(image.name).name)}</filename>",
         "  <source><database>flyspeck</database></source>",
         f"  <size><width>{width}</width><height>{height}</height><depth>3</depth></size>",
         "  <segmented>0</segmented>",
@@ -54,7 +56,7 @@ def voc_xml(image: LabelledBoxes) -> str:
         flag = int(image.difficult is not None and bool(image.difficult[row]))
         score = "" if image.scores is None else f"<score>{float(image.scores[row]):.6g}</score>"
         lines.append(
-            f"  <object><name>{escape(label)}</name><pose>Unspecified</pose><truncated>0</truncated>"
+            f"  <object><name>{_text(label)}</name><pose>Unspecified</pose><truncated>0</truncated>"
             f"<difficult>{flag}</difficult>{score}<bndbox>{sides}</bndbox></object>"
         )
     return "\n".join([*lines, "</annotation>", ""])
@@ -66,16 +68,16 @@ _SIDES = ("xmin", "ymin", "xmax", "ymax")
 def cvat_image(image: LabelledBoxes, number: int) -> str:
     """An `<image>` of CVAT's xml 1.1."""
     height, width = image.size
-    lines = [f'  <image id="{number}" name={quoteattr(image.name)} width="{width}" height="{height}">']
+    lines = [f'  <image id="{number}" name={_attribute(image.name)} width="{width}" height="{height}">']
     for box, label in zip(_plain(image.boxes), image.labels, strict=True):
         sides = " ".join(f'{k}="{v}"' for k, v in zip(("xtl", "ytl", "xbr", "ybr"), box, strict=True))
-        lines.append(f'    <box label={quoteattr(label)} source="manual" occluded="0" {sides} z_order="0"></box>')
+        lines.append(f'    <box label={_attribute(label)} source="manual" occluded="0" {sides} z_order="0"></box>')
     return "\n".join([*lines, "  </image>", ""])
 
 
 def cvat_head(classes: Sequence[str]) -> str:
     """What stands before the images of a CVAT file."""
-    labels = "".join(f"<label><name>{escape(name)}</name></label>" for name in classes)
+    labels = "".join(f"<label><name>{_text(name)}</name></label>" for name in classes)
     return (
         '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n  <version>1.1</version>\n'
         f"  <meta><task><labels>{labels}</labels></task></meta>\n"
@@ -108,7 +110,7 @@ def label_studio_task(image: LabelledBoxes, number: int, *, model_version: str |
             "value": {**value, "rotation": 0, "rectanglelabels": [label]},
         }
         results.append(entry if image.scores is None else {**entry, "score": round(float(image.scores[row]), _DIGITS)})
-    task = {"id": number, "data": {"image": f"/data/local-files/?d={quote(image.name)}"}}
+    task = {"id": number, "data": {"image": f"/data/local-files/?d={quote(_bytes_of(image.name))}"}}
     if image.scores is None:
         return {**task, "annotations": [{"result": results}]}
     score = round(float(image.scores.mean()), _DIGITS) if len(image.scores) else 0.0
@@ -148,6 +150,23 @@ def fiftyone_labels(image: LabelledBoxes, classes: Sequence[str]) -> list[dict[s
             entry if image.scores is None else {**entry, "confidence": round(float(image.scores[row]), _DIGITS)}
         )
     return entries
+
+
+def _text(name: str) -> str:
+    """A name between XML's tags; a parser turns a carriage return into a line feed where it is not escaped."""
+    return escape(storable(name, xml=True), {"\r": "&#13;"})
+
+
+def _attribute(name: str) -> str:
+    return quoteattr(storable(name, xml=True))
+
+
+def _bytes_of(name: str) -> bytes:
+    """The bytes by which the disk knows a name."""
+    try:
+        return name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # no disk has it
+        return storable(name).encode()
 
 
 def _plain(boxes: np.ndarray) -> list[list[float]]:

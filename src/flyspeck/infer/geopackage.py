@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from flyspeck import convert
+from flyspeck.files import storable
 from flyspeck.geo import GeoReference
 from flyspeck.infer.reading import Result
 from flyspeck.infer.writer import Writer, disk_full
@@ -150,8 +151,10 @@ def _rows(result: Result, geo: GeoReference | None, srs: int) -> tuple[list[tupl
     if geo is None:
         rings = rings * np.array([1.0, -1.0])
     cut = found.extra.get("cut", np.zeros(len(found), bool)).tolist()
-    columns = zip(rings, convert.class_names(found), found.labels.tolist(), found.scores.tolist(), cut, strict=True)
-    identity = (str(result.item.name), str(result.item.image_id))
+    columns = zip(
+        rings, map(storable, convert.class_names(found)), found.labels.tolist(), found.scores.tolist(), cut, strict=True
+    )
+    identity = (storable(str(result.item.name)), storable(str(result.item.image_id)))
     rows = [(blob(ring, srs), *identity, name, k, round(s, 7), int(c)) for ring, name, k, s, c in columns]
     if not rows:
         return [], (0.0, 0.0, 0.0, 0.0)

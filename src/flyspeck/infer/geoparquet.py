@@ -16,7 +16,7 @@ import numpy as np
 
 from flyspeck import convert
 from flyspeck.errors import missing_extra
-from flyspeck.files import replace_file
+from flyspeck.files import replace_file, storable
 from flyspeck.geo import GeoReference
 from flyspeck.infer.reading import Result
 from flyspeck.infer.writer import Writer, disk_full
@@ -115,9 +115,9 @@ class _OneSystem:
         columns = [
             arrow.array([row.tobytes() for row in packed], arrow.binary()),
             arrow.StructArray.from_arrays([arrow.array(side) for side in sides.T], names=list(_SIDES)),
-            arrow.array([str(result.item.name)] * count),
-            arrow.array([str(result.item.image_id)] * count),
-            arrow.array(convert.class_names(found)),
+            arrow.array([storable(str(result.item.name))] * count),
+            arrow.array([storable(str(result.item.image_id))] * count),
+            arrow.array([storable(name) for name in convert.class_names(found)], arrow.string()),
             arrow.array(found.labels.astype(np.int64)),
             arrow.array(np.round(found.scores.astype(np.float64), 7)),
             arrow.array(np.asarray(found.extra.get("cut", np.zeros(count, bool)), bool)),

@@ -156,6 +156,7 @@ def predict(
         UserError: Before any work for a setting or path that cannot be; at the end if an image or a part of one could not be
             read, when everything else is written.
     """
+    warn = _on_one_line(warn)
     wanted = ScoreRule.parse(score_threshold)
     check_formats(formats)
     placing = _placing(crs, None if roi is None else Path(roi), formats)
@@ -225,6 +226,11 @@ def predict(
         counts = ", ".join(f"{f:g}: {n} ({100 * n / total:.0f} %)" for f, n in summary.factors.items())
         say(f"images or tiles by factor: {counts}")
     return summary
+
+
+def _on_one_line(warn: Callable[[str], None]) -> Callable[[str], None]:
+    """`warn`, with escapes for what a file's name would do to a terminal."""
+    return lambda line: warn(one_line(line, 4000))
 
 
 def _on_map(placing: Placing, formats: Sequence[str]) -> bool:

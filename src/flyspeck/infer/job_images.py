@@ -15,7 +15,7 @@ from flyspeck.boxes import iou
 from flyspeck.convert import class_names
 from flyspeck.data.readers import read_annotations
 from flyspeck.drawing import annotated
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, one_line
 from flyspeck.infer.engines import is_exported
 from flyspeck.infer.foreign.function_model import is_function, source_of
 from flyspeck.infer.outputs import open_writers
@@ -328,7 +328,7 @@ def summary_line(result: Result) -> str:
     skipped += f" ({result.num_empty} empty)" if result.num_empty else ""
     skipped += f" ({result.num_outside} outside the region)" if result.num_outside else ""
     size = f"{found.image_size[0]}x{found.image_size[1]}"
-    return f"{result.item.name}: {size}{tiles}{skipped}, {len(found)} boxes{': ' if classes else ''}{classes}"
+    return f"{one_line(result.item.name)}: {size}{tiles}{skipped}, {len(found)} boxes{': ' if classes else ''}{one_line(classes)}"
 
 
 def match_categories(classes: tuple[str, ...], categories: Categories | None) -> tuple[list[int] | None, list[str]]:

@@ -232,7 +232,7 @@ class FrameLoop:
     def __init__(self, job: VideoJob, info: VideoInfo, stack: ExitStack, *, name: str) -> None:
         self._job, self._info, self._notes = job, info, set[str]()
         self._tracking = Tracking(Tracker(rate=float(info.rate), score=job.show))
-        self.frames, self.boxes, self.tiles, self.bad = 0, 0, 0, 0
+        self.frames, self.boxes, self.tiles, self.bad, self.loose = 0, 0, 0, 0, 0
         self._start = time.perf_counter()
         self.table = TrackTable(job.out / "tracks.csv")
         self._sinks: list[Sink] = []
@@ -289,6 +289,7 @@ class FrameLoop:
         for writer in self._writers if told.problem is None else ():  # an empty result would say that nothing is there
             writer.add(told if writer.keeps_all else shown)
         self.boxes += len(shown.detections)
+        self.loose += int((shown.detections.extra["track"] < 0).sum())
         self.tiles += told.num_tiles
 
     def summary(self, troubles: str) -> PredictionSummary:
@@ -298,6 +299,12 @@ class FrameLoop:
             f"{job.out}: {self.frames} frames, {self.boxes} boxes, {tracks} tracks, {seconds:.1f} s, "
             f"{self.frames / seconds:.2f} frames/s from decoding to {'the annotated video' if job.draw else 'the tables'}"
         )
+        if self.loose:
+            fewer = ", fewer with a smaller --every" if job.every > 1 else ""
+            job.warn(
+                f"note: {self.loose} of {self.boxes} detections belong to no track (seen once, or moved further from frame to "
+                f"frame than tracks follow{fewer}): they are in no count"
+            )
         if self.bad:
             more = f"{self.bad} of {self.frames} frames have no result, wholly or in part"
             troubles = f"{troubles}; {more}" if troubles else more

@@ -16,6 +16,7 @@ from flyspeck import convert
 from flyspeck.data import tool_files
 from flyspeck.data.tool_files import LabelledBoxes
 from flyspeck.errors import UserError
+from flyspeck.files import storable
 from flyspeck.geo import GeoReference
 from flyspeck.infer.geopackage import GeoPackageWriter
 from flyspeck.infer.geoparquet import GeoParquetWriter
@@ -223,7 +224,7 @@ class PerImageWriter(Writer):
         if self.kind == "yolo":
             return convert.to_yolo(found)
         if self.kind == "widerface":
-            return convert.to_widerface(found, PurePath(result.item.name).name)
+            return convert.to_widerface(found, storable(PurePath(result.item.name).name))
         if self.kind == "voc":
             return tool_files.voc_xml(labelled(result))
         if self.kind == "labelme":

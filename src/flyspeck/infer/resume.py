@@ -126,10 +126,15 @@ class TileJournal(Journal):
         if keys:
             key = keys[0]
             raise UserError(
-                f"was made with {key} {before.get(key)}, this run has {self._made_with.get(key)}",
+                f"was made with {called(key)} {before.get(key)}, this run has {self._made_with.get(key)}",
                 where=path,
                 fix="use the same settings, or begin anew with --overwrite",
             )
+
+
+def called(key: str) -> str:
+    """What messages call a setting of `made_with`: the score is the least that is kept."""
+    return "a least score (--keep-score, or a lower --score) of" if key == "score" else key
 
 
 def _detections(entry: dict[str, Any], size: tuple[int, int], item: Item) -> Detections:

@@ -19,6 +19,7 @@ from flyspeck.data.readers.coco import read_listing
 from flyspeck.data.readers.folders import walk
 from flyspeck.data.readers.places import some, unread
 from flyspeck.errors import UserError
+from flyspeck.infer.kinds import driver_of
 from flyspeck.infer.naming import file_names, has_ending, inside, is_video
 from flyspeck.infer.opening import open_file
 from flyspeck.infer.remote import file_name_of, is_remote, open_remote, remote_name
@@ -173,8 +174,10 @@ def _images_below(folder: Path, say: Callable[[str], None]) -> list[Path]:
             if written is not None:
                 folders.remove(name)
                 say(f"note: {Path(here, name)} holds results of an earlier prediction: its images are passed over")
-        found += [Path(here, name) for name in files if Path(name).suffix.lower() in EXTENSIONS]
-        mosaics = [name for name in files if name.lower().endswith(".vrt")]
+        images = [name for name in files if Path(name).suffix.lower() in EXTENSIONS]
+        texts = {name for name in images if _is_mosaic(Path(here, name))}
+        found += [Path(here, name) for name in images if name not in texts]
+        mosaics = [name for name in files if name.lower().endswith(".vrt") or name in texts]
         if mosaics:  # most of them are put together of the very images beside them
             say(f"note: {len(mosaics)} VRT in {here} ({some(mosaics)}) passed over: name one to look at it")
     # What an earlier job wrote into this very folder, beside the images.
@@ -183,11 +186,22 @@ def _images_below(folder: Path, say: Callable[[str], None]) -> list[Path]:
     if mixed and len(mixed) < len(found):
         say(f"note: {folder} holds results of an earlier prediction: {len(mixed)} images of its own are passed over")
         found = [path for path in found if path.relative_to(folder).parts[0] not in own]
+    lost = sorted(str(path.relative_to(folder)) for path in found if path.is_symlink() and not path.exists())
+    if lost:
+        say(f"note: {len(lost)} links in {folder} lead to no file ({some(lost)}): passed over")
     found = sorted(path for path in found if path.is_file())
     if not found:
         others = "; ".join([*unread(folder, recursive=True), *_videos_in(folder)])
         raise UserError("no image in this folder", where=folder, fix=others or f"known endings: {_endings()}")
     return found
+
+
+def _is_mosaic(path: Path) -> bool:
+    """Whether a file that is called as images are is the text of a VRT."""
+    try:
+        return path.is_file() and driver_of(path) == "VRT"
+    except OSError:
+        return False  # its own line says so when its turn comes
 
 
 def _once_each(found: list[tuple[str, Path]], say: Callable[[str], None]) -> list[tuple[str, Path]]:

@@ -131,7 +131,10 @@ class Source(ABC):
 
 
 def refuse_without_range(rule: PixelRule, dtype: np.dtype) -> None:
-    """Raises UserError for a type of values that has no black and white of its own where the rule does not say them."""
+    """Raises UserError for complex values, and for a type without a black and white of its own where the rule says none."""
+    if dtype.kind == "c":
+        fix = "write their magnitude or another real value as floating point"
+        raise UserError(f"its values are complex numbers ({dtype})", fix=fix)
     least = np.zeros((1, 1, len(rule.value_range or (0,))), dtype)
     rule.scaled(least - 1 if dtype == np.int16 else least)
 

@@ -172,6 +172,17 @@ def test_a_size_that_changes_on_the_way(tmp_path: Path) -> None:
     assert (tmp_path / "o" / "tracks.csv").read_bytes() == before
 
 
+def test_detections_without_a_track_are_counted_at_the_end(tmp_path: Path) -> None:
+    """Spots of 6 px that move by 3 px a frame: every frame they are followed, by 30 px a step they are not."""
+    path, near, far = write(tmp_path / "a.mp4", moving(21)), list[str](), list[str]()
+    job(path, tmp_path / "o", said=near)
+    assert not any("belong to no track" in line for line in near)
+    job(path, tmp_path / "p", every=10, said=far)
+    (note,) = (line for line in far if "belong to no track" in line)
+    assert note.startswith("note: 3 of 3 detections")
+    assert "smaller --every" in note
+
+
 def test_limits(tmp_path: Path) -> None:
     path = write(tmp_path / "a.mp4", [STILL] * 10, rate=10)
     assert job(path, tmp_path / "o", limit=Limit(frames=3)).images == 3

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -63,7 +65,7 @@ class FunctionModel:
             raise
         except Exception as error:  # somebody else's code
             raise UserError(
-                one_line(f"it failed: {type(error).__name__}: {error}"), where=self.name, fix="--debug shows where"
+                one_line(f"it failed{_place(error)}: {type(error).__name__}: {error}"), where=self.name
             ) from error
         try:
             several = list(found)
@@ -120,6 +122,18 @@ def source_of(name: str) -> Path:
     return Path(path)
 
 
+def _place(error: Exception) -> str:
+    """` in FILE, line N`: the innermost line of the user's own code in the traceback; "" where there is none."""
+    frames = traceback.extract_tb(error.__traceback__)
+    others = (
+        *map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")),
+        str(Path(__file__).parents[2]),
+        "<",
+    )
+    own = [frame for frame in frames if not frame.filename.startswith(others)]
+    return f" in {own[-1].filename}, line {own[-1].lineno}" if own else ""
+
+
 def _array(value: Any) -> np.ndarray:
     if callable(getattr(value, "detach", None)):
         value = value.detach().cpu()
@@ -140,7 +154,9 @@ def _imported(name: str) -> Callable[[list[np.ndarray]], Any]:
     except AttributeError:
         raise UserError(f"no '{attribute}' in the module", where=name, fix="package.module:function") from None
     except Exception as error:  # somebody else's code
-        raise UserError(one_line(f"its module fails: {type(error).__name__}: {error}"), where=name) from error
+        raise UserError(
+            one_line(f"its module fails{_place(error)}: {type(error).__name__}: {error}"), where=name
+        ) from error
     if not callable(function):
         raise UserError(f"'{attribute}' is no function", where=name, fix="package.module:function")
     return function

@@ -19,6 +19,7 @@ from flyspeck.errors import UserError
 from flyspeck.files import json_lines
 from flyspeck.infer.reading import Result
 from flyspeck.infer.results_folder import TILES
+from flyspeck.infer.resume import called
 from flyspeck.infer.source import Item
 from flyspeck.infer.writer import disk_full
 from flyspeck.types import Detections
@@ -105,7 +106,7 @@ class FrameJournal:
         key = next((k for k in {**before, **wanted} if before.get(k) != wanted.get(k)), None)
         if key is not None:
             raise UserError(
-                f"was made with {key} {before.get(key)}, this run has {wanted.get(key)}",
+                f"was made with {called(key)} {before.get(key)}, this run has {wanted.get(key)}",
                 where=self.path,
                 fix="use the same settings, or begin anew with --overwrite",
             )
