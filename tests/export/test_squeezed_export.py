@@ -51,7 +51,7 @@ def test_an_exported_file_finds_the_same_boxes(
 
 def test_a_journal_of_another_squeeze_is_another(exports: Exports) -> None:
     def noted(rule: Enlarge) -> dict:
-        return made_with(exports.onnx, Predictor(lambda windows: [], enlarge=rule), "fp32")
+        return made_with(str(exports.onnx), Predictor(lambda windows: [], enlarge=rule), "fp32")
 
     assert "squeeze" not in noted(Enlarge(1.5))  # jobs of before go on
     assert noted(Enlarge(squeeze=(64, 96))) != noted(Enlarge(squeeze=(96, 96))) != noted(Enlarge())
