@@ -107,5 +107,5 @@ def test_save_says_what_is_missing(tmp_path: Path) -> None:
 def test_plot_of_files_and_of_another_size(tmp_path: Path) -> None:
     Image.fromarray(np.full((40, 80), 90, np.uint8)).save(tmp_path / "a.png")
     assert FOUND.plot(tmp_path / "a.png").mode == "RGB"
-    with pytest.raises(ValueError, match="for detections in one of"):
+    with pytest.raises(ValueError, match="for detections in an image of"):
         FOUND.plot(np.zeros((41, 80), np.uint8))

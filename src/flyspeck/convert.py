@@ -237,10 +237,28 @@ def _cut(ring: np.ndarray, longitude: float, *, keep_west: bool) -> np.ndarray:
     return np.array([*kept, kept[0]]) if kept else np.zeros((0, 2))
 
 
-def plot(found: FoundBoxes, image: np.ndarray | str | Path, *, max_side: int = 1600, crops: int = 8) -> Image.Image:
-    """The image (array or file) with its boxes and enlarged crops of the smallest, as a Pillow image."""
-    pixels = image if isinstance(image, np.ndarray) else read_image(image)
+def plot(found: FoundBoxes, image: Any, *, max_side: int = 1600, crops: int = 8) -> Image.Image:
+    """The image (a file, an array or what becomes one) with its boxes and enlarged crops of the smallest, as a Pillow image.
+
+    Raises UserError for what is no image, or one of another size.
+    """
+    pixels = read_image(image) if isinstance(image, str | Path) else _pixels(image)
+    height, width = found.image_size
+    if pixels.shape[:2] != (height, width) and pixels.ndim == 3 and pixels.shape[1:] == (height, width):
+        pixels = pixels.transpose(1, 2, 0)
+    if pixels.ndim not in (2, 3) or pixels.shape[:2] != (height, width):
+        what = f"pixels of shape {pixels.shape} for detections in an image of {height}x{width}"
+        raise UserError(what, where="image", fix="give the image that they were found in")
     return annotate(pixels, found, max_side=max_side, crops=crops)
+
+
+def _pixels(image: Any) -> np.ndarray:
+    if callable(getattr(image, "detach", None)):
+        image = image.detach().cpu()
+    if not hasattr(image, "__array__"):
+        fix = "give a path, an array, a tensor or a Pillow image"
+        raise UserError(f"{type(image).__name__} is nothing to draw on", where="image", fix=fix)
+    return np.asarray(image)
 
 
 _TEXTS = {
@@ -252,7 +270,7 @@ _TEXTS = {
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-def save(found: FoundBoxes, path: str | Path, image: np.ndarray | str | Path | None = None) -> Path:
+def save(found: FoundBoxes, path: str | Path, image: Any = None) -> Path:
     """Write by the name's ending: `.json` COCO results, `.csv`, `.txt` YOLO, `.geojson` (pixels), or an image with boxes.
 
     An image ending needs `image`, the array or file to draw on. Raises UserError for an unknown ending.

@@ -64,6 +64,14 @@ def logits(rest: float = -9.0) -> np.ndarray:
     return classes
 
 
+def softmax_logits() -> np.ndarray:
+    """The last class is "no object"."""
+    classes = np.full((1, 20, NUM_CLASSES + 1), -30.0, np.float32)
+    classes[..., -1] = 0
+    classes[0, [2, 9, 19], LABELS] = np.log(SCORES / (1 - SCORES))
+    return classes
+
+
 def queries() -> np.ndarray:
     boxes = np.full((1, 20, 4), 0.5, np.float32)
     boxes[0, [2, 9, 19]] = shares(centres())
@@ -126,6 +134,7 @@ FIXTURES: dict[str, Fixture] = {
         {"output0": rows(shares(centres()), one_hot(), 300)}, metadata=NAMES
     ),
     "detr": Fixture({"logits": logits(), "pred_boxes": queries()}, input_name="pixel_values"),
+    "detr_softmax": Fixture({"logits": softmax_logits(), "pred_boxes": queries()}, input_name="pixel_values"),
     "rf_detr": Fixture({"dets": queries(), "labels": logits()}, input_name="input"),
     "detr_deploy": Fixture(_DETECTED, asks_size=True),
     "torchvision": Fixture(

@@ -45,6 +45,22 @@ def nonsense(windows):
 def nothing(windows):
     return None
 
+def negative(windows):
+    return [np.array([[1, 1, 4, 4, 0.9, -1]]) for _ in windows]
+
+def far(windows):
+    return [np.array([[400, 400, 408, 408, 0.9, 0], [4, 4, 80, 80, 0.9, 0]]) for _ in windows]
+
+def corners_and_sizes(windows):
+    return [np.array([[40, 40, 8, 8, 0.9, 0]]) for _ in windows]
+
+def percent(windows):
+    return [np.array([[1, 1, 4, 4, 90, 0]]) for _ in windows]
+
+def kinds(windows):
+    assert all(w.dtype == np.uint8 and w.shape[2] == 3 for w in windows)
+    return [np.zeros((0, 6)) for _ in windows]
+
 number, odd = 7, lambda windows: []
 odd.tile = "large"
 """
@@ -88,6 +104,9 @@ def test_a_function_predicts_on_the_command_line(function: str, here: Path) -> N
         ("too_few", "it returned 0 results for 1 windows; return one a window"),
         ("nonsense", "a result that is neither detections"),
         ("nothing", "it returned no list for 1 windows"),
+        ("negative", "finds class -1, counted from 0"),
+        ("corners_and_sizes", "a box 40, 40, 8, 8 ends before it begins"),
+        ("percent", "its scores are 90 to 90, where 0 to 1 is wanted; return"),
         ("number", "'number' is no function"),
         ("absent", "no 'absent' in the module"),
         ("odd", "its tile is 'large'"),
@@ -99,11 +118,19 @@ def test_a_wrong_function_is_one_line(name: str, message: str, here: Path) -> No
     assert "\n" not in str(caught.value)
 
 
+def test_windows_are_colour_of_8_bits_and_boxes_stay_inside(here: Path) -> None:
+    model = FunctionModel(f"{here.name}:kinds", classes=("a",))
+    for shape, kind in (((8, 8, 1), np.uint8), ((8, 8, 3), np.uint16), ((8, 8, 1), np.uint16)):
+        assert len(model([np.zeros(shape, kind)])[0]) == 0
+    (found,) = FunctionModel(f"{here.name}:far", classes=("a",))([np.zeros((64, 48, 3), np.uint8)])
+    assert found.boxes.tolist() == [[4, 4, 48, 64]]
+
+
 def test_classes_and_modules(here: Path) -> None:
     bright = np.full((8, 8, 3), 255, np.uint8)
     with pytest.raises(UserError, match="does not say its classes"):
         FunctionModel(f"{here.name}:columns")
-    with pytest.raises(UserError, match="finds class 1, counted from 0, where 1 classes are named: dark"):
+    with pytest.raises(UserError, match="finds class 1, counted from 0, and 1 classes are named: dark"):
         FunctionModel(f"{here.name}:columns", classes=("dark",))([bright])
     with pytest.raises(UserError, match="no module 'no_such_module'"):
         FunctionModel("no_such_module:f")

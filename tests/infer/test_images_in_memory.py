@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from flyspeck.errors import UserError
+from flyspeck.infer.inputs import items_of
 from flyspeck.infer.predictor import Predictor
+from flyspeck.infer.source import open_source
 from flyspeck.infer.windows import OpenOptions
 from flyspeck.types import Detections
 
@@ -205,6 +207,41 @@ def test_a_generator_that_raises_raises_and_what_came_before_is_given() -> None:
     assert len(next(stream).detections) == 0
     with pytest.raises(ZeroDivisionError, match="the camera is gone"):
         list(stream)
+
+
+def test_twelve_bits_are_twelve_bits_in_memory_too(tmp_path: Path) -> None:
+    """A file, its Pillow image, its array and a tensor of it show the same."""
+    grey = (RED[..., 0].astype(np.uint16) + np.arange(30, dtype=np.uint16)) * 16
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    options = OpenOptions(channels=1, find_range=True)
+    first = seen(tmp_path / "a.png", options=options)[0]
+    assert first.dtype == np.uint8
+    for form in (grey, Image.open(tmp_path / "a.png"), torch.from_numpy(grey.astype(np.int32)).to(torch.uint16)):
+        assert np.array_equal(seen(form, options=options)[0], first)
+    colours = np.dstack([grey, grey, grey])
+    assert np.array_equal(seen(colours, options=OpenOptions(channels=3, find_range=True))[0][..., :1], first)
+
+
+def test_what_is_masked_is_not_there() -> None:
+    mask = np.zeros(RED.shape, bool)
+    mask[:8] = True
+    for form in (np.ma.MaskedArray(RED, mask), np.ma.MaskedArray(RED.transpose(2, 0, 1), mask.transpose(2, 0, 1))):
+        (item,) = items_of(form)
+        with open_source(item.image, OpenOptions(channels=3), name="a") as source:
+            pixels, there = source.window(0, 0, 30, 20)
+        assert there is not None
+        assert np.array_equal(there, ~mask[..., 0])
+        assert np.array_equal(pixels[8:], RED[8:])
+
+
+def test_files_that_are_read_or_closed(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    with (tmp_path / "a.png").open("rb") as file:
+        file.read()
+        with pytest.raises(UserError, match=r"nothing is left to read in it; seek"):
+            seen(file)
+    with pytest.raises(UserError, match=r"cannot be read .*closed"):
+        seen(file)
 
 
 def test_a_range_is_for_floating_point_values_too() -> None:

@@ -26,17 +26,20 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image as PillowImage
 
+from flyspeck.data.images import check_bands
 from flyspeck.data.orientation import exif_orientation, upright
 from flyspeck.errors import UserError
 from flyspeck.infer.remote import is_remote
 from flyspeck.infer.source import Held, Item, find_items, open_source, remote_item
-from flyspeck.infer.windows import ArraySource, OpenOptions, Source
+from flyspeck.infer.whole import in_memory
+from flyspeck.infer.windows import OpenOptions, Source
 
 ChannelOrder = Literal["rgb", "bgr"]
 Loose = Any
@@ -92,10 +95,8 @@ def _items(image: Any, number: int, order: ChannelOrder) -> Iterator[Item]:
         yield _held(name, number, lambda options, name: _of_pillow(image, options, name))
     elif _is_file(image):
         name = getattr(image, "name", None)
-        content = image.read()  # now: a file may be closed, or read on, before its turn comes
-        if not isinstance(content, bytes):
-            raise UserError("a file that is open for text", where=name or f"file {number}", fix="open it with 'rb'")
         name = name if isinstance(name, str) else f"file {number}"
+        content = _content(image, name)
         yield _held(name, number, lambda options, name: _Encoded(content, options, name))
     elif hasattr(image, "__array__") or _is_tensor(image):
         name = f"{'tensor' if _is_tensor(image) else 'array'} {number}"
@@ -133,6 +134,22 @@ def _of_path(path: str | Path, number: int) -> Iterator[Item]:
 
 def _is_file(image: Any) -> bool:
     return isinstance(image, io.IOBase) or (callable(getattr(image, "read", None)) and not hasattr(image, "__array__"))
+
+
+def _content(file: Any, name: str) -> bytes:
+    """What is left to read of an open file: now, as it may be closed, or read on, before its turn comes. Raises UserError."""
+    try:
+        content = file.read()
+    except (ValueError, OSError) as error:
+        raise UserError(f"cannot be read ({error})", where=name, fix="give it open, or its path") from None
+    if not isinstance(content, bytes):
+        raise UserError("a file that is open for text", where=name, fix="open it with 'rb'")
+    place = 0
+    with suppress(AttributeError, ValueError, OSError):
+        place = file.tell()
+    if not content and place:
+        raise UserError("nothing is left to read in it", where=name, fix="seek(0) before")
+    return content
 
 
 def _is_tensor(image: Any) -> bool:
@@ -179,7 +196,7 @@ def _of_pillow(image: PillowImage.Image, options: OpenOptions, name: str) -> Sou
         if image.mode in ("L", "RGB") and not image.has_transparency_data:
             pixels = np.asarray(image)
             pixels = upright(pixels if pixels.ndim == 3 else pixels[:, :, None], exif_orientation(image))
-            return ArraySource(pixels, name=name, rule=options.rule)
+            return in_memory(_picked(pixels, options), options, name=name)
         plain = image.convert("RGB") if image.mode in ("HSV", "YCbCr", "LAB", "CMYK") else image
         plain.save(buffer, "TIFF" if image.mode in ("F", "I") else "PNG", exif=image.getexif())
     except (OSError, ValueError, SyntaxError, KeyError) as error:
@@ -188,7 +205,9 @@ def _of_pillow(image: PillowImage.Image, options: OpenOptions, name: str) -> Sou
 
 
 def _of_array(image: Any, options: OpenOptions, name: str, order: ChannelOrder) -> Source:
-    tensor = _is_tensor(image)
+    tensor, mask = _is_tensor(image), None
+    if isinstance(image, np.ma.MaskedArray):  # as rasterio gives what is not there
+        mask, image = np.ma.getmaskarray(image), image.data
     try:
         if tensor:
             image = image.detach().cpu()
@@ -201,7 +220,21 @@ def _of_array(image: Any, options: OpenOptions, name: str, order: ChannelOrder) 
         pixels = _from_unit(pixels, options.bits, name)
     elif pixels.dtype.kind == "f":
         pixels = pixels.astype(np.float32, copy=False)
-    return ArraySource(pixels, name=name, rule=options.rule)
+    there: np.ndarray | None = None
+    if mask is not None and mask.any():
+        there = np.logical_not(np.all(_channels_last(mask, options.channels, first=tensor, name=name), axis=2))
+    try:
+        return in_memory(_picked(pixels, options), options, name=name, there=there)
+    except UserError as error:
+        raise UserError(error.what, where=name, fix=error.fix) from None
+
+
+def _picked(pixels: np.ndarray, options: OpenOptions) -> np.ndarray:
+    """The bands of `(H, W, C)` that the options choose."""
+    if options.bands is None:
+        return pixels
+    check_bands(options.bands, pixels.shape[2])
+    return pixels[:, :, [band - 1 for band in options.bands]]
 
 
 def _channels_last(pixels: np.ndarray, wanted: int | None, *, first: bool, name: str) -> np.ndarray:

@@ -43,6 +43,10 @@ def load_model(
     (`models.dynamic.budget.Choice`); a budget is that of a tile (H, W), or of an image of the training's size. `suppression` is
     that of `train.build.load_for_use`; exported files and models of other programs have their own.
     """
+    if isinstance(classes, str):
+        raise UserError(
+            f"the text {classes!r} is no list of classes", where="classes", fix="give a list: ['car', 'boat']"
+        )
     if is_function(str(path)):
         function = FunctionModel(str(path), classes=classes)
         if choice or layout is not None:
@@ -101,12 +105,24 @@ def _choose(model: ExportedModel | GraphModel, choice: Mapping[str, Any]) -> Non
     model.set_choice(**choice)
 
 
+def tile_of(tile: object) -> tuple[int, int] | None:
+    """(height, width) of what a caller gives: one number, or two. Raises UserError for what is neither."""
+    if tile is None:
+        return None
+    sides = (tile, tile) if isinstance(tile, int) else tile
+    if not isinstance(sides, tuple | list) or len(sides) != 2 or not all(isinstance(s, int) and s > 0 for s in sides):
+        raise UserError(
+            f"{tile!r} is no tile", where="tile", fix="give pixels, (height, width) or one number, or 'off'"
+        )
+    return int(sides[0]), int(sides[1])
+
+
 def load_predictor(
     path: str | os.PathLike[str],
     *,
     device: str = "auto",
     precision: str = "fp32",
-    tile: tuple[int, int] | Literal["off"] | None = None,
+    tile: int | tuple[int, int] | Literal["off"] | None = None,
     overlap: int | None = None,
     scale: float | None = None,
     resolution: str | float | None = None,
@@ -130,8 +146,9 @@ def load_predictor(
             or a function, `package.module:function`.
         device: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` is the best that is there.
         precision: `fp32` or `bf16`.
-        tile: (height, width) of a tile in pixels that the model sees, or `"off"` for whole images; None: the training size. Of
-            a model that squeezes its images: in pixels of the image, each tile being squeezed; None: whole images.
+        tile: (height, width), or one number, of a tile in pixels that the model sees, or `"off"` for whole images; None: the
+            training size. Of a model that squeezes its images: in pixels of the image, each tile being squeezed; None: whole
+            images.
         overlap: Pixels that neighbouring tiles share at least; the largest object must fit in. None: from the training's objects.
         scale: Model pixels per image pixel; None: as in training, which alone a model that squeezes its images takes.
         resolution: Of images on a map: `"trained"`, `"native"`, `"auto"` or metres a pixel, as `flyspeck.predict` has it.
@@ -159,7 +176,7 @@ def load_predictor(
     """
     asked: dict[str, Any] = {"budget": budget, "quality": quality, "factor": factor}
     choice = {name: value for name, value in asked.items() if value is not None}
-    size = None if tile == "off" else tile
+    size = None if tile == "off" else tile_of(tile)
     model, description = load_model(
         os.fspath(path),
         device=device,

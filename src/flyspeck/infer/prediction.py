@@ -56,13 +56,15 @@ class Prediction:
             display(plot)
 
     def save(self, path: str | Path) -> Path:
-        """Detections by the ending (`.json`, `.csv`, `.txt`, `.geojson`), or the plot (`.png`, `.jpg`, `.webp`).
+        """Detections by the ending (`.csv`, `.txt`, `.geojson`: those that are drawn; `.json`, COCO results: all), or the plot
+        (`.png`, `.jpg`, `.webp`).
 
         Raises UserError for an ending that is none of these.
         """
         path = Path(path)
         if path.suffix.lower() not in DRAWN:
-            return self.detections.save(path)
+            shown = self.detections[self.detections.scores >= self.score]
+            return (self.detections if path.suffix.lower() == ".json" else shown).save(path)
         try:
             self.plot().save(path)
         except OSError as error:

@@ -29,7 +29,28 @@ def open_whole(path: Path, options: OpenOptions, *, name: str) -> Source:
         raise UserError(error.what, where=name, fix=error.fix) from error
     there = _there(path, pixels, header, tags, options, laid=whole is None)
     wide = pixels.dtype == np.uint16 and options.find_range and options.value_range is None
-    stated = header.value_range if wide else None
+    source = in_memory(pixels, options, name=name, there=there, stated=header.value_range if wide else None)
+    notes = [source.note] * bool(source.note)
+    if header.alpha and whole is None and options.bands is None:
+        notes.append("transparency laid on black, and what is wholly transparent counts as missing")
+    if header.pages > 1:
+        notes.append(f"the first of its {header.pages} frames or pages is read: write the others to files of their own")
+    source.note = ", ".join(notes)
+    return source
+
+
+def in_memory(
+    pixels: np.ndarray,
+    options: OpenOptions,
+    *,
+    name: str,
+    there: np.ndarray | None = None,
+    stated: tuple[float, float] | None = None,
+) -> ArraySource:
+    """Pixels `(H, W, C)` whose bands are chosen, as a source: 16-bit values for a detector of 8 bits as `found_rule` says.
+
+    `there` (H, W) bool says which pixels there are, `stated` the range of values by the file's own word. Raises UserError.
+    """
     rule, said = found_rule(pixels, options, there=there, stated=stated)
     notes = [said] if said else []
     cut = not said and options.channels is not None and options.bits == 8 and options.value_range is None
@@ -38,12 +59,7 @@ def open_whole(path: Path, options: OpenOptions, *, name: str) -> Source:
         pixels = (pixels >> 8).astype(np.uint8)
         notes.append("colours of 16 bits cut to 8, those of the training")
     source = ArraySource(pixels, name=name, rule=rule, there=there)
-    notes = [source.note] * bool(source.note and not said) + notes
-    if header.alpha and whole is None and options.bands is None:
-        notes.append("transparency laid on black, and what is wholly transparent counts as missing")
-    if header.pages > 1:
-        notes.append(f"the first of its {header.pages} frames or pages is read: write the others to files of their own")
-    source.note = ", ".join(notes)
+    source.note = ", ".join([source.note] * bool(source.note and not said) + notes)
     return source
 
 

@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from flyspeck.data.images import match_channels
 from flyspeck.errors import UserError, one_line
-from flyspeck.infer.foreign.graph_model import numbered
+from flyspeck.infer.foreign.checks import checked
+from flyspeck.infer.foreign.graph_model import as_8_bit, numbered
 from flyspeck.types import Detections
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -37,6 +39,8 @@ class FunctionModel:
     def __init__(self, name: str, *, classes: Sequence[str] | None = None) -> None:
         self.name, self._function = name, _imported(name)
         given = classes if classes is not None else getattr(self._function, "classes", None)
+        if isinstance(given, str):
+            raise UserError(f"its classes are the text {given!r}", where=name, fix="a list of names")
         self.classes: tuple[str, ...] = tuple(map(str, given)) if given else numbered(None, name)
         tile: Any = getattr(self._function, "tile", 640)
         try:
@@ -59,6 +63,7 @@ class FunctionModel:
 
     def __call__(self, windows: list[np.ndarray]) -> list[Detections]:
         """Detections of each window. Raises UserError for what is not what the function should return, or what it raises."""
+        windows = [match_channels(as_8_bit(window), 3) for window in windows]
         try:
             found = self._function(windows)
         except UserError:
@@ -80,38 +85,46 @@ class FunctionModel:
 
     def _as_detections(self, one: Any, size: tuple[int, int]) -> Detections:
         if isinstance(one, Detections):
-            self._check(one.labels, one.classes)
-            return one if one.classes else Detections(one.boxes, one.scores, one.labels, size, self.classes)
+            if one.classes and one.classes != self.classes:
+                what = f"it finds the classes {', '.join(one.classes)}, and {', '.join(self.classes)} are named"
+                raise UserError(what, where=self.name, fix="--classes names them, in its order")
+            columns = [one.boxes, one.scores, one.labels]
+        else:
+            columns = self._columns(one)
+        return checked(
+            *columns,
+            size=size,
+            classes=self.classes,
+            where=self.name,
+            fix="return corners in pixels of the window, and scores from 0 to 1",
+        )
+
+    def _columns(self, one: Any) -> list[np.ndarray]:
+        """Boxes, scores and labels of a dict or rows. Raises UserError for anything else."""
         try:
             if isinstance(one, dict):
-                columns = [_array(one[key]) for key in ("boxes", "scores", "labels")]
+                missing = [key for key in ("boxes", "scores", "labels") if key not in one]
+                if missing:
+                    raise ValueError(f"no key '{missing[0]}'")
+                boxes, scores, labels = (_array(one[key]) for key in ("boxes", "scores", "labels"))
+                boxes = boxes.reshape(-1, 4)
             else:
-                rows = _array(one).reshape(-1, 6)
-                columns = [rows[:, :4], rows[:, 4], np.rint(rows[:, 5])]
-            labels = columns[2].astype(np.int64)
-            self._check(labels, ())
-            return Detections(columns[0], columns[1], labels, size, self.classes)
+                rows = _array(one)
+                if rows.size and (rows.ndim != 2 or rows.shape[1] != 6):
+                    raise ValueError(f"an array of shape {rows.shape}")
+                rows = rows.reshape(-1, 6)
+                boxes, scores, labels = rows[:, :4], rows[:, 4], rows[:, 5]
+            if not len(boxes) == len(scores) == len(labels):
+                raise ValueError(f"{len(boxes)} boxes, {len(scores)} scores and {len(labels)} labels")
+            return [boxes, scores, np.rint(labels).astype(np.int64)]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 one_line(
                     f"a result that is neither detections, a dict of boxes, scores and labels, nor (N, 6): {error}"
                 ),
                 where=self.name,
-                fix="see the docs: Predicting, other people's models",
+                fix="see the docs: other people's models",
             ) from None
-
-    def _check(self, labels: np.ndarray, names: tuple[str, ...]) -> None:
-        """Raises UserError for a label without a name, or names that are not those of the function."""
-        most = int(labels.max(initial=-1))
-        if (names and names != self.classes) or most >= len(self.classes):
-            told = (
-                f"classes {', '.join(names)}" if names and names != self.classes else f"class {most}, counted from 0,"
-            )
-            raise UserError(
-                f"it finds {told} where {len(self.classes)} classes are named: {', '.join(self.classes[:8])}",
-                where=self.name,
-                fix="name them all, in its order: --classes a,b,c",
-            )
 
 
 def source_of(name: str) -> Path:

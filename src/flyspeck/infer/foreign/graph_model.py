@@ -10,11 +10,11 @@ import numpy as np
 
 from flyspeck.data.images import match_channels
 from flyspeck.errors import UserError
+from flyspeck.infer.foreign.checks import checked
 from flyspeck.infer.foreign.graph_ports import Graph, Ports
 from flyspeck.infer.foreign.layouts import Layout, One, Pixels
 from flyspeck.infer.foreign.recognise import layout_of, stored_names, stored_size
 from flyspeck.infer.merge import MergeRule, merge
-from flyspeck.infer.padding import within
 from flyspeck.types import Detections
 
 GREY = 114
@@ -49,6 +49,9 @@ class GraphModel:
         names = tuple(classes) if classes is not None else stored_names(ports, graph.path)
         self.layout, count = layout_of(ports, graph.path, asked=layout, num_classes=len(names) if names else None)
         self.classes: tuple[str, ...] = _without_background(names or numbered(count, graph.path), self.layout)
+        if count is not None and len(self.classes) != count:
+            what = f"{len(self.classes)} classes are named, and its outputs have {count}"
+            raise UserError(what, where=graph.path, fix="name them all, in its order: --classes a,b,c")
         self._nms = MergeRule(threshold=nms, within_tile=True)
         self._fixed = ports.size
         self.batch = ports.image.shape[0] if len(ports.image.shape) == 4 else 1
@@ -56,7 +59,7 @@ class GraphModel:
         self.description: dict[str, Any] = {
             "classes": list(self.classes),
             "training_size": list(size),
-            "channels": 3 if _channels(ports) != 1 else 1,
+            "channels": _channels(ports) or 3,
             "layout": self.layout.name,
         }
 
@@ -95,21 +98,23 @@ class GraphModel:
             ) from None
         decoded = decoded[: len(windows)]
         decoded += [(np.zeros((0, 4)), np.zeros(0), np.zeros(0, np.int64))] * (len(windows) - len(decoded))
-        return [within(self._kept(one, seen), size) for one in decoded]
+        return [self._kept(one, size) for one in decoded]
 
-    def _kept(self, one: One, seen: tuple[int, int]) -> Detections:
-        """What counts of one window's boxes. Raises UserError for a class without a name."""
+    def _kept(self, one: One, size: tuple[int, int]) -> Detections:
+        """What counts of one window's boxes, in the window's frame. Errors as for `checked`."""
         boxes, scores, labels = one
-        keep = np.flatnonzero((scores >= LEAST) & (labels >= 0))
+        # A NaN stays, for the check to see; a negative label is what fills up a fixed number of rows.
+        keep = np.flatnonzero(~(scores < LEAST) & (labels >= 0))
         keep = keep[np.argsort(-scores[keep], kind="stable")]
-        most = int(labels[keep].max(initial=-1))
-        if most >= len(self.classes):
-            raise UserError(
-                f"it finds class {most}, counted from 0, and {len(self.classes)} classes are named",
-                where=self.path,
-                fix="name them all, in its order: --classes a,b,c",
-            )
-        found = Detections(boxes[keep], scores[keep], labels[keep], seen, self.classes)
+        found = checked(
+            boxes[keep],
+            scores[keep],
+            labels[keep],
+            size=size,
+            classes=self.classes,
+            where=self.path,
+            fix=f"--layout names another than {self.layout.name}",
+        )
         return (found if self.layout.suppressed else merge(found, rule=self._nms))[:MOST]
 
     def _input_size(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -126,11 +131,7 @@ class GraphModel:
         return sides[0], sides[1]
 
     def _window(self, window: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        if window.dtype != np.uint8:
-            raise UserError(
-                "a 16-bit image for a model of 8-bit ones", where=self.path, fix="give --value-range LOW,HIGH"
-            )
-        window = match_channels(window, self.description["channels"])
+        window = match_channels(as_8_bit(window), self.description["channels"])
         full = np.full((*size, window.shape[2]), GREY, np.uint8)
         full[: window.shape[0], : window.shape[1]] = window
         return full
@@ -154,6 +155,11 @@ class GraphModel:
                     f"an input that nothing here can give: {port}", where=self.path, fix="export it without"
                 )
         return inputs
+
+
+def as_8_bit(window: np.ndarray) -> np.ndarray:
+    """Full scale of 16 bits as that of 8."""
+    return window if window.dtype == np.uint8 else (window >> 8).astype(np.uint8)
 
 
 def as_input(stack: np.ndarray, pixels: Pixels, dtype: np.dtype) -> np.ndarray:

@@ -13,6 +13,7 @@ yolov7_end2end     (D, 7): image, corners, class, score
 yolox              (B, N, 5 + K) as yolov5, one row a cell, BGR of 0 to 255; `yolox_raw`: cells not decoded yet
 rtdetr_rows        (B, Q, 4 + K): centre and size as shares of the input, class scores
 detr               logits (B, Q, K), pred_boxes (B, Q, 4) as shares: RT-DETR and D-FINE as transformers exports them
+detr_softmax       the same with "no object" as the last class: DETR and others of before
 rf_detr            dets (B, Q, 4) as shares, labels (B, Q, K) logits; pixels normalised as for ImageNet
 detr_deploy        labels, boxes, scores (B, Q ...) with an input orig_target_sizes: RT-DETR, D-FINE, DEIM
 torchvision        boxes (D, 4), labels (D), scores (D), labels from 1
@@ -167,6 +168,13 @@ def _detr(outputs: Outputs, size: tuple[int, int]) -> Found:
     return _best_pairs(_shares(corners(outputs["pred_boxes"]), size), _sigmoid(outputs["logits"]))
 
 
+def _detr_softmax(outputs: Outputs, size: tuple[int, int]) -> Found:
+    logits = outputs["logits"].astype(np.float64)
+    shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    classes = (shares / shares.sum(axis=-1, keepdims=True))[..., :-1].astype(np.float32)
+    return _best(_shares(corners(outputs["pred_boxes"]), size), classes)
+
+
 def _rf_detr(outputs: Outputs, size: tuple[int, int]) -> Found:
     return _best_pairs(_shares(corners(outputs["dets"]), size), _sigmoid(outputs["labels"]))
 
@@ -204,6 +212,7 @@ LAYOUTS: dict[str, Layout] = {
         Layout(name="yolox_raw", decode=_yolox_raw, pixels=Pixels(order="bgr", scale=1.0)),
         Layout(name="rtdetr_rows", decode=_rtdetr_rows, suppressed=True),
         Layout(name="detr", decode=_detr, suppressed=True),
+        Layout(name="detr_softmax", decode=_detr_softmax, suppressed=True, pixels=_IMAGENET),
         Layout(name="rf_detr", decode=_rf_detr, suppressed=True, pixels=_IMAGENET),
         Layout(name="detr_deploy", decode=_detr_deploy, suppressed=True),
         Layout(name="torchvision", decode=_torchvision, suppressed=True, background=1),

@@ -27,10 +27,10 @@ def layout_of(
     """
     if asked is not None and asked not in LAYOUTS:
         raise UserError(f"unknown layout '{asked}'", where="layout", fix=nearest(asked, LAYOUTS))
-    fits = dict(_readings(ports))
     if asked is not None:
-        return LAYOUTS[asked], fits.get(asked)
+        return LAYOUTS[asked], _count(asked, ports, path)
     _refuse_other_tasks(ports, path)
+    fits = dict(_readings(ports))
     if num_classes is not None:
         fits = {name: count for name, count in fits.items() if count in (None, num_classes)} or fits
     if len(fits) == 1:
@@ -53,13 +53,60 @@ def _refuse_other_tasks(ports: Ports, path: Path) -> None:
     task = ports.metadata.get("task", "detect")
     if task != "detect":
         raise UserError(f"a model for the task '{task}'", where=path, fix="only detectors of upright boxes are run")
+    if {len(port.shape) for port in ports.outputs} == {3, 4}:  # rows, and the maps that masks are made of
+        told = "; ".join(map(str, ports.outputs[:4]))
+        fix = "only detectors of upright boxes are run; --layout, if it is one"
+        raise UserError(f"a model for outlines, by its outputs {told}", where=path, fix=fix)
+
+
+_NAMED = {
+    "detr": ("logits", "pred_boxes"),
+    "detr_softmax": ("logits", "pred_boxes"),
+    "rf_detr": ("dets", "labels"),
+    "detr_deploy": ("labels", "boxes", "scores"),
+    "torchvision": ("boxes", "labels", "scores"),
+    "ssd": ("scores", "boxes"),
+    "tf_detection": ("detection_boxes", "detection_scores", "detection_classes"),
+}
+"""Outputs that a layout tells by their names."""
+_BESIDE = {"yolov5": 5, "yolox": 5, "yolox_raw": 5, "yolov8_rows": 4, "rtdetr_rows": 4}
+"""Columns of a row beside the classes."""
+
+
+def _count(layout: str, ports: Ports, path: Path) -> int | None:
+    """Number of classes, as a layout that was asked for has it; None where it does not say.
+
+    Raises UserError where the graph cannot have this layout.
+    """
+    told = "; ".join(map(str, ports.outputs[:4]))
+    missing = [name for name in _NAMED.get(layout, ()) if name not in ports.names]
+    if missing:
+        wanted = ", ".join(_NAMED[layout])
+        raise UserError(
+            f"the layout {layout} has outputs called {wanted}, and this {told}", where=path, fix="rename them"
+        )
+    if layout in ("detr", "detr_softmax", "rf_detr"):
+        classes = ports.output("labels" if layout == "rf_detr" else "logits").shape[-1]
+        return classes if classes is None or layout != "detr_softmax" else classes - 1
+    if layout == "ssd":
+        classes = ports.output("scores").shape[-1]
+        return None if classes is None else classes - 1
+    main = next((port for port in ports.outputs if len(port.shape) == 3), None)
+    if layout in _BESIDE or layout == "yolov8":
+        if main is None:
+            raise UserError(f"its outputs {told} are no rows, as the layout {layout} has", where=path)
+        columns = main.shape[1] if layout == "yolov8" else main.shape[2]
+        return None if columns is None else columns - _BESIDE.get(layout, 4)
+    return None
 
 
 def _readings(ports: Ports) -> Iterator[tuple[str, int | None]]:
     """Layouts that fit, each with its number of classes (None: the graph does not say)."""
     names, inputs = ports.names, {port.name for port in ports.inputs}
     if {"logits", "pred_boxes"} <= names:
-        yield "detr", ports.output("logits").shape[-1]
+        classes = ports.output("logits").shape[-1]
+        yield "detr", classes
+        yield "detr_softmax", None if classes is None else classes - 1
     elif {"dets", "labels"} <= names and len(ports.output("labels").shape) == 3:
         yield "rf_detr", ports.output("labels").shape[-1]
     elif {"detection_boxes", "detection_scores", "detection_classes"} <= names:
