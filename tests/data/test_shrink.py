@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,19 @@ def test_a_data_set_by_half(source: Path, tmp_path: Path) -> None:
     assert_array_equal(read_image(back.path(0)), shrink_pixels(read_image(before.path(0)), (20, 30)))
     assert [Path(problem.split(":")[0]).name for problem in small.problems] == ["cut.png", "gone.png", "lie.png"]
     assert "is 8x8 px, the annotations say 9x9" in small.problems[2]
+
+
+def test_a_pixel_of_a_smaller_image_covers_more_ground(source: Path, tmp_path: Path) -> None:
+    """What is not known of an image is left out of the file, not written as a number that JSON has not."""
+    known = read_annotations(source)
+    metres = np.full(len(known), np.nan)
+    metres[0] = 0.1
+    smaller = shrink(
+        replace(known, image_extra={"metres_per_pixel": metres}), tmp_path / "small", name="s.json", factor=2
+    )
+    assert_allclose(smaller.image_extra["metres_per_pixel"][0], 0.2, rtol=0.02)
+    images = json.loads((tmp_path / "small" / "s.json").read_text())["images"]
+    assert ["metres_per_pixel" in image for image in images] == [True] + [False] * (len(images) - 1)
 
 
 def test_two_processes_write_the_same(source: Path, tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ def test_what_a_threshold_is_asked_for() -> None:
     ]
     assert ScoreRule.parse("0.25") == ScoreRule.parse(0.25) == ScoreRule("score", 0.25)
     assert ScoreRule.parse("auto").threshold(None) is None
+    assert ScoreRule.parse("auto").threshold(ScoreCurve((), 3, 0)) is None  # nothing was found in validation
     for text, message in (
         ("precision=1.2", "no score threshold"),
         ("best", "no score threshold"),

@@ -63,7 +63,7 @@ def test_an_evaluation_that_fails_loses_no_epoch(
         raise UserError("the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("flyspeck.train.run.measure", fails)
+        patch.setattr("flyspeck.train.measure.detect_all", fails)
         with pytest.raises(UserError, match="the disk is full"):
             train(recipe, tmp_path / "run")
     assert (tmp_path / "run" / "state.pt").is_file()

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
+from flyspeck.data.ground import KEY as GROUND
 from flyspeck.data.image_files import ending_for, in_parallel, output_names, read_true, save_pixels, shrink_pixels
 from flyspeck.data.writers import write_coco
 from flyspeck.errors import UserError
@@ -66,8 +67,16 @@ def scale_annotations(annotations: Annotations, new_sizes: np.ndarray) -> Annota
         boxes=annotations.boxes * np.stack([sx, sy, sx, sy], 1),
         area=annotations.area * sx * sy,
         extra=extra,
-        image_extra={k: v for k, v in annotations.image_extra.items() if k not in ("corner", "whole")},
+        image_extra=_image_extra(annotations, new_sizes),
     )
+
+
+def _image_extra(annotations: Annotations, new_sizes: np.ndarray) -> dict[str, np.ndarray]:
+    """The columns of images that a change of size leaves true; a pixel covers more ground in a smaller image."""
+    kept = {k: v for k, v in annotations.image_extra.items() if k not in ("corner", "whole")}
+    if GROUND in kept:
+        kept[GROUND] = kept[GROUND] / np.sqrt(np.prod(new_sizes / annotations.sizes, axis=1))
+    return kept
 
 
 def shrink(

@@ -82,7 +82,8 @@ def _images(annotations: Annotations, names: list[str]) -> list[dict[str, Any]]:
         image = {"id": key, "file_name": name}
         if height > 0:
             image |= {"width": width, "height": height}
-        images.append(image | {column: values[row] for column, values in columns.items()})
+        known = {column: values[row] for column, values in columns.items() if values[row] == values[row]}  # not a NaN
+        images.append(image | known)
     return images
 
 

@@ -104,7 +104,7 @@ class ScoreRule:
 
         Raises UserError where no score gives what is asked for.
         """
-        if self.kind == "score" or (curve is None and self.kind == "auto"):
+        if self.kind == "score" or (self.kind == "auto" and (curve is None or not curve.points)):
             return None
         if curve is None or not curve.points:
             raise UserError(
