@@ -203,7 +203,7 @@ class _Holed(ArraySource):
 
 
 def test_a_hole_is_listed_and_the_rest_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flyspeck.infer.inputs.ArraySource", _Holed)
+    monkeypatch.setattr("flyspeck.infer.whole.ArraySource", _Holed)
     objects = np.array([[2, 70, 6, 74]])
     predictor = Predictor(SeesPlanted(objects), tile=TILE, overlap=OVERLAP)
     (result,) = predictor.stream([plant(SIZE, objects)])
