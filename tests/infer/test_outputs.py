@@ -75,7 +75,7 @@ class _TextFillsUp(_FillsUp):
 def test_a_full_disk_leaves_no_half_line_in_the_csv(tmp_path: Path) -> None:
     writer = outputs.CsvWriter(tmp_path)
     writer.add(result(1))
-    writer._file = _TextFillsUp(writer._file)  # pyright: ignore[reportAttributeAccessIssue]
+    writer._lines._file = _TextFillsUp(writer._lines._file)  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(UserError, match="No space left"):
         writer.add(result(2))
     writer.close()

@@ -39,7 +39,7 @@ from flyspeck.errors import UserError
 from flyspeck.infer.remote import is_remote
 from flyspeck.infer.source import Held, Item, find_items, open_source, remote_item
 from flyspeck.infer.whole import in_memory
-from flyspeck.infer.windows import OpenOptions, Source
+from flyspeck.infer.windows import AroundSource, OpenOptions, Source
 
 ChannelOrder = Literal["rgb", "bgr"]
 Loose = Any
@@ -156,7 +156,7 @@ def _is_tensor(image: Any) -> bool:
     return type(image).__module__.partition(".")[0] == "torch" and callable(getattr(image, "detach", None))
 
 
-class _Encoded(Source):
+class _Encoded(AroundSource):
     """The bytes of an image file: read as the file would be, from a temporary one."""
 
     def __init__(self, content: bytes, options: OpenOptions, name: str) -> None:
@@ -166,26 +166,18 @@ class _Encoded(Source):
             path = self._folder / "image"
             with path.open("wb") as file:
                 file.write(content)
-            self._inner = open_source(path, options, name=name)
+            inner = open_source(path, options, name=name)
         except UserError as error:
             shutil.rmtree(self._folder, ignore_errors=True)
             raise UserError(error.what, where=name, fix=error.fix) from None
         except BaseException:
             shutil.rmtree(self._folder, ignore_errors=True)
             raise
-        inner = self._inner
-        self.name, self.size, self.bands, self.colours = name, inner.size, inner.bands, inner.colours
-        self.geo, self.note, self.remark, self.value_range = inner.geo, inner.note, inner.remark, inner.value_range
-
-    def window(
-        self, x1: int, y1: int, x2: int, y2: int, out: tuple[int, int] | None = None
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """See `Source.window`."""
-        return self._inner.window(x1, y1, x2, y2, out)
+        self._take(inner, name)
 
     def close(self) -> None:
         """See `Source.close`."""
-        self._inner.close()
+        super().close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
 

@@ -15,7 +15,7 @@ from flyspeck.evaluate.score_curve import ScoreCurve, ScoreRule
 from flyspeck.files import local_output
 from flyspeck.infer.job_images import DrawRule, ImageJob, PredictionSummary, made_with
 from flyspeck.infer.job_video import Limit, VideoJob, told_name
-from flyspeck.infer.load import load_model, suppression_of
+from flyspeck.infer.load import load_model, suppression_of, tile_of
 from flyspeck.infer.look_choice import choose_skip_rule
 from flyspeck.infer.merge import MergeRule
 from flyspeck.infer.multiscale import MultiScale
@@ -45,7 +45,7 @@ def predict(
     model: AnyPath,
     out: AnyPath,
     formats: Sequence[str] = ("coco",),
-    tile: tuple[int, int] | Literal["off"] | None = None,
+    tile: int | tuple[int, int] | Literal["off"] | None = None,
     overlap: int | None = None,
     scale: float | None = None,
     scales: Sequence[float] = (1.0,),
@@ -97,8 +97,9 @@ def predict(
         out: Folder for the results; made if need be. It holds the files of `formats`, `drawn/`, and the finished tiles under
             `tiles/` that `resume` goes on from.
         formats: Some of `coco` (`detections.json`, `images.json`), `csv`, `geojson`, `gpkg`, `geoparquet`, `widerface`, `yolo`.
-        tile: (height, width) of a tile in pixels that the model sees, or `"off"` for whole images; None: the training size. Of
-            a model that squeezes its images: in pixels of the image, each tile being squeezed; None: whole images.
+        tile: (height, width), or one number, of a tile in pixels that the model sees, or `"off"` for whole images; None: the
+            training size. Of a model that squeezes its images: in pixels of the image, each tile being squeezed; None: whole
+            images.
         overlap: Pixels that neighbouring tiles share at least; the largest object must fit in. None: from the training's objects.
         scale: Model pixels per image pixel; None: as in training, which alone a model that squeezes its images takes.
         scales: See each tile at all of these sizes, relative to `scale`, and merge.
@@ -170,7 +171,7 @@ def predict(
     _check_video(video, processes, placing, on_video)
     asked: dict[str, Any] = {"budget": budget, "quality": quality, "factor": factor}
     choice = {name: value for name, value in asked.items() if value is not None}
-    size = None if tile == "off" else tile
+    size = None if tile == "off" else tile_of(tile)
     network, description = load_model(
         os.fspath(model),
         device=processes.device(device),

@@ -20,6 +20,7 @@ from flyspeck.files import storable
 from flyspeck.geo import GeoReference
 from flyspeck.infer.geopackage import GeoPackageWriter
 from flyspeck.infer.geoparquet import GeoParquetWriter
+from flyspeck.infer.growing_csv import GrowingCsv
 from flyspeck.infer.reading import Result
 from flyspeck.infer.writer import Writer, disk_full
 from flyspeck.plugins import UnknownPart, with_installed
@@ -101,11 +102,8 @@ class CsvWriter(Writer):
     """`detections.csv`: a line a box, the image's name first."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / "detections.csv"
-        self._file = self.path.open("w", encoding="utf-8", newline="")
-        head = "file_name,image_id,x1,y1,x2,y2,score,label,class,cut\n"
-        self._file.write(head)
-        self._whole = len(head)  # bytes up to the end of the last image
+        head = "file_name,image_id,x1,y1,x2,y2,score,label,class,cut"
+        self._lines = GrowingCsv(folder / "detections.csv", head)
 
     def add(self, result: Result) -> None:
         """See `Writer.add`."""
@@ -116,21 +114,11 @@ class CsvWriter(Writer):
         columns = {key: columns[key] for key in ("image_id", "x1", "y1", "x2", "y2", "score", "label", "class")}
         columns["image_id"] = [result.item.image_id] * len(found)
         columns["cut"] = [False] * len(found) if cut is None else cut
-        text = "".join(f"{name},{line}\n" for line in convert.csv_lines(columns))
-        try:
-            self._file.write(text)
-            self._file.flush()
-        except OSError as error:
-            with suppress(OSError):
-                self._file.close()
-            os.truncate(self.path, self._whole)
-            self._file = self.path.open("a", encoding="utf-8", newline="")
-            raise disk_full(self.path, error) from error
-        self._whole += len(text.encode())
+        self._lines.add([f"{name},{line}" for line in convert.csv_lines(columns)])
 
     def close(self) -> None:
         """See `Writer.close`."""
-        self._file.close()
+        self._lines.close()
 
 
 class LabelStudioWriter(Writer):

@@ -31,7 +31,7 @@ from flyspeck.infer import raster
 from flyspeck.infer.opening import EMPTY, check_piece
 from flyspeck.infer.web import WebFile, WebRule
 from flyspeck.infer.web_address import masked
-from flyspeck.infer.windows import OpenOptions, Source
+from flyspeck.infer.windows import AroundSource, OpenOptions, Source
 
 OpenFile = Callable[[Path, OpenOptions, str], Source]
 """Opens a local file under a name."""
@@ -172,27 +172,7 @@ class _Handle(io.RawIOBase):
 _INSIDE = "remote.tif"
 
 
-class _Around(Source):
-    """What another source gives, of an image that comes from elsewhere."""
-
-    def _take(self, inner: Source, name: str, stamp: tuple[int, ...]) -> None:
-        self._inner = inner
-        self.name, self.size, self.bands, self.colours = name, inner.size, inner.bands, inner.colours
-        self.geo, self.note, self.remark = inner.geo, inner.note, inner.remark
-        self.value_range, self.stamp = inner.value_range, stamp
-
-    def window(
-        self, x1: int, y1: int, x2: int, y2: int, out: tuple[int, int] | None = None
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """See `Source.window`."""
-        return self._inner.window(x1, y1, x2, y2, out)
-
-    def close(self) -> None:
-        """See `Source.close`."""
-        self._inner.close()
-
-
-class _WebRaster(_Around):
+class _WebRaster(AroundSource):
     """A raster by windows, of which the parts are fetched that each window needs."""
 
     def __init__(self, file: WebFile, driver: str, options: OpenOptions, name: str) -> None:
@@ -243,7 +223,7 @@ def _check(source: raster.RasterioSource, options: OpenOptions, name: str, size:
         )
 
 
-class _Fetched(_Around):
+class _Fetched(AroundSource):
     """An image that was fetched whole, into a temporary file, and is read from there like any other."""
 
     def __init__(self, file: WebFile, ending: str, options: OpenOptions, name: str, open_file: OpenFile) -> None:
@@ -271,7 +251,7 @@ class _Fetched(_Around):
         self._folder.cleanup()
 
 
-class _CloudRaster(_Around):
+class _CloudRaster(AroundSource):
     """A raster that GDAL fetches itself. What it says of addresses and credentials is never passed on."""
 
     def __init__(self, path: str, options: OpenOptions, name: str) -> None:

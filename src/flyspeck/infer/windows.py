@@ -197,3 +197,23 @@ class ArraySource(Source):
     def close(self) -> None:
         """See `Source.close`."""
         self._pixels = self._there = None
+
+
+class AroundSource(Source):
+    """What another source gives, of an image that comes from elsewhere."""
+
+    def _take(self, inner: Source, name: str, stamp: tuple[int, ...] = ()) -> None:
+        self._inner = inner
+        self.name, self.size, self.bands, self.colours = name, inner.size, inner.bands, inner.colours
+        self.geo, self.note, self.remark = inner.geo, inner.note, inner.remark
+        self.value_range, self.stamp = inner.value_range, stamp
+
+    def window(
+        self, x1: int, y1: int, x2: int, y2: int, out: tuple[int, int] | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """See `Source.window`."""
+        return self._inner.window(x1, y1, x2, y2, out)
+
+    def close(self) -> None:
+        """See `Source.close`."""
+        self._inner.close()
