@@ -12,6 +12,7 @@ import torch
 
 from flyspeck.cli.main import main
 from flyspeck.data.scenes.dataset import write_scenes
+from flyspeck.evaluate.score_curve import ScoreCurve
 from flyspeck.train.checkpoint import load_weights
 
 FOLDER = Path(__file__).resolve().parents[2] / "models"
@@ -43,13 +44,21 @@ def test_the_card_is_of_these_weights(path: Path) -> None:
     for words in ("Weights' licence", "**Protocol**", "| tiny1 |", "## Recipe"):
         assert words in card, words
     assert [text for text in strings(description) if text.startswith("/")] == []
+    curve = ScoreCurve.of(description)
+    assert curve is not None
+    assert f"`--score auto`, from {curve.best.score:.2f} on" in card
+    assert f"is of {curve.images} of the" in card
 
 
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: path.parent.name)
-def test_predict_takes_the_weights_by_their_path(path: Path, tmp_path: Path) -> None:
+def test_predict_takes_the_folder_and_knows_what_its_scores_are_worth(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_scenes(tmp_path / "scenes", num_images=1, seed=0, height=128, width=160)
     out = tmp_path / "found"
-    assert main(["predict", str(tmp_path / "scenes"), "--model", str(path), "--out", str(out), "--draw", "0"]) == 0
+    folder = str(path.parent)  # as in a clone
+    assert main(["predict", str(tmp_path / "scenes"), "--model", folder, "--out", str(out), "--draw", "0"]) == 0
+    assert "best F1 in validation: precision" in capsys.readouterr().out
     names = {category["name"] for category in json.loads((out / "images.json").read_text())["categories"]}
     assert names == set(load_weights(path)[1]["classes"])
     assert isinstance(json.loads((out / "detections.json").read_text()), list)
