@@ -42,7 +42,7 @@ def make_recipe(tiny_set: Path) -> RecipeMaker:
             "evaluate": {"batch_size": 4},
         }
         for name, section in sections.items():
-            content[name] = {**content[name], **section}
+            content[name] = {**content.get(name, {}), **section}
         return parse_recipe(content)
 
     return make

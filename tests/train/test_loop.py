@@ -12,11 +12,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from flyspeck.data.bands import PixelRule
-from flyspeck.train import loop
+from flyspeck.train import loop, meter
 from flyspeck.train.checkpoint import load_weights
 from flyspeck.train.config import Recipe, TrainConfig
 from flyspeck.train.inputs import read_sets, training_loader
-from flyspeck.train.loop import OBSERVED, Batch, fit
+from flyspeck.train.loop import Batch, fit
+from flyspeck.train.meter import OBSERVED
 from flyspeck.types import ImageBatch, Targets
 
 NOTHING = Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool))
@@ -183,16 +184,16 @@ def test_speed_is_that_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None
             return values
 
     now = [100.0]
-    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
-    meter = loop._Meter(Three())  # pyright: ignore[reportArgumentType]
+    monkeypatch.setattr(meter.time, "monotonic", lambda: now[0])
+    counted = meter.Meter(Three())  # pyright: ignore[reportArgumentType]
     for _ in range(2):
         now[0] += 2
-        meter.add({"a": torch.tensor(1.0)}, 4)
-    assert meter.record()["images_per_second"] == 6
+        counted.add({"a": torch.tensor(1.0)}, 4)
+    assert counted.record()["images_per_second"] == 6
     now[0] += 4
-    meter.add({"a": torch.tensor(4.0)}, 4)
-    assert meter.record()["images_per_second"] == 3
-    assert meter.epoch_record() == {"losses": {"a": 2.0}, "seconds": 8.0, "images_per_second": 4.5}
+    counted.add({"a": torch.tensor(4.0)}, 4)
+    assert counted.record()["images_per_second"] == 3
+    assert counted.epoch_record() == {"losses": {"a": 2.0}, "seconds": 8.0, "images_per_second": 4.5}
 
 
 def test_the_epoch_s_means_are_over_all_its_steps(tmp_path: Path) -> None:

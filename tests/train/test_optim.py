@@ -50,7 +50,7 @@ def test_groups_partition_the_trainable_parameters() -> None:
 )
 def test_lr_factor(step: int, schedule: str, expected: float) -> None:
     config = TrainConfig(schedule=schedule, warmup_steps=4, final_lr=0.01)  # type: ignore[arg-type]
-    assert lr_factor(step, 12, config) == pytest.approx(expected)
+    assert lr_factor(step, step / 12, config) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
@@ -77,7 +77,7 @@ def test_ema_follows_parameters_and_buffers() -> None:
 
 def test_a_cosine_that_restarts() -> None:
     config = TrainConfig(schedule="cosine_restarts", warmup_steps=0, final_lr=0.01, epochs=6, restart_epochs=2)
-    factors = [lr_factor(step, 60, config) for step in range(60)]  # ten steps an epoch, twenty a cosine
+    factors = [lr_factor(step, step / 60, config) for step in range(60)]  # ten steps an epoch, twenty a cosine
     assert factors[0] == factors[20] == factors[40] == 1
     assert factors[:20] == pytest.approx(factors[20:40])
     assert factors[10] == pytest.approx(0.01 + 0.99 / 2)

@@ -121,7 +121,7 @@ def _of_run(job: Job, recipe: Recipe, folder: Path, *, latency_runs: int | None 
     timings = job.table.latency_runs if latency_runs is None else latency_runs
     facts = cost(detector, size, proposals=proposals, latency_runs=timings)
     facts |= {
-        "epochs": recipe.train.epochs,
+        **_length(recipe, folder / "metrics.jsonl"),
         "best_epoch": description["epoch"],
         "training_images": len(train_set),
         "validation_images": len(val_set),
@@ -143,6 +143,14 @@ def _of_run(job: Job, recipe: Recipe, folder: Path, *, latency_runs: int | None 
 def _scored(job: Job, val_set: Annotations, detections: Path, recipe: Recipe) -> Score:
     rule = rule_of(recipe.evaluate.protocol, bins=job.table.bins, bin_scale=job.row.bin_scale)
     return score(val_set, detections, rule)
+
+
+def _length(recipe: Recipe, metrics: Path) -> dict[str, Any]:
+    """Epochs of a run; of one by the clock its minutes, and the epochs that it came to, the last of which may be a part."""
+    if recipe.train.minutes is None:
+        return {"epochs": recipe.train.epochs}
+    begun = [record["epoch"] for record in read_jsonl(metrics) if record.get("kind") == "epoch"]
+    return {"epochs": max(begun, default=0), "minutes": recipe.train.minutes}
 
 
 def _seconds(metrics: Path) -> float:

@@ -57,6 +57,9 @@ FRAME_GAP = typer.Option(
 IMAGES = typer.Option(None, "--images", metavar="FOLDER", help="Folder of the images, where it is not the usual one.")
 JSON = typer.Option(False, "--json", help="Print JSON in place of text.")
 LINK = typer.Option(False, "--link", help="YOLO: link the images instead of copying them.")
+MINUTES = typer.Option(
+    None, "--minutes", metavar="N", help="Minutes to spend in place of the recipe's epochs (train.minutes)."
+)
 PIXELS = typer.Option(None, "--pixels", help="What whole corners of VOC's boxes mean.")
 PRECISION = typer.Option("fp32", "--precision", help="Numbers that the model computes in.")
 PRINT_CONFIG = typer.Option(False, "--print-config", help="Print the complete recipe, every field explained, and stop.")

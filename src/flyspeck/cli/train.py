@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from flyspeck.cli.shared_options import DEVICE, PRINT_CONFIG, RESUME, SET, training_device
+from flyspeck.cli.shared_options import DEVICE, MINUTES, PRINT_CONFIG, RESUME, SET, training_device
 
 
 def train(
@@ -15,6 +15,7 @@ def train(
     out: Path | None = typer.Option(
         None, "--out", metavar="FOLDER", help="Where to write: the run folder; default: runs/NAME."
     ),
+    minutes: float | None = MINUTES,
     resume: bool = RESUME,
     set_: list[str] = SET,
     print_config: bool = PRINT_CONFIG,
@@ -24,7 +25,7 @@ def train(
     from flyspeck.train.trained import read_recipe
     from flyspeck.train.trained import train as run
 
-    wanted, folder = read_recipe(recipe, set_)
+    wanted, folder = read_recipe(recipe, set_ if minutes is None else [*set_, f"train.minutes={minutes}"])
     if print_config:
         from flyspeck.train.reference import commented
 

@@ -189,7 +189,7 @@ def card(
         f"sha256 of the tables {description['data'][:16]}.",
         *_ground(description),
         f"* **Protocol**: {protocol_named(recipe.evaluate.protocol).text}.",  # type: ignore[union-attr]
-        f"* **Checkpoint**: epoch {description['epoch']} of {recipe.train.epochs}, picked by `{recipe.evaluate.best}` on the "
+        f"* **Checkpoint**: {_epoch(description['epoch'], recipe)}, picked by `{recipe.evaluate.best}` on the "
         "images that the metrics below are of.",
         f"* **Training**: seed {recipe.train.seed}, {known['threads']} thread(s) on {known['device']}, "
         f"{_minutes(run):.0f} minutes.",
@@ -262,6 +262,12 @@ def by_class(run: Path, names: Mapping[int, str]) -> list[str]:
         if (row["metric"], row.get("iou"), row.get("area")) == ("AP_per_class", 0.5, "all") and row["n_gt"]
     ]
     return [f"AP50 by class, all sizes, %: {', '.join(words)}.", ""] if words else []
+
+
+def _epoch(epoch: int, recipe: Recipe) -> str:
+    if recipe.train.minutes is not None:
+        return f"epoch {epoch} of a run of {recipe.train.minutes:g} minutes"
+    return f"epoch {epoch} of {recipe.train.epochs}"
 
 
 def _minutes(run: Path) -> float:

@@ -151,9 +151,11 @@ def _stored_protocol(path: Path) -> str:
 
 def _facts(recipe: Mapping[str, Any], folder: Path) -> dict[str, str]:
     model, train = recipe.get("model", {}), recipe.get("train", {})
+    minutes = train.get("minutes")
+    length = f"{train.get('epochs', '?')} epochs" if minutes is None else f"{minutes} minutes"
     facts = {
         "model": f"{model.get('name', '?')}, width {model.get('width', 1.0)}, {model.get('channels', '?')} channels",
-        "training": f"{train.get('epochs', '?')} epochs, batch {train.get('batch_size', '?')}, {train.get('optimizer', '?')}, "
+        "training": f"{length}, batch {train.get('batch_size', '?')}, {train.get('optimizer', '?')}, "
         f"learning rate {train.get('lr', '?')}, seed {train.get('seed', '?')}",
     }
     environment = folder / "environment.json"

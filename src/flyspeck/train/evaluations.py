@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 from torch import nn
 
@@ -14,18 +16,22 @@ from flyspeck.data.annotations import Annotations
 from flyspeck.data.bands import PixelRule
 from flyspeck.models.detector import Detector
 from flyspeck.train.config import Recipe
+from flyspeck.train.inputs import spread
 from flyspeck.train.measure import Measurement, measure
 from flyspeck.train.measure_factors import measure_factors
 from flyspeck.train.progress import Console
 from flyspeck.train.viewing import remarks_on, viewing_of
 
 log = logging.getLogger("flyspeck")
+QUICK = 0.5
+"""Seconds: a trial that took no longer says little."""
 
 
 class Evaluations:
     """Measures a model, and holds on to what was found by the best so far, which is not measured twice then."""
 
-    def __init__(self, annotations: Annotations, measured: Callable[[nn.Module], Measurement]) -> None:
+    def __init__(self, annotations: Annotations, measured: Callable[[nn.Module, Annotations], Measurement]) -> None:
+        """`measured` is also called on a few of the `annotations`, to see how long it takes."""
         self.annotations, self._measured = annotations, measured
         self._last: Measurement | None = None
         self.best: Measurement | None = None
@@ -33,12 +39,34 @@ class Evaluations:
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """Metrics of a model on the validation set."""
-        self._last = self._measured(model)
+        self._last = self._measured(model, self.annotations)
         return self._last.metrics
+
+    def expected_seconds(self, model: nn.Module, *, processes: int = 1) -> float:
+        """What a call will take, from a few images: one a process, then eight if they were quick.
+
+        The first weights find less than later ones, whose boxes take time too: the plan of a run by the clock corrects it once
+        it has measured.
+        """
+        seconds, count = 0.0, 0
+        for count in (processes, 8 * processes):
+            some = spread(self.annotations, count)
+            begun = time.monotonic()
+            self._measured(model, some)
+            seconds = (time.monotonic() - begun) * _pixels(self.annotations) / _pixels(some)
+            if len(some) == len(self.annotations) or time.monotonic() - begun > QUICK:
+                break
+        return seconds
 
     def keep(self) -> None:
         """The model that was measured last is the best."""
         self.best = self._last
+
+
+def _pixels(table: Annotations) -> float:
+    """Of all images; their number where sizes are not known."""
+    areas = table.sizes.astype(np.float64).prod(1)
+    return float(areas.sum()) if (areas > 0).all() else float(len(table))
 
 
 def evaluations_of(
@@ -55,12 +83,17 @@ def evaluations_of(
     if accelerator.is_main_process:
         for line in remarks_on(viewing, val_set, detector):
             log.info(line)
-    measured = partial(
-        measure,
-        annotations=val_set,
-        protocol=recipe.evaluate.protocol,
-        viewing=viewing,
-        accelerator=accelerator,
-        tell=console.evaluating() if accelerator.is_main_process else None,
-    )
-    return Evaluations(val_set, measured if recipe.dynamic is None else partial(measure_factors, measure=measured))
+    tell = console.evaluating() if accelerator.is_main_process else None
+
+    def measured(model: nn.Module, annotations: Annotations) -> Measurement:
+        once = partial(
+            measure,
+            annotations=annotations,
+            protocol=recipe.evaluate.protocol,
+            viewing=viewing,
+            accelerator=accelerator,
+            tell=tell if annotations is val_set else None,
+        )
+        return once(model) if recipe.dynamic is None else measure_factors(model, measure=once)
+
+    return Evaluations(val_set, measured)

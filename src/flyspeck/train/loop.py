@@ -4,7 +4,9 @@ Methods enter by argument: an `objective` computes the losses of a batch (plain 
 scales), `batches` yields them, `measure` evaluates. Devices and processes are accelerate's business.
 
 Every step seeds torch from (seed, step, process), every sample is seeded by (seed, epoch, image), and the learning rate
-is a function of the step: so a run that is resumed goes on bit for bit as if it had never stopped.
+is a function of the step: so a run that is resumed goes on bit for bit as if it had never stopped. Where the clock ends the
+run (`train.minutes`), the learning rate is a function of the time used: such a run goes on where it stopped, but no two are
+bit for bit the same.
 """
 
 from __future__ import annotations
@@ -13,9 +15,9 @@ import contextlib
 import copy
 import logging
 import math
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,9 @@ from flyspeck.errors import UserError
 from flyspeck.files import renamed_keys
 from flyspeck.train.checkpoint import load_state, save_state, save_weights
 from flyspeck.train.ema import EMA
+from flyspeck.train.meter import OBSERVED, Meter
 from flyspeck.train.optim import build_optimizer, lr_factor, set_lr
+from flyspeck.train.plan import Plan, Position, Watch, plan_of
 from flyspeck.train.progress import Reporter
 from flyspeck.train.sections import TrainConfig
 from flyspeck.types import ImageBatch, Targets
@@ -38,10 +42,6 @@ log = logging.getLogger("flyspeck")
 
 Batch = tuple[ImageBatch, Sequence[Targets], Sequence[int | str]]
 """What a loader yields: images, their targets, their ids."""
-
-
-OBSERVED = "observed/"
-"""Begins the names of values that an objective returns to be logged (under `observed`), not minimised."""
 
 
 class DetectionObjective(nn.Module):
@@ -69,6 +69,12 @@ class Progress:
     best_epoch: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the last evaluation."""
+    seconds: float = 0.0
+    """On the clock, evaluations and interrupted starts included."""
+    origin: list[float] = field(default_factory=list)
+    """Of a run by the clock: seconds used when its steps began, and the share of the run that was done then."""
+    ended: bool = False
+    """Whether the last evaluation is done."""
 
 
 @freed_memory_kept()
@@ -84,17 +90,21 @@ def fit(
     reporter: Reporter,
     accelerator: Accelerator,
     measure: Callable[[nn.Module], dict[str, float]] | None = None,
+    expect: Callable[[nn.Module], float] = lambda model: 0.0,
     best: str = "",
     is_best: Callable[[], None] = lambda: None,
     resume: bool = False,
+    watch: Watch | None = None,
 ) -> Progress:
     """Trains `detector` (a part of `objective`) and leaves its best and last weights in `folder`.
 
     `batches(epoch, skip)` yields this process's share of the epoch's batches from step `skip` on, `config.accumulate` of
     them per step. `measure(model)` returns metrics; `best` names the one that picks the best checkpoint, and `is_best` is
-    called where the model that was measured last is it. With `resume`, the run goes on from `folder/state.pt`. Raises
-    UserError where the loss is not finite; the batch is saved then.
+    called where the model that was measured last is it. `expect(model)` says how many seconds `measure` may take, before it
+    was ever called; `watch` what of `config.minutes` is used already. With `resume`, the run goes on from
+    `folder/state.pt`. Raises UserError where the loss is not finite; the batch is saved then.
     """
+    watch = watch or Watch()
     device = accelerator.device
     objective.to(device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)  # type: ignore[call-overload]
     optimizer = build_optimizer(objective, config)
@@ -102,50 +112,72 @@ def fit(
     progress = Progress()
     if resume:
         progress = _restore(folder / "state.pt", objective, optimizer, ema, description)
+        watch.before = progress.seconds
+        # A state of before there was this field: its evaluation is due where an epoch's steps are all done.
+        progress.ended = progress.ended or (progress.epoch >= config.epochs and config.minutes is None)
     model, optimizer = accelerator.prepare(objective, optimizer)
-    total_steps = config.epochs * steps_per_epoch
+    plan = plan_of(
+        config,
+        steps_per_epoch,
+        watch,
+        accelerator,
+        origin=progress.origin,
+        expected=lambda: 0.0 if measure is None else expect(_kept_everywhere(detector, ema, config, accelerator)),
+        again=progress.best_epoch > 0,
+    )
+    progress.origin = plan.origin
 
     def save() -> None:
         if accelerator.is_main_process:
+            begun, progress.seconds = watch.seconds, watch.seconds
             _save(folder, objective, detector, optimizer, ema, progress, description)
+            plan.saved(watch.seconds - begun)
 
-    if accelerator.is_main_process:
-        reporter.start(total_steps=total_steps, done_steps=progress.step)
-    try:
-        for epoch in range(progress.epoch, config.epochs):
-            progress.epoch = epoch
+    def evaluate(epoch: int) -> dict[str, float]:
+        assert measure is not None
+        begun = watch.seconds
+        kept = _kept_everywhere(detector, ema, config, accelerator)
+        progress.metrics = measure(kept)
+        if _keep_best(folder, progress, kept, best, description, accelerator, epoch):
+            is_best()
+        plan.measured(watch.seconds - begun)
+        return progress.metrics
+
+    step = partial(_train_step, model, optimizer, config, accelerator, folder)
+    steps = _Steps(step, detector, optimizer, ema, config, accelerator, plan, progress, reporter, save)
+    with _reported(reporter, plan, progress, folder, accelerator):
+        position = plan.position(progress.step)
+        while not progress.ended:
+            epoch = progress.epoch
             model.train()
-            meter = _Meter(accelerator)
             stream = iter(batches(epoch, progress.step_in_epoch * config.accumulate))
-            for _ in range(progress.step_in_epoch, steps_per_epoch):
-                torch.manual_seed(_step_seed(config.seed, progress.step, accelerator.process_index))
-                set_lr(optimizer, lr_factor(progress.step, total_steps, config))
-                losses, images = _train_step(model, stream, optimizer, config, accelerator, folder)
-                if ema is not None:
-                    ema.update(detector)
-                progress.step += 1
-                progress.step_in_epoch += 1
-                meter.add(losses, images)
-                if progress.step % config.log_every == 0:
-                    lr = optimizer.param_groups[-1]["lr"]
-                    record = {"step": progress.step, "epoch": epoch + 1, "lr": lr, **meter.record()}
-                    if accelerator.is_main_process:
-                        reporter.step(record)
-                if config.checkpoint_every and progress.step % config.checkpoint_every == 0:
-                    save()
-            record = {"step": progress.step, "epoch": epoch + 1, **meter.epoch_record()}
-            due = measure is not None and ((epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs)
+            record, position = steps.of_epoch(stream, steps_per_epoch, position)
+            wanted = (epoch + 1) % config.eval_every == 0 and plan.may_measure()
+            due = measure is not None and (position.over or wanted)
             if due:
                 save()  # should the evaluation fail, a resumed run goes on with it
-            progress.epoch, progress.step_in_epoch = epoch + 1, 0
-            if due and measure is not None:
-                kept = _kept_everywhere(detector, ema, config, accelerator)
-                record["metrics"] = progress.metrics = measure(kept)
-                if _keep_best(folder, progress, kept, best, description, accelerator):
-                    is_best()
+            if progress.step_in_epoch == steps_per_epoch:
+                progress.epoch, progress.step_in_epoch = epoch + 1, 0
+            if due:
+                record["metrics"] = evaluate(epoch + 1)
+                # Of a run by the clock: an evaluation that took all there was left is the last.
+                position = plan.position(progress.step)
+            progress.ended = position.over
             if accelerator.is_main_process:
                 reporter.epoch(record)
             save()
+    return progress
+
+
+@contextlib.contextmanager
+def _reported(
+    reporter: Reporter, plan: Plan, progress: Progress, folder: Path, accelerator: Accelerator
+) -> Iterator[None]:
+    """A run from its first word to its last; one that is interrupted says how it goes on."""
+    if accelerator.is_main_process:
+        reporter.start(total_steps=plan.total_steps, done_steps=progress.step)
+    try:
+        yield
     except KeyboardInterrupt:
         begun = (folder / "state.pt").exists()
         how = (
@@ -153,21 +185,60 @@ def fit(
             if begun
             else "before its first checkpoint: --resume begins anew"
         )
-        log.warning("interrupted in epoch %d of %d; %s (%s)", progress.epoch + 1, config.epochs, how, folder)
+        log.warning("interrupted in epoch %d; %s (%s)", progress.epoch + 1, how, folder)
         raise
     finally:
         if accelerator.is_main_process:
             reporter.close()
-    return progress
+
+
+@dataclass
+class _Steps:
+    """The optimiser's steps of an epoch, from where it stands."""
+
+    step: Callable[[Any], tuple[dict[str, Tensor], int]]
+    """Over the next batches of a stream; the losses, and how many images."""
+    detector: nn.Module
+    optimizer: Any
+    ema: EMA | None
+    config: TrainConfig
+    accelerator: Accelerator
+    plan: Plan
+    progress: Progress
+    reporter: Reporter
+    save: Callable[[], None]
+
+    def of_epoch(self, stream: Any, number: int, position: Position) -> tuple[dict[str, Any], Position]:
+        """Up to the epoch's step `number`, or the end of the run; the epoch's record, and where the run stands then."""
+        progress, meter, config = self.progress, Meter(self.accelerator), self.config
+        epoch = progress.epoch + 1
+        while progress.step_in_epoch < number and not position.over:
+            torch.manual_seed(_step_seed(config.seed, progress.step, self.accelerator.process_index))
+            set_lr(self.optimizer, lr_factor(progress.step, position.share, config))
+            losses, images = self.step(stream)
+            if self.ema is not None:
+                self.ema.update(self.detector)
+            progress.step += 1
+            progress.step_in_epoch += 1
+            meter.add(losses, images)
+            position = self.plan.position(progress.step)
+            if progress.step % config.log_every == 0:
+                lr = self.optimizer.param_groups[-1]["lr"]
+                record = {"step": progress.step, "epoch": epoch, "lr": lr, **meter.record(), **position.record()}
+                if self.accelerator.is_main_process:
+                    self.reporter.step(record)
+            if config.checkpoint_every and progress.step % config.checkpoint_every == 0:
+                self.save()
+        return {"step": progress.step, "epoch": epoch, **meter.epoch_record()}, position
 
 
 def _train_step(
     model: nn.Module,
-    stream: Any,
     optimizer: torch.optim.Optimizer,
     config: TrainConfig,
     accelerator: Accelerator,
     folder: Path,
+    stream: Any,
 ) -> tuple[dict[str, Tensor], int]:
     """One optimiser step over `accumulate` batches; the mean losses and the number of images of this process."""
     sums: dict[str, Tensor] = {}
@@ -225,8 +296,9 @@ def _keep_best(
     best: str,
     description: Mapping[str, Any],
     accelerator: Accelerator,
+    epoch: int,
 ) -> bool:
-    """Saves the model where it is the best so far; whether it is."""
+    """Saves the model where it is the best so far; whether it is. `epoch` counts from 1, one that was not finished too."""
     if not best:
         return False
     if best not in progress.metrics:
@@ -236,9 +308,9 @@ def _keep_best(
     # The first evaluation is kept whatever it says, -1 (no ground truth of that kind) included.
     if value <= progress.best:
         return False
-    progress.best, progress.best_epoch = value, progress.epoch
+    progress.best, progress.best_epoch = value, epoch
     if accelerator.is_main_process:
-        told = {**description, "epoch": progress.epoch, "metrics": progress.metrics}
+        told = {**description, "epoch": epoch, "metrics": progress.metrics}
         save_weights(folder / "best.safetensors", model.state_dict(), told)
     return True
 
@@ -319,53 +391,3 @@ def _same(before: Any, now: Any) -> bool:
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         return all(_same(before[key], now[key]) for key in before.keys() & now.keys())
     return before == now
-
-
-class _Meter:
-    """Means of losses over all processes, and speed: since the last line of the log, and over the epoch."""
-
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.accelerator = accelerator
-        self.begun = self.since = time.monotonic()
-        self.window: list[Tensor] = []
-        self.epoch: list[Tensor] = []
-        self.names: list[str] = []
-        self.images = self.total_images = 0
-
-    def add(self, losses: dict[str, Tensor], images: int) -> None:
-        """The losses of a step on `images` images of this process."""
-        self.names = list(losses)
-        self.window.append(torch.stack([*losses.values()]))
-        self.images += images * self.accelerator.num_processes
-
-    def record(self) -> dict[str, Any]:
-        """Since the last record; called by every process."""
-        now = time.monotonic()
-        speed = self.images / max(now - self.since, 1e-9)
-        self.total_images += self.images
-        self.epoch.extend(self.window)
-        means = self._means(self.window)
-        self.window, self.images, self.since = [], 0, now
-        return {**means, "images_per_second": round(speed, 2)}
-
-    def epoch_record(self) -> dict[str, Any]:
-        """Over the whole epoch; called by every process."""
-        if self.window:
-            self.record()
-        seconds = time.monotonic() - self.begun
-        return {
-            **self._means(self.epoch),
-            "seconds": round(seconds, 2),
-            "images_per_second": round(self.total_images / max(seconds, 1e-9), 2),
-        }
-
-    def _means(self, rows: list[Tensor]) -> dict[str, dict[str, float]]:
-        """`losses`, and `observed` where the objective gives anything to be observed."""
-        found: dict[str, dict[str, float]] = {"losses": {}}
-        if not rows:
-            return found
-        means = self.accelerator.reduce(torch.stack(rows).mean(0), reduction="mean")
-        for name, value in zip(self.names, means.tolist(), strict=True):  # type: ignore[union-attr]
-            kind = "observed" if name.startswith(OBSERVED) else "losses"
-            found.setdefault(kind, {})[name.removeprefix(OBSERVED)] = value
-        return found

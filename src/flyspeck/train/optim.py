@@ -48,17 +48,22 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     return kind(groups, lr=config.lr, betas=(config.momentum, config.beta2), fused=True)
 
 
-def lr_factor(step: int, total_steps: int, config: TrainConfig) -> float:
-    """What the learning rate is multiplied by at `step` (0-based) of `total_steps`: warm-up times schedule."""
+WARMUP_SHARE = 0.1
+"""Of a run by the clock the warm-up takes no more: it may have fewer steps than `train.warmup_steps`."""
+
+
+def lr_factor(step: int, share: float, config: TrainConfig) -> float:
+    """What the learning rate is multiplied by at `step` (0-based), where `share` of the run is done: warm-up times schedule."""
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
-    progress = step / max(total_steps, 1)
+    if config.minutes is not None:
+        warmup = min(1.0, max(warmup, share / WARMUP_SHARE))
     if config.schedule == "cosine_restarts":
-        progress = progress * config.epochs / config.restart_epochs % 1
+        share = share * config.epochs / config.restart_epochs % 1
     if config.schedule in ("cosine", "cosine_restarts"):
         low = config.final_lr
-        return warmup * (low + (1 - low) * (1 + math.cos(math.pi * progress)) / 2)
+        return warmup * (low + (1 - low) * (1 + math.cos(math.pi * share)) / 2)
     if config.schedule == "step":
-        return warmup * 0.1 ** sum(progress >= m for m in config.milestones)
+        return warmup * 0.1 ** sum(share >= m for m in config.milestones)
     return warmup
 
 

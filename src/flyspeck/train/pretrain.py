@@ -82,7 +82,8 @@ def pretrain(
             started, total = time.perf_counter(), 0.0
             model.train()
             for step, (images, labels) in enumerate(_batches(train, config.batch_size, generator)):
-                factor = lr_factor(epoch * steps + step, config.epochs * steps, config)
+                done = epoch * steps + step
+                factor = lr_factor(done, done / max(config.epochs * steps, 1), config)
                 set_lr(optimizer, factor)
                 x = crop_and_flip(_normalised(images, norm), size, generator, smallest_crop=smallest_crop)
                 total += _step(model, optimizer, x.to(place), labels.to(place), config)

@@ -21,10 +21,10 @@ class Reporter(Protocol):
     """Receives the events of a run, on the main process only."""
 
     def start(self, *, total_steps: int, done_steps: int) -> None:
-        """Training begins, or goes on after `done_steps`."""
+        """Training begins, or goes on after `done_steps`; of `total_steps`, or 0 where the clock ends it."""
 
     def step(self, record: Mapping[str, Any]) -> None:
-        """A line of the log: step, epoch, losses, lr, images_per_second."""
+        """A line of the log: step, epoch, losses, lr, images_per_second; by the clock also share and seconds_left, of the run."""
 
     def epoch(self, record: Mapping[str, Any]) -> None:
         """An epoch has ended: mean losses, seconds and, if it was evaluated, the metrics."""
@@ -149,31 +149,26 @@ class Console:
             from rich.console import Console as RichConsole
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-            columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+            counted = (MofNCompleteColumn(), TimeRemainingColumn()) if total_steps else ()
+            columns = (BarColumn(), *counted, TextColumn("{task.description}"))
             self.bar = Progress(*columns, console=RichConsole(stderr=True))
             self.bar.start()
-            self.task = self.bar.add_task("", total=total_steps, completed=done_steps)
+            self.task = self.bar.add_task("", total=total_steps or 1.0, completed=done_steps if total_steps else 0)
 
     def step(self, record: Mapping[str, Any]) -> None:
         """See `Reporter.step`."""
         losses = " ".join(f"{name} {value:.3f}" for name, value in record["losses"].items())
         speed = f"{record['images_per_second']:.1f} images/s"
-        if self.bar is not None:
-            self.bar.update(
-                self.task, completed=record["step"], description=f"epoch {record['epoch']} {losses} {speed}"
-            )
+        if self.total:
+            done, said = record["step"], f"{record['step']}/{self.total}"
+            left = (time.monotonic() - self.begun) / max(done - self.first, 1) * (self.total - done)
+        else:  # the clock ends the run
+            done, said, left = record["share"], f"{record['step']} ({record['share']:.0%})", record["seconds_left"]
+        if self.bar is None:
+            log.info("epoch %d step %s %s %s, %s left", record["epoch"], said, losses, speed, _minutes(left))
             return
-        done = record["step"] - self.first
-        left = (time.monotonic() - self.begun) / max(done, 1) * (self.total - record["step"])
-        log.info(
-            "epoch %d step %d/%d %s %s, %s left",
-            record["epoch"],
-            record["step"],
-            self.total,
-            losses,
-            speed,
-            _minutes(left),
-        )
+        ahead = "" if self.total else f"{said}, {_minutes(left)} left, "
+        self.bar.update(self.task, completed=done, description=f"{ahead}epoch {record['epoch']} {losses} {speed}")
 
     def epoch(self, record: Mapping[str, Any]) -> None:
         """See `Reporter.epoch`."""

@@ -14,6 +14,7 @@ import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ from flyspeck.train.inputs import (
 from flyspeck.train.loop import Progress, fit
 from flyspeck.train.measure import check_metric
 from flyspeck.train.pixels import Pixels, pixels_of_older_run, settled_pixels
+from flyspeck.train.plan import Watch
 from flyspeck.train.plugin_notes import with_plugins
 from flyspeck.train.processes import join_processes
 from flyspeck.train.progress import Console, Fanout, Reporter, RunFiles, TensorBoard, headline
@@ -115,7 +117,7 @@ def train(
     """
     if recipe.distill is not None and method is None:
         raise UserError("the recipe has a section 'distill'", where=recipe.name, fix="run it with `flyspeck distill`")
-    method = method or Method()
+    method, watch = method or Method(), Watch()
     accelerator = join_processes()
     predictor = recipe.dynamic.predictor if recipe.dynamic is not None else None
     if predictor is not None and predictor.folds > 1 and accelerator.num_processes > 1:
@@ -126,7 +128,7 @@ def train(
         )
     resume = _claim(folder, resume, accelerator)
     with _released_on_failure(folder, accelerator):
-        return _train(recipe, folder, resume, reporter, method, accelerator)
+        return _train(recipe, folder, resume, reporter, method, accelerator, watch)
 
 
 def _train(
@@ -136,6 +138,7 @@ def _train(
     reporter: Reporter | None,
     method: Method,
     accelerator: Accelerator,
+    watch: Watch,
 ) -> dict[str, float]:
     (train_set, of_train), (val_set, of_val) = _usable_sets(recipe.data)
     check_metric(recipe.evaluate.best, val_set, recipe.evaluate.protocol)
@@ -187,9 +190,11 @@ def _train(
             reporter=reporter or _reporters(folder, recipe, console),
             accelerator=accelerator,
             measure=evaluations,
+            expect=partial(evaluations.expected_seconds, processes=accelerator.num_processes),
             best=best_metric(recipe.evaluate.best, recipe.dynamic),
             is_best=evaluations.keep,
             resume=resume,
+            watch=watch,
         )
     return _finish(recipe, folder, evaluations, accelerator, progress)
 

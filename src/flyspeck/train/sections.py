@@ -164,6 +164,10 @@ class TrainConfig(Options):
 
     epochs: Count = 12
     """Passes over the training set."""
+    minutes: float | None = Field(default=None, gt=0, le=1e6)
+    """End the run after so many minutes on the clock, evaluations and checkpoints included, whatever epoch it is in; the
+    schedule follows the time used, so that the learning rate is down at the end. Evaluations before the last then take a fifth
+    of the time at most. In place of `epochs`."""
     batch_size: Count = 8
     """Images per step over all processes; the learning rate belongs to this number."""
     accumulate: Count = 1
@@ -210,6 +214,12 @@ class TrainConfig(Options):
     """Steps between two checkpoints within an epoch; null saves at the end of each epoch only."""
     tensorboard: bool = False
     """Also write the curves for TensorBoard, into the run folder."""
+
+    @model_validator(mode="after")
+    def _one_end(self) -> Self:
+        if self.minutes is not None and self.schedule == "cosine_restarts":
+            raise ValueError("minutes may end a run in the middle of a cosine of cosine_restarts: take schedule cosine")
+        return self
 
 
 class EvaluateConfig(Options):

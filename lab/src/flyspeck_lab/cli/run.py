@@ -27,7 +27,7 @@ def run(
         None, "--seeds", min=1, metavar="N", help="Number of seeds of each row, at most; default: all of the table's."
     ),
     minutes: float | None = typer.Option(
-        None, "--minutes", min=0, metavar="N", help="Begin no further row after so many minutes."
+        None, "--minutes", min=0, metavar="N", help="Minutes to spend: after them no further row is begun."
     ),
     list_: bool = typer.Option(False, "--list", help="List the rows, what is done and what is left, and stop."),
     runs: Path = typer.Option(Path("runs/bench"), "--runs", metavar="FOLDER", help="Folder of the run folders."),

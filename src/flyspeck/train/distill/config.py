@@ -16,7 +16,7 @@ class FinetuneConfig(Options):
     """The last stage: ground truth only, from the distilled weights."""
 
     epochs: int = Field(default=0, ge=0, le=1_000_000)
-    """0 leaves the stage out."""
+    """0 leaves the stage out. Of `train.minutes` the two stages get their shares, as their epochs stand to each other."""
     lr: Positive = 0.1
     """Factor on `train.lr`."""
 

@@ -14,7 +14,7 @@ from flyspeck.train.distill.levels import LevelPair, match_levels
 from flyspeck.train.distill.response import ResponseTerms, watched
 from flyspeck.train.distill.teacher import Observe, Teacher, TeacherOutputs
 from flyspeck.train.distill.weighting import WEIGHTINGS, Weighting
-from flyspeck.train.loop import OBSERVED
+from flyspeck.train.meter import OBSERVED
 from flyspeck.types import ImageBatch, Targets
 
 RESPONSE_TERMS = ("class", "objectness", "anchors", "boxes", "centerness")

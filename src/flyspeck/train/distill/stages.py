@@ -90,7 +90,7 @@ def train_student(
     if config.finetune.epochs == 0:
         return _stage(recipe, folder, resume, method)
     before = folder / "distilled"
-    _stage(recipe, before, resume, method)
+    _stage(_distilling(recipe, config), before, resume, method)
     own = {**method.note["distill"], "stage": "fine-tuned"}
     return _stage(_finetuning(recipe, config), folder, resume, Method(start=before, note={"distill": own}))
 
@@ -268,9 +268,25 @@ def _check_reading(rule: PixelRule, description: dict[str, Any]) -> None:
 
 def _finetuning(recipe: Recipe, config: DistillConfig) -> Recipe:
     plan = recipe.train.model_copy(
-        update={"epochs": config.finetune.epochs, "lr": recipe.train.lr * config.finetune.lr, "eval_every": 1}
+        update={
+            "epochs": config.finetune.epochs,
+            "lr": recipe.train.lr * config.finetune.lr,
+            "eval_every": 1,
+            "minutes": _minutes(recipe, config, config.finetune.epochs),
+        }
     )
     return recipe.model_copy(update={"train": plan, "name": f"{recipe.name}-finetuned"})
+
+
+def _distilling(recipe: Recipe, config: DistillConfig) -> Recipe:
+    plan = recipe.train.model_copy(update={"minutes": _minutes(recipe, config, recipe.train.epochs)})
+    return recipe.model_copy(update={"train": plan})
+
+
+def _minutes(recipe: Recipe, config: DistillConfig, epochs: int) -> float | None:
+    """Of a stage of so many `epochs`: its share of the student's minutes."""
+    minutes = recipe.train.minutes
+    return None if minutes is None else minutes * epochs / (recipe.train.epochs + config.finetune.epochs)
 
 
 def _stage(recipe: Recipe, folder: Path, resume: bool, method: Method) -> dict[str, float]:
