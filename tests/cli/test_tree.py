@@ -44,6 +44,7 @@ def options(command: Any) -> list[Any]:
 def shape(option: Any, command: Any) -> str:
     """What value it takes, as help shows it: `N`, `HxW`, `<fp32|bf16>`; `flag` for none."""
     left = option.get_help_record(command.make_context("x", [], resilient_parsing=True))[0]
+    left = left.split(", --")[-1]  # of several names, the last
     value = left.split(" ", 1)[1] if " " in left and " / " not in left else "flag"
     return re.sub(r"^\[(.*)\]$", r"<\1>", value)  # as older versions of typer write choices
 
@@ -188,7 +189,7 @@ def test_whatever_runs_a_model_takes_a_device() -> None:
     having = {path for path, command in VERBS.items() if any("--device" in o.opts for o in options(command))}
     # `export` and `benchmark` compare engines on the CPU, `tune look` trains a network of a few thousand weights there.
     running = {"predict", "train", "distill", "pretrain", "profile", "explain", "card", "demo", "tune alpha"}
-    running |= {"dpnet fit", "dpnet labels", "data errors"}
+    running |= {"dpnet fit", "dpnet labels", "data errors", "eval"}
     assert having == {f"flyspeck {verb}" for verb in running} | {"flyspeck-lab curve"}
 
 

@@ -37,7 +37,7 @@ def test_a_card_and_weights_that_predict_takes_by_path(
     notes = tmp_path / "notes.md"
     notes.write_text("Finds squares, nothing else.")
     out = tmp_path / "card"
-    assert main(["card", str(run), "--out", str(out), "--notes", str(notes), *OPTIONS]) == 0
+    assert main(["card", str(run), "--out", str(out), "--notes", str(notes), "--baselines", *OPTIONS]) == 0
     text = (out / "README.md").read_text()
     for words in (
         "squares of our own",
@@ -49,6 +49,7 @@ def test_a_card_and_weights_that_predict_takes_by_path(
         "flyspeck: AP at IoU",
         "Finds squares",
         "epoch 1 of 1",
+        "| all background | 0.00 | 0.00 |",
     ):
         assert words in text, words
     assert str(tmp_path) not in text

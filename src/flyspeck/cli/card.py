@@ -26,6 +26,11 @@ def card(
         None, "--gt", metavar="PATH", help="Ground truth: the validation set, where it has moved."
     ),
     latency: bool = typer.Option(False, "--latency", help="Also time the model, on a machine that does nothing else."),
+    baselines: bool = typer.Option(
+        False,
+        "--baselines",
+        help="Measure what needs no network too, on the same images, fitted to the training set.",
+    ),
     limit: int = typer.Option(
         200, "--limit", min=1, metavar="N", help="At most so many images: those that half precision is compared on."
     ),
@@ -39,7 +44,7 @@ def card(
         raise UserError("no such file", where=f"--notes {notes}")
     words = Words(title or run.name, trained_on, licence, notes.read_text(encoding="utf-8") if notes else "")
     with training_device(device):
-        parity = write_card(run, out, words, gt=gt, parity_images=limit, speed=latency)
+        parity = write_card(run, out, words, gt=gt, parity_images=limit, speed=latency, baselines=baselines)
     kept = "half" if parity.holds else "single"
     typer.echo(
         f"{out}: {kept} precision; {parity.metric} on {parity.images} images {100 * parity.single:.2f} before "

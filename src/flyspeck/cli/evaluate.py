@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -10,19 +9,23 @@ import typer
 
 from flyspeck.cli.choices import protocols
 from flyspeck.cli.plugin_option import name_waiting_plugins
-from flyspeck.cli.shared_options import PIXELS, Pixels
+from flyspeck.cli.shared_options import DEVICE, PIXELS, Pixels
 from flyspeck.cli.values import parse_names, parse_numbers
-from flyspeck.data.annotations import Annotations
 from flyspeck.errors import UserError
-from flyspeck.evaluate import DetectionTable, EvaluationResult
 
 
 def evaluate(
     gt: Path = typer.Option(
-        None, "--gt", metavar="PATH", help="Ground truth: a COCO json, or the protocol's own layout."
+        None, "--gt", "--data", metavar="PATH", help="Ground truth: a COCO json, or the protocol's own layout."
     ),
     dt: Path = typer.Option(
         None, "--dt", metavar="PATH", help="Detections: a COCO results json, or the protocol's own layout."
+    ),
+    model: Path = typer.Option(
+        None,
+        "--model",
+        metavar="PATH",
+        help="A run folder, weights or exported file: run on the images of --data first.",
     ),
     protocol: str = typer.Option(
         "flyspeck",
@@ -80,9 +83,23 @@ def evaluate(
         metavar="SHARE",
         help="Share of the ground truth's entries that may be broken and left out.",
     ),
+    baselines: bool = typer.Option(
+        False,
+        "--baselines",
+        help="Measure what needs no network too: no box, blobs of the usual sizes, the usual places and number.",
+    ),
+    train: Path = typer.Option(
+        None,
+        "--train",
+        metavar="PATH",
+        help="Annotations that --baselines is fitted to; default: the training set of the run.",
+    ),
+    html: Path = typer.Option(None, "--html", metavar="FILE", help="Page of the numbers, curves and worst images."),
+    device: str = DEVICE,
     list_protocols: bool = typer.Option(False, "--list", help="List the protocols and stop."),
 ) -> None:
-    """Score detections against ground truth under a named protocol."""
+    """Score detections, or a model that is run first, against ground truth under a named protocol."""
+    from flyspeck.cli.evaluate_more import Besides, Reasons, called, found_by
     from flyspeck.evaluate import PROTOCOLS, customised, protocol_named
     from flyspeck.evaluate import evaluate as run
     from flyspeck.evaluate.layouts import read_pair
@@ -92,8 +109,6 @@ def evaluate(
             typer.echo(f"{known.text}\n    {known.source}")
         name_waiting_plugins()
         return
-    if gt is None or dt is None:
-        raise UserError("nothing to score", fix="give --gt and --dt")
     for path, option in ((against, "--against"), (tiles, "--tiles")):
         if path is not None and not path.is_file():
             raise UserError("no such file", where=f"{option} {path}", fix="check the path")
@@ -103,69 +118,27 @@ def evaluate(
         max_dets=max_dets,
         ious=None if iou is None else parse_numbers(iou, where="--iou", least=0, example="0.5,0.75"),
     )
-    annotations, detections = read_pair(
-        gt,
-        dt,
-        chosen,
-        any_score=any_score,
-        merge_from=merge_from,
-        merge_kernel=merge_kernel,
-        classes=None if classes is None else parse_names(classes, where="--classes"),
-        pixels=pixels,
-        max_broken_share=max_broken_share,
-    )
+    with found_by(model, gt, dt, device=device) as (truth, found):
+        annotations, detections = read_pair(
+            truth,
+            found,
+            chosen,
+            any_score=any_score,
+            merge_from=merge_from,
+            merge_kernel=merge_kernel,
+            classes=None if classes is None else parse_names(classes, where="--classes"),
+            pixels=pixels,
+            max_broken_share=max_broken_share,
+        )
+    run_folder = dt.parent if model is None else model
+    name = called(dt) if model is None else model.stem
     result = run(annotations, detections, chosen, score=score)
-    reasons = Reasons(why or tiles is not None, bootstrap, against, tiles or merge_from, any_score)
+    reasons = Reasons(why or tiles is not None, bootstrap, against, tiles or merge_from, any_score, name)
     text = reasons.add(annotations, detections, result)
+    text += Besides(baselines, train, html, run_folder, name).add(annotations, detections, result)
     for note in result.notes:
         typer.echo(f"warning: {note}", err=True)
     typer.echo(result.table(per_class=per_class), nl=False)
     typer.echo(text, nl=False)
     if out is not None:
         result.write(out)
-
-
-@dataclass(frozen=True)
-class Reasons:
-    """What was asked for beyond the numbers."""
-
-    why: bool
-    samples: int
-    against: Path | None
-    tiles: Path | None
-    any_score: bool
-
-    def add(self, annotations: Annotations, detections: DetectionTable, result: EvaluationResult) -> str:
-        """Put diagnosis, intervals and comparison into `result.extra`; returns them as text."""
-        from flyspeck.evaluate.bootstrap import compare, interval_rows
-        from flyspeck.evaluate.diagnosis import diagnose
-        from flyspeck.evaluate.layouts import read_tiles
-        from flyspeck.evaluate.printing import comparison_text, interval_text
-        from flyspeck.evaluate.protocols import APProtocol
-
-        protocol, text = result.protocol, ""
-        if not (self.why or self.samples or self.against):
-            return text
-        if not isinstance(protocol, APProtocol):
-            what = f"--why, --bootstrap and --against need an AP protocol of ours, not '{protocol.name}'"
-            raise UserError(what, fix="use --protocol flyspeck or tinybenchmark_ap")
-        if 0.5 not in protocol.ious:
-            raise UserError(
-                "they are reckoned at IoU 0.5, which the protocol does not have", where="--iou", fix="add 0.5"
-            )
-        if self.why:
-            tiles = read_tiles(self.tiles, annotations) if self.tiles else None
-            diagnosis = diagnose(annotations, detections, protocol, tiles=tiles)
-            result.extra["why"] = diagnosis.to_dict()
-            text += "\n" + diagnosis.text()
-        at = replace(protocol, ious=(0.5,))
-        if self.samples:
-            rows = interval_rows(annotations, detections, at, samples=self.samples)
-            result.extra["intervals"] = rows
-            text += "\n" + interval_text(rows)
-        if self.against is not None:
-            other = DetectionTable.from_coco(self.against, annotations, any_score=self.any_score)
-            rows = compare(annotations, detections, other, at, samples=self.samples or 1000)
-            result.extra["comparison"] = rows
-            text += "\n" + comparison_text(rows)
-        return text

@@ -18,7 +18,7 @@ EXAMPLES = {
     "flyspeck distill": "flyspeck distill student.yaml --teacher runs/teacher --out runs/student",
     "flyspeck dpnet fit": "flyspeck dpnet fit runs/dpnet --set dynamic.predictor.slack=1.0",
     "flyspeck dpnet labels": "flyspeck dpnet labels runs/dpnet --part val",
-    "flyspeck eval": "flyspeck eval --gt val.json --dt detections.json --protocol flyspeck --out numbers.json",
+    "flyspeck eval": "flyspeck eval --model runs/first --data test.json --baselines --html test.html",
     "flyspeck explain": "flyspeck explain runs/first --gt val.json --out seen --draw 6",
     "flyspeck export": "flyspeck export runs/first --to onnx --out first.onnx",
     "flyspeck models": "flyspeck models bh_resnet --recount",

@@ -57,15 +57,16 @@ def interval_text(rows: Sequence[dict[str, Any]]) -> str:
     return f"{head}\n{aligned(cells)}\n"
 
 
-def comparison_text(rows: Sequence[dict[str, Any]]) -> str:
-    """Two runs' AP, their difference with its interval, and the p-value, by bin."""
-    cells = [["", "AP", "other AP", "difference", "low", "high", "p"]]
+def comparison_text(rows: Sequence[dict[str, Any]], *, names: tuple[str, str] = ("these", "the others")) -> str:
+    """The AP of two runs called `names`, their difference with its interval, and the p-value, by bin."""
+    cells = [["", *(f"AP {name}" for name in names), "difference", "low", "high", "p"]]
     for row in rows:
         known = row["difference"] is not None
         numbers = [f"{100 * row[name]:+.2f}" if known else "—" for name in ("difference", "low", "high")]
         p_value = f"{row['p_value']:.4f}" if known else "—"
         cells.append([row["area"], percent(row["value"]), percent(row["other"]), *numbers, p_value])
-    return f"paired comparison at IoU {rows[0]['iou']:g}, by bootstrap over images\n{aligned(cells)}\n"
+    head = f"paired comparison at IoU {rows[0]['iou']:g}, by bootstrap over images: {names[0]} less {names[1]}"
+    return f"{head}\n{aligned(cells)}\n"
 
 
 def _subset(row: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from flyspeck.data.ground import GroundResolution
 from flyspeck.data.readers import read_annotations
 from flyspeck.errors import UserError
 from flyspeck.evaluate import protocol_named
+from flyspeck.evaluate.baselines import baseline_cells, measure_baselines
 from flyspeck.evaluate.counts import Counts
 from flyspeck.evaluate.score_curve import KEY as KEY_OF_SCORES
 from flyspeck.files import write_text
@@ -73,12 +74,14 @@ def write_card(
     gt: Path | None = None,
     parity_images: int = 200,
     speed: bool = False,
+    baselines: bool = False,
 ) -> Parity:
     """Writes `model.safetensors` and `README.md` of a finished run into `out`.
 
     The weights are in half precision where AP50 on `parity_images` validation images stays within `TOLERANCE`; the
     model computes as before. Paths of this machine are taken out of the weights' description. `gt` replaces the recipe's
-    validation set where the data have moved. `speed` times the model here and now, which wants a quiet machine.
+    validation set where the data have moved. `speed` times the model here and now, which wants a quiet machine. `baselines` sets
+    beside it what needs no network, fitted to the recipe's training set.
     """
     recipe = load_recipe(run / "recipe.yaml", [] if gt is None else [f"data.val={gt.resolve()}"])
     if not (run / "detections.json").is_file():
@@ -95,7 +98,18 @@ def write_card(
     assert metrics.scores is not None
     told = {**description, KEY_OF_SCORES: metrics.scores.to_dict()}  # runs of before 0.2 have none
     save_weights(out / WEIGHTS, half if parity.holds else state, published(told))
-    text = card(recipe, description, metrics, words, parity, detector=detector, val_set=val_set, run=run, speed=speed)
+    text = card(
+        recipe,
+        description,
+        metrics,
+        words,
+        parity,
+        detector=detector,
+        val_set=val_set,
+        run=run,
+        speed=speed,
+        baselines=_baselines(recipe, val_set) if baselines else [],
+    )
     written = (out / WEIGHTS).read_bytes()
     text = text.replace("@SIZE@", f"{len(written) / 1e6:.1f} MB").replace("@HASH@", hashlib.sha256(written).hexdigest())
     write_text(out / CARD, text)
@@ -161,6 +175,7 @@ def card(
     val_set: Annotations,
     run: Path,
     speed: bool = False,
+    baselines: Sequence[str] = (),
 ) -> str:
     """The card as Markdown; `@SIZE@` and `@HASH@` stand for the size and SHA-256 of the weights file."""
     height, width = (int(side) for side in description["training_size"])
@@ -200,6 +215,7 @@ def card(
         *_table(metrics, val_set),
         "",
         *_counted(metrics.counts),
+        *baselines,
         *by_class(run, dict(zip(val_set.category_ids, val_set.classes, strict=True))),
         f"In brackets: {LEVEL:.0%} intervals, {SAMPLES} resamples of the images, which are taken as independent; frames of "
         "one flight or film are not, so that they are too narrow.",
@@ -246,6 +262,15 @@ def _counted(counts: Counts | None) -> list[str]:
         "with two boxes or more:"
     )
     return [head, "", *lines, ""] if len(lines) > 2 else []
+
+
+def _baselines(recipe: Recipe, val_set: Annotations) -> list[str]:
+    """What needs no network, as a table and a list of what each is."""
+    train = read_annotations(recipe.data.train, format=recipe.data.format, classes=val_set.classes)
+    measured = measure_baselines(train, val_set, recipe.evaluate.protocol)
+    head, *rows = baseline_cells(measured)
+    lines = [f"| {' | '.join(cells)} |" for cells in (["without a network", *head[1:]], ["---"] * len(head), *rows)]
+    return [*lines, "", *(f"* {base.name}: {base.words}" for base in measured), ""]
 
 
 def by_class(run: Path, names: Mapping[int, str]) -> list[str]:

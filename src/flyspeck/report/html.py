@@ -21,6 +21,7 @@ from flyspeck.report import tables
 from flyspeck.report.chosen import chosen_section
 from flyspeck.report.crops import ShownImage, data_uri, image, to_html, worst_images
 from flyspeck.report.diagnosis import FATES, SIZES, Curve, Rate, RunDiagnosis, diagnose, miss_rates
+from flyspeck.report.differences import differences
 from flyspeck.report.gains import gains_figure
 from flyspeck.report.runs import RunReport
 from flyspeck.report.similarity import similarity_figure, similarity_history
@@ -121,9 +122,10 @@ def render_page(title: str, lead: str, sections: Sequence[tuple[str, str, str]])
 def _numbers(runs: Sequence[RunReport]) -> str:
     """The tables of each protocol, and what is known of the runs."""
     facts = list(dict.fromkeys(key for run in runs for key in run.facts))
-    text = tables.by_size(runs) + tables.counts(runs)
+    text = tables.by_size(runs) + differences(runs) + tables.counts(runs)
+    text += "".join(tables.baselines(run.baselines) for run in runs)
     if len(runs) > 1:
-        text = "<p>★ marks the best of several runs; differences within the whiskers below may be chance.</p>" + text
+        text = "<p>★ marks the best of several runs; whether a difference may be chance is told below.</p>" + text
     if facts:
         rows = [[key, *(run.facts.get(key, "–") for run in runs)] for key in facts]
         text += tables.table(["run", *(run.name for run in runs)], rows, caption="The runs", words=True)

@@ -14,6 +14,7 @@ import numpy as np
 from flyspeck.data.annotations import Annotations
 from flyspeck.errors import UserError
 from flyspeck.evaluate import DetectionTable, EvaluationResult, evaluate, protocol_named
+from flyspeck.evaluate.baselines.values import Baseline
 from flyspeck.files import read_records
 from flyspeck.plain_yaml import read_yaml
 from flyspeck.plugins import load_needed
@@ -47,28 +48,59 @@ class RunReport:
     """What to know of the run, such as model, data and time; shown as it is."""
     chosen: ChosenFactors | None = None
     """The factors of a detector that chooses them."""
+    baselines: tuple[Baseline, ...] = ()
+    """What needs no network, on the same images."""
 
 
 def read_runs(
-    folders: Sequence[Path | str], *, gt: Path | str | None = None, protocol: str | None = None
+    folders: Sequence[Path | str],
+    *,
+    gt: Path | str | None = None,
+    protocol: str | None = None,
 ) -> list[RunReport]:
-    """`read_run` of several folders; each is called by its path below the folder that they share."""
-    if len(folders) == 1:
-        return [read_run(folders[0], gt=gt, protocol=protocol)]
+    """`read_run` of several folders or files; each is called by its path below the folder that they share."""
     paths = [Path(os.path.abspath(folder)) for folder in folders]
-    shared = os.path.commonpath([path.parent for path in paths])
     runs = [read_run(folder, gt=gt, protocol=protocol) for folder in folders]
-    return [replace(run, name=path.relative_to(shared).as_posix()) for run, path in zip(runs, paths, strict=True)]
+    if len(runs) > 1:
+        shared = os.path.commonpath([path.parent for path in paths])
+        runs = [
+            replace(r, name=p.relative_to(shared).with_suffix("").as_posix()) for r, p in zip(runs, paths, strict=True)
+        ]
+    return runs
+
+
+def training_set(train: Path | str | None, run: Path | None, classes: tuple[str, ...]) -> Annotations:
+    """The annotations that baselines are fitted to: those named, else those of the recipe in the folder `run`.
+
+    Raises UserError where neither is known.
+    """
+    from flyspeck.data.readers import read_annotations
+
+    if train is not None:
+        return read_annotations(train, classes=classes)
+    if run is None or not (run / "recipe.yaml").is_file():
+        raise UserError(
+            "baselines are fitted to a training set, and none is known", where="--baselines", fix="name it with --train"
+        )
+    data = _mapping(run / "recipe.yaml").get("data") or {}
+    if "train" not in data:
+        raise UserError("has no data.train", where=run / "recipe.yaml", fix="name the training set with --train")
+    return read_annotations(data["train"], format=data.get("format"), classes=classes)
 
 
 def read_run(folder: Path | str, *, gt: Path | str | None = None, protocol: str | None = None) -> RunReport:
-    """The run in `folder`: `recipe.yaml`, `detections.json`, `evaluation.json`, `metrics.jsonl`.
+    """The run in `folder`: `recipe.yaml`, `detections.json`, `evaluation.json`, `metrics.jsonl`; or a file of detections alone.
 
     The detections are scored anew against the recipe's validation set, or `gt`, under the protocol of `evaluation.json` or
-    the one named. Nothing but json and YAML is read. Raises UserError for a folder that is not a finished run.
+    the one named. Of a COCO results file, or a folder that holds one and no recipe, as `predict` writes it, `gt` is needed.
+    Nothing but json and YAML is read. Raises UserError for a folder that is neither.
     """
     folder = Path(folder)
     recipe_file, found_file = folder / "recipe.yaml", folder / "detections.json"
+    if not folder.exists():
+        raise UserError("no such file or folder", where=folder, fix="check the path")
+    if folder.is_file() or (gt is not None and found_file.is_file() and not recipe_file.is_file()):
+        return _foreign(folder if folder.is_file() else found_file, gt, protocol)
     if not recipe_file.is_file():
         raise UserError(
             "no recipe.yaml: not a run folder", where=folder, fix="name a folder that `flyspeck train` made"
@@ -92,6 +124,20 @@ def read_run(folder: Path | str, *, gt: Path | str | None = None, protocol: str 
         history,
         _facts(recipe, folder),
         read_chosen(folder, annotations),
+    )
+
+
+def _foreign(file: Path, gt: Path | str | None, protocol: str | None) -> RunReport:
+    """Detections of any program: a COCO results file, scored against `gt`."""
+    from flyspeck.evaluate.layouts import read_pair
+
+    if gt is None:
+        raise UserError("detections alone do not say what they are measured on", where=file, fix="give --gt")
+    chosen = protocol_named(protocol or "flyspeck")
+    annotations, detections = read_pair(Path(gt), file, chosen)
+    name = file.resolve().parent.name if file.stem == "detections" else file.stem
+    return RunReport(
+        name, annotations, detections, evaluate(annotations, detections, chosen), facts={"file": file.name}
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
+from flyspeck.evaluate.baselines.values import Baseline, baseline_cells
 from flyspeck.evaluate.counts import SizeCount
 from flyspeck.report.runs import RunReport
 
@@ -89,6 +90,18 @@ def counts(runs: Sequence[RunReport]) -> str:
         )
         parts.append(table(head, body, caption=caption))
     return "".join(parts)
+
+
+def baselines(measured: Sequence[Baseline]) -> str:
+    """What needs no network, on the same images; nothing where none was measured."""
+    if not measured:
+        return ""
+    head, *rows = baseline_cells(measured)
+    words = "".join(f"<li>{escape(base.name)}: {escape(base.words)}</li>" for base in measured)
+    caption = (
+        "Baselines, which need no network: AP at IoU 0.5 in percent, and by how many boxes the count of an image is off"
+    )
+    return f"{table(head, rows, caption=caption)}<details><summary>What they are</summary><ul>{words}</ul></details>"
 
 
 COUNTED: dict[str, Callable[[SizeCount], str]] = {

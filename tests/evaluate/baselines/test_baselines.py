@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 
 from flyspeck import UserError, read_annotations
 from flyspeck.data.annotations import Annotations
-from flyspeck.evaluate.baselines import Baselines, fit_baselines
+from flyspeck.evaluate.baselines import Baselines, baseline_text, fit_baselines
 from flyspeck.evaluate.baselines.constants import ConstantBoxes, constant_count_errors, fit_constant_boxes
 from flyspeck.evaluate.baselines.filters import extents, gaussian, mean, peaks, response, running
-from flyspeck.evaluate.baselines.measure import baseline_text
 from flyspeck.evaluate.protocols import INFINITE, Bin
 from tiny_sets import write_set
 
@@ -98,7 +97,7 @@ def test_blobs_that_are_there_are_found(sets: tuple[Annotations, Annotations], f
     assert not fitted.blobs.settings.dark
     objects = np.bincount(sets[1].image_index[~sets[1].ignore], minlength=len(sets[1]))
     assert found["background"].count_error["all"] == pytest.approx(objects.mean())
-    text = baseline_text(list(found.values()), ("all", "tiny"))
+    text = baseline_text(list(found.values()))
     assert "bright blobs" in text
     assert "chosen on" in text
 

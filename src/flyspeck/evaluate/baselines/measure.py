@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
 
 import numpy as np
 
@@ -12,45 +10,12 @@ from flyspeck.data.annotations import Annotations
 from flyspeck.errors import UserError
 from flyspeck.evaluate.baselines.blobs import BlobDetector, fit_blobs
 from flyspeck.evaluate.baselines.constants import ConstantBoxes, constant_count_errors, fit_constant_boxes
+from flyspeck.evaluate.baselines.values import Baseline, Key
 from flyspeck.evaluate.catalogue import protocol_named
 from flyspeck.evaluate.counting import count
 from flyspeck.evaluate.detections import DetectionTable
 from flyspeck.evaluate.evaluation import evaluate
-from flyspeck.evaluate.printing import aligned, percent
 from flyspeck.evaluate.protocols import COCO_BINS, APProtocol, Bin, DelegatedCOCO, Protocol
-from flyspeck.evaluate.results import EvaluationResult
-
-Key = Literal["background", "count", "boxes", "blobs"]
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """One baseline's numbers on a set."""
-
-    key: Key
-    name: str
-    """In words: `all background`."""
-    words: str
-    """What it answers, and what was chosen on which images."""
-    evaluation: EvaluationResult | None
-    """Under the protocol; None of a constant number, which has no boxes."""
-    count_error: dict[str, float]
-    """By bin: mean over images of |boxes - objects|, summed over classes, -1 where nothing is known; from the score threshold
-    that was best on the training images on. Empty where the protocol has no counts."""
-
-    def ap50(self, area: str) -> float | None:
-        """AP at IoU 0.5 of a bin; None where there is no such row."""
-        if self.evaluation is None:
-            return None
-        try:
-            return self.evaluation.value(metric="AP", iou=0.5, area=area)
-        except KeyError:
-            return None
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain values: `key`, `name`, `words`, `rows` (those of the evaluation), `count_error` (by bin)."""
-        rows = [] if self.evaluation is None else self.evaluation.rows
-        return {"key": self.key, "name": self.name, "words": self.words, "rows": rows, "count_error": self.count_error}
 
 
 @dataclass(frozen=True)
@@ -138,17 +103,6 @@ def measure_baselines(
 ) -> tuple[Baseline, ...]:
     """`fit_baselines` on `train`, then `Baselines.measure` on `annotations` under `protocol`; errors as theirs."""
     return fit_baselines(train, seed=seed).measure(annotations, protocol)
-
-
-def baseline_text(baselines: Sequence[Baseline], areas: Sequence[str]) -> str:
-    """A table for the terminal: AP50 and the error of the count of `areas`."""
-    cells = [["", *(f"AP@0.5 {area}" for area in areas), *(f"count error {area}" for area in areas)]]
-    for base in baselines:
-        aps = [base.ap50(area) for area in areas]
-        errors = [base.count_error.get(area, -1.0) for area in areas]
-        cells.append([base.name, *map(percent, aps), *(f"{e:.2f}" if e >= 0 else "—" for e in errors)])
-    words = "".join(f"  {base.name}: {base.words}\n" for base in baselines)
-    return f"baselines, without a network\n{aligned(cells)}\n{words}"
 
 
 def _areas(protocol: Protocol) -> tuple[Bin, ...]:
