@@ -33,6 +33,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "reppoints": {"norm": "gn"},
     "faster_rcnn": _TWO_STAGES,
     "cascade_rcnn": {**_TWO_STAGES, "nms": 0.3},
+    "speck": {"norm": "bn"},
     "tinaface": {"norm": "bn", "levels": "3-6"},
     "tinaface_gn_dcn": {"norm": "gn", "levels": "3-6"},
     "free_anchor": {"norm": "gn"},

@@ -22,6 +22,7 @@ HEADS = {
     "reppoints:resnet18": {"norm": "gn"},
     "faster_rcnn:resnet18": {"head": {"hidden": 16, "proposals": 60}},
     "cascade_rcnn:resnet18": {"head": {"hidden": 16, "proposals": 60}, "nms": 0.3},
+    "speck:specknet_n": {"levels": "4-5"},
     "tinaface:resnet18": {"norm": "bn", "levels": "3-6"},
     "tinaface_gn_dcn:resnet50": {"norm": "gn", "levels": "3-6"},
     "ssd:mobilenet_v1": {
@@ -67,6 +68,11 @@ def same_detections(name: str, options: dict[str, Any], size: tuple[int, int]) -
     assert difference.ties <= max(2, 0.002 * difference.boxes), difference.text
     assert (np.diff(scores.numpy(), axis=1) <= 0).all()
     assert_allclose(scores[0, counts[0] :].numpy(), 0)
+
+
+@pytest.mark.parametrize("size", [(96, 128), (75, 97)])
+def test_a_head_that_needs_no_suppression_has_none_in_its_graph(size: tuple[int, int]) -> None:
+    same_detections("speck:specknet_n", {"head": {"one_to_one": True}, "nms": 1.0, "suppression": "nms"}, size)
 
 
 def test_private_norms_of_a_tower_are_folded() -> None:

@@ -8,6 +8,7 @@ from flyspeck.models.heads.cascade_rcnn import cascade_rcnn
 from flyspeck.models.heads.faster_rcnn import faster_rcnn
 from flyspeck.models.heads.fcos import fcos
 from flyspeck.models.heads.retinanet import retinanet
+from flyspeck.models.heads.speck import speck
 from flyspeck.models.necks.sspnet import SSPNet, weighted_negatives
 
 RPN_OPTIONS = {"samples": 64}
@@ -25,7 +26,7 @@ def common(pixel_norm, squares) -> dict:
     return {"classes": squares.classes, "pixel_norm": pixel_norm, "channels": 32}
 
 
-@pytest.mark.parametrize("builder", [retinanet, fcos])
+@pytest.mark.parametrize("builder", [retinanet, fcos, speck])
 def test_one_stage(builder, learn, small_backbone, common):
     assert learn(builder(small_backbone(), depth=1, **common), steps=60) > 0.8
 

@@ -1,8 +1,9 @@
-"""The two first hosts on what starves or breaks detectors: boxes of 1-8 px, nothing, only ignore regions, a crowd of 800."""
+"""Hosts on what starves or breaks detectors: boxes of 1-8 px, nothing, only ignore regions, a crowd of 800."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -12,10 +13,16 @@ from flyspeck.models.backbones.mobilenet import mobilenet_v2
 from flyspeck.models.detector import Detector, PixelNorm
 from flyspeck.models.heads.faster_rcnn import FasterRCNNHead, faster_rcnn
 from flyspeck.models.heads.retinanet import RetinaNetHead, retinanet
+from flyspeck.models.heads.speck import speck
 from flyspeck.types import ImageBatch, Targets
 
 HEIGHT, WIDTH = 96, 128
-HOSTS: dict[str, Callable[..., Detector]] = {"retinanet": retinanet, "faster_rcnn": faster_rcnn}
+HOSTS: dict[str, Callable[..., Detector]] = {
+    "retinanet": retinanet,
+    "faster_rcnn": faster_rcnn,
+    "speck": speck,
+    "speck_one_to_one": partial(speck, one_to_one=True),
+}
 
 
 def build(host: str, channels: int = 3) -> Detector:
@@ -50,7 +57,7 @@ def step(detector: Detector, batch: ImageBatch, truth: list[Targets]) -> dict[st
 def test_boxes_of_a_few_pixels_are_learnt(host: str, side: int) -> None:
     box = torch.tensor([[40.5, 30.25, 40.5 + side, 30.25 + side]])
     losses = step(build(host), images(), [targets(box)])
-    assert losses["box" if host == "retinanet" else "rpn_box"] > 0  # some anchor took it
+    assert losses["rpn_box" if host == "faster_rcnn" else "box"] > 0  # some anchor took it
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -72,13 +79,21 @@ def test_a_batch_without_any_object_trains(host: str) -> None:
 
 
 def test_retinanet_does_not_punish_what_lies_under_an_ignore_region() -> None:
-    detector = build("retinanet")
-    head = detector.head
-    assert isinstance(head, RetinaNetHead)
+    assert isinstance(build("retinanet").head, RetinaNetHead)
+    _spares("retinanet")
+
+
+def test_speck_does_not_punish_what_lies_under_an_ignore_region() -> None:
+    _spares("speck")
+    _spares("speck_one_to_one", "one_classification")
+
+
+def _spares(host: str, loss: str = "classification") -> None:
+    detector = build(host)
     whole = targets(torch.tensor([[0.0, 0, WIDTH, HEIGHT]]), torch.tensor([True]))
     plain, under = step(detector, images(), [targets(torch.zeros(0, 4))]), step(detector, images(), [whole])
     # Only anchors that reach out of the image by more than half are left.
-    assert under["classification"] < 0.1 * plain["classification"]
+    assert under[loss] < 0.1 * plain[loss]
 
 
 def test_faster_rcnn_draws_no_negatives_under_an_ignore_region() -> None:

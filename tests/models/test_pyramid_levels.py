@@ -47,8 +47,11 @@ def test_a_level_without_a_map_is_refused_with_those_that_there_are(name):
     ):
         choose_pyramid(backbone, f"{levels[0] - 1}-6", name=name)
     for level in levels:
-        assert choose_pyramid(backbone, f"{level}-6", name=name) == 1
-        assert [spec.stride for spec in backbone.features] == [2**k for k in range(level, 6)]
+        assert choose_pyramid(backbone, f"{level}-6", name=name) == 6 - levels[-1]
+        own = [2**k for k in range(level, levels[-1] + 1)]
+        assert [spec.stride for spec in backbone.features] == own
+        assert choose_pyramid(backbone, f"{level}-", name=name) == 0
+        assert [spec.stride for spec in backbone.features] == own
 
 
 def finest_detectors(name: str, first: int) -> None:

@@ -32,7 +32,9 @@ def profile(
         None, "--levels", metavar="FROM-TO", help="Pyramid levels, such as 2-6, 1-5 or 3-7: level k has stride 2^k."
     ),
     width: float = WIDTH,
-    channels: int = typer.Option(256, "--channels", min=4, metavar="N", help="Channels of neck and head."),
+    channels: int | None = typer.Option(
+        None, "--channels", min=4, metavar="N", help="Channels of neck and head; without it the backbone's own: mostly 256."
+    ),
     frozen_stages: int | None = typer.Option(
         None, "--frozen-stages", min=0, metavar="N", help="Count as frozen: 0 the stem, 1 also stage 1, ..."
     ),

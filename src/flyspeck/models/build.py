@@ -3,7 +3,7 @@
 What the arguments mean, everywhere:
 
 * `width` multiplies the channels of the backbone, and of nothing else; an SSD's extra layers follow their backbone.
-* `channels` are those of neck and head (256 in the papers), whatever the width.
+* `channels` are those of neck and head, whatever the width: 256 in the papers, and for small backbones what `zoo` says.
 * `levels` (`2-6`) are those of the pyramid, by stride: level k has stride 2^k. They begin at any map that the backbone
   has and end at or above its last one. None is the detector's own pyramid on the maps that its backbone would have without
   a stride elimination: `retinanet:resnet50-S1L1` has strides 2 to 32.
@@ -45,7 +45,7 @@ def build(
     classes: Sequence[str] | None = None,
     pixel_norm: PixelNorm | None = None,
     width: float = 1.0,
-    channels: int = 256,
+    channels: int | None = None,
     levels: str | None = None,
     weights: str | Path | None = None,
     backbone_options: Mapping[str, Any] | None = None,
@@ -61,7 +61,7 @@ def build(
         pixel_norm: None takes ImageNet's statistics. Of other than one or three bands, the backbone's first convolution is
             widened (`models.bands`).
         width: Multiplies the channels of the backbone, see the head of this module.
-        channels: Of neck and head.
+        channels: Of neck and head; None takes the backbone's own.
         levels: Of the pyramid, such as `2-6`; None takes the detector's own.
         weights: The backbone's: a file, or a name that torchvision or (of `timm/NAME`) timm has for them.
         backbone_options: Keyword arguments of the backbone's builder (`tf_same`, `folded`, `top_stride`, …).
@@ -104,7 +104,7 @@ def build(
         classes=classes or default_classes(_DYNAMIC_CLASSES if parsed.dynamic else entry.classes),
         pixel_norm=pixel_norm or PixelNorm(*find_backbone(bare).pixels()),
         num_extra=num_extra,
-        channels=channels,
+        channels=channels or find_backbone(bare).channels,
         **options,
     )
 
@@ -122,7 +122,13 @@ def build_backbone(
 
 
 def choose_pyramid(backbone: StagedBackbone, levels: str, *, name: str) -> int:
-    """Lets `backbone` give the maps of `levels`, in place, and returns how many levels a neck must add above them."""
+    """Lets `backbone` give the maps of `levels`, in place, and returns how many levels a neck must add above them.
+
+    `levels` without an end (`2-`) end with the backbone's own.
+    """
+    if levels.endswith("-"):
+        choose_maps(backbone, int(levels[:-1]), name=name)
+        return 0
     first, last = parse_levels(levels)
     choose_maps(backbone, first, name=name)
     return count_extra(backbone.features, last, name=name)

@@ -8,6 +8,9 @@ module nor an operator nor the caller (`consumers`). Each of those is folded, an
 must give what the norm gave in that pass. Then the whole must give what it gave before; where it does not, the folds are
 halved until those that change it are found. What differs is left as it was and said in the log. The proof is for the pass that
 was shown: a model that takes other ways for other inputs must be shown them too.
+
+Before all that, blocks that train with branches become the one convolution that they are (`reparameterised`), each shown to
+give the same.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from torch.nn.utils import parametrize
 
 from flyspeck.models.consumers import Use, observe, tensors_in
 from flyspeck.models.follows import tensor_of, what_follows
+from flyspeck.models.reparameterised import merge_branches
 from flyspeck.types import ImageBatch
 
 log = logging.getLogger("flyspeck")
@@ -61,6 +65,7 @@ def fold_norms(model: nn.Module, forward: Callable[[], object]) -> Folding:
     names = {module: name for name, module in model.named_modules()}
     kept: dict[str, str] = {}
     with _exact(model):
+        merged = tuple(names[norm] for norm in merge_branches(model))
         seen = observe(model, forward)
         folds: list[_Fold] = []
         for use in seen.uses.values():
@@ -81,7 +86,7 @@ def fold_norms(model: nn.Module, forward: Callable[[], object]) -> Folding:
     for norm in seen.norm_calls:
         if norm not in {fold.norm for fold in folds}:
             kept.setdefault(names[norm], "it does not take a convolution's output")
-    folding = Folding(tuple(names[fold.norm] for fold in done), kept)
+    folding = Folding((*merged, *(names[fold.norm] for fold in done)), kept)
     _say(folding)
     return folding
 

@@ -6,6 +6,8 @@ whether one process sees it or several share it.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -41,6 +43,35 @@ def giou_loss(prediction: Tensor, target: Tensor) -> Tensor:
 def diou_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """Sum of 1 - DIoU over pairs of xyxy boxes `(N, 4)`."""
     return (1 - box_algebra.paired_diou(prediction, target)).sum()
+
+
+def ciou_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Sum of 1 - CIoU over pairs of xyxy boxes `(N, 4)`: DIoU, less a term for the shape (Zheng et al., 2020, eq. 8-11).
+
+    As in the authors' code the weight of the shape term gets no gradient. A box without height has a shape of 1e-3 px.
+    """
+    sides = [(b[:, 2:] - b[:, :2]).clamp(min=1e-3) for b in (prediction, target)]
+    angle, wanted = (torch.atan2(s[:, 0], s[:, 1]) for s in sides)
+    shape = 4 / math.pi**2 * (wanted - angle) ** 2
+    with torch.no_grad():
+        weight = shape / (1 - box_algebra.paired_iou(prediction, target) + shape).clamp(min=box_algebra.EPS)
+    return (1 - box_algebra.paired_diou(prediction, target) + weight * shape).sum()
+
+
+def quality_focal_loss(logits: Tensor, quality: Tensor, *, beta: float = 2.0) -> Tensor:
+    """Focal loss towards a score in [0, 1] that says how good a box is, elementwise (Li et al., GFL, 2020, eq. 5).
+
+    `quality` has the shape of `logits`: 0 where nothing is, else for instance the IoU of box and object.
+    """
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
+    return cross_entropy * (quality - torch.sigmoid(logits)).abs() ** beta
+
+
+def varifocal_loss(logits: Tensor, quality: Tensor, *, alpha: float = 0.75, gamma: float = 2.0) -> Tensor:
+    """Loss towards a quality in which only the background is damped, elementwise (Zhang et al., VarifocalNet, 2021, eq. 2)."""
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, quality, reduction="none")
+    damped = alpha * torch.sigmoid(logits).detach() ** gamma
+    return cross_entropy * torch.where(quality > 0, quality, damped)
 
 
 def mean_over_processes(count: Tensor | float | int, device: torch.device, *, at_least: float = 1.0) -> Tensor:

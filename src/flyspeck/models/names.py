@@ -3,7 +3,7 @@
 SSD has no neck to choose: its third part is a configuration (`ssd:mobilenet_v1:S1L0-DualPath19-10-S`). Any backbone that is
 a chain of stages may carry a stride elimination: `retinanet:resnet50-S1L1`. `timm/NAME` is a model of timm
 (`faster_rcnn:timm/mobilenetv3_small_100`, see `backbones.timm_models`). `dpnet:` in front of a detector makes it
-dynamic.
+dynamic. `speck_n`, `speck_s` and `speck_m` are short for `speck:specknet_n` and so on (`zoo.SHORT`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from functools import partial
 from flyspeck.errors import UserError
 from flyspeck.models.backbones.timm_models import PREFIX, check_name, pixel_statistics, timm_backbone
 from flyspeck.models.listed import LISTED
-from flyspeck.models.zoo import BACKBONES, DETECTORS, NECKS, BackboneEntry
+from flyspeck.models.zoo import BACKBONES, DETECTORS, NECKS, SHORT, BackboneEntry
 from flyspeck.plugins import UnknownPart, notes_of, with_installed
 
 DYNAMIC = "dpnet:"
@@ -81,6 +81,7 @@ def parse_name(name: str) -> ZooName:
 
 
 def _parse_name(name: str) -> ZooName:
+    name = SHORT.get(name, name)
     if _is_backbone(split_backbone(name)[0]):
         _find_backbone(name, name)
         return ZooName(None, name)
@@ -97,7 +98,7 @@ def _parse_name(name: str) -> ZooName:
     found = max((d for d in DETECTORS if name.startswith(f"{d}:")), key=len, default=None)
     if found is None:
         head, colon, _ = name.partition(":")
-        known = DETECTORS if colon else [*BACKBONES, *(m.name for m in LISTED)]
+        known = DETECTORS if colon else [*BACKBONES, *SHORT, *(m.name for m in LISTED)]
         raise UnknownPart(f"no '{head}' in '{name}'", where="model name", name=head, known=known)
     backbone, _, third = name.removeprefix(f"{found}:").partition(":")
     entry = _find_backbone(backbone, name)

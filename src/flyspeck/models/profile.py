@@ -41,6 +41,7 @@ from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.bands import input_bands
 from flyspeck.models.detector import Detector
 from flyspeck.models.layers import CellAttention
+from flyspeck.models.reparameterised import merge_branches
 from flyspeck.types import ImageBatch
 
 Convention = Literal["macs", "mmcv", "thop", "ptflops"]
@@ -109,7 +110,8 @@ def profile(
 ) -> Profile:
     """Counts `model` (a `Detector`, or a backbone or any module that maps one image) at `size` (H, W).
 
-    A two-stage head counts `proposals` regions; 1000 is mmcv's rule. `model` itself is not touched. Trainable parameters are
+    A two-stage head counts `proposals` regions; 1000 is mmcv's rule. Blocks that train with branches are counted as they run:
+    merged (`models.reparameterised`). `model` itself is not touched. Trainable parameters are
     counted as they stand: freeze first.
     """
     if convention not in CONVENTIONS:
@@ -117,6 +119,7 @@ def profile(
             f"no counting convention '{convention}'", where="convention", fix=nearest(convention, CONVENTIONS)
         )
     twin = copy.deepcopy(model).to("meta").eval()
+    merge_branches(twin)
     flops: dict[str, int] = {}
     with _counting(twin, convention, flops), torch.no_grad(), _PeakMemory() as memory:
         extra = _run_once(twin, size, proposals)
@@ -131,14 +134,14 @@ def profile(
         parts[part] = parts.get(part, 0) + count
         if found is not None and path.startswith(prefix):
             stages[path.removeprefix(prefix).split(".")[0]] += count
-    weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    weights = sum(t.numel() * t.element_size() for t in (*twin.parameters(), *twin.buffers()))
     return Profile(
         name=name,
         size=size,
         convention=convention,
-        params=sum(p.numel() for p in model.parameters()),
-        params_trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        params_conv=count_conv_params(model),
+        params=sum(p.numel() for p in twin.parameters()),
+        params_trainable=sum(p.numel() for p in twin.parameters() if p.requires_grad),
+        params_conv=count_conv_params(twin),
         gflops=sum(flops.values()) / 1e9,
         parts={part: count / 1e9 for part, count in parts.items()},
         stages={stage: count / 1e9 for stage, count in stages.items()},

@@ -15,6 +15,8 @@ from flyspeck.models.backbones.staged import StagedBackbone
 
 RESNET50 = {4: 35, 8: 91, 16: 267, 32: 427, 64: 555, 128: 811}
 """Pixels by stride of ResNet-50 with extra levels: what RFLA takes for every backbone."""
+_BESIDE = {"downsample", "beside"}
+"""Names of 1x1 convolutions that run beside a block's own."""
 
 
 def receptive_fields(backbone: StagedBackbone, strides: Sequence[float]) -> tuple[float, ...]:
@@ -49,7 +51,7 @@ def chain_fields(backbone: StagedBackbone) -> dict[float, float] | None:
         return None
     for name, stage in backbone.stages.items():
         for path, layer in stage.named_modules():
-            if "downsample" in path.split("."):
+            if not _BESIDE.isdisjoint(path.split(".")):
                 continue  # beside the main path, with the same stride
             if isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d | DeformConv2d):
                 kernel, stride, dilation = _geometry(layer)

@@ -22,6 +22,7 @@ from flyspeck.models.backbones.mobilenet import mobilenet_v2
 from flyspeck.models.backbones.mobilenet_v1 import CORAL, MobileNetV1Options, mobilenet_v1
 from flyspeck.models.backbones.resnet import resnet18, resnet34, resnet50, resnet101, resnet152, resnext50
 from flyspeck.models.backbones.shufflenet import shufflenet_v2
+from flyspeck.models.backbones.specknet import SpeckNetOptions, specknet_m, specknet_n, specknet_s
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.backbones.swin import SwinOptions, swin_t
 from flyspeck.models.backbones.vgg import VGGOptions, vgg16
@@ -33,10 +34,12 @@ from flyspeck.models.heads.reppoints import RepPointsHead, RepPointsOptions, rep
 from flyspeck.models.heads.retinanet import RetinaNetHead, RetinaNetOptions, retinanet
 from flyspeck.models.heads.roi import RoIPool
 from flyspeck.models.heads.rpn import RPN
+from flyspeck.models.heads.speck import SpeckHead, SpeckOptions, speck
 from flyspeck.models.heads.ssd import SSDHead, SSDOptions, find_configuration, ssd
 from flyspeck.models.heads.tinaface import TinaFaceHead, TinaFaceOptions, tinaface, tinaface_gn_dcn
 from flyspeck.models.necks.fpn import FPN
 from flyspeck.models.necks.hrfpn import HRFPN
+from flyspeck.models.necks.light_fpn import light_fpn
 from flyspeck.models.necks.sspnet import SSPNet, sspnet_anchors, weighted_negatives
 from flyspeck.options import Options
 
@@ -65,6 +68,8 @@ class BackboneEntry:
     """Mean and deviation of each channel, in [0, 1], that its published weights were trained with."""
     settings: type[Options] = Options
     """What a recipe may say of it under `model.backbone`: keywords of `build`."""
+    channels: int = 256
+    """Of neck and head where nothing else is asked for."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class DetectorEntry:
     sections: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     """Options that are keyword arguments of a part themselves, and that part: `rpn`, `pool`."""
     levels: str = "2-6"
-    """Its pyramid where nothing else is asked for: level k has stride 2^k."""
+    """Its pyramid where nothing else is asked for: level k has stride 2^k; without an end (`2-`), up to the backbone's last map."""
     classes: int = 1
     """Foreground classes of the published numbers."""
     find_configuration: Callable[..., Any] | None = None
@@ -99,6 +104,8 @@ class DetectorEntry:
     """Names of the label assigners that it takes; without any it assigns by its own rule."""
     settings: type[Options] = Options
     """What a recipe may say of it under `model.head`: keywords of `build`."""
+    norm: str = "none"
+    """The norm layers of neck and head (`layers.NORMS`) where a recipe asks for none by name."""
     like: str | None = None
     """The detector for which the papers of necks give arguments (`NeckEntry.options`) that its builder takes too."""
 
@@ -109,6 +116,7 @@ class DetectorEntry:
 
 
 _FROM_STRIDE_2 = (2, 4, 8, 16, 32)
+_speck = partial(BackboneEntry, strides=(2, 4, 8, 16), settings=SpeckNetOptions)
 
 BACKBONES: dict[str, BackboneEntry] = {
     "resnet18": BackboneEntry(resnet18),
@@ -128,6 +136,9 @@ BACKBONES: dict[str, BackboneEntry] = {
     "mobilenet_v1_coral": BackboneEntry(partial(mobilenet_v1, **CORAL), _FROM_STRIDE_2),
     "mobilenet_v2": BackboneEntry(mobilenet_v2, _FROM_STRIDE_2),
     "shufflenet_v2": BackboneEntry(shufflenet_v2, _FROM_STRIDE_2),
+    "specknet_n": _speck(specknet_n, channels=32),
+    "specknet_s": _speck(specknet_s, channels=48),
+    "specknet_m": _speck(specknet_m, channels=80),
     "swin_t": BackboneEntry(swin_t, neck="fpn_ln", settings=SwinOptions),
     "vgg16": BackboneEntry(vgg16, _FROM_STRIDE_2, options={"ssd": {"plain": True}}, settings=VGGOptions),
 }
@@ -139,6 +150,7 @@ NECKS: dict[str, NeckEntry] = {
     "fpn": NeckEntry(FPN, fuses=True),
     "fpn_ln": NeckEntry(partial(FPN, input_norm=True), fuses=True),
     "hrfpn": NeckEntry(HRFPN),
+    "light_fpn": NeckEntry(light_fpn, fuses=True),
     "sspnet": NeckEntry(SSPNet, dict.fromkeys(_TWO_STAGES, _SSPNET_PROPOSALS)),
 }
 
@@ -154,9 +166,15 @@ DETECTORS: dict[str, DetectorEntry] = {
     ),
     "fcos": DetectorEntry(fcos, (FCOSHead,), assigners=(CENTER_SAMPLING, *ASSIGNERS), settings=FCOSOptions),
     "reppoints": DetectorEntry(reppoints, (RepPointsHead,), settings=RepPointsOptions),
+    "speck": DetectorEntry(
+        speck, (SpeckHead,), levels="2-", assigners=ASSIGNERS, settings=SpeckOptions, norm="bn"
+    ),
     "tinaface": DetectorEntry(tinaface, (TinaFaceHead,), levels="2-7", assigners=ASSIGNERS, settings=TinaFaceOptions),
     "tinaface_gn_dcn": DetectorEntry(
         tinaface_gn_dcn, (tinaface, TinaFaceHead), levels="2-7", assigners=ASSIGNERS, settings=TinaFaceOptions
     ),
     "ssd": DetectorEntry(ssd, (SSDHead,), classes=80, find_configuration=find_configuration, settings=SSDOptions),
 }
+
+SHORT: dict[str, str] = {f"speck_{size}": f"speck:specknet_{size}" for size in "nsm"}
+"""Names that stand for whole ones."""

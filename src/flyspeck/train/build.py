@@ -132,7 +132,7 @@ def finest_stride(model: ModelConfig) -> float:
 
 
 def _initialise_by_power(detector: Detector, sigma: float) -> None:
-    if not isinstance(detector.neck, FPN):
+    if type(detector.neck) is not FPN:
         raise UserError("only the neck fpn has a sigma-power initialisation", where="model.sigma", fix="leave it out")
     try:
         sigma_power_(detector.neck, sigma)

@@ -50,12 +50,13 @@ class ModelConfig(Options):
     width: float = Field(default=1.0, gt=0, le=64)
     """Width multiplier of the backbone, and of nothing else."""
     channels: int = Field(default=256, ge=4, le=65536)
-    """Channels of neck and head: 64 on a laptop, 256 in the papers."""
+    """Channels of neck and head: 64 on a laptop, 256 in the papers. Unsaid, the backbone's own: 32, 48, 80 of `specknet_n`, `_s`,
+    `_m`; 256 of others."""
     levels: str | None = None
     """Pyramid levels: 2-6 is strides 4 to 64, 1-5 strides 2 to 32, for backbones that have a map of stride 2; null takes the
     detector's own (of a backbone with a stride elimination: on the maps that this enlarged)."""
     norm: Literal["none", "bn", "gn"] = "none"
-    """Norm layers of neck and head."""
+    """Norm layers of neck and head. Unsaid, the detector's own: `bn` of `speck`, none of others."""
     pixel_norm: Literal["imagenet", "data", "weights"] | None = None
     """By whose mean and deviation pixels are normalised: ImageNet's, the training set's, or those that the weights (of `weights`
     or `start`) were trained with; null is the weights' where there are any and images have 8 bits, else the
@@ -106,6 +107,19 @@ class ModelConfig(Options):
                 fix="write suppression: nms, or leave soft_nms out",
             )
         return {"suppression": "nms", **given}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_defaults(cls, given: Any) -> Any:
+        """What is unsaid and the named parts have an own of."""
+        if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
+            return given
+        try:
+            host, backbone = named_parts(given["name"])
+        except UserError:  # `_a_detector` says so
+            return given
+        own = {"channels": find_backbone(backbone).channels, "norm": DETECTORS[host].norm}
+        return {**own, **given}
 
     @field_validator("name")
     @classmethod

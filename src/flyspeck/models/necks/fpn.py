@@ -112,7 +112,7 @@ class FPN(nn.Module):
         self._add_fusion(edges, channels, fusion)
         self.input_norms = nn.ModuleList(ChannelNorm(f.channels) for f in features) if input_norm else None
         self.inner = nn.ModuleList(ConvNorm(f.channels, channels, 1, norm=norm) for f in features)
-        self.layer = nn.ModuleList(ConvNorm(channels, channels, 3, norm=norm) for _ in features)
+        self.layer = nn.ModuleList(self._smoothing(channels, norm) for _ in features)
         self.extra: Extra = extra
         self.upsample = upsample
         first = features[-1].channels if extra == "conv_c5" else channels
@@ -133,6 +133,10 @@ class FPN(nn.Module):
                     nn.init.zeros_(module.bias)
         if sigma is not None:
             sigma_power_(self, sigma)
+
+    def _smoothing(self, channels: int, norm: NormBuilder | None) -> nn.Module:
+        """What stands behind the sum of a level."""
+        return ConvNorm(channels, channels, 3, norm=norm)
 
     def _add_fusion(self, edges: int, channels: int, fusion: Sequence[float] | FusionMode | None) -> None:
         """`self.fusion` is a buffer (fixed), a parameter of 1 or `edges` numbers (learnable), or None with `self.gates`."""
