@@ -33,7 +33,11 @@ def profile(
     ),
     width: float = WIDTH,
     channels: int | None = typer.Option(
-        None, "--channels", min=4, metavar="N", help="Channels of neck and head; without it the backbone's own: mostly 256."
+        None,
+        "--channels",
+        min=4,
+        metavar="N",
+        help="Channels of neck and head; without it the backbone's own: mostly 256.",
     ),
     frozen_stages: int | None = typer.Option(
         None, "--frozen-stages", min=0, metavar="N", help="Count as frozen: 0 the stem, 1 also stage 1, ..."
@@ -97,7 +101,7 @@ def profile(
                 _print_factors(factors)
 
 
-def _build(name: str, *, classes: int | None, levels: str | None, width: float, channels: int) -> nn.Module:
+def _build(name: str, *, classes: int | None, levels: str | None, width: float, channels: int | None) -> nn.Module:
     from flyspeck.models.build import build
 
     if not name.endswith((".yaml", ".yml")):

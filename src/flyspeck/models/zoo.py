@@ -166,9 +166,7 @@ DETECTORS: dict[str, DetectorEntry] = {
     ),
     "fcos": DetectorEntry(fcos, (FCOSHead,), assigners=(CENTER_SAMPLING, *ASSIGNERS), settings=FCOSOptions),
     "reppoints": DetectorEntry(reppoints, (RepPointsHead,), settings=RepPointsOptions),
-    "speck": DetectorEntry(
-        speck, (SpeckHead,), levels="2-", assigners=ASSIGNERS, settings=SpeckOptions, norm="bn"
-    ),
+    "speck": DetectorEntry(speck, (SpeckHead,), levels="2-", assigners=ASSIGNERS, settings=SpeckOptions, norm="bn"),
     "tinaface": DetectorEntry(tinaface, (TinaFaceHead,), levels="2-7", assigners=ASSIGNERS, settings=TinaFaceOptions),
     "tinaface_gn_dcn": DetectorEntry(
         tinaface_gn_dcn, (tinaface, TinaFaceHead), levels="2-7", assigners=ASSIGNERS, settings=TinaFaceOptions

@@ -105,9 +105,7 @@ RULES = [
 @pytest.mark.parametrize("rule", RULES, ids=str)
 @pytest.mark.parametrize("one_each", [False, True])
 @given(
-    st.lists(
-        st.tuples(st.floats(0, 60), st.floats(0, 44), st.floats(1, 20), st.floats(1, 20)), min_size=1, max_size=5
-    ),
+    st.lists(st.tuples(st.floats(0, 60), st.floats(0, 44), st.floats(1, 20), st.floats(1, 20)), min_size=1, max_size=5),
     st.integers(0, 1000),
 )
 def test_equals_the_slow_twin(rule: DynamicRule, one_each: bool, sides: list, seed: int) -> None:

@@ -124,7 +124,9 @@ def test_nothing_is_suppressed_where_each_object_has_one_point() -> None:
         assert len(found.boxes) == left
 
 
-@pytest.mark.parametrize(("key", "value"), [("rule", "simoto"), ("box_loss", "giou"), ("prior", "iou"), ("blocks", "reb")])
+@pytest.mark.parametrize(
+    ("key", "value"), [("rule", "simoto"), ("box_loss", "giou"), ("prior", "iou"), ("blocks", "reb")]
+)
 def test_an_unknown_choice_is_named(key: str, value: str) -> None:
     with pytest.raises(UserError, match=f"'{value}' is no {key}"):
         head(**{key: value})

@@ -92,7 +92,14 @@ class Assigned:
 
 @torch.no_grad()
 def assign_dynamically(
-    rule: DynamicRule, grid: Grid, said: Said, objects: Tensor, labels: Tensor, ignored: Tensor, *, one_each: bool = False
+    rule: DynamicRule,
+    grid: Grid,
+    said: Said,
+    objects: Tensor,
+    labels: Tensor,
+    ignored: Tensor,
+    *,
+    one_each: bool = False,
 ) -> Assigned:
     """What each point learns of `objects (N, 4)` with `labels (N,)`; points inside `ignored (N', 4)` are never background.
 
@@ -148,7 +155,9 @@ def _costs(
     else:
         cost = 6 * remote - F.logsigmoid(logit)
     if rule.prior != "none":
-        fit = _nwd(grid.priors[a], objects[n], rule.constant) if rule.prior == "nwd" else _fit(grid.priors[a], objects[n])
+        fit = (
+            _nwd(grid.priors[a], objects[n], rule.constant) if rule.prior == "nwd" else _fit(grid.priors[a], objects[n])
+        )
         cost = cost - rule.prior_weight * (fit + _LEAST).log()
     return cost
 
@@ -197,9 +206,7 @@ def _serve_the_starved(row: Tensor, n: Tensor, a: Tensor, cost: Tensor, count: i
         _give(row, left[best], free[best], price[best])
 
 
-def _qualities(
-    rule: DynamicRule, row: Tensor, n: Tensor, a: Tensor, cost: Tensor, iou: Tensor, count: int
-) -> Tensor:
+def _qualities(rule: DynamicRule, row: Tensor, n: Tensor, a: Tensor, cost: Tensor, iou: Tensor, count: int) -> Tensor:
     """What each point is to score, `(A,)`."""
     quality = torch.zeros(len(row), device=row.device)
     mine = row[a] == n
