@@ -33,7 +33,10 @@ def lived(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
-@pytest.mark.parametrize(("inputs", "outputs", "stride", "groups"), [(6, 6, 1, 1), (6, 8, 1, 1), (6, 8, 2, 1), (6, 6, 1, 6), (8, 8, 1, 2)])  # fmt: skip
+SHAPES = [(6, 6, 1, 1), (6, 8, 1, 1), (6, 8, 2, 1), (6, 6, 1, 6), (8, 8, 1, 2)]
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "stride", "groups"), SHAPES)
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d, None])
 @pytest.mark.parametrize("side", [1, 2, 7])
 def test_merged_is_the_same_to_rounding(inputs, outputs, stride, groups, norm, side) -> None:

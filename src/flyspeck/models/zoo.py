@@ -95,7 +95,7 @@ class DetectorEntry:
     sections: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     """Options that are keyword arguments of a part themselves, and that part: `rpn`, `pool`."""
     levels: str = "2-6"
-    """Its pyramid where nothing else is asked for: level k has stride 2^k; without an end (`2-`), up to the backbone's last map."""
+    """Its pyramid where nothing else is asked for: level k has stride 2^k. Without an end (`2-`) up to the backbone's last."""
     classes: int = 1
     """Foreground classes of the published numbers."""
     find_configuration: Callable[..., Any] | None = None

@@ -37,7 +37,9 @@ def said(seed: int, classes: int = 2) -> Said:
     return Said(torch.randn(len(priors), classes, generator=generator) * 2, boxes)
 
 
-def slow(rule: DynamicRule, says: Said, objects: Tensor, labels: Tensor, *, one_each: bool = False) -> tuple[list[int], list[float]]:  # fmt: skip
+def slow(
+    rule: DynamicRule, says: Said, objects: Tensor, labels: Tensor, *, one_each: bool = False
+) -> tuple[list[int], list[float]]:
     """Object by object, point by point, in plain numbers; what `assign_dynamically` gives."""
     g = grid()
     cost: dict[tuple[int, int], float] = {}
@@ -61,7 +63,8 @@ def slow(rule: DynamicRule, says: Said, objects: Tensor, labels: Tensor, *, one_
             else:
                 price = -math.log(score) - 6 * math.log(close + 1e-6)
             prior = g.priors[a : a + 1]
-            fit = {"none": 1 - 1e-6, "nwd": float(nwd(prior, own, constant=rule.constant)), "rfla": float(rfd_kl(own, prior))}  # fmt: skip
+            by_nwd, by_rfla = float(nwd(prior, own, constant=rule.constant)), float(rfd_kl(own, prior))
+            fit = {"none": 1 - 1e-6, "nwd": by_nwd, "rfla": by_rfla}
             cost[n, a] = price - rule.prior_weight * math.log(fit[rule.prior] + 1e-6)
             overlap[n, a] = iou
     row = [BACKGROUND] * len(g.points)

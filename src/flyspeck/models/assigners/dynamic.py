@@ -7,8 +7,8 @@
   score^1 times IoU^6; what a point is to score is that, scaled so that an object's best one has its largest IoU.
 
 Which points may learn an object: those within `radius` cells of its centre along both axes that it contains, or that lie within
-`reach` cells: from 0.5 on, an object smaller than a cell has a point on each level. The published rules take points inside boxes alone:
-then half of the objects of 2-3 px have none at stride 4.
+`reach` cells: from 0.5 on, an object smaller than a cell has a point on each level. The published rules take points inside
+boxes alone: then half of the objects of 2-3 px have none at stride 4.
 
 What is added for tiny objects, where a young detector's IoU is 0 and says nothing: (1) `closeness` "nwd": the mean of IoU and NWD
 (`assigners.nwd`) of predicted box and object in place of IoU; (2) `prior`: how well the square of the point fits the object

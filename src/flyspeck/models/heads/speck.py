@@ -1,16 +1,16 @@
-"""speck: a small dense detector for objects of 2 to 32 px, made to be trained from nothing and to run in real time. flyspeck's own.
+"""speck: a small dense detector for objects of 2 to 32 px, to be trained from nothing and to run in real time. flyspeck's own.
 
-A point of every level says how good its box is for each class (one number: class and quality together, so that what is ranked is what
-the evaluation ranks by), and the box as an offset and a scale relative to a square of `prior_scale` cells around it. Two light
-towers on every level, one for the scores and one for the boxes (YOLOX's decoupled head, arXiv:2107.08430, at a fraction of its
-width), each level with weights of its own.
+A point of every level says how good its box is for each class (one number: class and quality together, so that what is ranked is
+what the evaluation ranks by), and the box as an offset and a scale relative to a square of `prior_scale` cells around it. Two
+light towers on every level, one for the scores and one for the boxes (YOLOX's decoupled head, arXiv:2107.08430, at a fraction of
+its width), each level with weights of its own.
 
 * Which point learns which object: a rule that looks at what the detector says (`rule`; assigners.dynamic), or `model.assigner`.
 * Scores learn the quality of their box: quality focal (GFL, arXiv:2006.04388) or varifocal loss (arXiv:2008.13367).
 * Boxes: CIoU, or NWD + CIoU. NWD (arXiv:2110.13389) changes with every pixel that a box of 3 px is off, where IoU is 0 already.
 * `one_to_one`: a second pair of outputs, with a block of its own on the towers, through which no gradient goes back. There
-  each object is learnt by one point alone, and what it finds needs no suppression: it has none. The first pair still trains the towers (the idea:
-  Wang et al., DeFCN, CVPR 2021, arXiv:2012.03544; both at once: Wang et al., 2024, arXiv:2405.14458).
+  each object is learnt by one point alone, and what it finds needs no suppression: it has none. The first pair still trains the
+  towers (the idea: Wang et al., DeFCN, CVPR 2021, arXiv:2012.03544; both at once: Wang et al., 2024, arXiv:2405.14458).
 
 Facts come from the papers; what was chosen, and by which measurement, is in docs/explanation/speck.md.
 """
@@ -294,7 +294,7 @@ class SpeckOptions(Thresholds):
     radius: float = Field(default=2.5, gt=0)
     """Cells from an object's centre within which a point may learn it."""
     reach: float = Field(default=1.0, ge=0)
-    """A point so many cells from an object's centre may learn it from outside; from 0.5 every object has a point on each level."""
+    """A point so many cells from an object's centre may learn it from outside; from 0.5 every object has one on each level."""
     closeness: Closeness = "nwd"
     """How near a predicted box is to an object, for the rule: IoU, or the mean of IoU and NWD, which tiny boxes need."""
     prior: PriorFit = "nwd"
