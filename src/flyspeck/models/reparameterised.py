@@ -77,11 +77,10 @@ class BranchedConv(Reparameterised):
         if self.identity:
             own = torch.arange(weight.shape[0], device=weight.device)
             weight[own, own % weight.shape[1], 1, 1] += 1
-        like = self.conv
-        made = nn.Conv2d(
-            like.in_channels, like.out_channels, 3, like.stride, 1, groups=like.groups, device=like.weight.device,
-            dtype=like.weight.dtype,
-        )  # fmt: skip
+        like, (rows, columns) = self.conv, _pair(self.conv.stride)
+        kind = {"device": like.weight.device, "dtype": like.weight.dtype}
+        inputs, outputs = like.in_channels, like.out_channels
+        made = nn.Conv2d(inputs, outputs, 3, (rows, columns), 1, groups=like.groups, **kind)
         made.weight.copy_(weight)
         made.bias.copy_(main[1] + side[1])  # type: ignore[union-attr]
         return made.train(self.training).requires_grad_(like.weight.requires_grad)
@@ -96,6 +95,11 @@ class BranchedConv(Reparameterised):
     def norms(self) -> Iterator[nn.Module]:
         """Of both convolutions, where they have one."""
         yield from (norm for norm in (self.norm, self.beside_norm) if not isinstance(norm, nn.Identity))
+
+
+def _pair(sides: tuple[int, ...]) -> tuple[int, int]:
+    """Along y and x."""
+    return sides[0], sides[-1]
 
 
 def _affine(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor] | None:

@@ -178,7 +178,7 @@ class SpeckHead(Head):
         self, outputs: Outputs, targets: Sequence[Targets], padded: tuple[int, int], *, one_each: bool
     ) -> tuple[Tensor, Tensor]:
         logits, deltas = flatten_levels(outputs[0], self.num_classes), flatten_levels(outputs[1], 4)
-        map_sizes = [m.shape[-2:] for m in outputs[0]]
+        map_sizes = [(m.shape[-2], m.shape[-1]) for m in outputs[0]]
         grid = self.grid(map_sizes, padded, logits.device)
         counts = [h * w for h, w in map_sizes]
         with torch.no_grad():
@@ -243,7 +243,7 @@ class SpeckHead(Head):
     ) -> list[RawDetections]:
         """See `Head.detect`."""
         logits, deltas = self(maps)[-1]
-        map_sizes, rule = [m.shape[-2:] for m in logits], self.suppression
+        map_sizes, rule = [(m.shape[-2], m.shape[-1]) for m in logits], self.suppression
         scores, offsets = flatten_levels(logits, self.num_classes).sigmoid(), flatten_levels(deltas, 4)
         priors = self.grid(map_sizes, padded, scores.device).priors
         found = []
