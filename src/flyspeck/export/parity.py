@@ -39,7 +39,7 @@ class Rule:
     iou: float
     max_detections: int
     method: str = "nms"
-    """`tiny`: boxes that are one object (`flyspeck.one_object`) exclude each other too."""
+    """`tiny`: boxes that are one object (`flyspeck.one_object`) exclude each other too; `none`: no boxes exclude each other."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +168,8 @@ def _conflicts(mine: Detections, theirs: Detections, rule: Rule) -> np.ndarray:
 
 def _excess(mine: Detections, theirs: Detections, rule: Rule) -> np.ndarray:
     """`(n, m)`: by how much the overlap of two boxes exceeds what the suppression lets stand."""
+    if rule.method == "none":
+        return np.full((len(mine), len(theirs)), -1.0)
     excess = box_algebra.iou(mine.boxes, theirs.boxes) - rule.iou
     if rule.method == "tiny":
         area = np.minimum(box_algebra.area(mine.boxes)[:, None], box_algebra.area(theirs.boxes)[None])

@@ -83,6 +83,8 @@ def level_candidates(scores: Tensor, limit: int, boxes_of: Callable[[Tensor], Te
 def suppress_levels(levels: Sequence[Candidates], num_classes: int, rule: Suppression) -> BatchDetections:
     """The candidates of all levels side by side, suppressed within their class."""
     boxes, scores, labels = (torch.cat(parts, 1) for parts in zip(*levels, strict=True))
+    if rule.method == "none":
+        return BatchDetections(boxes, scores * (scores > rule.score), labels)
     own = labels[:, None, :] == torch.arange(num_classes, device=labels.device)[None, :, None]
     by_class = scores[:, None, :] * own
     mask = nms_mask(boxes, by_class, rule.iou, rule.score, rule.max_detections)
@@ -108,12 +110,6 @@ def _finished(boxes: Tensor, scores: Tensor, kept: Tensor, labels: Tensor, rule:
     return BatchDetections(boxes, kept, labels)
 
 
-def keep_best(levels: Sequence[Candidates], rule: Suppression) -> BatchDetections:
-    """The candidates of all levels side by side, none suppressed: of a head that says each object once."""
-    boxes, scores, labels = (torch.cat(parts, 1) for parts in zip(*levels, strict=True))
-    return BatchDetections(boxes, scores * (scores > rule.score), labels)
-
-
 def decode_anchored(
     scores: Sequence[Tensor],
     deltas: Sequence[Tensor],
@@ -122,11 +118,10 @@ def decode_anchored(
     weights: tuple[float, float, float, float],
     size: Size,
     rule: Suppression,
-    suppressed: bool = True,
 ) -> BatchDetections:
     """A dense head on anchors: by level scores `(B, A_l, K)`, delta maps `(B, A*4, H_l, W_l)` and anchors `(A_l, 4)`.
 
-    `weights` scale the deltas as in `boxes.decode`. With `suppressed` False nothing is suppressed (`keep_best`).
+    `weights` scale the deltas as in `boxes.decode`.
     """
     levels: list[Candidates] = []
     for level_scores, level_deltas, level_anchors in zip(scores, deltas, anchors, strict=True):
@@ -136,7 +131,7 @@ def decode_anchored(
             return box_algebra.decode(take_rows(offsets, row), level_anchors[row], weights)
 
         levels.append(level_candidates(level_scores, rule.pre_nms, boxes_of, size))
-    return suppress_levels(levels, scores[0].shape[2], rule) if suppressed else keep_best(levels, rule)
+    return suppress_levels(levels, scores[0].shape[2], rule)
 
 
 @torch.library.custom_op("flyspeck::nms_mask", mutates_args=())

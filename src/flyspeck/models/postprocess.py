@@ -14,7 +14,7 @@ from flyspeck import boxes as box_algebra
 from flyspeck.models.soft_nms import SoftMethod, soft_nms
 from flyspeck.models.tiny_suppression import one_box_each
 
-Method = Literal["nms", "tiny"]
+Method = Literal["nms", "tiny", "none"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Suppression:
     """Lower the scores of overlapping boxes instead of dropping them; `iou` is then the linear form's threshold."""
     method: Method = "nms"
     """`tiny`, after NMS: the best box of each tiny object is placed by all candidates, and the others lose score
-    (`models.tiny_suppression`)."""
+    (`models.tiny_suppression`). `none`: nothing is suppressed, of a head that says each object once."""
 
 
 def topk_per_level(scores: Tensor, counts: Sequence[int], limit: int, threshold: float) -> tuple[Tensor, Tensor]:
@@ -68,6 +68,9 @@ def topk_per_level(scores: Tensor, counts: Sequence[int], limit: int, threshold:
 def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, size: tuple[int, int], rule: Suppression) -> RawDetections:
     """Clips `boxes (N, 4)` to an image of `size` (H, W) and suppresses class by class as `rule` says; best score first."""
     boxes = box_algebra.clip(boxes, *size)
+    if rule.method == "none":
+        best = torch.argsort(scores, descending=True, stable=True)[: rule.max_detections]
+        return RawDetections(boxes[best], scores[best], labels[best])
     if rule.soft is not None:
         rows, lowered = soft_nms(
             boxes, scores, labels, method=rule.soft, iou=rule.iou, min_score=rule.score, limit=rule.max_detections

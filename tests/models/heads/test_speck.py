@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -118,7 +119,7 @@ def test_nothing_is_suppressed_where_each_object_has_one_point() -> None:
             torch.nn.init.zeros_(layer.weight)
             torch.nn.init.constant_(layer.bias, 0.0)
             layer.bias.data[2:] = 4.0 - level  # type: ignore[union-attr]
-        h.suppression = h.suppression.__class__(score=0.5, iou=0.01, max_detections=50)
+        h.suppression = replace(h.suppression, score=0.5, iou=0.01, max_detections=50)
         with torch.no_grad():
             (found,) = h.detect(maps(), PADDED, [PADDED])
         assert len(found.boxes) == left

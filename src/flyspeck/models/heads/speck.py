@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -145,6 +146,8 @@ class SpeckHead(Head):
         self.nwd_constant, self.box_loss, self.box_weight = nwd_constant, box_loss, box_weight
         self.score_loss = _SCORE_LOSSES[score_loss]
         self.suppression = suppression or Suppression()
+        if one_to_one:
+            self.suppression = replace(self.suppression, method="none", soft=None)
         channels, levels = features[0].channels, len(features)
         self.many = _Branch(channels, num_classes, levels=levels, depth=depth, blocks=blocks, norm=norm)
         self.one = None
@@ -249,12 +252,8 @@ class SpeckHead(Head):
         found = []
         for image_scores, image_offsets, size in zip(scores, offsets, sizes, strict=True):
             rows, classes = topk_per_level(image_scores, [h * w for h, w in map_sizes], rule.pre_nms, rule.score)
-            boxes, best = box_algebra.decode(image_offsets[rows], priors[rows]), image_scores[rows, classes]
-            if self.one is None:
-                found.append(suppress(boxes, best, classes, size, rule))
-                continue
-            order = torch.argsort(best, descending=True, stable=True)[: rule.max_detections]
-            found.append(RawDetections(box_algebra.clip(boxes[order], *size), best[order], classes[order]))
+            boxes = box_algebra.decode(image_offsets[rows], priors[rows])
+            found.append(suppress(boxes, image_scores[rows, classes], classes, size, rule))
         return found
 
     def decode_batch(self, maps: Sequence[Tensor], size: Size) -> BatchDetections:
@@ -265,9 +264,7 @@ class SpeckHead(Head):
         for m in logits:
             points, cell = level_points(m, size, 0.5)
             priors.append(_squares(points, cell * self.prior_scale))
-        return decode_anchored(
-            scores, deltas, priors, weights=(1, 1, 1, 1), size=size, rule=self.suppression, suppressed=self.one is None
-        )
+        return decode_anchored(scores, deltas, priors, weights=(1, 1, 1, 1), size=size, rule=self.suppression)
 
     def dense_outputs(self, raw: list[Outputs]) -> DenseOutputs:
         """See `Head.dense_outputs`: logits and box offsets of every point, of the outputs that train the towers."""
@@ -310,7 +307,8 @@ class SpeckOptions(Thresholds):
     score_loss: ScoreLoss = "quality_focal"
     """How scores learn the quality of their boxes."""
     one_to_one: bool = False
-    """Detect by outputs of which each object has one point alone: nothing is suppressed, so that crowds are not thinned out."""
+    """Detect by outputs of which each object has one point alone: nothing is suppressed, whatever `model.suppression` says, so
+    that crowds are not thinned out."""
     foreground: Share = 0.5
     """With `model.assigner` only: similarity from which a point learns an object."""
     background: Share = 0.4
