@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flyspeck.errors import UserError
-from flyspeck.train.build import build_detector, load_detector
+from flyspeck.train.build import build_detector, detector_from_description, load_detector
 from flyspeck.train.config import ModelConfig, Recipe, load_recipe
 from flyspeck.train.run import train
 from flyspeck.train.start import take_over
@@ -37,9 +37,9 @@ def test_another_backbone_and_a_missing_file_are_refused(make_recipe: Callable[.
         ModelConfig(name="retinanet:mobilenet_v1", width=0.25, channels=16), classes=["a"], mean=[0.1], std=[0.3]
     )
     with pytest.raises(UserError, match="weights of another backbone"):
-        take_over(other, tmp_path / "first")
+        take_over(other, tmp_path / "first", build=detector_from_description)
     with pytest.raises(UserError):
-        take_over(other, tmp_path / "nowhere")
+        take_over(other, tmp_path / "nowhere", build=detector_from_description)
 
 
 def test_the_path_is_relative_to_the_recipe(tmp_path: Path) -> None:

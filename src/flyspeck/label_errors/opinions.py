@@ -18,6 +18,7 @@ from flyspeck.infer.load import load_predictor
 from flyspeck.infer.source import Item
 from flyspeck.train.config import load_recipe
 from flyspeck.train.inputs import spread
+from flyspeck.train.start_names import find_start
 
 LEAST_SCORE = 0.01
 """Detections of a lower score are not looked at."""
@@ -42,7 +43,8 @@ def training_images(model: Path) -> list[Path] | None:
     table = spread(table, data.train_limit)
     files = [table.path(row) for row in range(len(table))]
     if recipe.model.start is not None:
-        files += training_images(Path(recipe.model.start)) or []
+        start = find_start(recipe.model.start)
+        files += [] if start.is_torchvision else training_images(start.file) or []
     return files
 
 

@@ -16,11 +16,12 @@ def anchor_shapes(
 ) -> tuple[tuple[tuple[float, float], ...], ...]:
     """Width and height of every anchor of every level: `sizes[l] * 2^(o/octaves)` for each octave step, at each ratio h/w.
 
-    Ordered by ratio, then octave, as torchvision orders them. `rounded` gives whole corners (its convention too).
+    Ordered by ratio, then octave, as torchvision orders them. `rounded` gives whole sizes and corners (its convention too).
     """
     levels = []
     for base in sizes:
         scales = [base * 2 ** (o / octaves) for o in range(octaves)]
+        scales = [float(int(s)) for s in scales] if rounded else scales
         shapes = [(s / r**0.5, s * r**0.5) for r in ratios for s in scales]
         if rounded:
             # Corners are halves of the shape, rounded: so the shape is twice the rounded half.
@@ -88,6 +89,12 @@ def strided_anchors(
     base_scale: float = 2.0,
     ratios: Sequence[float] = (0.5, 1.0, 2.0),
     octaves: int = 1,
+    torchvision: bool = False,
 ) -> AnchorGrid:
-    """Anchors of `base_scale` x stride at each level: 8, 16, 32, 64, 128 px on strides 4-64."""
-    return AnchorGrid(anchor_shapes([base_scale * f.stride for f in features], ratios=ratios, octaves=octaves))
+    """Anchors of `base_scale` x stride at each level: 8, 16, 32, 64, 128 px on strides 4-64.
+
+    With `torchvision` their sizes and corners are whole and they are centred on the corners of the cells, as that library's.
+    """
+    sizes = [base_scale * f.stride for f in features]
+    shapes = anchor_shapes(sizes, ratios=ratios, octaves=octaves, rounded=torchvision)
+    return AnchorGrid(shapes, offset=0.0 if torchvision else 0.5)

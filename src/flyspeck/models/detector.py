@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,8 @@ from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.batch_decoding import BatchDetections, Size
 from flyspeck.models.counts import counts_for, grown
 from flyspeck.models.postprocess import RawDetections, Suppression
+from flyspeck.models.start.report import StartReport
+from flyspeck.models.start.rows import OutputRows
 from flyspeck.types import Detections, FeatureSpec, ImageBatch, Targets
 
 _PADDED_STRIDE = 32
@@ -57,6 +59,7 @@ class Head(nn.Module, ABC):
     | label assigners (`model.assigner`), and counting the positives that they give | `assigning_part`           |
     | distillation by responses (`distill.method: response`) | `dense_outputs`; `dense_part`, `dense_grid`       |
     | ... of the second stage too                      | `propose` and `region_outputs`                          |
+    | starting from a model of other classes (`model.start`) | `output_rows`                                     |
 
     Arguments with the same name mean the same in all of them:
 
@@ -145,6 +148,14 @@ class Head(nn.Module, ABC):
     def dense_grid(self) -> Sequence[Sequence[tuple[float, float]]]:
         """(width, height) in pixels of the anchors of each level, which a teacher must share; empty for a head on points."""
         return ()
+
+    def output_rows(self) -> Mapping[str, OutputRows]:
+        """Optional, for `model.start`: what the rows of the last layers stand for, by the layer's name within the head.
+
+        With it a detector that starts from one of other classes or anchors keeps the rows of what both have, by class name and
+        by shape; without it last layers are taken where all classes are the same, and left as they are otherwise.
+        """
+        return {}
 
     def propose(
         self, maps: Sequence[Tensor], padded: tuple[int, int], sizes: Sequence[tuple[int, int]]
@@ -245,6 +256,8 @@ class Detector(nn.Module):
         self.pixel_norm = pixel_norm
         self.backbone, self.neck, self.head = backbone, neck, head
         self.classes = tuple(classes)
+        self.starts: list[StartReport] = []
+        """What was loaded when it was built, source by source."""
         self.router: Router | None = None
         """None: every image is treated alike."""
         self._divisor = divisor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,13 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 NORMS: dict[str, NormBuilder | None] = {"none": None, "bn": nn.BatchNorm2d, "gn": group_norm}
+NeckNorm = Literal["none", "bn", "gn"] | None
+"""The norm layers of a neck by name; None: those of the head."""
+
+
+def norm_of_neck(norm: NormBuilder | None, neck_norm: NeckNorm) -> NormBuilder | None:
+    """The neck's norm layers, where the detector's are `norm`."""
+    return norm if neck_norm is None else NORMS[neck_norm]
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -89,12 +97,15 @@ class ConvTower(nn.Module):
     """`depth` 3x3 convolutions with ReLU, shared by all pyramid levels; norm layers, if any, are private to a level.
 
     The levels of a pyramid have different statistics, so that one shared batch norm would average them away; private
-    norms cost no time and next to no parameters.
+    norms cost no time and next to no parameters. `bias` gives the convolutions a bias before a norm too.
     """
 
-    def __init__(self, channels: int, depth: int, *, levels: int, norm: NormBuilder | None = None) -> None:
+    def __init__(
+        self, channels: int, depth: int, *, levels: int, norm: NormBuilder | None = None, bias: bool = False
+    ) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, 1, 1, bias=norm is None) for _ in range(depth))
+        biased = bias or norm is None
+        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, 1, 1, bias=biased) for _ in range(depth))
         self.norms = None
         if norm is not None:
             self.norms = nn.ModuleList(nn.ModuleList(norm(channels) for _ in range(depth)) for _ in range(levels))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -15,7 +16,11 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from flyspeck.errors import UserError, nearest
+from flyspeck.models.backbones.staged import StagedBackbone
+from flyspeck.models.start.report import whole
 
+log = logging.getLogger("flyspeck")
+TORCHVISION_LICENCE = "BSD-3-Clause (torchvision); learnt from ImageNet, whose images are for research"
 Rename = Callable[[str], str | None]
 """A foreign key to ours, or None for a weight that we have no place for (a classifier, say)."""
 
@@ -32,6 +37,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise UserError("no such weights file", where=path)
+    refuse_shard(path)
     try:
         if path.suffix == ".safetensors":
             content = load_file(path)
@@ -49,6 +55,16 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
         raise UserError("holds no state dict (a flat mapping of names to tensors)", where=path)
     return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def refuse_shard(path: Path) -> None:
+    """Raises UserError for a file that holds a part of some weights, by its name."""
+    if path.name.endswith(".index.json") or re.search(r"-\d+-of-\d+\.(safetensors|bin|pth?)$", path.name):
+        raise UserError(
+            "one shard of weights that lie in several files",
+            where=path,
+            fix="load them with the library that wrote them, and save them as one file",
+        )
 
 
 def is_file_name(weights: str | Path) -> bool:
@@ -71,36 +87,60 @@ def torchvision_weights(model: str, name: str) -> dict[str, Tensor]:
             where="weights",
             fix=nearest(name, known.__members__),
         )
+    place = Path(torch.hub.get_dir()) / "checkpoints" / Path(known[name].url).name
+    if not place.is_file():
+        log.info("%s of %s is not in torchvision's cache: %s is fetched to %s", name, model, known[name].url, place)
     try:
         return known[name].get_state_dict(progress=False, check_hash=True)
     except (URLError, OSError) as error:
         raise UserError(
             f"cannot fetch {known[name].url} ({error})",
             where="weights",
-            fix="put the file into $TORCH_HOME/hub/checkpoints/, or give the path of a local file",
+            fix=f"put that file at {place}, or give the path of a local file",
         ) from error
 
 
 def load_backbone(
-    backbone: nn.Module, weights: str | Path, *, torchvision_model: str | None = None, rename: Rename | None = None
+    backbone: StagedBackbone, weights: str | Path, *, torchvision_model: str | None = None, rename: Rename | None = None
 ) -> None:
     """Loads `weights` (a torchvision weights name, or a file's path) into `backbone`, strictly.
 
     A file may hold the backbone's own keys (`stages.…`), those of a whole flyspeck detector (`backbone.stages.…`; the
     rest is left out), or foreign ones that `rename` translates.
     """
+    licence = ""
     if is_file_name(weights):
         state, where = read_weights(weights), str(weights)
     elif torchvision_model is not None:
         state, where = torchvision_weights(torchvision_model, str(weights)), f"{torchvision_model}.{weights}"
+        licence = TORCHVISION_LICENCE
     else:
         raise UserError(f"no such weights file: '{weights}'", where="weights", fix="give the path of a weights file")
+    skipped: dict[str, str] = {}
     if any(name.startswith("backbone.") for name in state):
+        skipped = {name: "no part of the backbone" for name in state if not name.startswith("backbone.")}
         state = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
     elif rename is not None and not any(name.startswith("stages.") for name in state):
+        skipped = {name: "no part of the backbone" for name in state if rename(name) is None}
         renamed = {rename(name): tensor for name, tensor in state.items()}
         state = {name: tensor for name, tensor in renamed.items() if name is not None}
     load_strictly(backbone, state, where=where)
+    note_loaded(backbone, state, where=where, licence=licence, skipped=skipped)
+
+
+def note_loaded(
+    backbone: StagedBackbone,
+    state: Mapping[str, Tensor],
+    *,
+    where: object,
+    licence: str = "",
+    skipped: Mapping[str, str] | None = None,
+) -> None:
+    """Leaves the report of weights that fitted `backbone` entirely; `skipped` are tensors that it has no place for."""
+    halves = sum(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in state.values())
+    notes = (f"{halves} tensors are in half precision: widened to single, as they are",) if halves else ()
+    keys = [f"backbone.{name}" for name in backbone.state_dict() if name in state]
+    backbone.start_report = whole(str(where), keys, skipped=skipped, licence=licence, notes=notes)
 
 
 def levels_from_shared(state: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:

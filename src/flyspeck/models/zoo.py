@@ -20,6 +20,7 @@ from flyspeck.models.backbones.bottom_heavy import bh_hrnet18, bh_hrnet32, bh_re
 from flyspeck.models.backbones.hrnet import hrnet18, hrnet32
 from flyspeck.models.backbones.mobilenet import mobilenet_v2
 from flyspeck.models.backbones.mobilenet_v1 import CORAL, MobileNetV1Options, mobilenet_v1
+from flyspeck.models.backbones.mobilenet_v3 import mobilenet_v3_large
 from flyspeck.models.backbones.resnet import resnet18, resnet34, resnet50, resnet101, resnet152, resnext50
 from flyspeck.models.backbones.shufflenet import shufflenet_v2
 from flyspeck.models.backbones.specknet import SpeckNetOptions, specknet_m, specknet_n, specknet_s
@@ -135,6 +136,7 @@ BACKBONES: dict[str, BackboneEntry] = {
     "mobilenet_v1": BackboneEntry(mobilenet_v1, _FROM_STRIDE_2, settings=MobileNetV1Options),
     "mobilenet_v1_coral": BackboneEntry(partial(mobilenet_v1, **CORAL), _FROM_STRIDE_2),
     "mobilenet_v2": BackboneEntry(mobilenet_v2, _FROM_STRIDE_2),
+    "mobilenet_v3_large": BackboneEntry(mobilenet_v3_large, _FROM_STRIDE_2),
     "shufflenet_v2": BackboneEntry(shufflenet_v2, _FROM_STRIDE_2),
     "specknet_n": _speck(specknet_n, channels=32),
     "specknet_s": _speck(specknet_s, channels=48),

@@ -23,6 +23,7 @@ from flyspeck.evaluate.counts import Counts
 from flyspeck.evaluate.score_curve import KEY as KEY_OF_SCORES
 from flyspeck.files import write_text
 from flyspeck.models.detector import Detector
+from flyspeck.publish.licences import check_licence
 from flyspeck.publish.score import CONVENTION, LEVEL, SAMPLES, Score, cost, environment, score
 from flyspeck.train.build import load_described
 from flyspeck.train.checkpoint import load_weights, save_weights, weights_file
@@ -83,6 +84,7 @@ def write_card(
     validation set where the data have moved. `speed` times the model here and now, which wants a quiet machine. `baselines` sets
     beside it what needs no network, fitted to the recipe's training set.
     """
+    check_licence(words.licence, load_weights(weights_file(run))[1])
     recipe = load_recipe(run / "recipe.yaml", [] if gt is None else [f"data.val={gt.resolve()}"])
     if not (run / "detections.json").is_file():
         raise UserError("no detections.json: the run is not finished", where=run, fix="go on with --resume")
@@ -96,7 +98,11 @@ def write_card(
     half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
     parity = _parity(detector, half, spread(val_set, parity_images), recipe, description)
     assert metrics.scores is not None
-    told = {**description, KEY_OF_SCORES: metrics.scores.to_dict()}  # runs of before 0.2 have none
+    told = {
+        **description,
+        KEY_OF_SCORES: metrics.scores.to_dict(),
+        "licence": words.licence,
+    }  # runs of before 0.2 have none
     save_weights(out / WEIGHTS, half if parity.holds else state, published(told))
     text = card(
         recipe,
@@ -200,6 +206,7 @@ def card(
         "```",
         "",
         f"* **Weights' licence**: {words.licence}",
+        *_started(description),
         f"* **Data**: {words.data}; {known['train']['images']} images to learn from, {known['val']['images']} to measure on; "
         f"sha256 of the tables {description['data'][:16]}.",
         *_ground(description),
@@ -227,6 +234,15 @@ def card(
         lines += ["", words.notes.strip()]
     lines += ["", "## Recipe", "", "```yaml", _recipe_text(recipe).strip(), "```", ""]
     return "\n".join(lines)
+
+
+def _started(description: Mapping[str, Any]) -> list[str]:
+    """What the weights started from, with its licence."""
+    said = [
+        f"{published(dict(one))['source']} ({one.get('licence') or 'licence not said'})"
+        for one in description.get("starts", ())
+    ]
+    return [f"* **Started from**: {'; '.join(said)}."] if said else []
 
 
 def _ground(description: Mapping[str, Any]) -> list[str]:

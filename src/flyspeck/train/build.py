@@ -98,8 +98,10 @@ def build_detector(
     assert isinstance(detector, Detector)
     if load and model.sigma is not None:
         _initialise_by_power(detector, model.sigma)
+    if load and model.weights is not None and (begun := getattr(detector.backbone, "start_report", None)) is not None:
+        detector.starts.append(begun)
     if load and model.start is not None:
-        take_over(detector, model.start)
+        detector.starts.append(take_over(detector, model.start, build=detector_from_description))
     return detector
 
 
@@ -112,7 +114,9 @@ def _prepare(model: ModelConfig, host: str, backbone: StagedBackbone, num_extra:
     options: dict[str, Any] = model.head.model_dump()
     if model.anchors is not None:
         a = model.anchors
-        options["anchors"] = partial(strided_anchors, base_scale=a.base_scale, ratios=a.ratios, octaves=a.octaves)
+        options["anchors"] = partial(
+            strided_anchors, base_scale=a.base_scale, ratios=a.ratios, octaves=a.octaves, torchvision=a.torchvision
+        )
         if a.receptive_fields:
             fields = fields_of(backbone, num_extra, whose="own" if a.receptive_fields is True else a.receptive_fields)
             options["anchors"] = partial(receptive_anchors, receptive_fields=fields, ratios=a.ratios)

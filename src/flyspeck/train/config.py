@@ -7,6 +7,7 @@ file, those that `--set` gives to the working folder.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -175,9 +176,8 @@ def _resolved(recipe: Recipe, base: Callable[[tuple[str, ...]], Path]) -> Recipe
             value, extra = getattr(model, name), field.json_schema_extra
             if isinstance(value, Options):
                 changed[name] = absolute((*key, name), value)
-            elif isinstance(value, str) and _is_path(value, extra):
-                path = Path(value).expanduser()
-                changed[name] = str(path if path.is_absolute() else (base((*key, name)) / path).resolve())
+            elif isinstance(value, str):
+                changed[name] = _absolute(value, extra, lambda name=name: base((*key, name)))
         return model.model_copy(update=changed)
 
     resolved = absolute((), recipe)
@@ -185,8 +185,18 @@ def _resolved(recipe: Recipe, base: Callable[[tuple[str, ...]], Path]) -> Recipe
     return resolved
 
 
-def _is_path(value: str, extra: object) -> bool:
-    return extra == PATH or (extra == PATH_OR_NAME and ("/" in value or "." in value))
+def _absolute(value: str, extra: object, base: Callable[[], Path]) -> str:
+    """A field's value, made absolute from the folder of `base` where `extra` marks it as a path. Names stay as they are."""
+    if extra not in (PATH, PATH_OR_NAME):
+        return value
+    if extra == PATH_OR_NAME:
+        head, at, file = value.partition("@")
+        if re.fullmatch(r"[a-z]+:.*", head):  # torchvision:NAME@FILE, package:NAME
+            return f"{head}@{_absolute(file, PATH, base)}" if at else value
+        if "/" not in value and "." not in value and not (base() / value).exists():
+            return value
+    path = Path(value).expanduser()
+    return str(path if path.is_absolute() else (base() / path).resolve())
 
 
 def _within(key: tuple[str, ...], given: set[tuple[str | int, ...]]) -> bool:

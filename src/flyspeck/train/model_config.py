@@ -16,10 +16,11 @@ from flyspeck.errors import UserError
 from flyspeck.models.assigners.build import ASSIGNER_OPTIONS, AssignerOptions
 from flyspeck.models.assigners.rfla import Fields
 from flyspeck.models.names import DYNAMIC, find_backbone, parse_name, split_backbone
+from flyspeck.models.start.torchvision_names import is_torchvision, section
 from flyspeck.models.zoo import BACKBONES, DETECTORS
 from flyspeck.options import Count, Options, Positive, Share, listed, owners, unknown_key
 from flyspeck.plugins import owner
-from flyspeck.train.sections import PATH, PATH_OR_NAME
+from flyspeck.train.sections import PATH_OR_NAME
 
 
 class AnchorConfig(Options):
@@ -31,6 +32,8 @@ class AnchorConfig(Options):
     """Height over width."""
     octaves: int = Field(default=1, ge=1, le=64)
     """Sizes per level between one level's and the next's."""
+    torchvision: bool = False
+    """As torchvision's detectors have them: whole pixels, centred on the corners of cells rather than on their middle."""
     fit: bool = False
     """Take base scale and ratios from the training set's boxes instead, and print them."""
     receptive_fields: bool | Fields = False
@@ -45,8 +48,10 @@ class ModelConfig(Options):
     """DETECTOR:BACKBONE[:NECK], as `flyspeck models` lists them."""
     weights: str | None = Field(default=None, json_schema_extra=PATH_OR_NAME)
     """Backbone weights: a file, a name that torchvision (IMAGENET1K_V1) or timm (DEFAULT, d2_in1k) has, or null for random."""
-    start: str | None = Field(default=None, json_schema_extra=PATH)
-    """Fine-tuning: a run folder or weights file whose tensors are taken over where name and shape agree."""
+    start: str | None = Field(default=None, json_schema_extra=PATH_OR_NAME)
+    """Fine-tuning: a detector whose tensors are taken over as far as both have the same. A run folder or weights file, the name
+    of a trained detector (hituav_half), or one of torchvision's (`torchvision:fasterrcnn_resnet50_fpn_v2`, of its cache;
+    `torchvision:NAME@FILE`), with which the rest of this section becomes that detector's where you do not say otherwise."""
     width: float = Field(default=1.0, gt=0, le=64)
     """Width multiplier of the backbone, and of nothing else."""
     channels: int = Field(default=256, ge=4, le=65536)
@@ -94,6 +99,18 @@ class ModelConfig(Options):
     others on it keep a quarter of their scores; `nms` is NMS alone, as papers have it. With `soft_nms` nothing follows."""
     soft_nms: Literal["linear", "gaussian"] | None = None
     """Lower the scores of overlapping boxes instead of dropping them; `nms` is then the linear form's bound."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_torchvision(cls, given: Any) -> Any:
+        """What the start says of the model, under what the recipe says."""
+        start = given.get("start") if isinstance(given, Mapping) else None
+        if not isinstance(start, str) or not is_torchvision(start):
+            return given
+        said = section(start)
+        if given.get("name", said["name"]) != said["name"]:  # another detector: what fits of it is taken
+            return given
+        return _under(said, given)
 
     @model_validator(mode="before")
     @classmethod
@@ -166,6 +183,17 @@ class ModelConfig(Options):
             elif value not in (None, table[others[0]].model_fields[key].default):
                 raise unknown_key(key, f"it belongs to {listed(others)}; {given['name']} has {listed(mine, 9)}")
         return kept
+
+
+def _under(said: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` over `said`, mappings merged, but for anchors: they are fitted or given. Null is what nobody has said."""
+    merged = dict(given)
+    for key, value in said.items():
+        if merged.get(key) is None:
+            merged[key] = value
+        elif key != "anchors" and isinstance(value, Mapping) and isinstance(merged[key], Mapping):
+            merged[key] = _under(value, merged[key])
+    return merged
 
 
 def _typed(given: Any, name: str, model: type[Options], table: Mapping[str, type[Options]]) -> Options:

@@ -16,10 +16,12 @@ from safetensors import SafetensorError, safe_open
 
 from flyspeck.errors import UserError
 from flyspeck.models.names import find_backbone, parse_name, split_backbone
+from flyspeck.models.start.torchvision_names import DETECTORS, is_torchvision, parse
 from flyspeck.models.weights import is_file_name
 from flyspeck.models.zoo import imagenet_pixels
-from flyspeck.train.checkpoint import KEY, load_state, weights_file
+from flyspeck.train.checkpoint import KEY, load_state
 from flyspeck.train.model_config import ModelConfig
+from flyspeck.train.start_names import find_start
 
 log = logging.getLogger("flyspeck")
 Pixels = tuple[Sequence[float], Sequence[float]]
@@ -65,7 +67,9 @@ def _default(model: ModelConfig, *, channels: int, bits: int) -> str:
 
 def _of_weights(model: ModelConfig) -> Pixels:
     if model.start is not None:  # which replaces what `weights` loads
-        return _stored(weights_file(model.start)) or _published(model, model.start)
+        if is_torchvision(model.start):
+            return DETECTORS[parse(model.start)[0]].pixels
+        return _stored(find_start(model.start).file) or _published(model, model.start)
     if model.weights is None:
         raise UserError(
             "there are no weights to take mean and deviation from",

@@ -1,6 +1,7 @@
 """A recipe from beginning to end: read, build, fit, and leave a run folder that explains itself.
 
-A run folder holds `recipe.yaml` (complete), `environment.json` (versions, hardware, data hash), `metrics.jsonl` and
+A run folder holds `recipe.yaml` (complete), `environment.json` (versions, hardware, data hash), `start.json` (what became of
+every tensor of the weights that it started from), `metrics.jsonl` and
 `metrics.csv`, `best.safetensors`, `last.safetensors`, `state.pt`, and of the best weights `detections.json` and
 `evaluation.json`.
 """
@@ -65,6 +66,7 @@ from flyspeck.train.plan import Watch
 from flyspeck.train.plugin_notes import with_plugins
 from flyspeck.train.processes import join_processes
 from flyspeck.train.progress import Console, Fanout, Reporter, RunFiles, TensorBoard, headline
+from flyspeck.train.start_notes import check_at_hand, starts_of, write_starts
 from flyspeck.version import VERSION
 
 log = logging.getLogger("flyspeck")
@@ -140,6 +142,7 @@ def _train(
     accelerator: Accelerator,
     watch: Watch,
 ) -> dict[str, float]:
+    check_at_hand(recipe.model)
     (train_set, of_train), (val_set, of_val) = _usable_sets(recipe.data)
     check_metric(recipe.evaluate.best, val_set, recipe.evaluate.protocol)
     rule = reading_rule(recipe.data, of_train, of_val, resumed=folder if resume else None)
@@ -158,6 +161,7 @@ def _train(
         **sizes_of(recipe, train_set, seen),
         **_ground_of(recipe, train_set),
         "protocol": recipe.evaluate.protocol,
+        **starts_of(recipe.model, detector),
         **method.note,
     }
     set_counts_area(detector, recipe.model, description["training_size"])
@@ -165,6 +169,7 @@ def _train(
         load_into(detector, method.start)
     if accelerator.is_main_process:
         _describe_run(folder, recipe, description, train_set, val_set, accelerator=accelerator)
+        write_starts(folder, detector)
     console = Console(best=best_metric(recipe.evaluate.best, recipe.dynamic))
     evaluations = evaluations_of(recipe, description, detector, val_set, rule, accelerator, console)
     with contextlib.closing(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from flyspeck.errors import UserError
 from flyspeck.models.depthwise import use_quick_depthwise
 from flyspeck.models.narrow_pointwise import use_sound_pointwise
+from flyspeck.models.start.report import StartReport
 from flyspeck.types import FeatureSpec
 
 
@@ -74,6 +75,8 @@ class StagedBackbone(nn.Module):
         self.specs = dict(specs)
         self.branches = {name: tuple(maps) for name, maps in (branches or {}).items()}
         self.outputs = tuple(outputs)
+        self.start_report: StartReport | None = None
+        """What was loaded of which weights; None at random."""
         use_quick_depthwise(self)
         use_sound_pointwise(self)
         known = {**self.specs, **self.branches}

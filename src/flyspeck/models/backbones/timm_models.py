@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from flyspeck.errors import UserError, missing_extra, nearest
 from flyspeck.models.backbones.staged import StagedBackbone
-from flyspeck.models.weights import is_file_name, load_backbone, read_weights
+from flyspeck.models.weights import is_file_name, load_backbone, note_loaded, read_weights
 from flyspeck.types import FeatureSpec
 
 PREFIX = "timm/"
@@ -72,6 +72,16 @@ def timm_backbone(
         backbone = _staged(name, model, maps, outputs)
     if own is not None and _is_ours(own):
         load_backbone(backbone, own)
+    elif own is not None:
+        state = read_weights(own)
+        there = {_mark(tensor) for tensor in backbone.state_dict().values()}
+        skipped = {key: "no part of the backbone" for key, tensor in state.items() if _mark(tensor) not in there}
+        note_loaded(backbone, backbone.state_dict(), where=own, skipped=skipped)
+    elif tag is not None:
+        published = _timm().get_pretrained_cfg(_tagged(name, tag), allow_unregistered=True)
+        note_loaded(
+            backbone, backbone.state_dict(), where=f"timm's {published.tag or tag}", licence=published.license or ""
+        )
     return backbone.train().to(torch.get_default_device())
 
 
@@ -171,10 +181,12 @@ def _load(name: str, pretrained: bool, options: Mapping[str, Any]) -> nn.Module:
                 where=options["pretrained_cfg_overlay"]["file"],
                 fix="choose the model that the weights were made for",
             ) from error
+        place = getattr(_timm().get_pretrained_cfg(name, allow_unregistered=True), "hf_hub_id", None)
+        bring = f"bring model.safetensors of {place} from the Hugging Face hub, and " if place else ""
         raise UserError(
             f"timm could not load the weights of {name} ({_line(error)})",
             where="weights",
-            fix="give the path of a local file",
+            fix=f"{bring}give the path of the local file",
         ) from error
 
 

@@ -18,7 +18,15 @@ from torch import Tensor, nn
 
 from flyspeck.models.backbones.resnet import scaled
 from flyspeck.models.backbones.staged import StagedBackbone
-from flyspeck.models.weights import is_file_name, load_backbone, load_strictly, read_weights, torchvision_weights
+from flyspeck.models.weights import (
+    TORCHVISION_LICENCE,
+    is_file_name,
+    load_backbone,
+    load_strictly,
+    note_loaded,
+    read_weights,
+    torchvision_weights,
+)
 from flyspeck.options import Options
 from flyspeck.types import FeatureSpec
 
@@ -88,7 +96,11 @@ def _load(backbone: StagedBackbone, weights: str | Path) -> None:
     if not any(name.startswith("features.") for name in state):
         load_backbone(backbone, weights)
         return
-    load_strictly(backbone, from_torchvision(state), where=weights)
+    ours = from_torchvision(state)
+    load_strictly(backbone, ours, where=weights)
+    licence = "" if is_file_name(weights) else TORCHVISION_LICENCE
+    skipped = {name: "fc6 and fc7 are subsampled from it" for name in state if name.startswith("classifier.")}
+    note_loaded(backbone, ours, where=weights, licence=licence, skipped=skipped)
 
 
 def from_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:

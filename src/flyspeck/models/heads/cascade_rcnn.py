@@ -15,7 +15,7 @@ with BH-ResNet50 186.83.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ from flyspeck.models.layers import NormBuilder
 from flyspeck.models.losses import mean_over_processes, smooth_l1
 from flyspeck.models.necks.fpn import FPN, FusionMode
 from flyspeck.models.postprocess import RawDetections, Suppression, suppress
+from flyspeck.models.start.rows import OutputRows
 from flyspeck.options import Share, Weight
 from flyspeck.types import FeatureSpec, Targets
 
@@ -159,6 +160,13 @@ class CascadeRCNNHead(Head):
     def counted_rules(self) -> list[tuple[object, str]]:
         """See `Head.counted_rules`."""
         return [(self, "suppression"), (self.rpn, "test_rule")]
+
+    def output_rows(self) -> Mapping[str, OutputRows]:
+        """See `Head.output_rows`."""
+        found = {f"rpn.{name}": rows for name, rows in self.rpn.output_rows().items()}
+        for i, box_head in enumerate(self.box_heads):
+            found |= {f"box_heads.{i}.{name}": rows for name, rows in box_head.output_rows().items()}  # type: ignore[operator]
+        return found
 
     def run_layers(self, maps: Sequence[Tensor], *, proposals: int) -> None:
         """See `Head.run_layers`: every stage looks at all proposals."""

@@ -8,7 +8,7 @@ half-pixel correction (`aligned`); the number of samples is counted over all pro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -26,10 +26,11 @@ from flyspeck.models.batch_decoding import BatchDetections, Size, suppress_regio
 from flyspeck.models.detector import DenseOutputs, Detector, Head, PixelNorm
 from flyspeck.models.heads.roi import BoxHead, RoIPool, RoIPoolOptions, assign_regions, sample_balanced
 from flyspeck.models.heads.rpn import RPN, RPNOptions, proposal_network
-from flyspeck.models.layers import NormBuilder
+from flyspeck.models.layers import NeckNorm, NormBuilder, norm_of_neck
 from flyspeck.models.losses import mean_over_processes, smooth_l1
 from flyspeck.models.necks.fpn import FPN, FusionMode
 from flyspeck.models.postprocess import RawDetections, Suppression, suppress
+from flyspeck.models.start.rows import OutputRows
 from flyspeck.options import Count, Options, Share
 from flyspeck.types import FeatureSpec, Targets
 
@@ -176,6 +177,11 @@ class FasterRCNNHead(Head):
         """See `Head.dense_outputs`: those of the proposal network."""
         return self.rpn.dense_outputs(raw)
 
+    def output_rows(self) -> Mapping[str, OutputRows]:
+        """See `Head.output_rows`."""
+        found = {f"rpn.{name}": rows for name, rows in self.rpn.output_rows().items()}
+        return found | {f"box_head.{name}": rows for name, rows in self.box_head.output_rows().items()}
+
     def dense_grid(self) -> Sequence[Sequence[tuple[float, float]]]:
         """The anchors of each level."""
         return self.rpn.anchors.shapes
@@ -219,6 +225,10 @@ class FasterRCNNOptions(TwoStageOptions):
     """Overlap (IoU) with an object from which a region learns it; below, it learns background."""
     box_beta: float = Field(default=1 / 9, gt=0)
     """Where the smooth L1 loss of the box turns from a parabola into a line."""
+    box_convs: int = Field(default=0, ge=0, le=8)
+    """3x3 convolutions with batch norm before the box head's hidden layers, which are then one: 4 in torchvision's second."""
+    neck_norm: NeckNorm = None
+    """Norm layers of its own pyramid where they are not those of `model.norm`."""
 
 
 def faster_rcnn(
@@ -229,6 +239,7 @@ def faster_rcnn(
     channels: int = 256,
     hidden: int = 1024,
     norm: NormBuilder | None = None,
+    neck_norm: NeckNorm = None,
     neck: nn.Module | None = None,
     fusion: Sequence[float] | FusionMode | None = None,
     num_extra: int = 1,
@@ -239,6 +250,7 @@ def faster_rcnn(
     rpn: dict[str, Any] | None = None,
     pool: dict[str, Any] | None = None,
     assigner: AssignerBuilder | None = None,
+    box_convs: int = 0,
     **head: Any,
 ) -> Detector:
     """Faster R-CNN on `backbone`; with maps from C2 it is the adaptive one.
@@ -247,12 +259,18 @@ def faster_rcnn(
     `hidden` is the width of the box head (256 on a laptop), `proposals` the regions that it looks at (300 on a laptop,
     where an image holds fewer objects), `train_proposals` those among which training samples. `rpn`, `pool` and `head`
     are keyword arguments of `RPN`, `RoIPool` and `FasterRCNNHead`. `assigner` is the RPN's.
+    `box_convs` come before the box head's hidden layers, `neck_norm` is the FPN's where it differs from `norm`.
     """
-    neck = neck or FPN(backbone.features, channels=channels, num_extra=num_extra, norm=norm, fusion=fusion)
+    neck = neck or FPN(
+        backbone.features, channels=channels, num_extra=num_extra, norm=norm_of_neck(norm, neck_norm), fusion=fusion
+    )
     features: Sequence[FeatureSpec] = neck.features  # type: ignore[assignment]
     pooled = features[: len(features) - num_extra]
     region_pool = RoIPool([f.stride for f in pooled], **(pool or {}))
-    box_head = BoxHead(features[0].channels * region_pool.output**2, hidden=hidden, num_classes=len(classes))
+    width = features[0].channels
+    box_head = BoxHead(
+        width * region_pool.output**2, hidden=hidden, num_classes=len(classes), convs=box_convs, channels=width
+    )
     return Detector(
         backbone,
         neck,

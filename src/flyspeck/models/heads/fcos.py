@@ -24,7 +24,7 @@ Numbers (640x512, one class, ResNet-50, P2-P6 with P6 convolved from P5): 174.74
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -48,10 +48,11 @@ from flyspeck.models.batch_decoding import (
     take_rows,
 )
 from flyspeck.models.detector import DenseOutputs, Detector, Head, PixelNorm
-from flyspeck.models.layers import ConvTower, NormBuilder, flatten_levels, init_normal
+from flyspeck.models.layers import ConvTower, NeckNorm, NormBuilder, flatten_levels, init_normal, norm_of_neck
 from flyspeck.models.losses import focal_loss, mean_over_processes
 from flyspeck.models.necks.fpn import FPN, FusionMode
 from flyspeck.models.postprocess import RawDetections, Suppression, suppress, topk_per_level
+from flyspeck.models.start.rows import OutputRows
 from flyspeck.options import Depth, Share, Thresholds
 from flyspeck.types import FeatureSpec, Targets
 
@@ -170,6 +171,7 @@ class FCOSHead(Head):
         foreground: float = 0.5,
         background: float = 0.4,
         prior_scale: float = 2.0,
+        tower_bias: bool = False,
         suppression: Suppression | None = None,
     ) -> None:
         super().__init__()
@@ -184,8 +186,8 @@ class FCOSHead(Head):
         self.ranges = size_ranges([f.stride for f in features], scale=range_scale)
         self.suppression = suppression or Suppression(iou=0.6, pre_nms=2000, max_detections=1000)
         channels = features[0].channels
-        self.class_tower = ConvTower(channels, depth, levels=len(features), norm=norm)
-        self.box_tower = ConvTower(channels, depth, levels=len(features), norm=norm)
+        self.class_tower = ConvTower(channels, depth, levels=len(features), norm=norm, bias=tower_bias)
+        self.box_tower = ConvTower(channels, depth, levels=len(features), norm=norm, bias=tower_bias)
         self.class_logits = nn.Conv2d(channels, num_classes, 3, 1, 1)
         self.box_distances = nn.Conv2d(channels, 4, 3, 1, 1)
         self.centerness = nn.Conv2d(channels, 1, 3, 1, 1)
@@ -334,6 +336,10 @@ class FCOSHead(Head):
             levels.append(level_candidates(scores, self.suppression.pre_nms, boxes_of, size))
         return suppress_levels(levels, self.num_classes, self.suppression)
 
+    def output_rows(self) -> Mapping[str, OutputRows]:
+        """See `Head.output_rows`."""
+        return {"class_logits": OutputRows(("classes",))}
+
     def dense_outputs(self, raw: tuple[list[Tensor], list[Tensor], list[Tensor]]) -> DenseOutputs:
         """See `Head.dense_outputs`: class logits and distances of every point, and the centerness (or IoU) as its quality."""
         logits, distances, central = raw
@@ -360,6 +366,10 @@ class FCOSOptions(Thresholds):
     """A level regresses distances of up to so many strides: 4 in Adap-FCOS, 8 in the original."""
     offset: Share = 0.5
     """Where in its cell a point lies: 0.5 is the middle."""
+    tower_bias: bool = False
+    """Convolutions of the towers have a bias before a norm too, as torchvision's; without a norm they always have one."""
+    neck_norm: NeckNorm = None
+    """Norm layers of its own pyramid where they are not those of `model.norm`."""
     geometric_mean: bool = True
     """Scores are the root of class score times centerness; false: their product."""
     centerness_weighted: bool = True
@@ -382,6 +392,7 @@ def fcos(
     channels: int = 256,
     depth: int = 4,
     norm: NormBuilder | None = None,
+    neck_norm: NeckNorm = None,
     neck: nn.Module | None = None,
     fusion: Sequence[float] | FusionMode | None = None,
     num_extra: int = 1,
@@ -393,7 +404,12 @@ def fcos(
     The neck is an FPN whose extra levels are convolved from its own last map, or `neck`. `head` goes to `FCOSHead`.
     """
     neck = neck or FPN(
-        backbone.features, channels=channels, num_extra=num_extra, extra="conv_p5", norm=norm, fusion=fusion
+        backbone.features,
+        channels=channels,
+        num_extra=num_extra,
+        extra="conv_p5",
+        norm=norm_of_neck(norm, neck_norm),
+        fusion=fusion,
     )
     features: Sequence[FeatureSpec] = neck.features  # type: ignore[assignment]
     return Detector(

@@ -24,7 +24,7 @@ Numbers (ResNet-50, GN, deformable convolutions not counted): 36.62 M trainable 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,6 +51,7 @@ from flyspeck.models.layers import ConvNorm, NormBuilder, flatten_levels, group_
 from flyspeck.models.losses import focal_loss, mean_over_processes, smooth_l1
 from flyspeck.models.necks.fpn import FPN, FusionMode
 from flyspeck.models.postprocess import RawDetections, Suppression, suppress, topk_per_level
+from flyspeck.models.start.rows import OutputRows
 from flyspeck.options import Count, Depth, Share, Thresholds, Weight
 from flyspeck.types import FeatureSpec, Targets
 
@@ -199,6 +200,10 @@ class RepPointsHead(Head):
         self.register_buffer(
             "kernel_taps", _KERNEL_TAPS.to(self.class_out.weight.device).reshape(1, -1, 1, 1), persistent=False
         )
+
+    def output_rows(self) -> Mapping[str, OutputRows]:
+        """See `Head.output_rows`."""
+        return {"class_out": OutputRows(("classes",))}
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Per level: class logits `(B, K, H_l, W_l)`, init and refined points `(B, 18, H_l, W_l)`.

@@ -10,7 +10,7 @@ to a pyramid level; objects always get their best anchor (`low_quality`), and an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -28,10 +28,11 @@ from flyspeck.models.assigners.nwd import AITOD_SIZE, nwd_loss
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.batch_decoding import BatchDetections, Size, decode_anchored, flatten_level
 from flyspeck.models.detector import DenseOutputs, Detector, Head, PixelNorm
-from flyspeck.models.layers import ConvTower, NormBuilder, flatten_levels, init_normal
+from flyspeck.models.layers import ConvTower, NeckNorm, NormBuilder, flatten_levels, init_normal, norm_of_neck
 from flyspeck.models.losses import focal_loss, giou_loss, smooth_l1
 from flyspeck.models.necks.fpn import FPN, Extra, FusionMode
 from flyspeck.models.postprocess import RawDetections, Suppression, suppress, topk_per_level
+from flyspeck.models.start.rows import OutputRows
 from flyspeck.options import Depth, Positive, Share, Thresholds, Weight
 from flyspeck.types import FeatureSpec, Targets
 
@@ -161,6 +162,14 @@ class RetinaNetHead(Head):
         logits, deltas = raw
         return DenseOutputs(flatten_levels(logits, self.num_classes), flatten_levels(deltas, 4))
 
+    def output_rows(self) -> Mapping[str, OutputRows]:
+        """See `Head.output_rows`."""
+        shapes = self.anchors.shapes[0]
+        return {
+            "class_logits": OutputRows(("anchors", "classes"), shapes),
+            "box_deltas": OutputRows(("anchors", "values"), shapes),
+        }
+
     def dense_grid(self) -> Sequence[Sequence[tuple[float, float]]]:
         """The anchors of each level."""
         return self.anchors.shapes
@@ -186,6 +195,8 @@ class RetinaNetOptions(Thresholds):
     extra: Extra = "conv_c5"
     """How its own pyramid makes the levels above the backbone's last: a 3x3 convolution of stride 2 on C5 (`conv_c5`) or on P5
     (`conv_p5`), or every second cell of P5 (`pool`: the fusion-factor paper, section 3)."""
+    neck_norm: NeckNorm = None
+    """Norm layers of its own pyramid where they are not those of `model.norm`."""
 
 
 def retinanet(
@@ -196,6 +207,7 @@ def retinanet(
     channels: int = 256,
     depth: int = 4,
     norm: NormBuilder | None = None,
+    neck_norm: NeckNorm = None,
     neck: nn.Module | None = None,
     fusion: Sequence[float] | FusionMode | None = None,
     num_extra: int = 1,
@@ -224,7 +236,14 @@ def retinanet(
             where="extra",
             fix="leave it out, or leave out the neck",
         )
-    neck = neck or FPN(backbone.features, channels=channels, num_extra=num_extra, extra=extra, norm=norm, fusion=fusion)
+    neck = neck or FPN(
+        backbone.features,
+        channels=channels,
+        num_extra=num_extra,
+        extra=extra,
+        norm=norm_of_neck(norm, neck_norm),
+        fusion=fusion,
+    )
     features: Sequence[FeatureSpec] = neck.features  # type: ignore[assignment]
     return Detector(
         backbone,

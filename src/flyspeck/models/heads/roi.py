@@ -6,7 +6,7 @@ RoIAlign: He et al., 2017, arXiv:1703.06870. The level of a region: Lin et al., 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from pydantic import Field
@@ -16,8 +16,9 @@ from flyspeck import boxes as box_algebra
 from flyspeck.models import batch_decoding
 from flyspeck.models.assign import BACKGROUND, IGNORED, max_iou_assign, sample_balanced
 from flyspeck.models.batch_decoding import Size
-from flyspeck.models.layers import init_normal
+from flyspeck.models.layers import ConvNorm, init_normal
 from flyspeck.models.roi_align import pyramid_roi_align
+from flyspeck.models.start.rows import OutputRows
 from flyspeck.options import Options
 from flyspeck.types import Targets
 
@@ -90,15 +91,32 @@ class RoIPool(nn.Module):
 
 
 class BoxHead(nn.Module):
-    """Two hidden layers on a pooled region, then class logits (background last) and box deltas per class."""
+    """Two hidden layers on a pooled region, then class logits (background last) and box deltas per class.
 
-    def __init__(self, inputs: int, *, hidden: int, num_classes: int, class_agnostic: bool = False) -> None:
+    `inputs` are the values of a pooled region. With `convs` it first passes that many 3x3 convolutions on its `channels`, with
+    batch norm, and one hidden layer follows instead of two (Wu and He, 2018, arXiv:1803.08494, as torchvision has it).
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        *,
+        hidden: int,
+        num_classes: int,
+        class_agnostic: bool = False,
+        convs: int = 0,
+        channels: int = 0,
+    ) -> None:
         super().__init__()
         self.num_classes, self.class_agnostic = num_classes, class_agnostic
-        self.fc1, self.fc2 = nn.Linear(inputs, hidden), nn.Linear(hidden, hidden)
+        self.convs = nn.ModuleList(ConvNorm(channels, channels, 3, norm=nn.BatchNorm2d) for _ in range(convs))
+        self.fc1 = nn.Linear(inputs, hidden)
+        self.fc2 = None if convs else nn.Linear(hidden, hidden)
         self.class_logits = nn.Linear(hidden, num_classes + 1)
         self.box_deltas = nn.Linear(hidden, 4 if class_agnostic else 4 * num_classes)
-        for layer in (self.fc1, self.fc2):
+        for conv in self.convs:
+            nn.init.kaiming_normal_(conv[0].weight, mode="fan_out", nonlinearity="relu")  # type: ignore[index]
+        for layer in (self.fc1, *(() if self.fc2 is None else (self.fc2,))):
             nn.init.kaiming_uniform_(layer.weight, a=1)
             nn.init.zeros_(layer.bias)
         init_normal(self.class_logits, std=0.01)
@@ -106,9 +124,16 @@ class BoxHead(nn.Module):
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """`(P, C, S, S)` to logits `(P, K+1)` and deltas `(P, K or 1, 4)`, float32."""
+        for conv in self.convs:
+            pooled = torch.relu(conv(pooled))
         x = torch.relu(self.fc1(pooled.flatten(1)))
-        x = torch.relu(self.fc2(x))
+        x = x if self.fc2 is None else torch.relu(self.fc2(x))
         return self.class_logits(x).float(), self.box_deltas(x).float().unflatten(1, (-1, 4))
+
+    def output_rows(self) -> Mapping[str, OutputRows]:
+        """For `Head.output_rows` of a head of two stages."""
+        boxes = OutputRows(("values",) if self.class_agnostic else ("classes", "values"))
+        return {"class_logits": OutputRows(("background",)), "box_deltas": boxes}
 
 
 def assign_regions(

@@ -22,6 +22,7 @@ from flyspeck.models.batch_decoding import Size, flatten_level, nms_mask, take_r
 from flyspeck.models.detector import DenseOutputs
 from flyspeck.models.layers import ConvTower, NormBuilder, flatten_levels, init_normal
 from flyspeck.models.losses import mean_over_processes, smooth_l1
+from flyspeck.models.start.rows import OutputRows
 from flyspeck.options import Count, Depth, Positive, Share, Thresholds, Weight
 from flyspeck.types import FeatureSpec, Targets
 
@@ -164,6 +165,14 @@ class RPN(nn.Module):
         score = torch.cat(scores, 1)
         best, order = score.topk(torch.sym_min(rule.keep, score.shape[1]), dim=1)  # type: ignore[arg-type]
         return take_rows(torch.cat(boxes, 1), order), (best > _FLOOR).float()
+
+    def output_rows(self) -> Mapping[str, OutputRows]:
+        """For `Head.output_rows` of a head of two stages."""
+        shapes = self.anchors.shapes[0]
+        return {
+            "objectness": OutputRows(("anchors",), shapes),
+            "box_deltas": OutputRows(("anchors", "values"), shapes),
+        }
 
     def dense_outputs(self, raw: tuple[list[Tensor], list[Tensor]]) -> DenseOutputs:
         """For `Head.dense_outputs` of a head of two stages: objectness and offsets of every anchor."""

@@ -14,7 +14,7 @@ path's 10x10 map ("10x10 onwards"), which here only feeds the first extra layer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +33,7 @@ from flyspeck.models.heads.ssd_tables import MOBILENET_V1, VGG16, SSDConfigurati
 from flyspeck.models.layers import flatten_levels
 from flyspeck.models.losses import mean_over_processes, smooth_l1
 from flyspeck.models.postprocess import RawDetections, Suppression, suppress, topk_per_level
+from flyspeck.models.start.rows import OutputRows
 from flyspeck.models.stride import DualPath, eliminate_strides, layers, parse_elimination
 from flyspeck.options import Options, Share
 from flyspeck.types import FeatureSpec, Targets
@@ -273,6 +274,14 @@ class SSDHead(Head):
             rows, classes = topk_per_level(image_scores, counts, self.suppression.pre_nms, self.suppression.score)
             boxes = box_algebra.decode(image_deltas[rows], priors[rows], BOX_WEIGHTS)
             found.append(suppress(boxes, image_scores[rows, classes], classes, size, self.suppression))
+        return found
+
+    def output_rows(self) -> Mapping[str, OutputRows]:
+        """See `Head.output_rows`."""
+        found = {}
+        for i, shapes in enumerate(self.priors.shapes):
+            found[f"class_logits.{i}"] = OutputRows(("anchors", "background"), shapes)
+            found[f"box_deltas.{i}"] = OutputRows(("anchors", "values"), shapes)
         return found
 
     def decode_batch(self, maps: Sequence[Tensor], size: Size) -> BatchDetections:

@@ -97,6 +97,11 @@ _VGG_S1 = replace(
 
 VGG16: dict[str, SSDConfiguration] = {
     "base": _VGG_BASE,
+    "torchvision": replace(
+        _VGG_BASE,
+        sizes=(21, 45, 99, 153, 207, 261, 315),
+        ratios=(_FOUR, _SIX, _SIX, _SIX, _FOUR, _FOUR),
+    ),
     "S1L2": _VGG_S1,
     "S1L2-LargePools": replace(
         _VGG_S1,

@@ -25,7 +25,7 @@ could not be had, and they were not reproduced.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +46,7 @@ from flyspeck.models.layers import ConvNorm, ConvTower, NormBuilder, flatten_lev
 from flyspeck.models.losses import diou_loss, focal_loss
 from flyspeck.models.necks.fpn import FPN
 from flyspeck.models.postprocess import RawDetections, Suppression, suppress, topk_per_level
+from flyspeck.models.start.rows import OutputRows
 from flyspeck.options import Depth, Share, Thresholds, Weight
 from flyspeck.types import FeatureSpec, Targets
 
@@ -220,6 +221,15 @@ class TinaFaceHead(Head):
         return DenseOutputs(
             flatten_levels(logits, self.num_classes), flatten_levels(deltas, 4), flatten_levels(overlaps, 1)
         )
+
+    def output_rows(self) -> Mapping[str, OutputRows]:
+        """See `Head.output_rows`."""
+        shapes = self.anchors.shapes[0]
+        return {
+            "class_logits": OutputRows(("anchors", "classes"), shapes),
+            "box_deltas": OutputRows(("anchors", "values"), shapes),
+            "overlap_logits": OutputRows(("anchors",), shapes),
+        }
 
     def dense_grid(self) -> Sequence[Sequence[tuple[float, float]]]:
         """The anchors of each level."""

@@ -1,0 +1,1 @@
+"""Where a detector's weights begin: sources, what fits of them, and a report of every tensor."""
