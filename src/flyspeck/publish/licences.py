@@ -18,7 +18,7 @@ _DEMANDS = (
         r"\bNC\b|non[- ]?comm|research",
     ),
     (r"\bND\b|no[- ]?deriv", "not to be changed", r"(?!)"),
-    (r"BY[- ]SA\b|share[- ]?alike", "to be shared alike", r"BY[- ](NC[- ])?SA\b|share[- ]?alike"),
+    (r"[- ]SA\b|share[- ]?alike", "to be shared alike", r"[- ]SA\b|share[- ]?alike"),
 )
 
 
