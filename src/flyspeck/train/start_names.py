@@ -109,6 +109,7 @@ def _folder(point: EntryPoint) -> Path:
 def _package_licence(name: str) -> str:
     for point in entry_points(group=GROUP, name=name):
         about = point.dist.metadata if point.dist is not None else None
-        if about is not None:
-            return str(about.get("License-Expression") or about.get("License") or "")
+        for key in ("License-Expression", "License"):
+            if about is not None and key in about:
+                return str(about[key])
     return ""
