@@ -17,7 +17,19 @@ import flyspeck
 from flyspeck.callable_package import CallablePackage
 
 README = Path(__file__).parents[1] / "README.md"
-DOOR = ("inspect", "train", "evaluate", "build", "load_predictor", "predict", "export", "report", "find_label_errors")
+DOOR = (
+    "inspect",
+    "init",
+    "auto",
+    "train",
+    "evaluate",
+    "build",
+    "load_predictor",
+    "predict",
+    "export",
+    "report",
+    "find_label_errors",
+)
 
 
 @pytest.mark.parametrize("name", [*DOOR, "split"])

@@ -32,7 +32,11 @@ BELOW = {
     "explain": {"data", "models", "train", "infer", "report"},
     "publish": {"data", "models", "evaluate", "train"},
     "label_errors": {"data", "evaluate", "train", "infer", "report"},
-    "cli": {"data", "models", "evaluate", "train", "infer", "export", "report", "publish", "explain", "label_errors"},
+    "plan": {"data", "models", "evaluate", "train", "infer", "export", "report"},
+    "cli": {
+        *("data", "models", "evaluate", "train", "infer", "export", "report"),
+        *("publish", "explain", "label_errors", "plan"),
+    },
 }
 GROUND = {
     "allocator",

@@ -44,6 +44,10 @@ if TYPE_CHECKING:
     from flyspeck.label_errors.suspects import Suspect as Suspect
     from flyspeck.models.by_name import build as build
     from flyspeck.models.detector import Detector as Detector
+    from flyspeck.plan.auto import AutoRun as AutoRun
+    from flyspeck.plan.auto import auto as auto
+    from flyspeck.plan.init import Initialised as Initialised
+    from flyspeck.plan.init import init as init
     from flyspeck.plugins import load_plugin as load_plugin
     from flyspeck.register import register_backbone as register_backbone
     from flyspeck.register import register_detector as register_detector
@@ -69,6 +73,7 @@ _CALLED = ("evaluate", "export", "report", "train")
 
 _HOMES = {
     "Annotations": "flyspeck.data.annotations",
+    "AutoRun": "flyspeck.plan.auto",
     "CutPolicy": "flyspeck.data.policy",
     "DetectionDataset": "flyspeck.data.loading",
     "DetectionTable": "flyspeck.evaluate.detections",
@@ -78,6 +83,7 @@ _HOMES = {
     "Exported": "flyspeck.export.package",
     "FeatureSpec": "flyspeck.types",
     "ImageBatch": "flyspeck.types",
+    "Initialised": "flyspeck.plan.init",
     "Inspection": "flyspeck.data.inspection",
     "LabelErrors": "flyspeck.label_errors.run",
     "MergeRule": "flyspeck.infer.merge",
@@ -91,8 +97,10 @@ _HOMES = {
     "Targets": "flyspeck.types",
     "TrainedRun": "flyspeck.train.trained",
     "UserError": "flyspeck.errors",
+    "auto": "flyspeck.plan.auto",
     "build": "flyspeck.models.by_name",
     "find_label_errors": "flyspeck.label_errors.run",
+    "init": "flyspeck.plan.init",
     "inspect": "flyspeck.data.inspection",
     "load_detector": "flyspeck.train.build",
     "load_plugin": "flyspeck.plugins",

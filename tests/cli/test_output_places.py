@@ -25,6 +25,7 @@ VERBS = all_verbs()
 READ = {
     *(
         "--model",
+        "--val",
         "--gt",
         "--dt",
         "--on",

@@ -148,33 +148,15 @@ def _paint(out: Path, images: int, val_images: int, seed: int) -> None:
 
 def _train(out: Path, epochs: int, seed: int) -> None:
     """The recipe, as a file, and its run."""
+    from flyspeck.plan.speed import faster_precision
     from flyspeck.train.config import load_recipe
     from flyspeck.train.run import train
 
     recipe = out / "recipe.yaml"
     every = max(1, epochs // 2)
-    text = RECIPE.format(epochs=epochs, precision=_faster_precision(), eval_every=every, seed=seed)
+    text = RECIPE.format(epochs=epochs, precision=faster_precision(), eval_every=every, seed=seed)
     write_text(recipe, text)
     train(load_recipe(recipe), out / "run")
-
-
-def _faster_precision() -> str:
-    """bf16 where this processor computes a convolution faster in it than in fp32: old ones emulate it slowly."""
-    import torch
-
-    x = torch.randn(4, 32, 64, 80).to(memory_format=torch.channels_last)
-    weight = torch.randn(32, 32, 3, 3)
-
-    def seconds(dtype: torch.dtype) -> float:
-        pixels, kernel = x.to(dtype), weight.to(dtype)
-        times = []
-        for _ in range(8):
-            start = time.perf_counter()
-            torch.nn.functional.conv2d(pixels, kernel, padding=1)
-            times.append(time.perf_counter() - start)
-        return min(times[2:])
-
-    return "bf16" if seconds(torch.bfloat16) < 0.8 * seconds(torch.float32) else "fp32"
 
 
 def _predict(

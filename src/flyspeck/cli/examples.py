@@ -4,6 +4,7 @@ from __future__ import annotations
 
 EXAMPLES = {
     "flyspeck alpha": "flyspeck alpha train.json --strides 4,8,16,32,64 --size 512x640",
+    "flyspeck auto": "flyspeck auto train.json --minutes 45 --out runs/auto",
     "flyspeck benchmark": "flyspeck benchmark runs/first --engines eager,onnx,openvino --out speed",
     "flyspeck card": 'flyspeck card runs/first --out models/first --trained-on "my images" --licence "CC BY 4.0"',
     "flyspeck data convert": "flyspeck data convert labels --to coco --out train.json",
@@ -21,6 +22,7 @@ EXAMPLES = {
     "flyspeck eval": "flyspeck eval --model runs/first --data test.json --baselines --html test.html",
     "flyspeck explain": "flyspeck explain runs/first --gt val.json --out seen --draw 6",
     "flyspeck export": "flyspeck export runs/first --to onnx --out first.onnx",
+    "flyspeck init": "flyspeck init train.json --val val.json --minutes 30 --out recipe.yaml",
     "flyspeck models": "flyspeck models bh_resnet --recount",
     "flyspeck predict": "flyspeck predict photos --model runs/first --out found --to coco,csv --score 0.3",
     "flyspeck pretrain": "flyspeck pretrain bh_resnet50 cifar-100-python --epochs 60 --out runs/pretrained",

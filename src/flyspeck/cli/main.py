@@ -20,6 +20,8 @@ from flyspeck.errors import UserError, one_line
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("flyspeck.cli.demo:demo", "The whole job on generated images, in minutes: start here."),
     "data": ("flyspeck.cli.data:app", "Annotated images: inspect, convert, shrink, tile, generate scenes."),
+    "init": ("flyspeck.cli.init:init", "Annotated images to a recipe, every choice with its reason."),
+    "auto": ("flyspeck.cli.auto:auto", "Annotated images and minutes to a detector, chosen by measuring."),
     "train": ("flyspeck.cli.train:train", "A recipe to a trained detector and its metrics."),
     "schema": ("flyspeck.cli.schema:schema", "What a recipe may say: a JSON schema for editors, or a page."),
     "distill": ("flyspeck.cli.distill:distill", "A small student that learns from a large teacher."),

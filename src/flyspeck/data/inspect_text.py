@@ -128,9 +128,10 @@ def _implied(implied: dict[str, Any] | None) -> list[str]:
         "",
         "what this asks of a detector:",
         f"  finest stride {implied['stride']} (model.levels: {implied['levels']}{backbone}): {reasons['stride']}",
-        f"  anchors: {reasons['anchors']}",
-        f"  tiles {tiles}: {reasons['tile']}",
-        f"  detections an image {implied['max_detections']}: {reasons['max_detections']}",
+        f"  anchors (model.anchors, where `fit: true` takes them from the objects): {reasons['anchors']}",
+        f"  tiles {tiles} (augment.crop in training, evaluate.tile and predict --tile after it): {reasons['tile']}",
+        f"  detections an image {implied['max_detections']} (model.max_detections): {reasons['max_detections']}",
+        "  a whole recipe, with these and all other choices: `flyspeck init`",
     ]
 
 
@@ -140,4 +141,5 @@ def _fusion(fusion: dict[str, Any] | None) -> list[str]:
     factors = ", ".join(f"{edge} {factor:g}" for edge, factor in fusion["factors"].items())
     counts = ", ".join(f"{level} {count}" for level, count in fusion["counts"].items())
     anchors = fusion["anchors"]
-    return [f"  fusion factors (S-alpha, anchors {anchors[0]}-{anchors[-1]} px): {factors}; objects by level: {counts}"]
+    head = f"  fusion factors (model.fusion: statistic takes them; S-alpha, anchors {anchors[0]}-{anchors[-1]} px)"
+    return [f"{head}: {factors}; objects by level: {counts}"]

@@ -33,13 +33,15 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-
 
 @dataclass(frozen=True)
 class Appendix:
-    """A further section: an annotated image, and what to say of it."""
+    """A further section: what to say, and an annotated image, a table or both."""
 
     heading: str
     text: str
-    image: Image.Image
-    alternative: str
+    image: Image.Image | None = None
+    alternative: str = ""
     """What a screen reader says for the image."""
+    table: str = ""
+    """HTML, of `flyspeck.report.tables`."""
 
 
 def build_report(
@@ -358,7 +360,8 @@ def _images(images: Sequence[ShownImage], problems: Sequence[str], run: str, dia
 
 
 def _appendix(extra: Appendix) -> str:
-    return f'<p>{escape(extra.text)}</p><div class="views">{image(data_uri(extra.image), extra.alternative)}</div>'
+    seen = "" if extra.image is None else image(data_uri(extra.image), extra.alternative)
+    return f"<p>{escape(extra.text)}</p>{extra.table}" + (f'<div class="views">{seen}</div>' if seen else "")
 
 
 def _figure(head: str, chart: str, summary: str, data: str) -> str:

@@ -66,6 +66,13 @@ class Fingerprints:
         """(F,) bool."""
         return np.array([bool(digest) for digest in self.digests], dtype=bool)
 
+    def of(self, rows: Sequence[int]) -> Fingerprints:
+        """Those of some files; the problems of all stay."""
+        picked = np.asarray(rows, dtype=np.int64)
+        digests, pixels = (tuple(column[row] for row in rows) for column in (self.digests, self.plain_pixels))
+        bits, cells = self.bits[picked], self.cells[picked]
+        return Fingerprints(bits, cells, self.plain[picked], self.sparse[picked], digests, pixels, self.problems)
+
 
 def fingerprint(
     files: Sequence[Path], *, workers: int = 1, progress: Callable[[int, int], None] | None = None

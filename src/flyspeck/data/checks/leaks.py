@@ -109,13 +109,27 @@ def find_links(
     if not 0.5 <= alike <= 1:
         raise UserError(f"{alike:g} is no threshold of likeness", where="--alike", fix="give 0.5 to 1, such as 0.8")
     files = image_files_of(parts)
+    prints = fingerprint(files.paths, workers=workers, progress=progress) if pixels else None
+    return _linked(files, prints, alike=alike, frames=frames, frame_gap=frame_gap)
+
+
+def restricted(
+    links: Links, parts: Sequence[Part], *, alike: float = ALIKE, frames: Frames = "auto", frame_gap: int = FRAME_GAP
+) -> Links:
+    """`find_links` of `parts` whose files are all among those of `links`: none is decoded again."""
+    files = image_files_of(parts)
+    row_of = {path: row for row, path in enumerate(links.files.paths)}
+    prints = links.prints and links.prints.of([row_of[path] for path in files.paths])
+    return _linked(files, prints, alike=alike, frames=frames, frame_gap=frame_gap)
+
+
+def _linked(files: ImageFiles, prints: Fingerprints | None, *, alike: float, frames: Frames, frame_gap: int) -> Links:
+    """What ties the files, of which `prints` are known, or nothing but their names."""
     names = origins([path.as_posix() for path in files.paths], files.corners)
-    if not pixels:
-        own = np.arange(len(files.paths))
-        return Links(files, None, own, None, names, evidence(names, None, frames=frames, gap=frame_gap))
-    prints = fingerprint(files.paths, workers=workers, progress=progress)
-    found = compare(prints, files.member, alike=alike)
     told = evidence(names, prints, frames=frames, gap=frame_gap)
+    if prints is None:
+        return Links(files, None, np.arange(len(files.paths)), None, names, told)
+    found = compare(prints, files.member, alike=alike)
     return Links(files, prints, same_content(files, prints), found, names, told)
 
 

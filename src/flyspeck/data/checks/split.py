@@ -148,25 +148,10 @@ def split(
         workers=workers,
         progress=progress,
     )
-    part = _one_part(Path(source), parts)
-    row_of = {path: row for row, path in enumerate(links.files.paths)}
-    file_of = np.array([row_of[part.table.path(row).absolute()] for row in range(len(part.table))], dtype=np.int64)
-    groups = group_files(links, frame_gap)
-    largest = int(np.bincount(groups.group, minlength=1).max())
-    smallest = min(aims)
-    group = groups.group
-    if cut:
-        group = cut_groups(groups, links, max(1, int(smallest * len(links.files.paths) / 2)))
-    if len(np.unique(group)) < len(names):
-        fix = "give --cut to cut series" if not cut else "give fewer splits"
-        raise UserError(f"{len(np.unique(group))} groups of images for {len(names)} splits", where=source, fix=fix)
-    sums, weights = features(part.table, group[file_of])
-    chosen = assign(sums, weights, aims, seed)[group]
-    if cut:
-        chosen = _without_leaks(chosen, links, aims, alike=alike, frame_gap=frame_gap)
-    _prove(chosen, links, len(aims), alike=alike, frame_gap=frame_gap)
+    divided = divide(Path(source), parts, links, list(aims), seed=seed, cut=cut, alike=alike, frame_gap=frame_gap)
+    part, chosen, group, file_of = divided.part, divided.chosen, divided.group, divided.file_of
     new_folder(place)
-    notes = _unseen(links) + _notes(chosen[file_of], names, aims, largest, cut)
+    notes = _unseen(links) + _notes(chosen[file_of], names, aims, divided.largest, cut)
     written = []
     for number, name in enumerate(names):
         rows = np.flatnonzero(chosen[file_of] == number)
@@ -174,11 +159,67 @@ def split(
         notes += write_part(part, table, place, name, link=link, encoding=encoding)
         written.append(_describe(name, aims[number], table, len(part.table), len(np.unique(group[file_of[rows]]))))
     done = Split(
-        tuple(written), int(group.max(initial=-1)) + 1, largest, int((chosen[file_of] < 0).sum()), tuple(notes)
+        tuple(written), int(group.max(initial=-1)) + 1, divided.largest, int((chosen[file_of] < 0).sum()), tuple(notes)
     )
-    write_text(place / GROUPS, _listing(links, group, groups.ties, chosen, names))
+    write_text(place / GROUPS, _listing(links, group, divided.ties, chosen, names))
     write_text(place / SUMMARY, done.text())
     return done
+
+
+@dataclass(frozen=True)
+class Division:
+    """Which of S splits each of F image files belongs to."""
+
+    part: Part
+    """All parts as one, of I images."""
+    chosen: np.ndarray
+    """(F,) the split, or -1 for a file that is too close to a place where a group was cut."""
+    group: np.ndarray
+    """(F,) the group, after cutting."""
+    ties: np.ndarray
+    """(F, 4) bool: in which ways a file is tied to others, as in `grouping.KINDS`."""
+    file_of: np.ndarray
+    """(I,) the file of each image of `part`."""
+    largest: int
+    """Files of the largest group before cutting."""
+
+    def rows(self, number: int) -> np.ndarray:
+        """The images of one split, as rows of `part.table`."""
+        return np.flatnonzero(self.chosen[self.file_of] == number)
+
+
+def divide(
+    source: Path,
+    parts: Sequence[Part],
+    links: Links,
+    aims: Sequence[float],
+    *,
+    seed: int = 0,
+    cut: bool = False,
+    alike: float = ALIKE,
+    frame_gap: int = FRAME_GAP,
+) -> Division:
+    """`split` without a word on disk: `parts`, with what `find_links` found of them, in shares `aims` that add up to 1.
+
+    Raises UserError where there are fewer groups than splits.
+    """
+    part = _one_part(source, parts)
+    row_of = {path: row for row, path in enumerate(links.files.paths)}
+    file_of = np.array([row_of[part.table.path(row).absolute()] for row in range(len(part.table))], dtype=np.int64)
+    groups = group_files(links, frame_gap)
+    group = groups.group
+    if cut:
+        group = cut_groups(groups, links, max(1, int(min(aims) * len(links.files.paths) / 2)))
+    if len(np.unique(group)) < len(aims):
+        fix = "give --cut to cut series" if not cut else "give fewer splits"
+        raise UserError(f"{len(np.unique(group))} groups of images for {len(aims)} splits", where=source, fix=fix)
+    sums, weights = features(part.table, group[file_of])
+    chosen = assign(sums, weights, aims, seed)[group]
+    if cut:
+        chosen = _without_leaks(chosen, links, aims, alike=alike, frame_gap=frame_gap)
+    _prove(chosen, links, len(aims), alike=alike, frame_gap=frame_gap)
+    largest = int(np.bincount(groups.group, minlength=1).max())
+    return Division(part, chosen, group, groups.ties, file_of, largest)
 
 
 def _shares(shares: Mapping[str, float]) -> tuple[list[str], list[float]]:

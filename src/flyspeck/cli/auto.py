@@ -1,0 +1,40 @@
+"""`flyspeck auto`: annotated images and minutes to a detector, chosen by measuring."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from flyspeck.cli.init import BUDGET, VAL
+from flyspeck.cli.shared_options import CLASSES, DEVICE, FORMAT, IMAGES, RESUME, SOURCE
+from flyspeck.cli.values import parse_names
+
+
+def auto(
+    source: Path = SOURCE,
+    out: Path = typer.Option(..., "--out", metavar="FOLDER", help="Where to write: a new folder for all of it."),
+    minutes: float = BUDGET,
+    val: Path | None = VAL,
+    resume: bool = RESUME,
+    format: str | None = FORMAT,
+    images: Path | None = IMAGES,
+    classes: str | None = CLASSES,
+    device: str = DEVICE,
+) -> None:
+    """Look, plan, try a few trainings, finish the best, export it, and report on images that no choice was made on."""
+    typer.echo(f"flyspeck auto: {minutes:g} minutes for all of it")
+    from flyspeck.plan.auto import auto as run
+
+    run(
+        source,
+        minutes=minutes,
+        out=out,
+        val=val,
+        format=format,
+        images=images,
+        classes=None if classes is None else parse_names(classes, where="--classes"),
+        device=device,
+        resume=resume,
+        say=typer.echo,
+    )

@@ -1,0 +1,292 @@
+"""`auto`: annotated images and minutes to a detector that was chosen by measuring, exported, and measured on images kept apart.
+
+The stages, each of which is noted when it is done (`state.State`): the parts and the fingerprint, speeds, candidates, successive
+halving, the winner to the end, whole or in tiles and at which scale, export, and the report on images that no choice was made on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from flyspeck.data.annotations import Annotations
+from flyspeck.data.readers import read_annotations
+from flyspeck.errors import UserError
+from flyspeck.evaluate.results import EvaluationResult
+from flyspeck.evaluate.score_curve import KEY as CURVE
+from flyspeck.evaluate.score_curve import score_curve
+from flyspeck.export.package import ExportOptions, export_model
+from flyspeck.files import local_output
+from flyspeck.plan import rules
+from flyspeck.plan.budget import Budget
+from flyspeck.plan.choices import Plan, Speed
+from flyspeck.plan.fingerprint import Fingerprint
+from flyspeck.plan.halving import finish, halve, winner_share
+from flyspeck.plan.init import check_disk, choice_lines, look, measured
+from flyspeck.plan.sets import CHOOSE, REPORT, TRAIN, Source
+from flyspeck.plan.settings import Measured, best_of, detect, measure_settings, result_of
+from flyspeck.plan.state import State, open_state
+from flyspeck.plan.summary import write_summary
+from flyspeck.plan.tried import Candidate, Trial
+from flyspeck.plan.voice import Voice, minutes_of
+from flyspeck.plan.write import write_recipe
+from flyspeck.train.checkpoint import add_to_description
+from flyspeck.train.config import load_recipe
+from flyspeck.train.inputs import spread
+
+log = logging.getLogger("flyspeck")
+AnyPath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class AutoRun:
+    """What `auto` made."""
+
+    folder: Path
+    """`report.html`, `recipe.yaml` (of the winner), `runs/`, `detections.json` and `evaluation.json` on the images kept apart."""
+    run: Path
+    """The winner's run folder."""
+    exported: Path | None
+    """None where exporting failed: a note says why."""
+    setting: Measured
+    """Whole or in tiles, and the scale, that were best on the images to choose on."""
+    evaluation: EvaluationResult
+    """On the images that no choice was made on."""
+    trials: tuple[Trial, ...]
+    minutes: float
+    """That all of it took."""
+    notes: tuple[str, ...]
+
+
+def auto(
+    data: AnyPath,
+    *,
+    minutes: float,
+    out: AnyPath,
+    val: AnyPath | None = None,
+    format: str | None = None,
+    images: AnyPath | None = None,
+    classes: Sequence[str] | None = None,
+    device: str = "auto",
+    resume: bool = False,
+    say: Callable[[str], None] = log.info,
+) -> AutoRun:
+    """From annotated images to a detector, by the clock: looks, plans, tries, trains, chooses, exports and reports.
+
+    Args:
+        data: Annotations: a file or folder in any of the formats read. Parts called train, val and test are taken as they are
+            called; what is missing is divided off by groups of images that belong together.
+        minutes: All of it is done after so many.
+        out: New folder to write to.
+        val: Annotations to report on; no choice is made on them. None: those that `data` calls test or val, else a part of it.
+        format: Name of the annotations' format, instead of having it found out.
+        images: Folder of the images, where it is not the usual one.
+        classes: Names of the classes to learn; None: all.
+        device: `auto` for the best there is, `cpu`, `cuda`, `cuda:1`, `mps`.
+        resume: Go on in `out` where an earlier call of the same was stopped.
+        say: Called with each line on what is done; the logger `flyspeck` where it is not given.
+
+    Returns:
+        The folder, the run, the exported file, and the evaluation on images that no choice was made on.
+
+    Raises:
+        UserError: For annotations without an object, too few images that do not belong together, minutes in which nothing can
+            be learnt, a disk that is too small, a folder that holds something (without `resume`).
+    """
+    voice = Voice(say)
+    place, budget_minutes = local_output(out), minutes_of(minutes)
+    asked = {
+        "data": str(Path(data).absolute()), "val": None if val is None else str(Path(val).absolute()),
+        "minutes": budget_minutes, "classes": None if classes is None else list(classes),
+    }  # fmt: skip
+    state = open_state(place, asked, resume=resume)
+    options = {"format": format, "classes": classes, "images": None if images is None else Path(images)}
+    if resume:
+        voice(f"going on: {state.seconds:.0f} s of {60 * budget_minutes:.0f} are used")
+    budget = Budget(budget_minutes, state)
+    try:
+        return _run(Path(data), None if val is None else Path(val), options, device, state, budget, voice)
+    finally:
+        if place.exists():
+            state.save()
+
+
+def _run(
+    data: Path, val: Path | None, options: Mapping[str, Any], device: str, state: State, budget: Budget, voice: Voice
+) -> AutoRun:
+    """The stages."""
+    sources, found, notes = _sets(data, val, options, state, budget, voice)
+    plans, speeds, machine_device = _plans(sources, found, device, state, budget, voice)
+    candidates = _candidates(plans, sources, state, budget, found, voice)
+    choose, report = _limited(sources, speeds[plans[0].tier.name], found, budget, notes)
+    total = float(state.done["training"])
+    winner, trials = halve(
+        candidates, total, choose, voice,
+        done=[Trial(**trial) for trial in state.done.get("trials", [])],
+        note=lambda trial: state.keep("trials", [*state.done.get("trials", []), trial.to_dict()]),
+    )  # fmt: skip
+    if "finished" not in state.done:
+        with voice.doing(f"training {winner.name} to the end"):
+            state.keep("finished", finish(winner, voice))
+    best = _setting(winner, choose, machine_device, state, budget, voice)
+    exported = _export(winner, sources[CHOOSE], state, notes, voice)
+    with voice.doing(f"measuring on {len(report)} images that no choice was made on"):
+        precision = winner.recipe.train.precision
+        detections, _ = detect(winner.folder, report, best.setting, device=machine_device, precision=precision)
+        evaluation = result_of(report, detections, winner.recipe.evaluate.protocol)
+        detections.write_coco(state.folder / "detections.json", report)
+        evaluation.write(state.folder / "evaluation.json")
+    settings = [Measured.of(one) for one in state.done["settings"]]
+    with voice.doing("writing the report"):
+        write_summary(
+            state.folder, winner, report, detections, evaluation, trials, settings, best, notes, minutes=budget.minutes
+        )
+    voice("")
+    voice(evaluation.table())
+    for note in notes:
+        voice(f"note: {note}")
+    used = state.seconds / 60
+    voice(f"done after {used:.1f} minutes: {state.folder / 'report.html'}")
+    model = exported or winner.folder
+    voice(f"next: flyspeck predict IMAGES --model {model} {best.setting.options()} --out found")
+    state.keep("over", round(used, 2))
+    return AutoRun(state.folder, winner.folder, exported, best, evaluation, tuple(trials), used, tuple(notes))
+
+
+def _sets(
+    data: Path, val: Path | None, options: Mapping[str, Any], state: State, budget: Budget, voice: Voice
+) -> tuple[dict[str, Source], Fingerprint, list[str]]:
+    """The three parts, the fingerprint of those to learn from, and notes."""
+    if "sets" not in state.done:
+        sets, found = look(
+            data, val, state.folder / "data", options, voice, report=True, written=True, comparing=budget.seconds / 8
+        )
+        for source in sets.parts.values():
+            source.write()
+        state.keep("fingerprint", found.to_dict())
+        state.keep(
+            "sets", {"parts": {name: source.path for name, source in sets.parts.items()}, "notes": list(sets.notes)}
+        )
+        for note in sets.notes:
+            voice(f"note: {note}")
+    kept = state.done["sets"]
+    train = read_annotations(kept["parts"][TRAIN])
+    tables = {TRAIN: train}
+    for name in (CHOOSE, REPORT):
+        tables[name] = read_annotations(kept["parts"][name], classes=train.classes, absent_classes=True)
+    sources = {name: Source(kept["parts"][name], table) for name, table in tables.items()}
+    return sources, Fingerprint.of(state.done["fingerprint"]), list(kept["notes"])
+
+
+def _plans(
+    sources: Mapping[str, Source], found: Fingerprint, device: str, state: State, budget: Budget, voice: Voice
+) -> tuple[list[Plan], dict[str, Speed], str]:
+    """Candidate plans, the best guess first, the speeds they rest on, and the device."""
+    machine, speeds = measured(
+        {name: source.path for name, source in sources.items()}, sources[TRAIN].table, found, budget.minutes, device, voice,
+        known={name: Speed(**speed) for name, speed in state.done.get("speeds", {}).items()},
+    )  # fmt: skip
+    if "speeds" not in state.done:
+        state.keep("speeds", {name: vars(speed) for name, speed in speeds.items()})
+        state.keep(
+            "training", budget.for_training(len(sources[CHOOSE].table), len(sources[REPORT].table), found, speeds)
+        )
+    total = float(state.done["training"]) / 60
+    picked = rules.candidates(found, speeds, total)
+    minutes = total * winner_share(len(picked))
+    plans = [
+        replace(
+            rules.make_plan(
+                found, machine, tier=tier, minutes=round(minutes, 3), speed=speeds[tier.name], name=name,
+                train=sources[TRAIN].path, val=sources[CHOOSE].path, scale=scale,
+            ),
+            notes=(why,),
+        )
+        for name, tier, scale, why in picked
+    ]  # fmt: skip
+    return plans, speeds, machine.device
+
+
+def _candidates(
+    plans: Sequence[Plan], sources: Mapping[str, Source], state: State, budget: Budget, found: Fingerprint, voice: Voice
+) -> list[Candidate]:
+    """The plans as recipes on disk; those of before an interruption as they are."""
+    folder = state.folder / "recipes"
+    if "candidates" not in state.done:
+        check_disk(state.folder, max(plans, key=lambda p: rules.TIERS.index(p.tier)).tier.name, factor=len(plans))
+        voice(
+            f"{budget.seconds - state.seconds:.0f} s are left, {float(state.done['training']):.0f} of them for training"
+        )
+        for plan in plans:
+            name = plan.value("name")
+            voice(f"candidate {name}: {plan.tier.words}: {plan.notes[0]}")
+            write_recipe(plan, folder / f"{name}.yaml", [f"Written by `flyspeck auto`: {plan.tier.words}."])
+        for line in choice_lines(plans[0]):
+            voice(line)
+        rate = plans[0].speed.images_per_second if plans[0].speed else 1.0
+        for note in rules.remarks(found, float(plans[0].value("train.minutes")), rate):
+            voice(f"note: {note}")
+        state.keep("candidates", [plan.value("name") for plan in plans])
+    return [
+        Candidate(name, load_recipe(folder / f"{name}.yaml"), state.folder / "runs" / name)
+        for name in state.done["candidates"]
+    ]
+
+
+def _limited(
+    sources: Mapping[str, Source], speed: Speed, found: Fingerprint, budget: Budget, notes: list[str]
+) -> tuple[Annotations, Annotations]:
+    """The images to choose on and to report on: as many as there is time for, evenly spread."""
+    tables = []
+    for name, share in ((CHOOSE, budget.CHOOSING), (REPORT, budget.REPORTING)):
+        table = sources[name].table
+        most = budget.images(share, speed, found)
+        if most < len(table):
+            notes.append(f"{most} of {len(table)} images are looked at to {name} on: there is no time for more")
+        tables.append(spread(table, most))
+    return tables[0], tables[1]
+
+
+def _setting(
+    winner: Candidate, choose: Annotations, device: str, state: State, budget: Budget, voice: Voice
+) -> Measured:
+    """Whole or in tiles, and the scale: the table, and its best row; the weights' score curve is that of the best."""
+    metric = winner.recipe.evaluate.best
+    protocol, precision = winner.recipe.evaluate.protocol, winner.recipe.train.precision
+    if "settings" not in state.done:
+        voice(f"whole or in tiles, and at which scale: {len(choose)} images")
+        done = measure_settings(
+            winner.folder, choose, protocol=protocol, metric=metric, device=device, precision=precision,
+            limit=budget.CHOOSING * budget.seconds, voice=voice,
+        )  # fmt: skip
+        state.keep("settings", [one.to_dict() for one in done])
+        for one in done:
+            value = one.metrics.get(metric, -1)
+            voice(f"  {one.setting.words()}: {metric} {100 * value:.1f} %, {1000 * one.seconds:.0f} ms an image")
+    done = [Measured.of(one) for one in state.done["settings"]]
+    best = best_of(done)
+    voice(f"  best: {best.setting.words()}")
+    if best is not done[0] and "curve" not in state.done:
+        found, _ = detect(winner.folder, choose, best.setting, device=device, precision=precision)
+        curve = score_curve(choose, found, result_of(choose, found, protocol).protocol)
+        add_to_description(winner.folder / "best.safetensors", **{CURVE: curve.to_dict()})
+        state.keep("curve", True)
+    return best
+
+
+def _export(winner: Candidate, source: Source, state: State, notes: list[str], voice: Voice) -> Path | None:
+    """The winner as ONNX; None, and a note, where that fails."""
+    path = state.folder / "detector.onnx"
+    if path.is_file():
+        return path
+    options = ExportOptions(format="onnx", check=Path(source.path), check_limit=8)
+    try:
+        with voice.doing("exporting to ONNX"):
+            return export_model(winner.folder, path, options, say=lambda line: voice(f"  {line}")).path
+    except UserError as error:
+        notes.append(f"not exported: {error}; flyspeck export {winner.folder} --out detector.onnx tries again")
+        return None

@@ -1,0 +1,71 @@
+"""How the minutes of `auto` are shared out: what follows training is kept back, so that all of it ends in time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from flyspeck.errors import UserError
+from flyspeck.plan import rules
+from flyspeck.plan.choices import Speed
+from flyspeck.plan.fingerprint import Fingerprint
+from flyspeck.plan.state import State
+
+
+class Budget:
+    """Seconds in all, and what is used of them."""
+
+    CHOOSING = 0.08
+    """Share of the time for trying settings."""
+    REPORTING = 0.06
+    """Share of the time for the images that are reported on."""
+    EXPORT, PAGE = 14.0, 6.0
+    """Seconds for tracing and checking the exported detector, and for the page."""
+    SPARE = 0.04
+    """Share of the time for what nobody foresees."""
+    LEAST_TRAINING = 15.0
+    """Seconds below which no training is worth a name."""
+
+    def __init__(self, minutes: float, state: State) -> None:
+        self.minutes, self.seconds, self.state = minutes, 60.0 * minutes, state
+
+    @staticmethod
+    def image_seconds(speed: Speed, found: Fingerprint) -> float:
+        """What finding the objects of an image takes, from the file on, at the scale of the training."""
+        scale = rules.enlargement(found).value
+        height, width = rules.crop(found, scale)[0].value
+        pixels = found.megapixels * 1e6 / max(1, found.images)
+        seen = pixels * scale**2 / (height * width)
+        return max(seen, 0.25) / speed.detect_per_second + found.decode_seconds * pixels / 1e6
+
+    def images(self, share: float, speed: Speed, found: Fingerprint) -> int:
+        """Images that can be looked at in a share of the time; of the choosing, four times over."""
+        passes = 4 if share == self.CHOOSING else 1.5
+        return max(4, int(share * self.seconds / passes / self.image_seconds(speed, found)))
+
+    def kept_back(self, choose: int, report: int, found: Fingerprint, speed: Speed) -> float:
+        """Seconds for what is no training, from `choose` and `report` images."""
+        each = self.image_seconds(speed, found)
+        choose = min(choose, self.images(self.CHOOSING, speed, found))
+        report = min(report, self.images(self.REPORTING, speed, found))
+        settings = min(self.CHOOSING * self.seconds, 14 * choose * each)
+        trials = 7 * choose * each
+        return settings + trials + 1.5 * report * each + self.EXPORT + self.PAGE + self.SPARE * self.seconds
+
+    def for_training(self, choose: int, report: int, found: Fingerprint, speeds: Mapping[str, Speed]) -> float:
+        """Seconds of training, all candidates together. Raises UserError where they are too few to learn anything."""
+        tier, _ = rules.best_tier(found, speeds, 0.7 * self.minutes)
+        speed, used = speeds[tier.name], self.state.seconds
+        kept = self.kept_back(choose, report, found, speed)
+        left = self.seconds - used - kept
+        quickest = max(one.images_per_second for one in speeds.values())
+        least = max(self.LEAST_TRAINING, rules.LEAST_STEPS * 4 / quickest)
+        if left >= least:
+            return round(left, 1)
+        needed = math.ceil((used + kept + 1.5 * least) / 60)
+        raise UserError(
+            f"{self.minutes:g} minutes are too short: looking and timing took {used:.0f} s, choosing, exporting and reporting"
+            f" take about {kept:.0f} s, and {rules.LEAST_STEPS} steps of training {least:.0f} s",
+            where="--minutes",
+            fix=f"give {max(needed, math.floor(self.minutes) + 1)} or more",
+        )

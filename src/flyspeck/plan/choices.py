@@ -1,0 +1,115 @@
+"""What a plan is made of: choices with their reasons, the detectors to choose among, and the machine that it is made for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+JUDGED = "our judgement, not measured"
+MEASURED: Mapping[str, tuple[str, str]] = {
+    "hituav": ("docs/results.md", "Tiny HIT-UAV: people, cars and bicycles in thermal images"),
+    "fusion": ("docs/results.md", "The fusion factor of the pyramid"),
+    "assigners": ("docs/results.md", "Who learns from a tiny box (label assigners)"),
+    "pretraining": ("docs/results.md", "Bottom-heavy backbones"),
+    "teacher": ("docs/results.md", "A small student and its teacher"),
+    "demo": ("docs/results.md", "The demo"),
+    "doubles": ("docs/evaluation.md", "What AP does not see: doubles and counts"),
+    "tiles": ("docs/how-to/huge.md", "Measured"),
+}
+"""What measured rules rest on: page and heading."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One value of a recipe."""
+
+    key: str
+    """Such as `model.anchors.base_scale`."""
+    value: Any
+    reason: str
+    rests_on: str = JUDGED
+    """A name in `MEASURED`, or `JUDGED`."""
+
+    @property
+    def evidence(self) -> str:
+        """For people: where the numbers are, or that there are none."""
+        if self.rests_on == JUDGED:
+            return JUDGED
+        page, heading = MEASURED[self.rests_on]
+        return f'measured: {page}, "{heading}"'
+
+
+@dataclass(frozen=True)
+class Tier:
+    """A detector that a plan may take; the larger ones cost more time an image."""
+
+    name: str
+    words: str
+    model: Mapping[str, Any]
+    """Keys of the recipe's `model`."""
+    batch: int
+    """Images of a step at most."""
+    lr: float
+    rests_on: str
+    anchored: bool = True
+    """Whether it has anchors, proposals and an assigner."""
+    pretrained: bool = True
+    """Whether there are weights to begin with."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a plan is made for."""
+
+    cpus: int
+    memory: int
+    """Bytes that are free."""
+    device: str = "cpu"
+    precision: str = "fp32"
+    """The faster one."""
+    start: str | None = None
+    """Value of `model.weights` for tiers that can be pretrained: None where there is nothing on this machine."""
+    start_model: str | None = None
+    """Value of `model.start` in its place: a trained detector that is here."""
+    start_fits: tuple[str, ...] = ()
+    """Names of the tiers that `start_model` fits."""
+    missing: str = ""
+    """Where there is nothing: which file would give it, in words."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What a tier does on this machine."""
+
+    images_per_second: float
+    """Of training, loading included, once images are cached where they are."""
+    memory: int
+    """Peak of the process, bytes."""
+    detect_per_second: float
+    """Images of the training's size that it finds objects in."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A complete set of choices."""
+
+    tier: Tier
+    choices: tuple[Choice, ...]
+    speed: Speed | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    def value(self, key: str) -> Any:
+        """What is chosen for a key; KeyError where nothing is."""
+        return next(choice.value for choice in self.choices if choice.key == key)
+
+    def recipe(self) -> dict[str, Any]:
+        """The recipe as nested mappings."""
+        content: dict[str, Any] = {}
+        for choice in self.choices:
+            *sections, last = choice.key.split(".")
+            place = content
+            for section in sections:
+                place = place.setdefault(section, {})
+            place[last] = choice.value
+        return content

@@ -1,0 +1,285 @@
+"""`init`: a data set to a complete recipe, every choice with its reason."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from flyspeck.data.annotations import Annotations
+from flyspeck.errors import UserError
+from flyspeck.files import local_output
+from flyspeck.plan import rules
+from flyspeck.plan.choices import Machine, Plan, Speed
+from flyspeck.plan.fingerprint import Fingerprint, fingerprint, with_pixels
+from flyspeck.plan.sets import CHOOSE, TRAIN, Sets, arrange, read_sources
+from flyspeck.plan.voice import Voice, minutes_of
+
+log = logging.getLogger("flyspeck")
+AnyPath = str | os.PathLike[str]
+COMPARING = 120.0
+"""Seconds of decoding up to which images are compared by their pixels."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What the plan's training will do on this machine, nothing else running."""
+
+    images_per_second: float
+    memory: int
+    """Bytes at most."""
+    minutes: float
+    """From the command to the last file."""
+    images: int
+    """That training sees."""
+    passes: float
+
+    def text(self) -> str:
+        """One line for people."""
+        return (
+            f"{self.images_per_second:.1f} images/s, {self.memory / 1e9:.1f} GB of memory, {self.images} images"
+            f" ({self.passes:.1f} passes), done after {self.minutes:g} minutes"
+        )
+
+
+@dataclass(frozen=True)
+class Initialised:
+    """What `init` found and wrote."""
+
+    recipe: Path
+    """The recipe; `flyspeck train` takes it as it is."""
+    fingerprint: Fingerprint
+    plan: Plan
+    speeds: Mapping[str, Speed]
+    """Of the detectors that were measured, by name."""
+    forecast: Forecast
+    notes: tuple[str, ...]
+
+
+def init(
+    data: AnyPath,
+    *,
+    val: AnyPath | None = None,
+    minutes: float = 60,
+    out: AnyPath = "recipe.yaml",
+    format: str | None = None,
+    images: AnyPath | None = None,
+    classes: Sequence[str] | None = None,
+    device: str = "auto",
+    say: Callable[[str], None] = log.info,
+) -> Initialised:
+    """Look at annotated images and write a complete recipe for a detector of their objects, every choice with its reason.
+
+    Args:
+        data: Annotations to learn from: a file or folder in any of the formats read. Of a folder with several splits, those
+            called train and val are taken as they are called.
+        val: Annotations to measure on; None: those that `data` calls so, else a fifth of `data`, divided by groups of images
+            that belong together and written beside the recipe (annotations alone: images stay where they are).
+        minutes: Time that the training may take.
+        out: The recipe to write.
+        format: Name of the annotations' format, instead of having it found out.
+        images: Folder of the images, where it is not the usual one.
+        classes: Names of the classes to learn; None: all.
+        device: Where the training will run: `auto` for the best there is, `cpu`, `cuda`, `cuda:1`, `mps`.
+        say: Called with each line on what is seen and chosen; the logger `flyspeck` where it is not given.
+
+    Returns:
+        The recipe's path, what the data are like, the choices, the speeds that were measured and what is to be expected.
+
+    Raises:
+        UserError: For annotations without an object, images that do not do to measure on, a recipe that is there already, a
+            device that is not.
+    """
+    voice = Voice(say)
+    place, budget = local_output(out), minutes_of(minutes)
+    if place.exists():
+        raise UserError("is there already", where=place, fix="name another --out, or delete it")
+    options = {"format": format, "classes": classes, "images": None if images is None else Path(images)}
+    own = any(value is not None for value in options.values())
+    sets, found = look(
+        Path(data), None if val is None else Path(val), place.parent / f"{place.stem}_data", options, voice,
+        report=False, written=own,
+    )  # fmt: skip
+    paths = {name: source.path for name, source in sets.parts.items()}
+    machine, speeds = measured(paths, sets.train, found, budget, device, voice)
+    tier, why = rules.best_tier(found, speeds, budget)
+    plan = rules.make_plan(
+        found, machine, tier=tier, minutes=budget, speed=speeds[tier.name], name=place.stem,
+        train=paths[TRAIN], val=paths[CHOOSE],
+    )  # fmt: skip
+    forecast = forecast_of(plan, found)
+    voice(f"detector: {tier.name}, {tier.words}: {why}")
+    for line in choice_lines(plan):
+        voice(line)
+    voice(f"to be expected on this machine, nothing else running: {forecast.text()}")
+    notes = (*sets.notes, *plan.notes)
+    for note in notes:
+        voice(f"note: {note}")
+    check_disk(place.parent, tier.name)
+    from flyspeck.plan.write import write_recipe  # which loads torch, as `measured` did
+
+    for source in sets.parts.values():
+        source.write()
+    write_recipe(plan, place, heading(Path(data), budget, tier.words, why, forecast, machine))
+    voice(f"written: {place}; next: flyspeck train {place}")
+    return Initialised(place, found, plan, speeds, forecast, notes)
+
+
+def choice_lines(plan: Plan) -> list[str]:
+    """The choices for people: those of one reason on one line."""
+    lines = []
+    for (reason, evidence), group in groupby(plan.choices, key=lambda choice: (choice.reason, choice.evidence)):
+        said = ", ".join(f"{choice.key} {_shown(choice.value)}" for choice in group)
+        lines.append(f"  {said}: {reason} ({evidence})")
+    return lines
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def look(
+    data: Path,
+    val: Path | None,
+    folder: Path,
+    options: Mapping[str, Any],
+    voice: Voice,
+    *,
+    report: bool,
+    written: bool,
+    comparing: float = COMPARING,
+) -> tuple[Sets, Fingerprint]:
+    """The parts and the fingerprint of those to learn from, said line by line.
+
+    Images are compared by their pixels where decoding them takes less than `comparing` seconds.
+    """
+    with voice.doing(f"reading {data}"):
+        parts, other = read_sources(data, val, options)
+    for part in (*parts, *([] if other is None else [other])):
+        voice(f"  {part.table.source}: {len(part.table)} images, {part.table.num_boxes} boxes")
+        for note in part.table.notes:
+            voice(f"  note: {note}")
+    whole = parts[0].table
+    first = with_pixels(fingerprint(whole), whole)
+    for line in fingerprint_lines(first):
+        voice(line)
+    files = sum(len(part.table) for part in parts) + (0 if other is None else len(other.table))
+    seconds = first.decode_seconds * first.megapixels / max(1, first.images) * files
+    pixels = seconds <= comparing
+    words = f"comparing {files} images, to keep apart what belongs together"
+    with voice.doing(words if pixels else f"{words}, by their names alone: decoding all would take {seconds:.0f} s"):
+        sets = arrange(
+            data, parts, other, folder, report=report, written=written, pixels=pixels,
+            workers=min(4, os.cpu_count() or 1) if files > 400 else 1, progress=voice.progress("compared"),
+        )  # fmt: skip
+    found = sets.describe(fingerprint(sets.train))
+    found = replace(
+        found, bands=first.bands, bits=first.bits, grey_as_colour=first.grey_as_colour,
+        decode_seconds=first.decode_seconds, notes=first.notes,
+    )  # fmt: skip
+    voice(
+        f"  {found.groups} groups, the largest of {found.largest_group} images; {found.duplicates} images are there more"
+        " than once"
+    )
+    return sets, found
+
+
+def fingerprint_lines(found: Fingerprint) -> list[str]:
+    """What the data are like, for people."""
+    count = found.objects
+    bins = ", ".join(f"{name} px {number / count:.0%}" for name, number in found.sizes.items() if number)
+    near, middle = found.neighbour_quantiles
+    height, width = found.image_size
+    kinds = sorted(found.classes.items(), key=lambda item: -item[1])
+    shown = ", ".join(f"{name} {number}" for name, number in kinds[:6]) + (
+        f" and {len(kinds) - 6} more" if len(kinds) > 6 else ""
+    )
+    bands = "grey, stored as three bands" if found.grey_as_colour else f"{found.bands} bands"
+    low, high = found.image_medians
+    return [
+        f"sizes of {count} objects (25, 50, 75 %: {found.quantile(25):.1f}, {found.quantile(50):.1f},"
+        f" {found.quantile(75):.1f} px): {bins}",
+        f"from image to image their median goes from {low:.1f} to {high:.1f} px; the longest sides are"
+        f" {found.long_side:.0f} px",
+        f"images: {width}x{height} px (median), {bands} of {found.bits} bits; {found.per_megapixel:.1f} objects a megapixel,"
+        f" {found.most_objects} boxes in the fullest, {found.images_without_objects} without objects",
+        f"nearest neighbours: {near:.2g} sizes away (5 %), {middle:.2g} (50 %); {found.edge_share:.1%} of the objects end at"
+        f" the border; {found.ignore_share:.1%} of the boxes are ignore regions",
+        f"{len(kinds)} classes: {shown}",
+        *([f"ground resolution: {found.ground.words()}"] if found.ground else []),
+        *(f"note: {note}" for note in found.notes),
+    ]
+
+
+def measured(
+    paths: Mapping[str, str],
+    table: Annotations,
+    found: Fingerprint,
+    minutes: float,
+    device: str,
+    voice: Voice,
+    *,
+    known: Mapping[str, Speed] | None = None,
+) -> tuple[Machine, dict[str, Speed]]:
+    """The machine, and the speed of each detector on images of `table`; at most 20 seconds, and a twentieth of the time.
+
+    `known` speeds are not measured again.
+    """
+    with voice.doing("measuring detectors on this machine, for about 20 s"):
+        from flyspeck.plan.speed import LIMIT, measure_speeds, this_machine
+        from flyspeck.plan.starts import with_starts
+
+        machine = with_starts(this_machine(device))
+        voice(
+            f"  {machine.cpus} processors, {machine.memory / 1e9:.1f} GB free, device {machine.device}, {machine.precision}"
+        )
+        if known:
+            return machine, dict(known)
+        plans = [
+            rules.make_plan(
+                found, machine, tier=tier, minutes=600, speed=None, name="trial", train=paths[TRAIN], val=paths[CHOOSE]
+            )
+            for tier in rules.allowed_tiers(found)
+        ]
+        return machine, measure_speeds(plans, table, machine, limit=min(LIMIT, 60 * minutes / 20), say=voice)
+
+
+def forecast_of(plan: Plan, found: Fingerprint) -> Forecast:
+    """What the plan's training will do."""
+    assert plan.speed is not None
+    minutes, cached = float(plan.value("train.minutes")), plan.value("data.cache") == "ram"
+    decoding = found.decode_seconds * found.megapixels if cached else 0.0
+    seconds = max(0.0, 60 * minutes - decoding)
+    images = int(plan.speed.images_per_second * seconds)
+    kept = int(found.megapixels * 1e6 * found.channels * (found.bits // 8)) if cached else 0
+    return Forecast(plan.speed.images_per_second, plan.speed.memory + kept, minutes, images, images / found.images)
+
+
+STATE_BYTES = {"smallest": 12e6, "small": 30e6, "medium": 70e6, "large": 90e6, "largest": 180e6}
+"""What a run folder takes: weights twice, and the state to resume from."""
+
+
+def check_disk(folder: Path, tier: str, *, factor: float = 1.0) -> None:
+    """Raises UserError where the disk of `folder` has no room for `factor` run folders of that detector."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    free, needed = shutil.disk_usage(there).free, int(factor * STATE_BYTES[tier])
+    if free < needed:
+        raise UserError(
+            f"{free / 1e6:.0f} MB are free on this disk, and a training takes {needed / 1e6:.0f} MB",
+            where=there,
+            fix="free some, or name another --out",
+        )
+
+
+def heading(data: Path, minutes: float, words: str, why: str, forecast: Forecast, machine: Machine) -> list[str]:
+    """The comment that the recipe begins with."""
+    return [
+        f"Written by `flyspeck init` from {data.name}, for {minutes:g} minutes of training: every choice with its reason.",
+        f"Detector: {words}; {why}.",
+        f"To be expected on the machine that wrote it ({machine.cpus} processors, {machine.device}): {forecast.text()}.",
+    ]

@@ -1,0 +1,417 @@
+"""Every choice of a planned training, in one place, each with its reason and with what it rests on.
+
+A rule takes the data's fingerprint and the machine, and gives values of a recipe's keys. What it rests on is a page of the
+documentation and a heading there (`choices.MEASURED`), where somebody can read the numbers, or `JUDGED`: then it is our
+judgement and was not measured, and says so in the recipe too. `flyspeck auto` measures some of them on the data at hand.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from flyspeck.data.implications import CELLS
+from flyspeck.plan.choices import JUDGED, Choice, Machine, Plan, Speed, Tier
+from flyspeck.plan.fingerprint import Fingerprint
+
+STRIDE = 4
+"""Of the finest map of all detectors below."""
+SMALL = CELLS * STRIDE
+"""Pixels that the network should see of a small object (25 % are smaller)."""
+LARGE = 24.0
+"""An object of which the network sees more than this shows all that it needs in a smaller image."""
+CROPS = ((256, 320), (384, 480), (512, 640))
+"""(height, width) of crops, for images in landscape format."""
+MANY_CLASSES = 200
+"""From here on, scores of every class at every point would cost more than all the rest."""
+CROWDED = 0.1
+"""Share of objects that `tiny` suppression would take for a neighbour, from which it is not used."""
+LEAST_STEPS = 60
+"""Optimiser steps below which nothing is learnt that is worth a name."""
+ONE_ALONE, TWO = 6.0, 15.0
+"""Minutes below which there is one candidate, and below which there are two."""
+FEW_IMAGES = 3600
+"""Images that a training should see at least: the short trainings of our tables see as many."""
+FEW_PASSES = 6
+"""Passes over the training set that it should have, for the same reason."""
+
+
+def _two_stage(channels: int, hidden: int, neck: str = "") -> dict[str, Any]:
+    return {
+        "name": f"faster_rcnn:mobilenet_v2{neck}",
+        "channels": channels,
+        "norm": "bn",
+        "head": {"hidden": hidden, "samples": 128, "train_proposals": 500, "proposals": 300},
+    }
+
+
+def _points(width: float, channels: int) -> dict[str, Any]:
+    return {
+        "name": "fcos:bh_resnet14",
+        "width": width,
+        "channels": channels,
+        "levels": "2-5",
+        "norm": "bn",
+        "head": {"depth": 2, "reach": 0.5, "quality": "iou"},
+        "min_score": 0.05,
+    }
+
+
+TIERS: tuple[Tier, ...] = (
+    Tier("smallest", "FCOS on a bottom-heavy ResNet-14 of a quarter of the width", _points(0.25, 16), 4, 3e-3, JUDGED,
+         anchored=False, pretrained=False),
+    Tier("small", "FCOS on a bottom-heavy ResNet-14 of half the width", _points(0.5, 32), 4, 3e-3, "demo",
+         anchored=False, pretrained=False),
+    Tier("medium", "Faster R-CNN on MobileNetV2 with 32 channels", _two_stage(32, 128), 8, 1e-3, JUDGED),
+    Tier("large", "Faster R-CNN on MobileNetV2 with 64 channels", _two_stage(64, 256), 16, 1e-3, "hituav"),
+    Tier("largest", "Faster R-CNN on MobileNetV2 with SSPNet's neck of 128 channels",
+         {**_two_stage(128, 256, ":sspnet"), "norm": "none"}, 8, 1e-3, "teacher"),
+)  # fmt: skip
+"""From the cheapest to the dearest."""
+
+
+def enlargement(found: Fingerprint) -> Choice:
+    """By how much the network sees images enlarged, or shrunk."""
+    small, long = found.quantile(25), found.long_side
+    factor = 1.0
+    reason = f"three quarters of the objects are {small:.1f} px or more: {small / STRIDE:.1f} cells of stride {STRIDE}"
+    if small < SMALL and 2 * 1.5 * long <= CROPS[-1][0]:
+        factor = 2.0
+        reason += f" at full size, and a small object should span {CELLS}"
+    elif small < SMALL:
+        reason += f"; enlarged, those of up to {long:.0f} px would no longer fit into a crop"
+    elif small >= LARGE:
+        factor = 2.0 ** -math.floor(math.log2(small / (LARGE / 2)))
+        reason += f", far more than they need: {small * factor:.0f} px tell as much at {factor**2:.2g} of the cost"
+    else:
+        reason += ", enough"
+    most = CROPS[-1][0] / 1.25
+    if long * factor > most:
+        factor = max(0.01, math.floor(100 * most / long) / 100)
+        reason = f"objects of up to {long:.0f} px must fit into a crop of {CROPS[-1][0]} px"
+    return Choice("data.enlarge", factor, reason)
+
+
+def crop(found: Fingerprint, factor: float) -> list[Choice]:
+    """What of an image a step sees, and where from."""
+    height, width = (side * factor for side in found.image_size)
+    long = found.long_side * factor
+    base = next((size for size in CROPS if size[0] >= 1.5 * long), CROPS[-1])
+    if height > width:
+        base = (base[1], base[0])
+    if height * width <= 1.3 * base[0] * base[1] and max(height, width) <= 1.6 * max(base):
+        size = tuple(max(64, math.ceil(side)) for side in (height, width))
+        reason = "whole images, as the network sees them (the median size): they are small"
+        around = Choice("augment.toward_objects", 0.0, "the crop holds the whole image")
+    else:
+        size = base
+        reason = f"the objects' longer sides are up to {long:.0f} px, and smaller crops are more steps in the same time"
+        share = base[0] * base[1] / (height * width)
+        expected = found.objects / found.images * share
+        around = Choice(
+            "augment.toward_objects", 0.8 if expected < 4 else 0.3,
+            f"a crop is {share:.0%} of an image; placed anywhere it would hold {expected:.1f} objects",
+        )  # fmt: skip
+    return [Choice("augment.crop", list(size), reason), around]
+
+
+def images_read(found: Fingerprint, machine: Machine) -> list[Choice]:
+    """How images are read and kept."""
+    grey = "three bands are stored, and all of those looked at are the same in each: one band tells as much"
+    kept = found.megapixels * 1e6 * found.channels * (found.bits // 8)
+    cached = kept <= machine.memory / 4
+    words = f"decoded, the images take {kept / 1e9:.2g} GB, and {machine.memory / 1e9:.2g} GB of memory are free"
+    choices = [
+        Choice("data.channels", found.channels, grey if found.grey_as_colour else f"the images have {found.channels}"),
+        Choice("data.cache", "ram" if cached else "none", words),
+    ]
+    if found.problems:
+        share = min(1.0, math.ceil(110 * found.problems / max(1, found.objects + found.problems)) / 100)
+        words = f"{found.problems} broken entries are left out (`flyspeck data inspect` lists them)"
+        choices.append(Choice("data.max_broken_share", share, words))
+    return choices
+
+
+def augmentation(found: Fingerprint) -> list[Choice]:
+    """What training does to an image besides the crop."""
+    above = found.ground is not None
+    turns = (
+        "the images are placed on a map, so they are from straight above: every direction is as likely"
+        if above
+        else "nothing says that the images are from straight above; where they are, set this and augment.vertical_flip"
+        " to 0.5"
+    )
+    classes = [count for count in found.classes.values() if count]
+    rare = len(classes) > 1 and found.imbalance >= 10
+    low, high = found.image_medians
+    wide = high >= 4 * low
+    spread = f"the images' own median sizes go from {low:.0f} to {high:.0f} px (10 and 90 %)"
+    often = (
+        f"the most frequent class has {found.imbalance:.0f} times the objects of the rarest: images of rare classes come"
+        " more often"
+        if rare
+        else "no class is ten times as frequent as another"
+    )
+    return [
+        Choice("augment.flip", 0.5, "mirrored images are as likely, where objects are no letters"),
+        Choice("augment.vertical_flip", 0.5 if above else 0.0, turns),
+        Choice("augment.rot90", 0.5 if above else 0.0, turns),
+        Choice("augment.scale", [0.6, 1.6] if wide else [0.8, 1.3], spread, JUDGED if wide else "hituav"),
+        Choice("augment.photometric", 0.5, "light, contrast and noise differ from day to day", "hituav"),
+        Choice("augment.oversample", 0.5 if rare else 0.0, often),
+    ]
+
+
+def detector(found: Fingerprint, tier: Tier, machine: Machine, factor: float) -> list[Choice]:
+    """The model's keys."""
+    choices = []
+    for key, value in tier.model.items():
+        if isinstance(value, dict):
+            choices += [Choice(f"model.{key}.{k}", v, tier.words, tier.rests_on) for k, v in value.items()]
+        else:
+            choices.append(Choice(f"model.{key}", value, tier.words, tier.rests_on))
+    choices += _start(tier, machine)
+    if tier.anchored:
+        choices += _anchored(found, factor)
+    choices += _suppression(found)
+    return choices
+
+
+def _start(tier: Tier, machine: Machine) -> list[Choice]:
+    """Weights to begin with."""
+    own = Choice("model.pixel_norm", "data", "pixels are normalised by the set's own mean and deviation", "hituav")
+    if tier.pretrained and machine.start is not None:
+        words = "ImageNet's weights are on this machine; a pretrained start is worth points in short trainings"
+        return [Choice("model.weights", machine.start, words, "pretraining"), own]
+    if machine.start_model is not None and tier.name in machine.start_fits:
+        words = "a trained detector of tiny objects that is here begins nearer to them than random weights"
+        return [Choice("model.start", machine.start_model, words), own]
+    words = "no pretrained weights for it are on this machine" if tier.pretrained else "it is trained from scratch"
+    if tier.pretrained and machine.missing:
+        words += f"; {machine.missing}"
+    return [Choice("model.weights", None, words, "pretraining" if tier.pretrained else tier.rests_on), own]
+
+
+def _anchored(found: Fingerprint, factor: float) -> Iterator[Choice]:
+    """Of detectors with anchors and proposals."""
+    small = found.quantile(25) * factor
+    base = min(max(small, STRIDE), 3 * STRIDE) / STRIDE
+    yield Choice(
+        "model.anchors.base_scale", round(base, 2),
+        f"the smallest anchor is the size below which a quarter of the objects are ({small:.1f} px as the network sees"
+        f" them), between one and three cells of stride {STRIDE}",
+    )  # fmt: skip
+    yield Choice(
+        "model.anchors.ratios", list(found.ratios),
+        "height over width of the objects at 15, 50 and 85 %, where they differ by 1.3 or more",
+    )  # fmt: skip
+    yield Choice("model.anchors.octaves", 1, "one size a level", "hituav")
+    yield Choice(
+        "model.fusion", "statistic",
+        "S-alpha, counted from the training set: +0.8 AP50 tiny (-2.3 to +4.9) at no cost in time; it may be nothing",
+        "fusion",
+    )  # fmt: skip
+    if found.quantile(50) * factor < 16:
+        yield Choice(
+            "model.assigner.name", "nwd",
+            f"half of the objects are below {found.quantile(50) * factor:.0f} px as the network sees them: there NWD found"
+            " more tiny objects than IoU (+3.3 AP50 tiny, +1.2 to +5.7)",
+            "assigners",
+        )  # fmt: skip
+
+
+def _suppression(found: Fingerprint) -> list[Choice]:
+    """How many boxes are kept, and of which objects."""
+    near, _ = found.neighbour_quantiles
+    crowded = found.crowded_share > CROWDED
+    closest = "each object is alone" if math.isinf(near) else f"5 % of the neighbours are closer than {near:.2g} sizes"
+    words = (
+        f"{found.crowded_share:.1%} of the objects lie so that `tiny` would take them and a neighbour of their class for one"
+        if crowded
+        else f"{closest}: one box stays on each tiny object, and its scores are not shared"
+    )
+    most = int(max(100, math.ceil(found.most_objects * 1.5 / 100) * 100))
+    return [
+        Choice("model.suppression", "nms" if crowded else "tiny", words, "doubles"),
+        Choice("model.max_detections", most, f"the fullest image has {found.most_objects} boxes"),
+    ]
+
+
+def optimisation(
+    found: Fingerprint, tier: Tier, machine: Machine, minutes: float, images_per_second: float, *, cached: bool
+) -> list[Choice]:
+    """The section `train`."""
+    images = images_per_second * 60 * minutes
+    batch = max(
+        1,
+        next((b for b in (16, 8, 4) if b <= tier.batch and images / b >= 600), min(4, tier.batch)),
+    )
+    batch = min(batch, max(1, found.images))
+    steps = max(1, int(images / batch))
+    ema = 0.998 if steps >= 2500 else 0.99 if steps >= 400 else 0.95
+    scratch = "it begins at random" if not tier.pretrained else "the Adams' usual rate, as in our recipes"
+    seen = f"about {images:.0f} images will be seen: {steps} steps of {batch}"
+    log_every = min(10_000, max(1, round(5 * images_per_second / batch)))
+    eval_every = min(10_000, max(1, round(images / max(1, found.images) / 4)))
+    workers = 0 if machine.cpus <= 2 and cached else None
+    loading = f"{machine.cpus} processors" + (", and the images are in memory" if cached else "")
+    return [
+        Choice("train.minutes", minutes, "the time that was given; the learning rate falls over the share that is used"),
+        Choice("train.batch_size", batch, seen),
+        Choice("train.optimizer", "adamw", "as in our recipes", tier.rests_on),
+        Choice("train.lr", tier.lr, scratch, tier.rests_on),
+        Choice("train.beta2", 0.99 if steps < 4000 else 0.999, "in short trainings 0.99 forgets the first, large gradients"),
+        Choice("train.weight_decay", 0.01, "as in our recipes", tier.rests_on),
+        Choice("train.warmup_steps", min(200, max(5, steps // 20)), "a twentieth of the steps, 200 at most"),
+        Choice("train.schedule", "cosine", "as in our recipes", tier.rests_on),
+        Choice("train.clip_grad", 10.0, "as in our recipes", "hituav"),
+        Choice("train.ema", ema, f"the weights are averaged over a small part of {steps} steps"),
+        Choice("train.precision", machine.precision, "the faster one for convolutions here, timed"),
+        Choice("train.workers", workers, loading),
+        Choice("train.eval_every", eval_every, "about four evaluations, one of them at the end"),
+        Choice("train.log_every", log_every, "a line about every five seconds"),
+        Choice("train.seed", 1, "any: the same seed gives the same start"),
+    ]  # fmt: skip
+
+
+def measuring(found: Fingerprint) -> list[Choice]:
+    """The section `evaluate`."""
+    tiny = found.tiny_share >= 0.3
+    words = f"{found.tiny_share:.0%} of the objects are of 2 to 20 px"
+    return [
+        Choice("evaluate.protocol", "flyspeck", "COCO's matching, with bins for tiny objects"),
+        Choice("evaluate.best", "ap50_tiny" if tiny else "ap50_all", f"{words}: this picks the best checkpoint"),
+    ]
+
+
+def make_plan(
+    found: Fingerprint,
+    machine: Machine,
+    *,
+    tier: Tier,
+    minutes: float,
+    speed: Speed | None,
+    name: str,
+    train: str,
+    val: str,
+    scale: Choice | None = None,
+) -> Plan:
+    """All choices for one detector; without a `speed` (not measured yet) that of a slow machine is taken.
+
+    `scale` takes the place of the rule for `data.enlarge`.
+    """
+    scale = scale or enlargement(found)
+    read = images_read(found, machine)
+    cached = any(choice.key == "data.cache" and choice.value == "ram" for choice in read)
+    rate = speed.images_per_second if speed is not None else 5.0
+    choices = [
+        Choice("name", name, "of the run folder, where no other is given"),
+        Choice("data.train", train, f"{found.images} images, {found.objects} objects"),
+        Choice("data.val", val, "what the training is measured on"),
+        *read,
+        scale,
+        *augmentation(found),
+        *crop(found, scale.value),
+        *detector(found, tier, machine, scale.value),
+        *optimisation(found, tier, machine, minutes, rate, cached=cached),
+        *measuring(found),
+    ]
+    return Plan(tier, tuple(choices), speed, tuple(remarks(found, minutes, rate)))
+
+
+def remarks(found: Fingerprint, minutes: float, images_per_second: float) -> Iterator[str]:
+    """What somebody should know of the data, one line each."""
+    if found.most_objects > 200:
+        yield (
+            f"the fullest image has {found.most_objects} boxes, and the protocol counts 200 detections of a class an image:"
+            " measure with `flyspeck eval --max-dets` too"
+        )
+    absent = [name for name, count in found.classes.items() if not count]
+    few = [name for name, count in found.classes.items() if 0 < count < 20]
+    if absent:
+        yield f"{len(absent)} classes have no object to learn from: {_some(absent)}"
+    if few:
+        yield f"{len(few)} classes have fewer than 20 objects, too few to learn or to measure: {_some(few)}"
+    if found.quantile(5) == found.quantile(95):
+        yield f"all objects have one size ({found.quantile(50):.1f} px): are they boxes, or points that became boxes?"
+    if found.duplicates:
+        yield f"{found.duplicates} images are there more than once (`flyspeck data inspect --fix` takes them out)"
+    seen = images_per_second * 60 * minutes
+    passes = seen / found.images
+    if passes < 1:
+        yield (
+            f"the set does not fit in the time: {minutes:g} minutes show {seen:.0f} of {found.images} images once;"
+            f" {time_for(found, images_per_second, 1.0)} minutes show all, {time_for(found, images_per_second)} all"
+            f" {FEW_PASSES} times"
+        )
+    elif passes < FEW_PASSES:
+        yield (
+            f"{minutes:g} minutes show each image {passes:.1f} times; {time_for(found, images_per_second)} minutes show it"
+            f" {FEW_PASSES} times"
+        )
+
+
+def time_for(found: Fingerprint, images_per_second: float, passes: float = FEW_PASSES) -> int:
+    """Minutes in which each image is seen so many times."""
+    return max(1, math.ceil(passes * found.images / images_per_second / 60))
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def allowed_tiers(found: Fingerprint) -> list[Tier]:
+    """Detectors that can learn so many classes."""
+    classes = sum(1 for count in found.classes.values() if count)
+    return [tier for tier in TIERS if tier.anchored or classes <= MANY_CLASSES]
+
+
+def candidates(
+    found: Fingerprint, speeds: Mapping[str, Speed], minutes: float
+) -> list[tuple[str, Tier, Choice | None, str]]:
+    """What `auto` tries against each other: name, detector, enlargement (None: by its rule) and why, the best guess first.
+
+    Below `ONE_ALONE` minutes the guess alone, up to `TWO` minutes two, else three.
+    """
+    guess, why = best_tier(found, speeds, minutes)
+    picked: list[tuple[str, Tier, Choice | None, str]] = [(guess.name, guess, None, why)]
+    if minutes < ONE_ALONE:
+        return picked
+    tiers = [tier for tier in allowed_tiers(found) if tier.name in speeds]
+    place = tiers.index(guess)
+    wanted = max(FEW_IMAGES, FEW_PASSES * found.images) / 2
+    larger = [t for t in tiers[place + 1 :] if speeds[t.name].images_per_second * 60 * minutes >= wanted]
+    other = larger[0] if larger else tiers[place - 1] if place else None
+    if other is not None:
+        words = (
+            "larger, and sees half of the images that it takes or more" if larger else "smaller, and sees more images"
+        )
+        picked.append((other.name, other, None, words))
+    rule = enlargement(found)
+    factor = rule.value * (
+        2 if found.quantile(50) * rule.value < 16 else 0.5 if found.quantile(25) * rule.value > 16 else 1
+    )
+    if factor != rule.value and 2 * 1.5 * found.long_side * factor <= 2 * CROPS[-1][0] and minutes >= TWO:
+        words = f"`auto` measures whether images at {factor:g} of their size are better than at {rule.value:g}"
+        picked.append((f"{guess.name}-x{factor:g}", guess, Choice("data.enlarge", factor, words), words))
+    return picked
+
+
+def best_tier(found: Fingerprint, speeds: Mapping[str, Speed], minutes: float) -> tuple[Tier, str]:
+    """The largest detector that sees enough images in the time, and why; the cheapest where none does.
+
+    `speeds` are those of the tiers that were measured, by name.
+    """
+    tiers = [tier for tier in allowed_tiers(found) if tier.name in speeds]
+    wanted = max(FEW_IMAGES, FEW_PASSES * found.images)
+    seen = {tier.name: speeds[tier.name].images_per_second * 60 * minutes for tier in tiers}
+    fitting = [tier for tier in tiers if seen[tier.name] >= wanted]
+    tier = fitting[-1] if fitting else max(tiers, key=lambda one: seen[one.name])
+    words = f"it sees {seen[tier.name]:.0f} images in {minutes:g} minutes"
+    if not fitting:
+        return tier, f"{words}, the most of all, where {wanted} would be good"
+    larger = [one for one in tiers if tiers.index(one) > tiers.index(tier)]
+    if larger:
+        words += f"; {larger[0].name} would see {seen[larger[0].name]:.0f}, fewer than the {wanted} that it takes"
+    return tier, words

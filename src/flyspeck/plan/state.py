@@ -1,0 +1,77 @@
+"""Where an `auto` run stands: one JSON file, rewritten after every stage, so that it can go on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flyspeck.errors import UserError
+from flyspeck.files import write_json
+
+FILE = "auto.json"
+FORMAT = 1
+
+
+@dataclass
+class State:
+    """Stages that are done, and the time that was used for them."""
+
+    folder: Path
+    asked: Mapping[str, Any]
+    """What the run was asked for: it must be the same when it goes on."""
+    done: dict[str, Any] = field(default_factory=dict)
+    """Stage to what it gave, as plain values."""
+    before: float = 0.0
+    """Seconds used before this process."""
+    clock: Callable[[], float] = time.monotonic
+    begun: float = field(default=0.0)
+
+    def __post_init__(self) -> None:
+        self.begun = self.clock()
+
+    @property
+    def seconds(self) -> float:
+        """Used so far, in all."""
+        return self.before + self.clock() - self.begun
+
+    def keep(self, stage: str, value: Any) -> Any:
+        """Notes what a stage gave, and writes the file."""
+        self.done[stage] = value
+        self.save()
+        return value
+
+    def save(self) -> None:
+        """Writes the file."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {"format": FORMAT, "asked": dict(self.asked), "seconds": round(self.seconds, 2), "done": self.done}
+        write_json(self.folder / FILE, content)
+
+
+def open_state(folder: Path, asked: Mapping[str, Any], *, resume: bool) -> State:
+    """The state of a new run, or of one that goes on. Raises UserError where the folder does not allow for it."""
+    path = folder / FILE
+    if not resume:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            fix = "go on with --resume, or name another --out" if path.is_file() else "name another --out"
+            raise UserError("is there already", where=folder, fix=fix)
+        return State(folder, asked)
+    if not path.is_file():
+        raise UserError("nothing to resume", where=folder, fix="leave out --resume to start")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        before, known, done = float(content["seconds"]), dict(content["asked"]), dict(content["done"])
+        version = int(content["format"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"not the state of a run ({error})", where=path, fix="start anew in another --out") from None
+    if version > FORMAT:
+        raise UserError("written by a newer version", where=path, fix="update flyspeck")
+    other = [key for key, value in asked.items() if known.get(key) != value]
+    if other:
+        raise UserError(
+            f"was begun with another {', '.join(other)}", where=folder, fix="give the same as then, or another --out"
+        )
+    return State(folder, asked, done, before)

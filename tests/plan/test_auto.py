@@ -1,0 +1,243 @@
+"""`flyspeck auto`: who goes on, what the time is for, going on after a stop; and, slowly, the whole of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from planned_sets import SPEEDS, a_table, base, like, squares, write_set
+
+import flyspeck
+from flyspeck.errors import UserError
+from flyspeck.evaluate.detections import DetectionTable
+from flyspeck.evaluate.protocols import APProtocol
+from flyspeck.plan import halving, rules
+from flyspeck.plan.budget import Budget
+from flyspeck.plan.choices import Speed
+from flyspeck.plan.settings import Measured, Setting, best_of, difference, settings_for
+from flyspeck.plan.state import FILE, State, open_state
+from flyspeck.plan.tried import Candidate
+from flyspeck.plan.voice import Voice
+from flyspeck.train.config import parse_recipe
+from flyspeck.types import Detections
+
+QUIET = Voice(lambda line: None)
+
+
+def candidates(tmp_path: Path, names: str) -> list[Candidate]:
+    recipe = parse_recipe({"data": {"train": "t.json", "val": "v.json"}, "train": {"minutes": 10}})
+    return [Candidate(name, recipe, tmp_path / name) for name in names]
+
+
+def test_the_worst_of_a_round_leaves_and_the_winner_has_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, float]] = []
+    values = {"a": [0.3, 0.5], "b": [0.4, 0.45], "c": [0.1]}
+
+    def until(candidate: Candidate, seconds: float, voice: Voice) -> tuple[float, int]:
+        calls.append((candidate.name, round(seconds, 6)))
+        return seconds, int(seconds)
+
+    monkeypatch.setattr(halving, "train_until", until)
+    monkeypatch.setattr(halving, "value_of", lambda one, _: values[one.name][sum(n == one.name for n, _ in calls) - 1])
+    winner, trials = halving.halve(candidates(tmp_path, "abc"), 100.0, a_table(tmp_path), QUIET)
+    assert winner.name == "a"
+    assert calls == [("a", 10), ("b", 10), ("c", 10), ("b", 18), ("a", 18)]
+    assert [(t.name, t.round) for t in trials] == [("a", 0), ("b", 0), ("c", 0), ("b", 1), ("a", 1)]
+    # Those that left have used 10 and 18 s: what the winner may have is the rest.
+    assert halving.winner_share(3) == pytest.approx(1 - 0.10 - 0.18)
+    assert halving.winner_share(2) == pytest.approx(1 - 0.15)
+    assert halving.winner_share(1) == 1.0
+
+
+def test_trials_of_before_an_interruption_are_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(halving, "train_until", lambda *_: (1.0, 1))
+    monkeypatch.setattr(halving, "value_of", lambda one, _: {"a": 0.2, "b": 0.3}[one.name])
+    kept: list[halving.Trial] = []
+    every = candidates(tmp_path, "ab")
+    halving.halve(every, 10.0, a_table(tmp_path), QUIET, note=kept.append)
+    monkeypatch.setattr(halving, "train_until", lambda *_: pytest.fail("trained again"))
+    winner, trials = halving.halve(every, 10.0, a_table(tmp_path), QUIET, done=kept)
+    assert winner.name == "b"
+    assert trials == kept
+
+
+def test_a_pause_comes_after_what_was_trained_is_saved() -> None:
+    teller = halving.Teller(QUIET, until=0.0)
+    record = {"step": 1, "losses": {"a": 1.0}, "images_per_second": 3.0}
+    teller.step(record)  # here the time is up; the loop saves after it
+    with pytest.raises(halving._Pause):
+        teller.step(record)
+    whole = halving.Teller(QUIET)
+    for _ in range(5):
+        whole.step(record)
+
+
+def budget(minutes: float, used: float = 0.0, tmp_path: Path = Path()) -> Budget:
+    return Budget(minutes, State(tmp_path, {}, before=used, clock=lambda: 0.0))
+
+
+def test_time_is_kept_back_for_what_follows_training() -> None:
+    found = like(base(), decode_seconds=0.05)
+    for minutes in (5, 20, 90):
+        one = budget(minutes, used=20.0)
+        seconds = one.for_training(100, 100, found, SPEEDS)
+        tier, _ = rules.best_tier(found, SPEEDS, 0.7 * minutes)
+        assert seconds + 20 + one.kept_back(100, 100, found, SPEEDS[tier.name]) == pytest.approx(60 * minutes, abs=0.1)
+        assert seconds > 0.4 * 60 * minutes
+        each = one.image_seconds(SPEEDS[tier.name], found)
+        assert one.images(one.REPORTING, SPEEDS[tier.name], found) * each * 1.5 <= 0.06 * 60 * minutes + 4 * each * 1.5
+
+
+def test_too_few_minutes_are_one_line_that_says_how_many_would_do() -> None:
+    slow = {name: Speed(speed.images_per_second / 10, 10**9, 20.0) for name, speed in SPEEDS.items()}
+    with pytest.raises(UserError, match="1 minutes are too short") as told:
+        budget(1, used=15.0).for_training(20, 20, base(), slow)
+    assert "\n" not in str(told.value)
+    (asked,) = re.findall(r"give (\d+) or more", str(told.value))
+    assert budget(float(asked), used=15.0).for_training(20, 20, base(), slow) > 0
+
+
+def test_a_run_goes_on_only_as_it_was_begun(tmp_path: Path) -> None:
+    folder = tmp_path / "auto"
+    with pytest.raises(UserError, match="nothing to resume"):
+        open_state(folder, {"minutes": 5.0}, resume=True)
+    state = open_state(folder, {"minutes": 5.0}, resume=False)
+    state.keep("speeds", {"a": 1})
+    with pytest.raises(UserError, match="--resume"):
+        open_state(folder, {"minutes": 5.0}, resume=False)
+    with pytest.raises(UserError, match="another minutes"):
+        open_state(folder, {"minutes": 6.0}, resume=True)
+    again = open_state(folder, {"minutes": 5.0}, resume=True)
+    assert again.done == {"speeds": {"a": 1}}
+    assert again.seconds >= state.before
+    (folder / FILE).write_text(json.dumps({"format": 99, "asked": {}, "seconds": 0, "done": {}}))
+    with pytest.raises(UserError, match="newer version"):
+        open_state(folder, {}, resume=True)
+    (folder / FILE).write_text("{")
+    with pytest.raises(UserError, match="not the state of a run"):
+        open_state(folder, {}, resume=True)
+
+
+def test_whole_and_tiles_where_there_are_tiles(tmp_path: Path) -> None:
+    table = a_table(tmp_path)  # images of 64x96
+    grid = list(settings_for(table, {"enlarge": {"factor": 1.0}, "training_size": [64, 96]}))
+    assert grid[0] == Setting(True, 1.0)
+    assert [(s.whole, s.scale) for s in grid] == [
+        (True, 1.0), (True, 1.5), (False, 1.5), (True, 2.0), (False, 2.0), (True, 0.75), (True, 0.5),
+    ]  # fmt: skip
+    grid = list(settings_for(table, {"enlarge": {"factor": 2.0}, "training_size": [64, 96]}))
+    assert [(s.whole, s.scale) for s in grid[:2]] == [(True, 2.0), (False, 2.0)]
+
+
+def test_a_setting_gives_way_to_one_that_is_better_by_more_than_chance(tmp_path: Path) -> None:
+    first = Measured(Setting(True, 1.0), {"ap50_tiny": 0.3}, 0.1)
+    lucky = Measured(Setting(False, 2.0), {"ap50_tiny": 0.5}, 0.1, (0.2, -0.01, 0.4))
+    better = Measured(Setting(True, 2.0), {"ap50_tiny": 0.4}, 0.1, (0.1, 0.02, 0.2))
+    best = Measured(Setting(True, 1.5), {"ap50_tiny": 0.42}, 0.1, (0.12, 0.01, 0.2))
+    assert best_of([first, lucky]) is first
+    assert best_of([first, lucky, better, best]) is best
+    assert Measured.of(json.loads(json.dumps(best.to_dict()))) == best
+
+
+def test_the_difference_of_two_settings_is_paired(tmp_path: Path) -> None:
+    table = a_table(tmp_path, 12)
+
+    def found(shift: float) -> DetectionTable:
+        each = [
+            Detections(
+                boxes=table.boxes[rows] + shift * (np.arange(rows.stop - rows.start) % 2)[:, None],
+                scores=np.full(rows.stop - rows.start, 0.9),
+                labels=table.labels[rows],
+                image_size=(64, 96),
+                image_id=int(table.image_ids[row]),
+            )
+            for row, rows in enumerate(table)
+        ]
+        return DetectionTable.from_list(each, table)
+
+    protocol = flyspeck.evaluate(ground_truth=table, detections=found(0)).protocol
+    assert isinstance(protocol, APProtocol)
+    better = difference(table, found(0), found(6), protocol, "ap50_tiny")  # every second box is 6 px off
+    assert better is not None
+    assert better[0] > 0.3
+    assert better[1] > 0
+    same = difference(table, found(0), found(0), protocol, "ap50_tiny")
+    assert same == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"boxes": squares(2)}, "2 images, where 3 parts are needed"),
+        ({"boxes": squares(5), "ignored": True}, "ignore regions only"),
+    ],
+)
+def test_what_it_cannot_do_is_said_before_any_training(tmp_path: Path, options: dict, words: str) -> None:
+    path = write_set(tmp_path / "set.json", **options)
+    with pytest.raises(UserError, match=words):
+        flyspeck.auto(path, minutes=5, out=tmp_path / "auto")
+
+
+def test_a_full_disk_is_said_before_any_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flyspeck.plan.speed.measure_speeds", lambda *_, **__: SPEEDS)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
+    path = write_set(tmp_path / "set.json", squares(20))
+    with pytest.raises(UserError, match="are free on this disk"):
+        flyspeck.auto(path, minutes=5, out=tmp_path / "auto")
+    assert not (tmp_path / "auto" / "runs").exists()
+
+
+class _Stop(KeyboardInterrupt):
+    """Ctrl-C."""
+
+
+@pytest.mark.slow
+def test_from_scenes_to_an_exported_detector_in_its_minutes(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    data = flyspeck.write_scenes(tmp_path / "scenes", num_images=60, seed=4, height=96, width=128, density=4)
+    lines: list[tuple[float, str]] = []
+    minutes = 6.5  # two candidates
+
+    def say(line: str) -> None:
+        lines.append((time.monotonic(), line))
+        if line.startswith("training ") and not any("going on" in text for _, text in lines[:3]):
+            raise _Stop  # once: the second call begins with other lines
+
+    begun = time.monotonic()
+    with pytest.raises(_Stop):
+        flyspeck.auto(data, minutes=minutes, out=tmp_path / "auto", say=say)
+    seen = [text for _, text in lines]
+    assert any(text.startswith("round 1: ") for text in seen)
+    stopped, lines[:] = list(lines), []
+    done = flyspeck.auto(data, minutes=minutes, out=tmp_path / "auto", resume=True, say=say)
+    used = time.monotonic() - begun
+    assert used < 60 * minutes * 1.1
+    assert done.minutes == pytest.approx(used / 60, abs=0.2)
+    times = [begun, *(moment for moment, _ in stopped)]
+    assert max(np.diff(times)) < 10  # never silent for longer
+    assert len(done.trials) == 2
+    winner = done.run
+    records = [json.loads(line) for line in (winner / "metrics.jsonl").read_text().splitlines()]
+    steps = [record["step"] for record in records if record["kind"] == "step"]
+    assert steps == sorted(set(steps))  # nothing was trained twice
+    assert done.exported is not None
+    parts = [flyspeck.read_annotations(tmp_path / "auto" / "data" / f"{p}.json") for p in ("train", "choose", "report")]
+    names = [set(part.file_names) for part in parts]
+    assert not names[0] & names[1]
+    assert not (names[0] | names[1]) & names[2]
+    assert sum(map(len, names)) == 60
+    page = (tmp_path / "auto" / "report.html").read_text()
+    assert "Whole or in tiles, and how large" in page
+    assert "What was tried" in page
+    again = flyspeck.evaluate(ground_truth=tmp_path / "auto" / "data" / "report.json", detections=tmp_path / "auto")
+    assert again.rows == done.evaluation.rows
+    found = flyspeck.load_predictor(done.exported).predict([parts[2].path(0)])
+    assert len(found) == 1

@@ -1,0 +1,233 @@
+"""`flyspeck init`: every recipe that it writes is trained for a step, and what it cannot do is one line."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from planned_sets import SPEEDS, squares, write_set
+
+import flyspeck
+from flyspeck.cli.main import main
+from flyspeck.errors import UserError
+from flyspeck.plan import rules
+from flyspeck.plan.choices import Speed
+from flyspeck.plan.init import Forecast
+from flyspeck.plan.voice import Voice
+from flyspeck.train.config import load_recipe
+from flyspeck.train.run import train
+
+
+class _Enough(Exception):
+    """A step was taken."""
+
+
+class _OneStep:
+    """A reporter that ends a training after its first step."""
+
+    def start(self, *, total_steps: int, done_steps: int) -> None:
+        """Nothing."""
+
+    def step(self, record: dict) -> None:
+        """The first one is enough; its losses are numbers, or the loop had refused them."""
+        raise _Enough
+
+    def epoch(self, record: dict) -> None:
+        """Never reached."""
+        raise AssertionError("the epoch ended before a step was logged")
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def one_step(recipe_file: Path, folder: Path) -> None:
+    """Loads the recipe, as `flyspeck train` does, and trains one step of it, narrow, so that it is quick."""
+    recipe = load_recipe(recipe_file)
+    assert recipe.train.minutes is not None
+    narrow = recipe.model.model_copy(update={"width": 0.25, "channels": 16, "weights": None})
+    quick = recipe.train.model_copy(update={"log_every": 1, "workers": 0})
+    with pytest.raises(_Enough):
+        train(recipe.model_copy(update={"model": narrow, "train": quick}), folder, reporter=_OneStep())
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Speed]:
+    """No detector is timed: each has the speed that it is given."""
+    monkeypatch.setattr("flyspeck.plan.speed.measure_speeds", lambda *_, **__: SPEEDS)
+    return SPEEDS
+
+
+def said_by(call: Callable[..., object], *args: object, **options: object) -> list[str]:
+    lines: list[str] = []
+    call(*args, **options, say=lines.append)
+    return lines
+
+
+SETS = {
+    "tiny squares": {"boxes": squares(8, side=4)},
+    "in colour": {"boxes": squares(8), "colour": True},
+    "objects of one image's size": {"boxes": [[[0, 0, 96, 64]]] * 8},
+    "one object in each": {"boxes": [[[10 + n, 10, 6, 9]] for n in range(8)]},
+    "most images are empty": {
+        "boxes": [[[10, 10, 6, 9]], [], [], [[30, 10, 6, 9]], [], [], [[50, 9, 4, 4]], [[5, 5, 4, 4]]]
+    },
+    "two classes": {"boxes": squares(12), "labels": [[0, 1]] * 12, "classes": ("a", "b")},
+}
+
+
+@pytest.mark.parametrize(("name", "minutes"), list(zip(SETS, [2, 50] * 3, strict=True)))
+def test_a_recipe_is_trained_for_a_step_as_it_is(
+    tmp_path: Path, timed: dict[str, Speed], name: str, minutes: float
+) -> None:
+    train_file = write_set(tmp_path / "train.json", seed=1, **SETS[name])
+    val = write_set(tmp_path / "val.json", squares(3, seed=9), seed=2)
+    if "classes" in SETS[name]:
+        val = write_set(tmp_path / "val.json", squares(3), labels=[[0, 1]] * 3, classes=("a", "b"), seed=2)
+    lines = said_by(flyspeck.init, train_file, val=val, minutes=minutes, out=tmp_path / "deep" / "recipe.yaml")
+    one_step(tmp_path / "deep" / "recipe.yaml", tmp_path / "run")
+    text = (tmp_path / "deep" / "recipe.yaml").read_text()
+    assert "train: ../train.json" in text  # it can be moved together with the data
+    assert re.search(r"# .*\[judged\]\n  crop: ", text)
+    assert re.search(r'# .*\[docs/results.md, "[^"]+"\]', text)
+    assert lines[0].startswith("reading ")
+    assert any(line.startswith("to be expected on this machine") for line in lines)
+
+
+def test_without_val_it_divides_by_groups(tmp_path: Path, timed: dict[str, Speed]) -> None:
+    # Ten scenes, each there twice: the copies must not be on two sides.
+    first = squares(10, seed=3)
+    path = write_set(tmp_path / "all.json", first, seed=5)
+    content = flyspeck.read_annotations(path)
+    twin = tmp_path / "twins"
+    twin.mkdir()
+    import json
+
+    told = json.loads(path.read_text())
+    for image in list(told["images"]):
+        name = twin / f"copy of {Path(image['file_name']).name}"
+        shutil.copy(tmp_path / image["file_name"], name)
+        number = image["id"] + 100
+        told["images"].append({**image, "id": number, "file_name": f"twins/{name.name}"})
+        own = [e for e in told["annotations"] if e["image_id"] == image["id"]]
+        told["annotations"] += [{**e, "id": e["id"] + 1000, "image_id": number} for e in own]
+    path.write_text(json.dumps(told))
+    done = flyspeck.init(path, minutes=5, out=tmp_path / "recipe.yaml")
+    recipe = load_recipe(done.recipe)
+    sides = [{Path(n).name.removeprefix("copy of ") for n in flyspeck.read_annotations(p).file_names}
+             for p in (recipe.data.train, recipe.data.val)]  # fmt: skip
+    assert len(sides[0]) + len(sides[1]) == len(content) == 10
+    assert not sides[0] & sides[1]
+    assert done.fingerprint.duplicates == 20
+    one_step(done.recipe, tmp_path / "run")
+
+
+def test_splits_of_a_folder_are_taken_as_they_are_called(tmp_path: Path, timed: dict[str, Speed]) -> None:
+    for name, seed in (("train", 1), ("val", 2), ("test", 3)):
+        write_set(tmp_path / f"{name}.json", squares(4, seed=seed), seed=seed)
+    recipe = load_recipe(flyspeck.init(tmp_path, minutes=5, out=tmp_path / "r" / "recipe.yaml").recipe)
+    assert (Path(recipe.data.train).name, Path(recipe.data.val).name) == ("train.json", "val.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("one image", {"boxes": squares(1)}, "1 image, where 2 parts are needed"),
+        ("only ignore regions", {"boxes": squares(4), "ignored": True}, "no object to learn: 8 ignore regions only"),
+        ("no boxes", {"boxes": [[], []]}, "no object to learn"),
+        ("one box", {"boxes": [[[5, 5, 8, 8]], [], [], [], []]}, "have no object"),
+    ],
+)
+def test_what_it_cannot_do_is_one_line(
+    tmp_path: Path, timed: dict[str, Speed], name: str, options: dict, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_set(tmp_path / "set.json", **options)
+    assert main(["init", str(path), "--out", str(tmp_path / "recipe.yaml")]) == 2
+    error = capsys.readouterr().err.strip()
+    assert words in error
+    assert error.count("\n") == 0
+    assert not (tmp_path / "recipe.yaml").exists()
+
+
+def test_a_class_that_is_not_to_be_measured_is_said(tmp_path: Path, timed: dict[str, Speed]) -> None:
+    # The only image with class b stays on the side to learn from, or is missed there: either is said.
+    labels = [[0, 0]] * 9 + [[1, 1]]
+    path = write_set(tmp_path / "set.json", squares(10), labels=labels, classes=("a", "b"))
+    done = flyspeck.init(path, minutes=5, out=tmp_path / "recipe.yaml")
+    assert any("no object of b among" in note or "no object to learn from: b" in note for note in done.notes)
+
+
+def test_many_classes_are_not_listed(tmp_path: Path, timed: dict[str, Speed]) -> None:
+    names = tuple(f"class {k}" for k in range(10_000))
+    path = write_set(tmp_path / "set.json", squares(10), labels=[[k, k + 5000] for k in range(10)], classes=names)
+    lines = said_by(flyspeck.init, path, minutes=5, out=tmp_path / "recipe.yaml")
+    assert max(map(len, lines)) < 1000
+    assert len((tmp_path / "recipe.yaml").read_text()) < 20_000
+    assert any("10000 classes" in line for line in lines)
+
+
+def test_a_disk_that_is_full_is_said_before_anything_is_written(
+    tmp_path: Path, timed: dict[str, Speed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_set(tmp_path / "set.json", squares(10))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
+    with pytest.raises(UserError, match="1 MB are free on this disk"):
+        flyspeck.init(path, minutes=5, out=tmp_path / "recipe.yaml")
+    assert not (tmp_path / "recipe.yaml").exists()
+    assert not (tmp_path / "recipe_data").exists()
+
+
+def test_nothing_is_written_over(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("mine")
+    with pytest.raises(UserError, match="is there already"):
+        flyspeck.init(tmp_path, out=tmp_path / "recipe.yaml")
+    for minutes in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(UserError, match="minutes"):
+            flyspeck.init(tmp_path, minutes=minutes, out=tmp_path / "other.yaml")
+
+
+def test_speeds_are_measured_on_the_sets_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The real probe, of the cheapest detector alone and as short as it gets.
+    monkeypatch.setattr(rules, "TIERS", rules.TIERS[:1])
+    monkeypatch.setattr("flyspeck.plan.speed.LIMIT", 0.5)
+    path = write_set(tmp_path / "set.json", squares(10))
+    threads = torch.get_num_threads()
+    done = flyspeck.init(path, minutes=5, out=tmp_path / "recipe.yaml")
+    assert torch.get_num_threads() == threads
+    (speed,) = done.speeds.values()
+    assert speed.images_per_second > 0
+    assert speed.memory > 10**7
+    assert isinstance(done.forecast, Forecast)
+    assert done.forecast.images == pytest.approx(speed.images_per_second * 300, rel=0.05)
+
+
+def test_a_voice_is_never_silent_for_long() -> None:
+    lines: list[str] = []
+    voice = Voice(lines.append, silence=0.05)
+    with voice.doing("waiting"):
+        time.sleep(0.4)
+    assert lines[0] == "waiting ..."
+    assert 3 <= len(lines) <= 9
+    assert all(re.fullmatch(r"  waiting: \d+ s so far", line) for line in lines[1:])
+    before = len(lines)
+    time.sleep(0.1)
+    assert len(lines) == before
+
+
+def test_progress_is_told_now_and_then() -> None:
+    now = [0.0]
+    lines: list[str] = []
+    told = Voice(lines.append, clock=lambda: now[0]).progress("compared")
+    for done in range(1, 101):
+        now[0] += 0.2
+        told(done, 100)
+    counts = [int(re.fullmatch(r"  compared: (\d+) of 100", line)[1]) for line in lines]  # type: ignore[index]
+    assert 14 <= counts[0] <= 16  # after three seconds
+    assert all(24 <= gap <= 27 for gap in np.diff(counts))  # then every five
+    assert len(counts) == 4
