@@ -51,7 +51,7 @@ def one_step(recipe_file: Path, folder: Path) -> None:
     """Loads the recipe, as `flyspeck train` does, and trains one step of it, narrow, so that it is quick."""
     recipe = load_recipe(recipe_file)
     assert recipe.train.minutes is not None
-    narrow = recipe.model.model_copy(update={"width": 0.25, "channels": 16, "weights": None})
+    narrow = recipe.model.model_copy(update={"width": 0.25, "channels": 16, "weights": None, "start": None})
     quick = recipe.train.model_copy(update={"log_every": 1, "workers": 0})
     with pytest.raises(_Enough):
         train(recipe.model_copy(update={"model": narrow, "train": quick}), folder, reporter=_OneStep())

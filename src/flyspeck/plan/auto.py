@@ -16,6 +16,7 @@ from typing import Any
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers import read_annotations
 from flyspeck.errors import UserError
+from flyspeck.evaluate.baselines import baseline_text, measure_baselines
 from flyspeck.evaluate.results import EvaluationResult
 from flyspeck.evaluate.score_curve import KEY as CURVE
 from flyspeck.evaluate.score_curve import score_curve
@@ -141,12 +142,25 @@ def _run(
         detections.write_coco(state.folder / "detections.json", report)
         evaluation.write(state.folder / "evaluation.json")
     settings = [Measured.of(one) for one in state.done["settings"]]
+    with voice.doing("beside it, what needs no network: no box, the usual places, blobs"):
+        baselines = measure_baselines(sources[TRAIN].table, report, evaluation.protocol)
     with voice.doing("writing the report"):
         write_summary(
-            state.folder, winner, report, detections, evaluation, trials, settings, best, notes, minutes=budget.minutes
+            state.folder,
+            winner,
+            report,
+            detections,
+            evaluation,
+            trials,
+            settings,
+            best,
+            notes,
+            minutes=budget.minutes,
+            baselines=baselines,
         )
     voice("")
     voice(evaluation.table())
+    voice(baseline_text(baselines))
     for note in notes:
         voice(f"note: {note}")
     used = state.seconds / 60

@@ -19,8 +19,8 @@ class Budget:
     """Share of the time for trying settings."""
     REPORTING = 0.06
     """Share of the time for the images that are reported on."""
-    EXPORT, PAGE = 14.0, 6.0
-    """Seconds for tracing and checking the exported detector, and for the page."""
+    EXPORT, BASELINES, PAGE = 24.0, 10.0, 6.0
+    """Seconds for tracing and checking the exported detector, for what needs no network, and for the page."""
     SPARE = 0.04
     """Share of the time for what nobody foresees."""
     LEAST_TRAINING = 15.0
@@ -50,7 +50,15 @@ class Budget:
         report = min(report, self.images(self.REPORTING, speed, found))
         settings = min(self.CHOOSING * self.seconds, 14 * choose * each)
         trials = 7 * choose * each
-        return settings + trials + 1.5 * report * each + self.EXPORT + self.PAGE + self.SPARE * self.seconds
+        return (
+            settings
+            + trials
+            + 1.5 * report * each
+            + self.EXPORT
+            + self.BASELINES
+            + self.PAGE
+            + self.SPARE * self.seconds
+        )
 
     def for_training(self, choose: int, report: int, found: Fingerprint, speeds: Mapping[str, Speed]) -> float:
         """Seconds of training, all candidates together. Raises UserError where they are too few to learn anything."""

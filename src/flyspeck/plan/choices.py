@@ -74,6 +74,8 @@ class Machine:
     """Value of `model.start` in its place: a trained detector that is here."""
     start_fits: tuple[str, ...] = ()
     """Names of the tiers that `start_model` fits."""
+    start_licence: str = ""
+    """Of its weights, which a training from them passes on."""
     missing: str = ""
     """Where there is nothing: which file would give it, in words."""
 

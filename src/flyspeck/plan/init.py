@@ -22,6 +22,8 @@ from flyspeck.plan.voice import Voice, minutes_of
 
 log = logging.getLogger("flyspeck")
 AnyPath = str | os.PathLike[str]
+EVALUATING = 130_000_000
+"""Bytes that evaluations and checkpoints add to what training steps take, as one run had it."""
 COMPARING = 120.0
 """Seconds of decoding up to which images are compared by their pixels."""
 
@@ -257,7 +259,9 @@ def forecast_of(plan: Plan, found: Fingerprint) -> Forecast:
     seconds = max(0.0, 60 * minutes - decoding)
     images = int(plan.speed.images_per_second * seconds)
     kept = int(found.megapixels * 1e6 * found.channels * (found.bits // 8)) if cached else 0
-    return Forecast(plan.speed.images_per_second, plan.speed.memory + kept, minutes, images, images / found.images)
+    return Forecast(
+        plan.speed.images_per_second, plan.speed.memory + kept + EVALUATING, minutes, images, images / found.images
+    )
 
 
 STATE_BYTES = {"smallest": 12e6, "small": 30e6, "medium": 70e6, "large": 90e6, "largest": 180e6}

@@ -185,7 +185,10 @@ def _start(tier: Tier, machine: Machine) -> list[Choice]:
         words = "ImageNet's weights are on this machine; a pretrained start is worth points in short trainings"
         return [Choice("model.weights", machine.start, words, "pretraining"), own]
     if machine.start_model is not None and tier.name in machine.start_fits:
-        words = "a trained detector of tiny objects that is here begins nearer to them than random weights"
+        words = (
+            "a trained detector of tiny objects that is here begins nearer to them than random weights; its licence"
+            f" ({machine.start_licence}) is passed on"
+        )
         return [Choice("model.start", machine.start_model, words), own]
     words = "no pretrained weights for it are on this machine" if tier.pretrained else "it is trained from scratch"
     if tier.pretrained and machine.missing:

@@ -9,9 +9,13 @@ import torch
 from torchvision.models import get_model_weights
 
 from flyspeck.plan.choices import Machine
+from flyspeck.train.start_names import licence_of_card, shipped
 
 BACKBONE, WEIGHTS = "mobilenet_v2", "IMAGENET1K_V1"
 """Of the tiers that can be pretrained."""
+TRAINED = "hituav_half"
+"""A trained detector on that backbone at full width, and which tiers its backbone fits."""
+FITS = ("medium", "large", "largest")
 
 
 def with_starts(machine: Machine) -> Machine:
@@ -21,4 +25,9 @@ def with_starts(machine: Machine) -> Machine:
     name = url.rpartition("/")[2]
     if (folder / name).is_file():
         return replace(machine, start=WEIGHTS)
-    return replace(machine, missing=f"{url} put into {folder} would be a start")
+    missing = f"{url} put into {folder} would be a start"
+    found = shipped().get(TRAINED)
+    if found is None:
+        return replace(machine, missing=missing)
+    licence = licence_of_card(found) or "see its card"
+    return replace(machine, start_model=TRAINED, start_fits=FITS, start_licence=licence, missing=missing)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flyspeck.data.annotations import Annotations
+from flyspeck.evaluate.baselines.values import Baseline
 from flyspeck.evaluate.detections import DetectionTable
 from flyspeck.evaluate.results import EvaluationResult
 from flyspeck.files import read_records
@@ -29,6 +30,7 @@ def write_summary(
     best: Measured,
     notes: Sequence[str],
     *,
+    baselines: Sequence[Baseline] = (),
     minutes: float,
     images: int = 20,
 ) -> Path:
@@ -41,7 +43,7 @@ def write_summary(
         "images": best.setting.words(),
     }
     history = tuple(r for r in read_records(winner.folder / "metrics.jsonl") if r.get("kind") == "epoch")
-    run = RunReport(winner.name, table, found, evaluation, history, facts)
+    run = RunReport(winner.name, table, found, evaluation, history, facts, baselines=tuple(baselines))
     appendices = [_settings(settings, best, winner.recipe.evaluate.best)]
     if trials:
         appendices.append(_trials(trials, winner))
