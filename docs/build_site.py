@@ -57,7 +57,7 @@ def write_stage(stage: Path) -> None:
     for package in PACKAGES:
         (pages / "docs" / "reference" / f"{package}.md").write_text(package_page(package), encoding="utf-8")
     config = (ROOT / "docs" / "zensical.toml").read_text(encoding="utf-8")
-    for folder in ("how-to", "papers", "reference"):
+    for folder in ("how-to", "explanation", "papers", "reference"):
         first = ("python", "recipe")  # of the reference; the packages follow
         found = sorted((pages / "docs" / folder).glob("*.md"), key=lambda path: (path.stem not in first, path.stem))
         names = [str(path.relative_to(pages)) for path in found]

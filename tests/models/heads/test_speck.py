@@ -12,7 +12,8 @@ from torch import Tensor
 
 from flyspeck.errors import UserError
 from flyspeck.models.assigners.build import named_assigner
-from flyspeck.models.build import build
+from flyspeck.models.backbones.bottom_heavy import bottom_heavy
+from flyspeck.models.build import build, build_backbone
 from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.norms import at_factor
 from flyspeck.models.fold import fold_norms
@@ -20,6 +21,7 @@ from flyspeck.models.heads.speck import SpeckHead
 from flyspeck.models.losses import ciou_loss, quality_focal_loss, varifocal_loss
 from flyspeck.models.names import ZooName, parse_name
 from flyspeck.models.profile import profile
+from flyspeck.train.distill.response import ResponseTerms
 from flyspeck.train.model_config import ModelConfig
 from flyspeck.types import FeatureSpec, ImageBatch, Targets
 from loss_battery import SHIFTS, check_a_step_against_the_gradient, check_equal_boxes, check_sums
@@ -159,6 +161,56 @@ def test_a_dynamic_speck_is_one_network_for_each_factor_and_folds() -> None:
         fold_norms(mine, lambda: mine.pyramid(images))
         for a, b in zip(mine.pyramid(images), before, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_a_speck_teaches_another_by_what_it_says_and_by_its_maps() -> None:
+    torch.manual_seed(0)
+    teacher, student, other = (
+        build("speck_n", classes="ab", width=0.5, channels=c, prior_scale=p)
+        for c, p in ((24, 2.0), (16, 2.0), (16, 3.0))
+    )
+    assert isinstance(teacher, Detector)
+    assert isinstance(student, Detector)
+    assert isinstance(other, Detector)
+    terms = ResponseTerms(student, teacher, temperature=1.0, regions=8)
+    images = ImageBatch(torch.rand(1, 3, 64, 64), ((64, 64),))
+    with torch.no_grad():
+        given = terms.observe(teacher, images)
+        apart = terms(student, [student.head(student.pyramid(images))], [], given, images)
+        same = terms(teacher, [teacher.head(teacher.pyramid(images))], [], given, images)
+    assert min(float(v) for v in apart.values()) > 0
+    assert max(float(v) for v in same.values()) == pytest.approx(0, abs=1e-6)
+    with pytest.raises(UserError, match="different anchors"):  # boxes in other units are not compared
+        ResponseTerms(other, teacher, temperature=1.0, regions=8)
+
+
+@pytest.mark.parametrize("fusion", [[0.5, 0.25], "gate", "three"])
+def test_the_edges_of_its_pyramid_have_factors(fusion: Any) -> None:
+    torch.manual_seed(0)
+    detector = build("speck_n", width=0.5, channels=16, fusion=fusion)
+    assert isinstance(detector, Detector)
+    images = ImageBatch(torch.rand(1, 3, 64, 64), ((64, 64),))
+    with torch.no_grad():
+        before = detector.eval().pyramid(images)[0]
+        if fusion == "gate":
+            assert len(detector.neck.gates) == 2  # type: ignore[arg-type]
+            return
+        detector.neck.fusion.mul_(2)  # type: ignore[union-attr, operator]
+        assert not torch.equal(detector.pyramid(images)[0], before)
+
+
+def test_any_backbone_carries_it_and_its_body_carries_others() -> None:
+    with torch.device("meta"):
+        bottom, moved = bottom_heavy(build_backbone("specknet_s"), size=(256, 320))
+        others = ("faster_rcnn:specknet_n", "retinanet:specknet_n:sspnet")
+        for name in ("speck:bh_resnet14", "speck_s", "speck:specknet_n-S1L0", *others):
+            built = build(name, width=0.25)
+            assert isinstance(built, Detector)
+            assert profile(built, (64, 96), convention="macs").parts["backbone"] > 0
+    assert moved.gflops_after == pytest.approx(moved.gflops_before, rel=0.15)
+    assert bottom.features[0].stride == 4
+    with torch.device("meta"):
+        assert [f.stride for f in build("speck:specknet_n-S1L0", width=0.25).features] == [2, 4, 8]  # type: ignore[union-attr]
 
 
 GOALS = {"n": 0.35, "s": 0.8, "m": 2.5}

@@ -141,6 +141,7 @@ class SpeckHead(Head):
             if value not in known:
                 raise UserError(f"'{value}' is no {key}", where=f"model.head.{key}", fix=nearest(value, known))
         self.num_classes, self.prior_scale = num_classes, prior_scale
+        self._strides = [f.stride for f in features]
         self.assigner = None if assigner is None else assigner(foreground=foreground, background=background)
         self.rule = DynamicRule(rule, k, radius, reach, closeness, prior, prior_weight, nwd_constant)
         self.nwd_constant, self.box_loss, self.box_weight = nwd_constant, box_loss, box_weight
@@ -270,6 +271,10 @@ class SpeckHead(Head):
         """See `Head.dense_outputs`: logits and box offsets of every point, of the outputs that train the towers."""
         logits, deltas = raw[0]
         return DenseOutputs(flatten_levels(logits, self.num_classes), flatten_levels(deltas, 4))
+
+    def dense_grid(self) -> Sequence[Sequence[tuple[float, float]]]:
+        """See `Head.dense_grid`: the squares that boxes are told relative to."""
+        return [[(self.prior_scale * stride, self.prior_scale * stride)] for stride in self._strides]
 
 
 def _squares(points: Tensor, sides: Tensor) -> Tensor:
