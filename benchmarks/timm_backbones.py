@@ -24,7 +24,8 @@ from flyspeck.data.bands import PixelRule
 from flyspeck.data.readers import read_annotations
 from flyspeck.data.scenes.dataset import write_scenes
 from flyspeck.evaluate import DetectionTable, evaluate
-from flyspeck.export.package import ExportOptions, export_model
+from flyspeck.export.package import export_model
+from flyspeck.export.proof import ExportOptions
 from flyspeck.models.detector import Detector
 from flyspeck.models.fold import fold_norms, probe_images, relative_difference
 from flyspeck.train.build import load_detector

@@ -199,6 +199,7 @@ WRITE_THEMSELVES = {
     "files.py": "is the one way",
     "export/onnx.py": "a temporary name, which `export/package.py` renames when the boxes are the detector's",
     "export/quantize.py": "a temporary folder",
+    "export/litert.py": "a temporary name, renamed when the boxes are the detector's",
     "export/package.py": "renames two files that belong together",
     "infer/outputs.py": "a file for each of a million images: one that a kill cuts off is written again with --resume",
 }

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from flyspeck.evaluate.results import EvaluationResult as EvaluationResult
     from flyspeck.evaluate.scoring import evaluate as evaluate
     from flyspeck.export.exporting import export as export
-    from flyspeck.export.package import Exported as Exported
+    from flyspeck.export.proof import Exported as Exported
     from flyspeck.infer.job import predict as predict
     from flyspeck.infer.job_images import PredictionSummary as PredictionSummary
     from flyspeck.infer.load import load_predictor as load_predictor
@@ -80,7 +80,7 @@ _HOMES = {
     "Detections": "flyspeck.types",
     "Detector": "flyspeck.models.detector",
     "EvaluationResult": "flyspeck.evaluate.results",
-    "Exported": "flyspeck.export.package",
+    "Exported": "flyspeck.export.proof",
     "FeatureSpec": "flyspeck.types",
     "ImageBatch": "flyspeck.types",
     "Initialised": "flyspeck.plan.init",

@@ -31,7 +31,7 @@ SHAPES = {
     "--to": {
         "NAME",
         "A,B,...",
-        "<onnx|openvino>",
+        "<onnx|openvino|litert>",
         "<json|markdown>",
     },  # `predict` writes several formats, `export` has no plugins
 }

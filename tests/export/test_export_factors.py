@@ -19,7 +19,8 @@ from flyspeck.errors import UserError
 from flyspeck.export.factors import FactorGraph, HalvingPool, PrefixGraph
 from flyspeck.export.graph import FixedResize
 from flyspeck.export.onnx import describe
-from flyspeck.export.package import ExportOptions, export_model
+from flyspeck.export.package import export_model
+from flyspeck.export.proof import ExportOptions
 from flyspeck.infer.engines import open_exported
 from flyspeck.infer.exported import Session
 from flyspeck.infer.factor_model import FactorModel, factor_file

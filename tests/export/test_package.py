@@ -19,7 +19,8 @@ from flyspeck.errors import UserError
 from flyspeck.export import package
 from flyspeck.export.check_images import named_set, run_sets
 from flyspeck.export.onnx import write_onnx
-from flyspeck.export.package import ExportOptions, export_model
+from flyspeck.export.package import export_model
+from flyspeck.export.proof import ExportOptions
 from flyspeck.infer.engines import open_exported
 from flyspeck.infer.exported import PlainModel
 from flyspeck.infer.load import load_model

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flyspeck.errors import UserError
-from flyspeck.export.package import _require_parity
 from flyspeck.export.parity import Rule, _partners, ap_table, compare
+from flyspeck.export.proof import require_parity
 from flyspeck.types import Detections
 
 RULE = Rule(score=0.05, iou=0.5, max_detections=100)
@@ -91,10 +91,10 @@ def test_scores_that_order_nothing_are_undecided_and_no_failure() -> None:
     assert (missing.same, missing.undecided) == (False, False)
     assert not compare(one, one, RULE).undecided
     with pytest.raises(UserError, match="so alike that rounding decides") as caught:
-        _require_parity(difference, compare(one, one, RULE), {}, Path("a.onnx"))
+        require_parity(difference, compare(one, one, RULE), {}, Path("a.onnx"))
     assert "train it further" in caught.value.fix
     with pytest.raises(UserError, match="boxes differ beyond the limits") as caught:
-        _require_parity(missing, missing, {}, Path("a.onnx"))
+        require_parity(missing, missing, {}, Path("a.onnx"))
     assert "report this model" in caught.value.fix
 
 

@@ -13,7 +13,8 @@ from torch import nn
 from flyspeck import load_predictor
 from flyspeck.data.readers import read_annotations
 from flyspeck.evaluate import DetectionTable, evaluate
-from flyspeck.export.package import ExportOptions, export_model
+from flyspeck.export.package import export_model
+from flyspeck.export.proof import ExportOptions
 from flyspeck.infer.torch_model import TorchModel
 from flyspeck.models.build import build
 from flyspeck.models.detector import Detector

@@ -10,8 +10,10 @@ import typer
 
 def export(
     run: Path = typer.Argument(..., metavar="RUN", help="A run folder or a weights file."),
-    out: Path = typer.Option(..., "--out", metavar="FILE", help="Where to write: a file .onnx, or .xml for OpenVINO."),
-    to: Literal["onnx", "openvino"] = typer.Option("onnx", "--to", help="Format to write."),
+    out: Path = typer.Option(
+        ..., "--out", metavar="FILE", help="Where to write: a file .onnx, .xml (OpenVINO) or .tflite (LiteRT)."
+    ),
+    to: Literal["onnx", "openvino", "litert"] = typer.Option("onnx", "--to", help="Format to write."),
     int8: bool = typer.Option(False, "--int8", help="Integers, calibrated on tiles; its loss by size is printed."),
     bits: Literal["8", "16"] = typer.Option(
         None, "--bits", help="Bits of a band of the images, 16 takes both; default: those of the training's."
@@ -27,6 +29,12 @@ def export(
     factor: float = typer.Option(
         None, "--factor", metavar="FACTOR", help="Of a detector with pooling factors: this one alone."
     ),
+    tile: str = typer.Option(
+        None,
+        "--tile",
+        metavar="HxW",
+        help="Tile size in pixels, as the model sees them, of litert; default: as trained.",
+    ),
     on: Path = typer.Option(
         None, "--on", metavar="PATH", help="Images or annotations to measure on; default: the run's own."
     ),
@@ -38,7 +46,8 @@ def export(
         64, "--calibration-tiles", min=1, metavar="N", help="Tiles that INT8 is calibrated on."
     ),
 ) -> None:
-    """Write a detector as ONNX or OpenVINO, if it finds the same boxes there; else say what differed."""
+    """Write a detector as ONNX, OpenVINO or LiteRT, if it finds the same boxes there; else say what differed."""
+    from flyspeck.cli.values import parse_size
     from flyspeck.export.exporting import export as write
 
     done = write(
@@ -50,6 +59,7 @@ def export(
         hard_nms=hard_nms,
         suppression=suppression,
         factor=factor,
+        tile=None if tile is None else parse_size(tile, where="--tile"),
         check=on,
         check_limit=limit,
         calibrate=calibrate,

@@ -24,7 +24,8 @@ from flyspeck.evaluate import DetectionTable, evaluate
 from flyspeck.export.check_images import ImageSet, Recorder, predictor_for, tiles_of
 from flyspeck.export.frame import Frame
 from flyspeck.export.onnx import describe
-from flyspeck.export.package import traced, with_hard_nms, write_all
+from flyspeck.export.package import traced, write_all
+from flyspeck.export.proof import with_hard_nms
 from flyspeck.export.quantize import quantise
 from flyspeck.infer.engines import open_exported
 from flyspeck.infer.outputs import open_writers

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from flyspeck.export.package import Exported, ExportOptions, export_model
+from flyspeck.export.litert import export_litert
+from flyspeck.export.package import export_model
+from flyspeck.export.proof import SUFFIX, Exported, ExportOptions
 from flyspeck.files import local_output
 
 log = logging.getLogger("flyspeck")
@@ -19,32 +21,34 @@ def export(
     run: AnyPath,
     *,
     out: AnyPath,
-    format: Literal["onnx", "openvino"] | None = None,
+    format: Literal["onnx", "openvino", "litert"] | None = None,
     int8: bool = False,
     bits: Literal[8, 16] | None = None,
     hard_nms: float | None = None,
     suppression: Literal["nms", "tiny"] | None = None,
     factor: float | None = None,
+    tile: tuple[int, int] | None = None,
     check: AnyPath | None = None,
     check_limit: int = 48,
     calibrate: AnyPath | None = None,
     calibration_tiles: int = 64,
     say: Callable[[str], None] = log.info,
 ) -> Exported:
-    """Write a detector as ONNX or OpenVINO, if it finds the same boxes there on real images.
+    """Write a detector as ONNX, OpenVINO or LiteRT, if it finds the same boxes there on real images.
 
     The file holds pixel normalisation, decoding and suppression: image in, boxes in pixels, scores and labels out.
 
     Args:
         run: A run folder or a weights file.
-        out: The file to write, ending in `.onnx` or `.xml`; its folder must be there.
-        format: `onnx` or `openvino`; None: by the ending of `out`.
+        out: The file to write, ending in `.onnx`, `.xml` or `.tflite`; its folder must be there.
+        format: `onnx`, `openvino` or `litert`; None: by the ending of `out`.
         int8: Compute in integers, calibrated on tiles; what that loses by size is part of the result.
         bits: Of a band of an image: 8, or 16, which takes both; None: those of the training's images.
         hard_nms: IoU of plain suppression, in place of soft-NMS.
         suppression: `tiny` lets one box of each tiny object keep its score, `nms` all that overlap little; None: as in training,
             and `tiny` for a model of version 0.1, which says nothing.
         factor: Of a detector with factors: this one alone; None: the choice of each image.
+        tile: Of a LiteRT file: (height, width) of its one window, in pixels that the model sees; None: the training's.
         check: Images or annotations to compare on; None: the run's validation set.
         check_limit: Compare on at most so many images, evenly spread.
         calibrate: Images for INT8; None: the run's training set.
@@ -56,9 +60,9 @@ def export(
 
     Raises:
         UserError: Where the boxes differ beyond rounding, in which case nothing is written; for a detector that cannot be
-            exported, a missing extra (`export`), or images that are not there.
+            exported, a missing extra (`export`, `litert`), or images that are not there.
     """
-    by_ending = "openvino" if Path(out).suffix.lower() == ".xml" else "onnx"
+    by_ending = {suffix: name for name, suffix in SUFFIX.items()}.get(Path(out).suffix.lower(), "onnx")
     options = ExportOptions(
         format=format or by_ending,
         int8=int8,
@@ -66,9 +70,11 @@ def export(
         hard_nms=hard_nms,
         suppression=suppression,
         factor=factor,
+        tile=tile,
         check=None if check is None else Path(check),
         check_limit=check_limit,
         calibrate=None if calibrate is None else Path(calibrate),
         calibration_tiles=calibration_tiles,
     )
-    return export_model(Path(run), local_output(out), options, say=say)
+    write = export_litert if options.format == "litert" else export_model
+    return write(Path(run), local_output(out), options, say=say)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from flyspeck.errors import UserError
 from flyspeck.infer.exported import ExportedModel, PlainModel, Session, described
 from flyspeck.infer.factor_model import FactorModel, factor_file
+from flyspeck.infer.litert_model import LiteRTModel, LiteRTSession
 from flyspeck.infer.onnx_model import OnnxSession
 from flyspeck.infer.openvino_model import OpenVinoSession
 
-SUFFIXES = (".onnx", ".xml")
+SUFFIXES = (".onnx", ".xml", ".tflite")
 
 
 def is_exported(path: Path | str) -> bool:
@@ -19,7 +21,10 @@ def is_exported(path: Path | str) -> bool:
 
 
 def open_exported(path: Path | str, *, device: str = "auto", precision: str = "fp32") -> ExportedModel:
-    """The model in an `.onnx` or OpenVINO `.xml` file. Raises UserError for one that is cut off or of another program."""
+    """The model in an `.onnx`, OpenVINO `.xml` or LiteRT `.tflite` file.
+
+    Raises UserError for one that is cut off or of another program.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError("no such exported model", where=path, fix="check the path")
@@ -30,6 +35,8 @@ def exported_in(session: Session, *, device: str = "auto", precision: str = "fp3
     """The model in a file that is open; of several files, the others are opened likewise. Errors as for `open_exported`."""
     path = session.path
     description = described(session.text, path)
+    if isinstance(session, LiteRTSession):
+        return LiteRTModel(session, description)
     if "factors" not in description:
         return PlainModel(session, description)
     files = [factor_file(path, float(factor)) for factor in description["factors"]["factors"]]
@@ -42,5 +49,5 @@ def exported_in(session: Session, *, device: str = "auto", precision: str = "fp3
 
 def open_session(path: Path, *, device: str = "auto", precision: str = "fp32") -> Session:
     """One graph in the engine that its ending names."""
-    kind = OpenVinoSession if path.suffix.lower() == ".xml" else OnnxSession
-    return kind(path, device=device, precision=precision)
+    kinds: dict[str, Callable[..., Session]] = {".xml": OpenVinoSession, ".tflite": LiteRTSession}
+    return kinds.get(path.suffix.lower(), OnnxSession)(path, device=device, precision=precision)

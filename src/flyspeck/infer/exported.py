@@ -96,6 +96,10 @@ class ExportedModel(ABC):
                 for window in windows
             ]
         )
+        return self.as_taken(batch)
+
+    def as_taken(self, batch: np.ndarray) -> np.ndarray:
+        """Pixels of the graph's type; raises UserError for 16-bit ones where it takes 8."""
         if self._pixels == np.uint8:
             if batch.dtype != np.uint8:
                 raise UserError(

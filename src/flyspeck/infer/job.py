@@ -92,7 +92,8 @@ def predict(
     Args:
         source: Image files, folders (searched to the bottom), one file of annotations, one video, or the address of one stream
             (`rtsp://…`). An image may be an address: `https://…`, `s3://…`, `gs://…`, `az://…`, or one of GDAL's `/vsi…` paths.
-        model: A run folder, a weights file, an exported `.onnx` or `.xml` file (which needs no torch), also of another program,
+        model: A run folder, a weights file, an exported `.onnx`, `.xml` or `.tflite` file (which needs no torch), also of another
+            program,
             or a function, `package.module:function`.
         out: Folder for the results; made if need be. It holds the files of `formats`, `drawn/`, and the finished tiles under
             `tiles/` that `resume` goes on from.

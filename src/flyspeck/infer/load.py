@@ -142,7 +142,8 @@ def load_predictor(
     """The predictor of a trained model: images of any size in, one `Detections` each out.
 
     Args:
-        path: A run folder, a weights file, an exported `.onnx` or `.xml` file (which needs no torch), also of another program,
+        path: A run folder, a weights file, an exported `.onnx`, `.xml` or `.tflite` file (which needs no torch), also of another
+            program,
             or a function, `package.module:function`.
         device: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` is the best that is there.
         precision: `fp32` or `bf16`.

@@ -41,7 +41,7 @@ from flyspeck.infer.reading import (
 )
 from flyspeck.infer.skip import AUDITED, RUN, SKIPPED, SkipReport, SkipRule, report_of, takes_back
 from flyspeck.infer.source import open_source
-from flyspeck.infer.tiles import grid, is_cut
+from flyspeck.infer.tiles import grid, is_cut, refuse_larger
 from flyspeck.infer.windows import OpenOptions
 from flyspeck.types import Detections
 
@@ -94,6 +94,8 @@ class Predictor:
         self.overlap = (overlap, overlap) if isinstance(overlap, int) else overlap
         if self.tile is not None:
             grid((1, 1), self.tile, self.overlap)  # refuses an impossible pair before any work
+            if enlarge is None or enlarge.squeeze is None:
+                refuse_larger(self.tile, getattr(model, "largest_window", None))
         self.enlarge = enlarge or Enlarge(scale)
         self.shown_from = WITHOUT
         """Detections of at least this score are drawn of a `Prediction`."""

@@ -40,6 +40,15 @@ def is_cut(boxes: np.ndarray, tiles: np.ndarray, size: tuple[int, int], toleranc
     return np.any(low | high, axis=1)
 
 
+def refuse_larger(tile: tuple[int, int], largest: tuple[int, int] | None) -> None:
+    """Raises UserError for a tile (H, W) that a model of one size, `largest`, cannot take; None takes all."""
+    if largest is not None and (tile[0] > largest[0] or tile[1] > largest[1]):
+        sides = "x".join(map(str, largest))
+        raise UserError(
+            f"tiles of {tile[0]}x{tile[1]} for a model that takes {sides}", where="tile", fix=f"give {sides} or less"
+        )
+
+
 def default_tiles(
     tile: tuple[int, int] | None, overlap: int | None, description: Mapping[str, Any], *, whole: bool = False
 ) -> tuple[tuple[int, int] | None, int]:

@@ -20,7 +20,8 @@ from flyspeck.evaluate.baselines import baseline_text, measure_baselines
 from flyspeck.evaluate.results import EvaluationResult
 from flyspeck.evaluate.score_curve import KEY as CURVE
 from flyspeck.evaluate.score_curve import score_curve
-from flyspeck.export.package import ExportOptions, export_model
+from flyspeck.export.package import export_model
+from flyspeck.export.proof import ExportOptions
 from flyspeck.files import local_output
 from flyspeck.plan import rules
 from flyspeck.plan.budget import Budget

@@ -10,6 +10,7 @@ from flyspeck.infer.engines import exported_in, open_session
 from flyspeck.infer.exported import ExportedModel
 from flyspeck.infer.foreign.engines import SessionGraph
 from flyspeck.infer.foreign.graph_model import GraphModel
+from flyspeck.infer.litert_model import LiteRTSession
 
 
 def open_graph(
@@ -20,7 +21,7 @@ def open_graph(
     layout: str | None = None,
     classes: Sequence[str] | None = None,
 ) -> ExportedModel | GraphModel:
-    """The model in an `.onnx` or OpenVINO `.xml` file: one of flyspeck's, or of another program.
+    """The model in an `.onnx`, OpenVINO `.xml` or LiteRT `.tflite` file: one of flyspeck's, or of another program.
 
     `layout` and `classes` are said for the latter where the file does not. Raises UserError where it is neither, or in doubt.
     """
@@ -28,6 +29,10 @@ def open_graph(
     if not path.is_file():
         raise UserError("no such exported model", where=path, fix="check the path")
     session = open_session(path, device=device, precision=precision)
+    if session.text is None and isinstance(session, LiteRTSession):
+        raise UserError(
+            "a LiteRT file of another program", where=path, fix="give its ONNX form, or one of flyspeck export"
+        )
     if session.text is None:
         return GraphModel(SessionGraph(session), layout=layout, classes=classes)
     if layout is not None or classes is not None:
