@@ -1,9 +1,11 @@
-"""Large annotated images out of small ones: `python benchmarks/mosaics.py ANNOTATIONS OUT [--sides 2000x2000] [--scale 0.5]`.
+"""Large annotated images out of small ones: `python benchmarks/mosaics.py ANNOTATIONS OUT [--sides 2000x2000] [--jitter 32]`.
 
 Real images with boxes are rarely larger than a tile. To measure what tiling, merging and counting do on large images, those of a
 set (its validation images) are laid side by side in rows, none twice, nothing drawn over anything; what stays free is grey. An
 object near the rim of its image is cut there as the annotation says, so that a mosaic is no harder than its images but for what
-their seams look like. Writes `OUT/images/*.png` and `OUT/mosaics.json` (COCO).
+their seams look like. `--jitter` moves each image right and down by up to so many pixels, so that seams form no lines that a
+grid of tiles could lie along. Writes `OUT/images/*.png` and `OUT/mosaics.json` (COCO; `parts` of an image are the frames, xyxy,
+of the images in it).
 """
 
 from __future__ import annotations
@@ -27,19 +29,23 @@ FREE = 114  # grey of what no image covers
 class Canvas:
     """One mosaic: images are put into rows from the left until it is full."""
 
-    def __init__(self, sides: tuple[int, int]) -> None:
+    def __init__(self, sides: tuple[int, int], jitter: int = 0, seed: int = 0) -> None:
         self.pixels = np.full((*sides, 3), FREE, np.uint8)
         self.x = self.y = self.row_height = 0
+        self.parts: list[list[int]] = []
+        self._jitter, self._random = jitter, np.random.default_rng(seed)
 
     def place(self, pixels: np.ndarray) -> tuple[int, int] | None:
         """Where its upper left corner went, (x, y) in pixels of the mosaic; None where there is no room left."""
-        height, width = pixels.shape[:2]
+        right, down = self._random.integers(0, self._jitter + 1, 2).tolist()
+        height, width = pixels.shape[0] + down, pixels.shape[1] + right
         if self.x + width > self.pixels.shape[1]:
             self.x, self.y, self.row_height = 0, self.y + self.row_height, 0
         if self.x + width > self.pixels.shape[1] or self.y + height > self.pixels.shape[0]:
             return None
-        at = (self.x, self.y)
-        self.pixels[at[1] : at[1] + height, at[0] : at[0] + width] = pixels
+        at = (self.x + right, self.y + down)
+        self.parts.append([*at, self.x + width, self.y + height])
+        self.pixels[at[1] : self.y + height, at[0] : self.x + width] = pixels
         self.x, self.row_height = self.x + width, max(self.row_height, height)
         return at
 
@@ -70,6 +76,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--sides", default="2000x2000", help="HxW of a mosaic, pixels")
     parser.add_argument("--scale", type=float, default=1.0, help="images are resized by this first")
+    parser.add_argument("--jitter", type=int, default=0, help="pixels by which an image is moved at most")
     parser.add_argument("--count", type=int, default=4, help="mosaics to make, at most")
     asked = parser.parse_args()
     table = read_annotations(asked.annotations)
@@ -77,12 +84,13 @@ def main() -> None:
     (asked.out / "images").mkdir(parents=True)
     images: list[dict[str, object]] = []
     annotations: list[dict[str, object]] = []
-    canvas = Canvas(sides)
+    canvas = Canvas(sides, asked.jitter)
 
     def finish() -> None:
         name = f"mosaic_{len(images):02d}.png"
         Image.fromarray(canvas.pixels).save(asked.out / "images" / name)
-        images.append({"id": len(images), "file_name": name, "height": sides[0], "width": sides[1]})
+        told = {"id": len(images), "file_name": name, "height": sides[0], "width": sides[1], "parts": canvas.parts}
+        images.append(told)
 
     for row in range(len(table)):
         pixels = read_image(table.path(row))
@@ -92,7 +100,7 @@ def main() -> None:
         at = canvas.place(pixels)
         if at is None:
             finish()
-            canvas = Canvas(sides)
+            canvas = Canvas(sides, asked.jitter, seed=len(images))
             if len(images) == asked.count:
                 break
             at = canvas.place(pixels)

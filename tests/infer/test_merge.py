@@ -55,6 +55,14 @@ def slow_owned(box: list[float], tile: int) -> bool:
     return True
 
 
+def slow_deep(box: list[float], tile: int) -> bool:
+    """Whether a tenth of a box's longer side lies between it and every border of its tile that is not the image's."""
+    x1, y1, x2, y2 = TILES[tile].tolist()
+    gaps = [box[0] - x1 if x1 > 0 else 1e9, box[1] - y1 if y1 > 0 else 1e9]
+    gaps += [x2 - box[2] if x2 < SIZE[1] else 1e9, y2 - box[3] if y2 < SIZE[0] else 1e9]
+    return min(gaps) >= float(np.float32(0.1) * np.float32(max(box[2] - box[0], box[3] - box[1])))
+
+
 def shared_area(a: list[float], b: list[float]) -> float:
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
@@ -67,25 +75,35 @@ def slow_merge(
     found: Detections, own: np.ndarray | None, rule: MergeRule
 ) -> list[tuple[tuple[float, ...], float, int]]:
     """The rules of `merge` for NMS, NMM and weighted fusion, box by box, as a reader would write them down."""
+    witness = [False] * len(found)
     if own is not None and rule.owned:
-        stays = [slow_owned(box, tile) for box, tile in zip(found.boxes.astype(float).tolist(), own, strict=True)]
-        found, own = found[np.array(stays, bool)], own[np.array(stays, bool)]
+        told = list(zip(found.boxes.tolist(), own.tolist(), found.extra["cut"].tolist(), strict=True))
+        owned = np.array([slow_owned(box, tile) for box, tile, _ in told], bool)
+        deep = np.array([not cut and slow_deep(box, tile) for box, tile, cut in told], bool)
+        stays = owned | (deep & rule.witnesses & (rule.method != "nmm"))
+        found, own, witness = found[stays], own[stays], (~owned[stays]).tolist()
     frames = [[0.0] * 4] * len(found) if own is None else TILES[own].astype(float).tolist()
     cut = found.extra["cut"].tolist() if own is not None else [False] * len(found)
     # Areas are ranked in float32 like the boxes themselves.
     seen_area = (found.boxes[:, 2] - found.boxes[:, 0]) * (found.boxes[:, 3] - found.boxes[:, 1])
     rows = [
         (
-            *(cut[k], -float(seen_area[k]) if cut[k] else 0.0, -float(found.scores[k]), int(found.labels[k])),
+            *(
+                2 if cut[k] else int(witness[k]),
+                -float(seen_area[k]) if cut[k] else 0.0,
+                -float(found.scores[k]),
+                int(found.labels[k]),
+            ),
             *(tuple(found.boxes[k].astype(float).tolist()), tuple(frames[k]), -1 if own is None else int(own[k])),
         )
         for k in range(len(found))
     ]
     rows.sort()
     groups: list[list[int]] = []
-    for j, (cut_j, _, _, label_j, box_j, frame_j, own_j) in enumerate(rows):
+    for j, (rank_j, _, _, label_j, box_j, frame_j, own_j) in enumerate(rows):
         for group in groups:
-            cut_i, _, _, label_i, box_i, _, own_i = rows[group[0]]
+            rank_i, _, _, label_i, box_i, _, own_i = rows[group[0]]
+            cut_i, cut_j = rank_i == 2, rank_j == 2
             apart = own is None or rule.within_tile or own_i != own_j
             shared = shared_area(box_i, box_j)
             whole = min(area(box_i), area(box_j)) if rule.metric == "ios" else area(box_i) + area(box_j) - shared
@@ -103,7 +121,8 @@ def slow_merge(
                 break
         else:
             groups.append([j])
-    return [fuse([rows[k] for k in group], rule.method) for group in groups]
+    # A witness alone is nothing.
+    return [fuse([rows[k] for k in group], rule.method) for group in groups if any(rows[k][0] != 1 for k in group)]
 
 
 def slow_tiny(a: list[float], b: list[float], shared: float, rule: MergeRule) -> bool:
@@ -124,7 +143,7 @@ def fuse(rows: list[tuple], method: str) -> tuple[tuple[float, ...], float, int]
     best = rows[0]
     alike = [r for r in rows if r[3] == best[3]]
     score = max(-r[2] for r in alike)
-    members = [r for r in alike if not r[0] or best[0]]
+    members = [r for r in alike if r[0] != 2 or best[0] == 2]
     box = best[4]
     if method == "nmm":
         box = tuple(min(r[4][k] for r in members) for k in (0, 1)) + tuple(
@@ -164,9 +183,12 @@ def assert_same(found: Detections, expected: list[tuple[tuple[float, ...], float
     class_aware=st.booleans(),
     within_tile=st.booleans(),
     owned=st.booleans(),
+    witnesses=st.booleans(),
     tiled=st.booleans(),
 )
-def test_equals_the_slow_twin(seed, n, method, metric, threshold, class_aware, within_tile, owned, tiled) -> None:
+def test_equals_the_slow_twin(
+    seed, n, method, metric, threshold, class_aware, within_tile, owned, witnesses, tiled
+) -> None:
     rule = MergeRule(
         method=method,
         metric=metric,
@@ -174,6 +196,7 @@ def test_equals_the_slow_twin(seed, n, method, metric, threshold, class_aware, w
         class_aware=class_aware,
         within_tile=within_tile,
         owned=owned,
+        witnesses=witnesses,
     )
     found, own = scene(seed, n)
     if tiled:
@@ -372,3 +395,43 @@ def test_what_is_whole_in_some_tile_is_whole_where_it_belongs(
 def test_tiles_that_are_no_grid_own_nothing() -> None:
     tiles = np.array([[0, 0, 60, 60], [40, 20, 100, 80]])
     assert in_own_part(np.array([[56, 30, 58, 32.0]]), tiles, np.array([0])).all()
+
+
+def test_a_witness_confirms_and_is_nothing_by_itself() -> None:
+    # The overlap is x 40 to 60, its middle 50: the place of the box at 52 is the second tile's.
+    boxes = [[50, 10, 56, 16], [51, 10, 57, 16]]
+    found, tiles, own = two_tiles(boxes, [0.9, 0.6], [0, 0], [0, 1])
+    for method, x1 in (("nms", 51), ("wbf", 50.4), ("tiny", 50.4)):
+        merged = merge(found, tiles=tiles, tile_index=own, rule=MergeRule(method=method))
+        assert_allclose(merged.scores, [0.9])
+        assert_allclose(merged.boxes[:, 0], [x1], atol=1e-5)
+    for alone in (MergeRule(witnesses=False), MergeRule(method="nmm")):
+        merged = merge(found, tiles=tiles, tile_index=own, rule=alone)
+        assert_allclose(merged.scores, [0.6])
+        assert_array_equal(merged.boxes, np.array([boxes[1]], np.float32))
+    # Without one of its owner it is nothing, however sure; nearer to its border than a tenth of its side, it is no witness.
+    assert len(merge(found[:1], tiles=tiles, tile_index=own[:1])) == 0
+    near, tiles, own = two_tiles([[48.47, 10, 58.97, 20.5], [48.6, 10, 59.1, 20.5]], [0.9, 0.6], [0, 0], [0, 1])
+    assert_allclose(merge(near, tiles=tiles, tile_index=own).scores, [0.6])
+    # Another class is no witness.
+    other, tiles, own = two_tiles(boxes, [0.9, 0.6], [1, 0], [0, 1])
+    assert_allclose(merge(other, tiles=tiles, tile_index=own).scores, [0.6])
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 100_000), method=st.sampled_from(["nms", "wbf", "tiny"]))
+def test_witnesses_add_no_box_and_take_no_score(seed: int, method: str) -> None:
+    found, own = scene(seed, 40)
+    found = found[~found.extra["cut"]]
+    own = own[~scene(seed, 40)[0].extra["cut"]]
+    alone = merge(found, tiles=TILES, tile_index=own, rule=MergeRule(method=method, witnesses=False))
+    both = merge(found, tiles=TILES, tile_index=own, rule=MergeRule(method=method))
+    assert_allclose(np.sort(both.scores) >= np.sort(alone.scores) - 1e-6, True)
+    assert len(both) == len(alone)
+
+
+@pytest.mark.parametrize("places", ["own", "witnesses", "all"])
+def test_whose_boxes_count_is_one_word(places: str) -> None:
+    assert MergeRule.at(places, method="tiny").places == places
+    assert MergeRule.at(places, method="tiny", threshold=0.3).threshold == 0.3
+    assert MergeRule.at("witnesses", method="nmm").places == "own"

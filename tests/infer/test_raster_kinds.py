@@ -20,10 +20,11 @@ from flyspeck.data.images import read_image
 from flyspeck.errors import UserError
 from flyspeck.infer import raster
 from flyspeck.infer.job import predict
-from flyspeck.infer.predictor import MOST_TILES, Predictor
+from flyspeck.infer.predictor import Predictor
 from flyspeck.infer.raster import RasterioSource
 from flyspeck.infer.source import open_source
 from flyspeck.infer.tiff_windows import TifffileSource
+from flyspeck.infer.tiles import MOST_TILES
 from flyspeck.infer.vips_windows import VipsSource
 from flyspeck.infer.whole import open_whole
 from flyspeck.infer.windows import OpenOptions, Source

@@ -54,10 +54,15 @@ def predict(
         help="coco and widerface files hold weaker ones too, from here.",
     ),
     merge: Literal["nms", "nmm", "soft-nms", "wbf", "tiny"] = typer.Option(
-        "nms", "--merge", help="What becomes of boxes of one object: suppressed, joined, weakened or averaged."
+        "tiny", "--merge", help="What becomes of boxes of one object: suppressed, joined, weakened or averaged."
     ),
     merge_threshold: float = typer.Option(
         0.4, "--merge-threshold", min=0, max=1, metavar="IOU", help="Overlap from which two boxes are one."
+    ),
+    merge_places: Literal["own", "witnesses", "all"] = typer.Option(
+        "witnesses",
+        "--merge-places",
+        help="Whose boxes of a place in several tiles count: of the tile that sees it best; with others to confirm; of all.",
     ),
     suppression: Literal["nms", "tiny"] = typer.Option(
         None,
@@ -182,7 +187,7 @@ def predict(
         flip=flip,
         score_threshold=score,
         keep_score=keep_score,
-        merge=MergeRule(method=merge, threshold=merge_threshold),
+        merge=MergeRule.at(merge_places, method=merge, threshold=merge_threshold),
         suppression=suppression,
         batch_size=batch_size,
         readers=readers,

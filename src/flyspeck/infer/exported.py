@@ -42,6 +42,14 @@ class Session(ABC):
     text: str | None
     """The file's metadata entry, None where it has none."""
 
+    threads: int = 1
+    """Of the processor that it computes with; 1 where it cannot run several passes at a time, or on another device."""
+
+    def split(self, passes: int) -> None:
+        """From now on so many calls of `run` may come at a time, each with its share of the threads."""
+        if passes > self.threads:
+            raise ValueError(f"{passes} passes on {self.threads} threads")
+
     @abstractmethod
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The graph's outputs, in its order, for its inputs, in its order."""
@@ -117,6 +125,18 @@ class PlainModel(ExportedModel):
     def __init__(self, session: Session, description: Mapping[str, Any]) -> None:
         super().__init__(session.path, description)
         self._session = session
+
+    @property
+    def threads(self) -> int:
+        """See `Session.threads`."""
+        return self._session.threads
+
+    def split(self, passes: int) -> None:
+        """See `Session.split`."""
+        self._session.split(passes)
+
+    def enter(self) -> None:
+        """The engines have threads of their own."""
 
     def run(self, batch: np.ndarray) -> Arrays:
         """See `ExportedModel.run`."""

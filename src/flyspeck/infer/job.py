@@ -17,7 +17,7 @@ from flyspeck.infer.job_images import DrawRule, ImageJob, PredictionSummary, mad
 from flyspeck.infer.job_video import Limit, VideoJob, told_name
 from flyspeck.infer.load import load_model, suppression_of, tile_of
 from flyspeck.infer.look_choice import choose_skip_rule
-from flyspeck.infer.merge import MergeRule
+from flyspeck.infer.merge import DEFAULT, MergeRule
 from flyspeck.infer.multiscale import MultiScale
 from flyspeck.infer.naming import is_video
 from flyspeck.infer.outputs import MAP_FORMATS, check_formats
@@ -109,7 +109,7 @@ def predict(
             what it shall have been worth on the model's validation set: `auto` (the best F1; 0.3 where the model does not say
             it), `precision=0.9`, or `false-positives=0.1` (an image).
         keep_score: Formats for evaluation (`coco`, `widerface`) hold weaker ones too, from this score on.
-        merge: How boxes of overlapping tiles become one; None: `MergeRule()`, non-maximum suppression.
+        merge: How boxes of overlapping tiles become one; None: `flyspeck.infer.merge.DEFAULT`.
         suppression: What the detector does with several boxes of one object: `tiny` lets one keep its score, `nms` all that
             overlap little; None: as in training, and `tiny` for a model of version 0.1, which says nothing. An exported model
             has its own.
@@ -166,7 +166,7 @@ def predict(
     sources = [str(one) if is_remote(one) else Path(one) for one in given]
     on_video: dict[str, Any] = {"limit": Limit(frames=max_frames, seconds=max_seconds), "stills": stills}
     on_video["zones"] = parse_zones(count_lines, [str(region) for region in count_regions])
-    folder, path, rule = local_output(out), Path(model), merge or MergeRule()
+    folder, path, rule = local_output(out), Path(model), merge or DEFAULT
     video, items, categories = _sources(sources, warn)
     processes = Processes.from_environment()
     _check_video(video, processes, placing, on_video)
@@ -317,7 +317,7 @@ def _check_video(video: Path | str | None, processes: Processes, placing: Placin
 def layout_of(predictor: Predictor) -> dict[str, Any]:
     """What decides, beside `made_with`, what is found on a whole image: its tiles and how they are merged."""
     rule = predictor.merge
-    return {"tile": predictor.tile, "overlap": predictor.overlap, "merge": [rule.method, rule.threshold]}
+    return {"tile": predictor.tile, "overlap": predictor.overlap, "merge": [rule.method, rule.threshold, rule.places]}
 
 
 def _views(network: Any, scales: tuple[float, ...], flip: bool, rule: MergeRule) -> tuple[Any, dict[str, Any]]:
@@ -342,7 +342,7 @@ def settings_line(what: str, predictor: Predictor, description: Mapping[str, Any
     sides, shared, rule = predictor.tile, predictor.overlap[0], predictor.merge
     said = "whole images" if sides is None else f"tiles of {sides[0]}x{sides[1]}, overlap {shared}"
     scale = predictor.enlarge.words()
-    merge = f"suppression {suppression_of(description)}, merge {rule.method} {rule.threshold:g}"
+    merge = f"suppression {suppression_of(description)}, merge {rule.method} {rule.threshold:g} ({rule.places})"
     line = f"{what}, {said}, {scale}, score >= {score}, {merge}"
     trained = description.get("training_size")
     if "layout" in description:  # another program's

@@ -154,7 +154,7 @@ def load_predictor(
         scale: Model pixels per image pixel; None: as in training, which alone a model that squeezes its images takes.
         resolution: Of images on a map: `"trained"`, `"native"`, `"auto"` or metres a pixel, as `flyspeck.predict` has it.
         score_threshold: Detections below this score, from 0 to 1, are left out.
-        merge: How boxes of overlapping tiles become one; None: `MergeRule()`.
+        merge: How boxes of overlapping tiles become one; None: `flyspeck.infer.merge.DEFAULT`.
         suppression: What the detector does with several boxes of one object: `tiny` lets one keep its score, `nms` all that
             overlap little; None: as in training, and `tiny` for a model of version 0.1, which says nothing. An exported model
             has its own.

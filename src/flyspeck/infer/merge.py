@@ -5,10 +5,12 @@ What is different from running NMS over everything:
 * Two boxes of *one* tile are never compared: the detector has judged them already, so a crowd keeps at a seam exactly the
   neighbours that it keeps elsewhere (`MergeRule.within_tile` turns this off).
 * Every point of the image belongs to the tile that sees it farthest from its border: between two neighbours the middle of
-  their overlap divides. A box with its centre in another tile's part is left out (`MergeRule.owned`): that tile has judged the
-  place with more around it, while a network's answers near a border are worse. An object that is whole in some tile is whole in
-  the tile that its centre belongs to, whatever its size: if it ends before that tile's border, its half is shorter than the
-  way from its centre to the border, hence than the way to the other side of the overlap.
+  their overlap divides. A box with its centre in another tile's part is no object of its own (`MergeRule.owned`): that tile has
+  judged the place with more around it, while a network's answers near a border are worse. It is a witness: if it is not cut and
+  farther from its tile's border than a tenth of its longer side, a box of the other tile that it overlaps takes the better of
+  the two scores, and is placed by both where the method places by several (`MergeRule.witnesses`). An object that is whole in
+  some tile is whole in the tile that its centre belongs to, whatever its size: if it ends before that tile's border, its half is
+  shorter than the way from its centre to the border, hence than the way to the other side of the overlap.
 * A box that its tile's border cut (`flyspeck.infer.tiles.is_cut`) comes after every whole one, whatever the scores, and
   yields to a whole box of another tile that explains it: the whole box, as far as the cut one's tile could see it, has
   an IoU of at least `threshold` with it, or covers half of it or more. Classes do not matter here: half a car may well look
@@ -29,7 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -40,9 +42,12 @@ from flyspeck.evaluate.merging import merge_tiles
 from flyspeck.infer.pairs import BoxIndex
 from flyspeck.types import Detections
 
-__all__ = ["METHODS", "MergeRule", "merge", "merge_tiles"]
+__all__ = ["DEFAULT", "METHODS", "MergeRule", "merge", "merge_tiles"]
 
 METHODS = ("nms", "nmm", "soft-nms", "wbf", "tiny")
+Places = Literal["own", "witnesses", "all"]
+_ALONE = ("nmm", "soft-nms")  # methods that take no witnesses
+_DEPTH = 0.1  # of a witness: share of its longer side that lies between it and its tile's border
 _COVERED = 0.5  # share of a cut box under a whole one from which it yields
 _ROUNDS = 50  # vectorised rounds before a long chain of boxes is walked one by one
 
@@ -66,6 +71,9 @@ class MergeRule:
     """Compare boxes of one tile too."""
     owned: bool = True
     """Leave a place to the tile that sees it farthest from its border."""
+    witnesses: bool = True
+    """What other tiles say of such a place raises the score of what the owner found, and helps to place it; not with `nmm`, whose
+    hulls would grow, nor with `soft-nms`."""
     sigma: float = 0.5
     """Soft-NMS: a score is multiplied by exp(-overlap^2 / sigma)."""
     min_score: float = 0.001
@@ -78,6 +86,22 @@ class MergeRule:
             raise UserError(f"unknown merge metric '{self.metric}'", fix=nearest(self.metric, ("iou", "ios")))
         if not 0 < self.threshold <= 1:
             raise UserError(f"a merge threshold of {self.threshold}", fix="choose one in (0, 1]")
+
+    @staticmethod
+    def at(places: Places, **settings: Any) -> MergeRule:
+        """The rule with `settings` by whose boxes of a place count: the owner's (`own`), confirmed by `witnesses`, or `all`."""
+        return MergeRule(owned=places != "all", witnesses=places == "witnesses", **settings)
+
+    @property
+    def places(self) -> Places:
+        """See `at`."""
+        if not self.owned:
+            return "all"
+        return "witnesses" if self.witnesses and self.method not in _ALONE else "own"
+
+
+DEFAULT = MergeRule(method="tiny")
+"""Of a prediction that is not told how to merge: the best over 18 large images of three kinds (`benchmarks/merge_rules.py`)."""
 
 
 def merge(
@@ -96,11 +120,16 @@ def merge(
     A kept box takes the best score of the boxes of its class that it replaces. Best score first.
     """
     rule = rule or MergeRule()
+    witness = np.zeros(len(found), bool)
     if rule.owned and tiles is not None and tile_index is not None:
-        stays = in_own_part(found.boxes, np.asarray(tiles), np.asarray(tile_index), ran)
-        found, tile_index = found[stays], np.asarray(tile_index)[stays]
-    order = _by_priority(found, None if tiles is None or tile_index is None else tiles[tile_index])
-    found = found[order]
+        tiles, tile_index = np.asarray(tiles), np.asarray(tile_index)
+        stays = in_own_part(found.boxes, tiles, tile_index, ran)
+        if rule.places == "witnesses":
+            witness = ~stays & _sees_well(found, tiles[tile_index])
+            stays |= witness
+        found, tile_index, witness = found[stays], tile_index[stays], witness[stays]
+    order = _by_priority(found, witness, None if tiles is None or tile_index is None else tiles[tile_index])
+    found, witness = found[order], witness[order]
     cut = np.asarray(found.extra.get("cut", np.zeros(len(found), bool)), bool)
     frames = own = None
     if tiles is not None and tile_index is not None:
@@ -111,7 +140,10 @@ def merge(
         return _best_first(_soften(found, work))
     i, j = _concatenate([*work.duplicates(), *work.yielding()])
     keeper = _greedy(len(found), i, j)
-    return _best_first(_combine(found, cut, keeper, rule.method))
+    # Where the owner saw a cut box alone, the witness that explains it stays in its place.
+    useful = ~witness
+    useful[keeper[~witness]] = True
+    return _best_first(_combine(found, cut, keeper, rule.method, useful))
 
 
 def in_own_part(
@@ -141,11 +173,21 @@ def in_own_part(
     return stays if ran is None else stays | ~np.asarray(ran, bool)[at[owner[0], owner[1]]]
 
 
-def _by_priority(found: Detections, frames: np.ndarray | None) -> np.ndarray:
-    """Row order by content alone: whole before cut; whole by score, cut by visible area; then class, box and tile."""
+def _sees_well(found: Detections, frames: np.ndarray) -> np.ndarray:
+    """Which boxes `(N,)` bool are whole and not too near a border of their tile, row of `frames`, that is not the image's."""
+    low, high = found.boxes[:, :2] - frames[:, :2], frames[:, 2:] - found.boxes[:, 2:]
+    low = np.where(frames[:, :2] > 0, low, np.inf)
+    high = np.where(frames[:, 2:] < np.array(found.image_size[::-1]), high, np.inf)
+    longer = (found.boxes[:, 2:] - found.boxes[:, :2]).max(axis=1, initial=0)
+    deep = np.minimum(low, high).min(axis=1, initial=np.inf) >= _DEPTH * longer
+    return deep & ~np.asarray(found.extra.get("cut", np.zeros(len(found), bool)), bool)
+
+
+def _by_priority(found: Detections, witness: np.ndarray, frames: np.ndarray | None) -> np.ndarray:
+    """Row order by content alone: whole, then witnesses, then cut; by score, cut by visible area; then class, box and tile."""
     cut = np.asarray(found.extra.get("cut", np.zeros(len(found), bool)), bool)
     visible = np.where(cut, -(found.boxes[:, 2] - found.boxes[:, 0]) * (found.boxes[:, 3] - found.boxes[:, 1]), 0)
-    columns = [cut, visible, -found.scores, found.labels, *found.boxes.T]
+    columns = [np.where(cut, 2, witness), visible, -found.scores, found.labels, *found.boxes.T]
     if frames is not None:
         columns += list(frames.T)
     return np.lexsort(columns[::-1])
@@ -276,8 +318,8 @@ def _walk(a: np.ndarray, b: np.ndarray, kept: np.ndarray, settled: np.ndarray) -
             settled[rivals[~kept[rivals]]] = True
 
 
-def _combine(found: Detections, cut: np.ndarray, keeper: np.ndarray, method: str) -> Detections:
-    """One detection per kept row, from the rows that it replaces."""
+def _combine(found: Detections, cut: np.ndarray, keeper: np.ndarray, method: str, useful: np.ndarray) -> Detections:
+    """One detection per kept row that is `useful`, from the rows that it replaces."""
     keep = keeper == np.arange(len(keeper))
     same_class = found.labels == found.labels[keeper]
     scores = found.scores.copy()
@@ -299,7 +341,7 @@ def _combine(found: Detections, cut: np.ndarray, keeper: np.ndarray, method: str
         for side in range(4):
             summed = np.bincount(to, weights * found.boxes[rows, side], len(keeper))
             boxes[keep, side] = summed[keep] / total[keep]
-    return replace(found, boxes=boxes.astype(np.float32), scores=scores)[keep]
+    return replace(found, boxes=boxes.astype(np.float32), scores=scores)[keep & useful]
 
 
 def _soften(found: Detections, work: _Work) -> Detections:

@@ -6,7 +6,7 @@ is any callable that takes windows (H, W, C) and gives one `Detections` each, in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,9 +14,8 @@ import numpy as np
 from flyspeck.data.enlarge import resample
 from flyspeck.errors import UserError
 from flyspeck.infer.merge import MergeRule, merge
+from flyspeck.infer.passes import Model, Splitting
 from flyspeck.types import Detections
-
-Model = Callable[[list[np.ndarray]], list[Detections]]
 
 
 class MultiScale:
@@ -34,6 +33,21 @@ class MultiScale:
             raise UserError(f"a scale twice in {list(scales)}", where="--scales", fix="give each once")
         self.model, self.scales, self.flip = model, tuple(scales), flip
         self.rule = rule or MergeRule(threshold=0.45)
+
+    @property
+    def threads(self) -> int:
+        """The model's, where it splits (`flyspeck.infer.passes.Splitting`)."""
+        return self.model.threads if isinstance(self.model, Splitting) else 1
+
+    def split(self, passes: int) -> None:
+        """See `Splitting`."""
+        if isinstance(self.model, Splitting):
+            self.model.split(passes)
+
+    def enter(self) -> None:
+        """See `Splitting`."""
+        if isinstance(self.model, Splitting):
+            self.model.enter()
 
     def __call__(self, windows: list[np.ndarray]) -> list[Detections]:
         """One `Detections` per window, best score first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,21 +37,39 @@ class OnnxSession(Session):
         if provider is None or provider not in onnxruntime.get_available_providers():
             known = [name for name, p in PROVIDERS.items() if p in onnxruntime.get_available_providers()]
             raise UserError(f"ONNX Runtime has no '{device}' here", where="device", fix=f"choose {' or '.join(known)}")
-        options: Any = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = num_threads()
+        self._runtime: Any = onnxruntime
+        self._content, self._provider, self.path = without_enlarging(path), provider, path
+        self.threads = num_threads() if device == "cpu" else 1
+        self._passes, self._lock = 1, threading.Lock()
+        self.engine: Any = self._open(num_threads())
+        self._engines: dict[int, Any] = {1: self.engine}
+        self.text = self.engine.get_modelmeta().custom_metadata_map.get(KEY)
+        self._inputs = [value.name for value in self.engine.get_inputs()]
+
+    def _open(self, threads: int) -> Any:
+        options = self._runtime.SessionOptions()
+        options.intra_op_num_threads = threads
         options.log_severity_level = 3  # what it says of shapes at level 2 is about itself
-        content = without_enlarging(path)
         try:
-            self.engine: Any = onnxruntime.InferenceSession(content, options, providers=[provider])
+            return self._runtime.InferenceSession(self._content, options, providers=[self._provider])
         except Exception as error:  # the runtime has no common base of its errors
             reason = " ".join(str(error).split())[:160]
-            raise UserError(f"not a model that ONNX Runtime opens ({reason})", where=path, fix="export again") from None
-        self.path, self.text = path, self.engine.get_modelmeta().custom_metadata_map.get(KEY)
-        self._inputs = [value.name for value in self.engine.get_inputs()]
+            fix = "export again"
+            raise UserError(f"not a model that ONNX Runtime opens ({reason})", where=self.path, fix=fix) from None
+
+    def split(self, passes: int) -> None:
+        """See `Session.split`: a session whose calls have so many threads each, beside that which has all."""
+        self._passes = passes
+
+    def _engine(self) -> Any:
+        with self._lock:
+            if self._passes not in self._engines:
+                self._engines[self._passes] = self._open(max(1, self.threads // self._passes))
+            return self._engines[self._passes]
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """See `Session.run`."""
         try:
-            return self.engine.run(None, dict(zip(self._inputs, inputs, strict=True)))
+            return self._engine().run(None, dict(zip(self._inputs, inputs, strict=True)))
         except Exception as error:  # the runtime has no common base of its errors
             raise cannot_run(self.path, inputs, error) from error

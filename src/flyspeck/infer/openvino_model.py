@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,8 +38,10 @@ class OpenVinoSession(Session):
             raise UserError(f"OpenVINO has no '{device}' here", where="device", fix=f"choose from {known}")
         self._device = device.upper()
         self._hints = {"INFERENCE_PRECISION_HINT": PRECISIONS[precision], "PERFORMANCE_HINT": "LATENCY"}
+        self._passes, self._lock = 1, threading.Lock()
         if self._device == "CPU":
-            self._hints["INFERENCE_NUM_THREADS"] = str(num_threads())
+            self.threads = num_threads()
+            self._hints["INFERENCE_NUM_THREADS"] = str(self.threads)
         try:
             self.model: Any = self._core.read_model(path)
         except RuntimeError as error:
@@ -46,27 +50,65 @@ class OpenVinoSession(Session):
         self.path = path
         self.text = self.model.get_rt_info([KEY]).astype(str) if self.model.has_rt_info([KEY]) else None
         bypass_enlarging(self.model)
-        self._compiled: dict[tuple[tuple[int, ...], ...], Any] = {}
+        self._compiled: dict[tuple[Any, ...], queue.LifoQueue[Any]] = {}
+
+    def split(self, passes: int) -> None:
+        """See `Session.split`: as many streams of the compiled model, which has one infer request for each."""
+        self._passes = passes
+
+    def take_bytes(
+        self, place: int, *, channels_last: bool, scale: float, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        """Float images of input `place` come as (B, H, W, C) uint8 from now on; the graph does (value / scale - mean) / std."""
+        from openvino import Layout, Type
+        from openvino.preprocess import PrePostProcessor
+
+        built = PrePostProcessor(self.model)
+        image = built.input(place)
+        image.tensor().set_element_type(Type.u8).set_layout(Layout("NHWC"))
+        image.model().set_layout(Layout("NHWC" if channels_last else "NCHW"))
+        steps = image.preprocess().convert_element_type(Type.f32).scale(scale)
+        if any(mean):
+            steps = steps.mean(list(mean))
+        if any(value != 1 for value in std):
+            steps.scale(list(std))
+        self.model = built.build()
+        self._compiled.clear()
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """See `Session.run`."""
-        shapes = tuple(array.shape for array in inputs)
-        request = self._compiled.get(shapes)
-        if request is None:
-            if len(self._compiled) > 8:  # images of ever new sizes must not fill the memory
-                self._compiled.clear()
-            try:
-                request = self._compile(shapes)
-            except RuntimeError as error:
-                raise cannot_run(self.path, inputs, error) from error
-            self._compiled[shapes] = request
+        free = self._requests(inputs)
+        request = free.get()
         try:
             found = request.infer(dict(enumerate(inputs)), share_inputs=True)
+            return [found[place].copy() for place in range(len(found))]
         except RuntimeError as error:
             raise cannot_run(self.path, inputs, error) from error
-        return [found[place].copy() for place in range(len(found))]
+        finally:
+            free.put(request)
 
-    def _compile(self, shapes: Sequence[tuple[int, ...]]) -> Any:
+    def _requests(self, inputs: Sequence[np.ndarray]) -> queue.LifoQueue[Any]:
+        """Those that are free of the model compiled for such inputs."""
+        shapes = tuple(array.shape for array in inputs)
+        with self._lock:
+            key = (self._passes, shapes)
+            if key not in self._compiled:
+                if len(self._compiled) > 8:  # images of ever new sizes must not fill the memory
+                    self._compiled.clear()
+                try:
+                    self._compiled[key] = self._compile(shapes, self._passes)
+                except RuntimeError as error:
+                    raise cannot_run(self.path, inputs, error) from error
+            return self._compiled[key]
+
+    def _compile(self, shapes: Sequence[tuple[int, ...]], passes: int) -> queue.LifoQueue[Any]:
         model = self.model.clone()
         model.reshape({place: list(shape) for place, shape in enumerate(shapes)})
-        return self._core.compile_model(model, self._device, self._hints).create_infer_request()
+        hints = dict(self._hints)
+        if passes > 1:
+            hints |= {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": str(passes)}
+        compiled = self._core.compile_model(model, self._device, hints)
+        requests: queue.LifoQueue[Any] = queue.LifoQueue()
+        for _ in range(passes):
+            requests.put(compiled.create_infer_request())
+        return requests

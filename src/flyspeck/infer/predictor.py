@@ -10,7 +10,6 @@ window, in the window's frame.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -23,8 +22,9 @@ from flyspeck.data.enlarge import Enlarge
 from flyspeck.errors import UserError
 from flyspeck.evaluate.score_curve import WITHOUT
 from flyspeck.infer.inputs import ChannelOrder, Loose, is_one, items_of
-from flyspeck.infer.merge import MergeRule, merge
+from flyspeck.infer.merge import DEFAULT, MergeRule, merge
 from flyspeck.infer.missing import hidden
+from flyspeck.infer.passes import Model, Passes, Workers
 from flyspeck.infer.placing import Placing
 from flyspeck.infer.prediction import Prediction
 from flyspeck.infer.reading import (
@@ -41,16 +41,12 @@ from flyspeck.infer.reading import (
 )
 from flyspeck.infer.skip import AUDITED, RUN, SKIPPED, SkipReport, SkipRule, report_of, takes_back
 from flyspeck.infer.source import open_source
-from flyspeck.infer.tiles import grid, is_cut, refuse_larger
+from flyspeck.infer.tiles import grid, is_cut, planned, refuse_larger
 from flyspeck.infer.windows import OpenOptions
 from flyspeck.types import Detections
 
 __all__ = ["Finished", "Journal", "Model", "Predictor", "Result", "Share", "concatenate"]
 
-MOST_TILES = 1_000_000
-"""Of one image: what is kept of each tile takes about a kilobyte."""
-
-Model = Callable[[list[np.ndarray]], list[Detections]]
 Gate = Callable[[list[np.ndarray]], Sequence[bool]]
 
 
@@ -62,7 +58,8 @@ class Predictor:
     per image pixel, or `enlarge` says it image by image; where that squeezes, tiles are in pixels of the image, each of them
     squeezed. `gate` may look at a batch of windows and say which to pass to the model; `skip` looks before a window is read in
     full (`flyspeck.infer.skip`). `readers` threads decode ahead of the model. `share` is this process's part of the images
-    or tiles. `placing` names a region to look at.
+    or tiles. `placing` names a region to look at. `passes` of the model run at a time, if it can; None: as many as are measured
+    to be fastest (`flyspeck.infer.passes`).
     """
 
     def __init__(
@@ -82,8 +79,13 @@ class Predictor:
         share: Share | None = None,
         options: OpenOptions | None = None,
         placing: Placing | None = None,
+        passes: int | None = None,
     ) -> None:
-        for name, value in (("batch_size", batch_size), ("readers", readers)):
+        for name, value in (
+            ("batch_size", batch_size),
+            ("readers", readers),
+            ("passes", 1 if passes is None else passes),
+        ):
             if value < 1:
                 raise UserError(f"{name} is {value}", fix="give at least 1")
         if not 0 < scale < np.inf:
@@ -100,8 +102,10 @@ class Predictor:
         self.shown_from = WITHOUT
         """Detections of at least this score are drawn of a `Prediction`."""
         self.batch_size, self.score_threshold = batch_size, score_threshold
-        self.merge, self.readers, self.options = merge or MergeRule(), readers, options or OpenOptions()
+        self.merge, self.readers, self.options = merge or DEFAULT, readers, options or OpenOptions()
         self.placing = placing or Placing()
+        self._at_a_time = passes
+        self._workers: Workers | None = None
 
     def __call__(self, image: Loose, *, channel_order: ChannelOrder = "rgb") -> Prediction | list[Prediction]:
         """The detections of one image, or a list of several, with the image, to be shown: `predictor("photo.jpg").show()`."""
@@ -155,34 +159,57 @@ class Predictor:
         done: dict[int, ReadingJob] = {}
         next_number = 0
         pending: dict[tuple[int, ...], list[Window]] = {}
+        passes = self._passes(reading.wake)
         kept = ExitStack()
         kept.enter_context(freed_memory_kept(give_back=False))
         try:
             for arrival in reading.arrivals():
+                touched: list[ReadingJob] = []
                 if isinstance(arrival, Window):
-                    touched = self._accept(arrival, pending, journal)
+                    touched = self._accept(arrival, pending, passes, journal)
                     _tell(progress, len(touched) if arrival.tile != SEAL else 0)
-                else:
+                elif arrival is not None:
                     touched = [arrival]
                     _tell(progress, len(set(arrival.found) | set(arrival.verdicts)))
-                done.update({job.number: job for job in touched if not job.waiting})
+                seen = self._seen(passes, journal)
+                _tell(progress, len(seen))
+                done.update({job.number: job for job in touched + seen if not job.waiting})
                 while next_number in done:
                     yield self._result(done.pop(next_number), journal)
                     next_number += 1
             while pending:
-                touched = self._run(pending.pop(next(iter(pending))), journal)
+                touched = self._begin(pending.pop(next(iter(pending))), passes, journal)
+                touched += self._seen(passes, journal, wait=not pending)
                 _tell(progress, len(touched))
                 done.update({job.number: job for job in touched if not job.waiting})
+            seen = self._seen(passes, journal, wait=True)
+            _tell(progress, len(seen))
+            done.update({job.number: job for job in seen if not job.waiting})
             for number in sorted(done):
                 yield self._result(done[number], journal)
         finally:
             reading.stop()
+            passes.stop()
             kept.close()
 
+    def _passes(self, wake: Callable[[], None]) -> Passes[list[Window]]:
+        """Of one stream. A look that runs a network, too, takes turns with the model: nothing runs beside either."""
+        if self._workers is None or self._workers.model is not self.model:
+            self._workers = Workers(self.model, self._at_a_time)
+        alone = None if self.skip is None and self._workers.beside else self.turn
+        return Passes(self._workers, alone=alone, wake=wake)
+
     def _accept(
-        self, window: Window, pending: dict[tuple[int, ...], list[Window]], journal: Journal
+        self,
+        window: Window,
+        pending: dict[tuple[int, ...], list[Window]],
+        passes: Passes[list[Window]],
+        journal: Journal,
     ) -> list[ReadingJob]:
-        """Put a window into the batch of its shape; run what is full, or the oldest when too many shapes wait."""
+        """Put a window into the batch of its shape; begin what is full, or the oldest when too many shapes wait.
+
+        The jobs that are done with a window, one entry a window.
+        """
         job = window.job
         if window.pixels is None:
             job.waiting -= 1
@@ -201,9 +228,9 @@ class Predictor:
         shape = (*window.pixels.shape, window.pixels.itemsize)
         pending.setdefault(shape, []).append(window)
         if len(pending[shape]) >= self.batch_size:
-            return self._run(pending.pop(shape), journal)
+            return self._begin(pending.pop(shape), passes, journal)
         if sum(len(batch) for batch in pending.values()) >= 2 * self.batch_size:
-            return self._run(pending.pop(next(iter(pending))), journal)
+            return self._begin(pending.pop(next(iter(pending))), passes, journal)
         return []
 
     def _skip(self, window: Window, journal: Journal) -> None:
@@ -220,40 +247,47 @@ class Predictor:
         job.verdicts.pop(window.tile, None)
         journal.record(job.item, job.tiles[window.tile], nothing, stamp=job.stamp)
 
-    def _run(self, batch: list[Window], journal: Journal) -> list[ReadingJob]:
-        """The model over one batch; the jobs concerned, one entry a window."""
-        jobs = [window.job for window in batch]
-        for job in jobs:
-            job.waiting -= 1
-        passed = batch
+    def _begin(self, batch: list[Window], passes: Passes[list[Window]], journal: Journal) -> list[ReadingJob]:
+        """Begin the model's pass over what the gate lets through of a batch; the jobs of the others, one entry a window."""
+        passed, left = batch, list[Window]()
         if self.gate is not None:
             verdict = self.gate([w.pixels for w in batch if w.pixels is not None])
             passed = [w for w, wanted in zip(batch, verdict, strict=True) if wanted]
-            for window, wanted in zip(batch, verdict, strict=True):
-                if not wanted:
-                    self._skip(window, journal)
+            left = [w for w, wanted in zip(batch, verdict, strict=True) if not wanted]
         if passed:
-            for window, placed in self._see(passed):
+            passes.begin(passed, [w.pixels for w in passed if w.pixels is not None])
+        for window in left:
+            window.job.waiting -= 1
+            self._skip(window, journal)
+        return [window.job for window in left]
+
+    def _seen(self, passes: Passes[list[Window]], journal: Journal, *, wait: bool = False) -> list[ReadingJob]:
+        """Take in what the passes that are over found, with `wait` all of them; the jobs concerned, one entry a window."""
+        jobs = []
+        for batch, found in passes.ended(wait=wait):
+            for window, placed in self._see(batch, found.result):
                 job = window.job
                 job.found[window.tile] = placed
                 job.verdicts.pop(window.tile, None)
                 if window.verdict == AUDITED:
                     job.verdicts[window.tile] = AUDITED
                 journal.record(job.item, job.tiles[window.tile], placed, verdict=window.verdict, stamp=job.stamp)
+            for window in batch:
+                window.job.waiting -= 1
+                jobs.append(window.job)
         return jobs
 
-    def _see(self, windows: list[Window]) -> Iterator[tuple[Window, Detections]]:
+    def _see(self, windows: list[Window], find: Callable[[], list[Detections]]) -> Iterator[tuple[Window, Detections]]:
         """What the model finds in each window, in the frame of its image; a window that it refuses is a hole of its image.
 
         Where a batch is refused, each of its windows is tried alone: one bad image costs no other.
         """
         try:
-            with self.turn:
-                found = self.model([w.pixels for w in windows if w.pixels is not None])
+            found = find()
         except UserError as error:
             if len(windows) > 1:
                 for window in windows:
-                    yield from self._see([window])
+                    yield from self._see([window], lambda window=window: self._now([window]))
             else:
                 _refused(windows[0], error)
             return
@@ -266,6 +300,10 @@ class Predictor:
                 _refused(window, error)
             else:
                 yield window, placed
+
+    def _now(self, windows: list[Window]) -> list[Detections]:
+        with self.turn:
+            return self.model([w.pixels for w in windows if w.pixels is not None])
 
     def _place(self, window: Window, found: Detections) -> Detections:
         """A window's detections in the frame of the image, weak ones left out, cut ones marked."""
@@ -299,50 +337,9 @@ class Predictor:
         )
 
     def tiles_of(self, size: tuple[int, int], factor: float = 1.0) -> tuple[np.ndarray, tuple[int, int]]:
-        """The tiles `(T, 4)` of an image of `size` (H, W), in its own pixels, and the (h, w) at which the model sees each.
-
-        When shrinking, tiles start on pixels that the model sees: at a scale of 1/k all tiles then sample the image in the same
-        phase, and an object of two seen pixels looks the same in both of its tiles. `factor` is a further one of this image.
-        """
+        """`flyspeck.infer.tiles.planned` for an image of `size` (H, W); `factor` is a further one of this image."""
         enlarge = self.enlarge if factor == 1 else self.enlarge.scaled(factor)
-        seen, scale = enlarge.size(size), enlarge.scale(size)
-        self._refuse(size, seen)
-        if self.tile is None:
-            return np.array([[0, 0, size[1], size[0]]], np.int64), seen
-        if self.enlarge.squeeze is not None:
-            return grid(size, self.tile, self.overlap), self.enlarge.squeeze
-        if scale <= 1:
-            seen_frames = grid(seen, self.tile, self.overlap)
-            limit = np.array([size[1], size[0]] * 2)
-            frames = np.minimum(np.round(seen_frames / scale), limit).astype(np.int64)
-            last = seen_frames[:, 2:] == (seen[1], seen[0])  # what rounding left over belongs to the last tiles
-            frames[:, 2:] = np.where(last, limit[:2], frames[:, 2:])
-            return frames, (int(seen_frames[0, 3]), int(seen_frames[0, 2]))
-        side = [max(1, int(t / scale)) for t in self.tile]
-        # Rounded up, so that what fits into the overlap at the model's scale still does.
-        shared = [min(s - 1, int(np.ceil(o / scale))) for o, s in zip(self.overlap, side, strict=True)]
-        frames = grid(size, (side[0], side[1]), (shared[0], shared[1]))
-        return frames, (round(frames[0, 3] * scale), round(frames[0, 2] * scale))
-
-    def _refuse(self, size: tuple[int, int], seen: tuple[int, int]) -> None:
-        """Raises UserError for an image of more tiles than are planned at once, or too large to be seen whole."""
-        most = self.options.max_pixels
-        if self.tile is None:
-            area = max(size[0] * size[1], seen[0] * seen[1])
-            if most is not None and area > most:
-                raise UserError(
-                    f"{area / 1e6:,.0f} megapixels are over the limit of {most / 1e6:g} for one piece",
-                    fix="give a --tile, or raise --max-megapixels",
-                )
-            return
-        whole = size if self.enlarge.squeeze is not None else seen
-        sides = zip(whole, self.tile, self.overlap, strict=True)
-        count = math.prod(max(1, -(-(side - shared) // max(1, tile - shared))) for side, tile, shared in sides)
-        if count > MOST_TILES:
-            raise UserError(
-                f"{size[1]}x{size[0]} pixels would be {count:,} tiles, over the limit of {MOST_TILES:,} for one image",
-                fix="give a larger --tile or less --overlap, a --scale below 1, or parts of the image",
-            )
+        return planned(size, enlarge, self.tile, self.overlap, most_pixels=self.options.max_pixels)
 
     def _result(self, job: ReadingJob, journal: Journal) -> Result:
         if job.problem is not None:
@@ -397,6 +394,7 @@ class Predictor:
     def _run_skipped(self, job: ReadingJob, journal: Journal) -> int:
         """Run the tiles that were skipped, as the audit found too much in others like them; how many they were."""
         missing = sorted(tile for tile, verdict in job.verdicts.items() if verdict == SKIPPED)
+        passes = self._passes(lambda: None)
         with open_source(job.item.image, self.options, name=job.item.name) as source:
             for start in range(0, len(missing), self.batch_size):
                 windows = [read_window(source, job, tile) for tile in missing[start : start + self.batch_size]]
@@ -404,10 +402,11 @@ class Predictor:
                 for window in windows:
                     if window.pixels is None:
                         job.verdicts.pop(window.tile)
-                        self._accept(window, {}, journal)
+                        self._accept(window, {}, passes, journal)
                 readable = [window for window in windows if window.pixels is not None]
                 if readable:
-                    self._run(readable, journal)
+                    self._begin(readable, passes, journal)
+                    self._seen(passes, journal, wait=True)
         return len(missing)
 
 

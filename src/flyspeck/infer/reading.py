@@ -6,11 +6,13 @@ round. A tile that the first look passes over is never read in full resolution.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
@@ -167,6 +169,15 @@ class Window:
     """(h, w) bool, which of the pixels the file has; None: all."""
 
 
+class _Sign(Enum):
+    END = "a reader has ended"
+    WAKE = "look up"
+
+
+_END, _WAKE = _Sign.END, _Sign.WAKE
+_Arrival = Window | ReadingJob | BaseException | _Sign
+
+
 class Layout(Protocol):
     """What the readers ask of a predictor."""
 
@@ -190,23 +201,33 @@ class Reading:
     def __init__(self, owner: Layout, items: Iterator[Item], journal: Journal) -> None:
         self._owner, self._items, self._journal = owner, enumerate(items), journal
         self._lock, self._stopped = threading.Lock(), threading.Event()
-        self._queue: queue.Queue[Window | ReadingJob | BaseException | None] = queue.Queue(2 * owner.batch_size)
+        self._queue: queue.Queue[_Arrival] = queue.Queue(2 * owner.batch_size)
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(owner.readers)]
         self._next_number = 0
 
-    def arrivals(self) -> Iterator[Window | ReadingJob]:
-        """Jobs, each before its windows, and windows; ends when all images are read, raises what a reader raised."""
+    def arrivals(self) -> Iterator[Window | ReadingJob | None]:
+        """Jobs, each before its windows, and windows; ends when all images are read, raises what a reader raised.
+
+        None after `wake`.
+        """
         for thread in self._threads:
             thread.start()
         running = len(self._threads)
         while running:
             arrival = self._queue.get()
-            if arrival is None:
+            if arrival is _END:
                 running -= 1
+            elif arrival is _WAKE:
+                yield None
             elif isinstance(arrival, BaseException):
                 raise arrival
             else:
                 yield arrival
+
+    def wake(self) -> None:
+        """Let who waits for an arrival look up; where the queue is full nobody waits."""
+        with contextlib.suppress(queue.Full):
+            self._queue.put_nowait(_WAKE)
 
     def stop(self) -> None:
         """End the threads, whatever they are waiting for."""
@@ -215,7 +236,7 @@ class Reading:
             if thread.is_alive():
                 thread.join()
 
-    def _put(self, arrival: Window | ReadingJob | BaseException | None) -> None:
+    def _put(self, arrival: _Arrival) -> None:
         while not self._stopped.is_set():
             try:
                 return self._queue.put(arrival, timeout=0.1)
@@ -231,7 +252,7 @@ class Reading:
                 self._read(job)
         except BaseException as error:
             self._put(error)
-        self._put(None)
+        self._put(_END)
 
     def _next(self) -> ReadingJob | None:
         """The next image of this process's share; its images are numbered without gaps."""

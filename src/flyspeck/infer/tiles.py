@@ -9,14 +9,18 @@ Rectangles are integer (x1, y1, x2, y2) pixels of the whole image, half-open; si
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from flyspeck.data.enlarge import described_enlargement
+from flyspeck.data.enlarge import Enlarge, described_enlargement
 from flyspeck.data.tiling import corners
 from flyspeck.errors import UserError
+
+MOST_TILES = 1_000_000
+"""Of one image: what is kept of each tile takes about a kilobyte."""
 
 
 def grid(size: tuple[int, int], tile: tuple[int, int], overlap: int | tuple[int, int]) -> np.ndarray:
@@ -74,3 +78,64 @@ def default_tiles(
     if overlap is None:
         overlap = min(int(description.get("object_side_99", 64)) + 4, min(tile) // 2)
     return tile, overlap
+
+
+def planned(
+    size: tuple[int, int],
+    enlarge: Enlarge,
+    tile: tuple[int, int] | None,
+    overlap: tuple[int, int],
+    *,
+    most_pixels: int | None,
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """The tiles `(T, 4)` of an image of `size` (H, W), in its own pixels, and the (h, w) at which the model sees each.
+
+    `tile` and `overlap` are in pixels that the model sees; without a tile, the image is one. When shrinking, tiles start on
+    pixels that the model sees: at a scale of 1/k all tiles then sample the image in the same phase, and an object of two seen
+    pixels looks the same in both of its tiles. Raises UserError for more tiles than are planned at once, and for an image of more
+    than `most_pixels` that is to be seen whole.
+    """
+    seen, scale = enlarge.size(size), enlarge.scale(size)
+    _refuse(size, size if enlarge.squeeze is not None else seen, seen, tile, overlap, most_pixels)
+    if tile is None:
+        return np.array([[0, 0, size[1], size[0]]], np.int64), seen
+    if enlarge.squeeze is not None:
+        return grid(size, tile, overlap), enlarge.squeeze
+    if scale <= 1:
+        seen_frames = grid(seen, tile, overlap)
+        limit = np.array([size[1], size[0]] * 2)
+        frames = np.minimum(np.round(seen_frames / scale), limit).astype(np.int64)
+        last = seen_frames[:, 2:] == (seen[1], seen[0])  # what rounding left over belongs to the last tiles
+        frames[:, 2:] = np.where(last, limit[:2], frames[:, 2:])
+        return frames, (int(seen_frames[0, 3]), int(seen_frames[0, 2]))
+    side = [max(1, int(t / scale)) for t in tile]
+    # Rounded up, so that what fits into the overlap at the model's scale still does.
+    shared = [min(s - 1, int(np.ceil(o / scale))) for o, s in zip(overlap, side, strict=True)]
+    frames = grid(size, (side[0], side[1]), (shared[0], shared[1]))
+    return frames, (round(frames[0, 3] * scale), round(frames[0, 2] * scale))
+
+
+def _refuse(
+    size: tuple[int, int],
+    whole: tuple[int, int],
+    seen: tuple[int, int],
+    tile: tuple[int, int] | None,
+    overlap: tuple[int, int],
+    most: int | None,
+) -> None:
+    """Raises UserError for an image of more tiles than are planned at once, or too large to be seen whole."""
+    if tile is None:
+        area = max(size[0] * size[1], seen[0] * seen[1])
+        if most is not None and area > most:
+            raise UserError(
+                f"{area / 1e6:,.0f} megapixels are over the limit of {most / 1e6:g} for one piece",
+                fix="give a --tile, or raise --max-megapixels",
+            )
+        return
+    sides = zip(whole, tile, overlap, strict=True)
+    count = math.prod(max(1, -(-(side - shared) // max(1, t - shared))) for side, t, shared in sides)
+    if count > MOST_TILES:
+        raise UserError(
+            f"{size[1]}x{size[0]} pixels would be {count:,} tiles, over the limit of {MOST_TILES:,} for one image",
+            fix="give a larger --tile or less --overlap, a --scale below 1, or parts of the image",
+        )

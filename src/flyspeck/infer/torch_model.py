@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from typing import Literal
 
 import numpy as np
@@ -18,6 +19,8 @@ from flyspeck.models.dynamic.pooling import is_dynamic
 from flyspeck.models.dynamic.router import FactorRouter, FoldedFactors
 from flyspeck.models.fold import fold_norms, probe_images
 from flyspeck.types import Detections, ImageBatch
+
+_entering = threading.Lock()
 
 
 class TorchModel:
@@ -39,6 +42,7 @@ class TorchModel:
         self.channels = int(detector.pixel_norm.mean.shape[1])
         self.divisor, self._smallest = detector.divisor, detector.smallest_side
         self._limit = detector.detection_limit
+        self._threads, self._share = 0, 1
         # The caller's keeps its norms, and may train on.
         mine: Detector | FoldedFactors = (
             _folded(detector) if not is_dynamic(detector) else FoldedFactors(detector).eval()
@@ -52,6 +56,26 @@ class TorchModel:
         if not isinstance(router, FactorRouter):
             return {}
         return dict(zip(router.switch.factors, router.taken.tolist(), strict=True))
+
+    @property
+    def threads(self) -> int:
+        """PyTorch's on the CPU; 1 on another device, and where a detector counts what it takes: its passes come one at a time."""
+        alone = self.device.type != "cpu" or self.detector.router is not None
+        return 1 if alone else self._threads or torch.get_num_threads()
+
+    def split(self, passes: int) -> None:
+        """From now on so many calls may come at a time, each with its share of PyTorch's threads."""
+        self._threads = self._threads or torch.get_num_threads()
+        self._share = max(1, self._threads // passes)
+
+    def enter(self) -> None:
+        """Give the calling thread its share. PyTorch's number of threads is each thread's own, and one for those that come."""
+        with _entering:
+            everyone = torch.get_num_threads()
+            torch.set_num_threads(self._share)
+            restoring = threading.Thread(target=torch.set_num_threads, args=(everyone,))
+            restoring.start()
+            restoring.join()
 
     def __call__(self, windows: list[np.ndarray]) -> list[Detections]:
         """Detections of each window in its own frame."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,21 @@ class SessionGraph(Graph):
             self.ports = _openvino_ports(session)
         else:
             raise TypeError(f"no ports of a {type(session).__name__}")
+        self.threads = session.threads
+
+    def split(self, passes: int) -> None:
+        """See `Graph.split`."""
+        self._session.split(passes)
+
+    def take_bytes(self, *, scale: float, mean: Sequence[float], std: Sequence[float]) -> bool:
+        """See `Graph.take_bytes`; OpenVINO builds it in."""
+        session, image = self._session, self.ports.image
+        if not isinstance(session, OpenVinoSession) or len(image.shape) != 4 or image.dtype != np.float32:
+            return False
+        place = self.ports.inputs.index(image)
+        session.take_bytes(place, channels_last=self.ports.channels_last, scale=scale, mean=mean, std=std)
+        self.ports = _openvino_ports(session, names=[port.name for port in self.ports.inputs])
+        return True
 
     def run(self, inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """See `Graph.run`."""
@@ -67,7 +83,8 @@ def _operators(path: Path) -> frozenset[str]:
     return frozenset(node.op_type for node in onnx.load(str(path), load_external_data=False).graph.node)
 
 
-def _openvino_ports(session: OpenVinoSession) -> Ports:
+def _openvino_ports(session: OpenVinoSession, names: Sequence[str] = ()) -> Ports:
+    """`names` of the inputs, where they are known from before."""
     model = session.model
 
     def port(value: Any, number: int, kind: str) -> Port:
@@ -82,7 +99,10 @@ def _openvino_ports(session: OpenVinoSession) -> Ports:
                 metadata[key] = str(model.get_rt_info(section).astype(str))
                 break
     return Ports(
-        inputs=tuple(port(value, number, "input") for number, value in enumerate(model.inputs)),
+        inputs=tuple(
+            replace(port(value, number, "input"), **({"name": names[number]} if names else {}))
+            for number, value in enumerate(model.inputs)
+        ),
         outputs=tuple(port(value, number, "output") for number, value in enumerate(model.outputs)),
         metadata=metadata,
         operators=frozenset(operation.get_type_name() for operation in model.get_ops()),

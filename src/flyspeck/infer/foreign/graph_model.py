@@ -52,6 +52,9 @@ class GraphModel:
         if count is not None and len(self.classes) != count:
             what = f"{len(self.classes)} classes are named, and its outputs have {count}"
             raise UserError(what, where=graph.path, fix="name them all, in its order: --classes a,b,c")
+        pixels = self.layout.pixels
+        channels = _channels(ports) or 3
+        graph.take_bytes(scale=pixels.scale, mean=pixels.mean[:channels], std=pixels.std[:channels])
         self._nms = MergeRule(threshold=nms, within_tile=True)
         self._fixed = ports.size
         self.batch = ports.image.shape[0] if len(ports.image.shape) == 4 else 1
@@ -62,6 +65,18 @@ class GraphModel:
             "channels": _channels(ports) or 3,
             "layout": self.layout.name,
         }
+
+    @property
+    def threads(self) -> int:
+        """See `flyspeck.infer.exported.Session.threads`."""
+        return self._graph.threads
+
+    def split(self, passes: int) -> None:
+        """See `flyspeck.infer.exported.Session.split`."""
+        self._graph.split(passes)
+
+    def enter(self) -> None:
+        """The engines have threads of their own."""
 
     @property
     def taken(self) -> dict[float, int]:
@@ -139,9 +154,7 @@ class GraphModel:
     def _inputs(self, stack: np.ndarray, seen: tuple[int, int]) -> list[np.ndarray]:
         """What the graph takes, in its order: the images, and their sizes where it asks for them."""
         ports = self._graph.ports
-        pixels = as_input(stack, self.layout.pixels, ports.image.dtype)
-        if not ports.channels_last:
-            pixels = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+        pixels = as_input(stack, self.layout.pixels, ports.image.dtype, channels_last=ports.channels_last)
         if len(ports.image.shape) == 3:
             pixels = pixels[0]
         inputs = []
@@ -162,16 +175,22 @@ def as_8_bit(window: np.ndarray) -> np.ndarray:
     return window if window.dtype == np.uint8 else (window >> 8).astype(np.uint8)
 
 
-def as_input(stack: np.ndarray, pixels: Pixels, dtype: np.dtype) -> np.ndarray:
-    """`(B, H, W, C)` uint8 RGB as the graph wants it, channels still last."""
-    if pixels.order == "bgr" and stack.shape[3] == 3:
+def as_input(stack: np.ndarray, pixels: Pixels, dtype: np.dtype, *, channels_last: bool = True) -> np.ndarray:
+    """`(B, H, W, C)` uint8 RGB as the graph wants it, `(B, C, H, W)` unless `channels_last`, in memory of its own."""
+    count = stack.shape[3]
+    if pixels.order == "bgr" and count == 3:
         stack = stack[..., ::-1]
+    axes = (1, 1, 1, count) if channels_last else (1, count, 1, 1)
+    if not channels_last:
+        stack = stack.transpose(0, 3, 1, 2)
     if dtype == np.uint8:
         return np.ascontiguousarray(stack)
-    values = stack.astype(np.float32) / np.float32(pixels.scale)
+    # Written once, in the order of the graph: the array is twelve times a window's bytes.
+    values = np.empty(stack.shape, np.float32)
+    np.divide(stack, np.float32(pixels.scale), out=values)
     if any(pixels.mean) or pixels.std != (1.0, 1.0, 1.0):
-        count = stack.shape[3]
-        values = (values - np.array(pixels.mean[:count], np.float32)) / np.array(pixels.std[:count], np.float32)
+        values -= np.array(pixels.mean[:count], np.float32).reshape(axes)
+        values /= np.array(pixels.std[:count], np.float32).reshape(axes)
     return values.astype(dtype, copy=False)
 
 

@@ -65,6 +65,17 @@ class Graph(ABC):
 
     path: Path
     ports: Ports
+    threads: int = 1
+    """As `flyspeck.infer.exported.Session.threads`."""
+
+    def split(self, passes: int) -> None:
+        """As `flyspeck.infer.exported.Session.split`."""
+        if passes > self.threads:
+            raise ValueError(f"{passes} passes on {self.threads} threads")
+
+    def take_bytes(self, *, scale: float, mean: Sequence[float], std: Sequence[float]) -> bool:
+        """Whether the image input, of floats, is (B, H, W, C) uint8 from now on: (value / scale - mean) / std is the graph's."""
+        return False
 
     @abstractmethod
     def run(self, inputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
