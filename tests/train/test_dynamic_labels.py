@@ -29,9 +29,9 @@ from flyspeck.train.dynamic_labels import (
     losses_file,
     read_losses,
 )
-from flyspeck.train.loop import _restore
 from flyspeck.train.run import train_without
 from flyspeck.train.sections import TrainConfig
+from flyspeck.train.state import restore_run
 from tiny_sets import train_dynamic
 
 RecipeMaker = Callable[..., Recipe]
@@ -206,7 +206,7 @@ def test_a_run_clips_so(make_recipe: RecipeMaker, tmp_path: Path, monkeypatch: p
 
 def test_a_run_that_clipped_the_sum_goes_on_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {"recipe": {"dynamic": {"stride": "kept", "train": "mixed"}}}
-    monkeypatch.setattr("flyspeck.train.loop.load_state", lambda path: {"description": before})
+    monkeypatch.setattr("flyspeck.train.state.load_state", lambda path: {"description": before})
     now = {"recipe": {"dynamic": {"stride": "kept", "train": "mixed", "scale_clip": True}}}
     with pytest.raises(UserError, match=r"clipped the sum.*set dynamic\.scale_clip to false"):
-        _restore(tmp_path, None, None, None, now)  # type: ignore[arg-type]
+        restore_run(tmp_path, None, None, None, now)  # type: ignore[arg-type]

@@ -44,7 +44,14 @@ class Course:
     """An evaluation is never done."""
 
     def run(
-        self, folder: Path, *, steps_per_epoch: int = 10, resume: bool = False, stop: int = 10**9, **config: Any
+        self,
+        folder: Path,
+        *,
+        steps_per_epoch: int = 10,
+        resume: bool = False,
+        finish: bool = False,
+        stop: int = 10**9,
+        **config: Any,
     ) -> tuple[Progress, Lines]:
         """The progress and what was reported; `stop` raises after so many steps."""
         lines, line = Lines(), Line()
@@ -81,6 +88,7 @@ class Course:
             expect=lambda model: self.evaluation if self.expected is None else self.expected,
             best="score",
             resume=resume,
+            finish=finish,
             watch=watch,
         )
         return progress, lines

@@ -17,6 +17,9 @@ def train(
     ),
     minutes: float | None = MINUTES,
     resume: bool = RESUME,
+    finish: bool = typer.Option(
+        False, "--finish", help="End a run that was stopped: only bring its learning rate down (train.anneal)."
+    ),
     set_: list[str] = SET,
     print_config: bool = PRINT_CONFIG,
     device: str = DEVICE,
@@ -34,7 +37,7 @@ def train(
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("flyspeck").setLevel(logging.INFO)
     with training_device(device):
-        done = run(wanted, out=out or folder, resume=resume)
+        done = run(wanted, out=out or folder, resume=resume, finish=finish)
     width = max(map(len, done.metrics), default=0)
     typer.echo(f"{done.folder}: best weights, protocol {wanted.evaluate.protocol}")
     for name, value in done.metrics.items():

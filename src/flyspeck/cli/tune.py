@@ -93,10 +93,10 @@ def alpha(
 
 def _train(recipe: Recipe, folder: Path) -> dict[str, float]:
     """One run, resumed where it was broken off."""
-    from flyspeck.train.run import train
+    from flyspeck.train.run import begun, train
 
     typer.echo(f"{folder.name}: fusion {recipe.model.fusion}, seed {recipe.train.seed}", err=True)
-    return train(recipe, folder, resume=(folder / "state.pt").exists())
+    return train(recipe, folder, resume=begun(folder))
 
 
 def _plot(means: dict, path: Path, metric: str) -> Path | None:

@@ -14,9 +14,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,18 +27,22 @@ from torch import Tensor, nn
 
 from flyspeck.allocator import freed_memory_kept
 from flyspeck.errors import UserError
-from flyspeck.files import renamed_keys
-from flyspeck.train.checkpoint import load_state, save_state, save_weights
+from flyspeck.train.checkpoint import save_state, save_weights
 from flyspeck.train.ema import EMA
+from flyspeck.train.interrupt import Interrupt
 from flyspeck.train.meter import OBSERVED, Meter
 from flyspeck.train.optim import build_optimizer, lr_factor, set_lr
 from flyspeck.train.plan import Plan, Position, Watch, plan_of
 from flyspeck.train.progress import Reporter
 from flyspeck.train.sections import TrainConfig
+from flyspeck.train.state import Progress, restore_run, save_run
+from flyspeck.train.stopping import stalled
 from flyspeck.types import ImageBatch, Targets
 
 log = logging.getLogger("flyspeck")
 
+UNSAVED = 600.0
+"""Seconds: so much work is lost at most where a run is killed within an epoch."""
 Batch = tuple[ImageBatch, Sequence[Targets], Sequence[int | str]]
 """What a loader yields: images, their targets, their ids."""
 
@@ -54,27 +57,6 @@ class DetectionObjective(nn.Module):
     def forward(self, images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
         """Named losses whose sum is minimised; those that begin with `OBSERVED` are only logged."""
         return self.detector.losses(images, targets)  # type: ignore[operator]
-
-
-@dataclass
-class Progress:
-    """Where a run stands; saved with every checkpoint."""
-
-    epoch: int = 0
-    """Epochs begun."""
-    step_in_epoch: int = 0
-    step: int = 0
-    """Optimiser steps done."""
-    best: float = -math.inf
-    best_epoch: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)
-    """Of the last evaluation."""
-    seconds: float = 0.0
-    """On the clock, evaluations and interrupted starts included."""
-    origin: list[float] = field(default_factory=list)
-    """Of a run by the clock: seconds used when its steps began, and the share of the run that was done then."""
-    ended: bool = False
-    """Whether the last evaluation is done."""
 
 
 @freed_memory_kept()
@@ -94,6 +76,7 @@ def fit(
     best: str = "",
     is_best: Callable[[], None] = lambda: None,
     resume: bool = False,
+    finish: bool = False,
     watch: Watch | None = None,
 ) -> Progress:
     """Trains `detector` (a part of `objective`) and leaves its best and last weights in `folder`.
@@ -102,35 +85,38 @@ def fit(
     them per step. `measure(model)` returns metrics; `best` names the one that picks the best checkpoint, and `is_best` is
     called where the model that was measured last is it. `expect(model)` says how many seconds `measure` may take, before it
     was ever called; `watch` what of `config.minutes` is used already. With `resume`, the run goes on from
-    `folder/state.pt`. Raises UserError where the loss is not finite; the batch is saved then.
+    `folder/state.pt`; with `finish` too, it only brings its learning rate down and ends. Raises UserError where the loss is
+    not finite; the batch is saved then.
     """
     watch = watch or Watch()
     device = accelerator.device
     objective.to(device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)  # type: ignore[call-overload]
     optimizer = build_optimizer(objective, config)
     ema = EMA(detector, config.ema) if config.ema and accelerator.is_main_process else None
-    progress = Progress()
+    progress, losses = Progress(), {}
     if resume:
-        progress = _restore(folder / "state.pt", objective, optimizer, ema, description)
+        progress, losses = restore_run(folder / "state.pt", objective, optimizer, ema, description)
         watch.before = progress.seconds
-        # A state of before there was this field: its evaluation is due where an epoch's steps are all done.
-        progress.ended = progress.ended or (progress.epoch >= config.epochs and config.minutes is None)
+    meter = Meter(accelerator, losses)
     model, optimizer = accelerator.prepare(objective, optimizer)
     plan = plan_of(
         config,
         steps_per_epoch,
         watch,
         accelerator,
-        origin=progress.origin,
+        progress,
+        folder,
         expected=lambda: 0.0 if measure is None else expect(_kept_everywhere(detector, ema, config, accelerator)),
-        again=progress.best_epoch > 0,
     )
-    progress.origin = plan.origin
+    if finish and not progress.ended and not progress.stopped:
+        progress.stopped = "finished before its time"
+        plan.shorten(config, progress.step)
 
     def save() -> None:
         if accelerator.is_main_process:
             begun, progress.seconds = watch.seconds, watch.seconds
-            _save(folder, objective, detector, optimizer, ema, progress, description)
+            progress.end, progress.origin, progress.share = plan.end, plan.origin, plan.share
+            save_run(folder, objective, detector, optimizer, ema, progress, description, meter.state())
             plan.saved(watch.seconds - begun)
 
     def evaluate(epoch: int) -> dict[str, float]:
@@ -143,9 +129,12 @@ def fit(
         plan.measured(watch.seconds - begun)
         return progress.metrics
 
+    interrupt = Interrupt(alone=accelerator.num_processes == 1)
     step = partial(_train_step, model, optimizer, config, accelerator, folder)
-    steps = _Steps(step, detector, optimizer, ema, config, accelerator, plan, progress, reporter, save)
-    with _reported(reporter, plan, progress, folder, accelerator):
+    steps = _Steps(
+        step, detector, optimizer, ema, config, accelerator, plan, progress, reporter, save, meter, interrupt
+    )
+    with _reported(reporter, plan, progress, folder, accelerator), interrupt:
         position = plan.position(progress.step)
         while not progress.ended:
             epoch = progress.epoch
@@ -160,9 +149,14 @@ def fit(
                 progress.epoch, progress.step_in_epoch = epoch + 1, 0
             if due:
                 record["metrics"] = evaluate(epoch + 1)
-                # Of a run by the clock: an evaluation that took all there was left is the last.
+                if not position.over and stalled(progress, config, best):
+                    plan.shorten(config, progress.step)
+                # By the clock, an evaluation that took all there was left is the last.
                 position = plan.position(progress.step)
+            if progress.stopped:
+                record["stopped"] = progress.stopped
             progress.ended = position.over
+            meter.next_epoch()
             if accelerator.is_main_process:
                 reporter.epoch(record)
             save()
@@ -179,13 +173,10 @@ def _reported(
     try:
         yield
     except KeyboardInterrupt:
-        begun = (folder / "state.pt").exists()
-        how = (
-            "--resume goes on from its last checkpoint"
-            if begun
-            else "before its first checkpoint: --resume begins anew"
-        )
-        log.warning("interrupted in epoch %d; %s (%s)", progress.epoch + 1, how, folder)
+        how = "before its first checkpoint: --resume begins anew"
+        if (folder / "state.pt").exists():
+            how = "--resume goes on from its last checkpoint, with --finish it only brings its learning rate down and ends"
+        log.warning("interrupted in epoch %d after step %d; %s (%s)", progress.epoch + 1, progress.step, how, folder)
         raise
     finally:
         if accelerator.is_main_process:
@@ -207,11 +198,14 @@ class _Steps:
     progress: Progress
     reporter: Reporter
     save: Callable[[], None]
+    meter: Meter
+    interrupt: Interrupt
 
     def of_epoch(self, stream: Any, number: int, position: Position) -> tuple[dict[str, Any], Position]:
         """Up to the epoch's step `number`, or the end of the run; the epoch's record, and where the run stands then."""
-        progress, meter, config = self.progress, Meter(self.accelerator), self.config
+        progress, meter, config = self.progress, self.meter, self.config
         epoch = progress.epoch + 1
+        self.interrupt.armed = True
         while progress.step_in_epoch < number and not position.over:
             torch.manual_seed(_step_seed(config.seed, progress.step, self.accelerator.process_index))
             set_lr(self.optimizer, lr_factor(progress.step, position.share, config))
@@ -227,9 +221,18 @@ class _Steps:
                 record = {"step": progress.step, "epoch": epoch, "lr": lr, **meter.record(), **position.record()}
                 if self.accelerator.is_main_process:
                     self.reporter.step(record)
-            if config.checkpoint_every and progress.step % config.checkpoint_every == 0:
+            if self._checkpoint_due():
                 self.save()
+            if self.interrupt.asked:
+                self.save()
+                raise self.interrupt.error(self.interrupt.asked)
+        self.interrupt.armed = False
         return {"step": progress.step, "epoch": epoch, **meter.epoch_record()}, position
+
+    def _checkpoint_due(self) -> bool:
+        every = self.config.checkpoint_every
+        counted = every is not None and self.progress.step % every == 0
+        return counted or self.plan.watch.seconds - self.progress.seconds >= UNSAVED
 
 
 def _train_step(
@@ -328,66 +331,3 @@ def _kept_everywhere(detector: nn.Module, ema: EMA | None, config: TrainConfig, 
         broadcast(same)
         value.copy_(same)
     return kept
-
-
-def _save(
-    folder: Path,
-    objective: nn.Module,
-    detector: nn.Module,
-    optimizer: Any,
-    ema: EMA | None,
-    progress: Progress,
-    description: Mapping[str, Any],
-) -> None:
-    kept = detector if ema is None else ema.model
-    told = {**description, "epoch": progress.epoch, "metrics": progress.metrics}
-    save_weights(folder / "last.safetensors", kept.state_dict(), told)
-    state = {
-        "description": dict(description),
-        "progress": dict(vars(progress)),
-        "objective": objective.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "ema": None if ema is None else {"model": ema.model.state_dict(), "updates": ema.updates},
-    }
-    save_state(folder / "state.pt", state)
-
-
-def _restore(
-    path: Path,
-    objective: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    ema: EMA | None,
-    description: Mapping[str, Any],
-) -> Progress:
-    state = load_state(path)
-    before = state["description"]  # of an older version: what it did not note cannot differ
-    compared = [key for key in description if key != "plugins"]  # they may change: reading the recipe warned of it
-    differing = [key for key in compared if key in before and not _same(before[key], description[key])]
-    old, new = (content.get("recipe", {}).get("dynamic") or {} for content in (before, description))
-    if old and "stride" not in old and new.get("stride") != "replaced":
-        raise UserError(
-            "this run of version 0.1 replaced the backbone's stride", where=path, fix="set dynamic.stride to replaced"
-        )
-    if old and "scale_clip" not in old and new.get("train") == "mixed" and new.get("scale_clip"):
-        raise UserError(
-            "this run clipped the sum of its factors' gradients", where=path, fix="set dynamic.scale_clip to false"
-        )
-    if differing:
-        raise UserError(
-            f"this run was started with another {', '.join(differing)}",
-            where=path,
-            fix="resume with the recipe in the run folder, or start a new run",
-        )
-    objective.load_state_dict(state["objective"])
-    optimizer.load_state_dict(state["optimizer"])
-    if ema is not None:
-        ema.model.load_state_dict(state["ema"]["model"])
-        ema.updates = state["ema"]["updates"]
-    return Progress(**renamed_keys(state["progress"]))
-
-
-def _same(before: Any, now: Any) -> bool:
-    """Whether two descriptions agree in what both of them know: fields that came later cannot differ."""
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        return all(_same(before[key], now[key]) for key in before.keys() & now.keys())
-    return before == now

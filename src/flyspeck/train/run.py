@@ -67,6 +67,7 @@ from flyspeck.train.plugin_notes import with_plugins
 from flyspeck.train.processes import join_processes
 from flyspeck.train.progress import Console, Fanout, Reporter, RunFiles, TensorBoard, headline
 from flyspeck.train.start_notes import check_at_hand, starts_of, write_starts
+from flyspeck.train.state import ENDING
 from flyspeck.version import VERSION
 
 log = logging.getLogger("flyspeck")
@@ -109,12 +110,14 @@ def train(
     folder: Path,
     *,
     resume: bool = False,
+    finish: bool = False,
     reporter: Reporter | None = None,
     method: Method | None = None,
 ) -> dict[str, float]:
     """Runs a recipe into `folder` and returns the metrics of its best weights.
 
-    `method` (None: plain training) is how distillation enters. Raises UserError if `folder` holds another run already and
+    With `finish`, a run that is resumed only brings its learning rate down and ends (`train.anneal`). `method` (None: plain
+    training) is how distillation enters. Raises UserError if `folder` holds another run already and
     `resume` is False, or if the recipe asks for a method that is not given.
     """
     if recipe.distill is not None and method is None:
@@ -128,15 +131,18 @@ def train(
             where="dynamic.predictor.folds",
             fix="train with --set dynamic.predictor=null, then run `flyspeck dpnet fit RUN` alone",
         )
+    if finish and not (folder / STATE).exists():
+        raise UserError("no checkpoint to finish from", where=folder, fix="train with --resume, or leave out --finish")
     resume = _claim(folder, resume, accelerator)
     with _released_on_failure(folder, accelerator):
-        return _train(recipe, folder, resume, reporter, method, accelerator, watch)
+        return _train(recipe, folder, resume, finish, reporter, method, accelerator, watch)
 
 
 def _train(
     recipe: Recipe,
     folder: Path,
     resume: bool,
+    finish: bool,
     reporter: Reporter | None,
     method: Method,
     accelerator: Accelerator,
@@ -199,6 +205,7 @@ def _train(
             best=best_metric(recipe.evaluate.best, recipe.dynamic),
             is_best=evaluations.keep,
             resume=resume,
+            finish=finish,
             watch=watch,
         )
     return _finish(recipe, folder, evaluations, accelerator, progress)
@@ -247,7 +254,7 @@ def _with_predictor(folder: Path, config: PredictorConfig, device: str) -> dict[
 
 def train_without(recipe: Recipe, folder: Path, image_ids: Sequence[int | str]) -> dict[str, float]:
     """As `train`, without some of the training images; goes on in `folder` where it was broken off."""
-    return train(recipe, folder, resume=(folder / STATE).exists(), method=Method(leave_out=tuple(image_ids)))
+    return train(recipe, folder, resume=begun(folder), method=Method(leave_out=tuple(image_ids)))
 
 
 STATE = "state.pt"
@@ -255,11 +262,18 @@ CLAIMS = ("recipe.yaml", "environment.json")
 """What says that a folder holds a run, before there is a state."""
 
 
+def begun(folder: Path) -> bool:
+    """Whether there is a run to resume, be it one that was killed before its first checkpoint, which begins anew then."""
+    return (folder / STATE).exists() or (folder / "recipe.yaml").exists()
+
+
 def _claim(folder: Path, resume: bool, accelerator: Accelerator) -> bool:
     """Makes the folder this run's; returns whether there is a state to go on from."""
     saved = (folder / STATE).exists()
     if not resume and (saved or (folder / "recipe.yaml").exists()):
-        raise UserError("holds a run already", where=folder, fix="choose another --out, or go on with --resume")
+        what = "holds a run already" if saved else "holds a run that stopped before its first checkpoint"
+        how = "go on with --resume" if saved else "begin it again with --resume"
+        raise UserError(what, where=folder, fix=f"choose another --out, or {how}")
     if resume and not saved and not folder.exists():
         raise UserError("nothing to resume", where=folder, fix="leave out --resume to start the run")
     if resume and not saved:
@@ -316,7 +330,7 @@ def _resolved(recipe: Recipe, train_set: Annotations) -> Recipe:
 def _comparable(recipe: Recipe) -> dict[str, Any]:
     """The parts of a recipe that a resumed run must share; how it logs, loads or saves may change."""
     content = recipe.model_dump(mode="json")
-    for key in ("workers", "log_every", "checkpoint_every", "tensorboard"):
+    for key in ("workers", "log_every", "checkpoint_every", "tensorboard", *ENDING):
         content["train"].pop(key)
     content["data"].pop("cache")
     content["data"].pop("metres_per_pixel")  # it changes nothing of a training

@@ -168,6 +168,13 @@ class TrainConfig(Options):
     """End the run after so many minutes on the clock, evaluations and checkpoints included, whatever epoch it is in; the
     schedule follows the time used, so that the learning rate is down at the end. Evaluations before the last then take a fifth
     of the time at most. In place of `epochs`."""
+    patience: Count | None = None
+    """Stop early after so many evaluations in a row without a gain in `evaluate.best`; null never stops early."""
+    min_gain: Share = 0.0
+    """A rise of `evaluate.best` is a gain where it is larger than this (0.01: a point of 100)."""
+    anneal: Share = 0.1
+    """A run that ends before its time (by `patience`, or resumed with `--finish`) goes through the rest of its schedule in so
+    much more training, as a share of what it had: its learning rate is brought down, not cut. 0 ends at once."""
     batch_size: Count = 8
     """Images per step over all processes; the learning rate belongs to this number."""
     accumulate: Count = 1
@@ -211,7 +218,8 @@ class TrainConfig(Options):
     eval_every: Count = 1
     """Epochs between two evaluations; the last epoch is always evaluated."""
     checkpoint_every: Count | None = None
-    """Steps between two checkpoints within an epoch; null saves at the end of each epoch only."""
+    """Steps between two checkpoints within an epoch. At the end of each epoch, and after ten minutes without, one is saved
+    anyway."""
     tensorboard: bool = False
     """Also write the curves for TensorBoard, into the run folder."""
 

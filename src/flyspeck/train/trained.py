@@ -53,6 +53,7 @@ def train(
     out: str | os.PathLike[str] | None = None,
     changes: Sequence[str] = (),
     resume: bool = False,
+    finish: bool = False,
     reporter: Reporter | None = None,
 ) -> TrainedRun:
     """Train a detector as a recipe says.
@@ -63,7 +64,8 @@ def train(
         out: The run folder; None: the run folder given, or `runs/NAME`.
         changes: Fields to change, as in `["train.epochs=3"]`; values are YAML, paths relative to the working directory. Not
             for a `Recipe`.
-        resume: Go on from the run's last checkpoint.
+        resume: Go on from the run's last checkpoint, also for more or fewer epochs or minutes than before.
+        finish: End a run that was stopped: its learning rate is brought down from the last checkpoint on (`train.anneal`).
         reporter: Told what happens; None: the run's files, and the console.
 
     Returns:
@@ -75,7 +77,9 @@ def train(
     """
     wanted, folder = read_recipe(recipe, changes)
     where = local_output(out) if out is not None else folder or Path("runs") / wanted.name
-    return TrainedRun(where, wanted, run_recipe(wanted, where, resume=resume, reporter=reporter))
+    return TrainedRun(
+        where, wanted, run_recipe(wanted, where, resume=resume or finish, finish=finish, reporter=reporter)
+    )
 
 
 def read_recipe(
