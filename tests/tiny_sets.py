@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from flyspeck.train.config import parse_recipe
+from flyspeck.train.config import Recipe, parse_recipe
 from flyspeck.train.run import train
 
 
@@ -45,7 +45,12 @@ def write_tiny_set(folder: Path) -> Path:
 
 def train_dynamic(tiny_set: Path, folder: Path) -> dict[str, float]:
     """Trains a detector of two factors and its predictor on `tiny_set` into `folder`; returns the run's metrics."""
-    recipe = parse_recipe(
+    return train(dynamic_recipe(tiny_set), folder)
+
+
+def dynamic_recipe(tiny_set: Path) -> Recipe:
+    """A detector of two factors and its predictor."""
+    return parse_recipe(
         {
             "data": {"train": str(tiny_set / "train.json"), "val": str(tiny_set / "val.json"), "enlarge": 2.0},
             "model": {
@@ -60,4 +65,3 @@ def train_dynamic(tiny_set: Path, folder: Path) -> dict[str, float]:
             "dynamic": {"factors": [0.5, 0.25], "predictor": {"epochs": 2, "batch_size": 4}},
         }
     )
-    return train(recipe, folder)

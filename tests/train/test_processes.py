@@ -24,6 +24,7 @@ from flyspeck.train.checkpoint import load_weights
 from flyspeck.train.config import Recipe, dump_recipe
 from flyspeck.train.measure import measure
 from flyspeck.train.viewing import viewing_of
+from tiny_sets import dynamic_recipe
 
 RecipeMaker = Callable[..., Recipe]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
@@ -110,3 +111,15 @@ def test_two_processes_measure_the_weights_that_are_kept(
     assert len(one) == len(two) > 20
     assert [d["image_id"] for d in one] == [d["image_id"] for d in two]
     torch.testing.assert_close(*(torch.tensor([d["score"] for d in part]) for part in (one, two)), atol=1e-5, rtol=0)
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_detector_and_the_predictor_of_its_factors(tiny_set: Path, tmp_path: Path) -> None:
+    """The predictor is the main process's: it waits for none of the others, which have gone."""
+    recipe = write(dynamic_recipe(tiny_set), tmp_path)
+    done = subprocess.run(
+        command(recipe, tmp_path / "two", processes=2), env=ENVIRONMENT, capture_output=True, text=True, timeout=1200
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "ap50_tiny@dpnet" in done.stdout
+    assert (tmp_path / "two" / "dpnet" / "detections.json").is_file()

@@ -39,7 +39,7 @@ def test_a_run_leaves_a_folder_that_explains_itself(make_recipe: RecipeMaker, tm
     assert {"ap50_tiny", "ap50_tiny1", "ap50_all", "ap_all"} <= set(metrics)
     names = {p.name for p in (tmp_path / "run").iterdir()}
     assert names == {
-        *("recipe.yaml", "environment.json", "metrics.jsonl", "metrics.csv", "state.pt"),
+        *("recipe.yaml", "environment.json", "metrics.jsonl", "metrics.csv", "curves.html", "state.pt"),
         *("best.safetensors", "last.safetensors", "detections.json", "evaluation.json"),
     }
     settled = load_recipe(tmp_path / "run" / "recipe.yaml")
@@ -186,6 +186,32 @@ def test_broken_entries_stop_a_run_unless_their_share_is_allowed(
     with pytest.raises(UserError, match=rf"1 broken entries .*annotation {number}.*max_broken_share"):
         train(make_recipe(data={"train": str(broken)}), tmp_path / "refused")
     train(make_recipe(data={"train": str(broken), "max_broken_share": 0.1}, train={"epochs": 1}), tmp_path / "allowed")
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_batch_norm_over_one_value_is_a_line(make_recipe: RecipeMaker, tmp_path: Path, accumulate: int) -> None:
+    """An image of 64 px at a time: the deepest map has one pixel."""
+    recipe = make_recipe(
+        augment={"crop": [64, 64]},
+        model={"norm": "bn", "freeze_norms": False},
+        train={"batch_size": accumulate, "accumulate": accumulate},
+    )
+    with pytest.raises(
+        UserError, match=r"model\.norm: batch norm has one value .*\(1 image of 64x64 at a time\).*batch_size"
+    ):
+        train(recipe, tmp_path / "run")
+
+
+def test_tensorboard_of_a_resumed_run_counts_no_step_twice(make_recipe: RecipeMaker, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for epochs in (1, 2):
+        recipe = make_recipe(train={"epochs": epochs, "tensorboard": True, "schedule": "constant"})
+        train(recipe, tmp_path / "run", resume=epochs == 2)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    assert [e.step for e in events.Scalars("train/box")] == [1, 2, 3, 4, 5, 6]
 
 
 def test_tensorboard_gets_the_losses_and_the_metrics(make_recipe: RecipeMaker, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from flyspeck import boxes as box_algebra
 from flyspeck.errors import UserError
+from flyspeck.evaluate.learning_curve import remarks
 from flyspeck.files import write_text
 from flyspeck.report import figures as fig
 from flyspeck.report import tables
@@ -317,6 +318,8 @@ def _training(runs: Sequence[RunReport]) -> str:
             cells = [tables.percent(record.get("metrics", {}).get(k)) for k in wanted]
             seconds = tables.number(float(record.get("seconds", np.nan)))
             rows.append([f"{run.name}, {record['epoch']}", tables.number(_loss(record)), *cells, seconds])
+    for run in runs:
+        parts += [f'<p class="note">{escape(run.name)}: {escape(line)}.</p>' for line in remarks(run.history, run.best)]
     head = ["run, epoch", "loss", *(f"{k}, %" for k in wanted), "seconds"]
     return "".join(parts) + _behind("The values", tables.table(head, rows, caption="Epochs"))
 

@@ -50,6 +50,8 @@ class RunReport:
     """The factors of a detector that chooses them."""
     baselines: tuple[Baseline, ...] = ()
     """What needs no network, on the same images."""
+    best: str = "ap50_tiny"
+    """The metric that picked the weights."""
 
 
 def read_runs(
@@ -124,6 +126,7 @@ def read_run(folder: Path | str, *, gt: Path | str | None = None, protocol: str 
         history,
         _facts(recipe, folder),
         read_chosen(folder, annotations),
+        best=str((recipe.get("evaluate") or {}).get("best", "ap50_tiny")),
     )
 
 

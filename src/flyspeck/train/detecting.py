@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
 
@@ -27,6 +26,7 @@ from flyspeck.infer.predictor import Predictor
 from flyspeck.infer.source import Item
 from flyspeck.infer.torch_model import to_batch
 from flyspeck.infer.windows import OpenOptions
+from flyspeck.train.processes import Processes
 from flyspeck.train.progress import Advance, Tell
 from flyspeck.train.viewing import FILE_PIXELS, Viewing, padded
 from flyspeck.types import Detections, ImageBatch
@@ -58,7 +58,7 @@ def detect_all(
     annotations: Annotations,
     *,
     viewing: Viewing,
-    accelerator: Accelerator,
+    accelerator: Processes,
     tell: Tell | None = None,
 ) -> list[Detections]:
     """Detections of every image of the table in its order, in the pixels of the files, shared over the processes.

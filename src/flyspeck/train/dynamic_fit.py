@@ -325,12 +325,13 @@ def fit_predictor(
     return folder, router
 
 
-def measure_routed(run: DynamicRun, folder: Path) -> dict[str, float]:
+def measure_routed(run: DynamicRun, folder: Path, *, alone: bool = False) -> dict[str, float]:
     """Metrics of `run.detector` with its predictor on the validation set; its files are left in `folder`.
 
-    Beside them stand those of the single factors, copied from the detector's own run where it has them.
+    Beside them stand those of the single factors, copied from the detector's own run where it has them. `alone` says that of
+    several processes only this one calls it.
     """
-    from flyspeck.train.processes import join_processes
+    from flyspeck.train.processes import Alone, join_processes
 
     accelerator = join_processes()
     run.detector.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -340,7 +341,7 @@ def measure_routed(run: DynamicRun, folder: Path) -> dict[str, float]:
         annotations,
         protocol=run.recipe.evaluate.protocol,
         viewing=viewing_of(run.recipe, run.description, run.detector, run.rule),
-        accelerator=accelerator,
+        accelerator=Alone(accelerator.device) if alone else accelerator,
         tell=EvaluationLines(),
     )
     if accelerator.is_main_process:

@@ -252,7 +252,7 @@ def _train_step(
         last = part == config.accumulate - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
             with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                losses = model(images, targets)
+                losses = _losses(model, images, targets)
             minimised = [value for name, value in losses.items() if not name.startswith(OBSERVED)]
             total = torch.stack(minimised).sum() / config.accumulate
             if not torch.isfinite(total):
@@ -266,6 +266,21 @@ def _train_step(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return sums, count
+
+
+def _losses(model: nn.Module, images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
+    """The objective's losses. Raises UserError where a norm layer has nothing to take a mean over."""
+    try:
+        return model(images, targets)
+    except ValueError as error:
+        if "Expected more than 1" not in str(error):  # torch's words for a channel, or a map, of one value
+            raise
+        height, width = images.pixels.shape[-2:]
+        raise UserError(
+            f"batch norm has one value a channel for its mean ({len(images.pixels)} image of {height}x{width} at a time)",
+            where="model.norm",
+            fix="give train.batch_size 2 or more for each pass, larger images or crops, or take model.norm gn",
+        ) from None
 
 
 def _report_non_finite(

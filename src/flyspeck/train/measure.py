@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from accelerate import Accelerator
 from torch import nn
 
 from flyspeck.data.annotations import Annotations
@@ -16,6 +15,7 @@ from flyspeck.evaluate.results import EvaluationResult
 from flyspeck.evaluate.score_curve import KEY, score_curve
 from flyspeck.train.checkpoint import add_to_description
 from flyspeck.train.detecting import detect_all
+from flyspeck.train.processes import Processes
 from flyspeck.train.progress import Tell
 from flyspeck.train.viewing import Viewing
 
@@ -86,7 +86,7 @@ def measure(
     *,
     protocol: str,
     viewing: Viewing,
-    accelerator: Accelerator,
+    accelerator: Processes,
     tell: Tell | None = None,
 ) -> Measurement:
     """Metrics of `detector` on a set, the same on every process; `tell` is called as the images are looked at.

@@ -8,6 +8,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -223,10 +224,12 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             raise missing_extra("tensorboard", "tensorboard") from None
-        self.writer = SummaryWriter(str(folder / "tensorboard"))
+        self._open = partial(SummaryWriter, str(folder / "tensorboard"))
+        self.writer: Any = None
 
     def start(self, *, total_steps: int, done_steps: int) -> None:
-        """See `Reporter.start`."""
+        """What an interrupted run logged beyond its checkpoint is passed over."""
+        self.writer = self._open(purge_step=done_steps + 1 if done_steps else None)
 
     def step(self, record: Mapping[str, Any]) -> None:
         """See `Reporter.step`."""

@@ -2,7 +2,7 @@
 
 A run folder holds `recipe.yaml` (complete), `environment.json` (versions, hardware, data hash), `start.json` (what became of
 every tensor of the weights that it started from), `metrics.jsonl` and
-`metrics.csv`, `best.safetensors`, `last.safetensors`, `state.pt`, and of the best weights `detections.json` and
+`metrics.csv`, `curves.html`, `best.safetensors`, `last.safetensors`, `state.pt`, and of the best weights `detections.json` and
 `evaluation.json`.
 """
 
@@ -33,7 +33,8 @@ from flyspeck.data.ground import measured_ground
 from flyspeck.data.images import read_image
 from flyspeck.data.statistics import pixel_statistics
 from flyspeck.errors import UserError
-from flyspeck.files import write_json, write_text
+from flyspeck.evaluate.learning_curve import remarks
+from flyspeck.files import read_records, write_json, write_text
 from flyspeck.models.detector import Detector
 from flyspeck.train.assigners import settled_assigner
 from flyspeck.train.build import (
@@ -47,6 +48,7 @@ from flyspeck.train.build import (
 )
 from flyspeck.train.checks import judge_problems, usable_images
 from flyspeck.train.config import DataConfig, PredictorConfig, Recipe, dump_recipe
+from flyspeck.train.curves import Curves
 from flyspeck.train.dynamic import best_metric, make_dynamic, objective_of, optimisation
 from flyspeck.train.dynamic_fit import FOLDER, fit_predictor, measure_routed, open_run
 from flyspeck.train.evaluations import Evaluations, evaluations_of
@@ -176,7 +178,9 @@ def _train(
     if accelerator.is_main_process:
         _describe_run(folder, recipe, description, train_set, val_set, accelerator=accelerator)
         write_starts(folder, detector)
-    console = Console(best=best_metric(recipe.evaluate.best, recipe.dynamic))
+    best = best_metric(recipe.evaluate.best, recipe.dynamic)
+    console = Console(best=best)
+    curves = Curves(folder, name=recipe.name, epochs=recipe.train.epochs, best=best) if reporter is None else None
     evaluations = evaluations_of(recipe, description, detector, val_set, rule, accelerator, console)
     with contextlib.closing(
         training_loader(
@@ -198,17 +202,23 @@ def _train(
             config=optimisation(recipe.train, recipe.dynamic),
             folder=folder,
             description=description,
-            reporter=reporter or _reporters(folder, recipe, console),
+            reporter=reporter or _reporters(folder, recipe, console, curves),
             accelerator=accelerator,
             measure=evaluations,
             expect=partial(evaluations.expected_seconds, processes=accelerator.num_processes),
-            best=best_metric(recipe.evaluate.best, recipe.dynamic),
+            best=best,
             is_best=evaluations.keep,
             resume=resume,
             finish=finish,
             watch=watch,
         )
-    return _finish(recipe, folder, evaluations, accelerator, progress)
+    metrics = _finish(recipe, folder, evaluations, accelerator, progress)
+    if accelerator.is_main_process:
+        if curves is not None:
+            curves.finish()
+        for remark in remarks([r for r in read_records(folder / "metrics.jsonl") if r["kind"] == "epoch"], best):
+            log.warning(remark)
+    return metrics
 
 
 def _usable_sets(data: DataConfig) -> tuple[tuple[Annotations, Survey], tuple[Annotations, Survey]]:
@@ -246,10 +256,13 @@ def _finish(
 
 
 def _with_predictor(folder: Path, config: PredictorConfig, device: str) -> dict[str, float]:
-    """Trains the predictor of a dynamic detector into a folder of its own; its metrics are named `ap50_tiny@dpnet`."""
+    """Trains the predictor of a dynamic detector into a folder of its own; its metrics are named `ap50_tiny@dpnet`.
+
+    On the main process alone: the others are done, and nothing here may wait for them.
+    """
     opened = open_run(folder)
     where, _ = fit_predictor(opened, config, device=device, train_without=train_without)
-    return {f"{name}@{FOLDER}": value for name, value in measure_routed(opened, where).items()}
+    return {f"{name}@{FOLDER}": value for name, value in measure_routed(opened, where, alone=True).items()}
 
 
 def train_without(recipe: Recipe, folder: Path, image_ids: Sequence[int | str]) -> dict[str, float]:
@@ -382,8 +395,8 @@ def _object_side(train_set: Annotations) -> float:
     return float(np.quantile((boxes[:, 2:] - boxes[:, :2]).max(axis=1), 0.99)) if len(boxes) else 0.0
 
 
-def _reporters(folder: Path, recipe: Recipe, console: Console) -> Reporter:
-    reporters: list[Reporter] = [RunFiles(folder), console]
+def _reporters(folder: Path, recipe: Recipe, console: Console, curves: Curves | None) -> Reporter:
+    reporters: list[Reporter] = [RunFiles(folder), *([curves] if curves is not None else []), console]
     if recipe.train.tensorboard:
         reporters.append(TensorBoard(folder))
     return Fanout(reporters)

@@ -20,8 +20,8 @@ class TrainedRun(os.PathLike[str]):
     """A finished run. It can be given wherever a run folder is asked for."""
 
     folder: Path
-    """`recipe.yaml`, `environment.json`, `metrics.jsonl`, `metrics.csv`, weights, and of the best weights `detections.json` and
-    `evaluation.json`."""
+    """`recipe.yaml`, `environment.json`, `metrics.jsonl`, `metrics.csv`, `curves.html`, weights, and of the best weights
+    `detections.json` and `evaluation.json`."""
     recipe: Recipe
     """As it was asked for; the complete one, with what was taken from the training set, is `recipe.yaml`."""
     metrics: Mapping[str, float]
