@@ -30,6 +30,7 @@ EXAMPLES = {
     "flyspeck report": "flyspeck report runs/first runs/second --out report.html --draw 40",
     "flyspeck schema": "flyspeck schema --to json --out recipe.schema.json",
     "flyspeck train": "flyspeck train recipe.yaml --out runs/first --set train.epochs=3",
+    "flyspeck tune lr": "flyspeck tune lr recipe.yaml --steps 100",
     "flyspeck tune alpha": "flyspeck tune alpha recipe.yaml --grid 0,0.5,1 --set train.epochs=2",
     "flyspeck tune look": "flyspeck tune look runs/first --lost 0.02",
 }

@@ -112,6 +112,69 @@ def _plot(means: dict, path: Path, metric: str) -> Path | None:
     return path
 
 
+@app.command("lr")
+def learning_rate(
+    recipe: Path = typer.Argument(..., metavar="RECIPE", help="A recipe (YAML)."),
+    steps: int = typer.Option(100, "--steps", min=20, metavar="N", help="Training steps, each at a higher rate."),
+    low: float | None = typer.Option(
+        None, "--low", min=1e-12, metavar="RATE", help="Rate of the first step; default: 1e-5 for SGD, 1e-6 for Adam."
+    ),
+    high: float | None = typer.Option(
+        None, "--high", min=1e-12, metavar="RATE", help="Rate of the last step; default: 1 for SGD, 0.1 for Adam."
+    ),
+    out: Path | None = typer.Option(
+        None,
+        "--out",
+        metavar="FOLDER",
+        help="Where to write: the folder of lr.json and lr.html; default: runs/NAME-lr.",
+    ),
+    set_: list[str] = SET,
+    as_json: bool = JSON,
+    device: str = DEVICE,
+) -> None:
+    """Find a learning rate: a short training whose rate rises until the loss grows; prints the value for the recipe."""
+    import json
+    from dataclasses import asdict
+
+    from flyspeck.errors import UserError
+    from flyspeck.files import local_output
+    from flyspeck.report.rates import rate_page
+    from flyspeck.train.config import load_recipe
+    from flyspeck.train.rate_search import find_rate
+
+    wanted = load_recipe(recipe, set_)
+    folder = local_output(out or Path("runs") / f"{wanted.name}-lr")
+    usual = (1e-5, 1.0) if wanted.train.optimizer == "sgd" else (1e-6, 0.1)
+    first, last = low or usual[0], high or usual[1]
+    if first >= last:
+        raise UserError(f"rates from {first:g} to {last:g}", where="--low", fix="give the lower one first")
+
+    def tell(step: int, rate: float, loss: float) -> None:
+        if step % max(1, steps // 10) == 0:
+            typer.echo(f"  step {step}/{steps} rate {rate:.1e} loss {loss:.3f}", err=True)
+
+    with training_device(device):
+        found = find_rate(wanted, low=first, high=last, steps=steps, tell=tell)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "lr.json", asdict(found))
+    page = rate_page(
+        found.rates,
+        found.losses,
+        found.smoothed,
+        folder / "lr.html",
+        name=wanted.name,
+        lr=found.lr,
+        lowest=found.lowest,
+    )
+    if as_json:
+        typer.echo(json.dumps({"lr": found.lr, "lowest": found.lowest, "steps": len(found.rates)}))
+        return
+    typer.echo(
+        f"train.lr={found.lr:g}: the loss falls fastest there; it is lowest at {found.lowest:.1e}, and grows beyond"
+    )
+    typer.echo(f"the recipe has {wanted.train.lr:g}: --set train.lr={found.lr:g} changes it; the curve: {page}")
+
+
 @app.command("look")
 def look(
     run: Path = typer.Argument(..., metavar="RUN", help="A run folder; its recipe names the images."),

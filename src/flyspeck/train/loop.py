@@ -36,7 +36,7 @@ from flyspeck.train.plan import Plan, Position, Watch, plan_of
 from flyspeck.train.progress import Reporter
 from flyspeck.train.sections import TrainConfig
 from flyspeck.train.state import Progress, restore_run, save_run
-from flyspeck.train.stopping import stalled
+from flyspeck.train.stopping import finished, stalled
 from flyspeck.types import ImageBatch, Targets
 
 log = logging.getLogger("flyspeck")
@@ -89,8 +89,8 @@ def fit(
     not finite; the batch is saved then.
     """
     watch = watch or Watch()
-    device = accelerator.device
-    objective.to(device, memory_format=torch.channels_last if config.channels_last else torch.preserve_format)  # type: ignore[call-overload]
+    layout = torch.channels_last if config.channels_last else torch.preserve_format
+    objective.to(accelerator.device, memory_format=layout)  # type: ignore[call-overload]
     optimizer = build_optimizer(objective, config)
     ema = EMA(detector, config.ema) if config.ema and accelerator.is_main_process else None
     progress, losses = Progress(), {}
@@ -108,9 +108,8 @@ def fit(
         folder,
         expected=lambda: 0.0 if measure is None else expect(_kept_everywhere(detector, ema, config, accelerator)),
     )
-    if finish and not progress.ended and not progress.stopped:
-        progress.stopped = "finished before its time"
-        plan.shorten(config, progress.step)
+    if finish:
+        finished(progress, plan, config)
 
     def save() -> None:
         if accelerator.is_main_process:
@@ -120,10 +119,9 @@ def fit(
             plan.saved(watch.seconds - begun)
 
     def evaluate(epoch: int) -> dict[str, float]:
-        assert measure is not None
         begun = watch.seconds
         kept = _kept_everywhere(detector, ema, config, accelerator)
-        progress.metrics = measure(kept)
+        progress.metrics = measure(kept)  # type: ignore[misc]
         if _keep_best(folder, progress, kept, best, description, accelerator, epoch):
             is_best()
         plan.measured(watch.seconds - begun)
@@ -153,8 +151,7 @@ def fit(
                     plan.shorten(config, progress.step)
                 # By the clock, an evaluation that took all there was left is the last.
                 position = plan.position(progress.step)
-            if progress.stopped:
-                record["stopped"] = progress.stopped
+            record |= {"stopped": progress.stopped} if progress.stopped else {}
             progress.ended = position.over
             meter.next_epoch()
             if accelerator.is_main_process:

@@ -28,9 +28,6 @@ from flyspeck.data.annotations import Annotations
 from flyspeck.data.band_choice import Survey
 from flyspeck.data.bands import KEY, PixelRule
 from flyspeck.data.enlarge import enlarged_table
-from flyspeck.data.ground import KEY as GROUND
-from flyspeck.data.ground import measured_ground
-from flyspeck.data.images import read_image
 from flyspeck.data.statistics import pixel_statistics
 from flyspeck.errors import UserError
 from flyspeck.evaluate.learning_curve import remarks
@@ -49,6 +46,7 @@ from flyspeck.train.build import (
 from flyspeck.train.checks import judge_problems, usable_images
 from flyspeck.train.config import DataConfig, PredictorConfig, Recipe, dump_recipe
 from flyspeck.train.curves import Curves
+from flyspeck.train.described_sizes import ground_of, sizes_of
 from flyspeck.train.dynamic import best_metric, make_dynamic, objective_of, optimisation
 from flyspeck.train.dynamic_fit import FOLDER, fit_predictor, measure_routed, open_run
 from flyspeck.train.evaluations import Evaluations, evaluations_of
@@ -56,7 +54,6 @@ from flyspeck.train.fusion import STATISTIC, recipe_fusion
 from flyspeck.train.inputs import (
     data_hash,
     enlargement,
-    enlargement_in_use,
     read_sets,
     reading_rule,
     training_loader,
@@ -150,24 +147,16 @@ def _train(
     accelerator: Accelerator,
     watch: Watch,
 ) -> dict[str, float]:
-    check_at_hand(recipe.model)
-    (train_set, of_train), (val_set, of_val) = _usable_sets(recipe.data)
-    check_metric(recipe.evaluate.best, val_set, recipe.evaluate.protocol)
-    rule = reading_rule(recipe.data, of_train, of_val, resumed=folder if resume else None)
-    train_set = _without(train_set, method.leave_out)
-    recipe, (mean, std) = _with_pixels(recipe, train_set, rule, folder / STATE if resume else None)
-    seen = enlarged_table(train_set, enlargement(recipe.data))  # the network's pixels: anchors and tiles are in them
-    recipe = _resolved(recipe, seen)
-    torch.manual_seed(recipe.train.seed)
-    detector = build_detector(recipe.model, classes=train_set.classes, mean=mean, std=std)
-    make_dynamic(detector, recipe.dynamic)
+    begins = starting_point(recipe, resumed=folder if resume else None, leave_out=method.leave_out)
+    recipe, detector, rule, mean, std = begins.recipe, begins.detector, begins.rule, begins.mean, begins.std
+    train_set, val_set, seen = begins.train_set, begins.val_set, begins.seen
     description = {
         **describe_model(recipe.model, classes=train_set.classes, mean=mean, std=std, dynamic=recipe.dynamic),
         "recipe": _comparable(recipe),
         KEY: replace(rule, channels=len(mean)).to_dict(),
         "data": data_hash(train_set, val_set),
         **sizes_of(recipe, train_set, seen),
-        **_ground_of(recipe, train_set),
+        **ground_of(recipe, train_set),
         "protocol": recipe.evaluate.protocol,
         **starts_of(recipe.model, detector),
         **method.note,
@@ -219,6 +208,43 @@ def _train(
         for remark in remarks([r for r in read_records(folder / "metrics.jsonl") if r["kind"] == "epoch"], best):
             log.warning(remark)
     return metrics
+
+
+@dataclass(frozen=True)
+class StartingPoint:
+    """What a recipe comes to before the first step."""
+
+    recipe: Recipe
+    """With everything filled in that is taken from the training set."""
+    detector: Detector
+    train_set: Annotations
+    val_set: Annotations
+    seen: Annotations
+    """The training set as the network sees it: enlarged."""
+    rule: PixelRule
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+def starting_point(
+    recipe: Recipe, *, resumed: Path | None = None, leave_out: Sequence[int | str] = ()
+) -> StartingPoint:
+    """Reads the data, settles what they decide, and builds the detector; `resumed` is the folder of a run that goes on.
+
+    Raises UserError for data that cannot be used, and for a recipe that does not fit them.
+    """
+    check_at_hand(recipe.model)
+    (train_set, of_train), (val_set, of_val) = _usable_sets(recipe.data)
+    check_metric(recipe.evaluate.best, val_set, recipe.evaluate.protocol)
+    rule = reading_rule(recipe.data, of_train, of_val, resumed=resumed)
+    train_set = _without(train_set, leave_out)
+    recipe, (mean, std) = _with_pixels(recipe, train_set, rule, None if resumed is None else resumed / STATE)
+    seen = enlarged_table(train_set, enlargement(recipe.data))  # the network's pixels: anchors and tiles are in them
+    recipe = _resolved(recipe, seen)
+    torch.manual_seed(recipe.train.seed)
+    detector = build_detector(recipe.model, classes=train_set.classes, mean=mean, std=std)
+    make_dynamic(detector, recipe.dynamic)
+    return StartingPoint(recipe, detector, train_set, val_set, seen, rule, mean, std)
 
 
 def _usable_sets(data: DataConfig) -> tuple[tuple[Annotations, Survey], tuple[Annotations, Survey]]:
@@ -354,45 +380,6 @@ def _comparable(recipe: Recipe) -> dict[str, Any]:
     content.pop("plugins")  # they may change, and whoever reads the recipe is told
     content.pop("distill")  # what matters of it is noted apart, with the teacher's hash in place of its path
     return content
-
-
-def sizes_of(recipe: Recipe, train_set: Annotations, seen: Annotations) -> dict[str, Any]:
-    """What a description says of sizes; `seen` is the training set as the network learns from it."""
-    learnt, used = enlargement(recipe.data), enlargement_in_use(recipe.data, recipe.evaluate)
-    # The unit of tiles: pixels that the network sees, or of the image where each tile is squeezed.
-    in_use = train_set if used.squeeze is not None else seen if used == learnt else enlarged_table(train_set, used)
-    return {
-        "training_size": _training_size(recipe, seen),
-        "object_side_99": _object_side(in_use),
-        "enlarge": used.described(),
-        **({} if used == learnt else {"enlarge_in_training": learnt.described()}),
-    }
-
-
-def _ground_of(recipe: Recipe, train_set: Annotations) -> dict[str, Any]:
-    """What a description says of metres a pixel; nothing where the data say nothing."""
-    found = measured_ground(train_set, stated=recipe.data.metres_per_pixel)
-    if found is None:
-        return {}
-    log.info(
-        "%s: %s%s", train_set.source, found.words(), f", of {found.images} images" if found.images else ", as stated"
-    )
-    return {GROUND: found.to_dict()}
-
-
-def _training_size(recipe: Recipe, train_set: Annotations) -> list[int]:
-    """(H, W) of what the network saw in training: the crop, or the largest image."""
-    if recipe.augment.crop is not None:
-        return list(recipe.augment.crop)
-    if (train_set.sizes > 0).all():
-        return [int(side) for side in train_set.sizes.max(0)]
-    return list(read_image(train_set.path(0)).shape[:2])
-
-
-def _object_side(train_set: Annotations) -> float:
-    """99th percentile of the objects' longer sides in pixels: what the overlap of tiles must hold. 0 without objects."""
-    boxes = train_set.boxes[~train_set.ignore]
-    return float(np.quantile((boxes[:, 2:] - boxes[:, :2]).max(axis=1), 0.99)) if len(boxes) else 0.0
 
 
 def _reporters(folder: Path, recipe: Recipe, console: Console, curves: Curves | None) -> Reporter:

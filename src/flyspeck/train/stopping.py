@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from flyspeck.train.plan import Plan
 from flyspeck.train.sections import TrainConfig
 from flyspeck.train.state import Progress
 
@@ -31,3 +32,10 @@ def stalled(progress: Progress, config: TrainConfig, best: str) -> bool:
     )
     log.info("early stopping: %s", progress.stopped)
     return True
+
+
+def finished(progress: Progress, plan: Plan, config: TrainConfig) -> None:
+    """Ends a run that was stopped, unless it is done, or about to be: only the rest of its schedule is left to go through."""
+    if not progress.ended and not progress.stopped:
+        progress.stopped = "finished before its time"
+        plan.shorten(config, progress.step)

@@ -26,6 +26,7 @@ from flyspeck.files import renamed_keys, write_json
 from flyspeck.models.detector import Detector
 from flyspeck.train.build import build_detector, load_described
 from flyspeck.train.config import Recipe, load_recipe
+from flyspeck.train.described_sizes import sizes_of
 from flyspeck.train.distill.cache import open_cache, versions
 from flyspeck.train.distill.config import DistillConfig
 from flyspeck.train.distill.objective import OutputSource, build_objective, terms_of
@@ -35,7 +36,7 @@ from flyspeck.train.inputs import enlargement, read_sets
 from flyspeck.train.measure import measure
 from flyspeck.train.processes import join_processes
 from flyspeck.train.progress import EvaluationLines
-from flyspeck.train.run import Method, RunContext, sizes_of, train
+from flyspeck.train.run import Method, RunContext, train
 from flyspeck.train.viewing import images_at_once, viewing_of
 
 log = logging.getLogger("flyspeck")
