@@ -49,6 +49,7 @@ GROUND = {
     "files",
     "geo",
     "projection",
+    "size_bins",
     "one_object",
     "options",
     "plain_yaml",

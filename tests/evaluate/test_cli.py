@@ -62,7 +62,15 @@ def test_why_intervals_and_comparison(shared: Path, tmp_path: Path, capsys: pyte
     more = ["--why", "--bootstrap", "30", "--against", other, "--out", str(out)]
     assert main(["eval", *files(shared), *more]) == 0
     written = json.loads(out.read_text())
-    assert {row["area"] for row in written["why"]["errors"]} == {"all", "tiny", "tiny1", "tiny2", "tiny3", "small"}
+    assert {row["area"] for row in written["why"]["errors"]} == {
+        "all",
+        "tiny",
+        "tiny1",
+        "tiny2",
+        "tiny3",
+        "small",
+        "above32",
+    }
     assert all(row["p_value"] == 1.0 for row in written["comparison"] if row["value"] >= 0)
     assert all(row["low"] <= row["high"] for row in written["intervals"] if row["value"] >= 0)
     text = capsys.readouterr().out
@@ -106,7 +114,7 @@ def test_tables_name_sizes_and_quirks(shared: Path, capsys: pytest.CaptureFixtur
     lines = capsys.readouterr().out.splitlines()
     assert "sizes in px: all 0+, verytiny 0-8, tiny 8-16, small 16-32, medium 32+" in lines[0]
     assert lines[1].startswith("quirks of the reference: the annotation with id 0")
-    head = "AP@0.50:0.95 AP@0.5 AP@0.75 AR1@0.50:0.95 AR100@0.50:0.95 AR1500@0.50:0.95"
+    head = "px objects AP@0.50:0.95 AP@0.5 AP@0.75 AR1@0.50:0.95 AR100@0.50:0.95 AR1500@0.50:0.95"
     assert lines[2].split() == head.split()
     assert [line.split()[0] for line in lines[3 : lines.index("")]] == [
         "all",

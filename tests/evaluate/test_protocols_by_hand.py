@@ -32,7 +32,14 @@ def test_bins_are_closed(side: float) -> None:
     """An object on a bound is in the bins on both sides of it."""
     box = [50.0, 50.0, side, side]
     result = evaluate(truth([(0, 0, box)]), found([(0, 0, box, 0.5)]), "flyspeck")
-    ranges = {"tiny": (2, 20), "tiny1": (2, 8), "tiny2": (8, 12), "tiny3": (12, 20), "small": (20, 32)}
+    ranges = {
+        "tiny": (2, 20),
+        "tiny1": (2, 8),
+        "tiny2": (8, 12),
+        "tiny3": (12, 20),
+        "small": (20, 32),
+        "above32": (32, 1e5),
+    }
     for name, (low, high) in ranges.items():
         expected = 1.0 if low <= side <= high else -1.0
         assert result.value(metric="AP", iou=0.5, area=name) == pytest.approx(expected), name

@@ -9,7 +9,7 @@ from numpy.testing import assert_allclose
 from flyspeck.data.annotations import Annotations
 from flyspeck.evaluate import DetectionTable, evaluate
 from flyspeck.report import RunReport
-from flyspeck.report.diagnosis import FATES, diagnose, size_names
+from flyspeck.report.diagnosis import FATES, diagnose
 
 
 def table(boxes, labels, image_index, ignore=None) -> Annotations:
@@ -81,7 +81,7 @@ def test_recall_and_its_interval(example):
     rate = diagnose(example).recall("2-8")
     assert rate.value == 1.0
     assert rate.count == 1
-    assert np.isnan(diagnose(example).recall("above 32").value)
+    assert np.isnan(diagnose(example).recall("32 and more").value)
     # a share of one half over 400 images of one object each: SE = 0.5 / 20, so the interval is 0.5 +- 0.049
     truth = table([[0, 0, 10, 10]] * 400, [0] * 400, list(range(400)))
     half = run(truth, [[0, 0, 10, 10]] * 200, [0.8] * 200, [0] * 200, list(range(200)))
@@ -102,7 +102,3 @@ def test_precision_recall_by_hand():
     found = run(truth, [[0, 0, 9, 9], [50, 50, 59, 59], [20, 0, 29, 9]], [0.9, 0.8, 0.7], [0] * 3, [0] * 3)
     curve = diagnose(found).precision_recall("all")
     assert_allclose(curve.y[[0, 50, 51, 100]], [100, 100, 200 / 3, 200 / 3])
-
-
-def test_sizes_fall_into_their_bins():
-    assert size_names(np.array([1.9, 2, 7.99, 8, 12, 20, 31.9, 32, 500])).tolist() == [-1, 0, 0, 1, 2, 3, 3, 4, 4]

@@ -37,7 +37,7 @@ from PIL import Image
 from flyspeck.data import tiff
 from flyspeck.data.copied import copied
 from flyspeck.data.orientation import exif_orientation, png_orientation, upright
-from flyspeck.errors import UserError, missing_extra
+from flyspeck.errors import UserError, install, missing_extra
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "JPEG2000", "PPM", "AVIF")
 """Pillow's names of the formats that are opened."""
@@ -114,7 +114,7 @@ def _own(path: Path, channels: int | None, bands: Sequence[int] | None, max_pixe
         if max_pixels is not None and values > 4 * max_pixels:
             raise UserError(
                 f"{header.samples} bands of {header.size[0]}x{header.size[1]} pixels, more than is decoded in one piece",
-                fix="pip install 'flyspeck[geo]' to read it by windows, or raise max_pixels if the file is to be trusted",
+                fix=f"{install('geo')} to read it by windows, or raise max_pixels if the file is to be trusted",
             )
         return upright(_picked(_tiff_bands(path, header, channels, bands), bands), header.orientation)
     with _opened(path, max_pixels) as image:

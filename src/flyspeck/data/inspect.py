@@ -17,18 +17,15 @@ from flyspeck.data.fusion import fusion_facts
 from flyspeck.data.headers import ImageHeader, read_header
 from flyspeck.data.implications import imply
 from flyspeck.errors import UserError
+from flyspeck.size_bins import BINS, counted
 
-EDGES = (0, 2, 8, 12, 20, 32, np.inf)
-"""Bounds of the size bins in px, sqrt(width * height); each bin holds its lower bound."""
-BINS = ("[0,2)", "[2,8)", "[8,12)", "[12,20)", "[20,32)", "[32,inf)")
 FEW = 20
 """A class with fewer objects is pointed out."""
 
 
 def size_histogram(boxes: np.ndarray) -> dict[str, int]:
     """Boxes (N, 4) by sqrt(area) in the six bins."""
-    counts, _ = np.histogram(bx.size(boxes), EDGES)
-    return dict(zip(BINS, counts.tolist(), strict=True))
+    return dict(zip(BINS, counted(bx.area(boxes)).tolist(), strict=True))
 
 
 def summarize(annotations: Annotations, *, check_files: bool = True) -> dict[str, Any]:

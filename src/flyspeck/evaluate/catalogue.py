@@ -10,6 +10,8 @@ import itertools
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from flyspeck.errors import UserError
 from flyspeck.evaluate.matching import MatchRule, SecondPass
 from flyspeck.evaluate.protocols import (
@@ -28,6 +30,7 @@ from flyspeck.evaluate.protocols import (
     size_bins,
 )
 from flyspeck.plugins import UnknownPart, with_installed
+from flyspeck.size_bins import half_open
 
 # --- TinyPerson -------------------------------------------------------------------------------------------------------
 
@@ -147,6 +150,7 @@ _FLYSPECK = APProtocol(
     (
         Bin("all", 0.0, INFINITE),
         *size_bins(tiny=(2, 20), tiny1=(2, 8), tiny2=(8, 12), tiny3=(12, 20), small=(20, 32)),
+        Bin("above32", 1024.0, INFINITE),
     ),
     COCO_IOUS,
     (200,),
@@ -326,6 +330,12 @@ def _bins_of_edges(base: Protocol, edges: tuple[float, ...]) -> dict[str, Any]:
         names.append((f"{edges[0]:g}-{edges[-1]:g}", edges[0], edges[-1]))
     names.append((f"{edges[-1]:g}+", edges[-1], INFINITE**0.5))
     if isinstance(base, MissRateProtocol):
-        return {"setups": tuple(Setup(name, low, high) for name, low, high in names)}
-    bins = [Bin(name, low**2, min(high**2, INFINITE)) for name, low, high in names]
+        # As sizes, not areas; the bound above is left out all the same.
+        return {
+            "setups": tuple(
+                Setup(name, low, float(np.nextafter(high, 0)) if high < INFINITE**0.5 else high)
+                for name, low, high in names
+            )
+        }
+    bins = [Bin(name, *(min(bound, INFINITE) for bound in half_open(low, high))) for name, low, high in names]
     return {"bins": (Bin("all", 0.0, INFINITE), *bins)}

@@ -6,7 +6,7 @@ import numpy as np
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.evaluate.detections import DetectionTable
-from flyspeck.evaluate.protocols import APProtocol, DelegatedCOCO, MissRateProtocol, Protocol
+from flyspeck.evaluate.protocols import INFINITE, APProtocol, Bin, DelegatedCOCO, MissRateProtocol, Protocol
 
 FEW = 20  # below this many boxes other pixels are not suspected
 FEW_CORNERS = (
@@ -38,6 +38,30 @@ def suspicions(annotations: Annotations, detections: DetectionTable, protocol: P
             "(a flaw of the reference, kept); number annotations from 1"
         )
     return tuple(notes)
+
+
+def lone_objects(annotations: Annotations, protocol: Protocol) -> tuple[str, ...]:
+    """A line where a mean over classes rests on single objects: a class of one counts as much as a class of a thousand."""
+    counts = ~annotations.ignore & ~annotations.crowd & (annotations.labels >= 0)
+    classes = len(annotations.classes)
+    bins = protocol.bins if isinstance(protocol, APProtocol) else (Bin("all", 0.0, INFINITE),)
+    if isinstance(protocol, APProtocol) and protocol.class_weights != "equal":
+        return ()
+    words: dict[str, list[str]] = {}
+    for area in bins:
+        inside = counts & (annotations.area >= area.low) & (annotations.area <= area.high)
+        objects = np.bincount(annotations.labels[inside], minlength=classes)
+        if (objects > 0).sum() > 1:
+            for label in np.flatnonzero(objects == 1):
+                words.setdefault(annotations.classes[label], []).append(area.name)
+    if not words:
+        return ()
+    some = [f"'{name}' ({', '.join(areas)})" for name, areas in words.items()]
+    more = f" and {len(some) - 4} more" if len(some) > 4 else ""
+    return (
+        "a class with one object counts as much in a mean over classes as any other: one hit or miss moves that mean by "
+        f"100 / classes points; so {', '.join(some[:4])}{more}; see --per-class",
+    )
 
 
 def _frames(annotations: Annotations, detections: DetectionTable) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ from flyspeck.data.annotations import Annotations
 from flyspeck.errors import UserError
 from flyspeck.evaluate.ap import average_precision, prepare, rows_of
 from flyspeck.evaluate.catalogue import protocol_named
+from flyspeck.evaluate.checks import lone_objects
 from flyspeck.evaluate.coco import coco_rows
 from flyspeck.evaluate.counting import count
 from flyspeck.evaluate.counts import Counts
@@ -42,9 +43,8 @@ def evaluate(
     if isinstance(protocol, str):
         protocol = protocol_named(protocol)
     rows = _rows(annotations, detections, protocol)
-    return EvaluationResult(
-        protocol, rows, detections.notes, counts=_counts(annotations, detections, protocol, score=score)
-    )
+    notes = (*detections.notes, *lone_objects(annotations, protocol))
+    return EvaluationResult(protocol, rows, notes, counts=_counts(annotations, detections, protocol, score=score))
 
 
 def _counts(

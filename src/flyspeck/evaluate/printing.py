@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from flyspeck.evaluate.protocols import Protocol
+from flyspeck.evaluate.protocols import COCO_BINS, APProtocol, DelegatedCOCO, MissRateProtocol, Protocol
 
 
-def table(protocol: Protocol, rows: Sequence[dict[str, Any]], *, per_class: bool = False) -> str:
-    """Rows of an `EvaluationResult` in percent: a line per subset (bin, setup, setting or class), a column per metric and IoU."""
+def table(
+    protocol: Protocol,
+    rows: Sequence[dict[str, Any]],
+    *,
+    per_class: bool = False,
+    objects: Mapping[str, int] | None = None,
+) -> str:
+    """Rows of an `EvaluationResult` in percent: a line per subset (bin, setup, setting or class), a column per metric and IoU.
+
+    Beside a size stand its pixels, and its objects where they are known (`objects` by bin, or a row's own `n_gt`).
+    """
     by_class = any("_per_class" in row["metric"] for row in rows)
     rows = [row for row in rows if per_class or "_per_class" not in row["metric"]]
     columns: list[tuple[str, str]] = []
     lines: dict[str, dict[tuple[str, str], float | None]] = {}
+    known = pixel_ranges(protocol)
+    counts: dict[str, int | None] = {}
+    sizes: dict[str, str] = {}
     flat = all(_subset(row) == "" for row in rows)
     for row in rows:
         name = _metric(row)
@@ -22,11 +34,42 @@ def table(protocol: Protocol, rows: Sequence[dict[str, Any]], *, per_class: bool
         if column not in columns:
             columns.append(column)
         lines.setdefault(line, {})[column] = row["value"]
+        area = bin_of_row(row, known)
+        counts.setdefault(line, row.get("n_gt", None if "class_name" in row else (objects or {}).get(area)))
+        sizes.setdefault(line, known.get(area, ""))
     head = ["", *(f"{metric}{f'@{iou}' if iou else ''}" for metric, iou in columns)]
     body = [[line, *(percent(values.get(column, -1.0)) for column in columns)] for line, values in lines.items()]
+    for title, cells in (("objects", counts), ("px", sizes)):
+        if any(value not in (None, "") for value in cells.values()):
+            head.insert(1, title)
+            for row, value in zip(body, cells.values(), strict=True):
+                row.insert(1, "" if value is None else str(value))
     hint = "" if per_class or not by_class else "(by class: --per-class)\n"
     quirks = f"quirks of the reference: {'; '.join(protocol.quirks)}\n" if protocol.quirks else ""
     return f"{protocol.text}\n{quirks}{aligned([head, *body])}\n{hint}"
+
+
+def pixel_ranges(protocol: Protocol) -> dict[str, str]:
+    """The sizes in pixels of each bin or setup of a protocol: `2-20`, `32+`; nothing of what takes all."""
+    match protocol:
+        case MissRateProtocol():
+            ranges = [(setup.name, setup.low, setup.high) for setup in protocol.setups]
+        case APProtocol() | DelegatedCOCO():
+            bins = protocol.bins if isinstance(protocol, APProtocol) else COCO_BINS
+            ranges = [(area.name, area.low**0.5, area.high**0.5) for area in bins]
+        case _:
+            ranges = []
+    return {
+        name: f"{low:g}-{high:g}" if high < 1e5 * 0.999 else f"{low:g}+"
+        for name, low, high in ranges
+        if low > 1 or high < 1e5 * 0.999
+    }
+
+
+def bin_of_row(row: Mapping[str, Any], known: Collection[str]) -> str:
+    """The bin or setup that a row is about; empty where it is about none. COCO's own names end with it: `APs`."""
+    metric = str(row["metric"])
+    return str(row.get("area") or row.get("setup") or (metric[2:] if metric[2:] in known else ""))
 
 
 def percent(value: float | None) -> str:

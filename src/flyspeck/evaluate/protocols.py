@@ -17,7 +17,7 @@ WIDER_RULE = MatchRule(pixel=1.0, candidates="best", iod_for="never", unlimited=
 
 @dataclass(frozen=True)
 class Bin:
-    """A range of object size, closed at both ends: an object on a bound is in both bins."""
+    """A range of object size, closed at both ends as in COCO: an object on a bound is in both bins."""
 
     name: str
     low: float

@@ -61,11 +61,13 @@ class EvaluationResult:
         write_json(path, self.to_dict())
 
     def table(self, *, per_class: bool = False) -> str:
-        """The numbers in percent as text, headed by the protocol; a dash where there was nothing to find.
+        """The numbers in percent as text, headed by the protocol; a dash where there was nothing to find. Beside each size
+        are its pixels and its objects.
 
         `per_class` adds those of every class. Doubles and counts follow, where they were reckoned.
         """
-        text = printing.table(self.protocol, self.rows, per_class=per_class)
+        objects = {} if self.counts is None else {row.area: row.objects for row in self.counts.rows}
+        text = printing.table(self.protocol, self.rows, per_class=per_class, objects=objects)
         return text if self.counts is None else f"{text}\n{self.counts.text()}"
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from flyspeck.data.images import check_claims, opened, read_size, tiff_header
 from flyspeck.data.orientation import exif_orientation
-from flyspeck.errors import UserError, missing_extra
+from flyspeck.errors import UserError, install, missing_extra
 from flyspeck.infer import raster
 from flyspeck.infer.georeference import mask_beside, metadata_beside, signs_of_place, world_files
 from flyspeck.infer.kinds import BY_WINDOWS, driver_of, root_of
@@ -37,7 +37,6 @@ _BOMB = 100  # pixels a byte; photographs have 1 to 10, blank scans some tens
 EMPTY = 1000
 """Pixels a byte of a raster that is read by windows, whose empty parts may be large; deflate packs no more."""
 _ONE_PIECE = 50_000_000  # pixels; larger TIFFs are read by windows where an extra is there to do it
-_GEO = "pip install 'flyspeck[geo]'"
 
 
 def open_file(path: Path, options: OpenOptions, *, name: str) -> Source:
@@ -164,7 +163,7 @@ def _by_vips(path: Path, driver: str, options: OpenOptions, name: str, pixels: i
     raise UserError(
         f"{pixels / 1e6:.0f} megapixels are over the limit of {(options.max_pixels or 0) / 1e6:g} for one piece",
         where=path,
-        fix=f"pip install 'flyspeck[{extra}]' to read it by windows, or raise the limit if the file is to be trusted",
+        fix=f"{install(extra)} to read it by windows, or raise the limit if the file is to be trusted",
     )
 
 
@@ -183,11 +182,13 @@ def _refuse_without_gdal(path: Path, driver: str, options: OpenOptions) -> None:
             f"{sign}, which say{'' if sign.startswith('its') else 's'} where it lies on a map" if sign else ""
         )
     if lost:
-        raise UserError(f"{lost}: not read without GDAL", where=path, fix=_GEO)
+        raise UserError(f"{lost}: not read without GDAL", where=path, fix=install("geo"))
     if driver == "JP2OpenJPEG":
         bands, bits = _jpeg2000(path)
         if bands not in (0, 1, 3, 4) or (bits > 8 and bands > 1):
-            raise UserError(f"a JPEG 2000 of {bands} bands of {bits} bits: not read without GDAL", where=path, fix=_GEO)
+            raise UserError(
+                f"a JPEG 2000 of {bands} bands of {bits} bits: not read without GDAL", where=path, fix=install("geo")
+            )
 
 
 def _jpeg2000(path: Path) -> tuple[int, int]:

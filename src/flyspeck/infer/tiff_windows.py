@@ -13,7 +13,7 @@ from flyspeck.data import tiff
 from flyspeck.data.bands import PixelRule, ranges_text
 from flyspeck.data.images import check_bands
 from flyspeck.data.tiff import DTYPES, alpha_of
-from flyspeck.errors import UserError, missing_extra
+from flyspeck.errors import UserError, install, missing_extra
 from flyspeck.infer.found_range import is_sampled, measured_highest, range_of
 from flyspeck.infer.missing import at_size, both, is_nodata, shown
 from flyspeck.infer.windows import BROKEN, CACHE_MB, OpenOptions, Source, chosen, refuse_without_range
@@ -56,7 +56,7 @@ class TifffileSource(Source):
         """Which samples are read, and which values are black and white."""
         colours = page.photometric.name
         if page.dtype is None or page.dtype.name not in DTYPES or colours not in _COLOURS:
-            raise UserError(f"its pixels are {page.dtype} {colours.lower()}", fix="pip install 'flyspeck[geo]'")
+            raise UserError(f"its pixels are {page.dtype} {colours.lower()}", fix=install("geo"))
         self._samples, self._palette = page.samplesperpixel, None
         if colours == "PALETTE":
             self._palette = (np.asarray(page.colormap) >> 8).astype(np.uint8).T

@@ -12,26 +12,22 @@ from functools import cached_property
 import numpy as np
 
 from flyspeck import boxes as box_algebra
+from flyspeck.data.annotations import Annotations
 from flyspeck.evaluate import protocol_named
 from flyspeck.evaluate.ap import RECALL_POINTS, APInputs, Outcome, precision_at_recall, prepare
 from flyspeck.evaluate.miss_rate import fppi_points, miss_rate_curves
 from flyspeck.evaluate.operating import working_point
-from flyspeck.evaluate.protocols import INFINITE, APProtocol, Bin, MissRateProtocol, size_bins
+from flyspeck.evaluate.protocols import INFINITE, APProtocol, Bin, MissRateProtocol, Setup
 from flyspeck.report.runs import RunReport
+from flyspeck.size_bins import bin_of, half_open
 
 IOU = 0.5
-SIZES = {"2-8": (2, 8), "8-12": (8, 12), "12-20": (12, 20), "20-32": (20, 32), "above 32": (32, 1e5)}
-"""The bins of the figures, in pixels of sqrt(area)."""
-_BINS = (
-    Bin("all", 0.0, INFINITE),
-    *size_bins(**{name: (float(low), float(high)) for name, (low, high) in SIZES.items()}),
-)
+SIZES = {"2-8": (2, 8), "8-12": (8, 12), "12-20": (12, 20), "20-32": (20, 32), "32 and more": (32, 1e5)}
+"""The bins of the figures, in pixels of sqrt(area); each with its lower bound and without its upper."""
+LOOKS = {name: look for look, name in enumerate(("all", *SIZES, "2-20"))}
+"""The colour, dashes and marker of a size, in whichever figure."""
+_BINS = (Bin("all", 0.0, INFINITE), *(Bin(name, *half_open(low, high)) for name, (low, high) in SIZES.items()))
 _RESAMPLES = 200
-
-
-def size_names(sizes: np.ndarray) -> np.ndarray:
-    """The bin of each size, `(N,)` int: 0..4, and -1 below 2 px."""
-    return np.searchsorted([low for low, _ in SIZES.values()], sizes, side="right") - 1
 
 
 @dataclass(frozen=True)
@@ -106,7 +102,7 @@ class RunDiagnosis:
     @cached_property
     def object_bins(self) -> np.ndarray:
         """The size bin of each object."""
-        return size_names(np.sqrt(self.inputs.truths.area[self.object_rows]))
+        return bin_of(self.inputs.truths.area[self.object_rows], [*(low for low, _ in SIZES.values()), np.inf])
 
     @cached_property
     def fates(self) -> np.ndarray:
@@ -151,21 +147,27 @@ def diagnose(run: RunReport) -> RunDiagnosis:
     """Match a run's detections for the figures."""
     base = protocol_named("flyspeck")
     assert isinstance(base, APProtocol)
-    return RunDiagnosis(run, prepare(run.annotations, run.detections, replace(base, bins=_BINS, ious=(IOU,))))
+    return RunDiagnosis(run, prepare(by_boxes(run), run.detections, replace(base, bins=_BINS, ious=(IOU,))))
+
+
+def by_boxes(run: RunReport) -> Annotations:
+    """The ground truth with the area of each box for its area: a file's own (of masks) would put objects into other bins here
+    than `data inspect` does."""
+    return replace(run.annotations, area=box_algebra.area(run.annotations.boxes))
 
 
 def miss_rates(run: RunReport) -> list[Curve]:
     """Miss rate over false positives per image at IoU 0.5, by size, mean of the classes, in percent."""
     protocol = protocol_named("flyspeck_mr")
     assert isinstance(protocol, MissRateProtocol)
-    names = {
-        setup.name: f"{setup.low:g}-{setup.high:g} px" if setup.high < INFINITE else "all" for setup in protocol.setups
-    }
+    setups = [Setup("all", -1.0, INFINITE), Setup("2-20", 2.0, float(np.nextafter(20.0, 0)))]
+    setups += [Setup(name, float(low), float(np.nextafter(high, 0))) for name, (low, high) in SIZES.items()]
     curves = []
-    for curve in miss_rate_curves(run.annotations, run.detections, replace(protocol, ious=(IOU,))):
+    own = replace(protocol, ious=(IOU,), setups=tuple(setups))
+    for curve in miss_rate_curves(by_boxes(run), run.detections, own):
         known = curve.miss_rates[curve.truths > 0]
         if len(known):
-            curves.append(Curve(names[curve.setup], fppi_points(protocol), 100 * known.mean(0)))
+            curves.append(Curve(curve.setup, fppi_points(protocol), 100 * known.mean(0)))
     return curves
 
 

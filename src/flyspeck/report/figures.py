@@ -1,7 +1,7 @@
 """Figures as SVG text that sits in a page: no library, no script, readable in light and dark and without colour.
 
 A series is told apart by its dashes and its marker as well as by its colour. Colours come from the page's CSS variables
-(`--s0` to `--s5`), lines and text from `currentColor`. Every figure carries a title and a description for screen readers.
+(`--s0` to `--s6`), lines and text from `currentColor`. Every figure carries a title and a description for screen readers.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import numpy as np
 
 _WIDTH, _HEIGHT = 460, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 14, 44
-_DASHES = ("", "7 3", "2 3", "9 3 2 3", "12 4", "4 4 1 4")
-_MARKERS = ("circle", "square", "triangle", "diamond", "cross", "bar")
+_DASHES = ("", "7 3", "2 3", "9 3 2 3", "12 4", "4 4 1 4", "1 4")
+_MARKERS = ("circle", "square", "triangle", "diamond", "cross", "bar", "plus")
+_LOOKS = len(_DASHES)
 _NUMBERS = count(1)
 
 
@@ -28,6 +29,8 @@ class Series:
     name: str
     x: Sequence[float] | np.ndarray
     y: Sequence[float] | np.ndarray
+    look: int | None = None
+    """Its colour, dashes and marker; None: by its place among all series given, drawn or not."""
 
 
 @dataclass(frozen=True)
@@ -81,23 +84,27 @@ def line_chart(
     y_log: bool = False,
 ) -> str:
     """Lines with a legend; empty series are left out. `title` and `description` are what a screen reader says."""
-    shown = [s for s in series if np.isfinite(np.asarray(s.y, float)).any()]
+    placed = [(k if s.look is None else s.look, s) for k, s in enumerate(series)]
+    looks = [k for k, s in placed if np.isfinite(np.asarray(s.y, float)).any()]
+    shown = [s for _, s in placed if np.isfinite(np.asarray(s.y, float)).any()]
     if not shown:
         return f'<p class="none">{escape(title)}: nothing to draw.</p>'
     x = _axis([s.x for s in shown], x_range, _LEFT, _WIDTH - _RIGHT, x_log)
     y = _axis([s.y for s in shown], y_range, _HEIGHT - _BOTTOM, _TOP, y_log)
     body = [_frame(x, y, x_label, y_label)]
-    for k, one in enumerate(shown):
+    for k, one in zip(looks, shown, strict=True):
         points = [
             (x(float(a)), y(float(b)))
             for a, b in zip(one.x, one.y, strict=True)
             if math.isfinite(a) and math.isfinite(b)
         ]
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
-        body.append(f'<polyline class="s{k % 6}" points="{path}" fill="none" stroke-dasharray="{_DASHES[k % 6]}"/>')
+        body.append(
+            f'<polyline class="s{k % _LOOKS}" points="{path}" fill="none" stroke-dasharray="{_DASHES[k % _LOOKS]}"/>'
+        )
         every = max(1, len(points) // 8)
         body += [_marker(k, a, b) for a, b in points[k % every :: every]]
-    return _svg(body, title, description) + _legend([s.name for s in shown])
+    return _svg(body, title, description) + _legend([s.name for s in shown], looks)
 
 
 def bar_chart(
@@ -127,7 +134,11 @@ def bar_chart(
             interval = one.intervals[g] if g < len(one.intervals) else (math.nan, math.nan)
             left = middle + (k - len(bars) / 2) * width
             body.append(_bar(k, one.values[g], interval, left, width, y, show, lettered=len(bars) > 1))
-    legend = _legend([f"{_LETTERS[k % 6]} {b.name}" for k, b in enumerate(bars)], bars=True) if len(bars) > 1 else ""
+    legend = (
+        _legend([f"{_LETTERS[k % _LOOKS]} {b.name}" for k, b in enumerate(bars)], range(len(bars)), bars=True)
+        if len(bars) > 1
+        else ""
+    )
     return _svg(body, title, description) + legend
 
 
@@ -148,10 +159,11 @@ def _bar(
         return _text("value", middle, foot - 4, "–")
     top = y(value)
     parts = [
-        f'<rect class="f{k % 6}" x="{left + 0.5:.1f}" y="{top:.1f}" width="{width - 1:.1f}" height="{max(foot - top, 0):.1f}"/>'
+        f'<rect class="f{k % _LOOKS}" x="{left + 0.5:.1f}" y="{top:.1f}" width="{width - 1:.1f}" '
+        f'height="{max(foot - top, 0):.1f}"/>'
     ]
     if lettered and foot - top > 13:
-        parts.append(_text("inside", middle, foot - 4, _LETTERS[k % 6]))
+        parts.append(_text("inside", middle, foot - 4, _LETTERS[k % _LOOKS]))
     if all(map(math.isfinite, interval)):
         low, top = y(interval[0]), y(interval[1])
         ends = "".join(f"M{middle - 3:.1f} {at:.1f}h6" for at in (low, top))
@@ -179,15 +191,17 @@ def stacked_bars(
             share = 100 * part.values[g] / totals[g]
             top, height = y(base + share), y(base) - y(base + share)
             body.append(
-                f'<rect class="f{k % 6}" x="{left:.1f}" y="{top:.1f}" width="{0.72 * room:.1f}" height="{height:.1f}"/>'
+                f'<rect class="f{k % _LOOKS}" x="{left:.1f}" y="{top:.1f}" width="{0.72 * room:.1f}" height="{height:.1f}"/>'
             )
             if height > 13:
                 body.append(_text("inside", middle, top + height / 2 + 4, f"{_MARKS[k]} {share:.0f}"))
             base += share
-    return _svg(body, title, description) + _legend([f"{_MARKS[k]} {p.name}" for k, p in enumerate(parts)], bars=True)
+    return _svg(body, title, description) + _legend(
+        [f"{_MARKS[k]} {p.name}" for k, p in enumerate(parts)], range(len(parts)), bars=True
+    )
 
 
-_LETTERS = "ABCDEF"
+_LETTERS = "ABCDEFG"
 _MARKS = ("✓", "≈", "⇄", "✗", "+", "·")
 
 
@@ -232,16 +246,19 @@ def _marker(kind: int, x: float, y: float) -> str:
         "diamond": f'<path d="M{x:.1f} {y - 4:.1f}l3.4 4-3.4 4-3.4-4z"/>',
         "cross": f'<path class="open" d="M{x - 3:.1f} {y - 3:.1f}l6 6m0-6l-6 6"/>',
         "bar": f'<path class="open" d="M{x:.1f} {y - 4:.1f}v8"/>',
+        "plus": f'<path class="open" d="M{x:.1f} {y - 4:.1f}v8M{x - 4:.1f} {y:.1f}h8"/>',
     }
-    return f'<g class="m{kind % 6}">{shapes[_MARKERS[kind % 6]]}</g>'
+    return f'<g class="m{kind % _LOOKS}">{shapes[_MARKERS[kind % _LOOKS]]}</g>'
 
 
-def _legend(names: Sequence[str], *, bars: bool = False) -> str:
+def _legend(names: Sequence[str], looks: Sequence[int], *, bars: bool = False) -> str:
     items = []
-    for k, name in enumerate(names):
-        line = f'<polyline class="s{k % 6}" points="1,7 29,7" fill="none" stroke-dasharray="{_DASHES[k % 6]}"/>'
+    for k, name in zip(looks, names, strict=True):
+        line = (
+            f'<polyline class="s{k % _LOOKS}" points="1,7 29,7" fill="none" stroke-dasharray="{_DASHES[k % _LOOKS]}"/>'
+        )
         line += _marker(k, 15, 7)
-        swatch = f'<rect class="f{k % 6}" x="1" y="1" width="28" height="12"/>' if bars else line
+        swatch = f'<rect class="f{k % _LOOKS}" x="1" y="1" width="28" height="12"/>' if bars else line
         items.append(
             f'<li><svg width="30" height="14" aria-hidden="true" focusable="false">{swatch}</svg> {escape(name)}</li>'
         )

@@ -21,11 +21,12 @@ from flyspeck.report import figures as fig
 from flyspeck.report import tables
 from flyspeck.report.chosen import chosen_section
 from flyspeck.report.crops import ShownImage, data_uri, image, to_html, worst_images
-from flyspeck.report.diagnosis import FATES, SIZES, Curve, Rate, RunDiagnosis, diagnose, miss_rates
+from flyspeck.report.diagnosis import FATES, LOOKS, SIZES, Curve, Rate, RunDiagnosis, diagnose, miss_rates
 from flyspeck.report.differences import differences
 from flyspeck.report.gains import gains_figure
 from flyspeck.report.runs import RunReport
 from flyspeck.report.similarity import similarity_figure, similarity_history
+from flyspeck.size_bins import counted
 from flyspeck.version import VERSION
 
 # What the page may do is stated in the page: run its own script, show its own images, and reach nothing else.
@@ -216,7 +217,7 @@ def _curves(diagnoses: Sequence[RunDiagnosis]) -> str:
 def _precision_recall(diagnosis: RunDiagnosis) -> str:
     lines, name = [diagnosis.precision_recall(group) for group in ("all", *SIZES)], diagnosis.run.name
     chart = fig.line_chart(
-        [fig.Series(c.name if c.name == "all" else f"{c.name} px", c.x, c.y) for c in lines],
+        [_line(c, c.y) for c in lines],
         title=f"Precision over recall: {name}",
         description="Precision in percent over recall in percent at IoU 0.5, one line a size, mean of the classes.",
         x_label="recall, %",
@@ -234,7 +235,7 @@ def _precision_recall(diagnosis: RunDiagnosis) -> str:
 def _miss_rate(diagnosis: RunDiagnosis) -> str:
     lines, name = miss_rates(diagnosis.run), diagnosis.run.name
     chart = fig.line_chart(
-        [fig.Series(c.name, c.x, np.maximum(c.y, 0.1)) for c in lines],
+        [_line(c, np.maximum(c.y, 0.1)) for c in lines],
         title=f"Miss rate over false positives: {name}",
         description="Share of objects missed, in percent, over false positives per image at IoU 0.5, both logarithmic, "
         "one line a size.",
@@ -251,6 +252,11 @@ def _miss_rate(diagnosis: RunDiagnosis) -> str:
     return _figure(f"{name}: miss rate", chart, "The values", data)
 
 
+def _line(curve: Curve, y: np.ndarray) -> fig.Series:
+    """A size's curve, which looks the same in every figure."""
+    return fig.Series(curve.name if curve.name == "all" else f"{curve.name} px", curve.x, y, LOOKS[curve.name])
+
+
 def _axis_start(curves: Sequence[Curve]) -> float:
     """Where a logarithmic axis of percent begins, so that the curves fill it."""
     least = min((float(curve.y.min()) for curve in curves), default=1.0)
@@ -265,7 +271,7 @@ def _data(run: RunReport) -> str:
     if not len(sizes):
         return "<p>The ground truth has no objects.</p>"
     edges = [0, 2, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, np.inf]
-    counts = np.histogram(sizes, edges)[0]
+    counts = counted(box_algebra.area(table.boxes[objects]), edges)
     names = [f"{a:g}–{b:g}" if np.isfinite(b) else f"{a:g} and more" for a, b in pairwise(edges)]
     regions = int((~objects).sum())
     small = f"{100 * (sizes <= 20).mean():.0f} % at most 20 px"

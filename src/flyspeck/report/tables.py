@@ -9,6 +9,7 @@ from typing import Any
 
 from flyspeck.evaluate.baselines.values import Baseline, baseline_cells
 from flyspeck.evaluate.counts import SizeCount
+from flyspeck.evaluate.printing import bin_of_row, pixel_ranges
 from flyspeck.report.runs import RunReport
 
 
@@ -118,10 +119,21 @@ def _pivot(rows: Sequence[tuple[int, dict[str, Any]]], runs: Sequence[RunReport]
     metrics = list(dict.fromkeys(_metric(row) for _, row in rows))
     values = {(_place(row), _metric(row), column): row["value"] for column, row in rows}
     several = len(runs) > 1
-    head = ["", *(f"{metric} {run.name}" if several else metric for metric in metrics for run in runs)]
+    sizes = pixel_ranges(runs[0].evaluation.protocol)
+    found = runs[0].evaluation.counts
+    objects = {} if found is None else {row.area: row.objects for row in found.rows}
+    about = {
+        _place(row): (sizes.get(bin_of_row(row, sizes), ""), _objects(row, objects, sizes)) for _, row in reversed(rows)
+    }
+    beside = [k for k in (0, 1) if any(cells[k] for cells in about.values())]
+    head = [
+        "",
+        *(("px", "objects")[k] for k in beside),
+        *(f"{metric} {run.name}" if several else metric for metric in metrics for run in runs),
+    ]
     body = []
     for place in places:
-        cells = [place]
+        cells = [place, *(about[place][k] for k in beside)]
         for metric in metrics:
             mine = [values.get((place, metric, column)) for column in range(len(runs))]
             known = [v for v in mine if v is not None and v >= 0]
@@ -129,6 +141,12 @@ def _pivot(rows: Sequence[tuple[int, dict[str, Any]]], runs: Sequence[RunReport]
             cells += [percent(v) + (" ★" if v is not None and v == best else "") for v in mine]
         body.append(cells)
     return table(head, body, caption=caption)
+
+
+def _objects(row: dict[str, Any], by_area: dict[str, int], sizes: dict[str, str]) -> str:
+    """How many objects a row is about, where that is known."""
+    known = row.get("n_gt", None if _per_class(row) else by_area.get(bin_of_row(row, sizes)))
+    return "" if known is None else str(known)
 
 
 def _per_class(row: dict[str, Any]) -> bool:

@@ -9,7 +9,6 @@ import torch
 
 from flyspeck import boxes as box_algebra
 from flyspeck.data.annotations import Annotations
-from flyspeck.data.inspect import BINS, EDGES
 from flyspeck.errors import UserError
 from flyspeck.models.assigners.build import ASSIGNER_OPTIONS, AssignerOptions
 from flyspeck.models.assigners.hosts import map_sizes_of
@@ -17,6 +16,7 @@ from flyspeck.models.detector import Detector
 from flyspeck.models.names import parse_name
 from flyspeck.models.zoo import DETECTORS
 from flyspeck.options import validated
+from flyspeck.size_bins import BINS, bin_of
 from flyspeck.train.assigners import settled_assigner
 from flyspeck.train.build import build_detector, finest_stride, fitted_anchors
 from flyspeck.train.config import ModelConfig, load_recipe
@@ -76,7 +76,7 @@ def _build(model: ModelConfig) -> Detector:
 
 def _count(detector: Detector, table: Annotations) -> dict[str, dict[str, float]]:
     """By bin: `objects`, `positives`, their mean for one object, and the share of objects that have `none`."""
-    sizes: list[np.ndarray] = []
+    areas: list[np.ndarray] = []
     counts: list[np.ndarray] = []
     part = detector.head.assigning_part()
     for row, image in enumerate(table):
@@ -84,10 +84,10 @@ def _count(detector: Detector, table: Annotations) -> dict[str, dict[str, float]
         boxes, ignore = table.boxes[image], table.ignore[image]
         target = _target(boxes, ignore)
         assigned = part.assign_image(map_sizes_of(detector, (height, width)), (height, width), target)
-        sizes.append(box_algebra.size(target.objects.double().numpy()))
+        areas.append(box_algebra.area(target.objects.double().numpy()))
         counts.append(np.bincount(assigned[assigned >= 0].numpy(), minlength=len(target.objects)))
-    size, count = np.concatenate(sizes), np.concatenate(counts)
-    which = np.digitize(size, EDGES) - 1
+    count = np.concatenate(counts)
+    which = bin_of(np.concatenate(areas))
     result = {}
     for number, name in enumerate(BINS):
         here = count[which == number]

@@ -12,7 +12,7 @@ from flyspeck.data.annotations import Annotations
 from flyspeck.data.checks.leaks import Links
 from flyspeck.data.checks.names import chains
 from flyspeck.data.checks.near import join
-from flyspeck.data.inspect import EDGES
+from flyspeck.size_bins import EDGES, bin_of
 
 KINDS = ("same content", "nearly the same", "one image's tiles or copies", "neighbouring frames")
 _TRIALS = 12
@@ -71,7 +71,7 @@ def features(table: Annotations, group: np.ndarray) -> tuple[np.ndarray, np.ndar
     of_box = group[table.image_index]
     objects = ~table.ignore
     empty = np.bincount(table.image_index, minlength=len(table)) == 0
-    bins = np.digitize(bx.size(table.boxes), EDGES[1:-1])
+    bins = bin_of(bx.area(table.boxes))
     columns = [np.bincount(group, minlength=count), np.bincount(group[empty], minlength=count)]
     columns.append(np.bincount(of_box[table.ignore], minlength=count))
     columns += [np.bincount(of_box[objects & (bins == k)], minlength=count) for k in range(len(EDGES) - 1)]

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 from flyspeck.data.images import EXTENSIONS, UNREAD, read_size
 from flyspeck.data.readers.assemble import Draft
 from flyspeck.data.readers.folders import all_files, files_of, is_there, on_disk
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, install
 
 
 def find_root(candidates: Sequence[Path], names: Sequence[str]) -> Path:
@@ -155,7 +155,7 @@ def unread(folder: Path, *, recursive: bool = False) -> list[str]:
     lines = []
     for ending, extra in UNREAD.items():
         names = sorted(file.name for file in files if file.suffix.lower() == ending)
-        fix = f"pip install 'flyspeck[{extra}]' to read them" if extra else "convert them"
+        fix = f"{install(extra)} to read them" if extra else "convert them"
         if names:
             lines.append(f"{len(names)} images are {ending} files, which are not read here ({fix}) ({some(names)})")
     return lines
