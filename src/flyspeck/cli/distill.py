@@ -52,8 +52,10 @@ def distill(
         cached = wanted.distill.model_copy(update={"cache": str((folder / "teacher_outputs").resolve())})
         wanted = wanted.model_copy(update={"distill": cached})
     if print_config:
+        from flyspeck.train.build import check_buildable
         from flyspeck.train.reference import commented
 
+        check_buildable(wanted.model)
         typer.echo(commented(wanted), nl=False)
         return
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -23,7 +23,7 @@ EXAMPLES = {
     "flyspeck explain": "flyspeck explain runs/first --gt val.json --out seen --draw 6",
     "flyspeck export": "flyspeck export runs/first --to onnx --out first.onnx",
     "flyspeck init": "flyspeck init train.json --val val.json --minutes 30 --out recipe.yaml",
-    "flyspeck models": "flyspeck models bh_resnet --recount",
+    "flyspeck models": "flyspeck models --objects 10 --max-ms 50",
     "flyspeck predict": "flyspeck predict photos --model runs/first --out found --to coco,csv --score 0.3",
     "flyspeck pretrain": "flyspeck pretrain bh_resnet50 cifar-100-python --epochs 60 --out runs/pretrained",
     "flyspeck profile": "flyspeck profile resnet50 bh_resnet50 --size 512x640 --convention mmcv",

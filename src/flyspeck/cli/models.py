@@ -15,25 +15,38 @@ def models(
     recount: bool = typer.Option(
         False, "--recount", help="Count each model anew and show it beside the published numbers."
     ),
+    objects: float = typer.Option(
+        None, "--objects", metavar="PX", help="Size of your objects: show the models worth their cost for it."
+    ),
+    measure: bool = typer.Option(False, "--measure", help="Time the measured models on this machine's CPU."),
+    max_ms: float = typer.Option(None, "--max-ms", min=0, metavar="MS", help="Budget of time for an image, here."),
+    max_memory: float = typer.Option(None, "--max-memory", min=0, metavar="MB", help="Budget of memory for an image."),
     as_json: bool = JSON,
 ) -> None:
-    """The models by name, with their paper and counts, and the parts that any name may combine."""
+    """Which model to take: what was measured, by size of object and cost; then all names, with their papers' counts."""
+    from flyspeck.cli.models_measured import chosen, plain, show
     from flyspeck.models.listed import LISTED
     from flyspeck.models.names import DYNAMIC
     from flyspeck.models.zoo import BACKBONES, DETECTORS, NECKS
     from flyspeck.plugins import waiting
 
+    measured = chosen(search, objects=objects, measure=measure, max_ms=max_ms, max_memory=max_memory)
+    asked = objects is not None or measure or max_ms is not None or max_memory is not None
     rows = [_row(entry, recount) for entry in LISTED if search in entry.name]
     if as_json:
         import json
 
         parts = {"detectors": list(DETECTORS), "backbones": list(BACKBONES), "necks": list(NECKS)}
-        typer.echo(json.dumps({"models": rows, **parts, "plugins": waiting()}))
+        typer.echo(json.dumps({"measured": plain(measured), "models": rows, **parts, "plugins": waiting()}))
+        return
+    if measured:
+        show(measured, objects=objects)
+    if asked:
         return
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, header_style="bold")
+    table = Table(box=None, header_style="bold", title="\nPublished: the papers' counts", title_justify="left")
     for heading in ("name", "seed", "paper", "size", "convention", "published params", "GFLOPs"):
         table.add_column(
             heading, justify="right" if heading in ("size", "published params", "GFLOPs") else "left", no_wrap=True

@@ -30,8 +30,10 @@ def train(
 
     wanted, folder = read_recipe(recipe, set_ if minutes is None else [*set_, f"train.minutes={minutes}"])
     if print_config:
+        from flyspeck.train.build import check_buildable
         from flyspeck.train.reference import commented
 
+        check_buildable(wanted.model)
         typer.echo(commented(wanted), nl=False)
         return
     logging.basicConfig(level=logging.INFO, format="%(message)s")

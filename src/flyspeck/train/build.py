@@ -105,6 +105,24 @@ def build_detector(
     return detector
 
 
+def check_buildable(model: ModelConfig, *, channels: int = 3) -> None:
+    """Raises UserError for parts that a recipe may name and that do not go together; reads no weights, takes no memory.
+
+    What a training set would fill in (fitted anchors, statistical fusion factors, SimD's means) is left out.
+    """
+    changes: dict[str, Any] = {"fusion": None} if model.fusion == "statistic" else {}
+    if model.assigner is not None and model.assigner.name == "simd":
+        changes["assigner"] = None
+    with torch.device("meta"):
+        build_detector(
+            model.model_copy(update=changes),
+            classes=("one", "other"),
+            mean=[0.5] * channels,
+            std=[0.25] * channels,
+            load=False,
+        )
+
+
 def _prepare(model: ModelConfig, host: str, backbone: StagedBackbone, num_extra: int) -> dict[str, Any]:
     """Freezes what the recipe freezes; returns what it says of the detector `host`, which partly depends on the backbone."""
     if model.freeze_norms:
