@@ -81,7 +81,7 @@ def test_recall_and_its_interval(example):
     rate = diagnose(example).recall("2-8")
     assert rate.value == 1.0
     assert rate.count == 1
-    assert np.isnan(diagnose(example).recall("32 and more").value)
+    assert np.isnan(diagnose(example).recall("32+").value)
     # a share of one half over 400 images of one object each: SE = 0.5 / 20, so the interval is 0.5 +- 0.049
     truth = table([[0, 0, 10, 10]] * 400, [0] * 400, list(range(400)))
     half = run(truth, [[0, 0, 10, 10]] * 200, [0.8] * 200, [0] * 200, list(range(200)))

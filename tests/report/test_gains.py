@@ -49,7 +49,7 @@ def test_gains_by_hand(four: Annotations) -> None:
     assert found["2-8"] == {"both": 0, "gained": 1, "lost": 0, "neither": 1}
     assert found["8-12"] == {"both": 0, "gained": 0, "lost": 1, "neither": 0}
     assert found["20-32"] == {"both": 1, "gained": 0, "lost": 0, "neither": 0}
-    assert sum(found["12-20"].values()) == sum(found["32 and more"].values()) == 0
+    assert sum(found["12-20"].values()) == sum(found["32+"].values()) == 0
 
 
 def test_the_page_has_a_chart_for_every_further_run(four: Annotations, tmp_path) -> None:

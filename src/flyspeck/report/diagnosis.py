@@ -22,7 +22,7 @@ from flyspeck.report.runs import RunReport
 from flyspeck.size_bins import bin_of, half_open
 
 IOU = 0.5
-SIZES = {"2-8": (2, 8), "8-12": (8, 12), "12-20": (12, 20), "20-32": (20, 32), "32 and more": (32, 1e5)}
+SIZES = {"2-8": (2, 8), "8-12": (8, 12), "12-20": (12, 20), "20-32": (20, 32), "32+": (32, 1e5)}
 """The bins of the figures, in pixels of sqrt(area); each with its lower bound and without its upper."""
 LOOKS = {name: look for look, name in enumerate(("all", *SIZES, "2-20"))}
 """The colour, dashes and marker of a size, in whichever figure."""
