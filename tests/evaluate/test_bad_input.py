@@ -118,7 +118,8 @@ def test_nothing_in_a_bin_is_a_dash(
     rows = json.loads((tmp_path / "f.json").read_text())["rows"]
     assert next(r["value"] for r in rows if r["metric"] == "AP" and r["area"] == "reasonable") == -1.0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("reasonable"))
-    assert set(line.split()[1:]) == {"—"}
+    assert line.split()[1:3] == ["32+", "0"]
+    assert set(line.split()[3:]) == {"—"}
 
 
 def test_missing_paths_and_options(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from flyspeck.errors import UserError
-from flyspeck.publish.measured import (
-    MeasuredModel,
-    area_of,
-    measured_here,
-    measured_models,
-    trained_models,
-    worthwhile,
-)
+
+if TYPE_CHECKING:
+    from flyspeck.publish.measured import MeasuredModel
 
 SIZES = {"tiny1": "2-8", "tiny2": "8-12", "tiny3": "12-20", "small": "20-32"}
 
@@ -28,6 +23,8 @@ def chosen(
 
     Trained detectors come first. A budget makes each be timed here. Raises UserError where none is left.
     """
+    from flyspeck.publish.measured import area_of, measured_here, measured_models, trained_models, worthwhile
+
     area = None if objects is None else area_of(objects)
     models = [m for m in (*trained_models(), *measured_models()) if search in m.name]
     if measure or max_ms is not None or max_memory is not None:
@@ -52,8 +49,6 @@ def chosen(
 
 
 def _with_costs(model: MeasuredModel, timed: MeasuredModel) -> MeasuredModel:
-    from dataclasses import replace
-
     return replace(model, ms=timed.ms, mb=timed.mb)
 
 
@@ -67,6 +62,7 @@ def show(models: Sequence[MeasuredModel], *, objects: float | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from flyspeck.publish.measured import area_of
     from flyspeck.train.model_config import ModelConfig
 
     console = Console(width=None if Console().is_terminal else 170)

@@ -150,7 +150,8 @@ def _resident(*, reset: bool) -> float | None:
     """Megabytes of memory in use now (`reset`: the peak is forgotten), or the peak since; None where Linux does not tell."""
     try:
         if reset:
-            Path("/proc/self/clear_refs").write_text("5")
+            with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+                file.write("5")
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
