@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from flyspeck.cli import terminal
+
 # How long an example takes says something about the machine's load, nothing about the code.
 settings.register_profile("flyspeck", deadline=None)
 settings.load_profile("flyspeck")
@@ -22,3 +24,9 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the reference data beside the project ({folder.name}/ is absent; set FLYSPECK_SHARED)")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_lines_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A verb says on stderr how far it has come, now and then: on a busy machine in the middle of what a test compares."""
+    monkeypatch.setattr(terminal, "LINES", 1e9)

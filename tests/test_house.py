@@ -48,6 +48,7 @@ GROUND = {
     "errors",
     "files",
     "geo",
+    "progress",
     "projection",
     "size_bins",
     "one_object",

@@ -7,10 +7,13 @@ be cut off.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import re
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -66,6 +69,19 @@ def replace_file(path: Path, write: Callable[[Path], object], *, errors: tuple[t
 
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What no XML 1.0 file may hold (section 2.2, Char), escaped or not."""
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Within it a further Ctrl-C is passed over, in the main thread: what is being closed after the first ends whole."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
 
 
 def storable(text: str, *, xml: bool = False) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from flyspeck.cli.shared_options import DEVICE, training_device
+from flyspeck.cli.terminal import ProgressBar
 
 
 def card(
@@ -43,7 +44,7 @@ def card(
     if notes is not None and not notes.is_file():
         raise UserError("no such file", where=f"--notes {notes}")
     words = Words(title or run.name, trained_on, licence, notes.read_text(encoding="utf-8") if notes else "")
-    with training_device(device):
+    with training_device(device), ProgressBar("measuring and rounding"):
         parity = write_card(run, out, words, gt=gt, parity_images=limit, speed=latency, baselines=baselines)
     kept = "half" if parity.holds else "single"
     typer.echo(

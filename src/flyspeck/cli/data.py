@@ -70,13 +70,15 @@ def convert(
     write = writer_named(to)
     table = _read(source, format, images, classes, pixels, encoding)
     if to == "yolo":
-        lost = write_yolo(table, out, split=split, link=link)
+        with ProgressBar("writing"):
+            lost = write_yolo(table, out, split=split, link=link)
         if lost:
             print(f"note: {lost} ignore regions left out: YOLO has no place for them", file=sys.stderr)
     else:
         if to in ("coco", "cvat", "label-studio", "fiftyone") and out.is_dir():
             raise UserError("is a folder", where=out, fix="name the file to write")
-        write(table, out)
+        with ProgressBar("writing"):
+            write(table, out)
     if table.unkept:
         print(f"note: not kept: {', '.join(table.unkept)}", file=sys.stderr)
     typer.echo(f"{table.source}: {len(table)} images, {table.num_boxes} boxes -> {to}: {out}")
@@ -331,14 +333,15 @@ def _read(
     """The table of a source, with what was seen and what is broken said on stderr."""
     from flyspeck.data.readers import read_annotations
 
-    table = read_annotations(
-        source,
-        format=format,
-        images=images,
-        classes=None if classes is None else parse_names(classes, where="--classes"),
-        pixels=pixels,
-        encoding=encoding,
-    )
+    with ProgressBar(f"reading {source.name}"):
+        table = read_annotations(
+            source,
+            format=format,
+            images=images,
+            classes=None if classes is None else parse_names(classes, where="--classes"),
+            pixels=pixels,
+            encoding=encoding,
+        )
     print(f"read {table.source}", file=sys.stderr)
     for note in table.notes:
         print(f"note: {note}", file=sys.stderr)

@@ -10,8 +10,10 @@ import typer
 from flyspeck.cli.choices import protocols
 from flyspeck.cli.plugin_option import name_waiting_plugins
 from flyspeck.cli.shared_options import DEVICE, PIXELS, Pixels
+from flyspeck.cli.terminal import Steps
 from flyspeck.cli.values import parse_names, parse_numbers
 from flyspeck.errors import UserError
+from flyspeck.progress import Advance
 
 
 def evaluate(
@@ -118,24 +120,27 @@ def evaluate(
         max_dets=max_dets,
         ious=None if iou is None else parse_numbers(iou, where="--iou", least=0, example="0.5,0.75"),
     )
-    with found_by(model, gt, dt, device=device) as (truth, found):
-        annotations, detections = read_pair(
-            truth,
-            found,
-            chosen,
-            any_score=any_score,
-            merge_from=merge_from,
-            merge_kernel=merge_kernel,
-            classes=None if classes is None else parse_names(classes, where="--classes"),
-            pixels=pixels,
-            max_broken_share=max_broken_share,
-        )
-    run_folder = dt.parent if model is None else model
-    name = called(dt) if model is None else model.stem
-    result = run(annotations, detections, chosen, score=score)
-    reasons = Reasons(why or tiles is not None, bootstrap, against, tiles or merge_from, any_score, name)
-    text = reasons.add(annotations, detections, result)
-    text += Besides(baselines, train, html, run_folder, name).add(annotations, detections, result)
+    with Steps("running the model" if model is not None else "reading") as steps:
+        with found_by(model, gt, dt, device=device, steps=steps) as (truth, found):
+            annotations, detections = read_pair(
+                truth,
+                found,
+                chosen,
+                any_score=any_score,
+                merge_from=merge_from,
+                merge_kernel=merge_kernel,
+                classes=None if classes is None else parse_names(classes, where="--classes"),
+                pixels=pixels,
+                max_broken_share=max_broken_share,
+            )
+        steps(Advance("matching"))
+        run_folder = dt.parent if model is None else model
+        name = called(dt) if model is None else model.stem
+        result = run(annotations, detections, chosen, score=score)
+        steps(Advance("looking for reasons"))
+        reasons = Reasons(why or tiles is not None, bootstrap, against, tiles or merge_from, any_score, name)
+        text = reasons.add(annotations, detections, result)
+        text += Besides(baselines, train, html, run_folder, name).add(annotations, detections, result)
     for note in result.notes:
         typer.echo(f"warning: {note}", err=True)
     typer.echo(result.table(per_class=per_class), nl=False)

@@ -8,15 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import typer
-
+from flyspeck.cli.terminal import Steps
 from flyspeck.data.annotations import Annotations
 from flyspeck.errors import UserError
 from flyspeck.evaluate import DetectionTable, EvaluationResult
 
 
 @contextmanager
-def found_by(model: Path | None, gt: Path | None, dt: Path | None, *, device: str) -> Iterator[tuple[Path, Path]]:
+def found_by(
+    model: Path | None, gt: Path | None, dt: Path | None, *, device: str, steps: Steps
+) -> Iterator[tuple[Path, Path]]:
     """Ground truth and detections to score: the files given, or those of `model` on the images of `gt`, while this is open."""
     if gt is None or (dt is None) == (model is None):
         what = "nothing to score" if model is None else "a model and detections, or no annotations"
@@ -38,8 +39,9 @@ def found_by(model: Path | None, gt: Path | None, dt: Path | None, *, device: st
             keep_score=0.0,
             draw=0,
             device=device,
-            say=lambda line: typer.echo(line, err=True),
-            warn=lambda line: typer.echo(f"warning: {line}", err=True),
+            say=steps.warn,
+            warn=lambda line: steps.warn(f"warning: {line}"),
+            progress=steps,
         )
         yield gt, Path(folder) / "detections.json"
 

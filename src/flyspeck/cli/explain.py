@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from flyspeck.cli.shared_options import DEVICE, FORMAT
+from flyspeck.cli.terminal import Steps
 from flyspeck.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ def explain(
         sample=limit if gt is not None else 0,
         max_side=max_side,
     )
-    page = explain_models(subjects, table, out, options, tell=typer.echo)
+    with Steps("explaining") as steps:
+        page = explain_models(subjects, table, out, options, tell=steps.say)
     typer.echo(f"{page}: {page.stat().st_size / 1e6:.1f} MB")
 
 

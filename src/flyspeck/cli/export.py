@@ -47,24 +47,27 @@ def export(
     ),
 ) -> None:
     """Write a detector as ONNX, OpenVINO or LiteRT, if it finds the same boxes there; else say what differed."""
+    from flyspeck.cli.terminal import Steps
     from flyspeck.cli.values import parse_size
-    from flyspeck.export.exporting import export as write
 
-    done = write(
-        run,
-        out=out,
-        format=to,
-        int8=int8,
-        bits={"8": 8, "16": 16}.get(bits),  # type: ignore[arg-type]
-        hard_nms=hard_nms,
-        suppression=suppression,
-        factor=factor,
-        tile=None if tile is None else parse_size(tile, where="--tile"),
-        check=on,
-        check_limit=limit,
-        calibrate=calibrate,
-        calibration_tiles=calibration_tiles,
-        say=typer.echo,
-    )
+    with Steps("loading the detector") as steps:
+        from flyspeck.export.exporting import export as write
+
+        done = write(
+            run,
+            out=out,
+            format=to,
+            int8=int8,
+            bits={"8": 8, "16": 16}.get(bits),  # type: ignore[arg-type]
+            hard_nms=hard_nms,
+            suppression=suppression,
+            factor=factor,
+            tile=None if tile is None else parse_size(tile, where="--tile"),
+            check=on,
+            check_limit=limit,
+            calibrate=calibrate,
+            calibration_tiles=calibration_tiles,
+            say=steps.follow,
+        )
     size = sum(f.stat().st_size for f in (done.path, done.path.with_suffix(".bin")) if f.is_file()) / 1e6
     typer.echo(f"{done.path}: {size:.1f} MB; flyspeck predict --model {done.path} IMAGES --out FOLDER")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -171,57 +170,61 @@ def predict(
 ) -> None:
     """Find objects in images; writes detections.json, images.json and annotated images into --out."""
     from flyspeck.cli.class_names import class_names
+    from flyspeck.cli.terminal import Steps
     from flyspeck.cli.values import parse_integers, parse_names, parse_numbers, parse_range
-    from flyspeck.infer.job import predict as run
-    from flyspeck.infer.merge import MergeRule
 
-    run(
-        source,
-        model=model,
-        out=out,
-        formats=parse_names(to, where="--to"),
-        tile=_tile(tile),
-        overlap=overlap,
-        scale=scale,
-        scales=(1.0,) if scales is None else parse_numbers(scales, where="--scales"),
-        flip=flip,
-        score_threshold=score,
-        keep_score=keep_score,
-        merge=MergeRule.at(merge_places, method=merge, threshold=merge_threshold),
-        suppression=suppression,
-        batch_size=batch_size,
-        readers=readers,
-        device=device,
-        precision=precision,
-        draw=draw,
-        heat=heat,
-        bands=None if bands is None else parse_integers(bands, where="--bands"),
-        value_range=None if value_range is None else parse_range(value_range, where="--value-range"),
-        crs=crs,
-        roi=roi,
-        resolution=resolution,
-        max_megapixels=max_megapixels,
-        allow_references=allow_references,
-        timeout=timeout,
-        resume=resume,
-        overwrite=overwrite,
-        skip=skip,
-        skip_audit=skip_audit,
-        skip_check=skip_check,
-        budget=budget,
-        quality=quality,
-        factor=factor,
-        every=every,
-        max_frames=max_frames,
-        max_seconds=max_seconds,
-        stills=stills,
-        count_lines=count_line,
-        count_regions=count_region,
-        layout=layout,
-        classes=None if classes is None else class_names(classes, where="--classes"),
-        say=typer.echo,
-        warn=partial(typer.echo, err=True),
-    )
+    with Steps("starting") as steps:
+        from flyspeck.infer.job import predict as run
+        from flyspeck.infer.merge import MergeRule
+
+        run(
+            source,
+            model=model,
+            out=out,
+            formats=parse_names(to, where="--to"),
+            tile=_tile(tile),
+            overlap=overlap,
+            scale=scale,
+            scales=(1.0,) if scales is None else parse_numbers(scales, where="--scales"),
+            flip=flip,
+            score_threshold=score,
+            keep_score=keep_score,
+            merge=MergeRule.at(merge_places, method=merge, threshold=merge_threshold),
+            suppression=suppression,
+            batch_size=batch_size,
+            readers=readers,
+            device=device,
+            precision=precision,
+            draw=draw,
+            heat=heat,
+            bands=None if bands is None else parse_integers(bands, where="--bands"),
+            value_range=None if value_range is None else parse_range(value_range, where="--value-range"),
+            crs=crs,
+            roi=roi,
+            resolution=resolution,
+            max_megapixels=max_megapixels,
+            allow_references=allow_references,
+            timeout=timeout,
+            resume=resume,
+            overwrite=overwrite,
+            skip=skip,
+            skip_audit=skip_audit,
+            skip_check=skip_check,
+            budget=budget,
+            quality=quality,
+            factor=factor,
+            every=every,
+            max_frames=max_frames,
+            max_seconds=max_seconds,
+            stills=stills,
+            count_lines=count_line,
+            count_regions=count_region,
+            layout=layout,
+            classes=None if classes is None else class_names(classes, where="--classes"),
+            say=steps.say,
+            warn=steps.warn,
+            progress=steps,
+        )
 
 
 def _tile(tile: str | None) -> Any:

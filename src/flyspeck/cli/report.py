@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from flyspeck.cli.choices import protocols
+from flyspeck.cli.terminal import ProgressBar
 
 
 def report(
@@ -39,16 +40,17 @@ def report(
     title: str = typer.Option("flyspeck report", "--title", metavar="WORDS", help="Title of the page."),
 ) -> None:
     """Explain runs in one HTML file: numbers by size, curves, what is lost, the worst images. No server, no network."""
-    from flyspeck.report.page import report as write
+    with ProgressBar("making the page"):
+        from flyspeck.report.page import report as write
 
-    path = write(
-        runs,
-        out=out,
-        ground_truth=gt,
-        protocol=protocol,
-        images=draw,
-        title=title,
-        baselines=baselines,
-        train=train,
-    )
+        path = write(
+            runs,
+            out=out,
+            ground_truth=gt,
+            protocol=protocol,
+            images=draw,
+            title=title,
+            baselines=baselines,
+            train=train,
+        )
     typer.echo(f"{path}: {len(runs)} {'run' if len(runs) == 1 else 'runs'}, {path.stat().st_size / 1e6:.1f} MB")

@@ -42,7 +42,9 @@ def _greedy(boxes: np.ndarray, iou: float, limit: int) -> np.ndarray:
             break
         others = row + 1 + np.flatnonzero(alive[row + 1 :])
         shared = box_algebra.paired_intersection(boxes[row], boxes[others])
-        alive[others] = shared <= np.float32(iou) * (area[row] + area[others] - shared)
+        with np.errstate(invalid="ignore"):  # two boxes without area: not a number, which is above nothing
+            overlap = shared / (area[row] + area[others] - shared)
+        alive[others] = ~(overlap.astype(np.float64) > iou)  # as torchvision compares
     return np.array(kept, np.int64)
 
 

@@ -33,6 +33,7 @@ from flyspeck.infer.video.live import is_live
 from flyspeck.infer.video.zones import parse_zones
 from flyspeck.infer.web import WebRule
 from flyspeck.infer.windows import OpenOptions
+from flyspeck.progress import Advance, Tell, untold
 from flyspeck.projection import known_crs
 
 log = logging.getLogger("flyspeck")
@@ -86,6 +87,7 @@ def predict(
     classes: Sequence[str] | None = None,
     say: Callable[[str], None] = log.info,
     warn: Callable[[str], None] = log.warning,
+    progress: Tell = untold,
 ) -> PredictionSummary:
     """Find objects in images of any size, in a video, or in a camera's stream, and write result files and annotated images.
 
@@ -150,6 +152,7 @@ def predict(
         classes: Of another program's model: the names of its classes in its order, where it does not say them.
         say: Called with each line of the job's account; the logger `flyspeck` where it is not given.
         warn: Called with each line on what is amiss.
+        progress: Called with each `flyspeck.progress.Advance`: the step, its share, and words for people. Silent by default.
 
     Returns:
         What was done. Boxes in the files are in pixels of the original images.
@@ -167,7 +170,7 @@ def predict(
     on_video: dict[str, Any] = {"limit": Limit(frames=max_frames, seconds=max_seconds), "stills": stills}
     on_video["zones"] = parse_zones(count_lines, [str(region) for region in count_regions])
     folder, path, rule = local_output(out), Path(model), merge or DEFAULT
-    video, items, categories = _sources(sources, warn)
+    video, items, categories = _found(sources, warn, progress)
     processes = Processes.from_environment()
     _check_video(video, processes, placing, on_video)
     asked: dict[str, Any] = {"budget": budget, "quality": quality, "factor": factor}
@@ -209,7 +212,7 @@ def predict(
         say(settings_line(what, predictor, description, f"{reported:.3g}{why}"))
     settings = {**made_with(os.fspath(model), predictor, precision), **choice, **views, **_told(description)}
     asked_of_all: dict[str, Any] = {"out": folder, "formats": formats, "classes": network.classes}
-    asked_of_all |= {"resume": resume, "overwrite": overwrite, "say": say, "warn": warn}
+    asked_of_all |= {"resume": resume, "overwrite": overwrite, "say": say, "warn": warn, "progress": progress}
     if video is not None:
         found = {**settings, **layout_of(predictor)}
         on_video |= {"web": reading["web"], "show": reported, "every": every, "draw": draw > 0, "made_with": found}
@@ -277,6 +280,16 @@ def _with_remarks(
     finally:
         for remark in remarks if processes.leads else ():
             job.warn(f"note: {remark}")
+
+
+def _found(
+    sources: list[Path | str], warn: Callable[[str], None], progress: Tell
+) -> tuple[Path | str | None, list[Item], Categories | None]:
+    """`_sources`, the first step of a job, after which its model is loaded."""
+    progress(Advance("looking for images"))
+    found = _sources(sources, warn)
+    progress(Advance("loading the model"))
+    return found
 
 
 def _sources(

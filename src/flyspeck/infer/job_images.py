@@ -16,6 +16,7 @@ from flyspeck.convert import class_names
 from flyspeck.data.readers import read_annotations
 from flyspeck.drawing import annotated
 from flyspeck.errors import UserError, one_line
+from flyspeck.files import uninterrupted
 from flyspeck.infer.engines import is_exported
 from flyspeck.infer.foreign.function_model import is_function, source_of
 from flyspeck.infer.outputs import open_writers
@@ -26,7 +27,9 @@ from flyspeck.infer.results_folder import ResultsFolder
 from flyspeck.infer.resume import TileJournal
 from flyspeck.infer.skip import SkipReport, SkipRule
 from flyspeck.infer.source import Categories, Item, open_source
+from flyspeck.infer.watched import Watched
 from flyspeck.infer.writer import Writer, reported
+from flyspeck.progress import Advance, Tell, untold
 from flyspeck.report.density import heat_map
 from flyspeck.types import Detections
 
@@ -92,6 +95,7 @@ class ImageJob:
     drawing: DrawRule
     say: Say
     warn: Say
+    progress: Tell = untold
 
     def run(self, predictor: Predictor, processes: Processes) -> PredictionSummary:
         """On one process, or this process's part and, for the first one, the result of all.
@@ -120,6 +124,7 @@ class ImageJob:
         truth = None if self.truth is None else annotated_objects(self.truth)
         writers = open_writers(self.out, self.formats, classes=self.classes, category_ids=ids)
         loop = ImageLoop(predictor, self.out, self.drawing, writers, self.say, self.warn, truth=truth)
+        loop.progress = self.progress
         return loop.run(self.items, journal)
 
     def _part(self, predictor: Predictor, processes: Processes) -> PredictionSummary:
@@ -127,7 +132,8 @@ class ImageJob:
         start = time.perf_counter()
         predictor.share = processes.share(len(self.items))
         journal = self._journal(fresh=False)
-        images = sum(1 for _ in predictor.stream(self.items, journal=journal))
+        watched = Watched(journal, len(self.items) // processes.world, self.progress)
+        images = sum(1 for _ in watched.counted(predictor.stream(self.items, journal=watched)))
         journal.close()
         seconds = time.perf_counter() - start
         self.say(f"process {processes.rank + 1} of {processes.world}: {journal.num_written} tiles, {seconds:.1f} s")
@@ -160,6 +166,7 @@ class ImageLoop:
     outside: int = 0
     missed: int = 0
     """Images that the region meets nowhere."""
+    progress: Tell = untold
     skip: SkipReport | None = None
     notes: set[str] = field(default_factory=set)
     recalled: list[int] = field(default_factory=lambda: [0, 0, 0])
@@ -167,16 +174,19 @@ class ImageLoop:
     def run(self, items: list[Item], journal: TileJournal) -> PredictionSummary:
         """Everything; raises UserError at the end if an image or a part of one could not be read."""
         start = time.perf_counter()
+        watched = Watched(journal, len(items), self.progress)
         try:
-            for result in self.predictor.stream(items, journal=journal):
+            for result in watched.counted(self.predictor.stream(items, journal=watched)):
                 self.one(result)
         except KeyboardInterrupt:
             self.warn(f"note: stopped after {self.done} of {len(items)} images: the files are whole, --resume goes on")
             raise
         finally:
-            for writer in self.writers:
-                writer.close()
-            journal.close()
+            self.progress(Advance("writing the results"))
+            with uninterrupted():
+                for writer in self.writers:
+                    writer.close()
+                journal.close()
         seconds = time.perf_counter() - start
         recalled = (self.recalled[0], self.recalled[1], self.recalled[2]) if self.recalled[0] else None
         if self.full > 1:
@@ -284,6 +294,7 @@ class ImageLoop:
     def _draw(self, result: Result) -> None:
         """An annotated image, and a heat map: PNG, as JPEG would blur what is to be seen."""
         found = result.detections
+        self.progress(Advance("drawing", words=one_line(result.item.name, 60)))
         path, heat = (self.out / kind / f"{result.item.file_name}.png" for kind in ("drawn", "heat"))
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

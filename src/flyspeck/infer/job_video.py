@@ -30,6 +30,7 @@ from flyspeck.infer.video.tracks import TrackTable, draw_tracks, seconds_of
 from flyspeck.infer.video.writer import VideoWriter
 from flyspeck.infer.video.zones import Zone, remarks_on
 from flyspeck.infer.web import WebRule
+from flyspeck.progress import Advance, Tell, untold
 
 _WRITTEN = ("counts.csv", "crossings.csv", "stills.csv", "stills")
 _NAMED = 5  # frames without a result that are named, the others are counted
@@ -110,6 +111,7 @@ class VideoJob:
     """What decides what is found on a frame."""
     say: Callable[[str], None]
     warn: Callable[[str], None]
+    progress: Tell = untold
 
     def run(self, predictor: Predictor) -> PredictionSummary:
         """Write everything. Raises UserError at the end where frames are missing or have no result; the others are written.
@@ -272,8 +274,10 @@ class FrameLoop:
         for told in self._tracking.add(result, seconds_of(result)):
             self._write(told)
         self.frames += 1
-        if self.frames % 100 == 0:
-            job.say(f"  {self.frames}{f'/{self._info.frames}' if self._info.frames else ''} frames")
+        total = -(-self._info.frames // job.every) if self._info.frames else 0
+        total = min(total or job.limit.frames or 0, job.limit.frames or total)
+        words = f"{self.frames}{f' of {total}' if total else ''} frames"
+        job.progress(Advance("detecting", min(self.frames / total, 1.0) if total else None, words))
 
     def finish(self) -> None:
         """Write what was held back for the tracks."""

@@ -116,13 +116,16 @@ class Predictor:
         ]
         return found[0] if is_one(image) else found
 
-    def predict(self, images: Loose, *, channel_order: ChannelOrder = "rgb") -> list[Detections]:
+    def predict(
+        self, images: Loose, *, channel_order: ChannelOrder = "rgb", progress: Callable[[int], None] | None = None
+    ) -> list[Detections]:
         """Detections of each image, always a list.
 
         Args:
             images: One image, or any iterable of them: a path, a folder, a pattern, bytes, an open file, a Pillow image, an array
                 or a tensor (`flyspeck.infer.inputs` says what each means).
             channel_order: Of arrays and tensors; others say their own.
+            progress: Called with the number of tiles that were just finished; silent by default.
 
         Returns:
             One `Detections` an image, in its pixels.
@@ -131,7 +134,7 @@ class Predictor:
             UserError: For an image that is broken, or is none.
         """
         found = []
-        for result in self.stream(images, channel_order=channel_order):
+        for result in self.stream(images, channel_order=channel_order, progress=progress):
             if result.problem is not None:
                 raise result.problem
             if result.holes:
