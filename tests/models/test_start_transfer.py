@@ -15,7 +15,7 @@ from flyspeck.models.anchors import strided_anchors
 from flyspeck.models.build import build
 from flyspeck.models.detector import Detector
 from flyspeck.models.start.report import StartReport
-from flyspeck.models.start.rows import OutputRows, Outputs, matched_anchors, matched_classes, taken_rows
+from flyspeck.models.start.rows import OutputRows, matched_anchors, matched_classes, taken_rows
 from flyspeck.models.start.transfer import source_of, transfer
 
 SMALL: dict[str, Any] = {"width": 0.25, "channels": 16}
@@ -50,6 +50,10 @@ def rows(key: str, model: Detector, per_cell: int) -> Tensor:
         ({"name": "cascade_rcnn:mobilenet_v2"}, {"name": "faster_rcnn:mobilenet_v2"}),
         ({"name": "tinaface:mobilenet_v2", "classes": "a"}, {"name": "tinaface:mobilenet_v2"}),
         ({"name": "reppoints:mobilenet_v2", "classes": "b"}, {"name": "reppoints:mobilenet_v2"}),
+        (
+            {"name": "speck:mobilenet_v2", "classes": "b", "levels": "2-5"},
+            {"name": "speck:mobilenet_v2", "levels": "1-5"},
+        ),
         ({"name": "ssd:mobilenet_v2", "classes": "b"}, {"name": "ssd:mobilenet_v2"}),
     ],
 )
@@ -184,11 +188,10 @@ def test_scaled_anchors_keep_their_places(shapes: list[tuple[float, float]], sca
 def test_taken_rows_against_one_row_at_a_time(anchors: int, order: list[str], background: bool, values: int) -> None:
     shapes = [(1.0, float(2**i)) for i in range(anchors)]
     factors = ("anchors", "background" if background else "classes", "values")
-    layer = {"x": OutputRows(factors, shapes)}  # type: ignore[arg-type]
-    mine, theirs = Outputs(tuple(order[:2]), layer), Outputs(("a", "b", "c"), layer)
+    layer = OutputRows(factors, shapes)  # type: ignore[arg-type]
     own = torch.zeros(anchors * (2 + background) * values, 1)
     other = torch.arange(float(anchors * (3 + background) * values))[:, None] + 1
-    found = taken_rows(own, other, "x", mine, theirs)
+    found = taken_rows(own, other, layer, layer, classes=(order[:2], ("a", "b", "c")))
     assert found is not None
     wanted = [
         1 + (a * (3 + background) + (3 if c == 2 else "abc".index(order[c]))) * values + v

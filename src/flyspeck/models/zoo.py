@@ -17,6 +17,8 @@ from torch import nn
 from flyspeck.models.assigners.build import CENTER_SAMPLING
 from flyspeck.models.assigners.build import NAMES as ASSIGNERS
 from flyspeck.models.backbones.bottom_heavy import bh_hrnet18, bh_hrnet32, bh_resnet14, bh_resnet18, bh_resnet50
+from flyspeck.models.backbones.efficientnet_lite import PIXELS as TF_PIXELS
+from flyspeck.models.backbones.efficientnet_lite import efficientnet_lite0, efficientnet_lite2
 from flyspeck.models.backbones.hrnet import hrnet18, hrnet32
 from flyspeck.models.backbones.mobilenet import mobilenet_v2
 from flyspeck.models.backbones.mobilenet_v1 import CORAL, MobileNetV1Options, mobilenet_v1
@@ -129,6 +131,8 @@ BACKBONES: dict[str, BackboneEntry] = {
     "bh_resnet18": BackboneEntry(bh_resnet18, _FROM_STRIDE_2),
     "bh_resnet14": BackboneEntry(bh_resnet14, _FROM_STRIDE_2),
     "bh_resnet50": BackboneEntry(bh_resnet50, _FROM_STRIDE_2),
+    "efficientnet_lite0": BackboneEntry(efficientnet_lite0, _FROM_STRIDE_2, pixels=lambda: TF_PIXELS),
+    "efficientnet_lite2": BackboneEntry(efficientnet_lite2, _FROM_STRIDE_2, pixels=lambda: TF_PIXELS),
     "hrnet18": BackboneEntry(hrnet18, neck="hrfpn"),
     "hrnet32": BackboneEntry(hrnet32, neck="hrfpn"),
     "bh_hrnet18": BackboneEntry(bh_hrnet18, neck="hrfpn"),

@@ -47,7 +47,8 @@ class ModelConfig(Options):
     name: str = "faster_rcnn:mobilenet_v2"
     """DETECTOR:BACKBONE[:NECK], as `flyspeck models` lists them."""
     weights: str | None = Field(default=None, json_schema_extra=PATH_OR_NAME)
-    """Backbone weights: a file, a name that torchvision (IMAGENET1K_V1) or timm (DEFAULT, d2_in1k) has, or null for random."""
+    """Backbone weights: a file, a name that torchvision (IMAGENET1K_V1) or timm (DEFAULT, d2_in1k) has, `package:NAME` for
+    those of an installed package (package:efficientnet_lite0), or null for random."""
     start: str | None = Field(default=None, json_schema_extra=PATH_OR_NAME)
     """Fine-tuning: a detector whose tensors are taken over as far as both have the same. A run folder or weights file, the name
     of a trained detector (hituav_half), or one of torchvision's (`torchvision:fasterrcnn_resnet50_fpn_v2`, of its cache;

@@ -18,7 +18,7 @@ Facts come from the papers; what was chosen, and by which measurement, is in doc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -52,6 +52,7 @@ from flyspeck.models.necks.fpn import FusionMode
 from flyspeck.models.necks.light_fpn import light_fpn
 from flyspeck.models.postprocess import RawDetections, Suppression, suppress, topk_per_level
 from flyspeck.models.reparameterised import Blocks, light_block
+from flyspeck.models.start.rows import OutputRows
 from flyspeck.options import Count, Depth, Share, Thresholds, Weight
 from flyspeck.types import FeatureSpec, Targets
 
@@ -208,6 +209,12 @@ class SpeckHead(Head):
         if self.box_loss == "nwd_ciou":
             loss = loss + nwd_loss(predicted, objects[matched], constant=self.nwd_constant)
         return scores, self.box_weight * loss / mean_over_processes(len(image), loss.device)
+
+    def output_rows(self) -> Mapping[str, OutputRows]:
+        """See `Head.output_rows`."""
+        branches = ["many", *(["one"] if self.one is not None else [])]
+        levels = range(len(self.many.class_logits))
+        return {f"{branch}.class_logits.{level}": OutputRows(("classes",)) for branch in branches for level in levels}
 
     def grid(self, map_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], device: torch.device) -> Grid:
         """The points of all levels, in pixels of the image."""

@@ -62,13 +62,19 @@ def _relative(shapes: Shapes) -> list[tuple[float, float]]:
     return [(round(w - mean, 3), round(h - mean, 3)) for w, h in logs]
 
 
-def taken_rows(own: Tensor, other: Tensor, layer: str, mine: Outputs, theirs: Outputs) -> tuple[Tensor, str] | None:
+Names = Sequence[str] | None
+"""Of classes; None where nobody knows them."""
+
+
+def taken_rows(
+    own: Tensor, other: Tensor, here: OutputRows, there: OutputRows, *, classes: tuple[Names, Names]
+) -> tuple[Tensor, str] | None:
     """`own` with the rows of `other` that mean the same, and what was taken; None where the two have nothing in common.
 
-    Both are the weight or the bias of the last layer `layer`, which both `Outputs` describe.
+    Both are the weight or the bias of a last layer: `here` and `there` say what their rows stand for; `classes` of both.
     """
-    here, there = mine.rows[layer], theirs.rows[layer]
-    sizes = _sizes(own.shape[0], here, mine.classes), _sizes(other.shape[0], there, theirs.classes)
+    wanted = classes[0] or ()
+    sizes = _sizes(own.shape[0], here, classes[0]), _sizes(other.shape[0], there, classes[1])
     if own.shape[1:] != other.shape[1:] or here.factors != there.factors or sizes[0] is None or sizes[1] is None:
         return None
     places, words = [], []
@@ -80,8 +86,8 @@ def taken_rows(own: Tensor, other: Tensor, layer: str, mine: Outputs, theirs: Ou
         elif factor == "values":
             found = list(range(count)) if count == before else []
         else:
-            found = matched_classes(mine.classes or (), theirs.classes)
-            words += _class_words(mine.classes or (), found, before - (factor == "background"))
+            found = matched_classes(wanted, classes[1])
+            words += _class_words(wanted, found, before - (factor == "background"))
             if max(found, default=-1) < 0:
                 return None  # a background alone would call everything background
             found += [before - 1] if factor == "background" else []

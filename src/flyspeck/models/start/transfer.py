@@ -24,7 +24,8 @@ from flyspeck.models.start.report import KeyFate, StartReport
 from flyspeck.models.start.rows import Outputs, taken_rows
 
 _LATERAL = re.compile(r"(neck\.(?:\w+\.)*?(?:inner|input_norms))\.(\d+)(\..+)")
-_OF_A_LEVEL = re.compile(r"((?:neck|head)\.(?:\w+\.)*?(?:layer|down|attention|norms|levels))\.(\d+)(\..+)")
+_OF_A_LEVEL = re.compile(r"((?:neck|head)\.(?:\w+\.)*?(?:layer|down|attention|gates|norms|levels))\.(\d+)(\..+)")
+_OF_A_BRANCH = re.compile(r"(head\.(?:many|one)\.(?:class_towers|box_towers|class_logits|box_deltas))\.(\d+)(\..+)")
 _EXTRA = re.compile(r"(neck\.(?:\w+\.)*?extra_convs)\.(\d+)(\..+)")
 IMAGES, RECIPE = "of the images", "of the recipe"
 """Why a tensor is new that no source is asked for."""
@@ -103,10 +104,11 @@ def _fitted(
     key: str, own: Tensor, name: str, there: Tensor, mine: Outputs, theirs: Outputs
 ) -> tuple[Tensor, str] | None:
     """What of `there` the tensor `key` takes, and in which way it is not simply that."""
-    layer = key.rpartition(".")[0]
+    layer, before = key.rpartition(".")[0], name.rpartition(".")[0]
     if layer in mine.rows:
-        if layer in theirs.rows:
-            return taken_rows(own, there, layer, mine, theirs)
+        if before in theirs.rows:
+            rows = mine.rows[layer], theirs.rows[before]
+            return taken_rows(own, there, *rows, classes=(mine.classes, theirs.classes))
         if theirs.classes is not None and theirs.classes != mine.classes:
             return None
     if key == "head.scales" and own.ndim == 1 and own.shape != there.shape:  # FCOS: a number a level
@@ -146,7 +148,7 @@ class _Levels:
         """The source's name for the tensor `key`, and what to say where it is a neighbour's."""
         if self.same and self.maps[0] == self.maps[1]:
             return key, ""
-        for pattern, offset in ((_LATERAL, (0, 0)), (_EXTRA, self.maps), (_OF_A_LEVEL, (0, 0))):
+        for pattern, offset in ((_LATERAL, (0, 0)), (_EXTRA, self.maps), (_OF_A_LEVEL, (0, 0)), (_OF_A_BRANCH, (0, 0))):
             if (match := pattern.fullmatch(key)) is None:
                 continue
             place = int(match[2]) + offset[0]
@@ -154,7 +156,7 @@ class _Levels:
                 return key, ""
             there = self.nearest[place] - offset[1]
             exact = self.exact[place] and there >= 0
-            if pattern is not _OF_A_LEVEL and not exact:
+            if pattern in (_LATERAL, _EXTRA) and not exact:
                 return f"{match[1]}.(stride {self.strides[0][place]:g}){match[3]}", ""
             words = (
                 "" if exact else f"stride {self.strides[1][self.nearest[place]]:g}'s, the nearest level of the source"
