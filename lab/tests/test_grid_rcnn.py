@@ -66,7 +66,7 @@ def test_boxes_come_back_to_a_cell(box, shift, scale):
     # The middle cell of each disc a little hotter than the rest, as a trained branch has it.
     goal = grid_targets(region, truth)
     heat = 0.1 + 0.5 * goal + 0.2 * torch.nn.functional.avg_pool2d(goal, 3, 1, 1) * goal
-    found = grid_boxes(heat, region)
+    found = grid_boxes(heat.logit(), region)
     cell = 2 * torch.cat([region[:, 2:] - region[:, :2]] * 2, 1) / WHOLE
     assert ((found - truth).abs() <= 0.51 * cell + 1e-3).all()
 
@@ -79,10 +79,18 @@ def test_a_side_is_the_mean_of_its_points_weighed_by_heat():
         0,
         1.0,
     )  # the middle of the left side says 6 px further right, twice as sure
-    (found,) = grid_boxes(heat, region)
+    (found,) = grid_boxes(heat.logit(), region)
     # Sides lie in the middles of cells: 0.5, 28.5. Left: (0.5 x 0.5 + 1 x 6.5 + 0.5 x 0.5) / 2.
     assert_close(found, torch.tensor([3.5, 0.5, 28.5, 28.5]))
     assert STARTS == (0, 14, 28)
+
+
+def test_of_cells_that_are_all_sure_the_largest_logit_is_the_point():
+    # In float32 sigmoid(17) and sigmoid(20) are both 1: the first of them would be taken.
+    logits = torch.full((1, 9, HALF, HALF), -5.0)
+    logits[0, :, 5, 5], logits[0, :, 14, 14] = 17.0, 20.0
+    (found,) = grid_boxes(logits, torch.tensor([[0.0, 0, 28, 28]]))
+    assert_close(found, torch.tensor([0.5, 0.5, 28.5, 28.5]))
 
 
 @given(boxes)

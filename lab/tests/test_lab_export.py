@@ -10,15 +10,7 @@ from every_model import COMPARATORS, matrix_of
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(n, marks=pytest.mark.xfail(reason="more ties than the rule allows, unexplained", strict=True))
-        if n.startswith("grid_rcnn")
-        else n
-        for n in COMPARATORS
-    ],
-)
+@pytest.mark.parametrize("name", COMPARATORS)
 def test_a_comparator_runs_at_every_batch_and_size_in_every_engine(name: str, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     found = matrix_of(name, tmp_path)

@@ -176,3 +176,15 @@ def test_ssd_on_imagenet_weights_sees_the_same_with_and_without_its_stride(share
         first, fine = (next(m.backbone.stages["stem"].children())(x) for m in (base, finer))
     assert_close(fine[..., ::2, ::2], first)
     assert finer.features[0].stride * 2 == base.features[0].stride
+
+
+def test_a_graph_of_the_extra_layers_takes_small_images_as_the_detector_does():
+    # VGG16's last extras have no padding. Traced at 300x300, where no map is too small for them, they must still run at 75x97,
+    # whose maps are 9x12, 4x6, 2x3, ...: an `if` on the size would be that of 300x300 for ever.
+    neck = build(plain=True, width=0.125).neck.eval()
+    maps = lambda *sides: [torch.rand(2, f.channels, *s) for f, s in zip(neck.features, sides, strict=False)]  # noqa: E731
+    free = {0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
+    graph = torch.export.export(neck, (maps((38, 38), (19, 19)),), dynamic_shapes=([free, free],)).module()
+    small = maps((9, 12), (4, 6))
+    for mine, own in zip(graph(small), neck(small), strict=True):
+        assert_close(mine, own)

@@ -167,10 +167,14 @@ def grid_targets(regions: Tensor, objects: Tensor) -> Tensor:
     return (distance <= 1).to(regions.dtype).flatten(1, 2)
 
 
-def grid_boxes(heat: Tensor, regions: Tensor) -> Tensor:
-    """Boxes `(P, 4)` from `heat (P, 9, 28, 28)` in (0, 1) over `regions (P, 4)`: the inverse of `grid_targets`."""
-    strength, place = heat.flatten(2).max(2)
-    starts = torch.tensor(STARTS, device=heat.device)
+def grid_boxes(logits: Tensor, regions: Tensor) -> Tensor:
+    """Boxes `(P, 4)` from logits `(P, 9, 28, 28)` over `regions (P, 4)`: the inverse of `grid_targets`.
+
+    The hottest cell is that of the largest logit: of a sure point, neighbours are equal in (0, 1), and a last digit would choose.
+    """
+    hottest, place = logits.flatten(2).max(2)
+    strength = hottest.sigmoid()
+    starts = torch.tensor(STARTS, device=logits.device)
     x = (place % HALF).view(-1, SIDE, SIDE) + starts[None, :, None]
     y = place.div(HALF, rounding_mode="floor").view(-1, SIDE, SIDE) + starts[None, None, :]
     origin, side = _enlarged(regions)
@@ -288,8 +292,8 @@ class GridRCNNHead(Head):
         counts = [len(c.boxes) for c in coarse]
         if sum(counts) == 0:
             return coarse
-        heat = self.grid(self.grid_pool(maps, [c.boxes for c in coarse], padded))
-        boxes = grid_boxes(heat.sigmoid(), torch.cat([c.boxes for c in coarse])).split(counts)
+        logits = self.grid(self.grid_pool(maps, [c.boxes for c in coarse], padded))
+        boxes = grid_boxes(logits, torch.cat([c.boxes for c in coarse])).split(counts)
         return [self._final(c, refined, size) for c, refined, size in zip(coarse, boxes, sizes, strict=True)]
 
     def _final(self, coarse: RawDetections, boxes: Tensor, size: tuple[int, int]) -> RawDetections:
@@ -305,8 +309,8 @@ class GridRCNNHead(Head):
         scores = logits.softmax(-1)[:, : self.num_classes].reshape(batch, count, -1) * alive[..., None]
         coarse = suppress_regions(regions[:, :, None, :], scores, self.suppression)
         regions, scores, labels = coarse.best(self.suppression.max_detections)
-        heat = self.grid(self.grid_pool.pool_batch(maps, regions, size)).sigmoid()
-        boxes = grid_boxes(heat, regions.reshape(-1, 4)).reshape(batch, -1, 4)
+        logits = self.grid(self.grid_pool.pool_batch(maps, regions, size))
+        boxes = grid_boxes(logits, regions.reshape(-1, 4)).reshape(batch, -1, 4)
         return suppress_levels([(box_algebra.clip(boxes, *size), scores, labels)], self.num_classes, self.suppression)
 
     def counted_rules(self) -> list[tuple[object, str]]:

@@ -129,8 +129,9 @@ class SSDNeck(nn.Module):
     @staticmethod
     def _at_least_3x3(x: Tensor) -> Tensor:
         """Zeros right and bottom where a small image leaves too little for a 3x3 convolution without padding."""
-        height, width = x.shape[-2:]
-        return F.pad(x, (0, max(0, 3 - width), 0, max(0, 3 - height))) if min(height, width) < 3 else x
+        # No `if`: a graph that is traced at a large size would have no padding at any.
+        right, bottom = (torch.sym_max(0, 3 - side) for side in (x.shape[-1], x.shape[-2]))
+        return F.pad(x, (0, right, 0, bottom))
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Backbone maps to predictor maps, finest first."""
