@@ -8,9 +8,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from flyspeck import boxes as box_algebra
+from flyspeck.models.blocked_nms import batched_nms
 from flyspeck.models.soft_nms import SoftMethod, soft_nms
 from flyspeck.models.tiny_suppression import one_box_each
 

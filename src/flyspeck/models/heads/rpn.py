@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import batched_nms
 
 from flyspeck import boxes as box_algebra
 from flyspeck.models.anchors import AnchorBuilder, AnchorGrid, strided_anchors
@@ -19,6 +18,7 @@ from flyspeck.models.assigners.build import AssignerBuilder
 from flyspeck.models.assigners.max_iou import MaxIoU
 from flyspeck.models.assigners.nwd import AITOD_SIZE, nwd_loss
 from flyspeck.models.batch_decoding import Size, flatten_level, nms_mask, take_rows
+from flyspeck.models.blocked_nms import batched_nms
 from flyspeck.models.detector import DenseOutputs
 from flyspeck.models.layers import ConvTower, NormBuilder, flatten_levels, init_normal
 from flyspeck.models.losses import mean_over_processes, smooth_l1
