@@ -50,6 +50,32 @@ def test_a_layout_is_told_and_decoded(name: str, engine: str, tmp_path: Path) ->
     assert len(model([WHITE] * 3)) == 3
 
 
+@pytest.mark.parametrize("name", ["yolov8", "yolov5", "yolox", "yolov8_rows", "detr", "rtdetr_rows", "yolov10"])
+def test_a_layout_is_told_though_every_side_is_left_open(name: str, tmp_path: Path) -> None:
+    """As exports with dynamic axes are: a graph is run once to see what it gives."""
+    import onnx
+
+    path = write(tmp_path / "model.onnx", FIXTURES[name])
+    fixed = open_graph(path, classes=CLASSES)
+    model = onnx.load(str(path))
+    for value in model.graph.output:
+        for axis, side in enumerate(value.type.tensor_type.shape.dim):
+            side.dim_param = f"{value.name}_{axis}"
+    if name == "detr":
+        for kept in (model.graph.output, *(node.output for node in model.graph.node)):
+            for place, value in enumerate(kept):
+                if getattr(value, "name", value) == "logits":
+                    if isinstance(value, str):
+                        kept[place] = "pred_logits"
+                    else:
+                        value.name = "pred_logits"
+    onnx.save(model, str(path))
+    opened = open_graph(path, classes=CLASSES)
+    assert opened.description["layout"] == fixed.description["layout"] == name
+    (found,) = opened([WHITE])
+    assert_known(found)
+
+
 def to_openvino(path: Path, fixture: Fixture) -> Path:
     openvino = pytest.importorskip("openvino")
     model = openvino.convert_model(str(path))

@@ -14,6 +14,8 @@ from flyspeck.infer.foreign.graph_ports import Graph, Port, Ports
 from flyspeck.infer.onnx_model import OnnxSession
 from flyspeck.infer.openvino_model import OpenVinoSession
 
+_SAME = {"pred_logits": "logits"}
+"""Names that some exports give to what others call otherwise (D-FINE, RT-DETR)."""
 _ONNX_TYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -64,7 +66,7 @@ def _onnx_ports(session: OnnxSession) -> Ports:
 
     def port(value: Any) -> Port:
         sides = tuple(side if isinstance(side, int) else None for side in value.shape)
-        return Port(value.name, sides, np.dtype(_ONNX_TYPES.get(value.type, "float32")))
+        return Port(_SAME.get(value.name, value.name), sides, np.dtype(_ONNX_TYPES.get(value.type, "float32")))
 
     return Ports(
         inputs=tuple(map(port, engine.get_inputs())),
@@ -90,7 +92,11 @@ def _openvino_ports(session: OpenVinoSession, names: Sequence[str] = ()) -> Port
     def port(value: Any, number: int, kind: str) -> Port:
         name = next(iter(sorted(value.get_names())), f"{kind} {number}")
         sides = tuple(side.get_length() if side.is_static else None for side in value.get_partial_shape())
-        return Port(name, sides, np.dtype(_OPENVINO_TYPES.get(value.get_element_type().get_type_name(), "float32")))
+        return Port(
+            _SAME.get(name, name),
+            sides,
+            np.dtype(_OPENVINO_TYPES.get(value.get_element_type().get_type_name(), "float32")),
+        )
 
     metadata = {}
     for key in ("names", "imgsz", "stride", "task"):

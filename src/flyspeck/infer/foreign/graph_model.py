@@ -47,7 +47,8 @@ class GraphModel:
         self._graph, self.path = graph, graph.path
         ports = graph.ports
         names = tuple(classes) if classes is not None else stored_names(ports, graph.path)
-        self.layout, count = layout_of(ports, graph.path, asked=layout, num_classes=len(names) if names else None)
+        seen = ports if layout is not None else graph.measured(stored_size(ports) or (_SIDE, _SIDE))
+        self.layout, count = layout_of(seen, graph.path, asked=layout, num_classes=len(names) if names else None)
         self.classes: tuple[str, ...] = _without_background(names or numbered(count, graph.path), self.layout)
         if count is not None and len(self.classes) != count:
             what = f"{len(self.classes)} classes are named, and its outputs have {count}"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+
+from flyspeck.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,28 @@ class Graph(ABC):
         """As `flyspeck.infer.exported.Session.split`."""
         if passes > self.threads:
             raise ValueError(f"{passes} passes on {self.threads} threads")
+
+    def measured(self, size: tuple[int, int]) -> Ports:
+        """The ports for one image of `size` (H, W), with the sides that the graph leaves open as a run gives them.
+
+        Where it does not run so, as it is: whoever runs it in earnest is told why.
+        """
+        ports, image = self.ports, self.ports.image
+        open_sides = any(None in port.shape[1:] for port in ports.outputs)
+        if not open_sides or len(ports.inputs) > 1 or len(image.shape) != 4:
+            return ports
+        channels = image.shape[-1] if ports.channels_last else image.shape[1]
+        shape = (1, *size, channels or 3) if ports.channels_last else (1, channels or 3, *size)
+        try:
+            found = self.run([np.zeros(shape, image.dtype)])
+        except UserError:
+            return ports
+        outputs = [
+            replace(port, shape=(port.shape[0], *found[port.name].shape[1:])) if None in port.shape[1:] else port
+            for port in ports.outputs
+        ]
+        inputs = tuple(replace(port, shape=(port.shape[0], *shape[1:])) for port in ports.inputs)
+        return replace(ports, inputs=inputs, outputs=tuple(outputs))
 
     def take_bytes(self, *, scale: float, mean: Sequence[float], std: Sequence[float]) -> bool:
         """Whether the image input, of floats, is (B, H, W, C) uint8 from now on: (value / scale - mean) / std is the graph's."""
