@@ -197,16 +197,18 @@ def test_one_wrong_image_is_its_own_result() -> None:
     assert [result.problem is None for result in results] == [True, False, False, True]
 
 
-def test_a_generator_that_raises_raises_and_what_came_before_is_given() -> None:
+@pytest.mark.parametrize(("batch_size", "readers"), [(1, 1), (8, 1), (2, 2)])
+def test_a_generator_that_raises_raises_and_what_came_before_is_given(batch_size: int, readers: int) -> None:
     def frames() -> Iterator[np.ndarray]:
         yield RED
         yield RED
         raise ZeroDivisionError("the camera is gone")
 
-    stream = Predictor(Seen(), batch_size=1).stream(frames())
-    assert len(next(stream).detections) == 0
+    stream = Predictor(Seen(), batch_size=batch_size, readers=readers).stream(frames())
+    for _ in range(2):
+        assert len(next(stream).detections) == 0
     with pytest.raises(ZeroDivisionError, match="the camera is gone"):
-        list(stream)
+        next(stream)
 
 
 def test_twelve_bits_are_twelve_bits_in_memory_too(tmp_path: Path) -> None:

@@ -190,6 +190,8 @@ class Predictor:
             done.update({job.number: job for job in seen if not job.waiting})
             for number in sorted(done):
                 yield self._result(done[number], journal)
+            if reading.failure is not None:
+                raise reading.failure
         finally:
             reading.stop()
             passes.stop()

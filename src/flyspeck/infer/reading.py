@@ -205,8 +205,11 @@ class Reading:
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(owner.readers)]
         self._next_number = 0
 
+    failure: BaseException | None = None
+    """What a reader raised first, such as a generator of images: for whoever has used up what came before."""
+
     def arrivals(self) -> Iterator[Window | ReadingJob | None]:
-        """Jobs, each before its windows, and windows; ends when all images are read, raises what a reader raised.
+        """Jobs, each before its windows, and windows; ends when all images are read, or a reader has raised (`failure`).
 
         None after `wake`.
         """
@@ -220,7 +223,7 @@ class Reading:
             elif arrival is _WAKE:
                 yield None
             elif isinstance(arrival, BaseException):
-                raise arrival
+                self.failure = self.failure or arrival
             else:
                 yield arrival
 
