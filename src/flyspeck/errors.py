@@ -55,7 +55,7 @@ _LISTED = 16
 """Known words that an error lists where none is close."""
 
 
-_CLOSE = 0.72
+_CLOSE = 0.66
 """Share of letters in common (difflib's ratio) from which a word is taken for a slip of another."""
 
 
