@@ -80,6 +80,18 @@ def test_a_pause_comes_after_what_was_trained_is_saved() -> None:
         whole.step(record)
 
 
+def test_a_winner_that_will_be_late_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(halving, "train", lambda *_, **__: {})
+    monkeypatch.setattr(halving, "progress_of", lambda _: (120.0, 10))
+    (one,) = candidates(tmp_path, "a")  # 10 minutes, two of them used
+    lines: list[str] = []
+    for left in (480.0, 900.0, 475.0):
+        halving.finish(one, left, Voice(lines.append))
+    assert lines == []
+    halving.finish(one, 240.0, Voice(lines.append))
+    assert [line for line in lines if "about 240 s late" in line] == lines
+
+
 def budget(minutes: float, used: float = 0.0, tmp_path: Path = Path()) -> Budget:
     return Budget(minutes, State(tmp_path, {}, before=used, clock=lambda: 0.0))
 
@@ -184,6 +196,7 @@ def test_what_it_cannot_do_is_said_before_any_training(tmp_path: Path, options: 
     path = write_set(tmp_path / "set.json", **options)
     with pytest.raises(UserError, match=words):
         flyspeck.auto(path, minutes=5, out=tmp_path / "auto")
+    assert not (tmp_path / "auto").exists()
 
 
 def test_a_full_disk_is_said_before_any_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +205,7 @@ def test_a_full_disk_is_said_before_any_training(tmp_path: Path, monkeypatch: py
     path = write_set(tmp_path / "set.json", squares(20))
     with pytest.raises(UserError, match="are free on this disk"):
         flyspeck.auto(path, minutes=5, out=tmp_path / "auto")
-    assert not (tmp_path / "auto" / "runs").exists()
+    assert not (tmp_path / "auto").exists()  # so that the next call can take the same folder
 
 
 class _Stop(KeyboardInterrupt):

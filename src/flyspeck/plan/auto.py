@@ -112,8 +112,12 @@ def auto(
     budget = Budget(budget_minutes, state)
     try:
         return _run(Path(data), None if val is None else Path(val), options, device, state, budget, voice)
+    except UserError:
+        if not resume and "trials" not in state.done and not (place / "runs").exists():
+            state.forget()  # nothing was trained: the next call may take the same folder
+        raise
     finally:
-        if place.exists():
+        if state.done:
             state.save()
 
 
@@ -133,7 +137,12 @@ def _run(
     )  # fmt: skip
     if "finished" not in state.done:
         with voice.doing(f"training {winner.name} to the end"):
-            state.keep("finished", finish(winner, voice))
+            left = (
+                budget.seconds
+                - state.seconds
+                - budget.kept_back(len(choose), len(report), found, speeds[plans[0].tier.name])
+            )
+            state.keep("finished", finish(winner, left, voice))
     best = _setting(winner, choose, machine_device, state, budget, voice)
     exported = _export(winner, sources[CHOOSE], state, notes, voice)
     with voice.doing(f"measuring on {len(report)} images that no choice was made on"):
@@ -202,7 +211,8 @@ def _plans(
 ) -> tuple[list[Plan], dict[str, Speed], str]:
     """Candidate plans, the best guess first, the speeds they rest on, and the device."""
     machine, speeds = measured(
-        {name: source.path for name, source in sources.items()}, sources[TRAIN].table, found, budget.minutes, device, voice,
+        {name: source.path for name, source in sources.items()}, sources[TRAIN].table, found, 0.7 * budget.minutes, device, voice,
+        limit=budget.seconds / 20,
         known={name: Speed(**speed) for name, speed in state.done.get("speeds", {}).items()},
     )  # fmt: skip
     if "speeds" not in state.done:

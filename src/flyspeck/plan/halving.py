@@ -27,6 +27,8 @@ from flyspeck.train.viewing import viewing_of
 
 SHARES: Mapping[int, tuple[float, ...]] = {1: (), 2: (0.15,), 3: (0.1, 0.08)}
 """By the number of candidates: of the time for training, what each of those that are left gets in a round."""
+LEAST = 10.0
+"""Seconds by which a training may be late without a word."""
 PAUSE_EVERY = 3.0
 """Seconds between two places where a training can be paused."""
 
@@ -155,7 +157,14 @@ def value_of(candidate: Candidate, choose: Annotations) -> float:
     return value if value >= 0 else found.metrics["ap50_all"]
 
 
-def finish(candidate: Candidate, voice: Voice) -> dict[str, float]:
-    """The winner trained to the end; metrics of its best weights on the images to choose on."""
+def finish(candidate: Candidate, left: float, voice: Voice) -> dict[str, float]:
+    """The winner trained to the end; metrics of its best weights on the images to choose on.
+
+    Where fewer seconds are `left` than its `train.minutes` still give, the machine was slower than when it was timed: it is said.
+    """
+    used, _ = progress_of(candidate)
+    late = 60 * (candidate.recipe.train.minutes or 0) - used - left
+    if late > 0.02 * used + LEAST:
+        voice(f"  the machine is slower than when it was timed: all will end about {late:.0f} s late")
     reporter = Fanout([RunFiles(candidate.folder), Teller(voice)])
     return train(candidate.recipe, candidate.folder, resume=candidate.folder.exists(), reporter=reporter)

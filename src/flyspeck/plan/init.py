@@ -226,11 +226,12 @@ def measured(
     device: str,
     voice: Voice,
     *,
+    limit: float | None = None,
     known: Mapping[str, Speed] | None = None,
 ) -> tuple[Machine, dict[str, Speed]]:
-    """The machine, and the speed of each detector on images of `table`; at most 20 seconds, and a twentieth of the time.
+    """The machine, and the speed of each detector on images of `table`, in a training of so many `minutes`: by then the batch.
 
-    `known` speeds are not measured again.
+    It takes 20 seconds, and no more than about `limit`. `known` speeds are not measured again.
     """
     with voice.doing("measuring detectors on this machine, for about 20 s"):
         from flyspeck.plan.speed import LIMIT, measure_speeds, this_machine
@@ -244,11 +245,18 @@ def measured(
             return machine, dict(known)
         plans = [
             rules.make_plan(
-                found, machine, tier=tier, minutes=600, speed=None, name="trial", train=paths[TRAIN], val=paths[CHOOSE]
+                found,
+                machine,
+                tier=tier,
+                minutes=minutes,
+                speed=None,
+                name="trial",
+                train=paths[TRAIN],
+                val=paths[CHOOSE],
             )
             for tier in rules.allowed_tiers(found)
         ]
-        return machine, measure_speeds(plans, table, machine, limit=min(LIMIT, 60 * minutes / 20), say=voice)
+        return machine, measure_speeds(plans, table, machine, limit=min(LIMIT, limit or LIMIT), say=voice)
 
 
 def forecast_of(plan: Plan, found: Fingerprint) -> Forecast:

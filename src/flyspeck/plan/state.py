@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -43,6 +44,16 @@ class State:
         self.done[stage] = value
         self.save()
         return value
+
+    def forget(self) -> None:
+        """Takes away what the first stages wrote, and the folder where it is empty then."""
+        self.done = {}
+        written = [self.folder / FILE]
+        for part in ("data", "recipes"):
+            written += [*(self.folder / part).glob("*"), self.folder / part]
+        for path in (*written, self.folder):
+            with contextlib.suppress(OSError):  # a folder that holds something else stays
+                path.rmdir() if path.is_dir() else path.unlink()
 
     def save(self) -> None:
         """Writes the file."""

@@ -1,0 +1,80 @@
+"""Which images are for what: as the parts are called, as `--val` says, and by groups."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from planned_sets import squares, write_set
+
+from flyspeck.plan.sets import CHOOSE, REPORT, TRAIN, Sets, arrange, read_sources
+
+
+def arranged(data: Path, val: Path | None, *, report: bool) -> Sets:
+    parts, other = read_sources(data, val, {})
+    return arrange(data, parts, other, data.parent / "made", report=report)
+
+
+def files(sets: Sets, name: str) -> set[str]:
+    table = sets.parts[name].table
+    return {str(table.path(row).absolute()) for row in range(len(table))}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    place = tmp_path / "set"
+    place.mkdir()
+    return place
+
+
+def named(folder: Path, *names: str) -> None:
+    for seed, name in enumerate(names):
+        write_set(folder / f"{name}.json", squares(8, seed=seed), seed=seed)
+
+
+def test_three_parts_are_taken_as_they_are_called(folder: Path) -> None:
+    named(folder, "train", "val", "test")
+    sets = arranged(folder, None, report=True)
+    assert {name: Path(source.path).stem for name, source in sets.parts.items()} == {
+        TRAIN: "train",
+        CHOOSE: "val",
+        REPORT: "test",
+    }
+    assert not any(source.written for source in sets.parts.values())
+
+
+def test_of_two_parts_the_second_is_for_the_report_alone(folder: Path) -> None:
+    named(folder, "train", "val")
+    sets = arranged(folder, None, report=True)
+    assert Path(sets.parts[REPORT].path).stem == "val"
+    assert len(files(sets, TRAIN)) + len(files(sets, CHOOSE)) == 8
+    assert not files(sets, TRAIN) & files(sets, CHOOSE)
+    assert not files(sets, REPORT) & (files(sets, TRAIN) | files(sets, CHOOSE))
+
+
+def test_what_is_given_to_measure_on_decides_nothing(folder: Path) -> None:
+    named(folder, "one", "other")
+    sets = arranged(folder / "one.json", folder / "other.json", report=True)
+    assert Path(sets.parts[REPORT].path).stem == "other"
+    assert files(sets, CHOOSE) < {str(p.absolute()) for p in (folder / "one_images").iterdir()}
+    plain = arranged(folder / "one.json", folder / "other.json", report=False)
+    assert Path(plain.parts[CHOOSE].path).stem == "other"
+    assert len(files(plain, TRAIN)) == 8
+
+
+def test_one_part_is_divided_in_three(folder: Path) -> None:
+    write_set(folder / "all.json", squares(20, seed=5), seed=5)
+    sets = arranged(folder / "all.json", None, report=True)
+    counts = {name: len(files(sets, name)) for name in (TRAIN, CHOOSE, REPORT)}
+    assert counts == {TRAIN: 14, CHOOSE: 3, REPORT: 3}
+    for source in sets.parts.values():
+        source.write()
+        assert Path(source.path).is_file()
+
+
+def test_images_on_both_sides_are_said(folder: Path) -> None:
+    write_set(folder / "train.json", squares(6, seed=1), seed=1)
+    text = (folder / "train.json").read_text()
+    (folder / "val.json").write_text(text)
+    sets = arranged(folder, None, report=False)
+    assert any("6 of 6 images of val.json are in train.json too" in note for note in sets.notes)
