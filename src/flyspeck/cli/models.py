@@ -27,7 +27,7 @@ def models(
     from flyspeck.cli.models_measured import chosen, plain, show
     from flyspeck.models.listed import LISTED
     from flyspeck.models.names import DYNAMIC
-    from flyspeck.models.zoo import BACKBONES, DETECTORS, NECKS
+    from flyspeck.models.zoo import BACKBONES, DETECTORS, NECKS, SHORT
     from flyspeck.plugins import waiting
 
     measured = chosen(search, objects=objects, measure=measure, max_ms=max_ms, max_memory=max_memory)
@@ -36,7 +36,7 @@ def models(
     if as_json:
         import json
 
-        parts = {"detectors": list(DETECTORS), "backbones": list(BACKBONES), "necks": list(NECKS)}
+        parts = {"detectors": list(DETECTORS), "backbones": list(BACKBONES), "necks": list(NECKS), "short": SHORT}
         typer.echo(json.dumps({"measured": plain(measured), "models": rows, **parts, "plugins": waiting()}))
         return
     if measured:
@@ -77,6 +77,7 @@ def models(
         console.print("  and as backbones timm's models with a pyramid (extra timm): timm/NAME", highlight=False)
         finer = [name for name, entry in BACKBONES.items() if min(entry.strides) <= 2]
         console.print(f"  backbones with a map of stride 2 (model.levels: 1-5): {', '.join(finer)}", highlight=False)
+        console.print(f"  short: {', '.join(f'{name} is {whole}' for name, whole in SHORT.items())}", highlight=False)
         name_waiting_plugins()
 
 
