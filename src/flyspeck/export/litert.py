@@ -117,8 +117,8 @@ def export_litert(run: Path, out: Path, options: ExportOptions, *, say: Say = pr
             say(f"INT8 finds {sum(map(len, found))} boxes where float32 finds {sum(map(len, eager))}")
             if ap:
                 told["int8_ap50"] = ap
-                write_litert(network, temporary, told)
         say(ap_table(ap) if ap else "accuracy cannot be stated: the images have no annotations")
+        write_litert(network, temporary, told)
         os.replace(temporary, out)
     finally:
         temporary.unlink(missing_ok=True)
