@@ -26,6 +26,7 @@ from flyspeck.models.layers import NORMS
 from flyspeck.models.names import parse_name, plugins_of
 from flyspeck.models.necks.fpn import FPN, sigma_power_
 from flyspeck.models.postprocess import Method, Suppression
+from flyspeck.models.start.report import StartReport
 from flyspeck.models.weights import levels_from_shared
 from flyspeck.options import Options, explained
 from flyspeck.plugins import load_needed
@@ -98,8 +99,9 @@ def build_detector(
     assert isinstance(detector, Detector)
     if load and model.sigma is not None:
         _initialise_by_power(detector, model.sigma)
-    if load and model.weights is not None and (begun := getattr(detector.backbone, "start_report", None)) is not None:
-        detector.starts.append(begun)
+    if load and model.weights is not None:
+        silent = StartReport(model.weights, notes=("its builder does not say which tensors it loaded",))
+        detector.starts.append(getattr(detector.backbone, "start_report", None) or silent)
     if load and model.start is not None:
         detector.starts.append(take_over(detector, model.start, build=detector_from_description))
     return detector

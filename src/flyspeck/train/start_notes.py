@@ -43,7 +43,7 @@ def check_at_hand(model: ModelConfig) -> None:
 def starts_of(model: ModelConfig, detector: Detector) -> dict[str, Any]:
     """For a checkpoint's description: what it started from, and the licences of that. Nothing at random."""
     names = [name for name in (model.weights, model.start) if name is not None]
-    noted = [{"source": name, "licence": one.licence} for name, one in zip(names, detector.starts, strict=False)]
+    noted = [{"source": name, "licence": one.licence} for name, one in zip(names, detector.starts, strict=True)]
     if model.start is not None:
         noted += _passed_on(find_start(model.start))
     return {"starts": noted} if noted else {}
