@@ -17,10 +17,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.swin_transformer import PatchMerging, SwinTransformerBlock
+from torchvision.models.swin_transformer import PatchMerging, ShiftedWindowAttention, SwinTransformerBlock
 
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.weights import load_backbone
@@ -44,6 +45,61 @@ class PatchEmbedding(nn.Module):
         """Images `(B, 3, H, W)` to `(B, C, ceil(H / 4), ceil(W / 4))`; the missing pixels are zeros, right and bottom."""
         x = self.conv(F.pad(x, (0, -x.shape[-1] % PATCH, 0, -x.shape[-2] % PATCH)))
         return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class WindowAttention(ShiftedWindowAttention):
+    """torchvision's; in a graph, whether windows are shifted is decided at each size and not at that of tracing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `(B, H, W, C)` to the same shape."""
+        return window_attention(self, x) if torch.compiler.is_exporting() else super().forward(x)
+
+
+def window_attention(layer: ShiftedWindowAttention, x: Tensor) -> Tensor:
+    """What `layer` gives for maps `(B, H, W, C)` outside of training, without an `if` on their size.
+
+    torchvision leaves windows where they are along a side that is no longer than one of them.
+    """
+    batch, channels, side, heads = x.shape[0], x.shape[3], layer.window_size[0], layer.num_heads
+    area = side * side
+    rows, columns = x.shape[1], x.shape[2]
+    x = F.pad(x, (0, 0, 0, -columns % side, 0, -rows % side))
+    high, wide = x.shape[1] // side, x.shape[2] // side
+    shifted = layer.shift_size[0] > 0
+    places = [torch.arange(length * side, device=x.device) for length in (high, wide)]
+    steps = [torch.where(place.amax() >= side, layer.shift_size[0], 0) for place in places]
+    lengths = [place.amax() + 1 for place in places]
+
+    def windows(m: Tensor) -> Tensor:
+        """`(b, H, W, c)` to `(b * windows, area, c)`."""
+        m = m.reshape(-1, high, side, wide, side, m.shape[-1])
+        return m.transpose(2, 3).reshape(-1, area, m.shape[-1])
+
+    if shifted:
+        for axis, (place, step, length) in enumerate(zip(places, steps, lengths, strict=True), 1):
+            x = x.index_select(axis, (place + step) % length)
+    qkv = layer.qkv(windows(x)).reshape(-1, area, 3, heads, channels // heads).permute(2, 0, 3, 1, 4)
+    query, key, value = qkv[0] * (channels // heads) ** -0.5, qkv[1], qkv[2]
+    weight = query @ key.transpose(-2, -1) + layer.get_relative_position_bias()
+    if shifted:
+        # What came round from the other end of the map is no neighbour: its numbers differ, along either axis.
+        down, across = (
+            (place >= length - side).long() + (place >= length - step).long()
+            for place, step, length in zip(places, steps, lengths, strict=True)
+        )
+        part = windows((3 * down[:, None] + across[None])[None, :, :, None].float())[..., 0]
+        apart = (part[:, None] != part[:, :, None]).float() * -100.0
+        weight = (weight.reshape(batch, -1, heads, area, area) + apart[None, :, None]).reshape(-1, heads, area, area)
+    x = layer.proj((weight.softmax(-1) @ value).transpose(1, 2).reshape(-1, area, channels))
+    x = (
+        x.reshape(batch, high, wide, side, side, channels)
+        .transpose(2, 3)
+        .reshape(batch, high * side, wide * side, channels)
+    )
+    if shifted:
+        for axis, (place, step, length) in enumerate(zip(places, steps, lengths, strict=True), 1):
+            x = x.index_select(axis, (place - step + length) % length)
+    return x[:, :rows, :columns]
 
 
 class SwinStage(nn.Module):
@@ -92,6 +148,7 @@ def swin_t(
                 heads * 2**i,
                 window_size=[WINDOW, WINDOW],
                 shift_size=[(j % 2) * (WINDOW // 2)] * 2,
+                attn_layer=WindowAttention,
                 stochastic_depth_prob=stochastic_depth * (done + j) / (sum(_DEPTHS) - 1),
             )
             for j in range(depth)
