@@ -69,7 +69,7 @@ def test_every_part_counts_on_every_neck(name: str, neck: str) -> None:
     assert all(count > 0 for count in parts.values())
 
 
-@pytest.mark.parametrize("backbone", KINDS)
+@pytest.mark.parametrize("backbone", [KINDS[0], *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS[1:])])
 def test_they_train_a_step_on_every_kind_of_backbone(backbone: str) -> None:
     """With the necks in turn, so that each comparator meets each of them."""
     start, necks = KINDS.index(backbone), list(NECKS)

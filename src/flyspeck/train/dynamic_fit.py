@@ -354,8 +354,9 @@ def measure_routed(run: DynamicRun, folder: Path, *, alone: bool = False) -> dic
 @torch.no_grad()
 def predicted(predictor: FactorPredictor, data: PooledMaps) -> np.ndarray:
     """`(N, m)` probabilities of pooled maps, one image at a time."""
-    logits = torch.cat([predictor.from_pooled(one[None].float())[0] for one in data.maps])
-    return logits.sigmoid().numpy()
+    place = predictor.factors.weight.device
+    logits = torch.cat([predictor.from_pooled(one[None].float().to(place))[0] for one in data.maps])
+    return logits.sigmoid().cpu().numpy()
 
 
 def calibration(probabilities: np.ndarray, *, steps: int = 50) -> list[list[float]]:
