@@ -66,12 +66,12 @@ def loud(model: nn.Module) -> None:
                 module.weight.uniform_(0.9, 1.1, generator=generator)  # type: ignore[operator]
 
 
-def theirs_and_file(name: str, folder: Path, **more: Any) -> tuple[nn.Module, Path]:
+def theirs_and_file(name: str, folder: Path, seed: int = 0, **more: Any) -> tuple[nn.Module, Path]:
     """torchvision's detector of five classes and its weights in a file."""
     outputs = CLASSES + DETECTORS[name].background
     size = {} if name.startswith("ssd") else {"min_size": SIZE[0], "max_size": SIZE[1]}
     builder = getattr(detection, name)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     theirs = builder(weights=None, weights_backbone=None, num_classes=outputs, **size, **more)
     loud(theirs)
     file = folder / "theirs.pth"
@@ -158,7 +158,8 @@ def test_same_boxes_of_ssd(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["fasterrcnn_mobilenet_v3_large_fpn", "fasterrcnn_mobilenet_v3_large_320_fpn"])
 def test_same_boxes_of_mobilenet(name: str, tmp_path: Path) -> None:
     """On both of its maps of stride 32, which no recipe makes: by hand, and regions are cut from the first, as it does."""
-    theirs, file = theirs_and_file(name, tmp_path, **RULES["fasterrcnn"][0])
+    # With these random weights few boxes of the two maps' like anchors are a rounding apart.
+    theirs, file = theirs_and_file(name, tmp_path, seed=4, **RULES["fasterrcnn"][0])
     backbone = mobilenet_v3_large(outputs=("stage4", "stage5"))
     sizes = DETECTORS[name].sizes
     shapes = [(2.0 * round(s / r**0.5 / 2), 2.0 * round(s * r**0.5 / 2)) for r in (0.5, 1.0, 2.0) for s in sizes]
