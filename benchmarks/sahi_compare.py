@@ -21,6 +21,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def flyspeck_method(model: Model, like: Predictor, score: float) -> Method:
     predictor = Predictor(
         model, tile=like.tile, overlap=like.overlap, enlarge=like.enlarge, batch_size=BATCH, score_threshold=score
     )
-    return lambda image: predictor.predict(image)[0]
+    return lambda image: replace(predictor.predict(image)[0], image_id=None)
 
 
 def network_method(model: Model, like: Predictor, *, split: bool) -> Method:
@@ -327,7 +328,8 @@ def main() -> None:
     images = [np.asarray(read_image(truth.path(row))) for row in range(len(truth))]
     seconds, found = rounds(methods_of(asked, like), images)
     rows = rows_of(seconds, found, None if asked.times_only else truth)
-    named = Path(asked.model).name if Path(asked.model).suffix == ".onnx" else Path(asked.model).parent.name
+    told = Path(asked.model)
+    named = told.name if told.suffix in (".onnx", ".xml") or told.is_dir() else told.parent.name
     print(table_of(rows))
     metrics = {"processor": processor(), "detector": named, "images": len(images), "threads": asked.threads}
     metrics |= {
