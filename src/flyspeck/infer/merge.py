@@ -325,7 +325,8 @@ def _combine(found: Detections, cut: np.ndarray, keeper: np.ndarray, method: str
     scores = found.scores.copy()
     np.maximum.at(scores, keeper[same_class], found.scores[same_class])
     boxes = found.boxes.astype(np.float64)
-    member = same_class & (~cut | cut[keeper])  # a cut box has nothing to add to a whole one's place
+    # A cut box has nothing to add to a whole one's place. A hull grows by it; a mean would be drawn to where it was cut.
+    member = same_class & (~cut | (cut[keeper] if method == "nmm" else keep))
     to, rows = keeper[member], np.flatnonzero(member)
     if method == "nmm":
         np.minimum.at(boxes[:, 0], to, found.boxes[rows, 0])
