@@ -143,7 +143,7 @@ def fuse(rows: list[tuple], method: str) -> tuple[tuple[float, ...], float, int]
     best = rows[0]
     alike = [r for r in rows if r[3] == best[3]]
     score = max(-r[2] for r in alike)
-    members = [r for r in alike if r[0] != 2 or best[0] == 2]
+    members = [r for r in alike if r[0] != 2 or (best[0] == 2 if method == "nmm" else r is best)]
     box = best[4]
     if method == "nmm":
         box = tuple(min(r[4][k] for r in members) for k in (0, 1)) + tuple(
