@@ -13,6 +13,7 @@ import pytest
 from tiny_exports import write_run
 
 from flyspeck.cli.main import main
+from flyspeck.errors import install
 from flyspeck.infer.engines import open_exported
 from flyspeck.infer.litert_model import ENTRY
 
@@ -65,7 +66,7 @@ def test_without_the_package_it_is_one_line(
     monkeypatch.setitem(sys.modules, "litert_torch", None)
     command = ["export", "somewhere", "--to", "litert", "--out"]
     assert main([*command, str(tmp_path / "model.tflite")]) == 2
-    assert "this needs the package 'litert-torch'; pip install 'flyspeck[litert]'" in capsys.readouterr().err
+    assert f"this needs the package 'litert-torch'; {install('litert')}" in capsys.readouterr().err
     assert main([*command, str(tmp_path / "model.onnx")]) == 2
     assert "end it with .tflite" in capsys.readouterr().err
     assert main(["export", "somewhere", "--out", str(tmp_path / "model.onnx"), "--tile", "64x64"]) == 2
