@@ -218,7 +218,7 @@ def test_from_scenes_to_an_exported_detector_in_its_minutes(tmp_path: Path, monk
     monkeypatch.setattr(rules, "ONE_ALONE", 1.0)  # so that two are tried
     data = flyspeck.write_scenes(tmp_path / "scenes", num_images=60, seed=4, height=96, width=128, density=4)
     lines: list[tuple[float, str]] = []
-    minutes = 3.5
+    minutes = 8.0
 
     def say(line: str) -> None:
         lines.append((time.monotonic(), line))
