@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 
 from flyspeck.errors import UserError
 from flyspeck.export.graph import INPUT, DetectorGraph
@@ -142,7 +143,7 @@ class _Cutter:
 
     def _operator(self, node: fx.Node) -> dict[str, Any]:
         """A step of the plan; an operator of several results names those that are used."""
-        inputs = [fx.node.map_arg(value, self._given) for value in node.args]
+        inputs = [map_arg(value, self._given) for value in node.args]
         parts = [user for user in node.users if _is_part(user)]
         outputs: list[str | None] = [node.name]
         if parts:

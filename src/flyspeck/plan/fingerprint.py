@@ -261,7 +261,7 @@ def _low(values: np.ndarray, share: float) -> float:
 def _at_edge(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """`(N,)` bool: boxes that end at a border of their image."""
     low, high = boxes[:, :2] <= NEAR_EDGE, boxes[:, 2:] >= sizes[:, ::-1] - NEAR_EDGE
-    return np.concatenate([low, high], axis=1).any(axis=1)
+    return np.concatenate([low, high], axis=1).max(axis=1, initial=False)
 
 
 def with_pixels(found: Fingerprint, table: Annotations) -> Fingerprint:

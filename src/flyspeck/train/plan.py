@@ -56,14 +56,17 @@ class Plan(Protocol):
     """How long a run is."""
 
     watch: Watch
-    total_steps: int
-    """0 where the clock ends the run."""
     end: float
     """In steps, or by the clock in seconds used."""
     origin: list[float]
     """Steps done (by the clock: seconds used) where the schedule was begun or bent, and the share of it that was done then."""
     share: float
     """Of the schedule, at the last position."""
+
+    @property
+    def total_steps(self) -> int:
+        """0 where the clock ends the run."""
+        ...
 
     def position(self, step: int) -> Position:
         """Where the run stands after `step` steps; called by every process at once, which get the same."""

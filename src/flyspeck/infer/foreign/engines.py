@@ -66,7 +66,7 @@ def _onnx_ports(session: OnnxSession) -> Ports:
 
     def port(value: Any) -> Port:
         sides = tuple(side if isinstance(side, int) else None for side in value.shape)
-        return Port(_SAME.get(value.name, value.name), sides, np.dtype(_ONNX_TYPES.get(value.type, "float32")))
+        return Port(str(_SAME.get(value.name, value.name)), sides, np.dtype(_ONNX_TYPES.get(value.type, "float32")))
 
     return Ports(
         inputs=tuple(map(port, engine.get_inputs())),

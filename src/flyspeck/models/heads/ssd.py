@@ -131,7 +131,7 @@ class SSDNeck(nn.Module):
         """Zeros right and bottom where a small image leaves too little for a 3x3 convolution without padding."""
         # No `if`: a graph that is traced at a large size would have no padding at any.
         right, bottom = (torch.sym_max(0, 3 - side) for side in (x.shape[-1], x.shape[-2]))
-        return F.pad(x, (0, right, 0, bottom))
+        return F.pad(x, (0, right, 0, bottom))  # type: ignore[arg-type]
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Backbone maps to predictor maps, finest first."""
