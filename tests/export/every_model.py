@@ -42,6 +42,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 _SSD: dict[str, Any] = {"levels": None, "norm": "bn"}
 _LEVELS = {"hrnet18": "2-5", "hrnet32": "2-5", "bh_hrnet18": "2-5", "bh_hrnet32": "2-5", "swin_t": "2-5"}
+_DEEP = ("resnet101", "resnet152")  # with statistics that fit nothing, every block of many doubles what was there
 COMPARATORS = ("free_anchor:resnet18", "libra_rcnn:resnet18", "grid_rcnn:resnet18")
 CHOOSING = "dpnet:fcos:resnet18"
 
@@ -67,7 +68,7 @@ def tiny(name: str) -> Detector:
     if parts[0].startswith("timm/"):
         options["width"] = 1.0
     detector, _ = make_detector(host, classes=CLASSES, **options)
-    if head == "ssd":
+    if head == "ssd" or parts[0] in _DEEP:
         _settle_norms(detector)
     _as_if_trained(detector)
     return _choosing(detector) if host != name else detector

@@ -67,8 +67,8 @@ def window_attention(layer: ShiftedWindowAttention, x: Tensor) -> Tensor:
     high, wide = x.shape[1] // side, x.shape[2] // side
     shifted = layer.shift_size[0] > 0
     places = [torch.arange(length * side, device=x.device) for length in (high, wide)]
-    steps = [torch.where(place.amax() >= side, layer.shift_size[0], 0) for place in places]
-    lengths = [place.amax() + 1 for place in places]
+    lengths = [torch.scalar_tensor(count * side, dtype=torch.int64, device=x.device) for count in (high, wide)]
+    steps = [torch.where(length > side, layer.shift_size[0], 0) for length in lengths]
 
     def windows(m: Tensor) -> Tensor:
         """`(b, H, W, c)` to `(b * windows, area, c)`."""
