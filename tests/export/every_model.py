@@ -42,7 +42,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 _SSD: dict[str, Any] = {"levels": None, "norm": "bn"}
 _LEVELS = {"hrnet18": "2-5", "hrnet32": "2-5", "bh_hrnet18": "2-5", "bh_hrnet32": "2-5", "swin_t": "2-5"}
-_DEEP = ("resnet101", "resnet152")  # with statistics that fit nothing, every block of many doubles what was there
+_DEEP = ("resnet101", "resnet152", "hrnet18", "hrnet32", "bh_hrnet18", "bh_hrnet32")
+"""With statistics that fit nothing, each of their many blocks doubles what was there."""
 COMPARATORS = ("free_anchor:resnet18", "libra_rcnn:resnet18", "grid_rcnn:resnet18")
 CHOOSING = "dpnet:fcos:resnet18"
 
