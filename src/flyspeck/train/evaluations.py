@@ -42,25 +42,31 @@ class Evaluations:
         self._last = self._measured(model, self.annotations)
         return self._last.metrics
 
-    def expected_seconds(self, model: nn.Module, *, processes: int = 1) -> float:
-        """What a call will take, from a few images: one a process, then eight if they were quick.
-
-        The first weights find less than later ones, whose boxes take time too: the plan of a run by the clock corrects it once
-        it has measured.
-        """
-        seconds, count = 0.0, 0
-        for count in (processes, 8 * processes):
-            some = spread(self.annotations, count)
-            begun = time.monotonic()
-            self._measured(model, some)
-            seconds = (time.monotonic() - begun) * _pixels(self.annotations) / _pixels(some)
-            if len(some) == len(self.annotations) or time.monotonic() - begun > QUICK:
-                break
-        return seconds
-
     def keep(self) -> None:
         """The model that was measured last is the best."""
         self.best = self._last
+
+    def expected_seconds(self, model: nn.Module, *, processes: int = 1) -> float:
+        """What a call will take, from a few images: twice as many each time, until they take long enough to tell.
+
+        The very first call pays for much that is paid once (kernels that are chosen, imports, caches), so that it counts for
+        nothing. Several processes, which must do the same, look at four images each. Early weights find less than later ones,
+        whose boxes take time too: the plan of a run by the clock asks again, and knows better once it has measured.
+        """
+        self._timed(model, processes)
+        count = processes if processes == 1 else 4 * processes
+        while True:
+            seconds, share = self._timed(model, count)
+            if share == 1 or seconds > QUICK or processes > 1:
+                return seconds / share
+            count *= 2
+
+    def _timed(self, model: nn.Module, count: int) -> tuple[float, float]:
+        """Seconds of a measurement on so many images, and the share of all pixels that these are."""
+        some = spread(self.annotations, count)
+        begun = time.monotonic()
+        self._measured(model, some)
+        return time.monotonic() - begun, _pixels(some) / _pixels(self.annotations)
 
 
 def _pixels(table: Annotations) -> float:

@@ -157,6 +157,8 @@ class ByClock:
     MOST_MEASURING = 0.2
     LAST_STEPS = 0.1
     SLOWER = 1.25
+    ASK_AGAIN = 0.25
+    """Share of the steps after which a guess that no evaluation has corrected is made anew: by then the machine is warm."""
     SAVES = 3  # before the last evaluation, of the best weights, and after it
 
     def __init__(
@@ -167,9 +169,10 @@ class ByClock:
         agree: Callable[[Sequence[float]], Sequence[float]] = lambda values: values,
         measuring: float = 0.0,
         last_measured: int = 1,
+        ask: Callable[[], float] | None = None,
     ) -> None:
         """`agree` gives all processes the main one's values; `measuring` is what an evaluation will take, in seconds, of which
-        there are `last_measured` at the end.
+        there are `last_measured` at the end; `ask()`, called by all processes, guesses it anew.
         """
         self.total_steps = 0
         self.end, self.watch, self.agree = 60 * minutes, watch, agree
@@ -179,6 +182,8 @@ class ByClock:
         self._spent_measuring, self._least = 0.0, self.LEAST_STEPS
         self._steps: deque[float] = deque(maxlen=20)
         self._before: tuple[int, float] | None = None
+        self._ask = ask
+        self._first: float | None = None
 
     @property
     def kept_back(self) -> float:
@@ -209,6 +214,12 @@ class ByClock:
         # An evaluation that was quicker than expected moves the end away: the learning rate does not rise for that.
         self.share = min(1.0, max(self.share, share + (1 - share) * done))
         share, over, left = self.agree((self.share, over, max(0.0, end + self.kept_back - now)))
+        self._first = share if self._first is None else self._first
+        if self._ask is not None and share >= self._first + self.ASK_AGAIN * (1 - self._first):
+            ask, self._ask = self._ask, None
+            if self._spent_measuring == 0:
+                self.measuring, self._before = ask(), None
+                return self.position(step)
         return Position(share, bool(over), left)
 
     def done(self, step: int) -> float:
@@ -265,7 +276,7 @@ def plan_of(
     if config.minutes is None:
         plan = ByEpochs(config.epochs, steps_per_epoch, watch)
     else:
-        plan = _by_clock(config.minutes, watch, accelerator, expected(), again=progress.best_epoch > 0)
+        plan = _by_clock(config.minutes, watch, accelerator, expected, again=progress.best_epoch > 0)
     before = progress.planned
     same = before.get("minutes") == config.minutes and (config.minutes or before.get("epochs") == config.epochs)
     if progress.step and not same:
@@ -316,7 +327,9 @@ def _changed(plan: Plan, progress: Progress, config: TrainConfig, steps_per_epoc
         plan.bend(done, progress.share)
 
 
-def _by_clock(minutes: float, watch: Watch, accelerator: Accelerator, measuring: float, *, again: bool) -> ByClock:
+def _by_clock(
+    minutes: float, watch: Watch, accelerator: Accelerator, expected: Callable[[], float], *, again: bool
+) -> ByClock:
     """`again` says whether the best weights may be measured once more at the end: those of before a run was broken off."""
 
     def agree(values: Sequence[float]) -> Sequence[float]:
@@ -326,7 +339,8 @@ def _by_clock(minutes: float, watch: Watch, accelerator: Accelerator, measuring:
         agreed: Any = broadcast(torch.tensor(list(values), dtype=kind, device=accelerator.device))
         return agreed.tolist()
 
-    plan = ByClock(minutes, watch, agree=agree, measuring=measuring, last_measured=1 + again)
+    measuring = expected()
+    plan = ByClock(minutes, watch, agree=agree, measuring=measuring, last_measured=1 + again, ask=expected)
     if accelerator.is_main_process and plan.overrun > 0.05 * plan.end:
         log.warning(
             "train.minutes %g: %s, so that the run will take about %.1f minutes more; %s",
