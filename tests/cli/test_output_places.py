@@ -35,6 +35,7 @@ READ = {
         "--against",
         "--tiles",
         "--target",
+        "--train",
     ),
     *("--notes", "--teacher", "--tables", "--data", "--root", "--images", "--also", "--checkpoint", "--roi"),
 }

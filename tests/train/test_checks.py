@@ -82,6 +82,6 @@ def test_a_start_that_failed_can_be_resumed_or_begun_again(
         with pytest.raises(UserError, match="no such device"):
             train(recipe, tmp_path / "run")
     (tmp_path / "run" / "recipe.yaml").write_text("killed before its first checkpoint")
-    with pytest.raises(UserError, match="holds a run already"):
+    with pytest.raises(UserError, match="holds a run that stopped before its first checkpoint"):
         train(recipe, tmp_path / "run")
     assert train(recipe, tmp_path / "run", resume=True)

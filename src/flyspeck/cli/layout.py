@@ -17,7 +17,7 @@ MISUSE: type[Exception] = typer.BadParameter.__mro__[2]
 """The common base of typer's own errors about a command line, which it does not export by name."""
 
 
-WRITTEN = ("--out", "--plot", "--fix", "--results", "--runs", "--docs")
+WRITTEN = ("--out", "--plot", "--fix", "--results", "--runs", "--docs", "--html")
 """Options, of any command, whose value is a path that is written to."""
 
 

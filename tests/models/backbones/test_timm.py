@@ -236,5 +236,5 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UserError, match=r"flyspeck\[timm\]"):
+    with pytest.raises(UserError, match=r"install 'timm"):
         check_name("convnext_atto")
