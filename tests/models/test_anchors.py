@@ -37,7 +37,7 @@ def test_octaves_divide_a_doubling() -> None:
 def test_equals_torchvision_where_the_conventions_coincide() -> None:
     shapes = anchor_shapes([16.0, 32.0], ratios=[0.5, 1.0, 2.0], octaves=2, rounded=True)
     mine = AnchorGrid(shapes, offset=0)([(16, 20), (8, 10)], (64, 80), CPU)
-    sizes = tuple((int(s), s * 2**0.5) for s in (16, 32))
+    sizes = tuple((int(s), int(s * 2**0.5)) for s in (16, 32))  # whole ones, as its RetinaNet has them
     generator = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 2)
     maps = [torch.zeros(1, 1, 16, 20), torch.zeros(1, 1, 8, 10)]
     (theirs,) = generator(ImageList(torch.zeros(1, 3, 64, 80), [(64, 80)]), maps)

@@ -133,9 +133,7 @@ def test_the_command_line_reads_and_writes_a_plugins_formats(outside, dots, caps
     (folder / "found.json").write_text(json.dumps(results))
     capsys.readouterr()
     assert main(["eval", "--gt", str(dots), "--dt", "found.json", "--plugin", "parts"]) == 0
-    assert re.search(
-        r"^all .* 50\.50 +50\.00", capsys.readouterr().out, re.MULTILINE
-    )  # one of two, at 51 of 101 points of recall
+    assert re.search(r"^all .* 50\.50 +50\.00", capsys.readouterr().out, re.MULTILINE)  # one of two
 
 
 def test_a_writer_of_detections_is_opened_by_name(tmp_path):
