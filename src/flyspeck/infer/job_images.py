@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -176,8 +177,11 @@ class ImageLoop:
         start = time.perf_counter()
         watched = Watched(journal, len(items), self.progress)
         try:
-            for result in watched.counted(self.predictor.stream(items, journal=watched)):
-                self.one(result)
+            with closing(
+                self.predictor.stream(items, journal=watched)
+            ) as results:  # its threads end before the files do
+                for result in watched.counted(results):
+                    self.one(result)
         except KeyboardInterrupt:
             self.warn(f"note: stopped after {self.done} of {len(items)} images: the files are whole, --resume goes on")
             raise

@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -138,6 +138,8 @@ class VideoJob:
                 results_folder.record(self._written(reader.name))
                 # Each frame alone: in a batch the first would wait for the last.
                 results = (result for frame in self.limit.cut(reader.frames()) for result in predictor.stream([frame]))
+            # Its threads read from the video: they end before that is closed.
+            stack.enter_context(closing(results))
             loop = FrameLoop(self, reader.info, stack, name=reader.name)
             try:
                 for result in results:
@@ -214,7 +216,9 @@ class Interrupts:
         self._pending = True
 
 
-def journalled(frames: Iterator[VideoFrame], predictor: Predictor, journal: FrameJournal) -> Iterator[Result]:
+def journalled(
+    frames: Iterator[VideoFrame], predictor: Predictor, journal: FrameJournal
+) -> Generator[Result, None, None]:
     """The results of all frames: those that an earlier job finished out of the journal, the others by the predictor."""
     for number, entry in journal.kept():
         for frame in frames:
@@ -222,10 +226,11 @@ def journalled(frames: Iterator[VideoFrame], predictor: Predictor, journal: Fram
                 yield restored(frame, entry)
                 break
             yield from predictor.stream([frame])  # the model gave no answer for it; it is asked again
-    for result in predictor.stream(frames):
-        if result.problem is None and not result.holes:
-            journal.record(result)
-        yield result
+    with closing(predictor.stream(frames)) as results:
+        for result in results:
+            if result.problem is None and not result.holes:
+                journal.record(result)
+            yield result
 
 
 class FrameLoop:

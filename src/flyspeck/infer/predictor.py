@@ -11,7 +11,7 @@ window, in the window's frame.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 
@@ -150,7 +150,7 @@ class Predictor:
         channel_order: ChannelOrder = "rgb",
         journal: Journal | None = None,
         progress: Callable[[int], None] | None = None,
-    ) -> Iterator[Result]:
+    ) -> Generator[Result, None, None]:
         """Results in the order of `images`, each as soon as it and those before it are done.
 
         `images` and `channel_order` are those of `predict`. An image that cannot be opened, or a window that cannot be read, is

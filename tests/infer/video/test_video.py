@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from flyspeck.infer.naming import is_video
 from flyspeck.infer.predictor import Predictor
 from flyspeck.infer.reading import Result
 from flyspeck.infer.source import Item
+from flyspeck.infer.video.files import video_file
 from flyspeck.infer.video.reader import VideoInfo, VideoReader
 from flyspeck.infer.video.tracker import Tracker
 from flyspeck.infer.video.tracks import TrackTable, draw_tracks
@@ -150,3 +154,54 @@ def test_a_number_stands_inside_the_frame() -> None:
         found = Detections([box], [0.9], [0], (40, 60), extra={"track": np.array([123])})
         drawn = draw_tracks(np.zeros((40, 60, 3), np.uint8), found, least=0.3)
         assert (drawn[inside] > 200).all(axis=2).sum() > 4, "white letters"
+
+
+def test_a_reader_is_closed_when_the_frame_that_another_thread_decodes_is_done(tmp_path: Path) -> None:
+    """FFmpeg dies of a container that is closed while it reads; the frames then end."""
+
+    class Slow:
+        """The container, held up before a packet as long as it may not go."""
+
+        def __init__(self, inner: Any) -> None:
+            self.inner, self.inside, self.go, self.closed = inner, threading.Event(), threading.Event(), False
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.inner, name)
+
+        def demux(self, stream: Any) -> Iterator[Any]:
+            for packet in self.inner.demux(stream):
+                if not self.go.is_set():
+                    self.inside.set()
+                assert self.go.wait(20)
+                assert not self.closed
+                yield packet
+
+        def close(self) -> None:
+            self.closed = True
+            self.inner.close()
+
+    path = tmp_path / "a.mp4"
+    write_video(path, 20)
+    file = video_file(path, None)
+    slow = Slow(file.open())
+    file.open = lambda: slow  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flyspeck.infer.video.reader.video_file", lambda *_: file)
+        slow.go.set()
+        reader = VideoReader(path)
+        slow.go.clear()
+    frames: list[Any] = []
+    reading = threading.Thread(target=lambda: frames.extend(reader.frames()))
+    closing = threading.Thread(target=reader.close)
+    reading.start()
+    assert slow.inside.wait(20)
+    closing.start()
+    closing.join(0.05)
+    assert closing.is_alive()
+    assert not slow.closed
+    slow.go.set()
+    for thread in (reading, closing):
+        thread.join(20)
+        assert not thread.is_alive()
+    assert slow.closed
+    assert len(frames) < 20

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import heapq
+import itertools
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -148,6 +150,8 @@ class VideoReader:
         self._file = video_file(source, web)
         self.name, self.stamp, self.every = self._file.name, self._file.stamp, every
         self.troubles, self.notes = Troubles(), list[str]()
+        # FFmpeg does not survive a container that is closed by one thread while another reads from it.
+        self._lock, self._closed = threading.Lock(), False
         self._container = self._file.open()
         stream = video_stream(self._container)
         if stream is None:
@@ -164,7 +168,7 @@ class VideoReader:
         self._errors: list[Fraction | None] = []
         self._count, self._steps = 0, Steps()
         self._decoded = self._numbered()
-        self._first = next(self._decoded, None)
+        self._first = self._next()
         if self._first is None:
             self.close()
             raise UserError(
@@ -177,11 +181,14 @@ class VideoReader:
         self.info = VideoInfo(size, self._rate / every, stream.frames // every)
 
     def frames(self) -> Iterator[VideoFrame]:
-        """Each frame as (H, W, 3) uint8, upright, the image of an item called `name#number`; to be called once."""
+        """Each frame as (H, W, 3) uint8, upright, the image of an item called `name#number`; to be called once.
+
+        They end where the reader is closed meanwhile, by whatever thread.
+        """
         first, self._first = self._first, None
         assert first is not None, "frames() is called once"
         size = self.info.size
-        for index, frame, seconds in (one for part in ([first], self._decoded) for one in part):
+        for index, frame, seconds in itertools.chain([first], iter(self._next, None)):
             if index % self.every:
                 continue
             pixels = self._orientation(frame).apply(rgb(frame))
@@ -194,10 +201,17 @@ class VideoReader:
             yield VideoFrame(name, pixels, number, output, seconds=float(seconds), duration=duration)
         self._tell_clock()
 
+    def _next(self) -> tuple[int, Any, Fraction] | None:
+        """The next decoded frame; None at the end, and once the reader is closed."""
+        with self._lock:
+            return None if self._closed else next(self._decoded, None)
+
     def close(self) -> None:
-        """Give back the file."""
-        self._container.close()
-        self._file.close()
+        """Give back the file, when the frame that another thread may be decoding is done."""
+        with self._lock:
+            self._closed = True
+            self._container.close()
+            self._file.close()
 
     def _orientation(self, frame: Any) -> Orientation:
         found = Orientation.of(frame)
