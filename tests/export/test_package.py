@@ -127,21 +127,27 @@ def test_openvino_finds_the_same(exports: Exports, tmp_path: Path, monkeypatch: 
     assert len(open_exported(out, precision="bf16")(batch)[0]) > 5
 
 
-def test_int8_states_what_it_costs(exports: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import onnx
-
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_int8_states_what_it_costs(
+    exports: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     monkeypatch.setattr(package, "trace", lambda *_, **__: exports.core)
     said: list[str] = []
-    out = tmp_path / "model.onnx"
-    export_model(exports.run, out, ExportOptions(int8=True, calibration_tiles=3), say=said.append)
+    out = tmp_path / f"model.{'onnx' if kind == 'onnx' else 'xml'}"
+    options = ExportOptions(format=kind, int8=True, calibration_tiles=3)
+    export_model(exports.run, out, options, say=said.append)
     told = open_exported(out).description
     assert told["precision"] == "int8"
     assert told["calibration_tiles"] == 3
     assert set(told["int8_ap50"]) == {"eager", "int8"}
     assert any("int8" in line and "tiny1" in line for line in said)
-    assert out.stat().st_size < 0.5 * exports.onnx.stat().st_size
-    kinds = [node.op_type for node in onnx.load(out).graph.node]
-    assert kinds.count("QuantizeLinear") > 10
+    weights = out if kind == "onnx" else out.with_suffix(".bin")
+    assert weights.stat().st_size < 0.5 * exports.onnx.stat().st_size
+    if kind == "onnx":
+        import onnx
+
+        kinds = [node.op_type for node in onnx.load(out).graph.node]
+        assert kinds.count("QuantizeLinear") > 10
 
 
 def test_what_finds_other_boxes_is_not_left_there(

@@ -64,7 +64,8 @@ class DetectorGraph(nn.Module):
     def normalised(self, windows: Tensor) -> Tensor:
         """What the backbone takes."""
         x = (windows.permute(0, 3, 1, 2).to(torch.float32) - self.mean) * self.per_std
-        return x.expand(-1, self.channels, -1, -1) if x.shape[1] == 1 and self.channels > 1 else x
+        # Not expanded: OpenVINO's integer passes take one channel for three then.
+        return torch.cat([x] * self.channels, 1) if x.shape[1] == 1 else x
 
     def detect(self, maps: list[Tensor], windows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The outputs, from the backbone's maps; of `windows` only the size counts."""

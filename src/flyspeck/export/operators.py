@@ -22,7 +22,8 @@ def onnx_translations() -> dict[Any, Any]:
 
     def nms_mask_onnx(boxes: Any, scores: Any, iou: float, threshold: float, limit: int) -> Any:
         chosen = op.NonMaxSuppression(
-            boxes,
+            # No change, but for engines that must see the 4: OpenVINO's integer passes lose it on the way from the box layer.
+            op.Reshape(boxes, op.Constant(value_ints=[0, -1, 4])),
             scores,
             # A count that grows with the input is a value of the graph.
             op.Constant(value_ints=[limit])
