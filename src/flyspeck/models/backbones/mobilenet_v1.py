@@ -40,9 +40,10 @@ class SameConv2d(DepthwiseConv2d):
     def forward(self, input: Tensor) -> Tensor:
         """`(B, C, H, W)` to `(B, C', ceil(H / stride), ceil(W / stride))`."""
         pads: list[int] = []
-        for size, kernel, stride in zip(input.shape[-2:], self.kernel_size, self.stride, strict=True):
-            total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-            pads = [total // 2, total - total // 2, *pads]  # F.pad wants the last dimension first
+        for size, stride in zip(input.shape[-2:], self.stride, strict=True):
+            # TensorFlow's rule for a kernel of 3 and strides of 1 and 2, in its simplest form: a graph holds it as an expression
+            # of the image's size, which grows from layer to layer.
+            pads = [1 if stride == 1 else size % 2, 1, *pads]  # F.pad wants the last dimension first
         return self._conv_forward(F.pad(input, pads), self.weight, self.bias)
 
 
