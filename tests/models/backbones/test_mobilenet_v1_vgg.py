@@ -147,3 +147,18 @@ def test_vgg16_strides():
         assert [m.shape[-1] for m in single(torch.empty(1, 3, 128, 128))] == [32, 16, 8, 8]
     assert [f.stride for f in single.features] == [4, 8, 16, 16]
     assert profile(single, (64, 64)).params > 0
+
+
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_same_padding_is_tensorflows_at_every_size(kernel, stride):
+    # ceil(n / stride) outputs; what their windows reach beyond the n pixels is halved, the odd one behind.
+    layer = SameConv2d(1, 1, kernel, stride, bias=False)
+    for size in range(1, 20):
+        x = torch.randn(1, 1, size, 20 - size)
+        pads: list[int] = []
+        for side in (size, 20 - size):
+            total = max((-(-side // stride) - 1) * stride + kernel - side, 0)
+            pads = [total // 2, total - total // 2, *pads]
+        expected = F.conv2d(F.pad(x, pads), layer.weight, stride=stride)
+        assert_close(layer(x), expected)

@@ -35,15 +35,19 @@ _SEPARABLE = ((1, 64), (2, 128), (1, 128), (2, 256), (1, 256), (2, 512), *((1, 5
 
 
 class SameConv2d(DepthwiseConv2d):
-    """A 3x3 convolution with TensorFlow's 'same' padding: what the stride does not need goes right and bottom."""
+    """A convolution with TensorFlow's 'same' padding: what the stride does not need goes right and bottom.
+
+    The kernel is odd, the stride 1 or 2.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """`(B, C, H, W)` to `(B, C', ceil(H / stride), ceil(W / stride))`."""
         pads: list[int] = []
-        for size, stride in zip(input.shape[-2:], self.stride, strict=True):
-            # TensorFlow's rule for a kernel of 3 and strides of 1 and 2, in its simplest form: a graph holds it as an expression
-            # of the image's size, which grows from layer to layer.
-            pads = [1 if stride == 1 else size % 2, 1, *pads]  # F.pad wants the last dimension first
+        for size, kernel, stride in zip(input.shape[-2:], self.kernel_size, self.stride, strict=True):
+            # TensorFlow's rule for odd kernels and strides of 1 and 2, in its simplest form: a graph holds it as an expression of
+            # the image's size, which grows from layer to layer.
+            half = kernel // 2
+            pads = [half if stride == 1 else half - 1 + size % 2, half, *pads]  # F.pad wants the last dimension first
         return self._conv_forward(F.pad(input, pads), self.weight, self.bias)
 
 
