@@ -37,7 +37,7 @@ _SEPARABLE = ((1, 64), (2, 128), (1, 128), (2, 256), (1, 256), (2, 512), *((1, 5
 class SameConv2d(DepthwiseConv2d):
     """A convolution with TensorFlow's 'same' padding: what the stride does not need goes right and bottom.
 
-    The kernel is odd, the stride 1 or 2.
+    The kernel is odd and at least 3, the stride 1 or 2.
     """
 
     def forward(self, input: Tensor) -> Tensor:
