@@ -190,7 +190,7 @@ def test_whatever_runs_a_model_takes_a_device() -> None:
     # `export` and `benchmark` compare engines on the CPU, `tune look` trains a network of a few thousand weights there.
     running = {"predict", "train", "distill", "pretrain", "profile", "explain", "card", "demo", "tune alpha"}
     running |= {"dpnet fit", "dpnet labels", "data errors", "eval", "init", "auto", "tune lr"}
-    assert having == {f"flyspeck {verb}" for verb in running} | {"flyspeck-lab curve"}
+    assert having == {f"flyspeck {verb}" for verb in running} | {"flyspeck-lab curve", "flyspeck-lab gpu"}
 
 
 def complete(words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:

@@ -132,10 +132,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(
     assert len(batch["ids"]) == len(batch["targets"]) == 4
 
 
+@pytest.mark.parametrize("often", [{"checkpoint_every": 1}, {"checkpoint_minutes": 1e-6}])
 def test_ctrl_c_leaves_the_last_checkpoint(
-    make_recipe: RecipeMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_recipe: RecipeMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, often: dict[str, float]
 ) -> None:
-    recipe = make_recipe(train={"checkpoint_every": 1})
+    recipe = make_recipe(train=often)
     plain = DetectionObjective.forward
     calls = 0
 

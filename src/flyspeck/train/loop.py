@@ -41,8 +41,6 @@ from flyspeck.types import ImageBatch, Targets
 
 log = logging.getLogger("flyspeck")
 
-UNSAVED = 600.0
-"""Seconds: so much work is lost at most where a run is killed within an epoch."""
 Batch = tuple[ImageBatch, Sequence[Targets], Sequence[int | str]]
 """What a loader yields: images, their targets, their ids."""
 
@@ -229,7 +227,7 @@ class _Steps:
     def _checkpoint_due(self) -> bool:
         every = self.config.checkpoint_every
         counted = every is not None and self.progress.step % every == 0
-        return counted or self.plan.watch.seconds - self.progress.seconds >= UNSAVED
+        return counted or self.plan.watch.seconds - self.progress.seconds >= 60 * self.config.checkpoint_minutes
 
 
 def _train_step(

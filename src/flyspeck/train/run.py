@@ -369,7 +369,7 @@ def _resolved(recipe: Recipe, train_set: Annotations) -> Recipe:
 def _comparable(recipe: Recipe) -> dict[str, Any]:
     """The parts of a recipe that a resumed run must share; how it logs, loads or saves may change."""
     content = recipe.model_dump(mode="json")
-    for key in ("workers", "log_every", "checkpoint_every", "tensorboard", *ENDING):
+    for key in ("workers", "log_every", "checkpoint_every", "checkpoint_minutes", "tensorboard", *ENDING):
         content["train"].pop(key)
     content["data"].pop("cache")
     content["data"].pop("metres_per_pixel")  # it changes nothing of a training

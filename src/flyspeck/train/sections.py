@@ -218,8 +218,10 @@ class TrainConfig(Options):
     eval_every: Count = 1
     """Epochs between two evaluations; the last epoch is always evaluated."""
     checkpoint_every: Count | None = None
-    """Steps between two checkpoints within an epoch. At the end of each epoch, and after ten minutes without, one is saved
-    anyway."""
+    """Steps between two checkpoints within an epoch. One is saved anyway at the end of each epoch, and after
+    `checkpoint_minutes`."""
+    checkpoint_minutes: Positive = 10.0
+    """Minutes without a checkpoint after which one is saved within an epoch: so much work is lost at most by a kill."""
     tensorboard: bool = False
     """Also write the curves for TensorBoard, into the run folder."""
 

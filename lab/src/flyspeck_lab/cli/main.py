@@ -9,6 +9,7 @@ import typer
 from flyspeck.cli.layout import PlainApp
 from flyspeck.cli.main import run_app
 from flyspeck_lab.cli.curve import curve
+from flyspeck_lab.cli.gpu import gpu, pack
 from flyspeck_lab.cli.prepare import prepare
 from flyspeck_lab.cli.run import page, run
 
@@ -18,6 +19,8 @@ EXAMPLES = {
     page: "flyspeck-lab page --docs docs/results.md",
     prepare: "flyspeck-lab prepare tinyperson --root data/tinyperson --overlap 30",
     curve: "flyspeck-lab curve runs/dpnet --random 3 --oracle",
+    pack: "flyspeck-lab pack --data data --out packed --megabytes 32",
+    gpu: "flyspeck-lab gpu --minutes 11 --data packed --out runs/gpu/out",
 }
 
 app = PlainApp(name=PROGRAM, add_completion=True)

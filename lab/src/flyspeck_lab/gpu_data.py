@@ -1,0 +1,201 @@
+"""The data of `flyspeck-lab gpu`, packed small to be taken along, and unpacked so that training decodes next to nothing.
+
+A pack holds HIT-UAV shrunk by 2 and the nuclei (both parts, for the hosts), and the images of the base weights: generated scenes
+and the training parts of further sets, as many as its size allows. What its images are lossy for is said in `pack.json`. Run as
+a program (`python -m flyspeck_lab.gpu_data PACK OUT`), it unpacks beside other work.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from PIL import Image
+
+from flyspeck.data.image_files import in_parallel
+from flyspeck.errors import UserError
+from flyspeck.files import local_output, write_json, write_text
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+PARTS = {"hituav_half": ("train_blk.json", "val_blk.json"), "nuclei": ("train.json", "val.json")}
+"""The hosts' sets and their annotations."""
+BASE = ("train.json", "val.json")
+QUALITY = 88
+"""Of the WebP files of shrunk and generated images; others are copied as they are."""
+SHARES = tuple(2 ** (-step / 2) for step in range(14))
+
+
+def base_weights() -> ModuleType:
+    """`benchmarks/base_weights.py`, which makes the base weights' images and recipe. Raises UserError outside of a clone."""
+    file = REPOSITORY / "benchmarks" / "base_weights.py"
+    found = importlib.util.spec_from_file_location("base_weights", file)
+    if found is None or found.loader is None or not file.is_file():
+        raise UserError(
+            "no such file", where=file, fix="work in a clone of the repository, with lab/ installed from it"
+        )
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def pack(data: Path, out: Path, *, megabytes: float, scenes: int, seed: int) -> dict[str, Any]:
+    """Writes the pack `out` from the sets in `data` (`hituav`, `nuclei`, and those of the base weights that are there).
+
+    Args:
+        data: Folder of the sets.
+        out: A new folder, or an earlier pack, which is written over.
+        megabytes: Of all its files, at most: images of the base weights are left out, evenly spread, until they fit.
+        scenes: Generated scenes to learn from, before any is left out.
+        seed: Of the scenes.
+
+    Returns:
+        What `pack.json` says: images and licence of each set, and the bytes.
+
+    Raises:
+        UserError: For a set of the hosts that is not there, or where these alone are larger than `megabytes`.
+    """
+    from flyspeck.data.readers import read_annotations
+
+    out, base = local_output(out, where="--out"), base_weights()
+    for name, file in (("hituav", "train_blk.json"), ("nuclei", "train.json")):
+        if not (data / name / file).is_file():
+            raise UserError("no such file", where=data / name / file, fix="give the folder of the sets with --data")
+    shutil.rmtree(out, ignore_errors=True)
+    _pack_hosts(data, out)
+    left = 1e6 * megabytes - _bytes(out)
+    work = out / "work"
+    more = [name for name in base.SETS if name not in ("hituav", "nuclei") and (data / name).is_dir()]
+    tables = [
+        *base.scene_tables(work / "scenes", scenes, 1000 * seed + 1),
+        *(read_annotations(data / name / base.SETS[name][0]) for name in more),
+    ]
+    own = [read_annotations(out / name / files[0]) for name, files in PARTS.items()]
+    val = base.as_one(list(base.scene_tables(work / "scenes", max(6, scenes // 10), 1000 * seed + 501)), None)
+    known = base.as_one(own, None)
+    left -= _move_in(val, out / "base", "val", work)
+    largest = max(len(table) for table in tables)
+    for limit in dict.fromkeys(max(1, round(share * largest)) for share in SHARES):
+        train = base.as_one(tables, limit)
+        images = _move_in(train, out / "base", "train", work)
+        _append(train, known, out / "base")
+        if images + len(json.dumps([train, val])) <= left - 2000:  # for pack.json
+            break
+    else:
+        raise UserError(
+            f"the sets of the hosts alone have more than {megabytes} MB", where="--megabytes", fix="allow more"
+        )
+    for name, content in (("train", train), ("val", val)):
+        write_json(out / "base" / f"{name}.json", content, indent=None)
+    shutil.rmtree(work)
+    told = {
+        "sets": {name: base.SETS[name][1] for name in ("hituav", "nuclei", *more)},
+        "images": {"base": len(train["images"]), **{name: len(table) for name, table in zip(PARTS, own, strict=True)}},
+        "at_most_of_a_base_set": limit,
+        "scenes": scenes,
+        "seed": seed,
+        "quality": QUALITY,
+        "bytes": _bytes(out),
+    }
+    write_json(out / "pack.json", told)
+    return told
+
+
+def _pack_hosts(data: Path, out: Path) -> None:
+    """HIT-UAV shrunk by 2 as lossy WebP, and the nuclei as they are."""
+    from flyspeck.data.readers import read_annotations
+    from flyspeck.data.shrink import shrink
+
+    for file in PARTS["hituav_half"]:
+        shrink(read_annotations(data / "hituav" / file), out / "hituav_half", name=file, factor=2, workers=2)
+    for path in sorted((out / "hituav_half" / "images").glob("*.png")):
+        _write_webp(path, path.with_suffix(".webp"))
+        path.unlink()
+    for file in PARTS["hituav_half"]:
+        place = out / "hituav_half" / file
+        write_text(place, place.read_text(encoding="utf-8").replace(".png", ".webp"))
+    (out / "nuclei" / "images").mkdir(parents=True)
+    for file in PARTS["nuclei"]:
+        shutil.copy(data / "nuclei" / file, out / "nuclei" / file)
+        for image in json.loads((data / "nuclei" / file).read_text(encoding="utf-8"))["images"]:
+            shutil.copy(data / "nuclei" / image["file_name"], out / "nuclei" / image["file_name"])
+
+
+def _move_in(content: dict[str, Any], folder: Path, part: str, work: Path) -> int:
+    """Copies a table's images into `folder/PART`, made WebP where they were generated, and names them so; the bytes written."""
+    target = folder / part
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for image in content["images"]:
+        source = Path(image["file_name"])
+        made = work.resolve() in source.parents
+        name = f"{part}/{image['id']}{'.webp' if made else source.suffix}"
+        if made:
+            _write_webp(source, folder / name)
+        else:
+            shutil.copy(source, folder / name)
+        image["file_name"] = name
+    return _bytes(target)
+
+
+def _append(content: dict[str, Any], more: dict[str, Any], folder: Path) -> None:
+    """Adds images that are in the pack already to a table whose folder is `folder`."""
+    images, boxes = len(content["images"]), len(content["annotations"])
+    for image in more["images"]:
+        path = os.path.relpath(image["file_name"], folder.resolve())
+        content["images"].append({**image, "id": image["id"] + images, "file_name": path})
+    for box in more["annotations"]:
+        content["annotations"].append({**box, "id": box["id"] + boxes, "image_id": box["image_id"] + images})
+
+
+def _write_webp(source: Path, target: Path) -> None:
+    with Image.open(source) as image:
+        image.save(target, quality=QUALITY, method=4)
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def unpack(packed: Path, out: Path, *, workers: int = 1) -> Path:
+    """The pack as uncompressed PNG, which decodes in a tenth of the time; `out/unpacked` is written last. Returns `out`."""
+    if not (packed / "pack.json").is_file():
+        raise UserError("no pack", where=packed, fix="make one: flyspeck-lab pack --data FOLDER --out PACK")
+    told = (packed / "pack.json").read_text(encoding="utf-8")
+    if (out / "unpacked").is_file():
+        if (out / "unpacked").read_text(encoding="utf-8") == told:
+            return out
+        shutil.rmtree(out)  # of another pack
+    images = [path for path in packed.rglob("*") if path.suffix in (".webp", ".png", ".jpg")]
+    jobs = [(path, (out / path.relative_to(packed)).with_suffix(".png")) for path in images]
+    for folder in {target.parent for _, target in jobs}:
+        folder.mkdir(parents=True, exist_ok=True)
+    for _ in in_parallel(_unpack_one, jobs, workers):
+        pass
+    for path in packed.rglob("*.json"):
+        if path.name != "pack.json":
+            content = json.loads(path.read_text(encoding="utf-8"))
+            for image in content["images"]:
+                image["file_name"] = str(Path(image["file_name"]).with_suffix(".png"))
+            write_json(out / path.relative_to(packed), content, indent=None)
+    write_text(out / "unpacked", told)
+    return out
+
+
+def _unpack_one(job: tuple[Path, Path]) -> None:
+    source, target = job
+    if not target.is_file():
+        with Image.open(source) as image:
+            image.load()
+            part = target.with_suffix(".part")
+            image.save(part, format="PNG", compress_level=0)
+            part.replace(target)
+
+
+if __name__ == "__main__":
+    unpack(Path(sys.argv[1]), Path(sys.argv[2]), workers=max(1, (os.cpu_count() or 1) - 2))
