@@ -15,7 +15,7 @@ import numpy as np
 from flyspeck.data.images import read_image
 from flyspeck.drawing import DrawnBoxes, annotate
 from flyspeck.errors import UserError, missing_extra, nearest
-from flyspeck.files import local_output, storable, write_text
+from flyspeck.files import cell, local_output, own_place, write_text
 from flyspeck.geo import GeoReference
 from flyspeck.projection import WGS84, is_geographic, transformed, unwrapped
 
@@ -111,16 +111,6 @@ def csv_lines(columns: dict[str, Any]) -> list[str]:
     """Named columns of equal length as lines of comma-separated text."""
     cells = [[cell(v) for v in (c.tolist() if isinstance(c, np.ndarray) else c)] for c in columns.values()]
     return [",".join(row) for row in zip(*cells, strict=True)]
-
-
-def cell(value: Any) -> str:
-    """One value as a field of a csv file."""
-    if isinstance(value, bool):
-        return str(int(value))
-    if isinstance(value, float):
-        return f"{value:.7g}"
-    text = "" if value is None else storable(str(value))
-    return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\n\r') else text
 
 
 def to_yolo(found: FoundBoxes) -> str:
@@ -282,7 +272,7 @@ def save(found: FoundBoxes, path: str | Path, image: Any = None) -> Path:
     elif ending in _IMAGES:
         if image is None:
             raise UserError("no image to draw on", where=path, fix="pass image=, the array or file")
-        plot(found, image).save(path)
+        plot(found, image).save(own_place(path))
     else:
         raise UserError(f"unknown ending '{ending}'", where=path, fix=nearest(ending, [*_TEXTS, *_IMAGES]))
     return path

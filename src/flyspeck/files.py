@@ -11,17 +11,29 @@ import contextlib
 import json
 import math
 import os
+import pickle
 import re
 import signal
+import struct
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 from flyspeck.errors import UserError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/|/vsi\w+/")
 """`s3://…`, also as `Path` shortens it (`s3:/…`), or GDAL's `/vsis3/…`; `C:/…` is a drive."""
+
+
+UNREADABLE = (
+    *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError),
+    *(OverflowError, MemoryError, struct.error, zlib.error, BadZipFile),
+)
+"""What a loader of weights, states or arrays raises for a file that is cut off, changed or none of its own: no more than that is
+meant by any of it."""
 
 
 def local_output(place: str | os.PathLike[str], *, where: str = "out") -> Path:
@@ -52,6 +64,7 @@ def replace_file(path: Path, write: Callable[[Path], object], *, errors: tuple[t
     local_output(path, where=str(path))
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
+        temporary.unlink(missing_ok=True)  # a link that somebody laid there would be followed
         write(temporary)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
@@ -65,6 +78,16 @@ def replace_file(path: Path, write: Callable[[Path], object], *, errors: tuple[t
         raise UserError(f"could not be written ({error})", where=path, fix="the file before it is untouched") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def own_place(path: Path) -> Path:
+    """`path`, to be written where it lies: a link there is removed first, since through it a file elsewhere would be overwritten.
+
+    For what is not replaced whole (`replace_file`, which follows no link): logs that grow, arrays that are mapped.
+    """
+    if path.is_symlink():
+        path.unlink()
+    return path
 
 
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -95,6 +118,39 @@ def storable(text: str, *, xml: bool = False) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def cell(value: Any) -> str:
+    """One value as a field of a csv file. A text that a spreadsheet would take for a formula begins with an apostrophe."""
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, float):
+        return f"{value:.7g}"
+    text = "" if value is None else storable(str(value))
+    text = f"'{text}" if isinstance(value, str) and is_formula(text) else text
+    return '"' + text.replace('"', '""') + '"' if any(c in text for c in ',"\n\r') else text
+
+
+def text_of(field: str) -> str:
+    """The text that `cell` wrote as `field`, its quotes undone already."""
+    return field[1:] if field.startswith("'") and is_formula(field[1:]) else field
+
+
+def is_formula(text: str) -> bool:
+    """Whether a spreadsheet would run a text instead of showing it: it begins as a formula does, and is no number.
+
+    One that is guarded already counts too, so that a text is always read back as it was (OWASP, CSV Injection).
+    """
+    if not text.lstrip("'").startswith(_FORMULA):
+        return False
+    try:
+        float(text)
+    except ValueError:
+        return True
+    return False
+
+
 def write_text(path: Path, text: str) -> None:
     """A text file in UTF-8, whole or not at all; line ends as they are."""
     write_bytes(path, text.encode("utf-8"))
@@ -120,6 +176,17 @@ def finite(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
+def read_json(path: Path, *, fix: str = "restore the file") -> dict[str, Any]:
+    """The object in a JSON file that flyspeck wrote. Raises UserError for what is no JSON, or no object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, or a number of thousands of digits
+        raise UserError(f"not a whole JSON file ({error})", where=path, fix=fix) from None
+    if not isinstance(content, dict):
+        raise UserError("holds no JSON object", where=path, fix=fix)
+    return content
+
+
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
     """Every line that is not blank: its number, from 1, and its object; None where it is no JSON object.
 
@@ -143,7 +210,29 @@ def renamed_keys(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_records(path: Path) -> list[dict[str, Any]]:
     """The records of a run's `metrics.jsonl`, under today's names."""
-    return [renamed_keys(record) for record in read_jsonl(path)]
+    records = [renamed_keys(record) for record in read_jsonl(path)]
+    for number, record in enumerate(records, 1):
+        if not _is_record(record):
+            raise UserError(
+                "is no record of a run", where=f"{path}, record {number}", fix="restore the file, or delete the line"
+            )
+    return records
+
+
+def _is_record(record: Mapping[str, Any]) -> bool:
+    """Whether a step's or an epoch's record holds numbers where numbers belong; an empty value is one that was not finite."""
+    counts = ("epoch",) if record.get("kind") == "epoch" else ("epoch", "step")
+    if record.get("kind") not in ("epoch", "step") or not all(_is_number(record.get(name)) for name in counts):
+        return False
+    tables = (record.get("losses", {}), record.get("metrics", {}), record.get("observed", {}))
+    if not all(isinstance(table, dict) and all(map(_is_number, table.values())) for table in tables):
+        return False
+    return all(_is_number(record[name]) for name in ("step", "seconds", "lr") if name in record)
+
+
+def _is_number(value: Any) -> bool:
+    """A number that a float holds."""
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -108,6 +108,7 @@ def _parse(text: str, where: Callable[[int], str]) -> tuple[Any, dict[KeyPath, i
         node = loader.get_single_node()
         if node is None:
             return None, lines
+        _check_growth(node, {}, set())
         _note_lines(node, (), lines, set())
         return loader.construct_document(node), lines
     except yaml.YAMLError as error:
@@ -122,6 +123,29 @@ def _parse(text: str, where: Callable[[int], str]) -> tuple[Any, dict[KeyPath, i
         raise UserError(what, where=where(line), fix=fix) from None
     except RecursionError:
         raise UserError("not YAML that can be read: nested too deeply", where=where(0)) from None
+
+
+def _check_growth(node: Any, sizes: dict[int, int], above: set[int]) -> int:
+    """The values below `node`, those that aliases repeat counted every time. Raises YAMLError where they are more than any file
+    of ours has, or where a value holds itself: whoever walks over the content would never come to an end.
+    """
+    if id(node) in sizes:
+        return sizes[id(node)]
+    if id(node) in above:
+        raise yaml.constructor.ConstructorError(None, None, "an alias stands within its own value", node.start_mark)
+    above.add(id(node))
+    inside = node.value if isinstance(node, yaml.CollectionNode) else ()
+    parts = [part for entry in inside for part in (entry if isinstance(entry, tuple) else (entry,))]
+    size = 1 + sum(_check_growth(part, sizes, above) for part in parts)
+    above.remove(id(node))
+    if size > _MOST_VALUES:
+        what = f"aliases repeat its values to more than {_MOST_VALUES}"
+        raise yaml.constructor.ConstructorError(None, None, what, node.start_mark)
+    sizes[id(node)] = size
+    return size
+
+
+_MOST_VALUES = 1_000_000
 
 
 def _note_lines(node: Any, path: KeyPath, lines: dict[KeyPath, int], seen: set[int]) -> None:

@@ -13,7 +13,7 @@ import typer
 
 from flyspeck.cli.shared_options import DEVICE, training_device
 from flyspeck.errors import UserError
-from flyspeck.files import write_text
+from flyspeck.files import own_place, write_text
 
 if TYPE_CHECKING:
     from flyspeck.evaluate import EvaluationResult
@@ -205,7 +205,7 @@ def _predict(
     strong = found[np.flatnonzero(found.scores >= score)]
     with open_source(truth.path(0)) as source:
         image = annotated(source.read, strong, max_side=1000)
-    image.save(out / "large" / "annotated.png")
+    image.save(own_place(out / "large" / "annotated.png"))
     objects = int((~truth.ignore).sum())
     text = (
         f"{objects} objects in {side[1]} x {side[0]} pixels; {len(strong)} detections of score {score:.2f} and more (where F1 "

@@ -13,6 +13,7 @@ from typer.main import get_command
 from flyspeck.cli import moved
 from flyspeck.cli.examples import EXAMPLES
 from flyspeck.cli.layout import MISUSE, Group, PlainApp, add_examples
+from flyspeck.cli.plain_output import plain_output
 from flyspeck.cli.plugin_option import take_plugins
 from flyspeck.errors import UserError, one_line
 
@@ -113,6 +114,11 @@ def run_app(app: typer.Typer, argv: list[str] | None = None, *, program: str = "
     A mistake is one line on stderr; with `--debug` among the arguments, its traceback. A fault is one line too, which names the
     file that its traceback was written to.
     """
+    with plain_output():
+        return _run(app, argv, program)
+
+
+def _run(app: typer.Typer, argv: list[str] | None, program: str) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]

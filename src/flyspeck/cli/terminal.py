@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 import typer
 
+from flyspeck.cli.plain_output import shown, steered
 from flyspeck.progress import Advance
 
 PATIENCE = 2.0
@@ -41,7 +42,7 @@ class Steps:
     def __init__(
         self, first: str = "", *, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._stream: TextIO = sys.stderr if stream is None else stream
+        self._stream: TextIO = steered(sys.stderr) if stream is None else stream
         self._terminal, self._clock = self._stream.isatty(), clock
         self._lock, self._over = threading.RLock(), threading.Event()
         self._now = Advance(first)
@@ -97,10 +98,10 @@ class Steps:
             if self._terminal and now - self._begun < PATIENCE:
                 return
             if self._terminal:
-                self._write("\r" + self._line(now) + "\x1b[K")
+                self._write("\r" + shown(self._line(now)) + "\x1b[K")
                 self._drawn = True
             elif now >= self._due:
-                self._write(self._text(now) + "\n")
+                self._write(shown(self._text(now)) + "\n")
                 self._due = now + max(LINES, (now - self._begun) / 5)
 
     def _begin(self, advance: Advance) -> None:

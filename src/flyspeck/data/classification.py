@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from flyspeck.data.images import FORMATS
 from flyspeck.errors import UserError
 
 Split = Literal["train", "val"]
@@ -189,7 +190,7 @@ def _packed(folder: Path, split: Split) -> LabelledImages:
     images = []
     for row, (start, stop) in enumerate(pairwise(offsets)):
         try:
-            with Image.open(io.BytesIO(data[start:stop])) as image:
+            with Image.open(io.BytesIO(data[start:stop]), formats=FORMATS) as image:
                 images.append(np.asarray(image.convert("RGB")))
         except (UnidentifiedImageError, OSError) as error:
             raise UserError(f"image {row} cannot be decoded ({error})", where=path) from error
@@ -224,7 +225,7 @@ def _image_folder(folder: Path, split: Split, size: int) -> LabelledImages:
 def _square(path: Path, size: int) -> np.ndarray:
     """The middle of an image whose shorter side is resized to `size`."""
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=FORMATS) as opened:
             image = opened.convert("RGB")
     except (UnidentifiedImageError, OSError) as error:
         raise UserError(f"cannot be decoded ({error})", where=path) from error

@@ -38,8 +38,8 @@ class ImageHeader:
         return f"{self.bands} band{'s' * (self.bands > 1)} of {self.dtype}"
 
 
-def read_header(path: Path | str) -> ImageHeader:
-    """The header of an image file; errors as for `read_image`."""
+def read_header(path: Path | str, *, decoded: int | None = images.MAX_PIXELS) -> ImageHeader:
+    """The header of an image file; errors as for `read_image`. `decoded`: the largest HEIF or JPEG XL, as they are decoded."""
     path = Path(path)
     size = images.read_size(path)
     if path.suffix.lower() == ".npy":
@@ -50,7 +50,7 @@ def read_header(path: Path | str) -> ImageHeader:
         dtype = "float32" if tags.dtype.startswith("float") else tags.dtype
         bands = tags.samples - (tags.alpha is not None)
         return ImageHeader(size, bands, dtype, tags.alpha is not None, tags.coloured, tags.value_range)
-    with images.opened(path) as image:
+    with images.opened(path, decoded=decoded) as image:
         bands = 1 if image.mode in _GREY or images.packing(image).startswith("LA") else 3
         return ImageHeader(
             size,

@@ -14,6 +14,7 @@ from PIL import Image
 from flyspeck.data.headers import read_header
 from flyspeck.data.images import read_image
 from flyspeck.errors import UserError, missing_extra
+from flyspeck.files import own_place
 
 FORMATS = ("png", "webp")
 """Lossless formats that are written."""
@@ -79,6 +80,7 @@ def save_pixels(pixels: np.ndarray, path: Path) -> None:
     """Write `(H, W, C)` without loss, by the name's ending: PNG or WebP of uint8 of one or three bands, PNG of uint16 of one,
     TIFF of any bands and values (extra `tiff`)."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    own_place(path)
     if path.suffix == ".tif":
         return _save_tiff(pixels, path)
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)

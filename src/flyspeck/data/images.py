@@ -29,14 +29,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from flyspeck.data import tiff
+from flyspeck.data.by_extra import BYTES_EACH, NeedsPackage, open_by_extra, size_by_extra
 from flyspeck.data.copied import copied
+from flyspeck.data.decoding_cost import bytes_each, is_bomb
 from flyspeck.data.orientation import exif_orientation, png_orientation, upright
+from flyspeck.data.transparency import on_black
 from flyspeck.errors import UserError, install, missing_extra
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "JPEG2000", "PPM", "AVIF")
@@ -108,8 +111,12 @@ def _own(path: Path, channels: int | None, bands: Sequence[int] | None, max_pixe
     header = tiff_header(path)
     if header is not None:
         check_claims(header, path)
+        whole = header.size[0] * header.size[1]
+        if header.piece > max(whole, 1 << 20):  # a tile of more than the image, which is decoded all the same
+            limited((header.piece, 1), path, max_pixels, bytes_each=header.samples * 4, what="a tile of it")
     if header is not None and not header.plain:
-        limited((header.size[1], header.size[0]), path, max_pixels)
+        each = 2 * header.samples * max(1, header.bits // 8)
+        limited((header.size[1], header.size[0]), path, max_pixels, bytes_each=each)
         values = header.size[0] * header.size[1] * header.samples
         if max_pixels is not None and values > 4 * max_pixels:
             raise UserError(
@@ -117,7 +124,7 @@ def _own(path: Path, channels: int | None, bands: Sequence[int] | None, max_pixe
                 fix=f"{install('geo')} to read it by windows, or raise max_pixels if the file is to be trusted",
             )
         return upright(_picked(_tiff_bands(path, header, channels, bands), bands), header.orientation)
-    with _opened(path, max_pixels) as image:
+    with _opened(path, max_pixels, max_pixels) as image:
         wide = packing(image)  # loading forgets it
         image.load()
         orientation = exif_orientation(image)
@@ -245,7 +252,11 @@ def read_size(path: Path | str) -> tuple[int, int]:
         if header is not None:
             height, width = header.size
             return (width, height) if header.orientation in (5, 6, 7, 8) else (height, width)
-        with _opened(path, None) as image:
+        with path.open("rb") as file:
+            size = size_by_extra(file)
+        if size is not None:
+            return size[1], size[0]
+        with _opened(path, None, None) as image:
             width, height = image.size
             # Asking a PNG for its EXIF the usual way would decode it whole.
             orientation = png_orientation(image, path) if image.format == "PNG" else exif_orientation(image)
@@ -253,14 +264,16 @@ def read_size(path: Path | str) -> tuple[int, int]:
 
 
 @contextmanager
-def opened(path: Path | str) -> Iterator[Image.Image]:
-    """The file opened by Pillow, not yet decoded; errors as for `read_image`."""
-    with _explained(path), _opened(path, None) as image:
+def opened(
+    path: Path | str, *, max_pixels: int | None = None, decoded: int | None = MAX_PIXELS
+) -> Iterator[Image.Image]:
+    """The file opened by Pillow, not yet decoded, but for HEIF and JPEG XL up to `decoded` pixels; errors as for `read_image`."""
+    with _explained(path), _opened(path, max_pixels, decoded if max_pixels is None else max_pixels) as image:
         yield image
 
 
 @contextmanager
-def _opened(path: Path | str, max_pixels: int | None) -> Iterator[Image.Image]:
+def _opened(path: Path | str, max_pixels: int | None, decoded: int | None) -> Iterator[Image.Image]:
     """The file opened by the plugin that knows its first bytes.
 
     Image.open is not used: its own limit on pixels is one global number that warns at half of what it allows, so
@@ -270,9 +283,9 @@ def _opened(path: Path | str, max_pixels: int | None) -> Iterator[Image.Image]:
     Image.init()
     with path.open("rb") as file:
         prefix = file.read(16)
-        special = _by_extra(prefix, file)
+        special = open_by_extra(prefix, file, lambda size: limited(size, path, decoded, bytes_each=BYTES_EACH))
         if special is not None:
-            yield _within(special, path, max_pixels)
+            yield special
             return
         for name in FORMATS:
             if name not in Image.OPEN:
@@ -298,48 +311,40 @@ def _opened(path: Path | str, max_pixels: int | None) -> Iterator[Image.Image]:
 
 
 def _within(image: Image.Image, path: Path, max_pixels: int | None) -> Image.Image:
-    """`image`, if it has no more pixels than allowed."""
-    limited(image.size, path, max_pixels)
+    """`image`, if it has no more pixels than allowed, and is no bomb."""
+    limited(image.size, path, max_pixels, bytes_each=bytes_each(image))
     return image
 
 
-def limited(size: tuple[int, int], path: Path, max_pixels: int | None) -> None:
-    """Raises UserError for a `size` (width, height) of more pixels than allowed."""
+def limited(
+    size: tuple[int, int],
+    path: Path,
+    max_pixels: int | None,
+    *,
+    bytes_each: float = 0.0,
+    what: str = "the image",
+) -> None:
+    """Raises UserError for a `size` (width, height) of more pixels than allowed, or for a bomb (`decoding_cost.is_bomb`) whose
+    pixels take `bytes_each` of memory. None allows everything.
+    """
     width, height = size
-    if max_pixels is not None and width * height > max_pixels:
+    pixels = width * height
+    if max_pixels is None:
+        return
+    if pixels > max_pixels:
         raise UserError(
-            f"the image is {width} x {height} = {width * height / 1e6:.0f} megapixels, over the limit of"
-            f" {max_pixels / 1e6:g}",
+            f"{what} is {width} x {height} = {pixels / 1e6:.0f} megapixels, over the limit of {max_pixels / 1e6:g}",
             where=path,
             fix="cut it into tiles, or raise max_pixels if the file is to be trusted",
         )
-
-
-def _by_extra(prefix: bytes, file: BinaryIO) -> Image.Image | None:
-    """An image of a kind that Pillow alone does not open (HEIF, JPEG XL); None for all others."""
-    if prefix[4:12] in _HEIF:
-        try:
-            import pi_heif
-        except ImportError:
-            raise missing_extra("pi-heif", "heif") from None
-        file.seek(0)
-        found = pi_heif.open_heif(file, convert_hdr_to_8bit=True)
-        return found.to_pillow()
-    if prefix.startswith(_JPEG_XL):
-        try:
-            from imagecodecs import jpegxl_decode
-        except ImportError:
-            raise missing_extra("imagecodecs", "jxl") from None
-        file.seek(0)
-        pixels = jpegxl_decode(file.read())
-        if pixels.dtype not in (np.uint8, np.uint16) or (pixels.dtype == np.uint16 and pixels.ndim > 2):
-            raise UserError(f"its pixels are {pixels.dtype} of shape {pixels.shape}", fix="convert it to 8 bits first")
-        return Image.fromarray(pixels)
-    return None
-
-
-_HEIF = (b"ftypheic", b"ftypheix", b"ftypheim", b"ftypheis", b"ftyphevc", b"ftyphevx", b"ftypmif1", b"ftypmsf1")
-_JPEG_XL = (b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")
+    held = path.stat().st_size
+    if is_bomb(pixels, bytes_each, held=held, max_pixels=max_pixels):
+        memory = f"{pixels / 1e6:,.0f} megapixels in {held / 1e6:.3f} MB would take {pixels * bytes_each / 1e9:.1f} GB of memory"
+        raise UserError(
+            f"{memory}, more than an image is usually packed",
+            where=path,
+            fix="raise the limit (--max-megapixels, max_pixels) if the file is to be trusted",
+        )
 
 
 @contextmanager
@@ -351,6 +356,9 @@ def _explained(path: Path | str) -> Iterator[None]:
         if error.where:
             raise
         raise UserError(error.what, where=path, fix=error.fix) from error
+    except NeedsPackage as needed:
+        error = missing_extra(needed.package, needed.extra)
+        raise UserError(error.what, where=path, fix=error.fix) from None
     except FileNotFoundError as error:
         raise UserError("no such image file", where=path, fix="check the path and the image root") from error
     except IsADirectoryError as error:
@@ -373,7 +381,7 @@ def _to_array(image: Image.Image, channels: int | None) -> np.ndarray:
     if image.mode == "F":
         return np.array(image, np.float32)[:, :, None]
     if image.has_transparency_data:
-        image = _on_black(image)
+        image = on_black(image)
     if image.mode == "1":
         image = image.convert("L")
     elif image.mode not in ("L", "RGB"):
@@ -409,7 +417,7 @@ def _wide_colours(path: Path, unpacked: str, raw: bool, max_pixels: int | None) 
     """A 16-bit PNG of colours, or with alpha, as uint16: Pillow unpacks one byte of each value, so it is asked twice."""
     passes = []
     for mode in _WIDE_PNG[unpacked]:
-        with _opened(path, max_pixels) as image:
+        with _opened(path, max_pixels, max_pixels) as image:
             tiled: Any = image
             tiled.tile = [tile._replace(args=mode) for tile in tiled.tile]
             passes.append(np.array(image).astype(np.uint16))
@@ -433,11 +441,3 @@ def _planes(image: Image.Image) -> np.ndarray:
     if not image.has_transparency_data:
         return _to_array(image, None)
     return np.array(image.convert("LA" if _samples(image) == 2 else "RGBA"))
-
-
-def _on_black(image: Image.Image) -> Image.Image:
-    """An image with any kind of transparency, composited onto black; grey stays grey."""
-    grey = image.mode in ("1", "L", "LA", "La")
-    layer = image.convert("RGBA")
-    black = Image.new("RGBA", layer.size, (0, 0, 0, 255))
-    return Image.alpha_composite(black, layer).convert("L" if grey else "RGB")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flyspeck.data.checks.text import check_lines
+from flyspeck.errors import one_line
 
 
 def lines(facts: dict[str, Any]) -> list[str]:
@@ -24,7 +25,7 @@ def lines(facts: dict[str, Any]) -> list[str]:
         (w1, w2), (h1, h2) = facts["image_sizes"]["width"], facts["image_sizes"]["height"]
         text += [f"image sizes: {w1}-{w2} x {h1}-{h2} px"]
     text += _bands(facts.get("bands"))
-    text += ["", "classes: " + ", ".join(f"{name} {count}" for name, count in facts["classes"].items())]
+    text += ["", "classes: " + ", ".join(f"{one_line(name)} {count}" for name, count in facts["classes"].items())]
     for key in ("broken_entries", "missing_files", "unreadable_files", "wrong_sizes"):
         if key in facts:
             text += [f"{key.replace('_', ' ')}: {facts[key]['count']}"]

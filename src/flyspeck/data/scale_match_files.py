@@ -26,7 +26,7 @@ from flyspeck.data.scale_match import (
 from flyspeck.data.tiling import tile_annotations
 from flyspeck.data.writers import write_coco
 from flyspeck.errors import UserError, missing_extra
-from flyspeck.files import local_output, write_json
+from flyspeck.files import local_output, own_place, write_json
 
 Corner = tuple[int, int, int, int]
 _RADIUS = 3
@@ -106,7 +106,7 @@ def scale_match(
             f"source after ({rule.method.upper()})": object_sizes(whole)[1],
             "target": object_sizes(target)[1],
         }
-    ).save(out / "scale_match.png")
+    ).save(own_place(out / "scale_match.png"))
     return written, report
 
 

@@ -56,6 +56,8 @@ class TiffHeader:
     """Values of a pixel, alpha included."""
     dtype: str
     """Type of a value: uint8, float32, …; `uint12` and the like where values are packed."""
+    bits: int
+    """Of a value, of the widest sample."""
     alpha: int | None
     """Which sample, from 0, is tagged as transparency."""
     plain: bool
@@ -181,6 +183,7 @@ def _header(tags: Any, mask_page: int | None) -> TiffHeader:
         size=(int(tags[_HEIGHT]), int(tags[_WIDTH])),
         samples=samples,
         dtype=f"{kind}{depth}",
+        bits=max(int(each) for each in bits),
         alpha=alpha,
         plain=plain,
         coloured=has_colours(meanings),

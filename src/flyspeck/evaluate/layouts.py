@@ -102,5 +102,5 @@ def read_tiles(path: Path, annotations: Annotations) -> dict[Any, np.ndarray]:
         return tiles_of_corner_file(json.loads(path.read_bytes()), annotations, path.parent)
     except FileNotFoundError:
         raise UserError("no such file", where=path, fix="check the path") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f"not a tile file ({error})", where=path, fix="its images need file_name and corner") from None

@@ -30,7 +30,7 @@ def merge_tile_results(
         raise UserError(f"no merge kernel '{kernel}'", where="--merge-kernel", fix="cpu or cuda")
     try:
         tiles = json.loads(corners.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"not valid json: {error}", where=corners, fix="give the COCO json of the tiles") from None
     try:
         wholes = wholes_by_tile_name(tiles, annotations, corners.parent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -172,18 +173,24 @@ def read_wider_submission(source: Path, annotations: Annotations) -> DetectionTa
     )
 
 
+_LONGEST = 100_000_000
+"""Bytes of one image's file within a zip: a few kilobytes may stand for any number."""
+
+
 def _texts(source: Path) -> Iterator[tuple[str, str]]:
     """(place, text) of every .txt file of a folder or zip."""
-    if source.is_dir():
-        for path in sorted(source.rglob("*.txt")):
-            yield path.relative_to(source).as_posix(), path.read_text(encoding="utf-8")
-        return
     try:
+        if source.is_dir():
+            for path in sorted(source.rglob("*.txt")):
+                yield path.relative_to(source).as_posix(), path.read_text(encoding="utf-8")
+            return
         with zipfile.ZipFile(source) as archive:
-            for name in sorted(archive.namelist()):
-                if name.endswith(".txt"):
-                    yield name, archive.read(name).decode("utf-8")
-    except (zipfile.BadZipFile, UnicodeDecodeError) as error:
+            for entry in sorted(archive.infolist(), key=lambda one: one.filename):
+                if entry.filename.endswith(".txt"):
+                    if entry.file_size > _LONGEST:
+                        raise zipfile.BadZipFile(f"{entry.filename} would be {entry.file_size / 1e6:,.0f} MB")
+                    yield entry.filename, archive.read(entry).decode("utf-8")
+    except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError, RuntimeError, zlib.error, EOFError) as error:
         raise UserError(f"not a zip of text files ({error})", where=source, fix="give a folder or a zip") from None
 
 

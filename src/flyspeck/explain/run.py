@@ -20,7 +20,7 @@ from flyspeck.explain.page import Shown, build_page
 from flyspeck.explain.panels import ModelView, sheet
 from flyspeck.explain.similarity import View, attention_on_objects, compare_levels
 from flyspeck.explain.subjects import Subject, box_rows, region_around
-from flyspeck.files import write_json, write_text
+from flyspeck.files import own_place, write_json, write_text
 
 MAX_LEVELS = 4
 """Levels whose attention a sheet shows, from the finest."""
@@ -144,7 +144,7 @@ def _show(
         show_score=options.score,
     )  # fmt: skip
     file = f"{number:02d}_{case.kind}_{path.stem}.png"
-    image.save(out / file)
+    image.save(own_place(out / file))
     return Shown(file, title, image, case, shares)
 
 

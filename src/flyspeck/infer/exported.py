@@ -158,7 +158,7 @@ def described(text: str | None, path: Path) -> dict[str, Any]:
     try:
         content = json.loads(text)
         number = content["format"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError("its description cannot be read", where=path, fix="export it again") from None
     if number not in FORMATS:
         known = " and ".join(map(str, FORMATS))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -247,13 +248,20 @@ def _options(reading: Mapping[str, Any], max_megapixels: float) -> OpenOptions:
     """How the job opens its images, without what the model says of that."""
     bands = reading["bands"]
     return OpenOptions(
-        max_pixels=int(max_megapixels * 1e6),
+        max_pixels=_max_pixels(max_megapixels),
         bands=None if bands is None else tuple(bands),
         value_range=reading["value_range"],
         allow_references=reading["allow_references"],
         web=reading["web"],
         place=reading["place"],
     )
+
+
+def _max_pixels(megapixels: float) -> int | None:
+    """The limit in pixels; None for an infinite one. Raises UserError for what is no size."""
+    if not megapixels > 0:
+        raise UserError(f"{megapixels} megapixels", where="--max-megapixels", fix="give a number above 0, such as 200")
+    return None if megapixels == math.inf else int(min(megapixels * 1e6, 2**62))
 
 
 def _patience(timeout: float) -> WebRule:

@@ -8,6 +8,7 @@ which network runs when, and which operators (`infer.array_operators`) stand bet
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,12 +87,18 @@ def _number(name: str) -> int:
     return int(name.rpartition("_")[2])
 
 
+_LONGEST = 1 << 24
+"""Bytes of a description: a few kilobytes of a zip may stand for any number."""
+
+
 def _entry(path: Path) -> str | None:
     """What a file says of itself; None where nothing stands behind it."""
     try:
         with zipfile.ZipFile(path) as archive:
+            if archive.getinfo(ENTRY).file_size > _LONGEST:
+                return None
             return archive.read(ENTRY).decode("utf-8")
-    except (zipfile.BadZipFile, KeyError, UnicodeDecodeError):
+    except (zipfile.BadZipFile, KeyError, ValueError, NotImplementedError, RuntimeError, zlib.error, EOFError):
         return None
 
 

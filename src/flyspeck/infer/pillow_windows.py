@@ -52,7 +52,7 @@ def open_large(path: Path, options: OpenOptions, *, name: str) -> PillowSource |
     Raises UserError for a file that is broken, or lacks a band.
     """
     try:
-        with opened(path) as image:
+        with opened(path, max_pixels=options.max_pixels) as image:
             if image.mode not in ("L", "RGB") or image.format not in ("JPEG", "PNG") or image.has_transparency_data:
                 return None
             turned = png_orientation(image, path) if image.format == "PNG" else exif_orientation(image)

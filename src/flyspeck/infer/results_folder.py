@@ -6,6 +6,7 @@ and so that annotated images found on the way are not taken for the images of th
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,6 +51,9 @@ class ResultsFolder:
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
+            if resume and (path / TILES).is_symlink():
+                what = f"'{TILES}' is a link, and results are written through none"
+                raise UserError(what, where=path, fix="put the folder in its place, or begin anew with --overwrite")
             self._earlier = written_in(path) or []
             if written_in(path) is None:
                 self._refuse_strangers()
@@ -82,7 +86,7 @@ class ResultsFolder:
         self._refuse(next((name for name in names if name in self._others), None))
 
     def _refuse_strangers(self) -> None:
-        self._refuse(next((name for name in _PLACES if (self.path / name).exists()), None))
+        self._refuse(next((name for name in _PLACES if os.path.lexists(self.path / name)), None))
 
     def _refuse(self, found: str | None) -> None:
         if found is not None:
@@ -110,10 +114,10 @@ def written_in(folder: Path) -> list[str] | None:
     mark = folder / MARK
     if mark.is_file():
         names = [line for line in mark.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
-        return [name for name in names if Path(name).name == name and name != ".." and (folder / name).exists()]
+        return [name for name in names if Path(name).name == name and name != ".." and os.path.lexists(folder / name)]
     pair = all((folder / name).is_file() for name in ("detections.json", "images.json"))
     if pair or any((folder / TILES).glob("tiles*.jsonl")):
-        return [name for name in _PLACES if (folder / name).exists()]
+        return [name for name in _PLACES if os.path.lexists(folder / name)]
     return None
 
 

@@ -20,7 +20,7 @@ from flyspeck.infer.windows import ArraySource, OpenOptions, Source
 
 def open_whole(path: Path, options: OpenOptions, *, name: str) -> Source:
     """The image in a file, decoded now. Raises UserError."""
-    header, tags = read_header(path), tiff_header(path)
+    header, tags = read_header(path, decoded=options.max_pixels), tiff_header(path)
     # What alpha makes the number of is read with it; grey and colour are the detector's to convert, window by window.
     whole = header.bands + 1 if header.alpha and header.bands + 1 == options.channels else None
     try:

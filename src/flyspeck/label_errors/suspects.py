@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from flyspeck import boxes as box_algebra
-from flyspeck.convert import cell
 from flyspeck.data.annotations import Annotations
+from flyspeck.files import cell
 from flyspeck.label_errors.ranking import KINDS, Chances, Kind
 
 Box = tuple[float, float, float, float]

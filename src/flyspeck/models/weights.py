@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import pickle
 import re
 from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from flyspeck.errors import UserError, install, nearest
+from flyspeck.files import UNREADABLE
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.start.report import whole
 
@@ -49,9 +49,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             content = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (SafetensorError, *UNREADABLE) as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise UserError(
-            f"not a weights file that can be read safely ({str(error).splitlines()[0][:120]})",
+            f"not a weights file that can be read safely ({reason})",
             where=path,
             fix="give a .safetensors file, or a .pth file that holds tensors only",
         ) from error

@@ -76,7 +76,7 @@ def open_state(folder: Path, asked: Mapping[str, Any], *, resume: bool) -> State
         content = json.loads(path.read_text(encoding="utf-8"))
         before, known, done = float(content["seconds"]), dict(content["asked"]), dict(content["done"])
         version = int(content["format"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"not the state of a run ({error})", where=path, fix="start anew in another --out") from None
     if version > FORMAT:
         raise UserError("written by a newer version", where=path, fix="update flyspeck")

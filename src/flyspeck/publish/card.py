@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from flyspeck.evaluate import protocol_named
 from flyspeck.evaluate.baselines import baseline_cells, measure_baselines
 from flyspeck.evaluate.counts import Counts
 from flyspeck.evaluate.score_curve import KEY as KEY_OF_SCORES
-from flyspeck.files import write_text
+from flyspeck.files import read_json, read_records, write_text
 from flyspeck.models.detector import Detector
 from flyspeck.publish.licences import check_licence
 from flyspeck.publish.score import CONVENTION, LEVEL, SAMPLES, Score, cost, environment, score
@@ -191,7 +190,7 @@ def card(
         proposals=getattr(recipe.model.head, "proposals", None),
         latency_runs=20 * speed,
     )
-    known = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+    known = read_json(run / "environment.json")
     dtype = "half" if parity.holds else "single"
     here = environment()
     lines = [
@@ -296,7 +295,7 @@ def by_class(run: Path, names: Mapping[int, str]) -> list[str]:
     """
     if not 1 < len(names) <= MOST_CLASSES:
         return []
-    rows = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))["rows"]
+    rows = read_json(run / "evaluation.json").get("rows", [])
     words = [
         f"{names[row['category_id']]} {100 * row['value']:.1f} ({row['n_gt']} objects)"
         for row in rows
@@ -312,8 +311,8 @@ def _epoch(epoch: int, recipe: Recipe) -> str:
 
 
 def _minutes(run: Path) -> float:
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return sum(record["seconds"] for record in map(json.loads, lines) if record["kind"] == "epoch") / 60
+    records = read_records(run / "metrics.jsonl")
+    return sum(record["seconds"] for record in records if record["kind"] == "epoch") / 60
 
 
 def _recipe_text(recipe: Recipe) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, brief
 from flyspeck.evaluate import DetectionTable, EvaluationResult, evaluate, protocol_named
 from flyspeck.evaluate.baselines.values import Baseline
-from flyspeck.files import read_records
+from flyspeck.files import read_json, read_records
 from flyspeck.plain_yaml import read_yaml
 from flyspeck.plugins import load_needed
 
@@ -126,7 +125,7 @@ def read_run(folder: Path | str, *, gt: Path | str | None = None, protocol: str 
         history,
         _facts(recipe, folder),
         read_chosen(folder, annotations),
-        best=str((recipe.get("evaluate") or {}).get("best", "ap50_tiny")),
+        best=str(_section(recipe, "evaluate").get("best", "ap50_tiny")),
     )
 
 
@@ -147,17 +146,18 @@ def _foreign(file: Path, gt: Path | str | None, protocol: str | None) -> RunRepo
 def read_chosen(folder: Path, annotations: Annotations) -> ChosenFactors | None:
     """What a run folder says of its choices; None where it chooses none, or said nothing of these images."""
     path = folder / CHOSEN
+    fix = "fit the predictor again: flyspeck dpnet fit RUN"
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, fix=fix)
         factors = tuple(float(f) for f in content["factors"])
         chosen = content.get("chosen")
         place = dict(zip(content["image_ids"], map(factors.index, chosen or ()), strict=bool(chosen)))
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"not a list of chosen factors ({error})", where=path, fix="fit the predictor again: flyspeck dpnet fit RUN"
-        ) from None
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise UserError(f"not a list of chosen factors ({error})", where=path, fix=fix) from None
     ids = [i if isinstance(i, str) else int(i) for i in annotations.image_ids]
     if any(i not in place for i in ids):
         return None
@@ -173,6 +173,10 @@ def _ground_truth(recipe: Mapping[str, Any], gt: Path | str | None, where: Path)
         raise UserError("has no data.val", where=where, fix="give the ground truth with --gt")
     table = read_annotations(gt or data["val"], format=data.get("format"), classes=data.get("classes"))
     limit = data.get("val_limit")
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise UserError(
+            f"data.val_limit is {brief(limit)}, no count", where=where, fix="give the ground truth with --gt"
+        )
     if gt is None and limit is not None and limit < len(table):
         # the same even spread over the file that training measured on
         table = table.select_images(np.linspace(0, len(table) - 1, limit).round().astype(np.int64))
@@ -190,16 +194,21 @@ def _stored_protocol(path: Path) -> str:
     """The protocol that the run was measured with; ours where it says none."""
     if not path.is_file():
         return "flyspeck"
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["protocol"])
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
-        raise UserError(
-            "is not an evaluation", where=path, fix="measure again: flyspeck eval, or delete the file"
-        ) from None
+    fix = "measure again: flyspeck eval, or delete the file"
+    name = read_json(path, fix=fix).get("protocol")
+    if not isinstance(name, str):
+        raise UserError("is not an evaluation", where=path, fix=fix)
+    return name
+
+
+def _section(recipe: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A section of a recipe as it stands in a run folder; empty where it is not there."""
+    section = recipe.get(name)
+    return section if isinstance(section, dict) else {}
 
 
 def _facts(recipe: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    model, train = recipe.get("model", {}), recipe.get("train", {})
+    model, train = (_section(recipe, name) for name in ("model", "train"))
     minutes = train.get("minutes")
     length = f"{train.get('epochs', '?')} epochs" if minutes is None else f"{minutes} minutes"
     facts = {
@@ -209,7 +218,7 @@ def _facts(recipe: Mapping[str, Any], folder: Path) -> dict[str, str]:
     }
     environment = folder / "environment.json"
     if environment.is_file():
-        content = json.loads(environment.read_text(encoding="utf-8"))
+        content = read_json(environment, fix="delete it: it says where the run was made")
         facts["environment"] = (
             f"flyspeck {content.get('flyspeck')}, torch {content.get('torch')}, {content.get('device')}"
         )

@@ -9,7 +9,6 @@ Files are written whole or not at all (`flyspeck.files`), so that a full disk or
 from __future__ import annotations
 
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from flyspeck.errors import UserError
-from flyspeck.files import renamed_keys, replace_file
+from flyspeck.files import UNREADABLE, renamed_keys, replace_file
 
 KEY = "flyspeck"
 _WRAPPED = (RuntimeError, SafetensorError)  # torch and safetensors wrap a full disk in their own errors
@@ -45,7 +44,13 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         ) from None
     if KEY not in metadata:
         raise UserError("a safetensors file of another program: it does not say which model it holds", where=path)
-    return state, _with_new_words(renamed_keys(json.loads(metadata[KEY])))
+    try:
+        description = json.loads(metadata[KEY])
+    except (ValueError, RecursionError):
+        description = None
+    if not isinstance(description, dict):
+        raise UserError("its description cannot be read", where=path, fix="copy it again or train again")
+    return state, _with_new_words(renamed_keys(description))
 
 
 def add_to_description(path: Path, **entries: Any) -> None:
@@ -70,17 +75,23 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     replace_file(path, lambda temporary: torch.save(state, temporary), errors=_WRAPPED)
 
 
-def load_state(path: Path) -> dict[str, Any]:
-    """What `save_state` wrote; refuses anything that would execute code."""
+_PARTS = ("description", "progress", "objective", "optimizer")
+"""What every state holds, each a mapping."""
+
+
+def load_state(path: Path, *, mapped: bool = False) -> dict[str, Any]:
+    """What `save_state` wrote; refuses anything that would execute code. `mapped`: its tensors are read when asked for."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError:
         raise UserError("nothing to resume", where=path, fix="leave out --resume to start the run") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except UNREADABLE as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"not a whole training state ({reason})", where=path, fix="start without --resume") from None
-    if isinstance(state.get("description"), dict):
-        _with_new_words(state["description"])
+    missing = [name for name in _PARTS if not isinstance(state, dict) or not isinstance(state.get(name), dict)]
+    if missing:
+        raise UserError(f"not a training state: it has no {missing[0]}", where=path, fix="start without --resume")
+    _with_new_words(state["description"])
     return state
 
 

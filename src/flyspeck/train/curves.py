@@ -46,7 +46,7 @@ class Curves:
     def start(self, *, total_steps: int, done_steps: int) -> None:
         """See `Reporter.start`; the run's log is there already."""
         self.total = total_steps
-        records = [r for r in read_records(self.log) if r["step"] <= done_steps] if done_steps else []
+        records = [r for r in read_records(self.log) if r.get("step", 0) <= done_steps] if done_steps else []
         self.steps = [r for r in records if r["kind"] == "step"]
         self.of_epochs = [r for r in records if r["kind"] == "epoch"]
         self._first = done_steps

@@ -25,7 +25,7 @@ from flyspeck.data.enlarge import Enlarge
 from flyspeck.data.loading import DetectionDataset, in_order, make_loader
 from flyspeck.devices import torch_device
 from flyspeck.errors import UserError
-from flyspeck.files import write_json
+from flyspeck.files import own_place, write_json
 from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.pooling import find_switch, run_prefix
 from flyspeck.models.dynamic.predictor import (
@@ -313,7 +313,7 @@ def fit_predictor(
     write_probabilities(folder / CHOICES, maps.image_ids, router.switch.factors, probabilities, router.decision)
     for name in ("recipe.yaml", "environment.json"):
         if (run.folder / name).exists():
-            shutil.copyfile(run.folder / name, folder / name)
+            shutil.copyfile(run.folder / name, own_place(folder / name))
     told = {
         **run.description,
         "predictor": {"widths": config.widths, "pool": config.pool, "rule": config.rule, "threshold": config.threshold},
@@ -347,7 +347,7 @@ def measure_routed(run: DynamicRun, folder: Path, *, alone: bool = False) -> dic
     if accelerator.is_main_process:
         measured.write(folder, annotations)
     for source in sorted(run.folder.glob("*-df*.json")):
-        shutil.copyfile(source, folder / source.name)
+        shutil.copyfile(source, own_place(folder / source.name))
     return measured.metrics
 
 

@@ -117,7 +117,7 @@ def read_losses(path: Path, *, detector: str | None = None) -> FactorLosses:
         )
     except FileNotFoundError:
         raise UserError("no labels here", where=path, fix="compute them with `flyspeck dpnet labels RUN`") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"not a file of labels ({error})", where=path, fix="compute them again") from None
     if detector is not None and found.detector != detector:
         raise UserError(

@@ -99,7 +99,12 @@ def _stored(path: Path) -> Pixels | None:
             about: Mapping[str, str] = file.metadata() or {}
     except (OSError, SafetensorError):
         return None  # whoever loads the weights says what is wrong with the file
-    said: Mapping[str, Any] = json.loads(about[KEY]) if KEY in about else about
+    try:
+        said: Any = json.loads(about[KEY]) if KEY in about else about
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(said, Mapping):
+        return None
     mean, std = (_numbers(said.get(name)) for name in ("mean", "std"))
     return (mean, std) if mean and std and len(mean) == len(std) else None
 

@@ -24,6 +24,7 @@ from flyspeck.allocator import freed_memory_kept
 from flyspeck.data.classification import LabelledImages
 from flyspeck.devices import torch_device
 from flyspeck.errors import UserError
+from flyspeck.files import own_place
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.classifier import Classifier
 from flyspeck.models.weights import save_weights
@@ -75,7 +76,7 @@ def pretrain(
     size, norm = train.pixels.shape[1], (mean, std)
     steps = max(1, len(train) // config.batch_size)
     best = Pretrained(-1.0, 0, out / "backbone.safetensors")
-    with (out / "log.csv").open("w", newline="") as file:
+    with own_place(out / "log.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["epoch", "loss", "top1", "lr", "seconds"])
         for epoch in range(config.epochs):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
 import sys
@@ -42,7 +43,7 @@ class RunFiles:
 
     def start(self, *, total_steps: int, done_steps: int) -> None:
         """Drops what an interrupted run logged beyond the checkpoint that it resumes from."""
-        records = [r for r in read_records(self.jsonl) if r["step"] <= done_steps] if done_steps else []
+        records = [r for r in read_records(self.jsonl) if r.get("step", 0) <= done_steps] if done_steps else []
         write_text(self.jsonl, "".join(json.dumps(r) + "\n" for r in records))
         self._rewrite_csv()
 
@@ -66,10 +67,11 @@ class RunFiles:
         # Rewritten whole: columns appear only once an epoch has been evaluated.
         rows = [r for r in read_records(self.jsonl) if r["kind"] == "epoch"]
         columns = list(dict.fromkeys(key for row in rows for key in row if key != "kind"))
-        with open(self.csv, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.csv, text.getvalue())
 
 
 class Advance(NamedTuple):

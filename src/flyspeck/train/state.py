@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from flyspeck.errors import UserError
-from flyspeck.files import renamed_keys
+from flyspeck.files import UNREADABLE, renamed_keys
 from flyspeck.train.checkpoint import load_state, save_state, save_weights
 from flyspeck.train.ema import EMA
 
@@ -110,12 +110,18 @@ def restore_run(
             where=path,
             fix="resume with the recipe in the run folder, or start a new run",
         )
-    objective.load_state_dict(state["objective"])
-    optimizer.load_state_dict(state["optimizer"])
-    if ema is not None:
-        ema.model.load_state_dict(state["ema"]["model"])
-        ema.updates = state["ema"]["updates"]
-    progress = Progress(**renamed_keys(state["progress"]))
+    try:
+        objective.load_state_dict(state["objective"])
+        optimizer.load_state_dict(state["optimizer"])
+        if ema is not None:
+            ema.model.load_state_dict(state["ema"]["model"])
+            ema.updates = int(state["ema"]["updates"])
+        progress = Progress(**renamed_keys(state["progress"]))
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"not the training state of this run ({reason})", where=path, fix="restore the file, or start a new run"
+        ) from None
     if not progress.planned:  # of a version that could not change it
         plan = before.get("recipe", {}).get("train", {})
         progress.planned = {"epochs": plan.get("epochs"), "minutes": plan.get("minutes")}

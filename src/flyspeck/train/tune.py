@@ -83,7 +83,7 @@ def _read(path: Path, fusion: list[float] | str, seed: int) -> Trial:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         trial = Trial(content["fusion"], content["seed"], renamed_keys(content)["metrics"])
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError("not the result of a run", where=path, fix="delete the file to run it again") from None
     if (trial.fusion, trial.seed) != (fusion, seed):
         raise UserError(f"holds the run of {trial.fusion}, seed {trial.seed}", where=path, fix="choose another --out")

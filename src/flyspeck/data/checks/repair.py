@@ -8,8 +8,6 @@ two classes at one place, slivers at borders, files that mean corners differentl
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -24,7 +22,7 @@ from flyspeck.data.checks.parts import Part
 from flyspeck.data.checks.write_part import Renumbered, new_folder, write_part
 from flyspeck.data.readers.yolo import SPLITS
 from flyspeck.errors import UserError
-from flyspeck.files import write_text
+from flyspeck.files import cell, write_text
 
 CHANGES, SUMMARY = "changes.csv", "summary.txt"
 _FEW_MISSING = 0.5
@@ -131,11 +129,10 @@ def _names(parts: Sequence[Part]) -> list[str]:
 
 
 def _table(changes: Sequence[Change]) -> str:
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["part", "what", "image", "box", "before", "after"])
-    rows.writerows([c.part, c.what, c.image, c.box, c.before, c.after] for c in changes)
-    return text.getvalue()
+    rows = [[c.part, c.what, c.image, c.box, c.before, c.after] for c in changes]
+    return "".join(
+        f"{','.join(map(cell, row))}\n" for row in [["part", "what", "image", "box", "before", "after"], *rows]
+    )
 
 
 def _drop_unreadable(draft: _Draft, links: Links) -> list[str]:

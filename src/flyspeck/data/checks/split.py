@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from flyspeck.data.checks.near import ALIKE, compare
 from flyspeck.data.checks.parts import Part, read_parts, whole_of
 from flyspeck.data.checks.write_part import JOINED, new_folder, write_part
 from flyspeck.errors import UserError
-from flyspeck.files import local_output, write_text
+from flyspeck.files import cell, local_output, write_text
 
 GROUPS, SUMMARY = "groups.csv", "summary.txt"
 SHARES = {"train": 0.8, "val": 0.2}
@@ -316,11 +315,9 @@ def _describe(name: str, aim: float, table: Annotations, total: int, groups: int
 
 
 def _listing(links: Links, group: np.ndarray, ties: np.ndarray, chosen: np.ndarray, names: Sequence[str]) -> str:
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["image", "group", "split", "tied to others by"])
+    rows: list[list[Any]] = [["image", "group", "split", "tied to others by"]]
     for row in np.lexsort((np.arange(len(group)), group)).tolist():
         why = ", ".join(kind for kind, tied in zip(KINDS, ties[row], strict=True) if tied)
         split_name = names[int(chosen[row])] if chosen[row] >= 0 else "left out"
-        rows.writerow([links.files.short(row), int(group[row]), split_name, why])
-    return text.getvalue()
+        rows.append([links.files.short(row), int(group[row]), split_name, why])
+    return "".join(f"{','.join(map(cell, row))}\n" for row in rows)

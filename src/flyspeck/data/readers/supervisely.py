@@ -113,6 +113,9 @@ def _box(item: Mapping[str, Any], kind: str, pixels: str) -> list[float]:
     return [min(xs) - shift[0], min(ys) - shift[0], max(xs) - shift[0] + shift[1], max(ys) - shift[0] + shift[1]]
 
 
+_LARGEST_MASK = 1 << 26  # pixels
+
+
 def _of_bitmap(bitmap: Any) -> list[float]:
     """Around the pixels of a zlib-packed PNG in base64, whose upper left corner lies at `origin`."""
     try:
@@ -121,6 +124,8 @@ def _of_bitmap(bitmap: Any) -> list[float]:
             base64.b64decode(bitmap["data"]), 1 << 26
         )  # a bound: it may be hostile
         with Image.open(io.BytesIO(packed), formats=("PNG",)) as image:
+            if image.width * image.height > _LARGEST_MASK:
+                return [math.nan] * 4
             mask = (
                 np.asarray(image.convert("RGBA"))[..., 3] > 0
                 if image.mode in ("P", "RGBA", "LA")

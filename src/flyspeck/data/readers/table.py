@@ -13,6 +13,7 @@ from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, by_name
 from flyspeck.data.readers.places import known_sizes, note_scores, settle_root
 from flyspeck.data.readers.values import as_number, as_numbers, as_path, read_text
 from flyspeck.errors import UserError
+from flyspeck.files import text_of
 
 COLUMNS = {
     "image": ("image_path", "image", "filename", "file_name", "image_name"),
@@ -55,7 +56,7 @@ def read_table(path: Path, options: ReadOptions) -> Annotations:
         if len(fields) <= last:
             draft.problems.append(f"{title}, line {count}: {len(fields)} fields where the header has {len(header)}")
             continue
-        given = fields[image]
+        given = text_of(fields[image])
         if given not in spelt:
             spelt[given] = name = as_path(given)
             if name not in rows:
@@ -65,7 +66,7 @@ def read_table(path: Path, options: ReadOptions) -> Annotations:
             if delimiter != ",":
                 corners = [corner.replace(",", ".") for corner in corners]
             draft.add_box(rows[spelt[given]], as_numbers(corners), -2, f"{title}, line {count}")
-            names.append(fields[label].strip())
+            names.append(text_of(fields[label]).strip())
             if 0 <= score < len(fields):
                 scores.append(as_number(fields[score]))
     settle_root(draft, [options.images] if options.images else [path.parent, path.parent / "images"])

@@ -9,7 +9,6 @@ possible that give each image in a few exact versions: none, or flips (all versi
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Iterable, Iterator
@@ -23,7 +22,7 @@ from flyspeck.data.annotations import Annotations
 from flyspeck.data.loading import DetectionDataset, collate
 from flyspeck.data.transforms import flip_horizontal, flip_vertical
 from flyspeck.errors import UserError
-from flyspeck.files import write_json
+from flyspeck.files import UNREADABLE, own_place, read_json, write_json
 from flyspeck.train.distill.teacher import Observe, Teacher, TeacherOutputs
 from flyspeck.train.sections import AugmentConfig
 from flyspeck.types import ImageBatch, Sample
@@ -38,9 +37,12 @@ class CachedSource:
 
     def __init__(self, folder: Path, names: Iterable[str]) -> None:
         self.folder = folder
-        self.arrays = {name: np.load(_file(folder, name), mmap_mode="r", allow_pickle=False) for name in names}
-        keys = np.load(folder / "keys.npy", allow_pickle=False)
-        self.rows = {bytes(key): row for row, key in enumerate(keys)}
+        try:
+            self.arrays = {name: np.load(_file(folder, name), mmap_mode="r", allow_pickle=False) for name in names}
+            keys = np.load(folder / "keys.npy", allow_pickle=False)
+            self.rows = {bytes(key): row for row, key in enumerate(keys)}
+        except (OSError, *UNREADABLE) as error:
+            raise UserError(f"not a whole cache ({error})", where=folder, fix="delete it to fill it again") from None
 
     def __call__(self, images: ImageBatch) -> TeacherOutputs:
         """The outputs for `images`; raises UserError for an image whose pixels are not in the cache."""
@@ -135,7 +137,7 @@ def open_cache(
     _announce(folder, count, each, limit_bytes)
     arrays = {
         name: np.lib.format.open_memmap(
-            _file(folder, name), mode="w+", dtype=_stored(t).dtype, shape=(count, *_stored(t).shape[1:])
+            own_place(_file(folder, name)), mode="w+", dtype=_stored(t).dtype, shape=(count, *_stored(t).shape[1:])
         )
         for name, t in sample.items()
     }
@@ -156,7 +158,7 @@ def open_cache(
         start += len(batch)
     for array in arrays.values():
         array.flush()
-    np.save(folder / "keys.npy", keys)
+    np.save(own_place(folder / "keys.npy"), keys)
     write_json(folder / "index.json", made_of)  # last: now it is whole
     return CachedSource(folder, sample)
 
@@ -177,10 +179,7 @@ def _announce(folder: Path, count: int, each: int, limit_bytes: float) -> None:
 
 
 def _compare(folder: Path, wanted: dict[str, Any]) -> None:
-    try:
-        found = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
-        raise UserError("not the index of a cache", where=folder / "index.json", fix="delete the folder") from None
+    found = read_json(folder / "index.json", fix="delete the folder")
     words = {
         "teacher": "another teacher",
         "images": "other images",
@@ -189,7 +188,8 @@ def _compare(folder: Path, wanted: dict[str, Any]) -> None:
         "outputs": "other levels or another method",
         "version": "another version of the program",
     }
-    held = found.get("outputs", {})
+    held = found.get("outputs")
+    held = held if isinstance(held, dict) else {}
     found["outputs"] = {name: held.get(name) for name in wanted["outputs"]}  # it may hold more levels than are needed
     different = [words[key] for key in wanted if found.get(key) != wanted[key]]
     if different:

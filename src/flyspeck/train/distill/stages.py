@@ -22,7 +22,7 @@ from flyspeck.data.bands import PixelRule, rule_of
 from flyspeck.data.enlarge import described_enlargement, enlarged_table
 from flyspeck.data.loading import DetectionDataset
 from flyspeck.errors import UserError
-from flyspeck.files import renamed_keys, write_json
+from flyspeck.files import read_json, renamed_keys, write_json
 from flyspeck.models.detector import Detector
 from flyspeck.train.build import build_detector, load_described
 from flyspeck.train.config import Recipe, load_recipe
@@ -170,9 +170,9 @@ def _measure_teacher(recipe: Recipe, file: Path, teacher: TrainedTeacher) -> dic
     """The teacher's metrics on the student's validation set; measured once."""
     made_of = {"teacher": teacher.hash, "scale": teacher.scale, "protocol": recipe.evaluate.protocol}
     if file.is_file():
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if content["of"] == made_of:
-            return renamed_keys(content)["metrics"]
+        content = read_json(file, fix="delete it: the teacher is measured again")
+        if content.get("of") == made_of:
+            return _metrics(content, file)
     accelerator = join_processes()
     train_set, val_set = read_sets(recipe.data)
     _, _, remarks = shared_classes(train_set.classes, teacher.detector.classes)
@@ -297,7 +297,7 @@ def _stage(recipe: Recipe, folder: Path, resume: bool, method: Method) -> dict[s
         if not resume:
             raise UserError("holds a run already", where=folder, fix="choose another --out, or go on with --resume")
         _check_same(done, recipe, method)
-        return renamed_keys(json.loads(done.read_text(encoding="utf-8")))["metrics"]
+        return _metrics(read_json(done), done)
     begun = (folder / "state.pt").is_file()
     if resume and not begun:  # broken off before its first checkpoint: there is nothing to go on from
         (folder / "recipe.yaml").unlink(missing_ok=True)
@@ -307,17 +307,26 @@ def _stage(recipe: Recipe, folder: Path, resume: bool, method: Method) -> dict[s
     return metrics
 
 
+def _metrics(content: dict[str, Any], file: Path) -> dict[str, float]:
+    metrics = renamed_keys(content).get("metrics")
+    if not isinstance(metrics, dict):
+        raise UserError("holds no metrics", where=file, fix="restore the file, or delete it")
+    return metrics
+
+
 def _identity(recipe: Recipe, method: Method) -> dict[str, Any]:
     content = recipe.model_dump(mode="json", exclude={"distill": True, "name": True, "data": {"train", "val", "cache"}})
     return {"recipe": content, "note": dict(method.note)}
 
 
 def _check_same(done: Path, recipe: Recipe, method: Method) -> None:
-    before = json.loads(done.read_text(encoding="utf-8"))["of"]
+    before = read_json(done).get("of")
+    if not isinstance(before, dict) or not isinstance(before.get("recipe"), dict):
+        raise UserError("does not say what was finished", where=done, fix="restore the file, or choose another --out")
     now = json.loads(json.dumps(_identity(recipe, method)))
     if before != now:
         parts = [key for key in now["recipe"] if before["recipe"].get(key) != now["recipe"][key]]
-        parts += ["distill"] if before["note"] != now["note"] else []
+        parts += ["distill"] if before.get("note") != now["note"] else []
         raise UserError(
             f"this stage was finished with another {', '.join(parts)}",
             where=done.parent,
