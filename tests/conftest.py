@@ -17,6 +17,14 @@ settings.load_profile("flyspeck")
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How long `-m fuzz` tries damaged files, with which seed, and where its counts go."""
+    parser.addoption("--fuzz-minutes", type=float, default=2.0)
+    parser.addoption("--fuzz-seed", type=int, default=None)
+    parser.addoption("--fuzz-json", default="")
+    parser.addoption("--crash-json", default="", help="where the tests of every crash write their counts")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real images, golden evaluator outputs and weights that lies beside the project, if it is there."""

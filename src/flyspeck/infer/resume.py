@@ -117,11 +117,25 @@ class TileJournal(Journal):
             elif number == 1:
                 raise UserError("not a journal of finished tiles", where=path, fix="begin anew with --overwrite")
             else:
-                for column in ("boxes", "scores", "labels", "cut"):  # lists of numbers take five times the memory
-                    entry[column] = np.array(entry[column], _TYPES[column])
-                self._done[(entry["name"], *entry["size"], *entry["tile"])] = entry
+                try:
+                    self._keep(entry)
+                except (KeyError, TypeError, ValueError, OverflowError):
+                    where = f"{path}, line {number}"
+                    raise UserError("is no finished tile", where=where, fix="begin anew with --overwrite") from None
 
-    def _check(self, before: dict[str, Any], path: Path) -> None:
+    def _keep(self, entry: dict[str, Any]) -> None:
+        for column, kind in _TYPES.items():  # lists of numbers take five times the memory
+            entry[column] = np.array(entry[column], kind)
+        count, classes = len(entry["scores"]), tuple(entry["classes"])
+        lengths = {len(entry[column]) for column in ("labels", "cut")} | {len(entry["boxes"].reshape(-1, 4))}
+        inside = all(0 <= label < len(classes) for label in entry["labels"].tolist()) or not classes
+        if lengths != {count} or not inside or not np.isfinite(entry["boxes"]).all() or "stamp" not in entry:
+            raise ValueError("columns that do not go together")
+        self._done[(str(entry["name"]), *map(int, entry["size"]), *map(int, entry["tile"]))] = entry  # type: ignore[assignment]
+
+    def _check(self, before: Any, path: Path) -> None:
+        if not isinstance(before, dict):
+            raise UserError("not a journal of finished tiles", where=path, fix="begin anew with --overwrite")
         keys = [k for k in {**before, **self._made_with} if before.get(k) != self._made_with.get(k)]
         if keys:
             key = keys[0]

@@ -114,6 +114,17 @@ class FrameJournal:
 
 def restored(item: Item, entry: dict[str, Any]) -> Result:
     """The result of a frame from its entry. Raises UserError where the entry is of a frame of another size."""
+    try:
+        return _restored(item, entry)
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+        raise UserError(
+            f"its entry in the journal is broken ({error})", where=item.name, fix="begin anew with --overwrite"
+        ) from None
+
+
+def _restored(item: Item, entry: dict[str, Any]) -> Result:
     size = (int(entry["size"][0]), int(entry["size"][1]))
     if isinstance(item.image, np.ndarray) and item.image.shape[:2] != size:
         raise UserError(
@@ -136,6 +147,6 @@ def restored(item: Item, entry: dict[str, Any]) -> Result:
 def _entry(line: bytes) -> dict[str, Any] | None:
     try:
         entry = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return entry if isinstance(entry, dict) else None

@@ -1,0 +1,211 @@
+"""A disk that fails at a chosen operation, in a process of its own: the power goes, it is full, or it cannot be read any more.
+
+Every operation on a folder is counted: files opened to be written, what is written into them, flushed, synced, renamed,
+removed, folders made; and the files that libraries write by themselves (weights, states). The n-th can be made to fail for every
+n, so that nothing is left to chance. A process is forked for each, which ends there and then: nothing is tidied up that a real
+kill would leave.
+"""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import io
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Mode = Literal["count", "kill", "torn", "full", "io", "none"]
+"""`kill`: the process ends before the operation; `torn`: in the middle of it; `full`: it and all that follow fail as on a full
+disk; `io`: it fails once as on a broken one; `none`: nothing fails."""
+KILLED = 137
+SECONDS = 120
+
+
+@dataclass
+class Disk:
+    """Below `folder`, the operation number `at` (from 1) fails by `mode`."""
+
+    folder: str
+    mode: Mode
+    at: int
+    count: int = 0
+    asleep: bool = False
+
+    def ours(self, path: object) -> bool:
+        """Whether an operation is counted."""
+        if self.asleep or not isinstance(path, str | bytes | os.PathLike):
+            return False
+        place = os.path.abspath(os.fsdecode(path))
+        return place == self.folder or place.startswith(self.folder + os.sep)
+
+    def step(self, torn: Callable[[], object] | None = None, *, grows: bool = True) -> None:
+        """One operation is due, which takes room on the disk where it `grows`. `torn` does half of it."""
+        self.count += 1
+        if self.mode == "full" and self.count >= self.at and grows:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if self.count != self.at:
+            return
+        if self.mode == "kill":
+            os._exit(KILLED)
+        if self.mode == "torn":
+            if torn is not None:
+                torn()
+            os._exit(KILLED)
+        if self.mode == "io":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+class _File:
+    """An open file whose writes are operations."""
+
+    def __init__(self, file: Any, disk: Disk) -> None:
+        self._file, self._disk = file, disk
+
+    def write(self, data: Any) -> Any:
+        def half() -> None:
+            self._file.write(data[: len(data) // 2])
+            self._file.flush()
+
+        self._disk.step(half)
+        return self._file.write(data)
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        self._disk.step()
+        self._file.flush()
+
+    def truncate(self, *size: Any) -> Any:
+        self._disk.step(grows=False)
+        return self._file.truncate(*size)
+
+    def __enter__(self) -> _File:
+        self._file.__enter__()
+        return self
+
+    def __exit__(self, *stop: Any) -> Any:
+        return self._file.__exit__(*stop)
+
+    def __iter__(self) -> Any:
+        return iter(self._file)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def _install(disk: Disk) -> None:
+    """For the rest of this process."""
+    plain_open, plain_sync = io.open, os.fsync
+
+    def opened(file: Any, mode: str = "r", *args: Any, **more: Any) -> Any:
+        writes = any(letter in mode for letter in "wax+")
+        if not (writes and disk.ours(file)):
+            return plain_open(file, mode, *args, **more)
+        return _File(plain_open(file, mode, *args, **more), disk)
+
+    def synced(number: Any) -> None:
+        disk.step()
+        plain_sync(number)
+
+    builtins.open = io.open = opened  # type: ignore[assignment]
+    os.fsync = synced
+    sys.addaudithook(lambda event, args: _audited(disk, event, args))
+    _wrap_savers(disk)
+
+
+def _audited(disk: Disk, event: str, args: tuple[Any, ...]) -> None:
+    if event == "open":
+        flags = args[2] if len(args) > 2 else 0
+        if isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and disk.ours(args[0]):
+            disk.step()
+    elif event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.symlink") and disk.ours(
+        args[0]
+    ):
+        disk.step()
+
+
+def _wrap_savers(disk: Disk) -> None:
+    """Libraries that write files themselves: half of the file is what they leave when they fail."""
+    import torch
+    from safetensors import torch as tensors
+
+    from flyspeck.models import weights
+    from flyspeck.train import checkpoint
+
+    def wrapped(plain: Callable[..., Any], place: int, failure: type[Exception]) -> Callable[..., Any]:
+        def save(*args: Any, **more: Any) -> Any:
+            path = args[place]
+            if not disk.ours(path):
+                return plain(*args, **more)
+
+            def half() -> None:
+                disk.asleep = True
+                plain(*args, **more)
+                os.truncate(path, os.path.getsize(path) // 2)
+
+            try:
+                disk.step(half)
+            except OSError as error:
+                half()
+                disk.asleep = False
+                raise failure(str(error)) from error
+            return plain(*args, **more)
+
+        return save
+
+    torch.save = wrapped(torch.save, 1, RuntimeError)
+    save_file = wrapped(tensors.save_file, 1, checkpoint.SafetensorError)
+    checkpoint.save_file = weights.save_file = save_file
+
+
+def run(work: Callable[[], object], folder: Path, *, mode: Mode = "none", at: int = 0) -> tuple[int, int, str]:
+    """`work` in a process of its own, on a disk that fails: its exit code, the operations that it came to, and what it said.
+
+    0 where it ended, 2 for a `UserError`, 3 for another exception, `KILLED`; -1 where it did not end within `SECONDS`.
+    """
+    reading, writing = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if not child:
+        os.close(reading)
+        _child(work, Disk(os.path.abspath(folder), mode, at), writing)
+    os.close(writing)
+    signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
+    signal.alarm(SECONDS)
+    with os.fdopen(reading, "rb") as pipe:
+        said = pipe.read().decode("utf-8", "replace")
+    _, status = os.waitpid(child, 0)
+    signal.alarm(0)
+    code = os.waitstatus_to_exitcode(status)
+    count, _, text = said.partition("\n")
+    return (-1 if code == -signal.SIGKILL else code), int(count or 0), text
+
+
+def _child(work: Callable[[], object], disk: Disk, pipe: int) -> None:
+    from flyspeck.errors import UserError
+
+    code, text = 3, ""
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        _install(disk)
+        done = work()
+        code = done if isinstance(done, int) and not isinstance(done, bool) else 0
+    except UserError as error:
+        code, text = 2, str(error)
+    except BaseException:
+        text = traceback.format_exc()
+    finally:
+        disk.asleep, disk.mode = True, "none"
+        os.write(pipe, f"{disk.count}\n{text[-3000:]}".encode("utf-8", "replace"))
+        os._exit(code)

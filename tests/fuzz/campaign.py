@@ -1,0 +1,225 @@
+#!/usr/bin/env python3
+"""Damaged files by the thousand: every place that reads one, an oracle, and what was found, by cluster.
+
+    python tests/fuzz/campaign.py --minutes 2 --seed 1 --json found.json
+    python tests/fuzz/campaign.py --again 1:4711            one input of a seed, with its traceback
+
+The inputs are a function of the seed and their number. They run in a child process, so that one that kills it, or hangs in a
+library, is a finding too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+PATHS = [HERE, HERE.parent, HERE.parent / "infer", HERE.parent / "infer" / "video"]
+sys.path[:0] = [str(path) for path in PATHS if str(path) not in sys.path]
+
+STUCK = 60
+"""Seconds without a word after which a child hangs in what no signal ends."""
+
+
+@dataclass
+class Findings:
+    """Of a campaign."""
+
+    seed: int
+    tried: Counter[str] = field(default_factory=Counter)
+    """Inputs by kind of surface."""
+    outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """(kind of surface, outcome) to count."""
+    clusters: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    """(kind of finding, place) to the first of them, with how many there were."""
+
+    def take(self, record: dict[str, Any]) -> None:
+        """One input's record."""
+        self.tried[record["surface_kind"]] += 1
+        self.outcomes[record["surface_kind"], record["kind"]] += 1
+        if record["kind"] not in ("answer", "one line"):
+            cluster = self.clusters.setdefault((record["kind"], record["what"]), {**record, "count": 0})
+            cluster["count"] += 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        table = {kind: {} for kind in self.tried}
+        for (surface, outcome), count in sorted(self.outcomes.items()):
+            table[surface][outcome] = count
+        listed = sorted(self.clusters.values(), key=lambda one: -one["count"])
+        return {"seed": self.seed, "inputs": sum(self.tried.values()), "by_kind": table, "clusters": listed}
+
+    def text(self) -> str:
+        """For people."""
+        lines = [f"seed {self.seed}: {sum(self.tried.values())} inputs"]
+        for kind in sorted(self.tried):
+            parts = [f"{what} {count}" for (surface, what), count in sorted(self.outcomes.items()) if surface == kind]
+            lines.append(f"  {kind}: {self.tried[kind]} ({', '.join(parts)})")
+        for one in sorted(self.clusters.values(), key=lambda one: -one["count"]):
+            lines.append(
+                f"  FOUND {one['count']}x {one['kind']}: {one['what']}; {one['surface']}, {self.seed}:{one['number']}"
+            )
+            lines.append(f"    {one['detail'].strip().splitlines()[-1][:200] if one['detail'].strip() else ''}")
+        return "\n".join(lines)
+
+
+class Bench:
+    """The surfaces with their sound files in place, on which inputs are tried."""
+
+    def __init__(self, place: Path) -> None:
+        from surfaces import surfaces
+
+        self.place = place
+        (place / "once").mkdir(parents=True)
+        self.surfaces = surfaces(place / "once")
+        self.order = [surface for surface in self.surfaces for _ in range(surface.weight)]
+        self._ready: dict[str, tuple[str, ...]] = {}
+
+    def one(self, seed: int, number: int) -> dict[str, Any]:
+        """The record of one input."""
+        import numpy as np
+        from containers import damaged
+        from oracle import judged
+
+        rng = np.random.default_rng([seed, number])
+        surface = self.order[int(rng.integers(len(self.order)))]
+        key = f"{surface.kind}-{surface.name}".replace("/", "-").replace(" ", "-").replace(",", "")
+        sound, work = self.place / "sound" / key, self.place / "work" / key
+        if key not in self._ready:
+            sound.mkdir(parents=True)
+            self._ready[key] = tuple(surface.make(sound))
+        shutil.copytree(sound, work)
+        try:
+            victims = self._ready[key]
+            victim = work / victims[int(rng.integers(len(victims)))]
+            victim.write_bytes(damaged(victim.read_bytes(), rng))
+            outcome = judged(lambda: surface.use(work), writes=work)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        return {
+            "number": number, "surface_kind": surface.kind, "surface": f"{surface.kind} {surface.name}",
+            "kind": outcome.kind, "what": outcome.what, "detail": outcome.detail,
+        }  # fmt: skip
+
+
+def run_child(seed: int, first: int, until: float) -> None:
+    """Inputs from number `first` on, until the clock says so; a line each, before and after."""
+    with os.fdopen(os.dup(1), "w") as told, tempfile.TemporaryDirectory() as place:
+        os.dup2(2, 1)  # what libraries print is no record
+
+        def tell(record: dict[str, Any]) -> None:
+            told.write(json.dumps(record) + "\n")
+            told.flush()
+
+        bench = Bench(Path(place))
+        tell({"ready": True})
+        number = first
+        while time.time() < until:
+            tell({"begin": number})
+            tell(bench.one(seed, number))
+            number += 1
+
+
+def _lines(child: subprocess.Popen[str]) -> queue.Queue[str | None]:
+    waiting: queue.Queue[str | None] = queue.Queue()
+
+    def read() -> None:
+        assert child.stdout is not None
+        for line in child.stdout:
+            waiting.put(line)
+        waiting.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    return waiting
+
+
+def campaign(*, seed: int, minutes: float, source: Path | None = None) -> Findings:
+    """Tries inputs for so long, in children; `source`: another `src` than that of this tree."""
+    findings, number, until = Findings(seed), 0, time.time() + 60 * minutes
+    paths = [str(source or HERE.parents[1] / "src"), str(HERE.parents[1] / "lab" / "src"), *map(str, PATHS)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    while time.time() < until:
+        words = [sys.executable, str(HERE / "campaign.py"), "--child", f"{seed}:{number}:{until}"]
+        with tempfile.TemporaryFile("w+", errors="replace") as said:
+            child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=said, text=True, env=environment)
+            number, begun = _followed(child, findings, number)
+            code = child.wait()
+            said.seek(0)
+            last = said.read()[-3000:]
+        if begun is not None:
+            what = "hang in a library" if code == -9 else f"signal {-code}" if code < 0 else f"exit {code}"
+            findings.take(
+                {"number": begun, "surface_kind": "?", "surface": "?", "kind": "killed", "what": what, "detail": last}
+            )
+            number = begun + 1
+        elif code and time.time() < until:
+            raise RuntimeError(f"the child failed: {last}")
+    return findings
+
+
+def _followed(child: subprocess.Popen[str], findings: Findings, number: int) -> tuple[int, int | None]:
+    """Takes what a child tells until it ends; the next number, and the input that it was at when it died."""
+    waiting, begun, patience = _lines(child), None, 10 * STUCK
+    while True:
+        try:
+            line = waiting.get(timeout=patience)
+        except queue.Empty:
+            child.kill()
+            return number, begun
+        if line is None:
+            return number, begun
+        record, patience = json.loads(line), STUCK
+        if "begin" in record:
+            begun = record["begin"]
+        elif "number" in record:
+            findings.take(record)
+            number, begun = record["number"] + 1, None
+
+
+def again(seed: int, number: int) -> dict[str, Any]:
+    """One input, in this process."""
+    with tempfile.TemporaryDirectory() as place:
+        return Bench(Path(place)).one(seed, number)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=2.0)
+    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--again", metavar="SEED:NUMBER")
+    parser.add_argument("--source", type=Path)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.child:
+        seed, first, until = asked.child.split(":")
+        run_child(int(seed), int(first), float(until))
+        return
+    if asked.again:
+        seed, _, number = asked.again.partition(":")
+        record = again(int(seed), int(number))
+        print("\n".join(f"{key}: {value}" for key, value in record.items()))
+        return
+    seed = asked.seed if asked.seed is not None else int(time.time())
+    findings = campaign(seed=seed, minutes=asked.minutes, source=asked.source)
+    print(findings.text())
+    if asked.json:
+        asked.json.write_text(json.dumps(findings.to_json(), indent=1) + "\n", encoding="utf-8")
+    sys.exit(bool(findings.clusters))
+
+
+if __name__ == "__main__":
+    main()

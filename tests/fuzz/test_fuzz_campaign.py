@@ -1,0 +1,130 @@
+"""The campaign over everything that is read: minutes of it by `-m fuzz`, and what its verdicts rest on."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from campaign import Findings, again, campaign
+from containers import damaged
+from media_seeds import images, npz_set
+from oracle import ANSWER, LINE, judged
+
+from flyspeck.errors import UserError
+
+
+@pytest.mark.fuzz
+def test_a_campaign(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> None:
+    """`-m fuzz`: two minutes, or `--fuzz-minutes N`; a new seed every time, printed, or `--fuzz-seed N`."""
+    minutes = request.config.getoption("--fuzz-minutes")
+    seed = request.config.getoption("--fuzz-seed")
+    seed = int(time.time()) if seed is None else seed
+    with capsys.disabled():
+        print(f"\nfuzzing for {minutes:g} minutes, --fuzz-seed {seed}", flush=True)
+    found = campaign(seed=seed, minutes=minutes)
+    with capsys.disabled():
+        print(found.text())
+    kept = request.config.getoption("--fuzz-json")
+    if kept:
+        Path(kept).write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
+    assert not found.clusters, f"look at one with: python tests/fuzz/campaign.py --again {seed}:NUMBER\n{found.text()}"
+
+
+def effect(path: Path) -> None:
+    path.parent.joinpath("outside.txt").write_text("x")
+
+
+def connect() -> None:
+    with socket.socket() as one:
+        one.settimeout(0.1)
+        one.connect(("127.0.0.1", 9))
+
+
+def start() -> None:
+    subprocess.run([sys.executable, "--version"], check=True, capture_output=True)
+
+
+def refuse(text: str) -> None:
+    raise UserError(text)
+
+
+def test_the_oracle_sees_what_it_is_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = tmp_path / "work"
+    assert judged(lambda: [1], writes=work).kind == ANSWER
+    assert judged(lambda: refuse("wrong"), writes=work).kind == LINE
+    assert judged(lambda: 1 / 0, writes=work).kind == "traceback"
+    assert judged(lambda: sys.exit(3), writes=work).kind == "traceback"
+    assert judged(lambda: effect(work), writes=work).kind == "effect"
+    assert judged(lambda: (work / "inside.txt").write_text("x"), writes=work).kind == ANSWER
+    assert judged(connect, writes=work).kind != ANSWER
+    assert judged(start, writes=work).kind == "effect"
+    assert judged(lambda: os.remove(tmp_path / "absent"), writes=work).kind == "traceback"
+    monkeypatch.setattr("oracle.SECONDS", 1)
+    assert judged(lambda: time.sleep(3), writes=work).kind == "hang"
+    monkeypatch.setattr("oracle.MEGABYTES", 100)
+    assert judged(lambda: np.ones(400 << 17).sum(), writes=work).kind == "memory"
+
+
+def test_commands_are_judged_by_their_code(tmp_path: Path) -> None:
+    def said(code: int, text: str) -> int:
+        print(text, file=sys.stderr)
+        return code
+
+    assert judged(lambda: said(0, "x"), writes=tmp_path).kind == ANSWER
+    assert judged(lambda: said(2, "note: a\nerror: b"), writes=tmp_path).kind == LINE
+    assert judged(lambda: said(2, "error: a\nerror: b"), writes=tmp_path).kind == "several lines"
+    assert judged(lambda: said(2, "nothing"), writes=tmp_path).kind == "several lines"
+    assert judged(lambda: said(1, "error: a fault"), writes=tmp_path).kind == "traceback"
+
+
+def test_equal_findings_are_one_cluster() -> None:
+    found = Findings(7)
+    record = {"surface_kind": "images", "surface": "images a", "kind": "traceback", "what": "x:1", "detail": "d"}
+    for number in range(3):
+        found.take({**record, "number": number})
+    found.take({**record, "number": 3, "kind": "answer"})
+    content = found.to_json()
+    assert content["inputs"] == 4
+    assert content["by_kind"] == {"images": {"answer": 1, "traceback": 3}}
+    assert [(one["count"], one["number"]) for one in content["clusters"]] == [(3, 0)]
+    assert "FOUND 3x traceback: x:1; images a, 7:0" in found.text()
+
+
+@pytest.mark.parametrize("name", [*images(), *npz_set()])
+def test_damage_is_a_function_of_its_seed(name: str) -> None:
+    content = {**images(), **npz_set()}[name]
+    made = [damaged(content, np.random.default_rng([3, number])) for number in range(12)]
+    assert made == [damaged(content, np.random.default_rng([3, number])) for number in range(12)]
+    assert sum(one != content for one in made) > 6
+
+
+def test_a_few_of_every_campaign(tmp_path: Path) -> None:
+    """Some inputs of a fixed seed, in this process: the bench works."""
+    from campaign import Bench
+
+    bench = Bench(tmp_path / "bench")
+    bench.order = [one for one in bench.surfaces if one.kind in ("annotations", "images", "lists and journals")]
+    records = [bench.one(5, number) for number in range(60)]
+    assert {record["kind"] for record in records} == {ANSWER, LINE}
+
+
+@pytest.mark.slow
+def test_every_surface_takes_its_sound_files(tmp_path: Path) -> None:
+    """A surface that refuses what is sound would try nothing."""
+    from campaign import Bench
+
+    bench = Bench(tmp_path / "bench")
+    for number, surface in enumerate(bench.surfaces):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        assert surface.make(folder)
+        outcome = judged(lambda surface=surface, folder=folder: surface.use(folder), writes=folder)
+        assert outcome.kind == ANSWER, f"{surface.kind} {surface.name}: {outcome}"
+    assert again(1, 1)["kind"] in (ANSWER, LINE)
