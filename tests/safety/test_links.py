@@ -61,18 +61,20 @@ def trained(out: Path, squares: Path) -> None:
 VERBS: dict[str, Callable[[Path, Path], object]] = {
     "predict": predicted,
     "train": trained,
-    "inspect": lambda out, squares: run("data", "inspect", squares, "--out", out, "--workers", 0),
-    "fix": lambda out, squares: run("data", "inspect", squares, "--fix", out, "--workers", 0),
-    "split": lambda out, squares: run("data", "split", squares, "--out", out, "--workers", 0),
-    "shrink": lambda out, squares: run("data", "shrink", squares, "--by", 2, "--out", out, "--workers", 0),
+    "inspect": lambda out, squares: run("data", "inspect", squares, "--out", out, "--workers", 1),
+    "fix": lambda out, squares: run("data", "inspect", squares, "--fix", out, "--workers", 1),
+    "split": lambda out, squares: run("data", "split", squares, "--cut", "--out", out, "--workers", 1),
+    "shrink": lambda out, squares: run("data", "shrink", squares, "--by", 2, "--out", out, "--workers", 1),
     "tile": lambda out, squares: run(
-        "data", "tile", squares, "--tile", "32x32", "--overlap", 4, "--out", out, "--workers", 0
+        "data", "tile", squares, "--tile", "32x32", "--overlap", 4, "--out", out, "--workers", 1
     ),
     "scenes": lambda out, squares: run("data", "scenes", "--out", out, "--num-images", 1, "--size", "64x64"),
     "convert to voc": lambda out, squares: run("data", "convert", squares, "--to", "voc", "--out", out),
     "convert to coco": lambda out, squares: run("data", "convert", squares, "--to", "coco", "--out", out / "a.json"),
-    "init": lambda out, squares: run("init", squares, "--out", out / "recipe.yaml"),
-    "schema": lambda out, squares: run("schema", "--out", out / "schema.json"),
+    "init": lambda out, squares: run(
+        "init", squares, "--val", squares.with_name("val.json"), "--out", out / "recipe.yaml"
+    ),
+    "schema": lambda out, squares: (out.mkdir(exist_ok=True), run("schema", "--out", out / "schema.json")),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -58,12 +59,13 @@ def _heif() -> Any:
     return pi_heif
 
 
-def size_by_extra(file: BinaryIO) -> tuple[int, int] | None:
+def size_by_extra(path: Path) -> tuple[int, int] | None:
     """(width, height) of the upright image in a HEIF or JPEG XL file, by its header; None for all other kinds."""
-    start = file.read(1 << 16)
-    if start[4:12] in _HEIF:
-        file.seek(0)
-        return _heif().open_heif(file).size
+    with path.open("rb") as file:
+        start = file.read(1 << 16)
+        if start[4:12] in _HEIF:
+            file.seek(0)
+            return _heif().open_heif(file).size
     return jpeg_xl_size(start) if start.startswith((_STREAM, _CONTAINER)) else None
 
 

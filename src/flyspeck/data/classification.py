@@ -19,10 +19,12 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from flyspeck.data.images import FORMATS
 from flyspeck.errors import UserError
+from flyspeck.files import UNREADABLE
 
 Split = Literal["train", "val"]
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+"""Pillow's names: it knows formats that start programs, and tells them by their content."""
 _IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
@@ -106,7 +108,7 @@ def load_arrays(path: Path) -> dict[str, Any]:
             content = _ArrayUnpickler(file, encoding="bytes").load()
     except FileNotFoundError:
         raise UserError("no such file", where=path, fix="the data set is not complete: unpack it again") from None
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
+    except UNREADABLE as error:
         raise UserError(f"not a data batch that can be read safely ({error})", where=path) from error
     if not isinstance(content, dict):
         raise UserError("holds no dictionary", where=path)
@@ -174,7 +176,7 @@ def _npz(path: Path) -> dict[str, Any]:
             return {name: content[name] for name in content.files}
     except FileNotFoundError:
         raise UserError("no such file", where=path, fix="the data set is not complete: unpack it again") from None
-    except (ValueError, OSError, EOFError) as error:
+    except (OSError, *UNREADABLE) as error:
         raise UserError(f"not an npz file that can be read safely ({error})", where=path) from error
 
 
@@ -190,7 +192,7 @@ def _packed(folder: Path, split: Split) -> LabelledImages:
     images = []
     for row, (start, stop) in enumerate(pairwise(offsets)):
         try:
-            with Image.open(io.BytesIO(data[start:stop]), formats=FORMATS) as image:
+            with Image.open(io.BytesIO(data[start:stop]), formats=_FORMATS) as image:
                 images.append(np.asarray(image.convert("RGB")))
         except (UnidentifiedImageError, OSError) as error:
             raise UserError(f"image {row} cannot be decoded ({error})", where=path) from error
@@ -225,7 +227,7 @@ def _image_folder(folder: Path, split: Split, size: int) -> LabelledImages:
 def _square(path: Path, size: int) -> np.ndarray:
     """The middle of an image whose shorter side is resized to `size`."""
     try:
-        with Image.open(path, formats=FORMATS) as opened:
+        with Image.open(path, formats=_FORMATS) as opened:
             image = opened.convert("RGB")
     except (UnidentifiedImageError, OSError) as error:
         raise UserError(f"cannot be decoded ({error})", where=path) from error

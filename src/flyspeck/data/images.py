@@ -191,10 +191,7 @@ def _tiff_bands(path: Path, header: tiff.TiffHeader, channels: int | None, bands
 
 def open_array(path: Path) -> np.ndarray:
     """A `.npy` file mapped into memory as `(H, W, C)`; raises UserError for what is no image."""
-    try:
-        pixels = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise UserError(f"not an array file ({error})", where=path, fix="write it with numpy.save") from error
+    pixels = mapped_array(path)
     if pixels.ndim not in (2, 3) or pixels.dtype.name not in tiff.DTYPES or 0 in pixels.shape:
         raise UserError(
             f"an image must be (H, W) or (H, W, C) of uint8, uint16, int16 or float32, not {pixels.shape} of {pixels.dtype}",
@@ -204,6 +201,17 @@ def open_array(path: Path) -> np.ndarray:
     if pixels.dtype.kind == "f":
         pixels = pixels.astype(np.float32)
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
+def mapped_array(path: Path) -> np.ndarray:
+    """A `.npy` file mapped into memory; no other file of NumPy's, and never an object. Raises UserError, and OSError."""
+    try:
+        with np.errstate(over="ignore"):  # of a shape that no memory holds
+            return np.lib.format.open_memmap(path, mode="r")
+    except OSError:
+        raise
+    except Exception as error:  # its head is Python text, which fails in any way
+        raise UserError(f"not an array file ({error})", where=path, fix="write it with numpy.save") from None
 
 
 def _picked(pixels: np.ndarray, bands: Sequence[int] | None) -> np.ndarray:
@@ -252,8 +260,7 @@ def read_size(path: Path | str) -> tuple[int, int]:
         if header is not None:
             height, width = header.size
             return (width, height) if header.orientation in (5, 6, 7, 8) else (height, width)
-        with path.open("rb") as file:
-            size = size_by_extra(file)
+        size = size_by_extra(path)
         if size is not None:
             return size[1], size[0]
         with _opened(path, None, None) as image:
@@ -317,12 +324,7 @@ def _within(image: Image.Image, path: Path, max_pixels: int | None) -> Image.Ima
 
 
 def limited(
-    size: tuple[int, int],
-    path: Path,
-    max_pixels: int | None,
-    *,
-    bytes_each: float = 0.0,
-    what: str = "the image",
+    size: tuple[int, int], path: Path, max_pixels: int | None, *, bytes_each: float = 0.0, what: str = "the image"
 ) -> None:
     """Raises UserError for a `size` (width, height) of more pixels than allowed, or for a bomb (`decoding_cost.is_bomb`) whose
     pixels take `bytes_each` of memory. None allows everything.

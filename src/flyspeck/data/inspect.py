@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from flyspeck.data.fusion import fusion_facts
 from flyspeck.data.headers import ImageHeader, read_header
 from flyspeck.data.implications import imply
 from flyspeck.errors import UserError
+from flyspeck.files import UNREADABLE
 from flyspeck.size_bins import BINS, counted
 
 FEW = 20
@@ -187,7 +187,7 @@ def summarize_classification(path: Path) -> dict[str, Any]:
     try:
         with np.load(path, allow_pickle=False) as content:
             arrays = {key: content[key] for key in ("labels", "classes") if key in content}
-    except (OSError, ValueError, BadZipFile) as error:
+    except (OSError, *UNREADABLE) as error:
         raise UserError(f"not an npz file ({error})", where=path, fix="check the file") from None
     if len(arrays) < 2:
         raise UserError(

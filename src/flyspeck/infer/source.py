@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from flyspeck.data.images import EXTENSIONS
+from flyspeck.data.images import EXTENSIONS, mapped_array
 from flyspeck.data.readers import format_of, read_annotations
 from flyspeck.data.readers.coco import read_listing
 from flyspeck.data.readers.folders import walk
@@ -86,12 +86,12 @@ def _opened(image: Path | str | np.ndarray | Held, options: OpenOptions, name: s
 
 def _memory_mapped(path: Path, name: str, options: OpenOptions) -> Source:
     try:
-        return _array(np.load(path, mmap_mode="r", allow_pickle=False), options, name)
+        return _array(mapped_array(path), options, name)
     except FileNotFoundError:
         raise UserError("no such file", where=path) from None
     except UserError:
         raise
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise UserError(f"not an array file ({error})", where=path, fix="write it with numpy.save") from error
 
 

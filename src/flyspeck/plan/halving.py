@@ -17,7 +17,7 @@ from flyspeck.data.bands import rule_of
 from flyspeck.plan.tried import Candidate, Trial
 from flyspeck.plan.voice import Voice
 from flyspeck.train.build import load_described
-from flyspeck.train.checkpoint import load_state
+from flyspeck.train.checkpoint import load_run_state
 from flyspeck.train.measure import measure
 from flyspeck.train.processes import join_processes
 from flyspeck.train.progress import Fanout, RunFiles, headline
@@ -138,7 +138,7 @@ def progress_of(candidate: Candidate) -> tuple[float, int]:
     path = candidate.folder / STATE
     if not path.is_file():
         return 0.0, 0
-    progress = load_state(path, mapped=True)["progress"]
+    progress = load_run_state(path, mapped=True)["progress"]
     return float(progress.get("seconds", 0.0)), int(progress["step"]) * candidate.recipe.train.batch_size
 
 

@@ -9,6 +9,7 @@ Files are written whole or not at all (`flyspeck.files`), so that a full disk or
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -75,23 +76,34 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     replace_file(path, lambda temporary: torch.save(state, temporary), errors=_WRAPPED)
 
 
-_PARTS = ("description", "progress", "objective", "optimizer")
-"""What every state holds, each a mapping."""
-
-
 def load_state(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     """What `save_state` wrote; refuses anything that would execute code. `mapped`: its tensors are read when asked for."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch's, on pickles of another kind, which are refused below
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError:
         raise UserError("nothing to resume", where=path, fix="leave out --resume to start the run") from None
     except UNREADABLE as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"not a whole training state ({reason})", where=path, fix="start without --resume") from None
-    missing = [name for name in _PARTS if not isinstance(state, dict) or not isinstance(state.get(name), dict)]
+    if not isinstance(state, dict):
+        raise UserError("not a training state", where=path, fix="start without --resume")
+    if isinstance(state.get("description"), dict):
+        _with_new_words(state["description"])
+    return state
+
+
+_PARTS = ("description", "progress", "objective", "optimizer")
+"""What the state of every run holds, each a mapping."""
+
+
+def load_run_state(path: Path, *, mapped: bool = False) -> dict[str, Any]:
+    """`load_state` of a run, with all that a run has. Raises UserError."""
+    state = load_state(path, mapped=mapped)
+    missing = [name for name in _PARTS if not isinstance(state.get(name), dict)]
     if missing:
         raise UserError(f"not a training state: it has no {missing[0]}", where=path, fix="start without --resume")
-    _with_new_words(state["description"])
     return state
 
 

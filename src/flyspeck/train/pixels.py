@@ -19,7 +19,7 @@ from flyspeck.models.names import find_backbone, parse_name, split_backbone
 from flyspeck.models.start.torchvision_names import DETECTORS, is_torchvision, parse
 from flyspeck.models.weights import is_file_name
 from flyspeck.models.zoo import imagenet_pixels
-from flyspeck.train.checkpoint import KEY, load_state
+from flyspeck.train.checkpoint import KEY, load_run_state
 from flyspeck.train.model_config import ModelConfig
 from flyspeck.train.start_names import find_start
 
@@ -48,7 +48,7 @@ def settled_pixels(model: ModelConfig, own: Pixels, *, bits: int = 8) -> tuple[M
 
 def pixels_of_older_run(model: ModelConfig, state: Path) -> ModelConfig:
     """The model of a run to be resumed from `state`: what nobody said is `data` where the run is older than the choice."""
-    if model.pixel_norm is None and "pixel_norm" not in load_state(state)["description"]["model"]:
+    if model.pixel_norm is None and "pixel_norm" not in load_run_state(state)["description"].get("model", {}):
         return model.model_copy(update={"pixel_norm": "data"})
     return model
 

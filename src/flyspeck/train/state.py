@@ -13,7 +13,7 @@ from torch import nn
 
 from flyspeck.errors import UserError
 from flyspeck.files import UNREADABLE, renamed_keys
-from flyspeck.train.checkpoint import load_state, save_state, save_weights
+from flyspeck.train.checkpoint import load_run_state, save_state, save_weights
 from flyspeck.train.ema import EMA
 
 LENGTH = ("epochs", "minutes")
@@ -91,7 +91,7 @@ def restore_run(
 
     Raises UserError where the run was started with another recipe; how long it is may differ.
     """
-    state = load_state(path)
+    state = load_run_state(path)
     before = state["description"]  # of an older version: what it did not note cannot differ
     compared = [key for key in description if key != "plugins"]  # they may change: reading the recipe warned of it
     differing = [key for key in compared if key in before and not _same(before[key], description[key])]

@@ -38,8 +38,8 @@ class CachedSource:
     def __init__(self, folder: Path, names: Iterable[str]) -> None:
         self.folder = folder
         try:
-            self.arrays = {name: np.load(_file(folder, name), mmap_mode="r", allow_pickle=False) for name in names}
-            keys = np.load(folder / "keys.npy", allow_pickle=False)
+            self.arrays = {name: np.lib.format.open_memmap(_file(folder, name), mode="r") for name in names}
+            keys = np.lib.format.open_memmap(folder / "keys.npy", mode="r")
             self.rows = {bytes(key): row for row, key in enumerate(keys)}
         except (OSError, *UNREADABLE) as error:
             raise UserError(f"not a whole cache ({error})", where=folder, fix="delete it to fill it again") from None
