@@ -21,7 +21,7 @@ def spread_scores(detector: Detector) -> None:
         return output
 
     done: set[nn.Module] = set()
-    words = ("class_logits", "class_out", "objectness")
+    words = ("class_logits", "class_out", "objectness", "class_embed", "enc_score_head")
     named = dict(detector.named_modules()).items()
     layers = [m for key, m in named if isinstance(m, nn.Conv2d | nn.Linear) and any(w in key for w in words)]
     hooks = [layer.register_forward_hook(scale) for layer in layers]

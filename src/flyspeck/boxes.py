@@ -70,6 +70,11 @@ def iou(a: Array, b: Array) -> Array:
     return shared / (area(a)[:, None] + area(b)[None, :] - shared).clip(min=EPS)
 
 
+def giou(a: Array, b: Array) -> Array:
+    """Pairwise generalised IoU in (-1, 1], `(N, M)` (Rezatofighi et al., 2019)."""
+    return paired_giou(a[:, None, :], b[None, :, :])
+
+
 def iod(a: Array, b: Array) -> Array:
     """Pairwise intersection over the area of `a` (the detection, or the anchor), `(N, M)`.
 

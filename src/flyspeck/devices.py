@@ -1,13 +1,33 @@
-"""The device that a user names: `cpu`, `cuda`, `cuda:1`, `mps`, or `auto` for the best that is there."""
+"""The device that a user names (`cpu`, `cuda`, `cuda:1`, `mps`, or `auto` for the best that is there), and its free memory."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flyspeck.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+
+
+def free_memory(device: str = "cpu") -> int:
+    """Bytes that nothing uses: of a CUDA device its own, else of main memory; 2 GB where the system does not say."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        line = next(line for line in text.splitlines() if line.startswith("MemAvailable:"))
+        return int(line.split()[1]) * 1024
+    except (OSError, StopIteration, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (AttributeError, OSError, ValueError):
+        return 2 * 10**9
 
 
 def torch_device(name: str = "auto", *, where: str = "--device") -> torch.device:

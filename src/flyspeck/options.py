@@ -7,6 +7,7 @@ brings its own class, and gets the same errors, the same schema and the same ref
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import pydantic
@@ -33,6 +34,18 @@ Model = TypeVar("Model", bound=BaseModel)
 _UNKNOWN, _NO_NUMBER = "unknown_key", "no_number"
 
 
+@dataclass(frozen=True)
+class TrainingObjects:
+    """What the objects of a training set are like, in pixels that the network sees."""
+
+    most: int
+    """Objects of the fullest window of the training's size."""
+    quarter: float
+    """The size in px below which a quarter of them are."""
+    finest_stride: float
+    """Of the detector's pyramid."""
+
+
 class Options(BaseModel):
     """Keywords that a user may set, and nothing else. The docstring below a field is its sentence.
 
@@ -47,6 +60,13 @@ class Options(BaseModel):
     """Old key to the dotted path of the new one."""
     retired: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     """Key that has gone to the values at which it changes nothing."""
+
+    def fitted(self, objects: TrainingObjects) -> Self:
+        """The options with all filled in that is null and follows the training set; by default nothing does.
+
+        A part that has such options says so here, and builds without them too.
+        """
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -34,6 +34,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "faster_rcnn": _TWO_STAGES,
     "cascade_rcnn": {**_TWO_STAGES, "nms": 0.3},
     "speck": {"norm": "bn"},
+    "dfine": {"norm": "bn", "levels": "2-5"},
+    "rtdetrv2": {"norm": "bn", "levels": "2-5"},
     "tinaface": {"norm": "bn", "levels": "3-6"},
     "tinaface_gn_dcn": {"norm": "gn", "levels": "3-6"},
     "free_anchor": {"norm": "gn"},

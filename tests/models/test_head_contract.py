@@ -22,6 +22,7 @@ from flyspeck.models.postprocess import RawDetections, Suppression
 from flyspeck.models.profile import profile
 from flyspeck.train.distill.response import ResponseTerms
 from flyspeck.types import Targets
+from needs import with_extras
 
 
 class BareHead(Head):
@@ -108,8 +109,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "faster_rcnn": {"hidden": 16},
     "cascade_rcnn": {"hidden": 16},
     "ssd": {},
+    "dfine": {"layers": 1},
+    "rtdetrv2": {"layers": 1},
 }
-NAMES = [name for name in zoo.DETECTORS if name not in ("free_anchor", "grid_rcnn", "libra_rcnn")]
+NAMES = with_extras(name for name in zoo.DETECTORS if name not in ("free_anchor", "grid_rcnn", "libra_rcnn"))
 
 
 def build(name: str) -> Detector:

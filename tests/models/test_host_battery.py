@@ -11,10 +11,13 @@ from torch import Tensor
 
 from flyspeck.models.backbones.mobilenet import mobilenet_v2
 from flyspeck.models.detector import Detector, PixelNorm
+from flyspeck.models.heads.dfine import dfine
 from flyspeck.models.heads.faster_rcnn import FasterRCNNHead, faster_rcnn
 from flyspeck.models.heads.retinanet import RetinaNetHead, retinanet
+from flyspeck.models.heads.rtdetrv2 import rtdetrv2
 from flyspeck.models.heads.speck import speck
 from flyspeck.types import ImageBatch, Targets
+from needs import with_extras
 
 HEIGHT, WIDTH = 96, 128
 HOSTS: dict[str, Callable[..., Detector]] = {
@@ -22,14 +25,23 @@ HOSTS: dict[str, Callable[..., Detector]] = {
     "faster_rcnn": faster_rcnn,
     "speck": speck,
     "speck_one_to_one": partial(speck, one_to_one=True),
+    "dfine": dfine,
+    "rtdetrv2": rtdetrv2,
+}
+NAMES = with_extras(HOSTS)
+EXTRA: dict[str, dict[str, int]] = {
+    "faster_rcnn": {"hidden": 32, "samples": 64},
+    "dfine": {"layers": 2, "queries": 60, "noise_queries": 10},
+    "rtdetrv2": {"layers": 2, "queries": 60, "noise_queries": 10},
 }
 
 
 def build(host: str, channels: int = 3) -> Detector:
     torch.manual_seed(0)
     norm = PixelNorm([0.5] * channels, [0.25] * channels)
-    extra = {"hidden": 32, "samples": 64} if host == "faster_rcnn" else {"depth": 1}
-    return HOSTS[host](mobilenet_v2(width=0.25), classes="ab", pixel_norm=norm, channels=16, **extra)
+    return HOSTS[host](
+        mobilenet_v2(width=0.25), classes="ab", pixel_norm=norm, channels=16, **EXTRA.get(host, {"depth": 1})
+    )
 
 
 def images(count: int = 1, channels: int = 3, dtype: torch.dtype = torch.uint8) -> ImageBatch:
@@ -52,7 +64,7 @@ def step(detector: Detector, batch: ImageBatch, truth: list[Targets]) -> dict[st
     return {name: float(value.detach()) for name, value in losses.items()}
 
 
-@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("host", NAMES)
 @pytest.mark.parametrize("side", [1, 2, 4, 8])
 def test_boxes_of_a_few_pixels_are_learnt(host: str, side: int) -> None:
     box = torch.tensor([[40.5, 30.25, 40.5 + side, 30.25 + side]])
@@ -60,7 +72,7 @@ def test_boxes_of_a_few_pixels_are_learnt(host: str, side: int) -> None:
     assert losses["rpn_box" if host == "faster_rcnn" else "box"] > 0  # some anchor took it
 
 
-@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("host", NAMES)
 def test_a_crowd_an_empty_image_and_only_ignore_regions_in_one_batch(host: str) -> None:
     generator = torch.Generator().manual_seed(1)
     corner = torch.rand(800, 2, generator=generator) * torch.tensor([WIDTH - 8.0, HEIGHT - 8.0])
@@ -71,7 +83,7 @@ def test_a_crowd_an_empty_image_and_only_ignore_regions_in_one_batch(host: str) 
     assert all(value >= 0 for value in step(build(host), images(3), truth).values())
 
 
-@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("host", NAMES)
 def test_a_batch_without_any_object_trains(host: str) -> None:
     losses = step(build(host), images(2), [targets(torch.zeros(0, 4))] * 2)
     assert losses["box"] == 0
@@ -86,6 +98,11 @@ def test_retinanet_does_not_punish_what_lies_under_an_ignore_region() -> None:
 def test_speck_does_not_punish_what_lies_under_an_ignore_region() -> None:
     _spares("speck")
     _spares("speck_one_to_one", "one_classification")
+
+
+@pytest.mark.parametrize("host", with_extras(["dfine", "rtdetrv2"]))
+def test_a_detection_transformer_does_not_punish_what_lies_under_an_ignore_region(host: str) -> None:
+    _spares(host)
 
 
 def _spares(host: str, loss: str = "classification") -> None:
@@ -106,7 +123,7 @@ def test_faster_rcnn_draws_no_negatives_under_an_ignore_region() -> None:
     assert label.tolist() == [2]  # background
 
 
-@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("host", NAMES)
 @pytest.mark.parametrize(("channels", "dtype"), [(1, torch.uint8), (1, torch.float32), (3, torch.uint8)])
 def test_channels_and_depths(host: str, channels: int, dtype: torch.dtype) -> None:
     detector = build(host, channels)
@@ -116,7 +133,7 @@ def test_channels_and_depths(host: str, channels: int, dtype: torch.dtype) -> No
     assert found.image_size == (HEIGHT, WIDTH)
 
 
-@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("host", NAMES)
 def test_padding_changes_nothing(host: str) -> None:
     """An image alone and the same image padded in a batch give the same detections, up to the border's reach."""
     detector = build(host).eval()

@@ -23,6 +23,7 @@ from flyspeck.publish.measured import (
 from flyspeck.train.build import build_detector
 from flyspeck.train.config import parse_recipe
 from flyspeck.train.model_config import ModelConfig
+from needs import with_extras
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(
@@ -128,7 +129,7 @@ def printed_or_refused(name: str, folder: Path, capsys: pytest.CaptureFixture[st
 REFUSED: list[str] = []
 
 
-@pytest.mark.parametrize("name", FEW)
+@pytest.mark.parametrize("name", with_extras(FEW))
 def test_a_name_that_a_recipe_takes_is_built(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed_or_refused(name, tmp_path, capsys)
 
@@ -138,7 +139,7 @@ def test_few_names_are_refused() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", with_extras(NAMES))
 def test_every_name_that_a_recipe_takes_is_built(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed_or_refused(name, tmp_path, capsys)
 

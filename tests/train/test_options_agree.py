@@ -16,6 +16,7 @@ from flyspeck.models.assigners.build import ASSIGNER_OPTIONS, named_assigner
 from flyspeck.models.build import build
 from flyspeck.models.zoo import BACKBONES, DETECTORS
 from flyspeck.options import Options
+from needs import with_extras
 
 GIVEN = {
     "backbone": "the builder", "classes": "the builder", "pixel_norm": "the builder", "neck": "the builder",
@@ -91,7 +92,7 @@ def test_every_option_of_an_assigner_belongs_to_one() -> None:
     assert keywords(named_assigner).keys() == of_any
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("name", with_extras(DETECTORS))
 def test_all_options_together_build(name: str) -> None:
     options = DETECTORS[name].settings().model_dump()
     backbone = "resnet18" if DETECTORS[name].has_neck else "mobilenet_v1"

@@ -25,6 +25,7 @@ def models(
 ) -> None:
     """Which model to take: what was measured, by size of object and cost; then all names, with their papers' counts."""
     from flyspeck.cli.models_measured import chosen, plain, show
+    from flyspeck.models.backbones.transformers_models import NAMES, PREFIX
     from flyspeck.models.listed import LISTED
     from flyspeck.models.names import DYNAMIC
     from flyspeck.models.zoo import BACKBONES, DETECTORS, NECKS, SHORT
@@ -75,6 +76,8 @@ def models(
         for label, known in (("detectors", DETECTORS), ("backbones", BACKBONES), ("necks", NECKS)):
             console.print(f"  {label}: {', '.join(known)}", highlight=False)
         console.print("  and as backbones timm's models with a pyramid (extra timm): timm/NAME", highlight=False)
+        published = ", ".join(f"{PREFIX}{name}" for name in NAMES)
+        console.print(f"  and those of published detection transformers (extra detr): {published}", highlight=False)
         finer = [name for name, entry in BACKBONES.items() if min(entry.strides) <= 2]
         console.print(f"  backbones with a map of stride 2 (model.levels: 1-5): {', '.join(finer)}", highlight=False)
         console.print(f"  short: {', '.join(f'{name} is {whole}' for name, whole in SHORT.items())}", highlight=False)

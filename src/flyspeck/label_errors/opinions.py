@@ -44,7 +44,7 @@ def training_images(model: Path) -> list[Path] | None:
     files = [table.path(row) for row in range(len(table))]
     if recipe.model.start is not None:
         start = find_start(recipe.model.start)
-        files += [] if start.is_torchvision else training_images(start.file) or []
+        files += [] if start.is_foreign else training_images(start.file) or []
     return files
 
 

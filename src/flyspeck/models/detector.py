@@ -57,9 +57,10 @@ class Head(nn.Module, ABC):
     | `flyspeck profile` (parameters, GFLOPs, memory)  | `forward(maps)`, or `run_layers`; `extra_multiply_adds` |
     | `flyspeck export` (ONNX, OpenVINO)               | `decode_batch`                                          |
     | label assigners (`model.assigner`), and counting the positives that they give | `assigning_part`           |
-    | distillation by responses (`distill.method: response`) | `dense_outputs`; `dense_part`, `dense_grid`       |
+    | distillation by responses (`distill.method: response`) | `dense_outputs`; `dense_part`, `dense_grid`, `dense_pairs` |
     | ... of the second stage too                      | `propose` and `region_outputs`                          |
     | starting from a model of other classes (`model.start`) | `output_rows`                                     |
+    | saying before a training that memory is too small | `check_training`                                       |
 
     Arguments with the same name mean the same in all of them:
 
@@ -132,6 +133,11 @@ class Head(nn.Module, ABC):
         """
         return 0
 
+    def check_training(self, *, images: int, size: tuple[int, int], free: int) -> None:
+        """Optional, of a head whose memory grows with a number that users choose: raises UserError, which names that number,
+        where learning from batches of `images` of `size` (H, W) px takes more than `free` bytes within it.
+        """
+
     def dense_outputs(self, raw: Any) -> DenseOutputs:
         """Optional, for distillation by responses: what `dense_part()` returned, for all levels in one row."""
         raise self.lacks(
@@ -148,6 +154,14 @@ class Head(nn.Module, ABC):
     def dense_grid(self) -> Sequence[Sequence[tuple[float, float]]]:
         """(width, height) in pixels of the anchors of each level, which a teacher must share; empty for a head on points."""
         return ()
+
+    def dense_pairs(self, own: DenseOutputs, given: DenseOutputs, size: tuple[int, int]) -> Tensor:
+        """Optional, of a head whose rows have no order that a teacher's share (queries): which of its own rows answers each row
+        of the teacher's, `(B, A of the teacher)`, each at most once; -1 where none does. `size` is (H, W) in px of the batch.
+
+        With it neither anchors, levels nor the size of the teacher's images need be the same.
+        """
+        raise self.lacks("dense_pairs", "be paired with a teacher's queries")
 
     def output_rows(self) -> Mapping[str, OutputRows]:
         """Optional, for `model.start`: what the rows of the last layers stand for, by the layer's name within the head.

@@ -2,7 +2,8 @@
 
 SSD has no neck to choose: its third part is a configuration (`ssd:mobilenet_v1:S1L0-DualPath19-10-S`). Any backbone that is
 a chain of stages may carry a stride elimination: `retinanet:resnet50-S1L1`. `timm/NAME` is a model of timm
-(`faster_rcnn:timm/mobilenetv3_small_100`, see `backbones.timm_models`). `dpnet:` in front of a detector makes it
+(`faster_rcnn:timm/mobilenetv3_small_100`, see `backbones.timm_models`), `transformers/NAME` one of published detection
+transformers (`dfine:transformers/hgnetv2_b0`, see `backbones.transformers_models`). `dpnet:` in front of a detector makes it
 dynamic. `speck_n`, `speck_s` and `speck_m` are short for `speck:specknet_n` and so on (`zoo.SHORT`).
 """
 
@@ -13,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from flyspeck.errors import UserError
+from flyspeck.models.backbones import transformers_models
 from flyspeck.models.backbones.timm_models import PREFIX, check_name, pixel_statistics, timm_backbone
 from flyspeck.models.listed import LISTED
 from flyspeck.models.zoo import BACKBONES, DETECTORS, NECKS, SHORT, BackboneEntry
@@ -56,8 +58,8 @@ def find_backbone(name: str, *, within: str = "") -> BackboneEntry:
 
 
 def _is_backbone(bare: str) -> bool:
-    """Whether a name without stride elimination means a backbone: timm's are all those that begin with its prefix."""
-    return bare in BACKBONES or bare.startswith(PREFIX)
+    """Whether a name without stride elimination means a backbone: of a library all those that begin with its prefix."""
+    return bare in BACKBONES or bare.startswith((PREFIX, transformers_models.PREFIX))
 
 
 def _find_backbone(name: str, within: str) -> BackboneEntry:
@@ -66,6 +68,12 @@ def _find_backbone(name: str, within: str) -> BackboneEntry:
         own = bare.removeprefix(PREFIX)
         check_name(own)
         return BackboneEntry(partial(timm_backbone, own), pixels=partial(pixel_statistics, own))
+    if bare not in BACKBONES and bare.startswith(transformers_models.PREFIX):
+        own = bare.removeprefix(transformers_models.PREFIX)
+        transformers_models.check_name(own)
+        return BackboneEntry(
+            partial(transformers_models.transformers_backbone, own), pixels=lambda: transformers_models.PIXELS
+        )
     if bare not in BACKBONES:
         place = f" in '{within}'" if within else ""
         raise UnknownPart(f"no backbone '{bare}'{place}", where="model name", name=bare, known=BACKBONES)

@@ -40,6 +40,7 @@ from flyspeck.errors import UserError, nearest
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.bands import input_bands
 from flyspeck.models.detector import Detector
+from flyspeck.models.detr.encoder import CellMixing
 from flyspeck.models.layers import CellAttention
 from flyspeck.models.reparameterised import merge_branches
 from flyspeck.types import ImageBatch
@@ -246,6 +247,8 @@ def _counter(module: nn.Module, convention: str) -> _Count | None:
     if convention == "macs":
         if isinstance(module, CellAttention):
             return _cell_attention_macs
+        if isinstance(module, CellMixing):  # its linear layers count by themselves
+            return lambda mixing, m, _: mixing.multiply_adds(m)
         return _conv_macs if isinstance(module, DeformConv2d) else None
     if isinstance(module, _NORMS):
         affine = module.weight is not None

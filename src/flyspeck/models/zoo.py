@@ -30,13 +30,16 @@ from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.backbones.swin import SwinOptions, swin_t
 from flyspeck.models.backbones.vgg import VGGOptions, vgg16
 from flyspeck.models.detector import Detector
+from flyspeck.models.detr.head import DetrHead
 from flyspeck.models.heads.cascade_rcnn import CascadeRCNNHead, CascadeRCNNOptions, cascade_rcnn
+from flyspeck.models.heads.dfine import DFineHead, DFineOptions, dfine
 from flyspeck.models.heads.faster_rcnn import FasterRCNNHead, FasterRCNNOptions, faster_rcnn
 from flyspeck.models.heads.fcos import FCOSHead, FCOSOptions, fcos
 from flyspeck.models.heads.reppoints import RepPointsHead, RepPointsOptions, reppoints
 from flyspeck.models.heads.retinanet import RetinaNetHead, RetinaNetOptions, retinanet
 from flyspeck.models.heads.roi import RoIPool
 from flyspeck.models.heads.rpn import RPN
+from flyspeck.models.heads.rtdetrv2 import RTDetrV2Head, RTDetrV2Options, rtdetrv2
 from flyspeck.models.heads.speck import SpeckHead, SpeckOptions, speck
 from flyspeck.models.heads.ssd import SSDHead, SSDOptions, find_configuration, ssd
 from flyspeck.models.heads.tinaface import TinaFaceHead, TinaFaceOptions, tinaface, tinaface_gn_dcn
@@ -173,6 +176,8 @@ DETECTORS: dict[str, DetectorEntry] = {
     "fcos": DetectorEntry(fcos, (FCOSHead,), assigners=(CENTER_SAMPLING, *ASSIGNERS), settings=FCOSOptions),
     "reppoints": DetectorEntry(reppoints, (RepPointsHead,), settings=RepPointsOptions),
     "speck": DetectorEntry(speck, (SpeckHead,), levels="2-", assigners=ASSIGNERS, settings=SpeckOptions, norm="bn"),
+    "dfine": DetectorEntry(dfine, (DFineHead, DetrHead), levels="2-5", settings=DFineOptions, norm="bn"),
+    "rtdetrv2": DetectorEntry(rtdetrv2, (RTDetrV2Head, DetrHead), levels="2-5", settings=RTDetrV2Options, norm="bn"),
     "tinaface": DetectorEntry(tinaface, (TinaFaceHead,), levels="2-7", assigners=ASSIGNERS, settings=TinaFaceOptions),
     "tinaface_gn_dcn": DetectorEntry(
         tinaface_gn_dcn, (tinaface, TinaFaceHead), levels="2-7", assigners=ASSIGNERS, settings=TinaFaceOptions

@@ -14,7 +14,7 @@ import torch
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.band_choice import Survey
 from flyspeck.data.headers import read_header
-from flyspeck.devices import torch_device
+from flyspeck.devices import free_memory, torch_device
 from flyspeck.errors import UserError
 from flyspeck.models.detector import Detector
 from flyspeck.plan.choices import Machine, Plan, Speed
@@ -39,20 +39,6 @@ def this_machine(device: str = "auto") -> Machine:
     name = str(torch_device(device))
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Machine(cpus=cpus, memory=free_memory(), device=name, precision=faster_precision(name))
-
-
-def free_memory() -> int:
-    """Bytes of main memory that nothing uses; 2 GB where the system does not say."""
-    try:
-        text = Path("/proc/meminfo").read_text(encoding="ascii")
-        line = next(line for line in text.splitlines() if line.startswith("MemAvailable:"))
-        return int(line.split()[1]) * 1024
-    except (OSError, StopIteration, ValueError):
-        pass
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    except (AttributeError, OSError, ValueError):
-        return 2 * 10**9
 
 
 def peak_memory(device: str) -> int:

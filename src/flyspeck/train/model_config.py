@@ -16,7 +16,7 @@ from flyspeck.errors import UserError
 from flyspeck.models.assigners.build import ASSIGNER_OPTIONS, AssignerOptions
 from flyspeck.models.assigners.rfla import Fields
 from flyspeck.models.names import DYNAMIC, find_backbone, parse_name, split_backbone
-from flyspeck.models.start.torchvision_names import is_torchvision, section
+from flyspeck.models.start import snapshot, torchvision_names
 from flyspeck.models.zoo import BACKBONES, DETECTORS
 from flyspeck.options import Count, Options, Positive, Share, listed, owners, unknown_key
 from flyspeck.plugins import owner
@@ -52,7 +52,8 @@ class ModelConfig(Options):
     start: str | None = Field(default=None, json_schema_extra=PATH_OR_NAME)
     """Fine-tuning: a detector whose tensors are taken over as far as both have the same. A run folder or weights file, the name
     of a trained detector (hituav_half), or one of torchvision's (`torchvision:fasterrcnn_resnet50_fpn_v2`, of its cache;
-    `torchvision:NAME@FILE`), with which the rest of this section becomes that detector's where you do not say otherwise."""
+    `torchvision:NAME@FILE`), or a folder of D-FINE or RT-DETRv2 as the library transformers saves them (`transformers:FOLDER`),
+    with which the rest of this section becomes that detector's where you do not say otherwise."""
     width: float = Field(default=1.0, gt=0, le=64)
     """Width multiplier of the backbone, and of nothing else."""
     channels: int = Field(default=256, ge=4, le=65536)
@@ -103,12 +104,15 @@ class ModelConfig(Options):
 
     @model_validator(mode="before")
     @classmethod
-    def _as_torchvision(cls, given: Any) -> Any:
+    def _as_published(cls, given: Any) -> Any:
         """What the start says of the model, under what the recipe says."""
         start = given.get("start") if isinstance(given, Mapping) else None
-        if not isinstance(start, str) or not is_torchvision(start):
+        if isinstance(start, str) and torchvision_names.is_torchvision(start):
+            said = torchvision_names.section(start)
+        elif isinstance(start, str) and snapshot.is_snapshot(start):
+            said = snapshot.section(start)
+        else:
             return given
-        said = section(start)
         if given.get("name", said["name"]) != said["name"]:  # another detector: what fits of it is taken
             return given
         return _under(said, given)

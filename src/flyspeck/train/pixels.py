@@ -15,7 +15,9 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from flyspeck.errors import UserError
+from flyspeck.models.backbones.transformers_models import PIXELS
 from flyspeck.models.names import find_backbone, parse_name, split_backbone
+from flyspeck.models.start.snapshot import is_snapshot
 from flyspeck.models.start.torchvision_names import DETECTORS, is_torchvision, parse
 from flyspeck.models.weights import is_file_name
 from flyspeck.models.zoo import imagenet_pixels
@@ -69,6 +71,8 @@ def _of_weights(model: ModelConfig) -> Pixels:
     if model.start is not None:  # which replaces what `weights` loads
         if is_torchvision(model.start):
             return DETECTORS[parse(model.start)[0]].pixels
+        if is_snapshot(model.start):
+            return PIXELS
         return _stored(find_start(model.start).file) or _published(model, model.start)
     if model.weights is None:
         raise UserError(

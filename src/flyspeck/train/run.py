@@ -29,6 +29,7 @@ from flyspeck.data.band_choice import Survey
 from flyspeck.data.bands import KEY, PixelRule
 from flyspeck.data.enlarge import enlarged_table
 from flyspeck.data.statistics import pixel_statistics
+from flyspeck.devices import free_memory
 from flyspeck.errors import UserError
 from flyspeck.evaluate.learning_curve import remarks
 from flyspeck.files import read_records, write_json, write_text
@@ -45,6 +46,7 @@ from flyspeck.train.build import (
 )
 from flyspeck.train.checks import judge_problems, usable_images
 from flyspeck.train.config import DataConfig, PredictorConfig, Recipe, dump_recipe
+from flyspeck.train.crowds import fitted_head, training_window
 from flyspeck.train.curves import Curves
 from flyspeck.train.described_sizes import ground_of, sizes_of
 from flyspeck.train.dynamic import best_metric, make_dynamic, objective_of, optimisation
@@ -162,6 +164,11 @@ def _train(
         **method.note,
     }
     set_counts_area(detector, recipe.model, description["training_size"])
+    detector.head.check_training(
+        images=max(1, recipe.train.batch_size // (recipe.train.accumulate * accelerator.num_processes)),
+        size=tuple(description["training_size"]),
+        free=free_memory(str(accelerator.device)),
+    )
     if method.start is not None:
         load_into(detector, method.start)
     if accelerator.is_main_process:
@@ -353,6 +360,7 @@ def _resolved(recipe: Recipe, train_set: Annotations) -> Recipe:
         anchors = fitted_anchors(train_set, finest_stride(model))
         log.info("anchors fitted to the training set: %s", anchors.model_dump(exclude={"fit"}))
         model = model.model_copy(update={"anchors": anchors})
+    model = fitted_head(model, train_set, training_window(recipe.augment, train_set))
     if model.fusion == STATISTIC:
         found = recipe_fusion(train_set, model, size=None)
         counts = ", ".join(f"{level} {count}" for level, count in zip(found.levels, found.counts, strict=True))

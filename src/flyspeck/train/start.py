@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flyspeck.errors import UserError
 from flyspeck.models.detector import Detector
+from flyspeck.models.start import snapshot
 from flyspeck.models.start.report import StartReport
 from flyspeck.models.start.rows import Outputs
 from flyspeck.models.start.torchvision_keys import guess, read_source
@@ -44,6 +45,8 @@ def take_over(detector: Detector, start: Path | str, *, build: Build) -> StartRe
 def _source(start: Start, detector: Detector, build: Build) -> Source:
     if start.is_torchvision:
         return read_source(start.name, file=start.file)
+    if snapshot.is_snapshot(start.name):
+        return snapshot.read_source(start.name, detector)
     refuse_shard(start.file)
     if start.file.suffix != ".safetensors":
         _refuse_foreign(start.file)

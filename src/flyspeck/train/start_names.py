@@ -1,4 +1,4 @@
-"""What `model.start` may name: a run folder or a weights file, one of the trained detectors that ship, or torchvision's.
+"""What `model.start` may name: a run folder or a weights file, a trained detector that ships, torchvision's, or a snapshot.
 
 A bare word is a trained detector: of an installed package, or of the folder `models/` of a clone. A package offers its own by
 the entry-point group `flyspeck.weights`, each as `NAME = "PACKAGE:FOLDER"`: the folder within the package that holds
@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from flyspeck.errors import UserError, nearest
-from flyspeck.models.start import torchvision_names
+from flyspeck.models.start import snapshot, torchvision_names
 from flyspeck.train.checkpoint import weights_file
 
 GROUP = "flyspeck.weights"
@@ -38,6 +38,11 @@ class Start:
         """Whether the file is one of torchvision's own."""
         return torchvision_names.is_torchvision(self.name)
 
+    @property
+    def is_foreign(self) -> bool:
+        """Whether another program wrote the file, which says nothing of a run."""
+        return self.is_torchvision or snapshot.is_snapshot(self.name)
+
 
 def find_start(name: str | Path) -> Start:
     """The weights that `model.start` means.
@@ -48,6 +53,8 @@ def find_start(name: str | Path) -> Start:
     name = str(name)
     if torchvision_names.is_torchvision(name):
         return Start(name, torchvision_names.find_file(name), torchvision_names.LICENCE)
+    if snapshot.is_snapshot(name):
+        return Start(name, snapshot.weights_of(name), snapshot.LICENCE)
     if Path(name).exists():
         return Start(name, weights_file(name), licence_of_card(weights_file(name).parent))
     if "/" in name or "." in name:

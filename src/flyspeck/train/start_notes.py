@@ -51,7 +51,7 @@ def starts_of(model: ModelConfig, detector: Detector) -> dict[str, Any]:
 
 def _passed_on(start: Start) -> list[dict[str, Any]]:
     """What a start itself started from: its licences hold on."""
-    return [] if start.is_torchvision else list(load_weights(start.file)[1].get("starts", ()))
+    return [] if start.is_foreign else list(load_weights(start.file)[1].get("starts", ()))
 
 
 def write_starts(folder: Path, detector: Detector) -> None:

@@ -48,6 +48,11 @@ def squared_wasserstein(a: Tensor, b: Tensor) -> Tensor:
     return total
 
 
+def squared_paired(a: Tensor, b: Tensor) -> Tensor:
+    """Elementwise squared 2-Wasserstein distance in px^2, two `(N, 4)` to `(N,)`."""
+    return ((as_points(a) - as_points(b)) ** 2).sum(-1)
+
+
 def nwd(a: Tensor, b: Tensor, *, constant: float = AITOD_SIZE) -> Tensor:
     """Pairwise NWD in (0, 1], `(N, 4)` and `(M, 4)` to `(N, M)` (eq. 7); `constant` is C in px."""
     return torch.exp(-squared_wasserstein(a, b).sqrt() / constant)
@@ -55,7 +60,7 @@ def nwd(a: Tensor, b: Tensor, *, constant: float = AITOD_SIZE) -> Tensor:
 
 def nwd_loss(prediction: Tensor, target: Tensor, *, constant: float = AITOD_SIZE) -> Tensor:
     """Sum of 1 - NWD over pairs of xyxy boxes `(N, 4)`."""
-    distance = ((as_points(prediction) - as_points(target)) ** 2).sum(-1)
+    distance = squared_paired(prediction, target)
     # A square root has no gradient at 0; 1e-3 px is far below what a label means.
     return (1 - torch.exp(-(distance + 1e-6).sqrt() / constant)).sum()
 

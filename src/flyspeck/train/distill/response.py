@@ -7,7 +7,8 @@ it; softening by a temperature of its own (`sigmoid_temperature`) is off by defa
 background. A two-stage head is compared twice: the proposal network like a one-stage head, and both
 box heads on the teacher's best proposals, by softmax with the temperature.
 
-Both heads must be of one kind, on the same anchors or points; classes are aligned by name.
+Both heads must be of one kind, on the same anchors or points; classes are aligned by name. Queries of detection transformers have
+no such places: each of the teacher's is compared with the student's that would be matched with it, were it an object.
 """
 
 from __future__ import annotations
@@ -106,13 +107,18 @@ class ResponseTerms(nn.Module):
         head = student.head
         own = head.dense_outputs(seen[0])
         columns, teacher_columns = self.classes if own.per_class else ([0], [0])
-        teacher_logits = given["logits"].float()[..., teacher_columns]
+        teacher_logits, teacher_boxes = given["logits"].float()[..., teacher_columns], given["boxes"].float()
+        logits, boxes = own.logits[..., columns], own.boxes
+        if head.implements("dense_pairs"):
+            logits, boxes, teacher_logits, teacher_boxes = _paired(
+                head, DenseOutputs(logits, boxes), DenseOutputs(teacher_logits, teacher_boxes), images
+            )
         found = {}
         found["class" if own.per_class else "objectness"], found["anchors"] = dense_terms(
-            own.logits[..., columns],
-            own.boxes,
+            logits,
+            boxes,
             teacher_logits,
-            given["boxes"].float(),
+            teacher_boxes,
             temperature=self.sigmoid_temperature,
         )
         if own.quality is not None:
@@ -152,6 +158,19 @@ class ResponseTerms(nn.Module):
         return {"class": apart.sum() / max(len(apart), 1), "boxes": boxes}
 
 
+def _paired(
+    head: Head, own: DenseOutputs, given: DenseOutputs, images: ImageBatch
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Logits and boxes of the student and of the teacher, row by row of the pairs: `(1, P, …)` of all images together."""
+    size = int(images.pixels.shape[-2]), int(images.pixels.shape[-1])
+    with torch.no_grad():
+        rows = head.dense_pairs(own, given, size)
+    image, theirs = torch.nonzero(rows >= 0, as_tuple=True)
+    mine = rows[image, theirs]
+    pairs = own.logits[image, mine], own.boxes[image, mine], given.logits[image, theirs], given.boxes[image, theirs]
+    return tuple(part[None] for part in pairs)  # type: ignore[return-value]
+
+
 def _named(outputs: DenseOutputs) -> TeacherOutputs:
     """Under the names by which a cache of teacher outputs keeps them."""
     found = {"logits": outputs.logits, "boxes": outputs.boxes}
@@ -183,6 +202,8 @@ def _check_heads(student: Detector, teacher: Detector, scale: float) -> None:
         raise student.head.lacks(
             "dense_outputs", "be distilled by responses", instead="use a method of features (single, hierarchical)"
         )
+    if student.head.implements("dense_pairs"):
+        return
     if scale != 1:
         raise UserError(
             f"the teacher sees images enlarged by {scale:g}: its anchors are not the student's",

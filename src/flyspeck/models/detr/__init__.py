@@ -1,0 +1,1 @@
+"""What detection transformers share: the modules of the library `transformers`, queries, matching, losses."""
