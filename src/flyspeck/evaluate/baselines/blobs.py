@@ -1,14 +1,17 @@
-"""A detector without a network: blobs that stand out from their surroundings, of the sizes that a training set has.
+"""A detector without a network: blobs that stand out from their surroundings, ranked by a rule that a training set gives.
 
-What is chosen on images of the training set alone, by AP50 without classes: the band, bright or dark, the filter and its sizes,
-how a blob becomes a box, and whether answers are divided by the image's mean. Boxes get the classes that objects of their size
-have in the training set, each at its share of the score.
+Places are the local maxima of a top-hat, or of a difference of Gaussians, at the sizes that objects have (`places.places`),
+bright and dark ones alike. Of every class a rule, linear in what describes a place and in its squares and products
+(`rule.fit_rule`), says how likely an object of that class is there; its box has the sides usual at its size in that class.
+Everything is fitted on images of the training set alone, and the filter is chosen by AP50 on those of them that the rules were
+not fitted on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -17,88 +20,74 @@ from flyspeck.data.annotations import Annotations
 from flyspeck.data.images import read_image
 from flyspeck.errors import UserError
 from flyspeck.evaluate.ap import average_precision, mean_of_known, prepare
-from flyspeck.evaluate.baselines.filters import KINDS, Kind, extents, mean, peaks, response
+from flyspeck.evaluate.baselines.filters import KINDS, Kind
+from flyspeck.evaluate.baselines.places import BANDS, Places, places
+from flyspeck.evaluate.baselines.rule import FORMS, Form, Rule, fit_rule
 from flyspeck.evaluate.detections import DetectionTable
 from flyspeck.evaluate.protocols import INFINITE, APProtocol, Bin
 
 MOST = 500
-"""Boxes kept of an image at most."""
+"""Boxes kept of an image and class at most."""
 LARGEST = 64.0
 """Pixels: the largest blob that is looked for."""
-_PIXELS, _IMAGES, _WINDOW = 2.5e6, 30, 1024
-_OVERLAP = 0.3
-_PROTOCOL = APProtocol("choice", "", (Bin("all", 0.0, INFINITE),), (0.5,), (MOST,), every_class=True)
+MOST_CLASSES = 12
+"""Classes that get a rule of their own: the most frequent ones."""
+LEAST_FOUND = 5
+"""Places at objects of a class in the images that are fitted to: with fewer it has no rule, and no box."""
+_PIXELS, _IMAGES = 2.5e6, 40
+_OVERLAP, _HIT, _NEAR = 0.3, 0.5, 0.3
+_STEP, _MOST_SIZES = 2**0.5, 7
+_PART = 320
+"""Pixels: the side of what is taken of a larger image to fit to, so that there are more of them."""
+_PROTOCOL = APProtocol("choice", "", (Bin("all", 0.0, INFINITE),), (0.5,), (MOST,))
 
 
 @dataclass(frozen=True)
 class BlobSettings:
-    """One detector of blobs, all of it."""
+    """Where is looked."""
 
-    band: int | None
-    """A band of the image; None: the mean of all."""
-    dark: bool
-    """Objects are darker than what surrounds them."""
     kind: Kind
     sizes: tuple[float, ...]
     """Pixels: the square root of an object's area."""
-    width: float = 2.0
-    """Side of the top-hat's square in sizes."""
-    share: float | None = None
-    """A box reaches as far as the answer stays above this share of its peak; None: it has the sides usual at its size."""
-    grow: float = 1.0
-    """What the box's sides are multiplied by."""
-    noise: bool = False
-    """Scores are answers by the image's mean answer, rather than as they are."""
+    bands: int = 1
+    """Of the images, whose levels describe a place."""
     most: int = MOST
-    """Boxes kept of an image: three times as many as the training set has objects in one, 30 to `MOST`."""
+    """Boxes kept of an image and class: three times as many as the training set has objects in one, 30 to `MOST`."""
+    form: Form = "contrast"
+    """Of the rules."""
+    extent: bool = False
+    """Boxes are as large as the blob stands out; else they have the sides usual at its size in the class."""
 
     @property
     def words(self) -> str:
         """The settings in one line."""
-        band = "the mean of the bands" if self.band is None else f"band {self.band + 1}"
-        what = f"{'dark' if self.dark else 'bright'} blobs, by {self.kind} of {band}"
         sizes = ", ".join(f"{size:.3g}" for size in self.sizes)
-        box = "sides usual at that size" if self.share is None else f"extent at {self.share:g} of the peak"
-        grown = "" if self.grow == 1 else f" times {self.grow:g}"
-        return (
-            f"{what} at {sizes} px; boxes: {box}{grown}; scores: {'contrast by its mean' if self.noise else 'contrast'}"
-        )
+        box = "as far as it stands out" if self.extent else "the sides usual at that size in the class"
+        return f"blobs, by {self.kind} at {sizes} px; boxes: {box}; scores: by {_BY[self.form]}"
+
+
+_BY: dict[Form, str] = {
+    "contrast": "how bright or dark they stand out",
+    "numbers": "a rule on contrast, level, roughness and size",
+    "products": "a rule on contrast, level, roughness, size and their products",
+}
 
 
 @dataclass(frozen=True)
-class _Shapes:
-    """What boxes and classes are usual at a size: columns by eighths of an octave."""
+class ClassRule:
+    """What is known of one class."""
 
+    label: int
     sides: np.ndarray
-    """(B, 2) median width and height."""
-    classes: np.ndarray
-    """(B, K) shares of the classes."""
+    """(S, 2) width and height of its boxes at each of the sizes."""
+    rule: Rule
 
-    @staticmethod
-    def of(boxes: np.ndarray, labels: np.ndarray, classes: int) -> _Shapes:
-        bins = np.arange(_BINS)
-        at = _bin(box_algebra.size(boxes))
-        overall = np.bincount(labels, minlength=classes) / len(labels)
-        sides, shares = np.zeros((_BINS, 2)), np.zeros((_BINS, classes))
-        extent = boxes[:, 2:] - boxes[:, :2]
-        form = np.median(extent / np.maximum(box_algebra.size(boxes), 1e-6)[:, None], axis=0)
-        for k in bins:
-            near = np.abs(at - k) <= 2
-            size = 2 ** ((k + 0.5) / 8)
-            # A few objects say little of their size's form and classes: the whole set counts like ten of them.
-            weight = near.sum() / (near.sum() + 10)
-            own = np.median(extent[near] / box_algebra.size(boxes[near])[:, None], axis=0) if near.any() else form
-            sides[k] = size * (weight * own + (1 - weight) * form)
-            count = np.bincount(labels[near], minlength=classes)
-            shares[k] = (count + 10 * overall) / (count.sum() + 10)
-        return _Shapes(sides, shares)
-
-
-_BINS = 80
-
-
-def _bin(sizes: np.ndarray) -> np.ndarray:
-    return np.clip(np.floor(8 * np.log2(np.maximum(sizes, 1))), 0, _BINS - 1).astype(np.int64)
+    def boxes(self, found: Places, settings: BlobSettings) -> np.ndarray:
+        """`(N, 4)` xyxy, about each place."""
+        if settings.extent:
+            return found.extent
+        half = self.sides[np.searchsorted(np.asarray(settings.sizes), found.size)] / 2
+        return np.concatenate([found.middle - half, found.middle + half], 1)
 
 
 @dataclass(frozen=True)
@@ -106,32 +95,20 @@ class BlobDetector:
     """A fitted detector of blobs; `detect` runs it."""
 
     settings: BlobSettings
-    shapes: _Shapes
-    half: float
-    """The answer that gets a score of 0.5."""
+    rules: tuple[ClassRule, ...]
     chosen_on: int
     """Images of the training set."""
     ap50: float
-    """Without classes, on those images."""
+    """Mean over classes, on the half of those images that the rules were not fitted on when the filter was chosen."""
 
     def detect(self, annotations: Annotations) -> DetectionTable:
         """Boxes of every image of a table, whose pixels are read; errors as for `read_image`."""
         found = []
         for row in range(len(annotations)):
-            boxes, answers = _blobs(read_image(annotations.path(row)), self.settings, self.shapes)
-            found.append(self._table(row, boxes, answers))
+            pixels = read_image(annotations.path(row))
+            seen = places(pixels, self.settings.kind, self.settings.sizes, self.settings.bands)
+            found += _detected(row, seen, self.rules, self.settings, (pixels.shape[0], pixels.shape[1]))
         return joined(found)
-
-    def _table(self, row: int, boxes: np.ndarray, answers: np.ndarray) -> DetectionTable:
-        shares = self.shapes.classes[_bin(box_algebra.size(boxes))]
-        place, label = np.nonzero(shares >= _LEAST_SHARE)
-        scores = answers[place] / (answers[place] + self.half) * shares[place, label]
-        return DetectionTable.from_columns(
-            image_index=np.full(len(place), row), boxes=boxes[place], scores=scores, labels=label
-        )
-
-
-_LEAST_SHARE = 0.1
 
 
 def joined(tables: Sequence[DetectionTable]) -> DetectionTable:
@@ -147,45 +124,54 @@ def joined(tables: Sequence[DetectionTable]) -> DetectionTable:
 
 
 def fit_blobs(train: Annotations, *, seed: int = 0) -> BlobDetector:
-    """Choose a detector of blobs on at most 30 images, or 2.5 megapixels, of the training set.
+    """Fit a detector of blobs to at most 40 images, or 2.5 megapixels, of the training set.
 
-    Of larger images, windows of 1024 px about an object are taken. Raises UserError for a table without objects.
+    Of larger images, windows of 320 px about an object are taken. Raises UserError for a table without objects.
     """
     objects = ~train.ignore & ~train.crowd & (train.labels >= 0)
     real = objects & (box_algebra.size(train.boxes) >= 1)
     if not real.any():
         raise UserError("the training set has no objects", where=train.source, fix="give annotations with objects")
-    shapes = _Shapes.of(train.boxes[real], train.labels[real], len(train.classes))
     samples = list(_samples(train, np.flatnonzero(real), seed))
-    truth = _truth(samples)
-    sizes = np.minimum(box_algebra.size(train.boxes[real]), LARGEST)
-    trio = tuple(dict.fromkeys(float(size) for size in np.quantile(sizes, (0.15, 0.5, 0.85)).round(1)))
-    bands = [None, *range(samples[0][0].shape[2])] if _coloured(samples) else [None]
-
-    def best(options: Iterable[BlobSettings]) -> tuple[float, BlobSettings]:
-        return max(((_ap(options_, samples, truth, shapes), options_) for options_ in options), key=lambda o: o[0])
-
+    sizes = sizes_of(np.minimum(box_algebra.size(train.boxes[real]), LARGEST))
     most = int(np.clip(3 * np.bincount(train.image_index[real]).max(), 30, MOST))
-    value, chosen = best(
-        BlobSettings(band, dark, kind, trio, most=most) for band in bands for dark in (False, True) for kind in KINDS
-    )
-    middle = (float(np.median(sizes)),)
-    wider = (*trio, float(np.quantile(sizes, 0.97).round(1)))
-    value, chosen = best(
-        replace(chosen, sizes=choice, width=width)
-        for choice in (trio, middle, wider)
-        for width in ((1.5, 2.0, 3.0) if chosen.kind == "top-hat" else (2.0,))
-    )
-    value, chosen = best(replace(chosen, share=share, noise=noise) for share in _SHARES for noise in (False, True))
-    value, chosen = best(replace(chosen, grow=grow) for grow in (1.0, 0.85, 1.2, 1.45))
-    answers = [_blobs(pixels, chosen, shapes)[1] for pixels, _, _ in samples]
-    strong = np.concatenate([np.sort(a)[::-1][: max(1, len(b))] for a, (_, b, _) in zip(answers, samples, strict=True)])
-    return BlobDetector(chosen, shapes, float(np.median(strong)) if len(strong) else 1.0, len(samples), value)
+    bands = min(BANDS, max(one.pixels.shape[2] for one in samples))
+    sides = _usual_sides(train, real, sizes)
+    fits: list[tuple[float, BlobSettings, list[Places]]] = []
+    for kind in KINDS:
+        seen = [places(one.pixels, kind, sizes, bands) for one in samples]
+        for form, extent in product(FORMS, (False, True)):
+            settings, value = BlobSettings(kind, sizes, bands, most, form, extent), 0.0
+            if len(samples) > 1:  # to every second image the rules are fitted, on the others they are tried
+                rules = _rules(samples[::2], seen[::2], sides, settings)
+                value = _ap(rules, samples[1::2], seen[1::2], settings, train.classes)
+            fits.append((value, settings, seen))
+    value, settings, seen = max(fits, key=lambda one: one[0])
+    return BlobDetector(settings, _rules(samples, seen, sides, settings), len(samples), value)
 
 
-_SHARES = (None, 0.3, 0.5, 0.7)
-_Sample = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Pixels, objects' boxes, ignored boxes."""
+def sizes_of(sizes: np.ndarray) -> tuple[float, ...]:
+    """Half octaves that cover the middle 94 % of the objects' sizes; of more than three octaves seven sizes."""
+    low, high = np.quantile(sizes, (0.03, 0.97))
+    count = min(_MOST_SIZES, int(np.ceil(np.log(high / low) / np.log(_STEP) - 1e-9)) + 1)
+    return tuple(dict.fromkeys(float(size) for size in np.geomspace(low, high, count).round(2)))
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """An image to fit to, or a part of one."""
+
+    pixels: np.ndarray
+    boxes: np.ndarray
+    """(M, 4) of objects."""
+    labels: np.ndarray
+    """(M,)"""
+    ignored: np.ndarray
+    """(I, 4)"""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.pixels.shape[0], self.pixels.shape[1]
 
 
 def _samples(train: Annotations, real: np.ndarray, seed: int) -> Iterator[_Sample]:
@@ -196,118 +182,126 @@ def _samples(train: Annotations, real: np.ndarray, seed: int) -> Iterator[_Sampl
         pixels = read_image(train.path(row))
         rows = train.of_image(row)
         counted = np.isin(np.arange(rows.start, rows.stop), real)
-        boxes = train.boxes[rows]
+        boxes, labels = train.boxes[rows], train.labels[rows]
         corner = np.zeros(2, np.int64)
-        if max(pixels.shape[:2]) > _WINDOW:
+        if max(pixels.shape[:2]) > _PART:
             centre = box_algebra.center(boxes[counted])[rng.integers(counted.sum())].astype(np.int64)
-            most = np.maximum(np.array([pixels.shape[1], pixels.shape[0]]) - _WINDOW, 0)
-            corner = np.clip(centre - _WINDOW // 2, 0, most)
-            pixels = pixels[corner[1] : corner[1] + _WINDOW, corner[0] : corner[0] + _WINDOW]
+            most = np.maximum(np.array([pixels.shape[1], pixels.shape[0]]) - _PART, 0)
+            corner = np.clip(centre - _PART // 2, 0, most)
+            pixels = pixels[corner[1] : corner[1] + _PART, corner[0] : corner[0] + _PART]
         boxes = boxes - np.tile(corner, 2)
         clipped = box_algebra.clip(boxes, *pixels.shape[:2])
         whole = box_algebra.area(clipped) >= 0.5 * box_algebra.area(boxes)
         seen = box_algebra.area(clipped) > 0
-        yield pixels, boxes[counted & whole], clipped[seen & ~(counted & whole)]
+        taken = counted & whole
+        yield _Sample(pixels, boxes[taken], labels[taken], clipped[seen & ~taken])
         left -= pixels.shape[0] * pixels.shape[1]
         if left <= 0:
             break
 
 
-def _coloured(samples: Sequence[_Sample]) -> bool:
-    """Whether all images have the same bands, which differ from each other."""
-    bands = {pixels.shape[2] for pixels, _, _ in samples}
-    return len(bands) == 1 and bands != {1} and any((p != p[:, :, :1]).any() for p, _, _ in samples)
+def _usual_sides(train: Annotations, real: np.ndarray, sizes: tuple[float, ...]) -> dict[int, np.ndarray]:
+    """(S, 2) usual width and height at each size, of the most frequent classes."""
+    labels, boxes = train.labels[real], train.boxes[real]
+    found = {}
+    for label in np.argsort(-np.bincount(labels), kind="stable")[:MOST_CLASSES].tolist():
+        own = boxes[labels == label]
+        if not len(own):
+            continue
+        size = np.maximum(box_algebra.size(own), 1e-6)
+        form = (own[:, 2:] - own[:, :2]) / size[:, None]
+        middle = np.median(form, axis=0)
+        sides = np.zeros((len(sizes), 2))
+        for row, at in enumerate(sizes):
+            near = np.abs(np.log2(size / at)) <= 0.5
+            # A few objects say little of their size's form: the whole class counts like ten of them.
+            weight = near.sum() / (near.sum() + 10)
+            sides[row] = at * (weight * np.median(form[near], axis=0) + (1 - weight) * middle if near.any() else middle)
+        found[label] = sides
+    return found
 
 
-def _truth(samples: Sequence[_Sample]) -> Annotations:
-    """The samples' boxes as a table of one class."""
-    boxes = [np.concatenate([objects, ignored]) for _, objects, ignored in samples]
-    flags = np.concatenate([np.r_[np.zeros(len(o), bool), np.ones(len(i), bool)] for _, o, i in samples])
-    every = np.concatenate(boxes)
-    count = len(every)
-    return Annotations(
-        image_ids=np.arange(len(samples)),
-        file_names=tuple(str(k) for k in range(len(samples))),
-        sizes=np.array([pixels.shape[:2] for pixels, _, _ in samples]),
-        image_index=np.repeat(np.arange(len(samples)), [len(b) for b in boxes]),
-        boxes=every,
-        labels=np.zeros(count, np.int64),
-        area=box_algebra.area(every),
-        ignore=flags,
-        crowd=flags,
-        box_ids=np.arange(1, count + 1),
-        classes=("object",),
-        category_ids=(1,),
-    )
-
-
-def _ap(settings: BlobSettings, samples: Sequence[_Sample], truth: Annotations, shapes: _Shapes) -> float:
-    """AP50 without classes of settings on samples."""
+def _rules(
+    samples: Sequence[_Sample], seen: Sequence[Places], sides: dict[int, np.ndarray], settings: BlobSettings
+) -> tuple[ClassRule, ...]:
+    """Of every class that has enough places at its objects."""
     found = []
-    for row, (pixels, _, _) in enumerate(samples):
-        boxes, answers = _blobs(pixels, settings, shapes)
+    features = np.concatenate([one.features for one in seen])
+    for label, own in sides.items():
+        shape = ClassRule(label, own, None)  # type: ignore[arg-type]
+        fit = [_fit(shape.boxes(p, settings), s, label) for p, s in zip(seen, samples, strict=True)]
+        positive, counts = (np.concatenate([one[k] for one in fit]) for k in (0, 1))
+        if positive.sum() >= LEAST_FOUND:
+            found.append(ClassRule(label, own, fit_rule(features[counts], positive[counts], settings.form)))
+    return tuple(found)
+
+
+def _fit(boxes: np.ndarray, sample: _Sample, label: int) -> tuple[np.ndarray, np.ndarray]:
+    """`(N,)` bool each: boxes that are objects of the class, and those that are to be learnt from: not the nearly right ones."""
+    own = sample.boxes[sample.labels == label]
+    best = box_algebra.iou(boxes, own).max(1, initial=0) if len(own) else np.zeros(len(boxes))
+    hidden = box_algebra.iou(boxes, sample.ignored).max(1, initial=0) if len(sample.ignored) else np.zeros(len(boxes))
+    positive = best >= _HIT
+    return positive, positive | ((best < _NEAR) & (hidden < _NEAR))
+
+
+def _detected(
+    row: int, seen: Places, rules: Sequence[ClassRule], settings: BlobSettings, size: tuple[int, int]
+) -> list[DetectionTable]:
+    """Boxes of one image, class by class."""
+    found = []
+    for one in rules:
+        boxes, scores = box_algebra.clip(one.boxes(seen, settings), *size), one.rule(seen.features)
+        order = np.argsort(-scores, kind="stable")
+        order = order[box_algebra.area(boxes[order]) > 0][: 4 * settings.most]
+        kept = order[_suppressed(boxes[order])[: settings.most]]
         found.append(
             DetectionTable.from_columns(
-                image_index=np.full(len(boxes), row), boxes=boxes, scores=answers, labels=np.zeros(len(boxes))
+                image_index=np.full(len(kept), row),
+                boxes=boxes[kept],
+                scores=scores[kept],
+                labels=np.full(len(kept), one.label),
             )
         )
-    arrays = average_precision(prepare(truth, joined(found), _PROTOCOL), _PROTOCOL)
+    return found
+
+
+def _ap(
+    rules: Sequence[ClassRule],
+    samples: Sequence[_Sample],
+    seen: Sequence[Places],
+    settings: BlobSettings,
+    classes: Sequence[str],
+) -> float:
+    """Mean AP50 of the classes that have objects in the samples."""
+    found = [
+        table
+        for row, (own, sample) in enumerate(zip(seen, samples, strict=True))
+        for table in _detected(row, own, rules, settings, sample.shape)
+    ]
+    arrays = average_precision(prepare(_truth(samples, classes), joined(found), _PROTOCOL), _PROTOCOL)
     return mean_of_known(arrays.average[0, :, 0])
 
 
-def _blobs(pixels: np.ndarray, settings: BlobSettings, shapes: _Shapes) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes `(N, 4)` and answers `(N,)` of an image `(H, W, C)`, by falling answer; large images go in windows."""
-    height, width = pixels.shape[:2]
-    margin = int(4 * max(settings.sizes)) + 8
-    boxes, answers, noises = [], [], []
-    for top in range(0, height, _WINDOW):
-        for left in range(0, width, _WINDOW):
-            y0, x0 = max(0, top - margin), max(0, left - margin)
-            grey = _grey(pixels[y0 : top + _WINDOW + margin, x0 : left + _WINDOW + margin], settings)
-            for own, answer, noise in _of_window(grey, settings, shapes):
-                own = own + np.array([x0, y0, x0, y0])
-                centre = box_algebra.center(own)
-                mine = (centre[:, 0] >= left) & (centre[:, 0] < left + _WINDOW)
-                mine &= (centre[:, 1] >= top) & (centre[:, 1] < top + _WINDOW)
-                boxes.append(own[mine])
-                answers.append(answer[mine])
-                noises.append(noise)
-    every, answer = box_algebra.clip(np.concatenate(boxes), height, width), np.concatenate(answers)
-    if settings.noise:
-        answer = answer / (np.mean(noises) + 1e-6)
-    order = np.argsort(-answer, kind="stable")
-    order = order[box_algebra.area(every[order]) > 0]
-    order = order[: 2 * settings.most]
-    kept = _suppressed(every[order])[: settings.most]
-    return every[order][kept], answer[order][kept]
-
-
-def _grey(pixels: np.ndarray, settings: BlobSettings) -> np.ndarray:
-    band = settings.band if settings.band is not None and settings.band < pixels.shape[2] else None
-    grey = pixels.mean(2, dtype=np.float32) if band is None else pixels[:, :, band].astype(np.float32)
-    grey = np.nan_to_num(grey, nan=0.0, posinf=0.0, neginf=0.0)
-    return -grey if settings.dark else grey
-
-
-def _of_window(
-    grey: np.ndarray, settings: BlobSettings, shapes: _Shapes
-) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
-    """Of every size: boxes, answers, and the window's mean answer."""
-    for size in settings.sizes:
-        answer = response(grey, settings.kind, size, settings.width)
-        if size >= 5 and settings.kind == "top-hat":
-            answer = mean(answer, 3)  # a single pixel of noise is no blob, and plateaus become peaks
-        y, x = peaks(answer, max(3, round(0.6 * size) | 1), settings.most)
-        strength = answer[y, x].astype(np.float64)
-        if settings.share is None:
-            side = shapes.sides[_bin(np.array([size]))[0]] * settings.grow / 2
-            middle = np.stack([x, y], 1) + 0.5
-            boxes = np.concatenate([middle - side, middle + side], 1)
-        else:
-            boxes = extents(answer, y, x, settings.share, max(2, round(1.5 * size)))
-            middle, side = box_algebra.center(boxes), (boxes[:, 2:] - boxes[:, :2]) * settings.grow / 2
-            boxes = np.concatenate([middle - side, middle + side], 1)
-        yield boxes, strength, float(answer.mean())
+def _truth(samples: Sequence[_Sample], classes: Sequence[str]) -> Annotations:
+    """The samples' boxes as a table."""
+    boxes = [np.concatenate([one.boxes, one.ignored]) for one in samples]
+    labels = np.concatenate([np.r_[one.labels, np.full(len(one.ignored), -1)] for one in samples]).astype(np.int64)
+    every = np.concatenate(boxes)
+    return Annotations(
+        image_ids=np.arange(len(samples)),
+        file_names=tuple(str(k) for k in range(len(samples))),
+        sizes=np.array([one.shape for one in samples]),
+        image_index=np.repeat(np.arange(len(samples)), [len(b) for b in boxes]),
+        boxes=every,
+        labels=labels,
+        area=box_algebra.area(every),
+        ignore=labels < 0,
+        crowd=labels < 0,
+        box_ids=np.arange(1, len(every) + 1),
+        classes=tuple(classes),
+        category_ids=tuple(range(1, len(classes) + 1)),
+    )
 
 
 def _suppressed(boxes: np.ndarray) -> np.ndarray:

@@ -14,22 +14,40 @@ import numpy as np
 
 Kind = Literal["top-hat", "difference of Gaussians"]
 KINDS: tuple[Kind, ...] = ("top-hat", "difference of Gaussians")
+_SQUARE = 2.0
+"""Side of a top-hat's square in sizes of the object."""
 _SURROUND = 1.6
 """Width of the outer Gaussian by the inner one's: where their difference is nearest to a Laplacian (Marr, Hildreth, 1980)."""
 
 
-def response(image: np.ndarray, kind: Kind, size: float, width: float) -> np.ndarray:
-    """How much brighter a blob of `size` px about each pixel is than what surrounds it, `(H, W)` float32, at least 0.
+def response(image: np.ndarray, kind: Kind, size: float) -> tuple[np.ndarray, np.ndarray]:
+    """How much brighter, and how much darker, a blob of `size` px about each pixel is than what surrounds it.
 
-    `width` is the side of the top-hat's square in sizes of the object; a difference of Gaussians needs none.
+    Both `(H, W)` float32, at least 0.
     """
     if kind == "top-hat":
-        side = max(3, round(size * width) | 1)
-        opened = running(running(image, side, np.minimum), side, np.maximum)
-        return image - opened
+        side = max(3, round(size * _SQUARE) | 1)
+        both = image - opening(image, side), -opening(-image, side) - image
+        # A single pixel of noise is no blob, and plateaus become peaks.
+        return both if size < 5 else (mean(both[0], 3), mean(both[1], 3))
     # A disc of diameter d answers most to a Laplacian of sigma = d / (2 sqrt 2).
     sigma = size / (2 * 2**0.5)
-    return np.maximum(gaussian(image, sigma) - gaussian(image, _SURROUND * sigma), 0)
+    answer = gaussian(image, sigma) - gaussian(image, _SURROUND * sigma)
+    return np.maximum(answer, 0), np.maximum(-answer, 0)
+
+
+def opening(image: np.ndarray, side: int) -> np.ndarray:
+    """Without what is brighter than its surroundings and narrower than a square of the odd `side`."""
+    return running(running(image, side, np.minimum), side, np.maximum)
+
+
+def reduced(image: np.ndarray, factor: int) -> np.ndarray:
+    """Means of squares of `factor` px; borders are extended to whole squares."""
+    if factor == 1:
+        return image
+    image = np.pad(image, [(0, -side % factor) for side in image.shape], mode="edge")
+    height, width = (side // factor for side in image.shape)
+    return image.reshape(height, factor, width, factor).mean((1, 3), dtype=np.float32)
 
 
 def running(image: np.ndarray, side: int, choose: Callable[..., np.ndarray]) -> np.ndarray:
@@ -111,3 +129,36 @@ def extents(answer: np.ndarray, y: np.ndarray, x: np.ndarray, share: float, reac
         sides.append(length)
     left, up, right, down = sides
     return np.stack([x - left, y - up, x + right + 1, y + down + 1], 1).astype(np.float64)
+
+
+def refined(answer: np.ndarray, y: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of peaks to parts of a pixel, by a parabola through the neighbours; at most half a pixel away."""
+    height, width = answer.shape
+    low_y, high_y = answer[np.maximum(y - 1, 0), x], answer[np.minimum(y + 1, height - 1), x]
+    low_x, high_x = answer[y, np.maximum(x - 1, 0)], answer[y, np.minimum(x + 1, width - 1)]
+
+    def off(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        bend = 2 * answer[y, x] - low - high
+        return np.clip(0.5 * (high - low) / np.maximum(bend, 1e-9), -0.5, 0.5)
+
+    return y + off(low_y, high_y), x + off(low_x, high_x)
+
+
+def integral(image: np.ndarray) -> np.ndarray:
+    """Sums of all that is above and left of each corner, `(H + 1, W + 1, ...)` float64, for `window_means`."""
+    sums = np.zeros((image.shape[0] + 1, image.shape[1] + 1, *image.shape[2:]))
+    np.cumsum(np.cumsum(image, 0, dtype=np.float64), 1, out=sums[1:, 1:])
+    return sums
+
+
+def window_means(sums: np.ndarray, y: np.ndarray, x: np.ndarray, side: float) -> np.ndarray:
+    """Mean in a square of `side` px about each place (y, x), of what of it lies in the image; whole pixels, at least one."""
+    bounds = []
+    for place, length in ((y, sums.shape[0] - 1), (x, sums.shape[1] - 1)):
+        low = np.clip(np.round(place + 0.5 - side / 2).astype(np.int64), 0, length - 1)
+        high = np.clip(np.round(place + 0.5 + side / 2).astype(np.int64), low + 1, length)
+        bounds.append((low, high))
+    (y0, y1), (x0, x1) = bounds
+    total = sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]
+    count = (y1 - y0) * (x1 - x0)
+    return total / count.reshape(-1, *(1,) * (total.ndim - 1))

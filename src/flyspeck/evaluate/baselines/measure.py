@@ -67,7 +67,7 @@ class Baselines:
 
 
 def fit_baselines(train: Annotations, *, seed: int = 0) -> Baselines:
-    """Fit the baselines to a training set, of which at most 30 images (2.5 megapixels) are read: up to a minute of one core.
+    """Fit the baselines to a training set, of which at most 40 images (2.5 megapixels) are read: up to a minute of one core.
 
     Args:
         train: Its annotations, with image files that are there.
