@@ -22,13 +22,19 @@ def predict(
     ),
     out: Path = typer.Option(..., "--out", metavar="FOLDER", help="Where to write: the folder of the results."),
     tile: str = typer.Option(
-        None, "--tile", metavar="HxW", help="Tile size in pixels, as the model sees them, or off; default: as trained."
+        None,
+        "--tile",
+        metavar="HxW",
+        help="Tile size in pixels, as the model sees them, or off; default: as auto measured, else as trained.",
     ),
     overlap: int = typer.Option(
         None, "--overlap", min=0, metavar="PX", help="Pixels that tiles share; the largest object must fit in."
     ),
     scale: float = typer.Option(
-        None, "--scale", metavar="FACTOR", help="Model pixels per image pixel; default: as in training."
+        None,
+        "--scale",
+        metavar="FACTOR",
+        help="Model pixels per image pixel; default: as auto measured, else as trained.",
     ),
     scales: str = typer.Option(
         None,

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from flyspeck.data.bands import rule_of
-from flyspeck.data.enlarge import described_enlargement
 from flyspeck.errors import UserError, nearest
 from flyspeck.evaluate import DetectionTable, evaluate
 from flyspeck.export.check_images import ImageSet, Recorder, predictor_for, tiles_of
@@ -30,6 +29,7 @@ from flyspeck.export.quantize import quantise
 from flyspeck.infer.engines import open_exported
 from flyspeck.infer.outputs import open_writers
 from flyspeck.infer.predictor import Model, Predictor
+from flyspeck.infer.shown import shown_enlargement
 from flyspeck.infer.source import open_source
 from flyspeck.infer.torch_model import TorchModel
 from flyspeck.models.detector import Detector
@@ -142,7 +142,7 @@ def _files(
         return error.what
     told = describe(detector, description, bits=rule_of(description).bits)
     files = {"onnx": folder / "m.onnx", "openvino": folder / "m.xml"}
-    frame = Frame.of(detector, described_enlargement(description))
+    frame = Frame.of(detector, shown_enlargement(description))
     for file in files.values():
         write_all(graph, by_factor, file, told, frame)
     if calibration is not None and not by_factor:

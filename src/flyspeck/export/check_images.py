@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.data.enlarge import described_enlargement
 from flyspeck.data.readers import read_annotations
 from flyspeck.errors import UserError
 from flyspeck.infer.predictor import Model, Predictor
+from flyspeck.infer.shown import shown_enlargement, shown_tiles
 from flyspeck.infer.source import find_items
-from flyspeck.infer.tiles import default_tiles
 from flyspeck.infer.windows import OpenOptions
 from flyspeck.types import Detections
 
@@ -96,12 +95,12 @@ class Recorder:
 
 
 def predictor_for(model: Model, description: Mapping[str, Any], *, score: float, batch_size: int = 3) -> Predictor:
-    """As `flyspeck predict` runs it: tiles of the training size, the run's enlargement. One reader: a fixed order.
+    """As `flyspeck predict` runs it: the tiles and the enlargement that the model says. One reader: a fixed order.
 
     The batch is odd, and the last one often ragged, as a stranger's are.
     """
-    tile, overlap = default_tiles(None, None, description)
-    enlarge = described_enlargement(description)
+    tile, overlap = shown_tiles(None, None, description)
+    enlarge = shown_enlargement(description)
     return Predictor(
         model,
         tile=tile,

@@ -47,6 +47,8 @@ from flyspeck.export.proof import (
 from flyspeck.export.stages import Stages, cut
 from flyspeck.infer.engines import open_exported
 from flyspeck.infer.litert_model import ENTRY, LABELS, LiteRTModel
+from flyspeck.infer.shown import KEY as SHOWN
+from flyspeck.infer.shown import Showing
 from flyspeck.infer.torch_model import TorchModel
 from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.router import FactorRouter
@@ -89,6 +91,9 @@ def export_litert(run: Path, out: Path, options: ExportOptions, *, say: Say = pr
     rule, bits = detector_rule(detector), options.bits or rule_of(description).bits
     size = _size(detector, options.tile or description["training_size"])
     description = {**description, "training_size": list(options.tile or description["training_size"])}
+    showing = Showing.of(description)
+    if showing is not None:
+        description[SHOWN] = showing.within(size, description).to_dict()
     say(f"cutting {description.get('model', {}).get('name') or 'the detector'} for windows of {size[0]}x{size[1]}")
     stages = cut_detector(detector, size, bits=bits)
     told = {**describe(detector, description, bits=bits), "batch": 1, "size": list(size)}

@@ -11,9 +11,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from flyspeck.data.enlarge import described_enlargement
 from flyspeck.data.ground import GroundResolution
-from flyspeck.infer.tiles import default_tiles
+from flyspeck.infer.shown import shown_enlargement, shown_tiles
 
 
 def conventions(description: Mapping[str, Any]) -> dict[str, str]:
@@ -42,10 +41,10 @@ def _resolution(description: Mapping[str, Any]) -> dict[str, str]:
 
 def _tiles(description: Mapping[str, Any]) -> dict[str, str]:
     """The tile and the overlap that `flyspeck predict` takes, in pixels of the image; nothing where the training did not say."""
-    rule = described_enlargement(description)
+    rule = shown_enlargement(description)
     if "training_size" not in description or rule.squeeze is not None:
         return {}
-    (height, width), overlap = default_tiles(None, None, description)  # type: ignore[misc]
+    (height, width), overlap = shown_tiles(None, None, description)  # type: ignore[misc]
     scale = rule.scale((height, width))
     side = max(1, int(min(height, width) / scale))
     return {

@@ -21,6 +21,7 @@ from flyspeck.export.graph import INPUT, OUTPUTS, DetectorGraph
 from flyspeck.export.metadata import conventions
 from flyspeck.export.operators import onnx_translations
 from flyspeck.infer.exported import ANY_BATCH, FORMAT, KEY
+from flyspeck.infer.shown import KEY as KEY_OF_SHOWING
 from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.router import FactorRouter
 from flyspeck.version import VERSION
@@ -33,6 +34,7 @@ _KEPT = (
     "object_side_99",
     GROUND,
     "enlarge",
+    KEY_OF_SHOWING,
     "protocol",
     "metrics",
     KEY_OF_SCORES,

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from flyspeck.data.bands import rule_of
-from flyspeck.data.enlarge import described_enlargement
 from flyspeck.errors import UserError
 from flyspeck.export.check_images import ImageSet, detect, tiles_of
 from flyspeck.export.frame import Frame, framed
@@ -30,6 +29,7 @@ from flyspeck.export.proof import (
 )
 from flyspeck.infer.engines import open_exported
 from flyspeck.infer.factor_model import factor_file
+from flyspeck.infer.shown import shown_enlargement
 from flyspeck.infer.torch_model import TorchModel
 from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.router import FactorRouter
@@ -52,7 +52,7 @@ def export_model(run: Path, out: Path, options: ExportOptions, *, say: Say = pri
     told = describe(detector, description, bits=bits)
     say(f"tracing {told['model'] or 'the detector'}")
     graph, by_factor = traced(detector, bits=bits)
-    frame = Frame.of(detector, described_enlargement(description))
+    frame = Frame.of(detector, shown_enlargement(description))
     temporary = out.with_name(f".{out.stem}.{os.getpid()}.part{out.suffix}")
     try:
         write_all(graph, by_factor, temporary, told, frame)

@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from flyspeck.data.enlarge import Enlarge, described_enlargement
+from flyspeck.data.enlarge import Enlarge
 from flyspeck.errors import UserError, missing_extra
 from flyspeck.export.check_images import ImageSet
 from flyspeck.export.parity import Difference, Rule, compare
 from flyspeck.infer.exported import ExportedModel, PlainModel, Session, cannot_run
 from flyspeck.infer.factor_model import FactorModel, factor_file
 from flyspeck.infer.predictor import Model, Predictor
+from flyspeck.infer.shown import shown_enlargement
 from flyspeck.infer.source import open_source
 from flyspeck.infer.windows import OpenOptions
 from flyspeck.types import Detections
@@ -101,7 +102,7 @@ class PlainRun:
 def odd_sizes(description: Mapping[str, Any]) -> list[tuple[int, int]]:
     """Five sizes (H, W) of images around that of the training's tiles, in pixels of a file: primes, multiples of nothing."""
     height, width = description.get("training_size", (256, 320))
-    rule = described_enlargement(description)
+    rule = shown_enlargement(description)
     scale = math.sqrt(min(1.0, _LARGEST / (height * width)))
     if rule.squeeze is None:
         scale /= rule.scale((height, width))

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from flyspeck.data.enlarge import described_enlargement
 from flyspeck.errors import UserError, one_line
 from flyspeck.evaluate.score_curve import ScoreCurve, ScoreRule
 from flyspeck.files import local_output
@@ -28,8 +27,8 @@ from flyspeck.infer.processes import Processes
 from flyspeck.infer.region import read_region
 from flyspeck.infer.remote import file_name_of, is_remote, remote_name
 from flyspeck.infer.resolution import described_resolution
+from flyspeck.infer.shown import Showing, shown_batch, shown_enlargement, shown_tiles
 from flyspeck.infer.source import Categories, Item, find_items, remarks_on
-from flyspeck.infer.tiles import default_tiles
 from flyspeck.infer.video.live import is_live
 from flyspeck.infer.video.zones import parse_zones
 from flyspeck.infer.web import WebRule
@@ -101,11 +100,12 @@ def predict(
         out: Folder for the results; made if need be. It holds the files of `formats`, `drawn/`, and the finished tiles under
             `tiles/` that `resume` goes on from.
         formats: Some of `coco` (`detections.json`, `images.json`), `csv`, `geojson`, `gpkg`, `geoparquet`, `widerface`, `yolo`.
-        tile: (height, width), or one number, of a tile in pixels that the model sees, or `"off"` for whole images; None: the
-            training size. Of a model that squeezes its images: in pixels of the image, each tile being squeezed; None: whole
-            images.
+        tile: (height, width), or one number, of a tile in pixels that the model sees, or `"off"` for whole images; None: as
+            `flyspeck auto` measured to be best, where the model says it, else the training size. Of a model that squeezes its
+            images: in pixels of the image, each tile being squeezed; None: whole images.
         overlap: Pixels that neighbouring tiles share at least; the largest object must fit in. None: from the training's objects.
-        scale: Model pixels per image pixel; None: as in training, which alone a model that squeezes its images takes.
+        scale: Model pixels per image pixel; None: as `flyspeck auto` measured to be best, where the model says it, else as in
+            training, which alone a model that squeezes its images takes.
         scales: See each tile at all of these sizes, relative to `scale`, and merge.
         flip: See each tile mirrored too, and merge.
         score_threshold: What is drawn, counted, tracked, said and written is of at least this score: a number from 0 to 1, or
@@ -191,14 +191,14 @@ def predict(
     reading |= {"web": _patience(timeout), "place": _on_map(placing, formats)}
     options = _options(reading, max_megapixels).completed(description)
     reported, why = wanted.reported(ScoreCurve.of(description))
-    sides, shared = default_tiles(size, overlap, description, whole=tile == "off")
+    sides, shared = shown_tiles(size, overlap, description, whole=tile == "off")
     seer, views = _views(network, tuple(scales), flip, rule)
     predictor = Predictor(
         seer,
         tile=sides,
         overlap=shared,
-        enlarge=described_enlargement(description, scale=scale),
-        batch_size=batch_size,
+        enlarge=shown_enlargement(description, scale=scale),
+        batch_size=shown_batch(batch_size, sides, description),
         score_threshold=min(keep_score, reported),
         merge=rule,
         readers=readers,
@@ -374,6 +374,8 @@ def settings_line(what: str, predictor: Predictor, description: Mapping[str, Any
         if "object_side_99" in description:
             line += f", where 99 % of the objects were at most {description['object_side_99']:.0f} px long"
             line += " in the files" if predictor.enlarge.squeeze is not None else ""
+    if sides is not None and Showing.of(description) == Showing(sides, shared, predictor.enlarge.factor):
+        line += "; this showing was measured to be the best on validation images"
     if sides is not None:
         waste = sides[0] * sides[1] / ((sides[0] - shared) * (sides[1] - shared))
         if waste > 2:

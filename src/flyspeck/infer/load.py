@@ -20,8 +20,8 @@ from flyspeck.infer.merge import MergeRule
 from flyspeck.infer.placing import Placing
 from flyspeck.infer.predictor import Predictor
 from flyspeck.infer.resolution import described_resolution
+from flyspeck.infer.shown import shown_batch, shown_enlargement, shown_tiles
 from flyspeck.infer.skip import SkipRule
-from flyspeck.infer.tiles import default_tiles
 from flyspeck.infer.windows import OpenOptions
 
 
@@ -147,11 +147,12 @@ def load_predictor(
             or a function, `package.module:function`.
         device: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` is the best that is there.
         precision: `fp32` or `bf16`.
-        tile: (height, width), or one number, of a tile in pixels that the model sees, or `"off"` for whole images; None: the
-            training size. Of a model that squeezes its images: in pixels of the image, each tile being squeezed; None: whole
-            images.
+        tile: (height, width), or one number, of a tile in pixels that the model sees, or `"off"` for whole images; None: as
+            `flyspeck auto` measured to be best, where the model says it, else the training size. Of a model that squeezes its
+            images: in pixels of the image, each tile being squeezed; None: whole images.
         overlap: Pixels that neighbouring tiles share at least; the largest object must fit in. None: from the training's objects.
-        scale: Model pixels per image pixel; None: as in training, which alone a model that squeezes its images takes.
+        scale: Model pixels per image pixel; None: as `flyspeck auto` measured to be best, where the model says it, else as in
+            training, which alone a model that squeezes its images takes.
         resolution: Of images on a map: `"trained"`, `"native"`, `"auto"` or metres a pixel, as `flyspeck.predict` has it.
         score_threshold: Detections below this score, from 0 to 1, are left out.
         merge: How boxes of overlapping tiles become one; None: `flyspeck.infer.merge.DEFAULT`.
@@ -188,13 +189,13 @@ def load_predictor(
         classes=classes,
         suppression=suppression,
     )
-    sides, shared = default_tiles(size, overlap, description, whole=tile == "off")
+    sides, shared = shown_tiles(size, overlap, description, whole=tile == "off")
     predictor = Predictor(
         model,
         tile=sides,
         overlap=shared,
-        enlarge=described_enlargement(description, scale=scale),
-        batch_size=batch_size,
+        enlarge=shown_enlargement(description, scale=scale),
+        batch_size=shown_batch(batch_size, sides, description),
         score_threshold=score_threshold,
         merge=merge,
         skip=skip,
