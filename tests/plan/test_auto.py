@@ -17,11 +17,13 @@ import flyspeck
 from flyspeck.errors import UserError
 from flyspeck.evaluate.detections import DetectionTable
 from flyspeck.evaluate.protocols import APProtocol
-from flyspeck.plan import halving, rules
-from flyspeck.plan.budget import Budget
+from flyspeck.infer.shown import Showing
+from flyspeck.plan import halving, rivals
+from flyspeck.plan.budget import Budget, image_seconds
 from flyspeck.plan.choices import Speed
 from flyspeck.plan.settings import Measured, Setting, best_of, difference, settings_for
 from flyspeck.plan.state import FILE, State, open_state
+from flyspeck.plan.tiers import best_tier
 from flyspeck.plan.tried import Candidate
 from flyspeck.plan.voice import Voice
 from flyspeck.train.config import parse_recipe
@@ -82,14 +84,16 @@ def test_a_pause_comes_after_what_was_trained_is_saved() -> None:
 
 def test_a_winner_that_will_be_late_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(halving, "train", lambda *_, **__: {})
-    monkeypatch.setattr(halving, "progress_of", lambda _: (120.0, 10))
+    monkeypatch.setattr(halving, "saved_progress", lambda _: {"seconds": 120.0, "step": 10})
     (one,) = candidates(tmp_path, "a")  # 10 minutes, two of them used
     lines: list[str] = []
     for left in (480.0, 900.0, 475.0):
         halving.finish(one, left, Voice(lines.append))
     assert lines == []
     halving.finish(one, 240.0, Voice(lines.append))
-    assert [line for line in lines if "about 240 s late" in line] == lines
+    assert [line for line in lines if "ends 240 s sooner" in line] == lines
+    halving.finish(one, -3.0, Voice(lines.append))
+    assert "no time is left" in lines[1]
 
 
 def budget(minutes: float, used: float = 0.0, tmp_path: Path = Path()) -> Budget:
@@ -101,16 +105,16 @@ def test_time_is_kept_back_for_what_follows_training() -> None:
     for minutes in (5, 20, 90):
         one = budget(minutes, used=20.0)
         seconds = one.for_training(100, 100, found, SPEEDS)
-        tier, _ = rules.best_tier(found, SPEEDS, 0.7 * minutes)
+        tier, _ = best_tier(found, SPEEDS, 0.7 * minutes)
         assert seconds + 20 + one.kept_back(100, 100, found, SPEEDS[tier.name]) == pytest.approx(60 * minutes, abs=0.1)
         assert seconds > 0.4 * 60 * minutes
-        each = one.image_seconds(SPEEDS[tier.name], found)
+        each = image_seconds(SPEEDS[tier.name], found)
         assert one.images(one.REPORTING, SPEEDS[tier.name], found) * each * 1.5 <= 0.06 * 60 * minutes + 4 * each * 1.5
 
 
 def test_too_few_minutes_are_one_line_that_says_how_many_would_do() -> None:
     slow = {name: Speed(speed.images_per_second / 10, 10**9, 20.0) for name, speed in SPEEDS.items()}
-    with pytest.raises(UserError, match="1 minutes are too short") as told:
+    with pytest.raises(UserError, match="1 minute is too short") as told:
         budget(1, used=15.0).for_training(20, 20, base(), slow)
     assert "\n" not in str(told.value)
     (asked,) = re.findall(r"give (\d+) or more", str(told.value))
@@ -141,7 +145,7 @@ def test_a_run_goes_on_only_as_it_was_begun(tmp_path: Path) -> None:
 def test_whole_and_tiles_where_there_are_tiles(tmp_path: Path) -> None:
     table = a_table(tmp_path)  # images of 64x96
     grid = list(settings_for(table, {"enlarge": {"factor": 1.0}, "training_size": [64, 96]}))
-    assert grid[0] == Setting(True, 1.0)
+    assert grid[0] == Setting(True, Showing((64, 96), 32, 1.0))
     assert [(s.whole, s.scale) for s in grid] == [
         (True, 1.0), (True, 1.5), (False, 1.5), (True, 2.0), (False, 2.0), (True, 0.75), (True, 0.5),
     ]  # fmt: skip
@@ -150,10 +154,13 @@ def test_whole_and_tiles_where_there_are_tiles(tmp_path: Path) -> None:
 
 
 def test_a_setting_gives_way_to_one_that_is_better_by_more_than_chance(tmp_path: Path) -> None:
-    first = Measured(Setting(True, 1.0), {"ap50_tiny": 0.3}, 0.1)
-    lucky = Measured(Setting(False, 2.0), {"ap50_tiny": 0.5}, 0.1, (0.2, -0.01, 0.4))
-    better = Measured(Setting(True, 2.0), {"ap50_tiny": 0.4}, 0.1, (0.1, 0.02, 0.2))
-    best = Measured(Setting(True, 1.5), {"ap50_tiny": 0.42}, 0.1, (0.12, 0.01, 0.2))
+    def setting(whole: bool, scale: float) -> Setting:
+        return Setting(whole, Showing((64, 96), 8, scale))
+
+    first = Measured(setting(True, 1.0), {"ap50_tiny": 0.3}, 0.1)
+    lucky = Measured(setting(False, 2.0), {"ap50_tiny": 0.5}, 0.1, (0.2, -0.01, 0.4))
+    better = Measured(setting(True, 2.0), {"ap50_tiny": 0.4}, 0.1, (0.1, 0.02, 0.2))
+    best = Measured(setting(True, 1.5), {"ap50_tiny": 0.42}, 0.1, (0.12, 0.01, 0.2))
     assert best_of([first, lucky]) is first
     assert best_of([first, lucky, better, best]) is best
     assert Measured.of(json.loads(json.dumps(best.to_dict()))) == best
@@ -215,7 +222,7 @@ class _Stop(KeyboardInterrupt):
 @pytest.mark.slow
 def test_from_scenes_to_an_exported_detector_in_its_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
-    monkeypatch.setattr(rules, "ONE_ALONE", 1.0)  # so that two are tried
+    monkeypatch.setattr(rivals, "ONE_ALONE", 1.0)  # so that two are tried
     data = flyspeck.write_scenes(tmp_path / "scenes", num_images=60, seed=4, height=96, width=128, density=4)
     lines: list[tuple[float, str]] = []
     minutes = 8.0
@@ -253,5 +260,16 @@ def test_from_scenes_to_an_exported_detector_in_its_minutes(tmp_path: Path, monk
     assert "What was tried" in page
     again = flyspeck.evaluate(ground_truth=tmp_path / "auto" / "data" / "report.json", detections=tmp_path / "auto")
     assert again.rows == done.evaluation.rows
-    found = flyspeck.load_predictor(done.exported).predict([parts[2].path(0)])
-    assert len(found) == 1
+    # What was measured is what anybody gets who says nothing: of the folder, of the run, of the exported file, of the job.
+    best, report = done.setting.setting.showing, tmp_path / "auto" / "data" / "report.json"
+    for number, model in enumerate((tmp_path / "auto", winner, done.exported)):
+        predictor = flyspeck.load_predictor(model)
+        assert (predictor.tile, predictor.overlap[0], predictor.enlarge.factor) == (best.tile, best.overlap, best.scale)
+        said: list[str] = []
+        found = tmp_path / f"found{number}"
+        flyspeck.predict(report, model=model, out=found, keep_score=0.0, draw=0, say=said.append)
+        assert "measured to be the best" in said[0]
+        same = flyspeck.evaluate(ground_truth=report, detections=found / "detections.json")
+        # The exported file, and `predict` without --precision, compute in fp32.
+        reached = done.evaluation.value(metric="AP", iou=0.5, area="all")
+        assert same.value(metric="AP", iou=0.5, area="all") == pytest.approx(reached, abs=0.03)

@@ -17,7 +17,7 @@ from planned_sets import SPEEDS, squares, write_set
 import flyspeck
 from flyspeck.cli.main import main
 from flyspeck.errors import UserError
-from flyspeck.plan import rules
+from flyspeck.plan import tiers
 from flyspeck.plan.choices import Speed
 from flyspeck.plan.init import Forecast
 from flyspeck.plan.voice import Voice
@@ -194,7 +194,7 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
 
 def test_speeds_are_measured_on_the_sets_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The real probe, of the cheapest detector alone and as short as it gets.
-    monkeypatch.setattr(rules, "TIERS", rules.TIERS[:1])
+    monkeypatch.setattr(tiers, "TIERS", tiers.TIERS[:1])
     monkeypatch.setattr("flyspeck.plan.speed.LIMIT", 0.5)
     path = write_set(tmp_path / "set.json", squares(10))
     threads = torch.get_num_threads()

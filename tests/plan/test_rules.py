@@ -13,6 +13,8 @@ from planned_sets import MACHINE, SPEEDS, base, like
 from flyspeck.plan import rules
 from flyspeck.plan.choices import JUDGED, MEASURED, Machine, Plan, Speed
 from flyspeck.plan.fingerprint import Fingerprint
+from flyspeck.plan.rivals import candidates
+from flyspeck.plan.tiers import TIERS, allowed_tiers, best_tier
 from flyspeck.train.config import parse_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +29,7 @@ def plan(
     minutes: float = 30,
     rate: float = 5.0,
 ) -> Plan:
-    chosen = next(one for one in rules.TIERS if one.name == tier)
+    chosen = next(one for one in TIERS if one.name == tier)
     speed = Speed(rate, 10**9, 25.0)
     return rules.make_plan(
         found, machine, tier=chosen, minutes=minutes, speed=speed, name="x", train="t.json", val="v.json"
@@ -93,7 +95,7 @@ def test_large_objects_need_no_assigner_of_their_own() -> None:
 
 
 def test_every_reason_rests_on_a_page_that_is_there_or_says_that_it_is_a_judgement() -> None:
-    for tier in ("small", "large", "largest"):
+    for tier in (one.name for one in TIERS):
         for choice in plan(tier=tier).choices:
             assert choice.rests_on == JUDGED or choice.rests_on in MEASURED, choice
             assert choice.reason
@@ -108,14 +110,14 @@ def test_every_reason_rests_on_a_page_that_is_there_or_says_that_it_is_a_judgeme
 )  # fmt: skip
 def test_the_largest_detector_that_sees_enough(minutes: float, images: int, name: str) -> None:
     # At least 3600 images and six passes: 40, 20, 10, 5 and 1 images a second.
-    tier, why = rules.best_tier(like(BASE, images=images), SPEEDS, minutes)
+    tier, why = best_tier(like(BASE, images=images), SPEEDS, minutes)
     assert tier.name == name
     assert "sees" in why
 
 
 def test_many_classes_leave_out_scores_of_every_class_at_every_point() -> None:
     many = like(BASE, classes={f"class {k}": 1 for k in range(10_000)})
-    assert [tier.name for tier in rules.allowed_tiers(many)] == ["medium", "large", "largest"]
+    assert [tier.name for tier in allowed_tiers(many)] == ["medium", "large", "largest"]
     notes = list(rules.remarks(many, 30, 5.0))
     assert any("10000 classes have fewer than 20 objects" in note and len(note) < 300 for note in notes)
 
@@ -135,10 +137,50 @@ def test_objects_of_one_size_and_crowded_images_are_said() -> None:
 
 @pytest.mark.parametrize(("minutes", "count"), [(3, 1), (10, 2), (40, 3)])
 def test_candidates_by_the_minutes(minutes: float, count: int) -> None:
-    picked = rules.candidates(BASE, SPEEDS, minutes)
+    picked = candidates(BASE, SPEEDS, minutes)
     assert len(picked) == count
     assert len({name for name, *_ in picked}) == count
-    assert picked[0][1] == rules.best_tier(BASE, SPEEDS, minutes)[0]
+    assert picked[0][1] == best_tier(BASE, SPEEDS, minutes)[0]
+
+
+FAST = SPEEDS | {
+    "speck_n": Speed(30.0, 10**9, 300.0), "speck_s": Speed(15.0, 10**9, 150.0), "speck_m": Speed(6.0, 10**9, 60.0),
+}  # fmt: skip
+SLOW = {name: Speed(speed.images_per_second / 3, 0, speed.detect_per_second) for name, speed in FAST.items()}
+
+
+@pytest.mark.parametrize(
+    ("speeds", "minutes", "names"),
+    [
+        (FAST, 3, ["small"]),  # alone
+        (FAST, 5.9, ["small"]),
+        (SLOW, 7, ["smallest", "speck_n"]),  # begins at random: the fast one beside it
+        (SLOW, 16, ["small", "speck_s", "medium"]),
+        (FAST, 10, ["medium", "large"]),
+        (FAST, 40, ["large", "largest", "large-x2"]),  # all places are taken
+        (FAST, 100, ["largest", "large", "largest-x2"]),
+    ],
+)
+def test_a_fast_detector_is_tried_where_the_guess_begins_at_random(
+    speeds: dict[str, Speed], minutes: float, names: list[str]
+) -> None:
+    picked = candidates(BASE, speeds, minutes)
+    assert [name for name, *_ in picked] == names
+    for _, tier, _, why in picked[1:]:
+        assert not tier.fast or "times as many images a second" in why
+
+
+def test_a_fast_detector_takes_the_place_of_another_size_where_none_is_worth_trying() -> None:
+    # Objects of 16 px: neither larger nor smaller images are tried.
+    names = [name for name, *_ in candidates(like(BASE, 16.0), FAST, 40)]
+    assert names == ["large", "largest", "speck_m"]
+
+
+def test_no_plan_begins_with_a_fast_detector_where_another_sees_enough() -> None:
+    assert not best_tier(BASE, FAST, 3)[0].fast
+    quick = FAST | {"speck_n": Speed(100.0, 0, 1.0)}
+    tier, why = best_tier(BASE, quick, 0.5)
+    assert (tier.name, "the most of all" in why) == ("speck_n", True)
 
 
 @settings(max_examples=60, deadline=None)
@@ -159,7 +201,7 @@ def test_any_fingerprint_gives_a_recipe_that_is_accepted(data: st.DataObject) ->
         problems=data.draw(st.integers(0, 10**6)),
         ratios=tuple(data.draw(st.lists(st.floats(0.05, 20), min_size=1, max_size=3))),
     )
-    tier = data.draw(st.sampled_from(rules.TIERS)).name
+    tier = data.draw(st.sampled_from(TIERS)).name
     minutes, rate = data.draw(st.floats(0.5, 10_000)), data.draw(st.floats(0.01, 5000))
     recipe = parse_recipe(plan(found, tier, minutes=minutes, rate=rate).recipe())
     assert recipe.train.minutes == minutes

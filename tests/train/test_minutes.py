@@ -326,3 +326,28 @@ def test_the_console_says_the_time_left(caplog: pytest.LogCaptureFixture) -> Non
     with caplog.at_level("INFO", logger="flyspeck"):
         console.step({**record, "share": 0.34, "seconds_left": 192.4})
     assert caplog.messages == ["epoch 2 step 30 (34%) cls 0.500 4.0 images/s, 0:03:12 left"]
+
+
+@pytest.mark.parametrize("evaluation", [0.5, 8.0])
+@pytest.mark.parametrize(("stop", "left"), [(40, 30.0), (40, 4.0), (40, 200.0), (100, 9.0)])
+def test_a_run_that_goes_on_for_less_ends_in_time(tmp_path: Path, evaluation: float, stop: int, left: float) -> None:
+    """A run of three minutes is stopped, and goes on for so many seconds: it is late by its last evaluations at most."""
+    course = Course(evaluation=evaluation)
+    with pytest.raises(Stop):
+        course.run(tmp_path, minutes=3, checkpoint_every=1, steps_per_epoch=1000, stop=stop)
+    used = load_state(tmp_path / "state.pt")["progress"]["seconds"]
+    begun, before = course.now, len(course.evaluations)
+    course.run(tmp_path, minutes=(used + left) / 60, steps_per_epoch=1000, resume=True)
+    assert course.now - begun <= max(left, 0.5 * left + 1 + 2 * evaluation) + 1e-6
+    assert len(course.evaluations) > before
+
+
+def test_a_run_without_any_time_left_ends_at_once(tmp_path: Path) -> None:
+    course = Course(evaluation=1.0)
+    with pytest.raises(Stop):
+        course.run(tmp_path, minutes=3, checkpoint_every=1, steps_per_epoch=1000, stop=60)
+    steps, begun = course.steps, course.now
+    progress, _ = course.run(tmp_path, minutes=3, steps_per_epoch=1000, resume=True, finish=True, anneal=0.0)
+    assert progress.ended
+    assert course.steps == steps
+    assert course.now - begun <= 2.0

@@ -22,23 +22,27 @@ from flyspeck.evaluate.score_curve import KEY as CURVE
 from flyspeck.evaluate.score_curve import score_curve
 from flyspeck.export.package import export_model
 from flyspeck.export.proof import ExportOptions
-from flyspeck.files import local_output
+from flyspeck.files import local_output, write_bytes
+from flyspeck.infer.shown import KEY as SHOWN
 from flyspeck.plan import rules
 from flyspeck.plan.budget import Budget
 from flyspeck.plan.choices import Plan, Speed
 from flyspeck.plan.fingerprint import Fingerprint
-from flyspeck.plan.halving import finish, halve, winner_share
+from flyspeck.plan.halving import finish, halve, progress_of, winner_share
 from flyspeck.plan.init import check_disk, choice_lines, look, measured
+from flyspeck.plan.rivals import candidates as candidates_for
 from flyspeck.plan.sets import CHOOSE, REPORT, TRAIN, Source
 from flyspeck.plan.settings import Measured, best_of, detect, measure_settings, result_of
+from flyspeck.plan.speed import threads_kept
 from flyspeck.plan.state import State, open_state
 from flyspeck.plan.summary import write_summary
 from flyspeck.plan.tried import Candidate, Trial
 from flyspeck.plan.voice import Voice, minutes_of
 from flyspeck.plan.write import write_recipe
-from flyspeck.train.checkpoint import add_to_description
+from flyspeck.train.checkpoint import add_to_description, weights_file
 from flyspeck.train.config import load_recipe
 from flyspeck.train.inputs import spread
+from flyspeck.train.start_names import WEIGHTS
 
 log = logging.getLogger("flyspeck")
 AnyPath = str | os.PathLike[str]
@@ -49,7 +53,9 @@ class AutoRun:
     """What `auto` made."""
 
     folder: Path
-    """`report.html`, `recipe.yaml` (of the winner), `runs/`, `detections.json` and `evaluation.json` on the images kept apart."""
+    """`model.safetensors` (so that the folder is a model), `report.html`, `recipes/`, `runs/`, `detections.json` and
+    `evaluation.json` on the images kept apart.
+    """
     run: Path
     """The winner's run folder."""
     exported: Path | None
@@ -111,7 +117,8 @@ def auto(
         voice(f"going on: {state.seconds:.0f} s of {60 * budget_minutes:.0f} are used")
     budget = Budget(budget_minutes, state)
     try:
-        return _run(Path(data), None if val is None else Path(val), options, device, state, budget, voice)
+        with threads_kept():
+            return _run(Path(data), None if val is None else Path(val), options, device, state, budget, voice)
     except UserError:
         if not resume and "trials" not in state.done and not (place / "runs").exists():
             state.forget()  # nothing was trained: the next call may take the same folder
@@ -128,26 +135,28 @@ def _run(
     sources, found, notes = _sets(data, val, options, state, budget, voice)
     plans, speeds, machine_device = _plans(sources, found, device, state, budget, voice)
     candidates = _candidates(plans, sources, state, budget, found, voice)
-    choose, report = _limited(sources, speeds[plans[0].tier.name], found, budget, notes)
+    speed = speeds[plans[0].tier.name]
+    choose, report = _limited(sources, speed, found, budget, notes)
     total = float(state.done["training"])
+
+    def left() -> float:
+        return budget.left - budget.kept_back(len(choose), len(report), found, speed, candidates=1)
+
     winner, trials = halve(
-        candidates, total, choose, voice,
+        candidates, total, choose, voice, left=left,
         done=[Trial(**trial) for trial in state.done.get("trials", [])],
         note=lambda trial: state.keep("trials", [*state.done.get("trials", []), trial.to_dict()]),
     )  # fmt: skip
     if "finished" not in state.done:
         with voice.doing(f"training {winner.name} to the end"):
-            left = (
-                budget.seconds
-                - state.seconds
-                - budget.kept_back(len(choose), len(report), found, speeds[plans[0].tier.name])
-            )
-            state.keep("finished", finish(winner, left, voice))
+            state.keep("finished", finish(winner, left(), voice))
     best = _setting(winner, choose, machine_device, state, budget, voice)
+    model = _kept(winner, state)
     exported = _export(winner, sources[CHOOSE], state, notes, voice)
+    report = _still(report, best, budget, notes)
     with voice.doing(f"measuring on {len(report)} images that no choice was made on"):
         precision = winner.recipe.train.precision
-        detections, _ = detect(winner.folder, report, best.setting, device=machine_device, precision=precision)
+        detections, _ = detect(model, report, None, device=machine_device, precision=precision)  # as anybody has it
         evaluation = result_of(report, detections, winner.recipe.evaluate.protocol)
         detections.write_coco(state.folder / "detections.json", report)
         evaluation.write(state.folder / "evaluation.json")
@@ -165,6 +174,7 @@ def _run(
             settings,
             best,
             notes,
+            trained=progress_of(winner)[0] / 60,
             minutes=budget.minutes,
             baselines=baselines,
         )
@@ -175,8 +185,7 @@ def _run(
         voice(f"note: {note}")
     used = state.seconds / 60
     voice(f"done after {used:.1f} minutes: {state.folder / 'report.html'}")
-    model = exported or winner.folder
-    voice(f"next: flyspeck predict IMAGES --model {model} {best.setting.options()} --out found")
+    voice(f"next: flyspeck predict IMAGES --model {exported or state.folder} --out found")
     state.keep("over", round(used, 2))
     return AutoRun(state.folder, winner.folder, exported, best, evaluation, tuple(trials), used, tuple(notes))
 
@@ -213,7 +222,7 @@ def _plans(
     machine, speeds = measured(
         {name: source.path for name, source in sources.items()}, sources[TRAIN].table, found, 0.7 * budget.minutes, device, voice,
         limit=budget.seconds / 20,
-        known={name: Speed(**speed) for name, speed in state.done.get("speeds", {}).items()},
+        known={name: Speed(**speed) for name, speed in state.done.get("speeds", {}).items()}, trains_here=True,
     )  # fmt: skip
     if "speeds" not in state.done:
         state.keep("speeds", {name: vars(speed) for name, speed in speeds.items()})
@@ -221,13 +230,15 @@ def _plans(
             "training", budget.for_training(len(sources[CHOOSE].table), len(sources[REPORT].table), found, speeds)
         )
     total = float(state.done["training"]) / 60
-    picked = rules.candidates(found, speeds, total)
+    picked = candidates_for(found, speeds, total)
     minutes = total * winner_share(len(picked))
+    most = budget.images(budget.CHOOSING, speeds[picked[0][1].name], found)
+    looked_at = most if most < len(sources[CHOOSE].table) else None
     plans = [
         replace(
             rules.make_plan(
                 found, machine, tier=tier, minutes=round(minutes, 3), speed=speeds[tier.name], name=name,
-                train=sources[TRAIN].path, val=sources[CHOOSE].path, scale=scale,
+                train=sources[TRAIN].path, val=sources[CHOOSE].path, scale=scale, looked_at=looked_at,
             ),
             notes=(why,),
         )
@@ -242,7 +253,7 @@ def _candidates(
     """The plans as recipes on disk; those of before an interruption as they are."""
     folder = state.folder / "recipes"
     if "candidates" not in state.done:
-        check_disk(state.folder, max(plans, key=lambda p: rules.TIERS.index(p.tier)).tier.name, factor=len(plans))
+        check_disk(state.folder, *(plan.tier.name for plan in plans))
         voice(
             f"{budget.seconds - state.seconds:.0f} s are left, {float(state.done['training']):.0f} of them for training"
         )
@@ -279,28 +290,42 @@ def _limited(
 def _setting(
     winner: Candidate, choose: Annotations, device: str, state: State, budget: Budget, voice: Voice
 ) -> Measured:
-    """Whole or in tiles, and the scale: the table, and its best row; the weights' score curve is that of the best."""
+    """Whole or in tiles, and the scale: the table, and its best row, which the weights say, with its score curve."""
     metric = winner.recipe.evaluate.best
     protocol, precision = winner.recipe.evaluate.protocol, winner.recipe.train.precision
-    if "settings" not in state.done:
+    weights = weights_file(winner.folder)
+    if "settings" not in state.done or "tile" not in state.done["settings"][0]:
         voice(f"whole or in tiles, and at which scale: {len(choose)} images")
         done = measure_settings(
             winner.folder, choose, protocol=protocol, metric=metric, device=device, precision=precision,
-            limit=budget.CHOOSING * budget.seconds, voice=voice,
+            limit=budget.for_settings(), voice=voice,
         )  # fmt: skip
-        state.keep("settings", [one.to_dict() for one in done])
-        for one in done:
+        best = best_of([one for one, _ in done])
+        found = next(found for one, found in done if one is best)
+        curve = score_curve(choose, found, result_of(choose, found, protocol).protocol)
+        add_to_description(weights, **{SHOWN: best.setting.showing.to_dict(), CURVE: curve.to_dict()})
+        state.keep("settings", [one.to_dict() for one, _ in done])
+        for one, _ in done:
             value = one.metrics.get(metric, -1)
             voice(f"  {one.setting.words()}: {metric} {100 * value:.1f} %, {1000 * one.seconds:.0f} ms an image")
-    done = [Measured.of(one) for one in state.done["settings"]]
-    best = best_of(done)
+    best = best_of([Measured.of(one) for one in state.done["settings"]])
     voice(f"  best: {best.setting.words()}")
-    if best is not done[0] and "curve" not in state.done:
-        found, _ = detect(winner.folder, choose, best.setting, device=device, precision=precision)
-        curve = score_curve(choose, found, result_of(choose, found, protocol).protocol)
-        add_to_description(winner.folder / "best.safetensors", **{CURVE: curve.to_dict()})
-        state.keep("curve", True)
     return best
+
+
+def _kept(winner: Candidate, state: State) -> Path:
+    """The winner's weights beside the report, so that the folder itself is a model; its path."""
+    write_bytes(state.folder / WEIGHTS, weights_file(winner.folder).read_bytes())
+    return state.folder
+
+
+def _still(report: Annotations, best: Measured, budget: Budget, notes: list[str]) -> Annotations:
+    """Of the images to report on, as many as there is still time for, evenly spread."""
+    most = budget.still(best.seconds)
+    if most >= len(report):
+        return report
+    notes.append(f"{most} of {len(report)} images are reported on: there is no time for more")
+    return spread(report, most)
 
 
 def _export(winner: Candidate, source: Source, state: State, notes: list[str], voice: Voice) -> Path | None:

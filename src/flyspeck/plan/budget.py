@@ -6,10 +6,36 @@ import math
 from collections.abc import Mapping
 
 from flyspeck.errors import UserError
-from flyspeck.plan import rules
+from flyspeck.plan import rules, tiers
 from flyspeck.plan.choices import Speed
 from flyspeck.plan.fingerprint import Fingerprint
 from flyspeck.plan.state import State
+
+MOST_CANDIDATES = 3
+LOOKING = 0.05
+"""Share of a training's time that one evaluation may take: about four are made."""
+FEWEST = 20
+"""Images that are looked at all the same."""
+
+
+def image_seconds(speed: Speed, found: Fingerprint) -> float:
+    """What finding the objects of an image takes, from the file on, at the scale of the training."""
+    scale = rules.enlargement(found).value
+    height, width = rules.crop(found, scale)[0].value
+    pixels = found.megapixels * 1e6 / max(1, found.images)
+    seen = pixels * scale**2 / (height * width)
+    return max(seen, 0.25) / speed.detect_per_second + found.decode_seconds * pixels / 1e6
+
+
+def looked_at(speed: Speed, found: Fingerprint, minutes: float, images: int) -> int | None:
+    """Of so many images to measure on, how many a training of so many minutes has time for; None for all."""
+    most = max(FEWEST, int(LOOKING * 60 * minutes / image_seconds(speed, found)))
+    return most if most < images else None
+
+
+def counted(minutes: float) -> str:
+    """`1 minute is`, `2 minutes are`."""
+    return f"{minutes:g} minute is" if minutes == 1 else f"{minutes:g} minutes are"
 
 
 class Budget:
@@ -29,27 +55,36 @@ class Budget:
     def __init__(self, minutes: float, state: State) -> None:
         self.minutes, self.seconds, self.state = minutes, 60.0 * minutes, state
 
-    @staticmethod
-    def image_seconds(speed: Speed, found: Fingerprint) -> float:
-        """What finding the objects of an image takes, from the file on, at the scale of the training."""
-        scale = rules.enlargement(found).value
-        height, width = rules.crop(found, scale)[0].value
-        pixels = found.megapixels * 1e6 / max(1, found.images)
-        seen = pixels * scale**2 / (height * width)
-        return max(seen, 0.25) / speed.detect_per_second + found.decode_seconds * pixels / 1e6
+    @property
+    def left(self) -> float:
+        """Seconds until the promised end; below 0 after it."""
+        return self.seconds - self.state.seconds
 
     def images(self, share: float, speed: Speed, found: Fingerprint) -> int:
         """Images that can be looked at in a share of the time; of the choosing, four times over."""
         passes = 4 if share == self.CHOOSING else 1.5
-        return max(4, int(share * self.seconds / passes / self.image_seconds(speed, found)))
+        return max(4, int(share * self.seconds / passes / image_seconds(speed, found)))
 
-    def kept_back(self, choose: int, report: int, found: Fingerprint, speed: Speed) -> float:
-        """Seconds for what is no training, from `choose` and `report` images."""
-        each = self.image_seconds(speed, found)
+    def for_settings(self) -> float:
+        """Seconds for trying settings: their share, or what is left of the time, should that be less."""
+        later = self.EXPORT + self.BASELINES + self.PAGE
+        return max(0.0, min(self.CHOOSING * self.seconds, self.left - later))
+
+    def still(self, each: float) -> int:
+        """Images that can still be reported on, at so many seconds each."""
+        return max(4, int((self.left - self.BASELINES - self.PAGE) / max(1.2 * each, 1e-6)))
+
+    def kept_back(
+        self, choose: int, report: int, found: Fingerprint, speed: Speed, *, candidates: int = MOST_CANDIDATES
+    ) -> float:
+        """Seconds for what is no training, from `choose` and `report` images, of which so many `candidates` are measured; with
+        one, that is what comes after the last training.
+        """
+        each = image_seconds(speed, found)
         choose = min(choose, self.images(self.CHOOSING, speed, found))
         report = min(report, self.images(self.REPORTING, speed, found))
         settings = min(self.CHOOSING * self.seconds, 14 * choose * each)
-        trials = 7 * choose * each
+        trials = 1.4 * sum(range(2, candidates + 1)) * choose * each
         return (
             settings
             + trials
@@ -62,7 +97,7 @@ class Budget:
 
     def for_training(self, choose: int, report: int, found: Fingerprint, speeds: Mapping[str, Speed]) -> float:
         """Seconds of training, all candidates together. Raises UserError where they are too few to learn anything."""
-        tier, _ = rules.best_tier(found, speeds, 0.7 * self.minutes)
+        tier, _ = tiers.best_tier(found, speeds, 0.7 * self.minutes)
         speed, used = speeds[tier.name], self.state.seconds
         kept = self.kept_back(choose, report, found, speed)
         left = self.seconds - used - kept
@@ -72,7 +107,7 @@ class Budget:
             return round(left, 1)
         needed = math.ceil((used + kept + 1.5 * least) / 60)
         raise UserError(
-            f"{self.minutes:g} minutes are too short: looking and timing took {used:.0f} s, choosing, exporting and reporting"
+            f"{counted(self.minutes)} too short: looking and timing took {used:.0f} s, choosing, exporting and reporting"
             f" take about {kept:.0f} s, and {rules.LEAST_STEPS} steps of training {least:.0f} s",
             where="--minutes",
             fix=f"give {max(needed, math.floor(self.minutes) + 1)} or more",

@@ -14,6 +14,7 @@ MEASURED: Mapping[str, tuple[str, str]] = {
     "pretraining": ("docs/results.md", "Bottom-heavy backbones"),
     "teacher": ("docs/results.md", "A small student and its teacher"),
     "demo": ("docs/results.md", "The demo"),
+    "speck": ("docs/explanation/speck.md", "Choices, measured"),
     "doubles": ("docs/evaluation.md", "What AP does not see: doubles and counts"),
     "tiles": ("docs/how-to/huge.md", "Measured"),
 }
@@ -56,6 +57,9 @@ class Tier:
     """Whether it has anchors, proposals and an assigner."""
     pretrained: bool = True
     """Whether there are weights to begin with."""
+    fast: bool = False
+    """Whether it is one of those that are made to run in real time."""
+    weight_decay: float = 0.01
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,10 @@ class Machine:
     device: str = "cpu"
     precision: str = "fp32"
     """The faster one."""
+    threads: int = 1
+    """Of PyTorch, as many as are faster in a training."""
+    threads_taken: int = 1
+    """As many as it takes by itself."""
     start: str | None = None
     """Value of `model.weights` for tiers that can be pretrained: None where there is nothing on this machine."""
     start_model: str | None = None

@@ -8,6 +8,7 @@ the winner's training is one training that was paused, nothing of it is thrown a
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -27,7 +28,11 @@ from flyspeck.train.viewing import viewing_of
 SHARES: Mapping[int, tuple[float, ...]] = {1: (), 2: (0.15,), 3: (0.1, 0.08)}
 """By the number of candidates: of the time for training, what each of those that are left gets in a round."""
 LEAST = 10.0
-"""Seconds by which a training may be late without a word."""
+"""Seconds by which a training may end sooner without a word."""
+LEAST_LEFT = 3.0
+"""Seconds of training that are worth going on for."""
+LEAST_PACE = 0.25
+"""Share of the planned time of a round from which it is worth holding."""
 PAUSE_EVERY = 3.0
 """Seconds between two places where a training can be paused."""
 
@@ -48,33 +53,61 @@ def halve(
     choose: Annotations,
     voice: Voice,
     *,
+    left: Callable[[], float] = lambda: math.inf,
     done: Sequence[Trial] = (),
     note: Callable[[Trial], None] = lambda trial: None,
 ) -> tuple[Candidate, list[Trial]]:
     """The candidate that goes on to the end, and what all had reached, round by round; the worst of a round leaves.
 
-    `seconds` are those of all training. `choose` are the images that decide. `done` are trials of before an interruption, and
-    `note` is told of each new one.
+    `seconds` are those of all training, and `left()` those that are really left for it: where that is less than planned, rounds
+    are as much shorter (`pace`), or there are no more of them. `choose` are the images that decide. `done` are trials of before
+    an interruption, and `note` is told of each new one.
     """
-    trials, left = list(done), list(candidates)
+    trials, racing = list(done), list(candidates)
     shares = SHARES[len(candidates)]
     for number, _ in enumerate(shares):
-        until = seconds * sum(shares[: number + 1])
-        for candidate in left:
-            if any(trial.name == candidate.name and trial.round == number for trial in trials):
+        before = [trial for trial in trials if trial.round == number]
+        until = before[0].until if before else 0.0
+        if not until:
+            rate = pace(left(), seconds, len(candidates), number)
+            if rate < LEAST_PACE:
+                voice(f"  there is no time for more trials: {racing[0].name} goes on")
+                break
+            until = seconds * (sum(shares[:number]) + shares[number] * rate)
+        for candidate in racing:
+            if any(trial.name == candidate.name for trial in before):
                 continue
             with voice.doing(f"round {number + 1}: {candidate.name}, up to {until:.0f} s of training"):
                 used, images = train_until(candidate, until, voice)
                 value = value_of(candidate, choose)
-            trial = Trial(candidate.name, number, round(used, 1), images, value)
+            trial = Trial(candidate.name, number, round(used, 1), images, value, until)
             trials.append(trial)
             note(trial)
             said = f"{100 * value:.1f} %" if value >= 0 else "none"
             voice(f"  {candidate.name}: {candidate.recipe.evaluate.best} {said} after {images} images in {used:.0f} s")
         reached = {trial.name: trial.value for trial in trials if trial.round == number}
-        left = sorted(left, key=lambda one: -reached[one.name])[:-1]
-        voice(f"  going on: {', '.join(one.name for one in left)}")
-    return left[0], trials
+        racing = sorted(racing, key=lambda one: -reached[one.name])[:-1]
+        voice(f"  going on: {', '.join(one.name for one in racing)}")
+    return racing[0], trials
+
+
+def pace(left: float, seconds: float, count: int, number: int) -> float:
+    """What of its time round `number` (from 0) of `count` candidates can have: 1 where `left` seconds are those planned or more.
+
+    `seconds` are those planned for all training.
+    """
+    spent = sum(share * (count - place) for place, share in enumerate(SHARES[count][:number]))
+    return min(1.0, max(0.0, left / (seconds * (1 - spent))))
+
+
+def end_of(planned: float, used: float, left: float, *, least: float = LEAST_LEFT) -> float | None:
+    """Seconds of training after which the winner ends, of which `used` are over: `planned`, or sooner, so that no more than
+    `left` are used. None: at once, as less than `least` would be left. What was not trained at all gets `least`, late or not.
+    """
+    end = min(planned, used + left)
+    if end - used >= least:
+        return end
+    return None if used else max(end, least)
 
 
 class _Pause(Exception):
@@ -121,7 +154,7 @@ def train_until(candidate: Candidate, seconds: float, voice: Voice) -> tuple[flo
     """Train until so many seconds are used in all, goes on where it was paused; seconds used and images seen."""
     used, _ = progress_of(candidate)
     settings = candidate.recipe.train
-    every = max(1, round(settings.log_every * PAUSE_EVERY / 5))  # `log_every` is about five seconds
+    every = _steps_in(PAUSE_EVERY, saved_progress(candidate), settings.log_every)
     often = settings.model_copy(update={"log_every": every, "checkpoint_every": every})
     recipe = candidate.recipe.model_copy(update={"train": often})
     begun = time.monotonic()
@@ -133,13 +166,24 @@ def train_until(candidate: Candidate, seconds: float, voice: Voice) -> tuple[flo
     return used + time.monotonic() - begun, images
 
 
+def _steps_in(seconds: float, progress: Mapping[str, Any], log_every: int) -> int:
+    """Steps that take about so long: as the last ones did, be the machine slower now than when it was timed; a first training
+    goes by `log_every`, which is about five seconds.
+    """
+    steps, used = int(progress.get("step", 0)), float(progress.get("seconds", 0.0))
+    return max(1, round(seconds * (steps / used if steps and used else log_every / 5)))
+
+
+def saved_progress(candidate: Candidate) -> Mapping[str, Any]:
+    """Where it stood at its last checkpoint (`train.state.Progress`); empty where there is none."""
+    path = candidate.folder / STATE
+    return load_run_state(path, mapped=True)["progress"] if path.is_file() else {}
+
+
 def progress_of(candidate: Candidate) -> tuple[float, int]:
     """Seconds used and images seen by its last checkpoint; zeros where there is none."""
-    path = candidate.folder / STATE
-    if not path.is_file():
-        return 0.0, 0
-    progress = load_run_state(path, mapped=True)["progress"]
-    return float(progress.get("seconds", 0.0)), int(progress["step"]) * candidate.recipe.train.batch_size
+    progress = saved_progress(candidate)
+    return float(progress.get("seconds", 0.0)), int(progress.get("step", 0)) * candidate.recipe.train.batch_size
 
 
 def value_of(candidate: Candidate, choose: Annotations) -> float:
@@ -157,13 +201,27 @@ def value_of(candidate: Candidate, choose: Annotations) -> float:
 
 
 def finish(candidate: Candidate, left: float, voice: Voice) -> dict[str, float]:
-    """The winner trained to the end; metrics of its best weights on the images to choose on.
+    """The winner trained to the end, in no more than the `left` seconds; metrics of its best weights on the images to choose on.
 
-    Where fewer seconds are `left` than its `train.minutes` still give, the machine was slower than when it was timed: it is said.
+    Where that is less than its `train.minutes` still give, the machine was slower than when it was timed: its schedule ends
+    sooner, which is said. Where nothing is left, it ends as it is.
     """
-    used, _ = progress_of(candidate)
-    late = 60 * (candidate.recipe.train.minutes or 0) - used - left
-    if late > 0.02 * used + LEAST:
-        voice(f"  the machine is slower than when it was timed: all will end about {late:.0f} s late")
+    progress, settings = saved_progress(candidate), candidate.recipe.train
+    used, planned = float(progress.get("seconds", 0.0)), 60 * (settings.minutes or 0.0)
+    end, before = end_of(planned, used, left), dict(progress.get("planned") or {}).get("minutes")
+    at_once = end is None and not progress.get("ended")
+    if progress.get("ended") or end is None:  # nothing of it changes any more
+        minutes = float(before or settings.minutes or 0.0)
+    else:
+        minutes = settings.minutes if end >= planned else end / 60
+    if at_once:
+        voice("  the machine is slower than when it was timed, and no time is left: the training ends as it is")
+    elif end is not None and planned - end > 0.02 * used + LEAST:
+        voice(
+            f"  the machine is slower than when it was timed: the training ends {planned - end:.0f} s sooner, so that all ends"
+            " in time"
+        )
+    shortened = settings.model_copy(update={"minutes": minutes} | ({"anneal": 0.0} if at_once else {}))
+    recipe = candidate.recipe.model_copy(update={"train": shortened})
     reporter = Fanout([RunFiles(candidate.folder), Teller(voice)])
-    return train(candidate.recipe, candidate.folder, resume=candidate.folder.exists(), reporter=reporter)
+    return train(recipe, candidate.folder, resume=candidate.folder.exists(), finish=at_once, reporter=reporter)

@@ -15,9 +15,11 @@ from flyspeck.data.annotations import Annotations
 from flyspeck.errors import UserError
 from flyspeck.files import local_output
 from flyspeck.plan import rules
+from flyspeck.plan.budget import looked_at
 from flyspeck.plan.choices import Machine, Plan, Speed
 from flyspeck.plan.fingerprint import Fingerprint, fingerprint, with_pixels
 from flyspeck.plan.sets import CHOOSE, TRAIN, Sets, arrange, read_sources
+from flyspeck.plan.tiers import allowed_tiers, best_tier
 from flyspeck.plan.voice import Voice, minutes_of
 
 log = logging.getLogger("flyspeck")
@@ -109,17 +111,18 @@ def init(
     )  # fmt: skip
     paths = {name: source.path for name, source in sets.parts.items()}
     machine, speeds = measured(paths, sets.train, found, budget, device, voice)
-    tier, why = rules.best_tier(found, speeds, budget)
+    tier, why = best_tier(found, speeds, budget)
     plan = rules.make_plan(
         found, machine, tier=tier, minutes=budget, speed=speeds[tier.name], name=place.stem,
         train=paths[TRAIN], val=paths[CHOOSE],
+        looked_at=looked_at(speeds[tier.name], found, budget, len(sets.parts[CHOOSE].table)),
     )  # fmt: skip
     forecast = forecast_of(plan, found)
     voice(f"detector: {tier.name}, {tier.words}: {why}")
     for line in choice_lines(plan):
         voice(line)
     voice(f"to be expected on this machine, nothing else running: {forecast.text()}")
-    notes = (*sets.notes, *plan.notes)
+    notes = (*sets.notes, *plan.notes, *threads_note(machine, place))
     for note in notes:
         voice(f"note: {note}")
     check_disk(place.parent, tier.name)
@@ -130,6 +133,16 @@ def init(
     write_recipe(plan, place, heading(Path(data), budget, tier.words, why, forecast, machine))
     voice(f"written: {place}; next: flyspeck train {place}")
     return Initialised(place, found, plan, speeds, forecast, notes)
+
+
+def threads_note(machine: Machine, recipe: Path) -> list[str]:
+    """A line where another number of threads than PyTorch takes by itself is faster here."""
+    if machine.threads == machine.threads_taken:
+        return []
+    return [
+        f"{machine.threads} thread is faster here now than the {machine.threads_taken} that PyTorch takes, which the speeds above"
+        f" are of: OMP_NUM_THREADS={machine.threads} flyspeck train {recipe}"
+    ]
 
 
 def choice_lines(plan: Plan) -> list[str]:
@@ -228,19 +241,23 @@ def measured(
     *,
     limit: float | None = None,
     known: Mapping[str, Speed] | None = None,
+    trains_here: bool = False,
 ) -> tuple[Machine, dict[str, Speed]]:
     """The machine, and the speed of each detector on images of `table`, in a training of so many `minutes`: by then the batch.
 
-    It takes 20 seconds, and no more than about `limit`. `known` speeds are not measured again.
+    It takes 20 seconds, and no more than about `limit`. `known` speeds are not measured again. Where this process `trains_here`,
+    it takes the number of threads that is faster from now on; otherwise that one is said where it is another.
     """
     with voice.doing("measuring detectors on this machine, for about 20 s"):
-        from flyspeck.plan.speed import LIMIT, measure_speeds, this_machine
+        from flyspeck.plan.speed import LIMIT, measure_speeds, take_threads, this_machine
         from flyspeck.plan.starts import with_starts
 
         machine = with_starts(this_machine(device))
         voice(
             f"  {machine.cpus} processors, {machine.memory / 1e9:.1f} GB free, device {machine.device}, {machine.precision}"
         )
+        if trains_here:
+            take_threads(machine, voice)
         if known:
             return machine, dict(known)
         plans = [
@@ -254,7 +271,9 @@ def measured(
                 train=paths[TRAIN],
                 val=paths[CHOOSE],
             )
-            for tier in rules.allowed_tiers(found)
+            for tier in sorted(
+                allowed_tiers(found), key=lambda one: one.pretrained
+            )  # those that begin at random are quick
         ]
         return machine, measure_speeds(plans, table, machine, limit=min(LIMIT, limit or LIMIT), say=voice)
 
@@ -272,14 +291,15 @@ def forecast_of(plan: Plan, found: Fingerprint) -> Forecast:
     )
 
 
-STATE_BYTES = {"smallest": 12e6, "small": 30e6, "medium": 70e6, "large": 90e6, "largest": 180e6}
+STATE_BYTES = {"smallest": 12e6, "small": 30e6, "medium": 70e6, "large": 90e6, "largest": 180e6,
+               "speck_n": 7e6, "speck_s": 14e6, "speck_m": 45e6}  # fmt: skip
 """What a run folder takes: weights twice, and the state to resume from."""
 
 
-def check_disk(folder: Path, tier: str, *, factor: float = 1.0) -> None:
-    """Raises UserError where the disk of `folder` has no room for `factor` run folders of that detector."""
+def check_disk(folder: Path, *tiers: str) -> None:
+    """Raises UserError where the disk of `folder` has no room for run folders of these detectors."""
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    free, needed = shutil.disk_usage(there).free, int(factor * STATE_BYTES[tier])
+    free, needed = shutil.disk_usage(there).free, int(sum(STATE_BYTES[tier] for tier in tiers))
     if free < needed:
         raise UserError(
             f"{free / 1e6:.0f} MB are free on this disk, and a training takes {needed / 1e6:.0f} MB",

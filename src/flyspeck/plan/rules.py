@@ -8,12 +8,12 @@ judgement and was not measured, and says so in the recipe too. `flyspeck auto` m
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from flyspeck.data.implications import CELLS
 from flyspeck.plan.choices import JUDGED, Choice, Machine, Plan, Speed, Tier
 from flyspeck.plan.fingerprint import Fingerprint
+from flyspeck.plan.tiers import FEW_PASSES
 
 STRIDE = 4
 """Of the finest map of all detectors below."""
@@ -23,52 +23,10 @@ LARGE = 24.0
 """An object of which the network sees more than this shows all that it needs in a smaller image."""
 CROPS = ((256, 320), (384, 480), (512, 640))
 """(height, width) of crops, for images in landscape format."""
-MANY_CLASSES = 200
-"""From here on, scores of every class at every point would cost more than all the rest."""
 CROWDED = 0.1
 """Share of objects that `tiny` suppression would take for a neighbour, from which it is not used."""
 LEAST_STEPS = 60
 """Optimiser steps below which nothing is learnt that is worth a name."""
-ONE_ALONE, TWO = 6.0, 15.0
-"""Minutes below which there is one candidate, and below which there are two."""
-FEW_IMAGES = 3600
-"""Images that a training should see at least: the short trainings of our tables see as many."""
-FEW_PASSES = 6
-"""Passes over the training set that it should have, for the same reason."""
-
-
-def _two_stage(channels: int, hidden: int, neck: str = "") -> dict[str, Any]:
-    return {
-        "name": f"faster_rcnn:mobilenet_v2{neck}",
-        "channels": channels,
-        "norm": "bn",
-        "head": {"hidden": hidden, "samples": 128, "train_proposals": 500, "proposals": 300},
-    }
-
-
-def _points(width: float, channels: int) -> dict[str, Any]:
-    return {
-        "name": "fcos:bh_resnet14",
-        "width": width,
-        "channels": channels,
-        "levels": "2-5",
-        "norm": "bn",
-        "head": {"depth": 2, "reach": 0.5, "quality": "iou"},
-        "min_score": 0.05,
-    }
-
-
-TIERS: tuple[Tier, ...] = (
-    Tier("smallest", "FCOS on a bottom-heavy ResNet-14 of a quarter of the width", _points(0.25, 16), 4, 3e-3, JUDGED,
-         anchored=False, pretrained=False),
-    Tier("small", "FCOS on a bottom-heavy ResNet-14 of half the width", _points(0.5, 32), 4, 3e-3, "demo",
-         anchored=False, pretrained=False),
-    Tier("medium", "Faster R-CNN on MobileNetV2 with 32 channels", _two_stage(32, 128), 8, 1e-3, JUDGED),
-    Tier("large", "Faster R-CNN on MobileNetV2 with 64 channels", _two_stage(64, 256), 16, 1e-3, "hituav"),
-    Tier("largest", "Faster R-CNN on MobileNetV2 with SSPNet's neck of 128 channels",
-         {**_two_stage(128, 256, ":sspnet"), "norm": "none"}, 8, 1e-3, "teacher"),
-)  # fmt: skip
-"""From the cheapest to the dearest."""
 
 
 def enlargement(found: Fingerprint) -> Choice:
@@ -265,7 +223,7 @@ def optimisation(
         Choice("train.optimizer", "adamw", "as in our recipes", tier.rests_on),
         Choice("train.lr", tier.lr, scratch, tier.rests_on),
         Choice("train.beta2", 0.99 if steps < 4000 else 0.999, "in short trainings 0.99 forgets the first, large gradients"),
-        Choice("train.weight_decay", 0.01, "as in our recipes", tier.rests_on),
+        Choice("train.weight_decay", tier.weight_decay, "as in our recipes", tier.rests_on),
         Choice("train.warmup_steps", min(200, max(5, steps // 20)), "a twentieth of the steps, 200 at most"),
         Choice("train.schedule", "cosine", "as in our recipes", tier.rests_on),
         Choice("train.clip_grad", 10.0, "as in our recipes", "hituav"),
@@ -299,10 +257,12 @@ def make_plan(
     train: str,
     val: str,
     scale: Choice | None = None,
+    looked_at: int | None = None,
 ) -> Plan:
     """All choices for one detector; without a `speed` (not measured yet) that of a slow machine is taken.
 
-    `scale` takes the place of the rule for `data.enlarge`.
+    `scale` takes the place of the rule for `data.enlarge`; `looked_at` are the images of `val` that there is time to look at,
+    where that is not all.
     """
     scale = scale or enlargement(found)
     read = images_read(found, machine)
@@ -312,6 +272,11 @@ def make_plan(
         Choice("name", name, "of the run folder, where no other is given"),
         Choice("data.train", train, f"{found.images} images, {found.objects} objects"),
         Choice("data.val", val, "what the training is measured on"),
+        *(
+            []
+            if looked_at is None
+            else [Choice("data.val_limit", looked_at, "there is no time to look at more of them")]
+        ),
         *read,
         scale,
         *augmentation(found),
@@ -362,59 +327,3 @@ def time_for(found: Fingerprint, images_per_second: float, passes: float = FEW_P
 
 def _some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def allowed_tiers(found: Fingerprint) -> list[Tier]:
-    """Detectors that can learn so many classes."""
-    classes = sum(1 for count in found.classes.values() if count)
-    return [tier for tier in TIERS if tier.anchored or classes <= MANY_CLASSES]
-
-
-def candidates(
-    found: Fingerprint, speeds: Mapping[str, Speed], minutes: float
-) -> list[tuple[str, Tier, Choice | None, str]]:
-    """What `auto` tries against each other: name, detector, enlargement (None: by its rule) and why, the best guess first.
-
-    Below `ONE_ALONE` minutes the guess alone, up to `TWO` minutes two, else three.
-    """
-    guess, why = best_tier(found, speeds, minutes)
-    picked: list[tuple[str, Tier, Choice | None, str]] = [(guess.name, guess, None, why)]
-    if minutes < ONE_ALONE:
-        return picked
-    tiers = [tier for tier in allowed_tiers(found) if tier.name in speeds]
-    place = tiers.index(guess)
-    wanted = max(FEW_IMAGES, FEW_PASSES * found.images) / 2
-    larger = [t for t in tiers[place + 1 :] if speeds[t.name].images_per_second * 60 * minutes >= wanted]
-    other = larger[0] if larger else tiers[place - 1] if place else None
-    if other is not None:
-        words = (
-            "larger, and sees half of the images that it takes or more" if larger else "smaller, and sees more images"
-        )
-        picked.append((other.name, other, None, words))
-    rule = enlargement(found)
-    factor = rule.value * (
-        2 if found.quantile(50) * rule.value < 16 else 0.5 if found.quantile(25) * rule.value > 16 else 1
-    )
-    if factor != rule.value and 2 * 1.5 * found.long_side * factor <= 2 * CROPS[-1][0] and minutes >= TWO:
-        words = f"`auto` measures whether images at {factor:g} of their size are better than at {rule.value:g}"
-        picked.append((f"{guess.name}-x{factor:g}", guess, Choice("data.enlarge", factor, words), words))
-    return picked
-
-
-def best_tier(found: Fingerprint, speeds: Mapping[str, Speed], minutes: float) -> tuple[Tier, str]:
-    """The largest detector that sees enough images in the time, and why; the cheapest where none does.
-
-    `speeds` are those of the tiers that were measured, by name.
-    """
-    tiers = [tier for tier in allowed_tiers(found) if tier.name in speeds]
-    wanted = max(FEW_IMAGES, FEW_PASSES * found.images)
-    seen = {tier.name: speeds[tier.name].images_per_second * 60 * minutes for tier in tiers}
-    fitting = [tier for tier in tiers if seen[tier.name] >= wanted]
-    tier = fitting[-1] if fitting else max(tiers, key=lambda one: seen[one.name])
-    words = f"it sees {seen[tier.name]:.0f} images in {minutes:g} minutes"
-    if not fitting:
-        return tier, f"{words}, the most of all, where {wanted} would be good"
-    larger = [one for one in tiers if tiers.index(one) > tiers.index(tier)]
-    if larger:
-        words += f"; {larger[0].name} would see {seen[larger[0].name]:.0f}, fewer than the {wanted} that it takes"
-    return tier, words

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.data.enlarge import described_enlargement
+from flyspeck.data.enlarge import described_enlargement, native_sizes
 from flyspeck.evaluate.bootstrap import compare
 from flyspeck.evaluate.detections import DetectionTable
 from flyspeck.evaluate.protocols import APProtocol, Protocol
 from flyspeck.evaluate.results import EvaluationResult
 from flyspeck.evaluate.scoring import evaluate
 from flyspeck.infer.load import load_predictor
+from flyspeck.infer.shown import Showing
 from flyspeck.plan.voice import Voice
 from flyspeck.train.checkpoint import load_weights, weights_file
 from flyspeck.train.measure import metrics_of
@@ -37,16 +38,20 @@ class Setting:
     """How an image is shown to the detector."""
 
     whole: bool
-    scale: float
-    """Pixels that the network sees for one of the file."""
+    showing: Showing
+    """What a model's file is to say, so that it is used without a word; of whole images, tiles that all of those measured fit
+    into.
+    """
+
+    @property
+    def scale(self) -> float:
+        """Pixels that the network sees for one of the file."""
+        return self.showing.scale
 
     def words(self) -> str:
         """For people."""
-        return f"{'whole' if self.whole else 'in tiles'}, at {self.scale:g} of full size"
-
-    def options(self) -> str:
-        """What `flyspeck predict` is to be given."""
-        return f"{'--tile off ' if self.whole else ''}--scale {self.scale:g}"
+        height, width = self.showing.tile
+        return f"{'whole' if self.whole else f'in tiles of {height}x{width}'}, at {self.scale:g} of full size"
 
 
 @dataclass(frozen=True)
@@ -62,14 +67,14 @@ class Measured:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {"whole": self.setting.whole, "scale": self.setting.scale, "seconds": self.seconds,
+        return {"whole": self.setting.whole, **self.setting.showing.to_dict(), "seconds": self.seconds,
                 "metrics": dict(self.metrics), "difference": self.difference}  # fmt: skip
 
     @staticmethod
     def of(content: Mapping[str, Any]) -> Measured:
         """What `to_dict` gave."""
         return Measured(
-            Setting(bool(content["whole"]), float(content["scale"])),
+            Setting(bool(content["whole"]), Showing.read(content)),
             content["metrics"],
             float(content["seconds"]),
             None if content["difference"] is None else tuple(content["difference"]),
@@ -80,28 +85,31 @@ def settings_for(table: Annotations, description: Mapping[str, Any]) -> Iterator
     """The grid: the scale of the training first, each whole, and in tiles where images are larger than one."""
     enlarge = described_enlargement(description)
     height, width = description["training_size"]
-    largest = table.sizes[(table.sizes > 0).all(1)].max(0, initial=0)
+    largest = native_sizes(table).max(0)
     for factor in SCALES:
         scale = round(enlarge.factor * factor, 4)
         sides = np.maximum(1, largest * scale)
         tiled = bool(sides[0] > height or sides[1] > width)
         if sides[0] * sides[1] <= MOST_WHOLE or not tiled:
-            yield Setting(True, scale)
+            yield Setting(True, Showing.whole(description, scale, (int(largest[0]), int(largest[1]))))
         if tiled:
-            yield Setting(False, scale)
+            yield Setting(False, Showing.in_tiles(description, scale))
 
 
 def detect(
-    model: Path, table: Annotations, setting: Setting, *, device: str, precision: str
+    model: Path, table: Annotations, setting: Setting | None, *, device: str, precision: str, batch_size: int = 8
 ) -> tuple[DetectionTable, float]:
-    """What the detector of a run finds in the images of the table, and the seconds that an image took."""
+    """What the detector of a run finds in the images of the table, and the seconds that an image took.
+
+    Without a `setting`, they are shown as the model's file says.
+    """
     predictor = load_predictor(
         model,
         device=device,
         precision=precision,
-        tile="off" if setting.whole else None,
-        scale=setting.scale,
+        **({} if setting is None else vars(setting.showing)),
         score_threshold=LOWEST,
+        batch_size=batch_size,
     )
     paths = [table.path(row) for row in range(len(table))]
     begun = time.perf_counter()
@@ -123,8 +131,8 @@ def measure_settings(
     limit: float,
     voice: Voice,
     clock: Callable[[], float] = time.monotonic,
-) -> list[Measured]:
-    """The grid, as far as it goes in `limit` seconds; the setting of the training always.
+) -> list[tuple[Measured, DetectionTable]]:
+    """The grid, as far as it goes in `limit` seconds, each with what was found; the setting of the training always.
 
     What is likely to take longer than what is left (by the pixels that the network sees) is left out and said.
     """
@@ -137,11 +145,12 @@ def measure_settings(
             continue
         start = clock()
         with voice.doing(f"  {setting.words()}"):
-            found, seconds = detect(model, table, setting, device=device, precision=precision)
+            most = setting.showing.batch(8, description)
+            found, seconds = detect(model, table, setting, device=device, precision=precision, batch_size=most)
             result = result_of(table, found, protocol)
             ahead = None if first is None else difference(table, found, first, result.protocol, metric)
         first = first or found
-        done.append(Measured(setting, metrics_of(result), round(seconds, 4), ahead))
+        done.append((Measured(setting, metrics_of(result), round(seconds, 4), ahead), found))
         rate = (clock() - start) / setting.scale**2
     return done
 

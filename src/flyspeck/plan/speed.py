@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 
@@ -38,7 +38,15 @@ def this_machine(device: str = "auto") -> Machine:
     """Processors, free memory and the device, as this process may use them; nothing of weights."""
     name = str(torch_device(device))
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Machine(cpus=cpus, memory=free_memory(), device=name, precision=faster_precision(name))
+    threads = quicker_threads(name)
+    return Machine(
+        cpus=cpus,
+        memory=free_memory(),
+        device=name,
+        precision=faster_precision(name),
+        threads=threads,
+        threads_taken=torch.get_num_threads(),
+    )
 
 
 def peak_memory(device: str) -> int:
@@ -72,6 +80,53 @@ def faster_precision(device: str = "cpu") -> str:
         return min(times[2:])
 
     return "bf16" if seconds(torch.bfloat16) < 0.8 * seconds(torch.float32) else "fp32"
+
+
+def quicker_threads(device: str = "cpu") -> int:
+    """PyTorch's threads in a training here: those it has, or one, where that is clearly faster.
+
+    Threads that wait for each other cost more than they bring where other programs use the processors too.
+    """
+    most = torch.get_num_threads()
+    if most == 1 or torch.device(device).type != "cpu":
+        return most
+    layer = torch.nn.Conv2d(32, 32, 3, padding=1)
+    x = torch.randn(2, 32, 128, 160)
+
+    def seconds(threads: int) -> float:
+        torch.set_num_threads(threads)
+        layer(x).sum().backward()
+        begun = time.perf_counter()
+        for _ in range(6):
+            layer(x).relu().sum().backward()
+        return time.perf_counter() - begun
+
+    try:
+        return one_or(most, alone=min(seconds(1), seconds(1)), together=min(seconds(most), seconds(most)))
+    finally:
+        torch.set_num_threads(most)
+
+
+def one_or(most: int, *, alone: float, together: float) -> int:
+    """One thread where what took so long `alone` took clearly longer by `most` threads `together`."""
+    return 1 if alone < 0.8 * together else most
+
+
+def take_threads(machine: Machine, say: Say) -> None:
+    """From now on this process has as many threads as are faster; said where they are others than before."""
+    if machine.threads != torch.get_num_threads():
+        say(f"  {machine.threads} thread: faster here now than {torch.get_num_threads()} together")
+        torch.set_num_threads(machine.threads)
+
+
+@contextlib.contextmanager
+def threads_kept() -> Iterator[None]:
+    """Whatever is done in between, PyTorch has as many threads after it as before."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def measure_speeds(

@@ -31,15 +31,19 @@ def write_summary(
     notes: Sequence[str],
     *,
     baselines: Sequence[Baseline] = (),
+    trained: float,
     minutes: float,
     images: int = 20,
 ) -> Path:
-    """`report.html` in `folder`: `found` in the images of `table`, then the trials and the settings that were tried."""
+    """`report.html` in `folder`: `found` in the images of `table`, then the trials and the settings that were tried.
+
+    The winner was `trained` for so many minutes, of `minutes` for all.
+    """
     model, train = winner.recipe.model, winner.recipe.train
     facts = {
         "plan": winner.name,
         "model": f"{model.name}, width {model.width:g}, {model.channels} channels",
-        "training": f"{train.minutes or 0:.1f} minutes of {minutes:g}, batch {train.batch_size}, learning rate {train.lr:g}",
+        "training": f"{trained:.1f} minutes of {minutes:g}, batch {train.batch_size}, learning rate {train.lr:g}",
         "images": best.setting.words(),
     }
     history = tuple(r for r in read_records(winner.folder / "metrics.jsonl") if r.get("kind") == "epoch")

@@ -32,6 +32,8 @@ class Trial:
     """Seen so far."""
     value: float
     """Of the metric that decides, from 0 to 1; -1 where there is none."""
+    until: float = 0.0
+    """Seconds of training after which all of this round were to be paused; 0 where that was not noted."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
