@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from flyspeck.infer.load import load_predictor as load_predictor
     from flyspeck.infer.merge import MergeRule as MergeRule
     from flyspeck.infer.predictor import Predictor as Predictor
+    from flyspeck.infer.several import ImagesFailed as ImagesFailed
     from flyspeck.infer.windows import OpenOptions as OpenOptions
     from flyspeck.label_errors.run import LabelErrors as LabelErrors
     from flyspeck.label_errors.run import find_label_errors as find_label_errors
@@ -83,6 +84,7 @@ _HOMES = {
     "Exported": "flyspeck.export.proof",
     "FeatureSpec": "flyspeck.types",
     "ImageBatch": "flyspeck.types",
+    "ImagesFailed": "flyspeck.infer.several",
     "Initialised": "flyspeck.plan.init",
     "Inspection": "flyspeck.data.inspection",
     "LabelErrors": "flyspeck.label_errors.run",

@@ -15,6 +15,7 @@ from planted import SeesPlanted, plant
 from flyspeck.errors import UserError
 from flyspeck.infer.merge import MergeRule
 from flyspeck.infer.predictor import Predictor
+from flyspeck.infer.several import ImagesFailed
 from flyspeck.infer.windows import ArraySource
 from flyspeck.types import Detections
 
@@ -189,8 +190,21 @@ def test_broken_images_stop_nothing(tmp_path: Path) -> None:
     results = list(predictor.stream([broken, good, tmp_path / "none.png"]))
     assert [r.problem is None for r in results] == [False, True, False]
     assert len(results[1].detections) == 1
-    with pytest.raises(UserError, match=r"b\.png"):
-        predictor.predict([good, broken])
+    with pytest.raises(ImagesFailed, match=r"b\.png: .*\(2 of 4 images failed; \.detections") as caught:
+        predictor.predict([good, broken, tmp_path / "none.png", good])
+    first, *none, last = caught.value.detections
+    assert none == [None, None]
+    assert first is not None
+    assert last is not None
+    assert len(first) == len(last) == 1
+    assert [caught.value.problems[place].what for place in (1, 2)] == [
+        caught.value.what.partition(" (2 of")[0],
+        "no such image file",
+    ]
+    with pytest.raises(ImagesFailed, match=r"none\.png: no such image file; check the path$"):
+        predictor.predict(tmp_path / "none.png")
+    with pytest.raises(ImagesFailed, match="none"):
+        predictor([good, tmp_path / "none.png"])
 
 
 class _Holed(ArraySource):

@@ -19,7 +19,8 @@ from PIL import Image
 from flyspeck.data.bands import PixelRule
 from flyspeck.data.enlarge import resample
 
-_NOWHERE = 1 << 40
+_BLOCK = 8  # pixels; objects that are looked for are hardly larger, and count little among what surrounds them
+_PRIOR = 4.0  # pixels; how much the larger surroundings count beside the 64 of a block
 _HUGE = 1e30  # a "no data" value of such size was often written with fewer digits than it has
 
 
@@ -53,8 +54,8 @@ def both(there: np.ndarray | None, also: Any) -> np.ndarray:
 
 
 def filled(pixels: np.ndarray, lacking: np.ndarray) -> np.ndarray:
-    """`(h, w, C)` with the values that are `lacking` (h, w, C) replaced by the nearest one of their band in the row or the column
-    that is there; where these have none by the mean of the others, 0 where there is none at all.
+    """`(h, w, C)` with the values that are `lacking` (h, w, C) replaced by the mean of those of their band that are there and
+    near; 0 where there is none at all.
     """
     if (lacking == lacking[:, :, :1]).all():
         return _filled(pixels, lacking[:, :, 0])
@@ -66,25 +67,32 @@ def _filled(pixels: np.ndarray, gone: np.ndarray) -> np.ndarray:
     """`(h, w, C)` with the pixels that are `gone` (h, w) in all bands filled."""
     if gone.all():
         return np.zeros_like(pixels)
-    column, across = _nearest(gone)
-    row, along = _nearest(gone.T)
-    row, along = row.T, along.T
-    rows, columns = np.arange(gone.shape[0])[:, None], np.arange(gone.shape[1])[None]
-    by_row = across <= along
-    found = pixels[np.where(by_row, rows, row), np.where(by_row, column, columns)]
-    mean = np.round(pixels[~gone].mean(axis=0)).astype(pixels.dtype)
-    return np.where((np.minimum(across, along) < _NOWHERE)[:, :, None], found, mean)
+    sums = np.where(gone[:, :, None], 0, pixels).astype(np.float32)
+    weights = (~gone).astype(np.float32)[:, :, None]
+    around = _around(np.concatenate([sums, weights], axis=2), _BLOCK)
+    near = around[:, :, :-1] / around[:, :, -1:]
+    if pixels.dtype.kind != "f":
+        near = np.rint(near)
+    return np.where(gone[:, :, None], near.astype(pixels.dtype), pixels)
 
 
-def _nearest(gone: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each pixel `(h, w)`, the column of the nearest one in its row that is there, and how far that is, else `_NOWHERE`."""
-    places = np.arange(gone.shape[1])
-    before = np.maximum.accumulate(np.where(gone, -1, places), axis=1)
-    after = np.minimum.accumulate(np.where(gone, _NOWHERE, places)[:, ::-1], axis=1)[:, ::-1]
-    left = np.where(before >= 0, places - before, _NOWHERE)
-    right = np.where(after < _NOWHERE, after - places, _NOWHERE)
-    column = np.where(left <= right, before, after)
-    return np.where(np.minimum(left, right) < _NOWHERE, column, 0), np.minimum(left, right)
+def _around(totals: np.ndarray, block: int) -> np.ndarray:
+    """What lies around each place of `totals (h, w, C + 1)`, sums of values and last their number: those of blocks, without steps
+    between these, with a little of twice as large blocks, so that no place has nothing.
+    """
+    height, width, count = totals.shape
+    rows, columns = -(-height // block), -(-width // block)
+    full = np.zeros((rows * block, columns * block, count), np.float32)
+    full[:height, :width] = totals
+    blocks = full.reshape(rows, block, columns, block, count).sum(axis=(1, 3))
+    if rows * columns > 1:
+        coarse = _around(blocks, 2)
+        blocks = blocks + _PRIOR * coarse / coarse[:, :, -1:]
+    size = (columns * block, rows * block)
+    planes = [
+        np.asarray(Image.fromarray(blocks[:, :, k]).resize(size, Image.Resampling.BILINEAR)) for k in range(count)
+    ]
+    return np.stack(planes, axis=2)[:height, :width]
 
 
 def at_size(there: np.ndarray, out: tuple[int, int] | None) -> np.ndarray:
@@ -110,10 +118,10 @@ def is_nodata(values: np.ndarray, nodata: float) -> np.ndarray:
 
 
 def hidden(boxes: np.ndarray, there: np.ndarray) -> np.ndarray:
-    """Which boxes `(N, 4)` xyxy lie in what is missing, `(N,)` bool: those of which at least half of the pixels are not there.
+    """Which boxes `(N, 4)` xyxy lie in what is missing, `(N,)` bool: their centre is not there, nor is more than half of them.
 
     `there` is `(h, w)` bool in the frame of the boxes. A box of less than a pixel counts the pixel of its centre. The centre
-    alone would lose objects over a single dead pixel, and keep a box around an empty frame.
+    alone would lose objects over a single dead pixel; the area alone those that lie half under a border.
     """
     height, width = there.shape
     total = np.zeros((height + 1, width + 1), np.int64)
@@ -124,4 +132,23 @@ def hidden(boxes: np.ndarray, there: np.ndarray) -> np.ndarray:
     high = np.maximum(high, low + 1)
     (x1, y1), (x2, y2) = low.T, high.T
     missing = total[y2, x2] - total[y1, x2] - total[y2, x1] + total[y1, x1]
-    return 2 * missing >= (x2 - x1) * (y2 - y1)
+    x, y = centre.clip(0, [width - 1, height - 1]).astype(np.int64).T
+    return (2 * missing >= (x2 - x1) * (y2 - y1)) & ~there[y, x]
+
+
+def trimmed(boxes: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """Boxes `(N, 4)` xyxy without their outer rows and columns of which no pixel is `there` (h, w) bool: an object ends where the
+    image does. A box of which nothing is there stays as it is.
+    """
+    height, width = there.shape
+    kept = boxes.copy()
+    low = np.floor(boxes[:, :2]).clip(0).astype(np.int64)
+    high = np.ceil(boxes[:, 2:]).clip(0, [width, height]).astype(np.int64)
+    for row, ((x1, y1), (x2, y2)) in enumerate(zip(low.tolist(), high.tolist(), strict=True)):
+        part = there[y1:y2, x1:x2]
+        if part.all() or not part.any():
+            continue
+        columns, rows = np.flatnonzero(part.any(axis=0)), np.flatnonzero(part.any(axis=1))
+        kept[row, :2] = np.maximum(kept[row, :2], (x1 + columns[0], y1 + rows[0]))
+        kept[row, 2:] = np.minimum(kept[row, 2:], (x1 + columns[-1] + 1, y1 + rows[-1] + 1))
+    return kept

@@ -23,7 +23,7 @@ from flyspeck.errors import UserError
 from flyspeck.evaluate.score_curve import WITHOUT
 from flyspeck.infer.inputs import ChannelOrder, Loose, is_one, items_of
 from flyspeck.infer.merge import DEFAULT, MergeRule, merge
-from flyspeck.infer.missing import hidden
+from flyspeck.infer.missing import hidden, trimmed
 from flyspeck.infer.passes import Model, Passes, Workers
 from flyspeck.infer.placing import Placing
 from flyspeck.infer.prediction import Prediction
@@ -39,6 +39,7 @@ from flyspeck.infer.reading import (
     Window,
     read_window,
 )
+from flyspeck.infer.several import detections_of
 from flyspeck.infer.skip import AUDITED, RUN, SKIPPED, SkipReport, SkipRule, report_of, takes_back
 from flyspeck.infer.source import open_source
 from flyspeck.infer.tiles import grid, is_cut, planned, refuse_larger
@@ -131,17 +132,10 @@ class Predictor:
             One `Detections` an image, in its pixels.
 
         Raises:
-            UserError: For an image that is broken, or is none.
+            ImagesFailed: Images are broken, or none: a `UserError` that names the first, after the last image was looked at. Its
+                `detections` are those of the others.
         """
-        found = []
-        for result in self.stream(images, channel_order=channel_order, progress=progress):
-            if result.problem is not None:
-                raise result.problem
-            if result.holes:
-                (x1, y1, x2, y2), reason = result.holes[0]
-                raise UserError(f"window {x1},{y1} to {x2},{y2}: {reason}", where=result.item.name)
-            found.append(result.detections)
-        return found
+        return detections_of(self.stream(images, channel_order=channel_order, progress=progress))
 
     def stream(
         self,
@@ -329,6 +323,7 @@ class Predictor:
             gone = hidden(found.boxes, window.there)
             job.num_hidden += int(gone.sum())
             found = found[~gone]
+            found = replace(found, boxes=trimmed(found.boxes, window.there))
         ratio = np.array([(frame[2] - frame[0]) / width, (frame[3] - frame[1]) / height] * 2)
         boxes = (found.boxes * ratio + np.tile(frame[:2], 2)).astype(np.float32)
         pixel = (
