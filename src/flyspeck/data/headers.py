@@ -51,11 +51,12 @@ def read_header(path: Path | str, *, decoded: int | None = images.MAX_PIXELS) ->
         bands = tags.samples - (tags.alpha is not None)
         return ImageHeader(size, bands, dtype, tags.alpha is not None, tags.coloured, tags.value_range)
     with images.opened(path, decoded=decoded) as image:
-        bands = 1 if image.mode in _GREY or images.packing(image).startswith("LA") else 3
+        mapped = tags is not None and tags.palette is not None
+        bands = 1 if not mapped and (image.mode in _GREY or images.packing(image).startswith("LA")) else 3
         return ImageHeader(
             size,
             bands,
-            _dtype(image),
+            "uint8" if mapped else _dtype(image),
             image.has_transparency_data,
             bands == 3,
             tags.value_range if tags is not None else _significant(path) if image.format == "PNG" else None,

@@ -7,7 +7,7 @@ file                        array
 ==========================  =================================================================================
 grey, 1-bit                 uint8, C = 1; a 1-bit image has the values 0 and 255
 16-bit grey                 uint16, C = 1, the file's own values
-RGB, palette, YCbCr, LAB    uint8, C = 3; a palette is looked up
+RGB, palette, YCbCr, LAB    uint8, C = 3; a palette is looked up, of a TIFF that calls itself grey too
 16-bit RGB (PNG, TIFF)      uint16, C = 3; other formats are cut to 8 bits
 TIFF of any other bands     C of them, uint8, uint16, int16 or float32, the file's own values
 CMYK                        uint8, C = 3, by Pillow's plain formula (no colour profile)
@@ -39,7 +39,7 @@ from flyspeck.data.by_extra import BYTES_EACH, NeedsPackage, open_by_extra, size
 from flyspeck.data.copied import copied
 from flyspeck.data.decoding_cost import bytes_each, is_bomb
 from flyspeck.data.orientation import exif_orientation, png_orientation, upright
-from flyspeck.data.transparency import on_black
+from flyspeck.data.transparency import on_black, straight
 from flyspeck.errors import UserError, install, missing_extra
 
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "JPEG2000", "PPM", "AVIF")
@@ -132,6 +132,8 @@ def _own(path: Path, channels: int | None, bands: Sequence[int] | None, max_pixe
         if wide in _WIDE_PNG:
             samples = len(wide.split(";")[0])
             pixels = _wide_colours(path, wide, bands is not None or channels == samples, max_pixels)
+        elif header is not None and header.palette is not None:
+            pixels = header.palette[header.numbers(_to_array(image, None)[:, :, 0])]
         elif raw:
             pixels = _planes(image)
         else:
@@ -442,4 +444,4 @@ def _planes(image: Image.Image) -> np.ndarray:
     """All samples, alpha not composited."""
     if not image.has_transparency_data:
         return _to_array(image, None)
-    return np.array(image.convert("LA" if _samples(image) == 2 else "RGBA"))
+    return np.array(straight(image).convert("LA" if _samples(image) == 2 else "RGBA"))

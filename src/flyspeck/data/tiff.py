@@ -10,7 +10,7 @@ import re
 import struct
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ _WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _HIGHEST, _EXTRA, 
     *(256, 257, 258, 262, 274, 277, 281, 338, 339),
 )
 _SUBFILE, _TILE_WIDTH, _TILE_HEIGHT, _STRIP_ROWS = 254, 322, 323, 278
-_STRIP_OFFSETS, _TILE_OFFSETS, _PLANAR = 273, 324, 284
+_STRIP_OFFSETS, _TILE_OFFSETS, _PLANAR, _COLOUR_MAP = 273, 324, 284, 320
 _GDAL, _NODATA = 42112, 42113
 _PLACE = (33550, 33922, 34264, 34735)  # GeoTIFF: pixel scale, tie points, transformation, keys
 _MINISWHITE, _MINISBLACK, _RGB, _PALETTE = 0, 1, 2, 3
@@ -80,11 +80,20 @@ class TiffHeader:
     """Strips or tiles that it lists, and those that its size takes."""
     mask_page: int | None = None
     """Which page, from 0, is a mask of the first one (`NewSubfileType`)."""
+    planes: bool = False
+    """Whether each sample lies in a plane of its own."""
+    palette: np.ndarray | None = field(default=None, compare=False)
+    """Colours `(N, 3)` uint8 of a file that has a colour map and calls itself grey, read as GDAL does; Pillow passes it over."""
 
     @property
     def order(self) -> tuple[int, ...]:
         """The samples, from 0, in the order in which they are read: red, green, blue first where they are tagged, no alpha."""
         return reading_order(self.meanings)
+
+    def numbers(self, grey: np.ndarray) -> np.ndarray:
+        """Places in `palette`, from the values that Pillow gives (any shape): it spreads those of fewer than 8 bits to 255."""
+        assert self.palette is not None
+        return grey // (255 // (len(self.palette) - 1)) if len(self.palette) < 256 else grey
 
 
 def has_colours(meanings: Sequence[str]) -> bool:
@@ -169,11 +178,15 @@ def _header(tags: Any, mask_page: int | None) -> TiffHeader:
     extra = tags.get(_EXTRA, ())
     extra = extra if isinstance(extra, tuple) else (extra,)
     meanings = _meanings(samples, photometric, extra, str(tags.get(_GDAL, "")))
+    palette = _hidden_palette(tags, depth) if (samples, kind, photometric) == (1, "uint", _MINISBLACK) else None
+    meanings = meanings if palette is None else ("palette",)
     alpha = alpha_of(meanings)
     bands = samples - (alpha is not None)
     grey = photometric in (_MINISWHITE, _MINISBLACK)
     known = (photometric == _RGB and bands == 3) or (grey and bands == 1) or photometric not in (_RGB, 0, 1)
     known = known and reading_order(meanings) == tuple(range(bands))
+    planes = samples > 1 and int(tags.get(_PLANAR, 1)) == 2
+    known = known and not (planes and samples == 2)  # Pillow reads no grey with alpha in planes
     plain = kind == "uint" and known and (depth <= 8 or (depth == 16 and samples == 1))
     if samples == 1 and depth == 32 and kind in ("uint", "int"):
         plain = (
@@ -196,7 +209,18 @@ def _header(tags: Any, mask_page: int | None) -> TiffHeader:
         piece=_piece(tags),
         segments=_segments(tags, samples),
         mask_page=mask_page,
+        planes=planes,
+        palette=palette,
     )
+
+
+def _hidden_palette(tags: Any, depth: int) -> np.ndarray | None:
+    """The colour map, if it has a colour for each value; maps of 8-bit colours are written, too."""
+    entries = tags.get(_COLOUR_MAP, ())
+    if depth not in (1, 2, 4, 8, 16) or not isinstance(entries, tuple) or len(entries) != 3 * 2**depth:
+        return None
+    colours = np.array(entries, np.uint16).reshape(3, -1).T
+    return (colours >> 8 if colours.max() > 255 else colours).astype(np.uint8)
 
 
 def _meanings(samples: int, photometric: int, extra: tuple[int, ...], metadata: str) -> tuple[str, ...]:

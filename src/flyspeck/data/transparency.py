@@ -13,7 +13,12 @@ def on_black(image: Image.Image) -> Image.Image:
     found = Image.new(mode, image.size)
     rows = max(1, _STRIP // max(1, image.width))
     for top in range(0, image.height, rows):
-        layer = image.crop((0, top, image.width, min(image.height, top + rows))).convert("RGBA")
+        layer = straight(image.crop((0, top, image.width, min(image.height, top + rows)))).convert("RGBA")
         black = Image.new("RGBA", layer.size, (0, 0, 0, 255))
         found.paste(Image.alpha_composite(black, layer).convert(mode), (0, top))
     return found
+
+
+def straight(image: Image.Image) -> Image.Image:
+    """Grey that was multiplied by its alpha, without that: Pillow converts it to nothing else."""
+    return image.convert("LA") if image.mode == "La" else image

@@ -33,6 +33,7 @@ from flyspeck.infer.vips_windows import VipsSource
 from flyspeck.infer.whole import open_whole
 from flyspeck.infer.windows import OpenOptions, Source
 
+_ALPHA = "<ColorInterp>Alpha<"
 _BOMB = 100  # pixels a byte; photographs have 1 to 10, blank scans some tens
 EMPTY = 1000
 """Pixels a byte of a raster that is read by windows, whose empty parts may be large; deflate packs no more."""
@@ -86,7 +87,7 @@ def _by_gdal(path: Path, driver: str, options: OpenOptions, name: str) -> Source
         _refuse_bomb(path, _pixels(path), options, EMPTY)
     source = raster.RasterioSource(path, options, name=name, driver=driver)
     large = source.size[0] * source.size[1] * max(1, source.bands / 4) > _ONE_PIECE
-    told = source.geo is not None or source.lost or source.masked
+    told = source.geo is not None or source.lost or source.masked or _transparent_beside(path)
     if not (told or large or driver in BY_WINDOWS[1:] or (not source.plain and not raster.has_tifffile())):
         source.close()
         return None
@@ -95,6 +96,12 @@ def _by_gdal(path: Path, driver: str, options: OpenOptions, name: str) -> Source
         said = "its orientation tag is not followed: boxes are those of the pixels as they are stored"
         source.remark = f"{source.remark}; {said}" if source.remark else said
     return source
+
+
+def _transparent_beside(path: Path) -> bool:
+    """Whether only GDAL's file beside it says which band is transparency."""
+    beside = metadata_beside(path)
+    return beside is not None and _ALPHA in beside.read_text(encoding="utf-8", errors="replace")
 
 
 def _orientation(path: Path, driver: str) -> int:
@@ -176,6 +183,7 @@ def _refuse_without_gdal(path: Path, driver: str, options: OpenOptions) -> None:
     if beside is not None:
         text = beside.read_text(encoding="utf-8", errors="replace")
         lost = lost or (f'the "no data" value in {beside.name}' if "<NoDataValue" in text else "")
+        lost = lost or (f"the transparency that {beside.name} names" if _transparent_beside(path) else "")
     if options.place:
         sign = signs_of_place(path)
         lost = lost or (

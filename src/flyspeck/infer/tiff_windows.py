@@ -58,8 +58,10 @@ class TifffileSource(Source):
         if page.dtype is None or page.dtype.name not in DTYPES or colours not in _COLOURS:
             raise UserError(f"its pixels are {page.dtype} {colours.lower()}", fix=install("geo"))
         self._samples, self._palette = page.samplesperpixel, None
-        if colours == "PALETTE":
-            self._palette = (np.asarray(page.colormap) >> 8).astype(np.uint8).T
+        if "palette" in self._header.meanings:
+            self._palette = self._header.palette
+            if self._palette is None:
+                self._palette = (np.asarray(page.colormap) >> 8).astype(np.uint8).T
             self._chosen = [band - 1 for band in options.bands or (1, 2, 3)]
             check_bands([place + 1 for place in self._chosen], 3)
             self._alpha, self._planes = None, [0]
@@ -82,7 +84,7 @@ class TifffileSource(Source):
     def _find_range(self, options: OpenOptions, dtype: np.dtype) -> None:
         if self._rule.value_range is not None and self._rule.is_for(dtype):
             self.value_range = self._rule.value_range
-        elif dtype == np.uint16 and options.find_range:
+        elif dtype == np.uint16 and options.find_range and self._palette is None:
             stated = self._header.value_range
             turned, self._inverted = self._inverted, False
             bits = None if stated is None else int(stated[1]).bit_length()

@@ -32,6 +32,8 @@ class VipsSource(Source):
             raise missing_extra("pyvips", "vips") from None
         self._vips: Any = pyvips
         self._header = tiff_header(path)
+        if self._header is not None and self._header.planes:  # libvips 8.18 mixes up their rows, or does not read them
+            raise missing_extra("tifffile", "tiff")
         try:
             image = pyvips.Image.new_from_file(str(path), access="random").autorot()
             if image.format not in _TYPES:
@@ -39,6 +41,13 @@ class VipsSource(Source):
         except pyvips.Error as error:
             raise UserError(f"libvips cannot read it ({_line(error)})", where=path, fix="convert it to TIFF") from error
         self._mask = None
+        if self._header is not None and "palette" in self._header.meanings:
+            if self._header.nodata is not None:  # a place in the palette, which libvips has looked up
+                raise missing_extra("rasterio", "geo")
+            if self._header.palette is not None:  # libvips spreads grey of fewer bits as Pillow does
+                values = np.arange(max(256, len(self._header.palette)))
+                table = self._header.palette[self._header.numbers(values)]
+                image = image.maplut(pyvips.Image.new_from_memory(table.tobytes(), len(table), 1, 3, "uchar"))
         if self._header is not None and self._header.mask_page is not None:
             self._mask = mask_in(path, self._header)
         self.name = name

@@ -128,6 +128,8 @@ def _is_nodata(path: Path, pixels: np.ndarray, tags: TiffHeader) -> np.ndarray:
     if "palette" in tags.meanings:
         with opened(path) as image:
             numbers = np.array(image) if image.mode == "P" else None
+            if tags.palette is not None:
+                numbers = tags.numbers(np.array(image.convert("L") if image.mode == "1" else image))
         if numbers is not None:
             return upright(is_nodata(numbers, tags.nodata)[:, :, None], tags.orientation)[:, :, 0]
     value = tags.nodata
