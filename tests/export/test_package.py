@@ -15,6 +15,7 @@ from PIL import Image
 from tiny_exports import CLASSES, RULE, Exports
 
 import flyspeck
+from flyspeck.cli.main import main
 from flyspeck.errors import UserError
 from flyspeck.export import package
 from flyspeck.export.check_images import named_set, run_sets
@@ -84,7 +85,17 @@ def test_operators_are_standard_ones(exports: Exports) -> None:
     kinds = {node.op_type for node in model.graph.node}
     assert "NonMaxSuppression" in kinds
     assert "BatchNormalization" not in kinds
-    assert [d.dim_param for d in model.graph.input[0].type.tensor_type.shape.dim][:3] == ["batch", "height", "width"]
+    sides = {
+        value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in (*model.graph.input, *model.graph.output)
+    }
+    assert sides == {
+        "windows": ["batch", "height", "width", 3],
+        "boxes": ["batch", "detections", 4],
+        "scores": ["batch", "detections"],
+        "labels": ["batch", "detections"],
+        "counts": ["batch"],
+    }
 
 
 def test_predict_runs_without_torch(exports: Exports, tmp_path: Path) -> None:
@@ -164,6 +175,31 @@ def test_what_finds_other_boxes_is_not_left_there(
     monkeypatch.setattr(package, "trace", lambda *_, **__: wrong)
     with pytest.raises(UserError, match=r"not exported: boxes differ .*WITHOUT a partner"):
         export_model(exports.run, tmp_path / "model.onnx", ExportOptions(), say=lambda _: None)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "--out m.xml --to onnx",
+            "'m.xml' is a name for openvino, and --to says onnx; end it with .onnx, or leave --to out",
+        ),
+        ("--out m.onnx --to litert", "'m.onnx' is a name for onnx, and --to says litert; end it with .tflite"),
+        ("--out m.pb", "'m.pb' says no format; end it with .onnx, .xml (OpenVINO) or .tflite (LiteRT)"),
+        ("--out m --to onnx", "'m' says no format; end it with .onnx"),
+        ("--out m.ONNX", "nowhere: "),
+        ("--out m.xml", "nowhere: "),
+        ("--out m.tflite", "nowhere: "),
+    ],
+)
+def test_the_format_is_that_of_the_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("flyspeck.export.litert._require_converter", lambda int8: None)
+    assert main(["export", "nowhere", *words.split()]) == 2
+    assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

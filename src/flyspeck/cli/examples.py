@@ -21,7 +21,7 @@ EXAMPLES = {
     "flyspeck dpnet labels": "flyspeck dpnet labels runs/dpnet --part val",
     "flyspeck eval": "flyspeck eval --model runs/first --data test.json --baselines --html test.html",
     "flyspeck explain": "flyspeck explain runs/first --gt val.json --out seen --draw 6",
-    "flyspeck export": "flyspeck export runs/first --to onnx --out first.onnx",
+    "flyspeck export": "flyspeck export runs/first --out first.onnx",
     "flyspeck init": "flyspeck init train.json --val val.json --minutes 30 --out recipe.yaml",
     "flyspeck models": "flyspeck models --objects 10 --max-ms 50",
     "flyspeck predict": "flyspeck predict photos --model runs/first --out found --to coco,csv --score 0.3",

@@ -13,7 +13,9 @@ def export(
     out: Path = typer.Option(
         ..., "--out", metavar="FILE", help="Where to write: a file .onnx, .xml (OpenVINO) or .tflite (LiteRT)."
     ),
-    to: Literal["onnx", "openvino", "litert"] = typer.Option("onnx", "--to", help="Format to write."),
+    to: Literal["onnx", "openvino", "litert"] = typer.Option(
+        None, "--to", help="Format to write; default: by the ending of --out."
+    ),
     int8: bool = typer.Option(False, "--int8", help="Integers, calibrated on tiles; its loss by size is printed."),
     bits: Literal["8", "16"] = typer.Option(
         None, "--bits", help="Bits of a band of the images, 16 takes both; default: those of the training's."

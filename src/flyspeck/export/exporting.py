@@ -10,7 +10,7 @@ from typing import Literal
 
 from flyspeck.export.litert import export_litert
 from flyspeck.export.package import export_model
-from flyspeck.export.proof import SUFFIX, Exported, ExportOptions
+from flyspeck.export.proof import Exported, ExportOptions, format_by_ending
 from flyspeck.files import local_output
 
 log = logging.getLogger("flyspeck")
@@ -62,9 +62,9 @@ def export(
         UserError: Where the boxes differ beyond rounding, in which case nothing is written; for a detector that cannot be
             exported, a missing extra (`export`, `litert`), or images that are not there.
     """
-    by_ending = {suffix: name for name, suffix in SUFFIX.items()}.get(Path(out).suffix.lower(), "onnx")
+    path = local_output(out)
     options = ExportOptions(
-        format=format or by_ending,
+        format=format or format_by_ending(path),
         int8=int8,
         bits=bits,
         hard_nms=hard_nms,
@@ -77,4 +77,4 @@ def export(
         calibration_tiles=calibration_tiles,
     )
     write = export_litert if options.format == "litert" else export_model
-    return write(Path(run), local_output(out), options, say=say)
+    return write(Path(run), path, options, say=say)

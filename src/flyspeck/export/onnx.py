@@ -27,6 +27,12 @@ from flyspeck.models.dynamic.router import FactorRouter
 from flyspeck.version import VERSION
 
 OPSET = 18
+AXES = {
+    INPUT: ("batch", "height", "width"),
+    **dict.fromkeys(OUTPUTS, ("batch", "detections")),
+    "probabilities": ("batch",),
+}
+"""Names of the free sides of what goes in and comes out; the exporter's are formulas of its symbols."""
 PIXELS = {8: "uint8", 16: "float32"}
 _KEPT = (
     KEY_OF_RULE,
@@ -177,8 +183,11 @@ def _tidy(model: Any) -> Any:
     del model.graph.metadata_props[:]
     for function in model.functions:
         del function.metadata_props[:]
-    for value, name in zip(model.graph.input[0].type.tensor_type.shape.dim, ("batch", "height", "width"), strict=False):
-        value.dim_param = name
+    for value in (*model.graph.input, *model.graph.output):
+        sides = ("batch", "", f"{value.name}_height", f"{value.name}_width")  # of maps
+        for axis, name in zip(value.type.tensor_type.shape.dim, AXES.get(value.name, sides), strict=False):
+            if name and not axis.HasField("dim_value"):
+                axis.dim_param = name
     return model
 
 

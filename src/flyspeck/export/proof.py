@@ -17,6 +17,7 @@ from flyspeck.models.dynamic.router import FactorRouter
 from flyspeck.models.postprocess import Method
 
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "litert": ".tflite"}
+_ENDINGS = ".onnx, .xml (OpenVINO) or .tflite (LiteRT)"
 BITS = (8, 16)
 """Of a band of an image."""
 
@@ -80,13 +81,23 @@ def with_hard_nms(detector: Detector, iou: float) -> Detector:
     return detector
 
 
+def format_by_ending(out: Path) -> str:
+    """The format whose files are called so; raises UserError where none are."""
+    found = [name for name, suffix in SUFFIX.items() if suffix == out.suffix.lower()]
+    if not found:
+        raise UserError(f"'{out.name}' says no format", where="--out", fix=f"end it with {_ENDINGS}")
+    return found[0]
+
+
 def check_options(out: Path, options: ExportOptions) -> None:
     """Raises UserError for what cannot be, before any work."""
     if options.format not in SUFFIX:
         raise UserError(f"no format '{options.format}'", where="--to", fix="onnx, openvino or litert")
-    if out.suffix.lower() != SUFFIX[options.format]:
+    if format_by_ending(out) != options.format:
         raise UserError(
-            f"'{out.name}' is no name for {options.format}", where="--out", fix=f"end it with {SUFFIX[options.format]}"
+            f"'{out.name}' is a name for {format_by_ending(out)}, and --to says {options.format}",
+            where="--out",
+            fix=f"end it with {SUFFIX[options.format]}, or leave --to out",
         )
     if options.bits not in (None, *BITS):
         raise UserError(f"pixels of {options.bits} bits", where="--bits", fix="8 or 16")

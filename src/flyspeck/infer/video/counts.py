@@ -42,7 +42,7 @@ class CountTable:
     """`counts.csv`: for each minute of the video and each class how many tracks were seen, how many of them were new, and how
     many crossed each zone; `crossings.csv`: each crossing, where there are zones.
 
-    A minute's lines are written when it is over. The numbers of all classes together stand under the class `*`, zeros too.
+    A minute's lines are written when it is over: of all classes together, under the class `*`, and of each class, zeros too.
     """
 
     def __init__(self, folder: Path, zones: Sequence[Zone], info: VideoInfo) -> None:
@@ -141,7 +141,8 @@ class CountTable:
             )
             about = [*key, ALL, str(labels.total())]
             rows.append(about)
-            rows += [[*key, self._class(label), str(count)] for label, count in sorted(labels.items())]
+            every = sorted({*range(len(self._classes)), *labels})
+            rows += [[*key, self._class(label), str(labels[label])] for label in every]
         names = ("kind", "name", "direction", "class", "count")
         columns = {
             "minute": [self._minute] * len(rows),
