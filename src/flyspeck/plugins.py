@@ -18,7 +18,7 @@ import importlib
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -69,11 +69,22 @@ class UnknownPart(UserError):
     """A name that no part has; an installed plugin may bring it (`with_installed`)."""
 
     def __init__(
-        self, what: str, *, where: object = "", name: str, known: Iterable[str], failed: Iterable[UserError] = ()
+        self,
+        what: str,
+        *,
+        where: object = "",
+        name: str,
+        known: Iterable[str],
+        asked: Sequence[str] = (),
+        failed: Iterable[UserError] = (),
     ) -> None:
         self.name, self.known = name, sorted(known)
         hint = f"{nearest(name, self.known)} (a part of a plugin needs the plugin: --plugin MODULE)"
         hint = f"{IN_LAB}: install that" if name in COMPARATORS else hint
+        if asked:
+            hint += (
+                f"; the installed {', '.join(asked)} has none" if len(asked) == 1 else f"; none in {', '.join(asked)}"
+            )
         left_out = [f"; an installed plugin was left out: {error}" for error in failed]
         super().__init__(what, where=where, fix=hint + "".join(left_out))
 
@@ -126,6 +137,11 @@ def guarded(kind: str, name: str, call: Callable[..., T], *, gives: str = "") ->
 
     # Not `wraps`: of a class it would copy the methods too.
     return functools.update_wrapper(guard, call, updated=())
+
+
+def has_part(kind: str, name: str) -> bool:
+    """Whether the table of a kind has `name`, flyspeck's own or a loaded plugin's."""
+    return name in _table(kind)
 
 
 def _table(kind: str) -> dict[str, Any]:
@@ -207,7 +223,7 @@ def load_installed() -> bool:
 def with_installed(find: Callable[[], T]) -> T:
     """`find()`; where it raises `UnknownPart`, once more with every installed plugin loaded.
 
-    The error of the second time also says which installed plugins could not be loaded.
+    The error of the second time also says which installed plugins have no such part either, and which could not be loaded.
     """
     try:
         return find()
@@ -218,7 +234,10 @@ def with_installed(find: Callable[[], T]) -> T:
             return find()
         except UnknownPart as unknown:
             error = unknown
-    raise UnknownPart(error.what, where=error.where, name=error.name, known=error.known, failed=_failed.values())
+    asked = sorted(name for name in installed() if name in _loaded)
+    raise UnknownPart(
+        error.what, where=error.where, name=error.name, known=error.known, asked=asked, failed=_failed.values()
+    )
 
 
 def load_needed(notes: object, *, where: object) -> None:
@@ -250,6 +269,17 @@ def load_needed(notes: object, *, where: object) -> None:
 def owner(kind: str, name: str) -> str | None:
     """The plugin that registered a part; None for flyspeck's own, and for a name nobody has."""
     return _owners.get((kind, name))
+
+
+def behind(error: BaseException) -> str | None:
+    """The plugin in whose code an exception was raised, or in what that called; None where no plugin had a hand in it."""
+    names = {name.partition(":")[0].partition(".")[0]: name for name in (*_loaded, *_owners.values())}
+    found, step = None, error.__traceback__
+    while step is not None:
+        module = str(step.tb_frame.f_globals.get("__name__", ""))
+        found = next((name for top, name in names.items() if f"{module}.".startswith(f"{top}.")), found)
+        step = step.tb_next
+    return found
 
 
 def owned(kind: str) -> list[str]:

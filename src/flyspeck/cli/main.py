@@ -16,6 +16,7 @@ from flyspeck.cli.layout import MISUSE, Group, PlainApp, add_examples
 from flyspeck.cli.plain_output import plain_output
 from flyspeck.cli.plugin_option import take_plugins
 from flyspeck.errors import UserError, one_line
+from flyspeck.plugins import behind
 
 # verb -> (module:attribute of a typer app or a function, one line of help). Loaded when the verb is called.
 VERBS: dict[str, tuple[str, str]] = {
@@ -162,13 +163,16 @@ def _own_fault(error: Exception, program: str) -> str:
     import traceback
 
     said = one_line(f"{type(error).__name__}: {error}", 300)
+    plugin = behind(error)
+    whose = f"a fault of {program}, not yours" if plugin is None else f"a fault of the plugin {plugin}"
+    told = "please report" if plugin is None else "mend the plugin: see"
     try:
         number, name = tempfile.mkstemp(prefix=f"{program}-", suffix=".txt")
         with open(number, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write("".join(traceback.format_exception(error)))
     except OSError:
-        return f"a fault of {program}, not yours: {said}; run it again with --debug and please report what it prints"
-    return f"a fault of {program}, not yours: {said}; please report it with {name}"
+        return f"{whose}: {said}; run it again with --debug and {told} what it prints"
+    return f"{whose}: {said}; {told} {'it with ' if plugin is None else ''}{name}"
 
 
 def _misuse(error: Any, program: str) -> str:

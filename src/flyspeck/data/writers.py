@@ -26,7 +26,7 @@ from flyspeck.data.tool_writers import (
 from flyspeck.errors import UserError
 from flyspeck.files import local_output, write_text
 from flyspeck.plain_yaml import read_yaml
-from flyspeck.plugins import UnknownPart, with_installed
+from flyspeck.plugins import UnknownPart, has_part, with_installed
 
 _WRITTEN = ("category", "iscrowd", "ignore_flag", "xywh", "polygon")
 _EXPLAINED = ("uncertain", "difficult", "invalid")
@@ -172,7 +172,13 @@ def writer_named(name: str) -> Callable[[Annotations, Path], object]:
             raise UnknownPart(f"cannot write '{name}'", where="--to", name=name, known=WRITERS)
         return WRITERS[name]
 
-    return with_installed(find)
+    try:
+        return with_installed(find)
+    except UnknownPart:
+        if has_part("writer of detections", name):
+            fix = f"choose from {', '.join(WRITERS)}; predict --to {name} writes detections so"
+            raise UserError(f"'{name}' is a form of detections, not of annotations", where="--to", fix=fix) from None
+        raise
 
 
 def _check_for_yolo(annotations: Annotations) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from flyspeck import convert
 from flyspeck.data import tool_files
 from flyspeck.data.tool_files import LabelledBoxes
+from flyspeck.data.writers import WRITERS as ANNOTATION_WRITERS
 from flyspeck.errors import UserError
 from flyspeck.files import storable
 from flyspeck.geo import GeoReference
@@ -249,14 +250,22 @@ MAP_FORMATS = ("geojson", "gpkg", "geoparquet")
 
 
 def check_formats(formats: Sequence[str]) -> None:
-    """Raise UserError for a name that is not in `WRITERS`, nor in those that installed plugins add."""
+    """Raise UserError for a name that is not in `WRITERS`, nor in those that installed plugins add; of one in whose form
+    annotations alone are written, it says so.
+    """
 
     def find() -> None:
         for name in formats:
             if name not in WRITERS:
                 raise UnknownPart(f"unknown output format '{name}'", name=name, known=WRITERS)
 
-    with_installed(find)
+    try:
+        with_installed(find)
+    except UnknownPart as error:
+        if error.name in ANNOTATION_WRITERS:
+            fix = f"choose from {', '.join(WRITERS)}"
+            raise UserError(f"'{error.name}' is a form of annotations, not of detections", fix=fix) from None
+        raise
 
 
 def open_writers(

@@ -21,7 +21,7 @@ from torch import nn
 from flyspeck.errors import UserError, nearest
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.bands import widen
-from flyspeck.models.contracts import check_backbone, check_neck
+from flyspeck.models.contracts import check_backbone, check_neck, mark
 from flyspeck.models.detector import Detector, PixelNorm
 from flyspeck.models.dynamic.norms import privatise_norms
 from flyspeck.models.dynamic.pooling import pool_dynamically
@@ -166,9 +166,11 @@ def assemble(
         # Its layers follow the configuration and the backbone's width: no neck's channels, levels or norms.
         own = {key: value for key, value in options.items() if key != "norm"}
         configuration = name.configuration or "base"
-        return entry.build(
+        detector = entry.build(
             backbone, classes=classes, pixel_norm=pixel_norm, configuration=configuration, **_merged(implied, own)
         )
+        mark(detector.head, "detector", name.detector)
+        return detector
     neck, neck_name = None, name.neck or part.neck
     if neck_name is not None:
         fusion = {key: options.pop(key) for key in ("fusion",) if key in options}
@@ -186,6 +188,7 @@ def assemble(
         channels=channels,
         **_merged(implied, options),
     )
+    mark(detector.head, "detector", name.detector)
     if name.dynamic:
         pool_dynamically(detector, stride="replaced")
         privatise_norms(detector)

@@ -28,6 +28,7 @@ def check_backbone(backbone: nn.Module, name: str) -> None:
     """
     if owner("backbone", name) is None:
         return
+    mark(backbone, "backbone", name)
     what = f"the backbone '{name}'"
     features = _features(backbone, what, name, "backbone")
     side = _side(features)
@@ -42,6 +43,7 @@ def check_neck(neck: nn.Module, inputs: Sequence[FeatureSpec], name: str, *, cha
     """
     if owner("neck", name) is None:
         return
+    mark(neck, "neck", name)
     what, wanted = f"the neck '{name}'", len(inputs) + num_extra
     features = _features(neck, what, name, "neck")
     if len(features) != wanted or any(f.channels != channels for f in features):
@@ -50,6 +52,45 @@ def check_neck(neck: nn.Module, inputs: Sequence[FeatureSpec], name: str, *, cha
     side = _side([*inputs, *features])
     maps = [torch.zeros(1, f.channels, *[math.ceil(side / f.stride)] * 2, **_kind(neck)) for f in inputs]
     _compare(_run(neck, maps, what, name, "neck"), features, side, what, name, "neck")
+
+
+def mark(part: nn.Module, kind: str, name: str) -> None:
+    """Notes whose part it is, if a plugin's: `Blaming` names it."""
+    if owner(kind, name) is not None:
+        part.plugin_part = (kind, name)  # type: ignore[assignment]
+
+
+class Blaming:
+    """A context in which a part computes: what goes wrong in a plugin's is one line that names it.
+
+    Errors of flyspeck's own parts pass as they are, and so do UserErrors, errors of files, and a device that has no memory left.
+    """
+
+    def __init__(self, part: nn.Module, doing: str) -> None:
+        self._part, self._doing = part.__dict__.get("plugin_part"), doing
+
+    def __enter__(self) -> Blaming:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        passes = (UserError, OSError, MemoryError, torch.OutOfMemoryError)
+        if self._part is None or not isinstance(error, Exception) or isinstance(error, passes):
+            return
+        text = " ".join(str(error).split())[:200]
+        if isinstance(error, ValueError) and text.startswith("Expected more than 1 value per channel"):
+            return  # a batch norm, which training explains
+        raise self.fault(f"failed in {self._doing} ({type(error).__name__}: {text})") from error
+
+    def fault(self, what: str) -> UserError:
+        """The error that says `what` of the part."""
+        kind, name = self._part or ("part", "")
+        fix = "mend the plugin; --debug shows where"
+        return UserError(f"the {kind} '{name}' {what}", where=f"plugin {owner(kind, name)}", fix=fix)
+
+    def due(self, found: object, fits: bool, what: str) -> None:
+        """Raises UserError where the plugin's part gave another thing than `what`; flyspeck's own are not looked at."""
+        if self._part is not None and not fits:
+            raise self.fault(f"returns {type(found).__name__} from {self._doing} where {what} is due")
 
 
 def _fault(text: str, name: str, kind: str) -> UserError:

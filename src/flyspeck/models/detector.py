@@ -21,6 +21,7 @@ from flyspeck.errors import UserError
 from flyspeck.models.assigners.base import AssigningPart
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.batch_decoding import BatchDetections, Size
+from flyspeck.models.contracts import Blaming
 from flyspeck.models.counts import counts_for, grown
 from flyspeck.models.postprocess import RawDetections, Suppression
 from flyspeck.models.start.report import StartReport
@@ -315,11 +316,17 @@ class Detector(nn.Module):
 
     def pyramid(self, images: ImageBatch) -> list[Tensor]:
         """The maps the head sees, finest first: the tap for distillation and for explanations."""
-        return self.neck(self.backbone(self.pixel_norm(images)))
+        maps = self._maps(images)
+        with Blaming(self.neck, "forward"):
+            return self.neck(maps)
+
+    def _maps(self, images: ImageBatch) -> list[Tensor]:
+        with Blaming(self.backbone, "forward"):
+            return self.backbone(self.pixel_norm(images))
 
     def losses(self, images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
         """Named scalar losses of a batch."""
-        return self.losses_from(self.backbone(self.pixel_norm(images)), images, targets)
+        return self.losses_from(self._maps(images), images, targets)
 
     def losses_from(self, maps: Sequence[Tensor], images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
         """`losses`, where the backbone has run already: `maps` are its feature maps."""
@@ -330,11 +337,16 @@ class Detector(nn.Module):
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
         """`losses_from`, and the maps that the head saw on the way: distillation compares them with a teacher's."""
         padded = _height_width(images.pixels)
-        if isinstance(self.neck, SupervisedNeck):
-            pyramid, neck_losses = self.neck.forward_with_losses(maps, targets, padded)
-        else:
-            pyramid, neck_losses = self.neck(maps), {}
-        return {**self.head.losses(pyramid, targets, padded, images.sizes), **neck_losses}, pyramid
+        with Blaming(self.neck, "forward"):
+            if isinstance(self.neck, SupervisedNeck):
+                pyramid, neck_losses = self.neck.forward_with_losses(maps, targets, padded)
+            else:
+                pyramid, neck_losses = self.neck(maps), {}
+        with Blaming(self.head, "losses") as blaming:
+            found = self.head.losses(pyramid, targets, padded, images.sizes)
+            named = isinstance(found, Mapping) and all(isinstance(v, Tensor) and v.ndim == 0 for v in found.values())
+            blaming.due(found, named, "a dictionary of scalar tensors")
+        return {**found, **neck_losses}, pyramid
 
     def detection_limit(self, size: tuple[int, int]) -> int:
         """Detections that an input of `size` (H, W) can have."""
@@ -345,8 +357,13 @@ class Detector(nn.Module):
         self, pyramid: Sequence[Tensor], padded: tuple[int, int], sizes: Sequence[tuple[int, int]]
     ) -> list[RawDetections]:
         """`Head.detect` on the maps of a batch of `padded` (H, W), with counts for that size."""
-        with counts_for(self.head, padded, self.counts_area):
-            return self.head.detect(pyramid, padded, sizes)
+        with counts_for(self.head, padded, self.counts_area), Blaming(self.head, "detect") as blaming:
+            found = self.head.detect(pyramid, padded, sizes)
+            listed = isinstance(found, Sequence) and len(found) == len(sizes)
+            blaming.due(
+                found, listed and all(isinstance(one, RawDetections) for one in found), "RawDetections of each image"
+            )
+            return found
 
     @torch.no_grad()
     def detect(self, images: ImageBatch) -> list[Detections]:
