@@ -51,6 +51,7 @@ GROUND = {
     "progress",
     "projection",
     "size_bins",
+    "together",
     "one_object",
     "options",
     "plain_yaml",

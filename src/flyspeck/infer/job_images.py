@@ -103,19 +103,13 @@ class ImageJob:
 
         Raises UserError at the end if an image or a part of one could not be read; everything else is written.
         """
-        ids, remarks = match_categories(self.classes, self.categories)
-        if processes.leads:
-            results = ResultsFolder(self.out, resume=self.resume, overwrite=self.overwrite)
-            for remark in remarks:
-                self.warn(f"note: {remark}")
-            journal = self._journal(fresh=not self.resume)  # refuses tiles of other settings before anything is removed
-            results.clear(tiles=False)
-            if self.resume:
-                self.say(f"resumed: {journal.num_kept} tiles kept")
-            journal.close()
-        processes.wait()
+        with processes.together():
+            ids, remarks = match_categories(self.classes, self.categories)
+            if processes.leads:
+                self._begin(remarks)
         if processes.world > 1:
-            part = self._part(predictor, processes)
+            with processes.together():
+                part = self._part(predictor, processes)
             if not processes.leads:
                 return part
             predictor.share = Share()
@@ -128,6 +122,17 @@ class ImageJob:
         loop.progress = self.progress
         return loop.run(self.items, journal)
 
+    def _begin(self, remarks: Sequence[str]) -> None:
+        """Make the folder of results this job's."""
+        results = ResultsFolder(self.out, resume=self.resume, overwrite=self.overwrite)
+        for remark in remarks:
+            self.warn(f"note: {remark}")
+        journal = self._journal(fresh=not self.resume)  # refuses tiles of other settings before anything is removed
+        results.clear(tiles=False)
+        if self.resume:
+            self.say(f"resumed: {journal.num_kept} tiles kept")
+        journal.close()
+
     def _part(self, predictor: Predictor, processes: Processes) -> PredictionSummary:
         """This process's share, into the journal alone; what cannot be read is left to the one that writes the results."""
         start = time.perf_counter()
@@ -138,7 +143,6 @@ class ImageJob:
         journal.close()
         seconds = time.perf_counter() - start
         self.say(f"process {processes.rank + 1} of {processes.world}: {journal.num_written} tiles, {seconds:.1f} s")
-        processes.wait()
         return PredictionSummary(out=self.out, images=images, boxes=0, tiles=journal.num_written, seconds=seconds)
 
     def _journal(self, *, fresh: bool) -> TileJournal:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from flyspeck.errors import UserError
 from flyspeck.infer.reading import Share
+from flyspeck.together import together
 
 _IMAGES_EACH = 4  # fewer images than this for each process: tiles are dealt out instead
 
@@ -51,16 +53,16 @@ class Processes:
             asked = _best_here()
         return f"cuda:{self.local}" if asked == "cuda" and self.world > 1 else asked
 
-    def wait(self) -> None:
-        """Until all processes are here; as long as it takes."""
-        if self.world == 1:
-            return
-        from datetime import timedelta
+    def together(self) -> AbstractContextManager[None]:
+        """A context whose end is reached when all processes are there, as long as it takes: an error of one is one of all."""
+        if self.world > 1:
+            from datetime import timedelta
 
-        from accelerate import PartialState
+            from accelerate import PartialState
 
-        # Processes finish hours apart where one machine is slower; the usual limit is minutes.
-        PartialState(cpu=True, timeout=timedelta(days=30)).wait_for_everyone()
+            # Processes finish hours apart where one machine is slower; the usual limit is minutes.
+            PartialState(cpu=True, timeout=timedelta(days=30))
+        return together(rank=self.rank, world=self.world)
 
 
 def _best_here() -> str:

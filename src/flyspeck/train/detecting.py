@@ -26,7 +26,7 @@ from flyspeck.infer.predictor import Predictor
 from flyspeck.infer.source import Item
 from flyspeck.infer.torch_model import to_batch
 from flyspeck.infer.windows import OpenOptions
-from flyspeck.train.processes import Processes
+from flyspeck.train.processes import Processes, in_step
 from flyspeck.train.progress import Advance, Tell
 from flyspeck.train.viewing import FILE_PIXELS, Viewing, padded
 from flyspeck.types import Detections, ImageBatch
@@ -67,11 +67,11 @@ def detect_all(
     stated size, and for boxes or scores that are not finite.
     """
     rank, world = accelerator.process_index, accelerator.num_processes
-    _check_weights(detector)
-    plan = planned(annotations, viewing, detector).share(rank, world)
-    model = LiveModel(detector, device=accelerator.device, viewing=viewing)
     found: dict[int, Detections] = {}
-    with _evaluating(detector):
+    with in_step(accelerator), _evaluating(detector):
+        _check_weights(detector)
+        plan = planned(annotations, viewing, detector).share(rank, world)
+        model = LiveModel(detector, device=accelerator.device, viewing=viewing)
         for row, one in plan.run(model, tell or (lambda _: None)):
             found[row] = _checked(one, annotations, row)
     if world > 1:

@@ -33,6 +33,7 @@ from flyspeck.train.interrupt import Interrupt
 from flyspeck.train.meter import OBSERVED, Meter
 from flyspeck.train.optim import build_optimizer, lr_factor, set_lr
 from flyspeck.train.plan import Plan, Position, Watch, plan_of
+from flyspeck.train.processes import failing_for_all, in_step
 from flyspeck.train.progress import Reporter
 from flyspeck.train.sections import TrainConfig
 from flyspeck.train.state import Progress, restore_run, save_run
@@ -140,7 +141,7 @@ def fit(
             wanted = (epoch + 1) % config.eval_every == 0 and plan.may_measure()
             due = measure is not None and (position.over or wanted)
             if due:
-                save()  # should the evaluation fail, a resumed run goes on with it
+                _write_together(accelerator, save)  # should the evaluation fail, a resumed run goes on with it
             if progress.step_in_epoch == steps_per_epoch:
                 progress.epoch, progress.step_in_epoch = epoch + 1, 0
             if due:
@@ -152,10 +153,15 @@ def fit(
             record |= {"stopped": progress.stopped} if progress.stopped else {}
             progress.ended = position.over
             meter.next_epoch()
-            if accelerator.is_main_process:
-                reporter.epoch(record)
-            save()
+            _write_together(accelerator, partial(reporter.epoch, record), save)
     return progress
+
+
+def _write_together(accelerator: Accelerator, *writing: Callable[[], None]) -> None:
+    """What the main process writes at a point that all of them have come to."""
+    with in_step(accelerator):
+        for write in writing if accelerator.is_main_process else ():
+            write()
 
 
 @contextlib.contextmanager
@@ -163,8 +169,9 @@ def _reported(
     reporter: Reporter, plan: Plan, progress: Progress, folder: Path, accelerator: Accelerator
 ) -> Iterator[None]:
     """A run from its first word to its last; one that is interrupted says how it goes on."""
-    if accelerator.is_main_process:
-        reporter.start(total_steps=plan.total_steps, done_steps=progress.step)
+    with in_step(accelerator):
+        if accelerator.is_main_process:
+            reporter.start(total_steps=plan.total_steps, done_steps=progress.step)
     try:
         yield
     except KeyboardInterrupt:
@@ -211,17 +218,22 @@ class _Steps:
             progress.step_in_epoch += 1
             meter.add(losses, images)
             position = self.plan.position(progress.step)
-            if progress.step % config.log_every == 0:
-                lr = self.optimizer.param_groups[-1]["lr"]
-                record = {"step": progress.step, "epoch": epoch, "lr": lr, **meter.record(), **position.record()}
-                if self.accelerator.is_main_process:
-                    self.reporter.step(record)
-            if self._checkpoint_due():
-                self.save()
+            with failing_for_all(self.accelerator):
+                if progress.step % config.log_every == 0:
+                    lr = self.optimizer.param_groups[-1]["lr"]
+                    record = {"step": progress.step, "epoch": epoch, "lr": lr, **meter.record(), **position.record()}
+                    if self.accelerator.is_main_process:
+                        self.reporter.step(record)
+                if self._checkpoint_due():
+                    self.save()
             if self.interrupt.asked:
                 self.save()
                 raise self.interrupt.error(self.interrupt.asked)
         self.interrupt.armed = False
+        with in_step(
+            self.accelerator
+        ):  # a step that failed on the main process alone, after the last exchange, is told here
+            pass
         return {"step": progress.step, "epoch": epoch, **meter.epoch_record()}, position
 
     def _checkpoint_due(self) -> bool:
@@ -242,16 +254,18 @@ def _train_step(
     sums: dict[str, Tensor] = {}
     count = 0
     for part in range(config.accumulate):
-        images, targets, ids = next(stream)
-        images, targets = images.to(accelerator.device), [t.to(accelerator.device) for t in targets]
+        with in_step(accelerator):
+            images, targets, ids = next(stream)
+            images, targets = images.to(accelerator.device), [t.to(accelerator.device) for t in targets]
         last = part == config.accumulate - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(model):
             with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 losses = _losses(model, images, targets)
             minimised = [value for name, value in losses.items() if not name.startswith(OBSERVED)]
             total = torch.stack(minimised).sum() / config.accumulate
-            if not torch.isfinite(total):
-                _report_non_finite(folder, images, targets, ids, losses)
+            with in_step(accelerator):
+                if not torch.isfinite(total):
+                    _report_non_finite(folder, images, targets, ids, losses)
             accelerator.backward(total)
         for name, value in losses.items():
             sums[name] = sums.get(name, torch.zeros((), device=value.device)) + value.detach() / config.accumulate
@@ -322,9 +336,10 @@ def _keep_best(
     if value <= progress.best:
         return False
     progress.best, progress.best_epoch = value, epoch
-    if accelerator.is_main_process:
-        told = {**description, "epoch": epoch, "metrics": progress.metrics}
-        save_weights(folder / "best.safetensors", model.state_dict(), told)
+    with in_step(accelerator):
+        if accelerator.is_main_process:
+            told = {**description, "epoch": epoch, "metrics": progress.metrics}
+            save_weights(folder / "best.safetensors", model.state_dict(), told)
     return True
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from accelerate import Accelerator
+
+from flyspeck.together import share_failure, together
 
 
 class Processes(Protocol):
@@ -36,6 +40,20 @@ class Alone:
     device: torch.device
     process_index: int = 0
     num_processes: int = 1
+
+
+def in_step(processes: Processes) -> AbstractContextManager[None]:
+    """What stands in it succeeds on all processes, or is an error on all: none waits for one that has failed."""
+    return together(rank=processes.process_index, world=processes.num_processes, device=processes.device)
+
+
+@contextmanager
+def failing_for_all(processes: Processes) -> Iterator[None]:
+    """What only one process does, between two points at which all are `in_step`: its error is told where the others are next."""
+    try:
+        yield
+    except Exception as error:
+        share_failure(error, rank=processes.process_index, world=processes.num_processes, device=processes.device)
 
 
 def join_processes() -> Accelerator:

@@ -65,7 +65,7 @@ from flyspeck.train.measure import check_metric
 from flyspeck.train.pixels import Pixels, pixels_of_older_run, settled_pixels
 from flyspeck.train.plan import Watch
 from flyspeck.train.plugin_notes import with_plugins
-from flyspeck.train.processes import join_processes
+from flyspeck.train.processes import in_step, join_processes
 from flyspeck.train.progress import Console, Fanout, Reporter, RunFiles, TensorBoard, headline
 from flyspeck.train.start_notes import check_at_hand, starts_of, write_starts
 from flyspeck.train.state import ENDING
@@ -134,7 +134,8 @@ def train(
         )
     if finish and not (folder / STATE).exists():
         raise UserError("no checkpoint to finish from", where=folder, fix="train with --resume, or leave out --finish")
-    resume = _claim(folder, resume, accelerator)
+    with in_step(accelerator):
+        resume = _claim(folder, resume, accelerator)
     with _released_on_failure(folder, accelerator):
         return _train(recipe, folder, resume, finish, reporter, method, accelerator, watch)
 
@@ -149,7 +150,8 @@ def _train(
     accelerator: Accelerator,
     watch: Watch,
 ) -> dict[str, float]:
-    begins = starting_point(recipe, resumed=folder if resume else None, leave_out=method.leave_out)
+    with in_step(accelerator):
+        begins = starting_point(recipe, resumed=folder if resume else None, leave_out=method.leave_out)
     recipe, detector, rule, mean, std = begins.recipe, begins.detector, begins.rule, begins.mean, begins.std
     train_set, val_set, seen = begins.train_set, begins.val_set, begins.seen
     description = {
@@ -171,9 +173,10 @@ def _train(
     )
     if method.start is not None:
         load_into(detector, method.start)
-    if accelerator.is_main_process:
-        _describe_run(folder, recipe, description, train_set, val_set, accelerator=accelerator)
-        write_starts(folder, detector)
+    with in_step(accelerator):
+        if accelerator.is_main_process:
+            _describe_run(folder, recipe, description, train_set, val_set, accelerator=accelerator)
+            write_starts(folder, detector)
     best = best_metric(recipe.evaluate.best, recipe.dynamic)
     console = Console(best=best)
     curves = Curves(folder, name=recipe.name, epochs=recipe.train.epochs, best=best) if reporter is None else None
@@ -274,7 +277,8 @@ def _finish(
     """Metrics, detections and evaluation of the best weights: as they were found when these were saved."""
     accelerator.wait_for_everyone()
     if evaluations.best is None:
-        best = load_detector(folder / "best.safetensors").to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        with in_step(accelerator):
+            best = load_detector(folder / "best.safetensors").to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         evaluations(best)
         evaluations.keep()
     assert evaluations.best is not None

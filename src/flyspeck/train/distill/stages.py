@@ -34,7 +34,7 @@ from flyspeck.train.distill.table import StudentRow, StudentTable, cost_row, lev
 from flyspeck.train.distill.teacher import AsStudent, Observe, Teacher, TeacherSource, shared_classes, weights_hash
 from flyspeck.train.inputs import enlargement, read_sets
 from flyspeck.train.measure import measure
-from flyspeck.train.processes import join_processes
+from flyspeck.train.processes import in_step, join_processes
 from flyspeck.train.progress import EvaluationLines
 from flyspeck.train.run import Method, RunContext, train
 from flyspeck.train.viewing import images_at_once, viewing_of
@@ -228,7 +228,8 @@ def _source(
         return TeacherSource(teacher, observe)
     recipe, accelerator = context.recipe, context.accelerator
     dataset = DetectionDataset(context.train_set, rule=context.rule, enlarge=enlargement(recipe.data))
-    with accelerator.main_process_first():
+
+    def opened() -> OutputSource:
         return open_cache(
             Path(config.cache),
             dataset,
@@ -248,6 +249,13 @@ def _source(
             device=accelerator.device,
             precision=recipe.train.precision,
         )
+
+    cache = None
+    with in_step(accelerator):  # the main process writes it
+        if accelerator.is_main_process:
+            cache = opened()
+    with in_step(accelerator):
+        return cache or opened()
 
 
 def _check_reading(rule: PixelRule, description: dict[str, Any]) -> None:
