@@ -15,6 +15,7 @@ from flyspeck.cli.label_errors import errors
 from flyspeck.cli.layout import PlainApp
 from flyspeck.cli.moved import keep_moved
 from flyspeck.cli.shared_options import (
+    ALLOW_REFERENCES,
     CLASSES,
     ENCODING,
     FORMAT,
@@ -63,12 +64,13 @@ def convert(
     classes: str | None = CLASSES,
     pixels: Pixels | None = PIXELS,
     encoding: str | None = ENCODING,
+    allow_references: bool = ALLOW_REFERENCES,
 ) -> None:
     """Write annotations of any format as COCO json, as a YOLO data set, or for an annotation tool."""
     from flyspeck.data.writers import write_yolo, writer_named
 
     write = writer_named(to)
-    table = _read(source, format, images, classes, pixels, encoding)
+    table = _read(source, format, images, classes, pixels, encoding, allow_references)
     if to == "yolo":
         with ProgressBar("writing"):
             lost = write_yolo(table, out, split=split, link=link)
@@ -105,11 +107,12 @@ def shrink(
     classes: str | None = CLASSES,
     pixels: Pixels | None = PIXELS,
     encoding: str | None = ENCODING,
+    allow_references: bool = ALLOW_REFERENCES,
 ) -> None:
     """Make a data set smaller, as TinyCOCO (--short-side 100) and Tiny CityPersons are made."""
     from flyspeck.data.shrink import shrink as shrink_set
 
-    table = _read(source, format, images, classes, pixels, encoding)
+    table = _read(source, format, images, classes, pixels, encoding, allow_references)
     with ProgressBar("shrinking") as progress:
         small = shrink_set(
             table,
@@ -167,6 +170,7 @@ def tile(
     classes: str | None = CLASSES,
     pixels: Pixels | None = PIXELS,
     encoding: str | None = ENCODING,
+    allow_references: bool = ALLOW_REFERENCES,
 ) -> None:
     """Cut big images into overlapping tiles, with their annotations.
 
@@ -177,7 +181,7 @@ def tile(
     from flyspeck.data.tiling import drop_crowded, tile_annotations
 
     check_choice("--rule", rule, tile_rules())
-    table = _read(source, format, images, classes, pixels, encoding)
+    table = _read(source, format, images, classes, pixels, encoding, allow_references)
     whole = table if max_objects is None else drop_crowded(table, max_objects)
     tiles = tile_annotations(
         whole,
@@ -241,6 +245,7 @@ def scale_match(
     classes: str | None = CLASSES,
     pixels: Pixels | None = PIXELS,
     encoding: str | None = ENCODING,
+    allow_references: bool = ALLOW_REFERENCES,
 ) -> None:
     """Give the objects of SOURCE the sizes of those of --target, to pre-train on (Scale Match, MSM, SM+)."""
     import json
@@ -258,7 +263,7 @@ def scale_match(
         seed=seed,
     )
     wanted = _read(target, None, None, None)
-    table = _read(source, format, images, classes, pixels, encoding)
+    table = _read(source, format, images, classes, pixels, encoding, allow_references)
     with ProgressBar("matching") as progress:
         written, report = run(
             table,
@@ -329,6 +334,7 @@ def _read(
     classes: str | None,
     pixels: str | None = None,
     encoding: str | None = None,
+    allow_references: bool = True,
 ) -> Annotations:
     """The table of a source, with what was seen and what is broken said on stderr."""
     from flyspeck.data.readers import read_annotations
@@ -341,6 +347,7 @@ def _read(
             classes=None if classes is None else parse_names(classes, where="--classes"),
             pixels=pixels,
             encoding=encoding,
+            allow_references=allow_references,
         )
     print(f"read {table.source}", file=sys.stderr)
     for note in table.notes:

@@ -9,6 +9,7 @@ import typer
 
 from flyspeck.cli.shared_options import (
     ALIKE,
+    ALLOW_REFERENCES,
     ALSO,
     CLASSES,
     COMPARE_IMAGES,
@@ -68,6 +69,7 @@ def inspect(
     classes: str | None = CLASSES,
     pixels: Pixels | None = PIXELS,
     encoding: str | None = ENCODING,
+    allow_references: bool = ALLOW_REFERENCES,
 ) -> None:
     """Count what is in a data set, by size; say what is broken or twice, and what it asks of a detector."""
     import json
@@ -98,6 +100,7 @@ def inspect(
                 classes=None if classes is None else parse_names(classes, where="--classes"),
                 pixels=pixels,
                 encoding=encoding,
+                allow_references=allow_references,
             )
         facts = found.facts
         if fix is not None:

@@ -8,6 +8,7 @@ import typer
 
 from flyspeck.cli.shared_options import (
     ALIKE,
+    ALLOW_REFERENCES,
     ALSO,
     COMPARE_IMAGES,
     ENCODING,
@@ -52,6 +53,7 @@ def split(
     images: Path | None = IMAGES,
     pixels: Pixels | None = PIXELS,
     encoding: str | None = ENCODING,
+    allow_references: bool = ALLOW_REFERENCES,
 ) -> None:
     """Divide a set so that no split has an image, a near duplicate or a neighbouring frame of another's."""
     from flyspeck.data.checks.split import split as split_set
@@ -69,6 +71,7 @@ def split(
             images=images,
             pixels=pixels,
             encoding=encoding,
+            allow_references=allow_references,
             compare_images=compare_images,
             alike=alike,
             frames=frames,

@@ -38,6 +38,7 @@ def found_by(
             out=folder,
             keep_score=0.0,
             draw=0,
+            allow_references=True,  # the numbers are shown, and no image
             device=device,
             say=steps.warn,
             warn=lambda line: steps.warn(f"warning: {line}"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from flyspeck.cli.shared_options import DEVICE, FORMAT
+from flyspeck.cli.shared_options import ALLOW_REFERENCES, DEVICE, FORMAT
 from flyspeck.cli.terminal import Steps
 from flyspeck.errors import UserError
 
@@ -27,6 +27,7 @@ def explain(
         None, "--gt", metavar="PATH", help="Ground truth: annotations to pick dense and occluded cases from."
     ),
     format: str | None = FORMAT,
+    allow_references: bool = ALLOW_REFERENCES,
     image: list[str] = typer.Option(
         [], "--image", metavar="IMAGE", help="Explain this image: a file, or a name or id in --gt; may be repeated."
     ),
@@ -53,7 +54,7 @@ def explain(
 
     if len(models) > 2:
         raise UserError(f"{len(models)} models", where="MODELS", fix="give one, or two to compare")
-    table = _images(gt, format, image)
+    table = _images(gt, format, image, allow_references)
     subjects = load_subjects(models, device=device)
     options = ExplainOptions(
         images=draw,
@@ -67,7 +68,7 @@ def explain(
     typer.echo(f"{page}: {page.stat().st_size / 1e6:.1f} MB")
 
 
-def _images(gt: Path | None, format: str | None, wanted: list[str]) -> Images:
+def _images(gt: Path | None, format: str | None, wanted: list[str], allow_references: bool) -> Images:
     """The table of --gt with the rows that were asked for, or one of bare image files."""
     import numpy as np
 
@@ -76,7 +77,7 @@ def _images(gt: Path | None, format: str | None, wanted: list[str]) -> Images:
     from flyspeck.explain.run import Images
 
     if gt is not None:
-        table = read_annotations(gt, format=format)
+        table = read_annotations(gt, format=format, allow_references=allow_references)
         return Images(table, tuple(_row(table, name) for name in wanted))
     if not wanted:
         raise UserError("nothing to explain", fix="give annotations with --gt, or images with --image")

@@ -7,7 +7,17 @@ from pathlib import Path
 
 import typer
 
-from flyspeck.cli.shared_options import CLASSES, DEVICE, ENCODING, FORMAT, IMAGES, JSON, PIXELS, Pixels
+from flyspeck.cli.shared_options import (
+    ALLOW_REFERENCES,
+    CLASSES,
+    DEVICE,
+    ENCODING,
+    FORMAT,
+    IMAGES,
+    JSON,
+    PIXELS,
+    Pixels,
+)
 from flyspeck.cli.terminal import ProgressBar, list_problems
 from flyspeck.cli.values import parse_names
 
@@ -52,6 +62,7 @@ def errors(
     classes: str | None = CLASSES,
     pixels: Pixels | None = PIXELS,
     encoding: str | None = ENCODING,
+    allow_references: bool = ALLOW_REFERENCES,
 ) -> None:
     """Rank the annotations of SET that are likely missing, superfluous, of another class or badly placed, by RUN's opinion."""
     import json
@@ -70,6 +81,7 @@ def errors(
         classes=None if classes is None else parse_names(classes, where="--classes"),
         pixels=pixels,
         encoding=encoding,
+        allow_references=allow_references,
     )
     for note in table.notes:
         print(f"note: {note}", file=sys.stderr)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import typer
 
 from flyspeck.cli.choices import detection_formats, layouts
-from flyspeck.cli.shared_options import DEVICE, PRECISION, RESUME, Precision
+from flyspeck.cli.shared_options import ALLOW_REFERENCES, DEVICE, PRECISION, RESUME, Precision
 
 
 def predict(
@@ -116,11 +116,7 @@ def predict(
     max_megapixels: float = typer.Option(
         200, "--max-megapixels", metavar="N", help="Largest image decoded in one piece."
     ),
-    allow_references: bool = typer.Option(
-        False,
-        "--allow-references",
-        help="Let files (VRT) refer to others outside their folder, and to other computers.",
-    ),
+    allow_references: bool = ALLOW_REFERENCES,
     timeout: float = typer.Option(
         30, "--timeout", metavar="SECONDS", help="Of images at addresses: how long an answer may stand still."
     ),

@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from flyspeck.cli.choices import protocols
+from flyspeck.cli.shared_options import ALLOW_REFERENCES
 from flyspeck.cli.terminal import ProgressBar
 
 
@@ -37,6 +38,7 @@ def report(
         metavar="PATH",
         help="Annotations that --baselines is fitted to; default: the training set of the run.",
     ),
+    allow_references: bool = ALLOW_REFERENCES,
     title: str = typer.Option("flyspeck report", "--title", metavar="WORDS", help="Title of the page."),
 ) -> None:
     """Explain runs in one HTML file: numbers by size, curves, what is lost, the worst images. No server, no network."""
@@ -52,5 +54,6 @@ def report(
             title=title,
             baselines=baselines,
             train=train,
+            allow_references=allow_references,
         )
     typer.echo(f"{path}: {len(runs)} {'run' if len(runs) == 1 else 'runs'}, {path.stat().st_size / 1e6:.1f} MB")

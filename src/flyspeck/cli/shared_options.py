@@ -23,6 +23,11 @@ ALIKE = typer.Option(
     metavar="R",
     help="Least correlation of two images at 32x32 that are called nearly the same.",
 )
+ALLOW_REFERENCES = typer.Option(
+    False,
+    "--allow-references",
+    help="Let files lead to others outside their folder (a json to images, a VRT to sources), and to other computers.",
+)
 ALSO = typer.Option(
     [], "--also", metavar="PATH", help="Another part of the same set, such as the test split; may be repeated."
 )

@@ -91,6 +91,7 @@ def inspect(
     frames: Frames = "auto",
     frame_gap: int = FRAME_GAP,
     workers: int = 1,
+    allow_references: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Inspection:
     """Look at a data set before training on it.
@@ -110,6 +111,7 @@ def inspect(
         frames: Whether numbers in names count frames: `auto` asks the pixels, `yes` and `no` settle it.
         frame_gap: Largest difference of the numbers of neighbouring frames.
         workers: Processes that decode images.
+        allow_references: The annotations may name images outside of their folder; False refuses them.
         progress: Called with the numbers of images compared and of all.
 
     Returns:
@@ -126,6 +128,7 @@ def inspect(
         classes=classes,
         pixels=pixels,
         encoding=encoding,
+        allow_references=allow_references,
     )
     table = whole_of(Path(source), parts)
     links = find_links(

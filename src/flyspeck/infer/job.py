@@ -132,7 +132,8 @@ def predict(
             `"native"` as they are; `"auto"` at the training's where they are more than 1.25 times apart, if it is known. None:
             `auto`, and `native` beside a `scale`. Boxes stay in pixels of the image.
         max_megapixels: Largest image, tile or strip of a file that is decoded in one piece.
-        allow_references: Let local files refer to files outside their folder and to other computers (VRT and the like).
+        allow_references: Let local files lead to files outside their folder (annotations to images, a VRT to its sources), and to
+            other computers.
         timeout: Of images at addresses: seconds without a connection, or without a further piece of an answer.
         resume: Keep the tiles that an earlier job with the same settings finished.
         overwrite: Replace the results of an earlier job; without it, or `resume`, a folder that holds some is refused.
@@ -171,22 +172,23 @@ def predict(
     on_video: dict[str, Any] = {"limit": Limit(frames=max_frames, seconds=max_seconds), "stills": stills}
     on_video["zones"] = parse_zones(count_lines, [str(region) for region in count_regions])
     folder, path, rule = local_output(out), Path(model), merge or DEFAULT
-    video, items, categories = _found(sources, warn, progress)
     processes = Processes.from_environment()
+    video, items, categories = _found(sources, warn, progress, allow_references, processes)
     _check_video(video, processes, placing, on_video)
-    asked: dict[str, Any] = {"budget": budget, "quality": quality, "factor": factor}
-    choice = {name: value for name, value in asked.items() if value is not None}
+    asked = (("budget", budget), ("quality", quality), ("factor", factor))
+    choice: dict[str, Any] = {name: value for name, value in asked if value is not None}
     size = None if tile == "off" else tile_of(tile)
-    network, description = load_model(
-        os.fspath(model),
-        device=processes.device(device),
-        precision=precision,
-        choice=choice,
-        tile=size,
-        layout=layout,
-        classes=classes,
-        suppression=suppression,
-    )
+    with processes.together():
+        network, description = load_model(
+            os.fspath(model),
+            device=processes.device(device),
+            precision=precision,
+            choice=choice,
+            tile=size,
+            layout=layout,
+            classes=classes,
+            suppression=suppression,
+        )
     reading: dict[str, Any] = {"bands": bands, "value_range": value_range, "allow_references": allow_references}
     reading |= {"web": _patience(timeout), "place": _on_map(placing, formats)}
     options = _options(reading, max_megapixels).completed(description)
@@ -227,8 +229,7 @@ def predict(
         **asked_of_all,
     )
     summary = replace(_with_remarks(job, predictor, processes, sources), factors=dict(network.taken))
-    if processes.leads and sum(summary.factors.values()):
-        total = sum(summary.factors.values())
+    if processes.leads and (total := sum(summary.factors.values())):
         counts = ", ".join(f"{f:g}: {n} ({100 * n / total:.0f} %)" for f, n in summary.factors.items())
         say(f"images or tiles by factor: {counts}")
     return summary
@@ -291,17 +292,22 @@ def _with_remarks(
 
 
 def _found(
-    sources: list[Path | str], warn: Callable[[str], None], progress: Tell
+    sources: list[Path | str],
+    warn: Callable[[str], None],
+    progress: Tell,
+    allow_references: bool,
+    processes: Processes,
 ) -> tuple[Path | str | None, list[Item], Categories | None]:
     """`_sources`, the first step of a job, after which its model is loaded."""
     progress(Advance("looking for images"))
-    found = _sources(sources, warn)
+    with processes.together():
+        found = _sources(sources, warn, allow_references)
     progress(Advance("loading the model"))
     return found
 
 
 def _sources(
-    sources: list[Path | str], warn: Callable[[str], None]
+    sources: list[Path | str], warn: Callable[[str], None], allow_references: bool
 ) -> tuple[Path | str | None, list[Item], Categories | None]:
     """One video, or the address of one stream, or images with the categories of their json."""
     for address in sources:
@@ -313,7 +319,7 @@ def _sources(
         (one for one in sources if is_live(one) or is_video(one if isinstance(one, Path) else file_name_of(one))), None
     )
     if video is None:
-        return None, *find_items(sources, say=warn)
+        return None, *find_items(sources, say=warn, allow_references=allow_references)
     if len(sources) > 1:
         raise UserError("a video is predicted alone", where=told_name(video), fix="give it alone")
     return video, [], None

@@ -17,6 +17,7 @@ from flyspeck.data.images import EXTENSIONS, mapped_array
 from flyspeck.data.readers import format_of, read_annotations
 from flyspeck.data.readers.coco import read_listing
 from flyspeck.data.readers.folders import walk
+from flyspeck.data.readers.outside import refuse_outside
 from flyspeck.data.readers.places import some, unread
 from flyspeck.errors import UserError
 from flyspeck.infer.kinds import driver_of
@@ -108,14 +109,17 @@ def _array(pixels: np.ndarray, options: OpenOptions, name: str) -> Source:
 
 
 def find_items(
-    sources: Sequence[str | Path], *, say: Callable[[str], None] = lambda _: None
+    sources: Sequence[str | Path],
+    *,
+    say: Callable[[str], None] = lambda _: None,
+    allow_references: bool = True,
 ) -> tuple[list[Item], Categories | None]:
     """The images that `sources` name (files, folders, one file of annotations), and the categories of the annotations.
 
     Folders are searched to the bottom, in the order of names; folders inside them that hold results of an earlier prediction
     are passed over. Images of annotations keep their ids; others are numbered from 1. `say` is called with a line on whatever
     was passed over, or will be named otherwise than expected. Raises UserError for a source that is not there, holds no
-    image, or for annotations beside other sources.
+    image, for annotations beside other sources, and without `allow_references` for those of images outside of their folder.
     """
     addresses = list(dict.fromkeys(str(s) for s in sources if is_remote(s)))
     paths = [Path(s) for s in sources if not is_remote(s)]
@@ -124,9 +128,8 @@ def find_items(
         if len(paths) + len(addresses) > 1:
             raise UserError("a file of annotations beside other sources", where=tables[0], fix="give it alone")
         # Of a COCO json only the list of images is wanted, whatever its annotations are worth.
-        items, categories = (
-            _coco_items(tables[0]) if tables[0].suffix.lower() == ".json" else _annotated_items(tables[0])
-        )
+        read = _coco_items if tables[0].suffix.lower() == ".json" else _annotated_items
+        items, categories = read(tables[0], allow_references)
         return _named(items, say), categories
     found: list[tuple[str, Path]] = []
     for path in paths:
@@ -278,9 +281,9 @@ def _holds_annotations(path: Path) -> bool:
     return True
 
 
-def _annotated_items(path: Path) -> tuple[list[Item], Categories]:
+def _annotated_items(path: Path, allow_references: bool) -> tuple[list[Item], Categories]:
     """Images of annotations in any other format that is read, those of plugins too."""
-    table = read_annotations(path)
+    table = read_annotations(path, allow_references=allow_references)
     if not len(table):
         raise UserError("lists no image", where=path)
     ids = [key if isinstance(key, str) else int(key) for key in table.image_ids]
@@ -288,12 +291,14 @@ def _annotated_items(path: Path) -> tuple[list[Item], Categories]:
     return items, Categories(table.classes, table.category_ids)
 
 
-def _coco_items(path: Path) -> tuple[list[Item], Categories]:
+def _coco_items(path: Path, allow_references: bool) -> tuple[list[Item], Categories]:
     """Images of a COCO json, as the reader of annotations takes them; its annotations are not looked at."""
     draft = read_listing(path)
     if not draft.file_names:
         fix = "it needs images with id and file_name, and categories"
         raise UserError("lists no image", where=path, fix=draft.problems[0] if draft.problems else fix)
+    if not allow_references:
+        refuse_outside(draft.root, draft.file_names, source=path)
     items = zip(draft.image_ids, draft.file_names, strict=True)
     table = Categories(tuple(draft.names), tuple(draft.category_ids))
     return [Item(name, draft.root / name, image_id) for image_id, name in items], table

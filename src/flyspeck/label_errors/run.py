@@ -80,6 +80,7 @@ def find_label_errors(
     draw: int = 120,
     device: str = "auto",
     batch_size: int = 8,
+    allow_references: bool = False,
     say: Callable[[str], None] = log.info,
     warn: Callable[[str], None] = log.warning,
     progress: Callable[[int, int], None] | None = None,
@@ -102,6 +103,7 @@ def find_label_errors(
         draw: Show the first so many suspects on the page.
         device: `auto` for the best there is, `cpu`, `cuda`, `cuda:1`, `mps`.
         batch_size: Tiles in one pass of the model.
+        allow_references: The annotations may name images outside of their folder; False refuses them.
         say: Called with each line on what is done; the logger `flyspeck` where it is not given.
         warn: Called with each line on what is amiss.
         progress: Called with the number of images that are done, and of all.
@@ -120,7 +122,9 @@ def find_label_errors(
         raise UserError("nowhere to write", where="folds" if folds else "formats", fix="give out")
     out = None if out is None else local_output(out)
     models = [Path(run)] if isinstance(run, str | os.PathLike) else [Path(one) for one in run]
-    table = annotations if isinstance(annotations, Annotations) else read_annotations(Path(annotations))
+    table = annotations
+    if not isinstance(table, Annotations):
+        table = read_annotations(Path(table), allow_references=allow_references)
     if not (~table.ignore & (table.labels >= 0)).any():
         raise UserError("no objects to judge", where=table.source, fix="annotate some first")
     if folds:

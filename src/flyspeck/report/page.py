@@ -25,6 +25,7 @@ def report(
     title: str = "flyspeck report",
     baselines: bool = False,
     train: AnyPath | None = None,
+    allow_references: bool = False,
 ) -> Path:
     """Explain runs in one HTML file: numbers by size, curves, what is lost and why, the worst images.
 
@@ -40,6 +41,7 @@ def report(
         title: The page's title.
         baselines: Measure on the first run's images what needs no network: no box, blobs, the usual places and number.
         train: Annotations that they are fitted to; None: the first run's training set.
+        allow_references: The annotations may name images outside of their folder; False refuses them.
 
     Returns:
         The file.
@@ -49,7 +51,7 @@ def report(
     """
     folders = [Path(runs)] if isinstance(runs, str | os.PathLike) else [Path(run) for run in runs]
     gt = None if ground_truth is None else Path(ground_truth)
-    read = read_runs(folders, gt=gt, protocol=protocol)
+    read = read_runs(folders, gt=gt, protocol=protocol, allow_references=allow_references)
     if baselines:
         first = read[0]
         fitted = training_set(None if train is None else Path(train), folders[0], first.annotations.classes)

@@ -58,10 +58,11 @@ def read_runs(
     *,
     gt: Path | str | None = None,
     protocol: str | None = None,
+    allow_references: bool = True,
 ) -> list[RunReport]:
     """`read_run` of several folders or files; each is called by its path below the folder that they share."""
     paths = [Path(os.path.abspath(folder)) for folder in folders]
-    runs = [read_run(folder, gt=gt, protocol=protocol) for folder in folders]
+    runs = [read_run(folder, gt=gt, protocol=protocol, allow_references=allow_references) for folder in folders]
     if len(runs) > 1:
         shared = os.path.commonpath([path.parent for path in paths])
         runs = [
@@ -89,19 +90,23 @@ def training_set(train: Path | str | None, run: Path | None, classes: tuple[str,
     return read_annotations(data["train"], format=data.get("format"), classes=classes)
 
 
-def read_run(folder: Path | str, *, gt: Path | str | None = None, protocol: str | None = None) -> RunReport:
+def read_run(
+    folder: Path | str, *, gt: Path | str | None = None, protocol: str | None = None, allow_references: bool = True
+) -> RunReport:
     """The run in `folder`: `recipe.yaml`, `detections.json`, `evaluation.json`, `metrics.jsonl`; or a file of detections alone.
 
     The detections are scored anew against the recipe's validation set, or `gt`, under the protocol of `evaluation.json` or
     the one named. Of a COCO results file, or a folder that holds one and no recipe, as `predict` writes it, `gt` is needed.
-    Nothing but json and YAML is read. Raises UserError for a folder that is neither.
+    Nothing but json and YAML is read. Raises UserError for a folder that is neither, and without `allow_references` for ground
+    truth that names images outside of its folder.
     """
     folder = Path(folder)
     recipe_file, found_file = folder / "recipe.yaml", folder / "detections.json"
     if not folder.exists():
         raise UserError("no such file or folder", where=folder, fix="check the path")
     if folder.is_file() or (gt is not None and found_file.is_file() and not recipe_file.is_file()):
-        return _foreign(folder if folder.is_file() else found_file, gt, protocol)
+        found = folder if folder.is_file() else found_file
+        return _foreign(found, gt, protocol, allow_references=allow_references)
     if not recipe_file.is_file():
         raise UserError(
             "no recipe.yaml: not a run folder", where=folder, fix="name a folder that `flyspeck train` made"
@@ -112,7 +117,7 @@ def read_run(folder: Path | str, *, gt: Path | str | None = None, protocol: str 
         )
     recipe = _mapping(recipe_file)
     load_needed(recipe.get("plugins"), where=recipe_file)
-    annotations = _ground_truth(recipe, gt, recipe_file)
+    annotations = _ground_truth(recipe, gt, recipe_file, allow_references=allow_references)
     detections = DetectionTable.from_coco(found_file, annotations)
     name = protocol or _stored_protocol(folder / "evaluation.json")
     evaluation = evaluate(annotations, detections, protocol_named(name))
@@ -129,14 +134,17 @@ def read_run(folder: Path | str, *, gt: Path | str | None = None, protocol: str 
     )
 
 
-def _foreign(file: Path, gt: Path | str | None, protocol: str | None) -> RunReport:
+def _foreign(file: Path, gt: Path | str | None, protocol: str | None, *, allow_references: bool) -> RunReport:
     """Detections of any program: a COCO results file, scored against `gt`."""
+    from flyspeck.data.readers.outside import refuse_outside
     from flyspeck.evaluate.layouts import read_pair
 
     if gt is None:
         raise UserError("detections alone do not say what they are measured on", where=file, fix="give --gt")
     chosen = protocol_named(protocol or "flyspeck")
     annotations, detections = read_pair(Path(gt), file, chosen)
+    if not allow_references:
+        refuse_outside(annotations.root, annotations.file_names, source=Path(gt))
     name = file.resolve().parent.name if file.stem == "detections" else file.stem
     return RunReport(
         name, annotations, detections, evaluate(annotations, detections, chosen), facts={"file": file.name}
@@ -164,14 +172,21 @@ def read_chosen(folder: Path, annotations: Annotations) -> ChosenFactors | None:
     return ChosenFactors(factors, np.array([place[i] for i in ids], np.int64))
 
 
-def _ground_truth(recipe: Mapping[str, Any], gt: Path | str | None, where: Path) -> Annotations:
+def _ground_truth(
+    recipe: Mapping[str, Any], gt: Path | str | None, where: Path, *, allow_references: bool
+) -> Annotations:
     """The recipe's validation set, read as training read it."""
     from flyspeck.data.readers import read_annotations
 
     data = recipe.get("data")
     if not isinstance(data, dict) or "val" not in data:
         raise UserError("has no data.val", where=where, fix="give the ground truth with --gt")
-    table = read_annotations(gt or data["val"], format=data.get("format"), classes=data.get("classes"))
+    table = read_annotations(
+        gt or data["val"],
+        format=data.get("format"),
+        classes=data.get("classes"),
+        allow_references=allow_references,
+    )
     limit = data.get("val_limit")
     if limit is not None and (type(limit) is not int or limit < 1):
         raise UserError(

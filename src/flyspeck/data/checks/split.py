@@ -92,6 +92,7 @@ def split(
     frames: Frames = "auto",
     frame_gap: int = FRAME_GAP,
     workers: int = 1,
+    allow_references: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Split:
     """Divide a data set into splits that have nothing in common: no image, no near duplicate, no neighbouring frame.
@@ -118,6 +119,7 @@ def split(
         frames: Whether numbers in names count frames: `auto` asks the pixels, `yes` and `no` settle it.
         frame_gap: Largest difference of the numbers of neighbouring frames.
         workers: Processes that decode images.
+        allow_references: The annotations may name images outside of their folder; False refuses them.
         progress: Called with the numbers of images compared and of all.
 
     Returns:
@@ -137,6 +139,7 @@ def split(
         images=None if images is None else Path(images),
         pixels=pixels,
         encoding=encoding,
+        allow_references=allow_references,
     )
     links = find_links(
         parts,

@@ -25,6 +25,7 @@ from flyspeck.data.readers.kitti import read_kitti
 from flyspeck.data.readers.label_studio import read_label_studio
 from flyspeck.data.readers.labelme import read_labelme
 from flyspeck.data.readers.odgt import read_odgt
+from flyspeck.data.readers.outside import refuse_outside
 from flyspeck.data.readers.supervisely import read_supervisely
 from flyspeck.data.readers.table import read_table
 from flyspeck.data.readers.via import read_via
@@ -85,6 +86,7 @@ def read_annotations(
     pixels: str | None = None,
     encoding: str | None = None,
     absent_classes: bool = False,
+    allow_references: bool = True,
 ) -> Annotations:
     """The annotations of a file or folder, whatever its format.
 
@@ -100,6 +102,8 @@ def read_annotations(
         pixels: `half-open`, `from-0` or `from-1`: what whole-pixel corners mean where a format leaves it open (VOC).
         encoding: Of text files which are neither UTF-8 nor say what they are.
         absent_classes: `classes` may name some that the source does not have.
+        allow_references: The source may name images anywhere; False refuses those outside of its folder
+            (`data.readers.outside`), for a source that comes from others.
 
     Returns:
         The table. `source` says what was seen, `notes` what was guessed and which files have no partner, `problems` which entries
@@ -128,7 +132,10 @@ def read_annotations(
         if not place.exists():
             raise UserError("no such file or folder", where=place, fix="check the path")
     with _explained(place):
-        return READERS[kind].read(place, options)
+        table = READERS[kind].read(place, options)
+        if not allow_references:
+            refuse_outside(table.root, table.file_names, source=place, images=options.images)
+        return table
 
 
 @contextmanager
