@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from flyspeck.data.image_files import in_parallel
+from flyspeck.data.image_files import in_parallel, read_true, shrink_pixels
 from flyspeck.errors import UserError
 from flyspeck.files import local_output, write_json, write_text
 
@@ -109,16 +109,18 @@ def pack(data: Path, out: Path, *, megabytes: float, scenes: int, seed: int) -> 
 def _pack_hosts(data: Path, out: Path) -> None:
     """HIT-UAV shrunk by 2 as lossy WebP, and the nuclei as they are."""
     from flyspeck.data.readers import read_annotations
-    from flyspeck.data.shrink import shrink
+    from flyspeck.data.shrink import scale_annotations
+    from flyspeck.data.writers import write_coco
 
+    folder = out / "hituav_half"
+    (folder / "images").mkdir(parents=True)
     for file in PARTS["hituav_half"]:
-        shrink(read_annotations(data / "hituav" / file), out / "hituav_half", name=file, factor=2, workers=2)
-    for path in sorted((out / "hituav_half" / "images").glob("*.png")):
-        _write_webp(path, path.with_suffix(".webp"))
-        path.unlink()
-    for file in PARTS["hituav_half"]:
-        place = out / "hituav_half" / file
-        write_text(place, place.read_text(encoding="utf-8").replace(".png", ".webp"))
+        table = read_annotations(data / "hituav" / file)
+        small = scale_annotations(table, table.sizes // 2)
+        names = [f"images/{Path(name).stem}.webp" for name in table.file_names]
+        for row, name in enumerate(names):
+            _shrink_one(table.path(row), folder / name, tuple(int(side) for side in small.sizes[row]))
+        write_coco(small, folder / file, file_names=names)
     (out / "nuclei" / "images").mkdir(parents=True)
     for file in PARTS["nuclei"]:
         shutil.copy(data / "nuclei" / file, out / "nuclei" / file)
@@ -151,6 +153,11 @@ def _append(content: dict[str, Any], more: dict[str, Any], folder: Path) -> None
         content["images"].append({**image, "id": image["id"] + images, "file_name": path})
     for box in more["annotations"]:
         content["annotations"].append({**box, "id": box["id"] + boxes, "image_id": box["image_id"] + images})
+
+
+def _shrink_one(source: Path, target: Path, size: tuple[int, ...]) -> None:
+    pixels = shrink_pixels(read_true(source), (size[0], size[1]))
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(target, quality=QUALITY, method=4)
 
 
 def _write_webp(source: Path, target: Path) -> None:

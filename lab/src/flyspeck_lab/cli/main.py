@@ -11,6 +11,7 @@ from flyspeck.cli.main import run_app
 from flyspeck_lab.cli.curve import curve
 from flyspeck_lab.cli.gpu import gpu, pack
 from flyspeck_lab.cli.prepare import prepare
+from flyspeck_lab.cli.rows import recipe, rows
 from flyspeck_lab.cli.run import page, run
 
 PROGRAM = "flyspeck-lab"
@@ -19,6 +20,8 @@ EXAMPLES = {
     page: "flyspeck-lab page --docs docs/results.md",
     prepare: "flyspeck-lab prepare tinyperson --root data/tinyperson --overlap 30",
     curve: "flyspeck-lab curve runs/dpnet --random 3 --oracle",
+    rows: "flyspeck-lab rows 003/table4",
+    recipe: "flyspeck-lab recipe 003/table4/retinanet-sm-s-alpha --out runs/recipes",
     pack: "flyspeck-lab pack --data data --out packed --megabytes 32",
     gpu: "flyspeck-lab gpu --minutes 11 --data packed --out runs/gpu/out",
 }
