@@ -1,6 +1,6 @@
 """The rows of the papers' tables, run: prepare, two steps of training, prediction and evaluation on fake sets.
 
-    python lab/tests/row_runs.py        # writes papers/on_fakes.yaml anew (with tests/ and tests/recipes on PYTHONPATH)
+    python lab/tests/row_runs.py [ROW...]    # writes papers/on_fakes.yaml (with tests/ and tests/recipes on PYTHONPATH)
 
 A training is run once for all rows that differ in pre-trained weights (which are not there) or in numbers of fusion factors.
 """
@@ -107,7 +107,7 @@ def within(folder: Path) -> Iterator[None]:
 
 
 def main() -> None:
-    """Runs every group once and writes what became of it."""
+    """Runs the rows whose names begin with one of the words, or all that are not in the file yet; writes what became of them."""
     from flyspeck.plugins import load_plugin
 
     load_plugin("flyspeck_lab.comparators")
@@ -115,7 +115,8 @@ def main() -> None:
     path = FOLDER / "on_fakes.yaml"
     known = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for rows in groups().values():
-        if wanted and not any(row.id.startswith(tuple(wanted)) for row in rows):
+        begins = any(row.id.startswith(tuple(wanted)) for row in rows)
+        if not (begins if wanted else any(row.id not in known for row in rows)):
             results |= {row.id: known[row.id] for row in rows if row.id in known}
             continue
         with tempfile.TemporaryDirectory() as folder, within(Path(folder)):
