@@ -160,7 +160,7 @@ def test_a_class_that_is_not_to_be_measured_is_said(tmp_path: Path, timed: dict[
     labels = [[0, 0]] * 9 + [[1, 1]]
     path = write_set(tmp_path / "set.json", squares(10), labels=labels, classes=("a", "b"))
     done = flyspeck.init(path, minutes=5, out=tmp_path / "recipe.yaml")
-    assert any("no object of b among" in note or "no object to learn from: b" in note for note in done.notes)
+    assert any("no object of b among" in note or "no object to learn from: 1 class: b" in note for note in done.notes)
 
 
 def test_many_classes_are_not_listed(tmp_path: Path, timed: dict[str, Speed]) -> None:

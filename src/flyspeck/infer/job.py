@@ -381,7 +381,7 @@ def settings_line(what: str, predictor: Predictor, description: Mapping[str, Any
             line += f", where 99 % of the objects were at most {description['object_side_99']:.0f} px long"
             line += " in the files" if predictor.enlarge.squeeze is not None else ""
     if sides is not None and Showing.of(description) == Showing(sides, shared, predictor.enlarge.factor):
-        line += "; this showing was measured to be the best on validation images"
+        line += "; this tile and scale were measured to be the best on validation images"
     if sides is not None:
         waste = sides[0] * sides[1] / ((sides[0] - shared) * (sides[1] - shared))
         if waste > 2:

@@ -25,7 +25,7 @@ from flyspeck.export.proof import ExportOptions
 from flyspeck.files import local_output, write_bytes
 from flyspeck.infer.shown import KEY as SHOWN
 from flyspeck.plan import rules
-from flyspeck.plan.budget import Budget
+from flyspeck.plan.budget import Budget, busy
 from flyspeck.plan.choices import Plan, Speed
 from flyspeck.plan.fingerprint import Fingerprint
 from flyspeck.plan.halving import finish, halve, progress_of, winner_share
@@ -115,7 +115,7 @@ def auto(
     options = {"format": format, "classes": classes, "images": None if images is None else Path(images)}
     if resume:
         voice(f"going on: {state.seconds:.0f} s of {60 * budget_minutes:.0f} are used")
-    budget = Budget(budget_minutes, state)
+    budget = Budget(budget_minutes, state, busy=busy())
     try:
         with threads_kept():
             return _run(Path(data), None if val is None else Path(val), options, device, state, budget, voice)
@@ -162,7 +162,8 @@ def _run(
         evaluation.write(state.folder / "evaluation.json")
     settings = [Measured.of(one) for one in state.done["settings"]]
     with voice.doing("beside it, what needs no network: no box, the usual places, blobs"):
-        baselines = measure_baselines(sources[TRAIN].table, report, evaluation.protocol)
+        seconds = min(budget.baselines, budget.left) / 4
+        baselines = measure_baselines(sources[TRAIN].table, report, evaluation.protocol, seconds=seconds)
     with voice.doing("writing the report"):
         write_summary(
             state.folder,

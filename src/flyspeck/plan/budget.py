@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 
 from flyspeck.errors import UserError
 from flyspeck.plan import rules, tiers
-from flyspeck.plan.choices import Speed
+from flyspeck.plan.choices import Speed, counted
 from flyspeck.plan.fingerprint import Fingerprint
 from flyspeck.plan.state import State
 
@@ -33,9 +34,12 @@ def looked_at(speed: Speed, found: Fingerprint, minutes: float, images: int) -> 
     return most if most < images else None
 
 
-def counted(minutes: float) -> str:
-    """`1 minute is`, `2 minutes are`."""
-    return f"{minutes:g} minute is" if minutes == 1 else f"{minutes:g} minutes are"
+def busy() -> float:
+    """By how much other programs slow this machine down, from 1 to 3: those that wait for each of its processors."""
+    try:
+        return min(3.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
+    except (AttributeError, OSError):  # not on this system
+        return 1.0
 
 
 class Budget:
@@ -45,15 +49,18 @@ class Budget:
     """Share of the time for trying settings."""
     REPORTING = 0.06
     """Share of the time for the images that are reported on."""
-    EXPORT, BASELINES, PAGE = 24.0, 10.0, 6.0
-    """Seconds for tracing and checking the exported detector, for what needs no network, and for the page."""
+    EXPORT, BASELINES, PAGE = 24.0, 25.0, 6.0
+    """Seconds for tracing and checking the exported detector, for what needs no network, and for the page, on a quiet machine."""
     SPARE = 0.04
     """Share of the time for what nobody foresees."""
     LEAST_TRAINING = 15.0
     """Seconds below which no training is worth a name."""
 
-    def __init__(self, minutes: float, state: State) -> None:
+    def __init__(self, minutes: float, state: State, *, busy: float = 1.0) -> None:
+        """`busy` is how much longer the machine takes, since other programs run on it."""
         self.minutes, self.seconds, self.state = minutes, 60.0 * minutes, state
+        self.page, self.baselines = busy * self.PAGE, busy * self.BASELINES
+        self.fixed = busy * self.EXPORT + self.baselines + self.page
 
     @property
     def left(self) -> float:
@@ -67,12 +74,11 @@ class Budget:
 
     def for_settings(self) -> float:
         """Seconds for trying settings: their share, or what is left of the time, should that be less."""
-        later = self.EXPORT + self.BASELINES + self.PAGE
-        return max(0.0, min(self.CHOOSING * self.seconds, self.left - later))
+        return max(0.0, min(self.CHOOSING * self.seconds, self.left - self.fixed))
 
     def still(self, each: float) -> int:
-        """Images that can still be reported on, at so many seconds each."""
-        return max(4, int((self.left - self.BASELINES - self.PAGE) / max(1.2 * each, 1e-6)))
+        """Images that can still be reported on, at so many seconds each; some all the same, or nothing would be known."""
+        return max(FEWEST, int((self.left - self.baselines - self.page) / max(1.2 * each, 1e-6)))
 
     def kept_back(
         self, choose: int, report: int, found: Fingerprint, speed: Speed, *, candidates: int = MOST_CANDIDATES
@@ -85,15 +91,7 @@ class Budget:
         report = min(report, self.images(self.REPORTING, speed, found))
         settings = min(self.CHOOSING * self.seconds, 14 * choose * each)
         trials = 1.4 * sum(range(2, candidates + 1)) * choose * each
-        return (
-            settings
-            + trials
-            + 1.5 * report * each
-            + self.EXPORT
-            + self.BASELINES
-            + self.PAGE
-            + self.SPARE * self.seconds
-        )
+        return settings + trials + 1.5 * report * each + self.fixed + self.SPARE * self.seconds
 
     def for_training(self, choose: int, report: int, found: Fingerprint, speeds: Mapping[str, Speed]) -> float:
         """Seconds of training, all candidates together. Raises UserError where they are too few to learn anything."""
@@ -107,7 +105,8 @@ class Budget:
             return round(left, 1)
         needed = math.ceil((used + kept + 1.5 * least) / 60)
         raise UserError(
-            f"{counted(self.minutes)} too short: looking and timing took {used:.0f} s, choosing, exporting and reporting"
+            f"{counted(self.minutes, 'minute')} {'is' if self.minutes == 1 else 'are'} too short:"
+            f" looking and timing took {used:.0f} s, choosing, exporting and reporting"
             f" take about {kept:.0f} s, and {rules.LEAST_STEPS} steps of training {least:.0f} s",
             where="--minutes",
             fix=f"give {max(needed, math.floor(self.minutes) + 1)} or more",

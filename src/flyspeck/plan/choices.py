@@ -21,6 +21,11 @@ MEASURED: Mapping[str, tuple[str, str]] = {
 """What measured rules rest on: page and heading."""
 
 
+def counted(number: float, noun: str, plural: str = "") -> str:
+    """`1 minute`, `2.5 minutes`, `3 classes`."""
+    return f"{number:g} {noun if number == 1 else plural or noun + 's'}"
+
+
 @dataclass(frozen=True)
 class Choice:
     """One value of a recipe."""

@@ -16,7 +16,7 @@ from flyspeck.errors import UserError
 from flyspeck.files import local_output
 from flyspeck.plan import rules
 from flyspeck.plan.budget import looked_at
-from flyspeck.plan.choices import Machine, Plan, Speed
+from flyspeck.plan.choices import Machine, Plan, Speed, counted
 from flyspeck.plan.fingerprint import Fingerprint, fingerprint, with_pixels
 from flyspeck.plan.sets import CHOOSE, TRAIN, Sets, arrange, read_sources
 from flyspeck.plan.tiers import allowed_tiers, best_tier
@@ -47,7 +47,7 @@ class Forecast:
         """One line for people."""
         return (
             f"{self.images_per_second:.1f} images/s, {self.memory / 1e9:.1f} GB of memory, {self.images} images"
-            f" ({self.passes:.1f} passes), done after {self.minutes:g} minutes"
+            f" ({self.passes:.1f} passes), done after {counted(self.minutes, 'minute')}"
         )
 
 
@@ -186,7 +186,7 @@ def look(
     files = sum(len(part.table) for part in parts) + (0 if other is None else len(other.table))
     seconds = first.decode_seconds * first.megapixels / max(1, first.images) * files
     pixels = seconds <= comparing
-    words = f"comparing {files} images, to keep apart what belongs together"
+    words = f"comparing {counted(files, 'image')}, to keep apart what belongs together"
     with voice.doing(words if pixels else f"{words}, by their names alone: decoding all would take {seconds:.0f} s"):
         sets = arrange(
             data, parts, other, folder, report=report, written=written, pixels=pixels,
@@ -225,7 +225,7 @@ def fingerprint_lines(found: Fingerprint) -> list[str]:
         f" {found.most_objects} boxes in the fullest, {found.images_without_objects} without objects",
         f"nearest neighbours: {near:.2g} sizes away (5 %), {middle:.2g} (50 %); {found.edge_share:.1%} of the objects end at"
         f" the border; {found.ignore_share:.1%} of the boxes are ignore regions",
-        f"{len(kinds)} classes: {shown}",
+        f"{counted(len(kinds), 'class', 'classes')}: {shown}",
         *([f"ground resolution: {found.ground.words()}"] if found.ground else []),
         *(f"note: {note}" for note in found.notes),
     ]

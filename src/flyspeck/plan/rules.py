@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from flyspeck.data.implications import CELLS
-from flyspeck.plan.choices import JUDGED, Choice, Machine, Plan, Speed, Tier
+from flyspeck.plan.choices import JUDGED, Choice, Machine, Plan, Speed, Tier, counted
 from flyspeck.plan.fingerprint import Fingerprint
 from flyspeck.plan.tiers import FEW_PASSES
 
@@ -298,31 +298,35 @@ def remarks(found: Fingerprint, minutes: float, images_per_second: float) -> Ite
     absent = [name for name, count in found.classes.items() if not count]
     few = [name for name, count in found.classes.items() if 0 < count < 20]
     if absent:
-        yield f"{len(absent)} classes have no object to learn from: {_some(absent)}"
+        yield f"no object to learn from: {counted(len(absent), 'class', 'classes')}: {_some(absent)}"
     if few:
-        yield f"{len(few)} classes have fewer than 20 objects, too few to learn or to measure: {_some(few)}"
+        yield (
+            f"fewer than 20 objects, too few to learn or to measure: {counted(len(few), 'class', 'classes')}: {_some(few)}"
+        )
     if found.quantile(5) == found.quantile(95):
         yield f"all objects have one size ({found.quantile(50):.1f} px): are they boxes, or points that became boxes?"
     if found.duplicates:
         yield f"{found.duplicates} images are there more than once (`flyspeck data inspect --fix` takes them out)"
-    seen = images_per_second * 60 * minutes
+    reading = found.decode_seconds * found.megapixels  # each image once, at least
+    seen = images_per_second * max(0.0, 60 * minutes - reading)
     passes = seen / found.images
     if passes < 1:
         yield (
-            f"the set does not fit in the time: {minutes:g} minutes show {seen:.0f} of {found.images} images once;"
-            f" {time_for(found, images_per_second, 1.0)} minutes show all, {time_for(found, images_per_second)} all"
-            f" {FEW_PASSES} times"
+            f"the set does not fit in the time: in {counted(minutes, 'minute')} {seen:.0f} of {found.images} images are seen"
+            f" once; in {counted(time_for(found, images_per_second, 1.0), 'minute')} all, in"
+            f" {counted(time_for(found, images_per_second), 'minute')} all {FEW_PASSES} times"
         )
     elif passes < FEW_PASSES:
         yield (
-            f"{minutes:g} minutes show each image {passes:.1f} times; {time_for(found, images_per_second)} minutes show it"
-            f" {FEW_PASSES} times"
+            f"in {counted(minutes, 'minute')} each image is seen {passes:.1f} times; in"
+            f" {counted(time_for(found, images_per_second), 'minute')} {FEW_PASSES} times"
         )
 
 
 def time_for(found: Fingerprint, images_per_second: float, passes: float = FEW_PASSES) -> int:
     """Minutes in which each image is seen so many times."""
-    return max(1, math.ceil(passes * found.images / images_per_second / 60))
+    seconds = passes * found.images / images_per_second + found.decode_seconds * found.megapixels
+    return max(1, math.ceil(seconds / 60))
 
 
 def _some(names: Sequence[str], most: int = 5) -> str:

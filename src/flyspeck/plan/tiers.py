@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flyspeck.plan.choices import JUDGED, Speed, Tier
+from flyspeck.plan.choices import JUDGED, Speed, Tier, counted
 from flyspeck.plan.fingerprint import Fingerprint
 
 MANY_CLASSES = 200
@@ -57,9 +57,8 @@ TIERS: tuple[Tier, ...] = (
 
 
 def allowed_tiers(found: Fingerprint) -> list[Tier]:
-    """Detectors that can learn so many classes."""
-    classes = sum(1 for count in found.classes.values() if count)
-    return [tier for tier in TIERS if tier.anchored or classes <= MANY_CLASSES]
+    """Detectors that can learn so many classes; those without an object cost as much as the others."""
+    return [tier for tier in TIERS if tier.anchored or len(found.classes) <= MANY_CLASSES]
 
 
 def images_seen(tiers: Sequence[Tier], speeds: Mapping[str, Speed], minutes: float) -> dict[str, float]:
@@ -79,7 +78,7 @@ def best_tier(found: Fingerprint, speeds: Mapping[str, Speed], minutes: float) -
     seen = images_seen(every, speeds, minutes)
     fitting = [tier for tier in tiers if seen[tier.name] >= wanted]
     tier = fitting[-1] if fitting else max(every, key=lambda one: seen[one.name])
-    words = f"it sees {seen[tier.name]:.0f} images in {minutes:g} minutes"
+    words = f"it sees {seen[tier.name]:.0f} images in {counted(minutes, 'minute')}"
     if not fitting:
         return tier, f"{words}, the most of all, where {wanted} would be good"
     larger = [one for one in tiers if tiers.index(one) > tiers.index(tier)]

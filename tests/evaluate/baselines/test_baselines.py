@@ -113,7 +113,7 @@ def test_blobs_that_are_there_are_found(sets: tuple[Annotations, Annotations], f
     objects = np.bincount(sets[1].image_index[~sets[1].ignore], minlength=len(sets[1]))
     assert found["background"].count_error["all"] == pytest.approx(objects.mean())
     text = baseline_text(list(found.values()))
-    assert "blobs, by " in text
+    assert "blobs: local maxima of a " in text
     assert "chosen on" in text
 
 

@@ -9,9 +9,10 @@ not fitted on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import product
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -63,7 +64,7 @@ class BlobSettings:
         """The settings in one line."""
         sizes = ", ".join(f"{size:.3g}" for size in self.sizes)
         box = "as far as it stands out" if self.extent else "the sides usual at that size in the class"
-        return f"blobs, by {self.kind} at {sizes} px; boxes: {box}; scores: by {_BY[self.form]}"
+        return f"local maxima of a {self.kind} at {sizes} px; boxes: {box}; scores: by {_BY[self.form]}"
 
 
 _BY: dict[Form, str] = {
@@ -123,8 +124,11 @@ def joined(tables: Sequence[DetectionTable]) -> DetectionTable:
     )
 
 
-def fit_blobs(train: Annotations, *, seed: int = 0) -> BlobDetector:
-    """Fit a detector of blobs to at most 40 images, or 2.5 megapixels, of the training set.
+def fit_blobs(
+    train: Annotations, *, seed: int = 0, seconds: float = math.inf, clock: Callable[[], float] = time.monotonic
+) -> BlobDetector:
+    """Fit a detector of blobs to at most 40 images, or 2.5 megapixels, of the training set; to fewer, where looking at them took
+    so many `seconds`.
 
     Of larger images, windows of 320 px about an object are taken. Raises UserError for a table without objects.
     """
@@ -137,17 +141,29 @@ def fit_blobs(train: Annotations, *, seed: int = 0) -> BlobDetector:
     most = int(np.clip(3 * np.bincount(train.image_index[real]).max(), 30, MOST))
     bands = min(BANDS, max(one.pixels.shape[2] for one in samples))
     sides = _usual_sides(train, real, sizes)
-    fits: list[tuple[float, BlobSettings, list[Places]]] = []
-    for kind in KINDS:
-        seen = [places(one.pixels, kind, sizes, bands) for one in samples]
-        for form, extent in product(FORMS, (False, True)):
-            settings, value = BlobSettings(kind, sizes, bands, most, form, extent), 0.0
-            if len(samples) > 1:  # to every second image the rules are fitted, on the others they are tried
-                rules = _rules(samples[::2], seen[::2], sides, settings)
-                value = _ap(rules, samples[1::2], seen[1::2], settings, train.classes)
-            fits.append((value, settings, seen))
-    value, settings, seen = max(fits, key=lambda one: one[0])
-    return BlobDetector(settings, _rules(samples, seen, sides, settings), len(samples), value)
+    begun, seen = clock(), []
+    for sample in samples:
+        seen.append([places(sample.pixels, kind, sizes, bands) for kind in KINDS])
+        if clock() - begun > seconds and len(seen) >= _FEWEST:
+            break
+    samples = samples[: len(seen)]
+    own = {kind: [one[number] for one in seen] for number, kind in enumerate(KINDS)}
+
+    def best(options: Iterable[BlobSettings]) -> tuple[float, BlobSettings]:
+        """To every second image the rules are fitted, on the others they are tried; of one image alone the first is taken."""
+        tried = []
+        for settings in options:
+            rules = _rules(samples[::2], own[settings.kind][::2], sides, settings) if len(samples) > 1 else ()
+            tried.append((_ap(rules, samples[1::2], own[settings.kind][1::2], settings, train.classes), settings))
+        return max(tried, key=lambda one: one[0])
+
+    plain = BlobSettings(KINDS[0], sizes, bands, most)
+    _, chosen = best(replace(plain, kind=kind, extent=extent) for kind in KINDS for extent in (False, True))
+    value, chosen = best(replace(chosen, form=form, extent=extent) for form in FORMS for extent in (False, True))
+    return BlobDetector(chosen, _rules(samples, own[chosen.kind], sides, chosen), len(samples), value)
+
+
+_FEWEST = 6
 
 
 def sizes_of(sizes: np.ndarray) -> tuple[float, ...]:
@@ -273,7 +289,9 @@ def _ap(
     settings: BlobSettings,
     classes: Sequence[str],
 ) -> float:
-    """Mean AP50 of the classes that have objects in the samples."""
+    """Mean AP50 of the classes that have objects in the samples; 0 without samples."""
+    if not samples:
+        return 0.0
     found = [
         table
         for row, (own, sample) in enumerate(zip(seen, samples, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -66,17 +67,18 @@ class Baselines:
         return tuple(found)
 
 
-def fit_baselines(train: Annotations, *, seed: int = 0) -> Baselines:
+def fit_baselines(train: Annotations, *, seed: int = 0, seconds: float = math.inf) -> Baselines:
     """Fit the baselines to a training set, of which at most 40 images (2.5 megapixels) are read: up to a minute of one core.
 
     Args:
         train: Its annotations, with image files that are there.
         seed: Of the choice of images.
+        seconds: After so many of looking at them, no further images of the training set are looked at.
 
     Raises:
         UserError: For a set without objects, and images that cannot be read.
     """
-    blobs, boxes = fit_blobs(train, seed=seed), fit_constant_boxes(train, seed=seed)
+    blobs, boxes = fit_blobs(train, seed=seed, seconds=seconds), fit_constant_boxes(train, seed=seed)
     busy = np.unique(train.image_index[~train.ignore])
     few = np.random.default_rng(seed).permutation(busy)[: blobs.chosen_on]
     table = train.select_images(np.sort(few))
@@ -99,10 +101,15 @@ def _best_score(annotations: Annotations, detections: DetectionTable) -> float:
 
 
 def measure_baselines(
-    train: Annotations, annotations: Annotations, protocol: Protocol | str = "flyspeck", *, seed: int = 0
+    train: Annotations,
+    annotations: Annotations,
+    protocol: Protocol | str = "flyspeck",
+    *,
+    seed: int = 0,
+    seconds: float = math.inf,
 ) -> tuple[Baseline, ...]:
     """`fit_baselines` on `train`, then `Baselines.measure` on `annotations` under `protocol`; errors as theirs."""
-    return fit_baselines(train, seed=seed).measure(annotations, protocol)
+    return fit_baselines(train, seed=seed, seconds=seconds).measure(annotations, protocol)
 
 
 def _areas(protocol: Protocol) -> tuple[Bin, ...]:

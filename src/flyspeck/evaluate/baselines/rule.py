@@ -11,8 +11,8 @@ Form = Literal["contrast", "numbers", "products"]
 """What a rule is linear in: the first `CONTRASTS` of the numbers; all; these and their squares and products."""
 FORMS: tuple[Form, ...] = ("contrast", "numbers", "products")
 CONTRASTS = 2
-_RIDGE, _STEPS = 3.0, 12
-MOST = 10_000
+_RIDGE, _STEPS = 3.0, 9
+MOST = 4000
 """Rows of what is not there that are reckoned with: evenly spread ones stand for all."""
 _FAR = 4.0
 """Deviations beyond which a number counts as if it were no further off: nothing is reckoned far from what was seen."""
@@ -56,7 +56,7 @@ def fit_rule(features: np.ndarray, positive: np.ndarray, form: Form = "products"
         bend[np.diag_indices_from(bend)] += prior
         step = np.linalg.solve(bend, slope)
         weights = weights + step * min(1.0, 5.0 / max(float(np.abs(step).max()), 1e-9))
-        if np.abs(step).max() < 1e-4:
+        if np.abs(step).max() < 1e-3:
             break
     return Rule(form, mean, deviation, weights)
 
