@@ -115,5 +115,5 @@ def shared_libraries(package: Distribution) -> list[str]:
         bundled = path.name.startswith("lib") or ".libs" in str(path.parent) or ".dylibs" in str(path.parent)
         if bundled and re.search(r"\.(so|dylib|dll)(\.|$)", path.name):
             bare = re.sub(r"\.(so|dylib|dll).*$", "", path.name)
-            names.add(re.sub(r"(-[0-9a-f]{8}.*|-r\d.*)$", "", bare).removeprefix("lib"))
+            names.add(re.sub(r"([-.][0-9a-f]{8}.*|-r\d.*|\.\d[\d.]*)$", "", bare).removeprefix("lib"))
     return sorted(names)

@@ -16,6 +16,7 @@ import re
 import signal
 import struct
 import threading
+import tokenize
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -30,7 +31,7 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/|/vsi\w+/")
 
 UNREADABLE = (
     *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError),
-    *(OverflowError, MemoryError, struct.error, zlib.error, BadZipFile),
+    *(OverflowError, MemoryError, SyntaxError, tokenize.TokenError, struct.error, zlib.error, BadZipFile),
 )
 """What a loader of weights, states or arrays raises for a file that is cut off, changed or none of its own: no more than that is
 meant by any of it."""

@@ -20,6 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from safetensors import torch as tensors
+
+from flyspeck.errors import UserError
+from flyspeck.models import weights
+from flyspeck.train import checkpoint
+
 Mode = Literal["count", "kill", "torn", "full", "io", "none"]
 """`kill`: the process ends before the operation; `torn`: in the middle of it; `full`: it and all that follow fail as on a full
 disk; `io`: it fails once as on a broken one; `none`: nothing fails."""
@@ -134,11 +141,6 @@ def _audited(disk: Disk, event: str, args: tuple[Any, ...]) -> None:
 
 def _wrap_savers(disk: Disk) -> None:
     """Libraries that write files themselves: half of the file is what they leave when they fail."""
-    import torch
-    from safetensors import torch as tensors
-
-    from flyspeck.models import weights
-    from flyspeck.train import checkpoint
 
     def wrapped(plain: Callable[..., Any], place: int, failure: type[Exception]) -> Callable[..., Any]:
         def save(*args: Any, **more: Any) -> Any:
@@ -191,8 +193,6 @@ def run(work: Callable[[], object], folder: Path, *, mode: Mode = "none", at: in
 
 
 def _child(work: Callable[[], object], disk: Disk, pipe: int) -> None:
-    from flyspeck.errors import UserError
-
     code, text = 3, ""
     try:
         null = os.open(os.devnull, os.O_WRONLY)

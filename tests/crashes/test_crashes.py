@@ -103,21 +103,26 @@ def converting(squares: Path, kind: str) -> Job:
     return Job(convert, convert, results, parsed)
 
 
+def silent(_: object) -> None:
+    """Nobody listens."""
+
+
 def predicting(squares: Path, resume: bool) -> Job:
     from spots import Spots
 
     from flyspeck.infer.job_images import DrawRule, ImageJob
     from flyspeck.infer.predictor import Predictor
+    from flyspeck.infer.processes import Processes
     from flyspeck.infer.source import find_items
 
     def job(folder: Path, *, again: bool) -> int:
         items, _ = find_items([squares])
         predictor = Predictor(Spots(), tile=(32, 32), overlap=8, batch_size=2)
-        done = {"resume": True} if again and resume else {"overwrite": True} if again else {}
+        done = {"resume": again and resume, "overwrite": again and not resume}
         ImageJob(
             items=items[:4], categories=None, truth=None, made_with={"a": 1}, drawing=DrawRule(images=1, score=0.5, heat=False),
-            out=folder, formats=["coco", "csv", "yolo", "cvat"], classes=("spot",), **done,
-        ).run(predictor)  # fmt: skip
+            out=folder, formats=["coco", "csv", "yolo", "cvat"], classes=("spot",), say=silent, warn=silent, **done,
+        ).run(predictor, Processes())  # fmt: skip
         return 0
 
     def results(folder: Path) -> dict[str, object]:
@@ -179,9 +184,8 @@ def crash_everywhere(name: str, squares: Path, place: Path, *, every: bool, mode
     expected = job.results(place / "whole")
     assert count >= 3
     tally = Tally(count, dict.fromkeys(modes, 0))
-    few = sorted({1, 2, count // 3, (2 * count) // 3, count - 1, count})
     for mode in modes:
-        for at in range(1, count + 1) if every else few[:: 1 if len(modes) == 1 else 3]:
+        for at in range(1, count + 1) if every else sorted({2, count // 2, count - 1}):
             folder = place / f"{mode}{at}"
             where = f"{name}, {mode} at operation {at} of {count}"
             code, _, said = run(lambda folder=folder: job.begin(folder), folder, mode=mode, at=at)
@@ -196,10 +200,9 @@ def crash_everywhere(name: str, squares: Path, place: Path, *, every: bool, mode
     return tally
 
 
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("name", ["predict --resume", "convert to coco", "stages of auto"])
 def test_a_crash_here_and_there(name: str, squares: Path, tmp_path: Path) -> None:
-    modes: tuple[Mode, ...] = ("torn",) if name == "train" else ("torn", "full")
-    tally = crash_everywhere(name, squares, tmp_path, every=False, modes=modes)
+    tally = crash_everywhere(name, squares, tmp_path, every=False, modes=("torn",))
     assert all(tally.survived.values())
 
 

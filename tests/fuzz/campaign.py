@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 PATHS = [HERE, HERE.parent, HERE.parent / "infer", HERE.parent / "infer" / "video"]
 sys.path[:0] = [str(path) for path in PATHS if str(path) not in sys.path]
 
-STUCK = 60
+STUCK = 120
 """Seconds without a word after which a child hangs in what no signal ends."""
 
 
@@ -78,28 +78,37 @@ class Findings:
 class Bench:
     """The surfaces with their sound files in place, on which inputs are tried."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, once: Path | None = None, kinds: str = "") -> None:
+        """`place` is an empty folder, `once` one where what is costly to make is kept, `kinds` those to be tried, with commas."""
         from surfaces import surfaces
 
         self.place = place
-        (place / "once").mkdir(parents=True)
-        self.surfaces = surfaces(place / "once")
+        once = once or place / "once"
+        once.mkdir(parents=True, exist_ok=True)
+        asked = [kind.strip() for kind in kinds.split(",") if kind.strip()]
+        self.surfaces = [one for one in surfaces(once) if not asked or one.kind in asked]
         self.order = [surface for surface in self.surfaces for _ in range(surface.weight)]
         self._ready: dict[str, tuple[str, ...]] = {}
 
-    def one(self, seed: int, number: int) -> dict[str, Any]:
-        """The record of one input."""
+    def prepare(self, seed: int, number: int) -> tuple[Any, Any, str]:
+        """The surface of an input, with its sound files in place; its generator; the name of its folder."""
         import numpy as np
-        from containers import damaged
-        from oracle import judged
 
         rng = np.random.default_rng([seed, number])
         surface = self.order[int(rng.integers(len(self.order)))]
         key = f"{surface.kind}-{surface.name}".replace("/", "-").replace(" ", "-").replace(",", "")
-        sound, work = self.place / "sound" / key, self.place / "work" / key
         if key not in self._ready:
-            sound.mkdir(parents=True)
-            self._ready[key] = tuple(surface.make(sound))
+            (self.place / "sound" / key).mkdir(parents=True)
+            self._ready[key] = tuple(surface.make(self.place / "sound" / key))
+        return surface, rng, key
+
+    def one(self, seed: int, number: int) -> dict[str, Any]:
+        """The record of one input."""
+        from containers import damaged
+        from oracle import judged
+
+        surface, rng, key = self.prepare(seed, number)
+        sound, work = self.place / "sound" / key, self.place / "work" / key
         shutil.copytree(sound, work)
         try:
             victims = self._ready[key]
@@ -114,8 +123,8 @@ class Bench:
         }  # fmt: skip
 
 
-def run_child(seed: int, first: int, until: float) -> None:
-    """Inputs from number `first` on, until the clock says so; a line each, before and after."""
+def run_child(seed: int, first: int, seconds: float, once: Path, kinds: str) -> None:
+    """Inputs from number `first` on, for so long; a line each, before and after."""
     with os.fdopen(os.dup(1), "w") as told, tempfile.TemporaryDirectory() as place:
         os.dup2(2, 1)  # what libraries print is no record
 
@@ -123,10 +132,15 @@ def run_child(seed: int, first: int, until: float) -> None:
             told.write(json.dumps(record) + "\n")
             told.flush()
 
-        bench = Bench(Path(place))
+        from surfaces import trained
+
+        bench = Bench(Path(place), once, kinds)
+        if {"run folders", "weights", "exported files", "detections"} & {one.kind for one in bench.surfaces}:
+            trained(once)
         tell({"ready": True})
-        number = first
+        number, until = first, time.time() + seconds
         while time.time() < until:
+            bench.prepare(seed, number)
             tell({"begin": number})
             tell(bench.one(seed, number))
             number += 1
@@ -145,53 +159,62 @@ def _lines(child: subprocess.Popen[str]) -> queue.Queue[str | None]:
     return waiting
 
 
-def campaign(*, seed: int, minutes: float, source: Path | None = None) -> Findings:
+def campaign(*, seed: int, minutes: float, source: Path | None = None, kinds: str = "") -> Findings:
     """Tries inputs for so long, in children; `source`: another `src` than that of this tree."""
-    findings, number, until = Findings(seed), 0, time.time() + 60 * minutes
+    findings, number, spent = Findings(seed), 0, 0.0
     paths = [str(source or HERE.parents[1] / "src"), str(HERE.parents[1] / "lab" / "src"), *map(str, PATHS)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    while time.time() < until:
-        words = [sys.executable, str(HERE / "campaign.py"), "--child", f"{seed}:{number}:{until}"]
-        with tempfile.TemporaryFile("w+", errors="replace") as said:
+    with tempfile.TemporaryDirectory() as once, tempfile.TemporaryFile("w+", errors="replace") as said:
+        while spent < 60 * minutes:
+            words = [
+                sys.executable,
+                str(HERE / "campaign.py"),
+                "--child",
+                f"{seed}:{number}:{60 * minutes - spent}:{once}",
+                "--kinds",
+                kinds,
+            ]
             child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=said, text=True, env=environment)
-            number, begun = _followed(child, findings, number)
+            number, begun, worked = _followed(child, findings, number)
+            spent += worked
             code = child.wait()
             said.seek(0)
             last = said.read()[-3000:]
-        if begun is not None:
-            what = "hang in a library" if code == -9 else f"signal {-code}" if code < 0 else f"exit {code}"
-            findings.take(
-                {"number": begun, "surface_kind": "?", "surface": "?", "kind": "killed", "what": what, "detail": last}
-            )
-            number = begun + 1
-        elif code and time.time() < until:
-            raise RuntimeError(f"the child failed: {last}")
+            if begun is not None:
+                what = "hang in a library" if code == -9 else f"signal {-code}" if code < 0 else f"exit {code}"
+                record = {"surface_kind": "?", "surface": "?", "kind": "killed", "what": what, "detail": last}
+                findings.take({"number": begun, **record})
+                number = begun + 1
+            elif code:
+                raise RuntimeError(f"the child failed: {last}")
     return findings
 
 
-def _followed(child: subprocess.Popen[str], findings: Findings, number: int) -> tuple[int, int | None]:
-    """Takes what a child tells until it ends; the next number, and the input that it was at when it died."""
-    waiting, begun, patience = _lines(child), None, 10 * STUCK
+def _followed(child: subprocess.Popen[str], findings: Findings, number: int) -> tuple[int, int | None, float]:
+    """Takes what a child tells until it ends: the next number, the input that it was at when it died, and its seconds."""
+    waiting, begun, patience, start = _lines(child), None, 10 * STUCK, time.time()
     while True:
         try:
             line = waiting.get(timeout=patience)
         except queue.Empty:
             child.kill()
-            return number, begun
+            line = None
         if line is None:
-            return number, begun
-        record, patience = json.loads(line), STUCK
-        if "begin" in record:
-            begun = record["begin"]
-        elif "number" in record:
+            return number, begun, time.time() - start
+        record = json.loads(line)
+        if "ready" in record:
+            start = time.time()
+        elif "begin" in record:
+            begun, patience = record["begin"], STUCK
+        else:
             findings.take(record)
-            number, begun = record["number"] + 1, None
+            number, begun, patience = record["number"] + 1, None, 10 * STUCK
 
 
-def again(seed: int, number: int) -> dict[str, Any]:
+def again(seed: int, number: int, kinds: str = "") -> dict[str, Any]:
     """One input, in this process."""
     with tempfile.TemporaryDirectory() as place:
-        return Bench(Path(place)).one(seed, number)
+        return Bench(Path(place), kinds=kinds).one(seed, number)
 
 
 def main() -> None:
@@ -202,19 +225,20 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--again", metavar="SEED:NUMBER")
     parser.add_argument("--source", type=Path)
+    parser.add_argument("--kinds", default="", help="those of the surfaces, with commas between; default: all")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.child:
-        seed, first, until = asked.child.split(":")
-        run_child(int(seed), int(first), float(until))
+        seed, first, seconds, once = asked.child.split(":", 3)
+        run_child(int(seed), int(first), float(seconds), Path(once), asked.kinds)
         return
     if asked.again:
         seed, _, number = asked.again.partition(":")
-        record = again(int(seed), int(number))
+        record = again(int(seed), int(number), asked.kinds)
         print("\n".join(f"{key}: {value}" for key, value in record.items()))
         return
     seed = asked.seed if asked.seed is not None else int(time.time())
-    findings = campaign(seed=seed, minutes=asked.minutes, source=asked.source)
+    findings = campaign(seed=seed, minutes=asked.minutes, source=asked.source, kinds=asked.kinds)
     print(findings.text())
     if asked.json:
         asked.json.write_text(json.dumps(findings.to_json(), indent=1) + "\n", encoding="utf-8")

@@ -60,13 +60,18 @@ def _zip(content: bytes, rng: np.random.Generator) -> bytes:
         for name in names:
             inside = old.read(name)
             if name != chosen:
-                new.writestr(name, inside)
+                new.writestr(_entry(name), inside)
             elif renamed:
                 word = ODD_WORDS[int(rng.integers(len(ODD_WORDS)))].encode("utf-8", "replace").decode()
-                new.writestr(word.replace("\0", "")[:60] or "x", inside)
+                new.writestr(_entry(word.replace("\0", "")[:60] or "x"), inside)
             else:
-                new.writestr(name, damaged(inside, rng))
+                new.writestr(_entry(name), damaged(inside, rng))
     return stream.getvalue()
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    """Without the time of now: what is made is a function of the seed."""
+    return zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
 
 
 def _png(content: bytes, rng: np.random.Generator) -> bytes:

@@ -108,7 +108,8 @@ def _rasters() -> list[Surface]:
     for name, make in rasters().items():
 
         def use(folder: Path) -> object:
-            (path,) = folder.glob("main.*[!d]") if not list(folder.glob("main.vrt")) else folder.glob("main.vrt")
+            places = (folder / f"main.{ending}" for ending in ("vrt", "tif", "png"))
+            path = next(place for place in places if place.is_file())
             return _window(open_source(path, OpenOptions(place=True)))
 
         found.append(Surface("rasters", name, make, use))
@@ -141,6 +142,8 @@ def trained(place: Path) -> Path:
     from flyspeck.train.run import train
     from small_training import base_recipe, write_squares
 
+    if (place / "model.onnx").is_file():
+        return place
     write_squares(place)
     recipe = base_recipe()
     data = place / "data" / "squares"
@@ -154,7 +157,7 @@ def trained(place: Path) -> Path:
 def _of_run(place: Path) -> list[Surface]:
     from flyspeck.infer.load import load_predictor
     from flyspeck.train.build import load_detector
-    from flyspeck.train.checkpoint import load_state
+    from flyspeck.train.checkpoint import load_run_state
     from flyspeck.train.config import load_recipe
 
     pixels = np.random.default_rng(0).integers(0, 255, (48, 64), np.uint8)
@@ -193,7 +196,7 @@ def _of_run(place: Path) -> list[Surface]:
         Surface("run folders", "resume", copied("metrics.jsonl", "state.pt", "last.safetensors"), resumed, 3),
         Surface("weights", "load", copied("best.safetensors"), lambda f: load_detector(f / "run"), 4),
         Surface("weights", "predict", copied("best.safetensors"), lambda f: predicted(f / "run"), 4),
-        Surface("weights", "state", copied("state.pt"), lambda f: load_state(f / "run" / "state.pt"), 3),
+        Surface("weights", "state", copied("state.pt"), lambda f: load_run_state(f / "run" / "state.pt"), 3),
         Surface("exported files", "onnx", exported, lambda f: predicted(f / "model.onnx"), 5),
         Surface("detections", "eval", detections, lambda f: command("eval", "--gt", gt, "--dt", f / "dt.json"), 4),
     ]

@@ -73,7 +73,13 @@ def read_labelled_images(folder: Path | str, split: Split, *, size: int = 32) ->
     )
     for mark, reader in readers:
         if (folder / mark).is_file():
-            return reader()
+            try:
+                return reader()
+            except UserError:
+                raise
+            except UNREADABLE as error:  # arrays of other types, shapes or lengths than each other
+                text = f"its arrays do not go together ({' '.join(str(error).split())})"
+                raise UserError(text, where=folder, fix="unpack it again, or write it again") from None
     if (folder / "train").is_dir():
         return _image_folder(folder, split, size)
     marks = ", ".join(mark for mark, _ in readers)
@@ -185,7 +191,9 @@ def _packed(folder: Path, split: Split) -> LabelledImages:
     if split == "val":
         path = folder / ("val.npz" if (folder / "val.npz").is_file() else "test.npz")
     content = _npz(path)
-    missing = [name for name in ("data", "offsets", "labels", "classes") if name not in content]
+    missing = [
+        name for name in ("data", "offsets", "labels", "classes") if not isinstance(content.get(name), np.ndarray)
+    ]
     if missing:
         raise UserError(f"has no '{missing[0]}'", where=path)
     data, offsets = content["data"].tobytes(), content["offsets"]
@@ -194,7 +202,7 @@ def _packed(folder: Path, split: Split) -> LabelledImages:
         try:
             with Image.open(io.BytesIO(data[start:stop]), formats=_FORMATS) as image:
                 images.append(np.asarray(image.convert("RGB")))
-        except (UnidentifiedImageError, OSError) as error:
+        except (UnidentifiedImageError, OSError, SyntaxError) as error:
             raise UserError(f"image {row} cannot be decoded ({error})", where=path) from error
     if len({p.shape for p in images}) > 1:
         raise UserError("holds images of several sizes", where=path)
