@@ -18,11 +18,11 @@ from installed import closure, licence_of, licence_texts, project, shared_librar
 
 ALLOWED = (
     r"MIT(-0|-CMU)?( License)?",
-    r"Apache(-2\.0)?( (Software )?License)?( 2\.0|, Version 2\.0)?",
+    r"Apache(-2\.0| 2\.0)?( (Software )?License)?( 2\.0|, Version 2\.0)?",
     r"(3-Clause |New )?BSD(-[23]-Clause)?( [23]-Clause)?( License)?",
     r"ISC( License)?",
     r"(Python Software Foundation License|PSF-2\.0|PSFL)",
-    r"(0BSD|Zlib|BSL-1\.0|CC0-1\.0|Unlicense|HPND)",
+    r"(CNRI-Python|0BSD|Zlib|BSL-1\.0|CC0-1\.0|Unlicense|HPND)",
     r"(Mozilla Public License 2\.0|MPL-2\.0)",
     r"(OSI Approved :: )?Apache Software License",
     r"LLVM-exception",
