@@ -107,7 +107,7 @@ def within(folder: Path) -> Iterator[None]:
 
 
 def main() -> None:
-    """Runs the rows whose names begin with one of the words, or all that are not in the file yet; writes what became of them."""
+    """Runs the rows that are not in the file yet (whose names begin with one of the words), and writes what became of them."""
     from flyspeck.plugins import load_plugin
 
     load_plugin("flyspeck_lab.comparators")
@@ -115,8 +115,8 @@ def main() -> None:
     path = FOLDER / "on_fakes.yaml"
     known = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for rows in groups().values():
-        begins = any(row.id.startswith(tuple(wanted)) for row in rows)
-        if not (begins if wanted else any(row.id not in known for row in rows)):
+        begins = any(row.id.startswith(tuple(wanted or [""])) for row in rows)
+        if not begins or all(row.id in known for row in rows):
             results |= {row.id: known[row.id] for row in rows if row.id in known}
             continue
         with tempfile.TemporaryDirectory() as folder, within(Path(folder)):

@@ -26,7 +26,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 PARTS = {"hituav_half": ("train_blk.json", "val_blk.json"), "nuclei": ("train.json", "val.json")}
 """The hosts' sets and their annotations."""
 BASE = ("train.json", "val.json")
-QUALITY = 88
+QUALITY = 80
 """Of the WebP files of shrunk and generated images; others are copied as they are."""
 SHARES = tuple(2 ** (-step / 2) for step in range(14))
 
@@ -78,18 +78,19 @@ def pack(data: Path, out: Path, *, megabytes: float, scenes: int, seed: int) -> 
     own = [read_annotations(out / name / files[0]) for name, files in PARTS.items()]
     val = base.as_one(list(base.scene_tables(work / "scenes", max(6, scenes // 10), 1000 * seed + 501)), None)
     known = base.as_one(own, None)
-    left -= _move_in(val, out / "base", "val", work)
     largest = max(len(table) for table in tables)
     for limit in dict.fromkeys(max(1, round(share * largest)) for share in SHARES):
         train = base.as_one(tables, limit)
-        images = _move_in(train, out / "base", "train", work)
-        _append(train, known, out / "base")
-        if images + len(json.dumps([train, val])) <= left - 2000:  # for pack.json
+        images = sum(_small(image, work).stat().st_size for image in [*train["images"], *val["images"]])
+        if images + len(json.dumps([train, known, val])) <= left - 2000:  # for pack.json
             break
     else:
         raise UserError(
             f"the sets of the hosts alone have more than {megabytes} MB", where="--megabytes", fix="allow more"
         )
+    for name, content in (("train", train), ("val", val)):
+        _move_in(content, out / "base", name, work)
+    _append(train, known, out / "base")
     for name, content in (("train", train), ("val", val)):
         write_json(out / "base" / f"{name}.json", content, indent=None)
     shutil.rmtree(work)
@@ -128,21 +129,26 @@ def _pack_hosts(data: Path, out: Path) -> None:
             shutil.copy(data / "nuclei" / image["file_name"], out / "nuclei" / image["file_name"])
 
 
-def _move_in(content: dict[str, Any], folder: Path, part: str, work: Path) -> int:
-    """Copies a table's images into `folder/PART`, made WebP where they were generated, and names them so; the bytes written."""
-    target = folder / part
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
+def _small(image: dict[str, Any], work: Path) -> Path:
+    """The file of an image that is packed: its own, of a generated one a WebP beside it, made once."""
+    source = Path(image["file_name"])
+    if work.resolve() not in source.parents:
+        return source
+    target = source.with_suffix(".webp")
+    if not target.is_file():
+        with Image.open(source) as whole:
+            whole.save(target, quality=QUALITY, method=4)
+    return target
+
+
+def _move_in(content: dict[str, Any], folder: Path, part: str, work: Path) -> None:
+    """Copies a table's images into `folder/PART`, and names them so."""
+    (folder / part).mkdir(parents=True)
     for image in content["images"]:
-        source = Path(image["file_name"])
-        made = work.resolve() in source.parents
-        name = f"{part}/{image['id']}{'.webp' if made else source.suffix}"
-        if made:
-            _write_webp(source, folder / name)
-        else:
-            shutil.copy(source, folder / name)
+        source = _small(image, work)
+        name = f"{part}/{image['id']}{source.suffix}"
+        shutil.copy(source, folder / name)
         image["file_name"] = name
-    return _bytes(target)
 
 
 def _append(content: dict[str, Any], more: dict[str, Any], folder: Path) -> None:
@@ -158,11 +164,6 @@ def _append(content: dict[str, Any], more: dict[str, Any], folder: Path) -> None
 def _shrink_one(source: Path, target: Path, size: tuple[int, ...]) -> None:
     pixels = shrink_pixels(read_true(source), (size[0], size[1]))
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(target, quality=QUALITY, method=4)
-
-
-def _write_webp(source: Path, target: Path) -> None:
-    with Image.open(source) as image:
-        image.save(target, quality=QUALITY, method=4)
 
 
 def _bytes(folder: Path) -> int:

@@ -18,7 +18,7 @@ def pack(
     ),
     out: Path = typer.Option(Path("packed"), "--out", metavar="FOLDER", help="Where to write: a folder, written anew."),
     megabytes: float = typer.Option(
-        32.0,
+        45.0,
         "--megabytes",
         min=1,
         metavar="N",

@@ -22,7 +22,7 @@ EXAMPLES = {
     curve: "flyspeck-lab curve runs/dpnet --random 3 --oracle",
     rows: "flyspeck-lab rows 003/table4",
     recipe: "flyspeck-lab recipe 003/table4/retinanet-sm-s-alpha --out runs/recipes",
-    pack: "flyspeck-lab pack --data data --out packed --megabytes 32",
+    pack: "flyspeck-lab pack --data data --out packed --megabytes 45",
     gpu: "flyspeck-lab gpu --minutes 11 --data packed --out runs/gpu/out",
 }
 
