@@ -114,7 +114,7 @@ def main() -> None:
     wanted, results = sys.argv[1:], {}
     path = FOLDER / "on_fakes.yaml"
     known = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    for rows in groups().values():
+    for rows in sorted(groups().values(), key=len, reverse=True):
         begins = any(row.id.startswith(tuple(wanted or [""])) for row in rows)
         if not begins or all(row.id in known for row in rows):
             results |= {row.id: known[row.id] for row in rows if row.id in known}
