@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import typer
@@ -23,7 +24,10 @@ def auto(
     device: str = DEVICE,
 ) -> None:
     """Look, plan, try a few trainings, finish the best, export it, and report on images that no choice was made on."""
-    typer.echo(f"flyspeck auto: {minutes:g} minutes for all of it")
+    begun = time.monotonic()  # what is imported below counts
+    from flyspeck.plan.choices import counted
+
+    typer.echo(f"flyspeck auto: {counted(minutes, 'minute')} for all of it")
     from flyspeck.plan.auto import auto as run
 
     run(
@@ -36,5 +40,6 @@ def auto(
         classes=None if classes is None else parse_names(classes, where="--classes"),
         device=device,
         resume=resume,
+        begun=begun,
         say=typer.echo,
     )

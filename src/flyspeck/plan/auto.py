@@ -81,6 +81,7 @@ def auto(
     classes: Sequence[str] | None = None,
     device: str = "auto",
     resume: bool = False,
+    begun: float | None = None,
     say: Callable[[str], None] = log.info,
 ) -> AutoRun:
     """From annotated images to a detector, by the clock: looks, plans, tries, trains, chooses, exports and reports.
@@ -96,6 +97,7 @@ def auto(
         classes: Names of the classes to learn; None: all.
         device: `auto` for the best there is, `cpu`, `cuda`, `cuda:1`, `mps`.
         resume: Go on in `out` where an earlier call of the same was stopped.
+        begun: `time.monotonic()` where the minutes began, before this call; None: with it.
         say: Called with each line on what is done; the logger `flyspeck` where it is not given.
 
     Returns:
@@ -112,6 +114,7 @@ def auto(
         "minutes": budget_minutes, "classes": None if classes is None else list(classes),
     }  # fmt: skip
     state = open_state(place, asked, resume=resume)
+    state.begun = state.begun if begun is None else begun
     options = {"format": format, "classes": classes, "images": None if images is None else Path(images)}
     if resume:
         voice(f"going on: {state.seconds:.0f} s of {60 * budget_minutes:.0f} are used")

@@ -198,8 +198,8 @@ def look(
         decode_seconds=first.decode_seconds, notes=first.notes,
     )  # fmt: skip
     voice(
-        f"  {found.groups} groups, the largest of {found.largest_group} images; {found.duplicates} images are there more"
-        " than once"
+        f"  {counted(found.groups, 'group')}, the largest of {counted(found.largest_group, 'image')}; there more than once:"
+        f" {counted(found.duplicates, 'image')}"
     )
     return sets, found
 
