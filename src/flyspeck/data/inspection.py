@@ -91,7 +91,7 @@ def inspect(
     frames: Frames = "auto",
     frame_gap: int = FRAME_GAP,
     workers: int = 1,
-    allow_references: bool = False,
+    allow_references: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Inspection:
     """Look at a data set before training on it.

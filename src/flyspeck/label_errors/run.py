@@ -80,7 +80,7 @@ def find_label_errors(
     draw: int = 120,
     device: str = "auto",
     batch_size: int = 8,
-    allow_references: bool = False,
+    allow_references: bool = True,
     say: Callable[[str], None] = log.info,
     warn: Callable[[str], None] = log.warning,
     progress: Callable[[int, int], None] | None = None,

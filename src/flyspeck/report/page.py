@@ -25,7 +25,7 @@ def report(
     title: str = "flyspeck report",
     baselines: bool = False,
     train: AnyPath | None = None,
-    allow_references: bool = False,
+    allow_references: bool = True,
 ) -> Path:
     """Explain runs in one HTML file: numbers by size, curves, what is lost and why, the worst images.
 

@@ -92,7 +92,7 @@ def split(
     frames: Frames = "auto",
     frame_gap: int = FRAME_GAP,
     workers: int = 1,
-    allow_references: bool = False,
+    allow_references: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Split:
     """Divide a data set into splits that have nothing in common: no image, no near duplicate, no neighbouring frame.
