@@ -29,6 +29,7 @@ from flyspeck.infer.predictor import Model
 from flyspeck.infer.torch_model import TorchModel
 from flyspeck.train.build import load_detector
 from flyspeck.types import Detections
+from needs import with_extras
 
 RULE = Rule(0.05, 0.5, 100)
 
@@ -40,7 +41,7 @@ def test_a_detector_of_two_stages_runs_at_every_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", with_extras(names()))
 def test_every_detector_runs_at_every_batch_and_size_in_every_engine(name: str, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     if "timm/" in name:

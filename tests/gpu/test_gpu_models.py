@@ -16,6 +16,7 @@ from flyspeck.models.dynamic.mixed import MixedTraining
 from flyspeck.models.dynamic.norms import privatise_norms
 from flyspeck.models.dynamic.pooling import pool_dynamically
 from flyspeck.types import ImageBatch, Targets
+from needs import with_extras
 from one_step import batch
 from same_detections import assert_same_detections
 
@@ -44,7 +45,7 @@ def step(detector: Detector, images: ImageBatch, targets: list[Targets]) -> tupl
     return total.detach().to("cpu"), grads
 
 
-@pytest.mark.parametrize("name", FEW if PLAYED else names())
+@pytest.mark.parametrize("name", with_extras(FEW if PLAYED else names()))
 def test_it_trains_and_finds_as_on_the_processor(name: str, device: torch.device) -> None:
     here = tiny(name)
     there = deepcopy(here).to(device)
