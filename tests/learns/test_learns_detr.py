@@ -25,7 +25,7 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("host", ["dfine", pytest.param("rtdetrv2", marks=pytest.mark.slow)])
 def test_it_learns(host, learn, small_backbone, pixel_norm):
     squares = make_squares(2)
     small = {**SMALL, "channels": 16, "layers": 1, "queries": 40, "noise_queries": 10}

@@ -31,8 +31,8 @@ HOSTS: dict[str, Callable[..., Detector]] = {
 NAMES = with_extras(HOSTS)
 EXTRA: dict[str, dict[str, int]] = {
     "faster_rcnn": {"hidden": 32, "samples": 64},
-    "dfine": {"layers": 2, "queries": 60, "noise_queries": 10},
-    "rtdetrv2": {"layers": 2, "queries": 60, "noise_queries": 10},
+    "dfine": {"layers": 1, "queries": 40, "noise_queries": 8},
+    "rtdetrv2": {"layers": 1, "queries": 40, "noise_queries": 8},
 }
 
 
