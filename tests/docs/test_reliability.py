@@ -1,0 +1,44 @@
+"""The page of what campaigns measured is the one that its numbers make."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def writer() -> Any:
+    spec = importlib.util.spec_from_file_location("write_reliability", DOCS / "write_reliability.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_is_written_from_its_numbers() -> None:
+    numbers = json.loads((DOCS / "reliability.json").read_text(encoding="utf-8"))
+    assert writer().page(numbers) == (DOCS / "reliability.md").read_text(encoding="utf-8")
+
+
+def test_a_campaign_is_added_to_those_before() -> None:
+    numbers: dict[str, Any] = {
+        "fuzz": {"campaigns": 1, "by_kind": {"images": {"answer": 2}}},
+        "mended": ["a"],
+        "known": ["b"],
+    }
+    writer().added(numbers, {"by_kind": {"images": {"answer": 1, "hang": 1}, "videos": {"one line": 5}}})
+    assert numbers["fuzz"] == {
+        "campaigns": 2,
+        "by_kind": {"images": {"answer": 3, "hang": 1}, "videos": {"one line": 5}},
+    }
+    numbers["crashes"] = {"train": {"operations": 7, "survived": {"kill": 7, "torn": 6}}}
+    numbers["planted"] = {"planted": 10, "found": 9, "minutes": 2, "inputs": 99, "missed": ["x"]}
+    text = writer().page(numbers)
+    assert "| images | 4 | 3 | 0 | 1 |" in text
+    assert "| train | 7 | 7 | 6 | 0 | 0 |" in text
+    assert "9 were found within 2 minutes (99 inputs); not found: x." in text
+    assert "9 inputs in 2 campaigns" in text
