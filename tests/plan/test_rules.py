@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from planned_sets import MACHINE, SPEEDS, base, like
@@ -15,6 +16,7 @@ from flyspeck.plan.choices import JUDGED, MEASURED, Machine, Plan, Speed
 from flyspeck.plan.fingerprint import Fingerprint
 from flyspeck.plan.rivals import candidates
 from flyspeck.plan.tiers import TIERS, allowed_tiers, best_tier
+from flyspeck.train.build import build_detector
 from flyspeck.train.config import parse_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -101,6 +103,16 @@ def test_every_reason_rests_on_a_page_that_is_there_or_says_that_it_is_a_judgeme
             assert choice.reason
     for page, heading in MEASURED.values():
         assert f"# {heading}\n" in (ROOT / page).read_text(encoding="utf-8"), heading
+
+
+@pytest.mark.parametrize("tier", [one.name for one in TIERS])
+def test_the_detector_of_every_plan_can_be_built(tier: str) -> None:
+    model = parse_recipe(plan(tier=tier).recipe()).model
+    # The only values that come from the training set's images.
+    filled = model.model_copy(update={"fusion": 0.5 if model.fusion == "statistic" else model.fusion})
+    with torch.device("meta"):
+        detector = build_detector(filled, classes=tuple(BASE.classes), mean=(0.5,) * 3, std=(0.2,) * 3)
+    assert sum(p.numel() for p in detector.parameters()) > 10_000
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,8 @@ class Tier:
     rests_on: str
     anchored: bool = True
     """Whether it has anchors, proposals and an assigner."""
+    fuses: bool = True
+    """Whether its neck takes fusion factors; where it is anchored."""
     pretrained: bool = True
     """Whether there are weights to begin with."""
     fast: bool = False

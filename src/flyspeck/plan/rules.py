@@ -131,7 +131,7 @@ def detector(found: Fingerprint, tier: Tier, machine: Machine, factor: float) ->
             choices.append(Choice(f"model.{key}", value, tier.words, tier.rests_on))
     choices += _start(tier, machine)
     if tier.anchored:
-        choices += _anchored(found, factor)
+        choices += _anchored(found, tier, factor)
     choices += _suppression(found)
     return choices
 
@@ -154,7 +154,7 @@ def _start(tier: Tier, machine: Machine) -> list[Choice]:
     return [Choice("model.weights", None, words, "pretraining" if tier.pretrained else tier.rests_on), own]
 
 
-def _anchored(found: Fingerprint, factor: float) -> Iterator[Choice]:
+def _anchored(found: Fingerprint, tier: Tier, factor: float) -> Iterator[Choice]:
     """Of detectors with anchors and proposals."""
     small = found.quantile(25) * factor
     base = min(max(small, STRIDE), 3 * STRIDE) / STRIDE
@@ -168,11 +168,12 @@ def _anchored(found: Fingerprint, factor: float) -> Iterator[Choice]:
         "height over width of the objects at 15, 50 and 85 %, where they differ by 1.3 or more",
     )  # fmt: skip
     yield Choice("model.anchors.octaves", 1, "one size a level", "hituav")
-    yield Choice(
-        "model.fusion", "statistic",
-        "S-alpha, counted from the training set: +0.8 AP50 tiny (-2.3 to +4.9) at no cost in time; it may be nothing",
-        "fusion",
-    )  # fmt: skip
+    if tier.fuses:
+        yield Choice(
+            "model.fusion", "statistic",
+            "S-alpha, counted from the training set: +0.8 AP50 tiny (-2.3 to +4.9) at no cost in time; it may be nothing",
+            "fusion",
+        )  # fmt: skip
     if found.quantile(50) * factor < 16:
         yield Choice(
             "model.assigner.name", "nwd",
