@@ -49,7 +49,7 @@ class Outcome:
 
 
 @contextlib.contextmanager
-def _within(seconds: int) -> Iterator[None]:
+def _within(seconds: float) -> Iterator[None]:
     def stop(*_: object) -> None:
         raise Hang(f"after {seconds} s of the processor, or {6 * seconds} s")
 
