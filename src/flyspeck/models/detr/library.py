@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import nn
 
@@ -154,9 +154,9 @@ def build_decoder(kind: Kind, shape: Shape) -> Any:
         if type(layer).__name__.removeprefix(_MODULES[kind][1]) in _AS_THE_LIBRARY_SAYS:
             decoder._init_weights(layer)
     for layer in decoder.class_embed:
-        begin_rare(layer)
+        begin_rare(cast(nn.Linear, layer))
     for layers in (*decoder.bbox_embed, *([decoder.pre_bbox_head] if kind == "dfine" else [])):
-        begin_at_zero(layers.layers[-1])
+        begin_at_zero(cast(Any, layers).layers[-1])
     return decoder
 
 

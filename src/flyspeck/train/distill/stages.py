@@ -224,14 +224,15 @@ def _student_method(config: DistillConfig, teacher: TrainedTeacher) -> Method:
 def _source(
     config: DistillConfig, student: Detector, teacher: Teacher, observe: Observe, context: RunContext
 ) -> OutputSource:
-    if config.cache is None:
+    folder = config.cache
+    if folder is None:
         return TeacherSource(teacher, observe)
     recipe, accelerator = context.recipe, context.accelerator
     dataset = DetectionDataset(context.train_set, rule=context.rule, enlarge=enlargement(recipe.data))
 
     def opened() -> OutputSource:
         return open_cache(
-            Path(config.cache),
+            Path(folder),
             dataset,
             teacher,
             observe,
