@@ -42,7 +42,9 @@ def test_the_exported_files_find_what_the_detector_finds(kind: str, tmp_path: Pa
         channels=16, levels="2-5", suppression=Suppression(score=0.05, max_detections=60), **options,
     )  # fmt: skip
     assert isinstance(detector, Detector)
-    assert learn_on(squares, detector, steps=60, lr=6e-3, clip=1.0) > 0.9
+    assert (
+        learn_on(squares, detector, steps=60, lr=6e-3, clip=1.0) > 0.5
+    )  # so that its scores differ: enough to compare
     found = differences(detector.eval(), tmp_path, images=scenes())
     assert len(found) == 2 * 4 * len(SIZES)  # engines, batches
     assert all(one.same and one.boxes > 0 for one in found.values()), {k: v.text for k, v in found.items()}
