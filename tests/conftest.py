@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,20 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the reference data beside the project ({folder.name}/ is absent; set FLYSPECK_SHARED)")
     return folder
+
+
+class _SignalStack(ctypes.Structure):
+    """`stack_t` of Linux."""
+
+    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@pytest.fixture(autouse=True)
+def signals_on_the_usual_stack() -> None:
+    """Python handles signals on the alternate stack of its thread, if there is one; some library that tests load leaves one behind
+    whose memory it gives back, and then the next signal, expected or not, ends the worker without a word."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).sigaltstack(ctypes.byref(_SignalStack(None, 2, 0)), None)  # 2: SS_DISABLE
 
 
 @pytest.fixture(autouse=True)

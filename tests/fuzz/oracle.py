@@ -62,7 +62,8 @@ def _within(seconds: float) -> Iterator[None]:
     finally:
         for number, (which, _) in timers.items():
             signal.setitimer(which, 0)
-            signal.signal(number, before[number])
+            # One that is on its way to another thread already would end the process by the default.
+            signal.signal(number, signal.SIG_IGN if before[number] == signal.SIG_DFL else before[number])
 
 
 def _peak() -> int:

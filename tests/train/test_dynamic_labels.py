@@ -206,7 +206,7 @@ def test_a_run_clips_so(make_recipe: RecipeMaker, tmp_path: Path, monkeypatch: p
 
 def test_a_run_that_clipped_the_sum_goes_on_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {"recipe": {"dynamic": {"stride": "kept", "train": "mixed"}}}
-    monkeypatch.setattr("flyspeck.train.state.load_state", lambda path: {"description": before})
+    monkeypatch.setattr("flyspeck.train.state.load_run_state", lambda path: {"description": before})
     now = {"recipe": {"dynamic": {"stride": "kept", "train": "mixed", "scale_clip": True}}}
     with pytest.raises(UserError, match=r"clipped the sum.*set dynamic\.scale_clip to false"):
         restore_run(tmp_path, None, None, None, now)  # type: ignore[arg-type]

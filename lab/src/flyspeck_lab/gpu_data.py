@@ -26,6 +26,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 PARTS = {"hituav_half": ("train_blk.json", "val_blk.json"), "nuclei": ("train.json", "val.json")}
 """The hosts' sets and their annotations."""
 BASE = ("train.json", "val.json")
+FORMATS = ("PNG", "JPEG", "WEBP")
 QUALITY = 80
 """Of the WebP files of shrunk and generated images; others are copied as they are."""
 SHARES = tuple(2 ** (-step / 2) for step in range(14))
@@ -136,7 +137,7 @@ def _small(image: dict[str, Any], work: Path) -> Path:
         return source
     target = source.with_suffix(".webp")
     if not target.is_file():
-        with Image.open(source) as whole:
+        with Image.open(source, formats=FORMATS) as whole:
             whole.save(target, quality=QUALITY, method=4)
     return target
 
@@ -198,7 +199,7 @@ def unpack(packed: Path, out: Path, *, workers: int = 1) -> Path:
 def _unpack_one(job: tuple[Path, Path]) -> None:
     source, target = job
     if not target.is_file():
-        with Image.open(source) as image:
+        with Image.open(source, formats=FORMATS) as image:
             image.load()
             part = target.with_suffix(".part")
             image.save(part, format="PNG", compress_level=0)

@@ -101,7 +101,7 @@ def configuration(kind: Kind, shape: Shape) -> Any:
         raise UserError(
             "RT-DETRv2 samples as many points of each level", where="model.head.points", fix="give one number"
         )
-    own: dict[str, Any] = {"depth_mult": shape.depth} if kind == "dfine" else {"decoder_n_levels": levels}
+    own: dict[str, Any] = {"depth_mult": float(shape.depth)} if kind == "dfine" else {"decoder_n_levels": levels}
     return getattr(_library(kind, "configuration"), f"{_MODULES[kind][1]}Config")(
         num_labels=shape.classes,
         encoder_hidden_dim=shape.channels,
