@@ -73,8 +73,8 @@ def test_no_function_takes_the_processor_of_itself() -> None:
                 for argument, default in zip(positional + known.kwonlyargs, defaults, strict=True):
                     if argument.arg == "device" and isinstance(default, ast.Constant) and default.value is not None:
                         (auto if default.value == "auto" else fixed).append(node.name)
-    # Images made for a test of a network, and what processes tell each other: on the processor, like torch's own tensors. The rest
-    # says what the processor has or does, where nothing else is named.
+    # Images made for a test of a network, and what processes tell each other: on the processor, like torch's own tensors. The
+    # rest says what the processor has or does, where nothing else is named.
     made, told, about = (
         ["probe_images"],
         ["share_failure", "together"],

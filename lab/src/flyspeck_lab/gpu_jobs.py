@@ -20,7 +20,7 @@ from flyspeck_lab.gpu_data import PARTS, REPOSITORY, base_weights
 TEST_MINUTES, RUNTIME_MINUTES, BASE_MINUTES = 2.5, 1.0, 4.0
 """At most for the tests, about for the runtimes of a thousand images each, and by the clock for the base weights."""
 SHARE = 0.3
-"""Of the device's rate in one large convolution, what a whole training step comes to: a guess, which the first real run corrects."""
+"""Of the device's rate in one large convolution, what a whole training step comes to: a guess; the first real run corrects it."""
 HOSTS: dict[str, dict[str, Any]] = {
     "resnet50": {"name": "faster_rcnn:resnet50"},
     "bh_resnet50": {"name": "faster_rcnn:bh_resnet50"},
