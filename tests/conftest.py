@@ -44,7 +44,7 @@ class _SignalStack(ctypes.Structure):
 
 @pytest.fixture(autouse=True)
 def signals_on_the_usual_stack() -> None:
-    """Python handles signals on the alternate stack of its thread, if there is one. Some library that tests load leaves one behind
+    """Python handles signals on the alternate stack of its thread, if there is one. Some library of the tests leaves one behind
     whose memory it gives back, and then the next signal, expected or not, ends the worker without a word.
     """
     if sys.platform == "linux":
