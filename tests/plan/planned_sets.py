@@ -35,18 +35,21 @@ def write_set(
     labels: Sequence[Sequence[int]] | None = None,
     ignored: bool = False,
     colour: bool = False,
+    plain: bool = False,
     seed: int = 0,
 ) -> Path:
     """A COCO json at `path` with images beside it: `boxes` (x, y, width, height) of each are bright on noise of their own.
 
     `labels` count the classes from 0; `ignored` makes ignore regions of all boxes; `colour` gives each band noise of its own, and
-    otherwise three equal bands are stored.
+    otherwise three equal bands are stored; `plain` takes the noise of one image for all.
     """
     folder = path.parent / f"{path.stem}_images"
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     images, entries = [], []
     for number, own in enumerate(boxes):
+        if plain:
+            rng = np.random.default_rng(seed)
         shape = (*size, 3) if colour else (*size, 1)
         # Coarse noise: images of fine noise alone are alike in being nothing.
         coarse = rng.integers(40, 160, ((size[0] + 7) // 8, (size[1] + 7) // 8, shape[2]))

@@ -46,8 +46,12 @@ TABLE: list[tuple[str, dict[str, Any], str, Any]] = [
     ("objects of 6 px span one and a half", {"found": like(BASE, 6.0)}, "data.enlarge", 1.0),
     ("... enlarged, large ones would not fit", {"found": like(BASE, 4.0, long_side=180.0)}, "data.enlarge", 1.0),
     ("objects of 24 px in half the size", {"found": like(BASE, 24.0)}, "data.enlarge", 0.5),
-    ("objects of 100 px in an eighth", {"found": like(BASE, 100.0)}, "data.enlarge", 0.125),
-    ("objects larger than any tile", {"found": like(BASE, 10.0, long_side=4096.0)}, "data.enlarge", 0.1),
+    ("objects of 100 px in an eighth", {"found": like(BASE, 100.0, image_size=(3000, 4000))}, "data.enlarge", 0.125),
+    ("... but no image smaller than 128x160", {"found": like(BASE, 100.0)}, "data.enlarge", 0.5),
+    ("objects larger than any tile", {"found": like(BASE, 20.0, long_side=900.0)}, "data.enlarge", 0.45),
+    ("... do not shrink small ones away", {"found": like(BASE, 10.0, long_side=4096.0)}, "data.enlarge", 1.0),
+    ("all objects larger than any tile",
+     {"found": like(BASE, 777.0, long_side=1477.0, image_size=(1200, 1600))}, "data.enlarge", 0.125),
     ("small images go whole", {}, "augment.crop", [256, 320]),
     ("those of a phone too", {"found": like(BASE, image_size=(320, 256))}, "augment.crop", [320, 256]),
     ("large ones in crops", {"found": like(BASE, image_size=(3000, 4000))}, "augment.crop", [256, 320]),
@@ -221,5 +225,7 @@ def test_any_fingerprint_gives_a_recipe_that_is_accepted(data: st.DataObject) ->
     minutes, rate = data.draw(st.floats(0.5, 10_000)), data.draw(st.floats(0.01, 5000))
     recipe = parse_recipe(plan(found, tier, minutes=minutes, rate=rate).recipe())
     assert recipe.train.minutes == minutes
+    factor = recipe.data.enlarge
+    assert factor >= 1 or size * factor >= rules.SMALL * 0.99  # none is shrunk away
     assert recipe.augment.crop is not None
     assert max(recipe.augment.crop) <= 1024

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from planned_sets import squares, write_set
 
+from flyspeck.errors import UserError
 from flyspeck.plan.sets import CHOOSE, REPORT, TRAIN, Sets, arrange, read_sources
 
 
@@ -78,3 +80,53 @@ def test_images_on_both_sides_are_said(folder: Path) -> None:
     (folder / "val.json").write_text(text)
     sets = arranged(folder, None, report=False)
     assert any("6 of 6 images of val.json are in train.json too" in note for note in sets.notes)
+
+
+@pytest.mark.parametrize(
+    ("val", "words"),
+    [
+        ({"ignored": True}, r"the images to (choose|report) on \(4\) have no object"),
+        (
+            {"classes": ("other", "names")},
+            r"no class of the images to (choose|report) on is one of those to learn \(a, b\)",
+        ),
+        (
+            {"labels": [[0, 0]] * 4},
+            "no object of 1 class among the images to (choose|report) on \\(b\\): metrics say nothing of it",
+        ),
+    ],
+)
+@pytest.mark.parametrize("report", [False, True])
+def test_what_is_given_to_measure_on_must_tell_something(folder: Path, report: bool, val: dict, words: str) -> None:
+    both = {"classes": ("a", "b"), "labels": [[0, 1]] * 8}
+    write_set(folder / "one.json", squares(8), **both)
+    write_set(
+        folder / "other.json", squares(4, seed=1), **({"classes": ("a", "b"), "labels": [[0, 1]] * 4} | val), seed=1
+    )
+    if "labels" in val:
+        assert any(
+            re.search(words, note) for note in arranged(folder / "one.json", folder / "other.json", report=report).notes
+        )
+        return
+    with pytest.raises(UserError, match=words) as told:
+        arranged(folder / "one.json", folder / "other.json", report=report)
+    assert "other.json" in str(told.value)
+
+
+@pytest.mark.parametrize("report", [False, True])
+def test_one_image_many_times_is_not_divided(folder: Path, report: bool) -> None:
+    write_set(folder / "all.json", squares(1) * 9, plain=True)
+    with pytest.raises(UserError, match="all 9 images belong together"):
+        arranged(folder / "all.json", None, report=report)
+
+
+@pytest.mark.parametrize("filled", [1, 2, 3, 4])
+def test_few_images_with_objects_are_shared_out_or_refused(folder: Path, filled: int) -> None:
+    write_set(folder / "all.json", [*squares(filled), *([[]] * (24 - filled))])
+    for report, needed in ((False, 2), (True, 3)):
+        if filled < needed:
+            with pytest.raises(UserError, match=f"{filled} of 24 images .* objects, where {needed} are needed"):
+                arranged(folder / "all.json", None, report=report)
+            continue
+        sets = arranged(folder / "all.json", None, report=report)
+        assert all(source.table.num_boxes for source in sets.parts.values())

@@ -140,13 +140,16 @@ def average_precision(inputs: APInputs, protocol: APProtocol) -> APArrays:
     average = np.full(shape, -1.0)
     counts = np.zeros((*shape, 5), np.int64)
     place = inputs.found.place[inputs.by_score]
+    # Of ten thousand classes, most are neither annotated nor found here: nothing is to be counted.
+    there = np.bincount(inputs.truths.label, minlength=classes) + np.diff(inputs.class_bounds)
+    present = np.flatnonzero(there).tolist()
     for a, area in enumerate(protocol.bins):
         for t, iou in enumerate(protocol.ious):
             outcome = inputs.outcomes[area.name, iou]
             totals = np.bincount(inputs.truths.label[outcome.counted], minlength=classes)
             hidden = np.bincount(inputs.truths.label[~outcome.counted], minlength=classes)
             hit, ignored = outcome.hit[inputs.by_score], outcome.ignored[inputs.by_score]
-            for k in range(classes):
+            for k in present:
                 rows = slice(inputs.class_bounds[k], inputs.class_bounds[k + 1])
                 counted = ~ignored[rows]
                 hits = hit[rows][counted]
@@ -226,13 +229,15 @@ def _size_rows(arrays: APArrays, protocol: APProtocol, annotations: Annotations)
         for a, area in enumerate(protocol.bins):
             key = {"iou": iou, "area": area.name, "max_dets": protocol.max_dets[-1]}
             truths = int(arrays.counts[0, :, a, 0].sum())
+            known = (arrays.precision[chosen, 0, :, a] > -1).any(0)
             rows.append(
                 {"metric": "AP", **key, "value": mean_of_known(arrays.precision[chosen, :, :, a])} | {"n_gt": truths}
             )
             rows.append({"metric": "AR", **key, "value": mean_of_known(arrays.recall[chosen, :, a, -1])})
             rows += [
                 {"metric": "AP_per_class", "category_id": category, "class_name": name, **key}
-                | {"value": mean_of_known(arrays.precision[chosen, :, k, a]), "n_gt": int(arrays.counts[0, k, a, 0])}
+                | {"value": mean_of_known(arrays.precision[chosen, :, k, a]) if known[k] else -1.0}
+                | {"n_gt": int(arrays.counts[0, k, a, 0])}
                 for k, (category, name) in enumerate(zip(annotations.category_ids, annotations.classes, strict=True))
             ]
     return rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,12 @@ MEASURED: Mapping[str, tuple[str, str]] = {
 def counted(number: float, noun: str, plural: str = "") -> str:
     """`1 minute`, `2.5 minutes`, `3 classes`."""
     return f"{number:g} {noun if number == 1 else plural or noun + 's'}"
+
+
+def named(names: Sequence[str], most: int = 5) -> str:
+    """`a, b and 7 more`; no name longer than 40 letters."""
+    shown = [name if len(name) <= 40 else f"{name[:39]}…" for name in names[:most]]
+    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 @dataclass(frozen=True)

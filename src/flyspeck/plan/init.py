@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ from flyspeck.errors import UserError
 from flyspeck.files import local_output
 from flyspeck.plan import rules
 from flyspeck.plan.budget import looked_at
-from flyspeck.plan.choices import Machine, Plan, Speed, counted
+from flyspeck.plan.choices import Machine, Plan, Speed, counted, named
 from flyspeck.plan.fingerprint import Fingerprint, fingerprint, with_pixels
 from flyspeck.plan.sets import CHOOSE, TRAIN, Sets, arrange, read_sources
 from flyspeck.plan.tiers import allowed_tiers, best_tier
@@ -176,7 +177,9 @@ def look(
     with voice.doing(f"reading {data}"):
         parts, other = read_sources(data, val, options)
     for part in (*parts, *([] if other is None else [other])):
-        voice(f"  {part.table.source}: {len(part.table)} images, {part.table.num_boxes} boxes")
+        voice(
+            f"  {part.table.source}: {counted(len(part.table), 'image')}, {counted(part.table.num_boxes, 'box', 'boxes')}"
+        )
         for note in part.table.notes:
             voice(f"  note: {note}")
     whole = parts[0].table
@@ -211,19 +214,19 @@ def fingerprint_lines(found: Fingerprint) -> list[str]:
     near, middle = found.neighbour_quantiles
     height, width = found.image_size
     kinds = sorted(found.classes.items(), key=lambda item: -item[1])
-    shown = ", ".join(f"{name} {number}" for name, number in kinds[:6]) + (
-        f" and {len(kinds) - 6} more" if len(kinds) > 6 else ""
-    )
+    shown = named([f"{name[:30]} {number}" for name, number in kinds], 6)
+    apart = f"{near:.2g} sizes away (5 %), " if math.isfinite(near) else ""
+    apart += f"{middle:.2g} (50 %)" if math.isfinite(middle) else "half of the objects or more are alone in their image"
     bands = "grey, stored as three bands" if found.grey_as_colour else f"{found.bands} bands"
     low, high = found.image_medians
     return [
-        f"sizes of {count} objects (25, 50, 75 %: {found.quantile(25):.1f}, {found.quantile(50):.1f},"
+        f"sizes of {counted(count, 'object')} (25, 50, 75 %: {found.quantile(25):.1f}, {found.quantile(50):.1f},"
         f" {found.quantile(75):.1f} px): {bins}",
         f"from image to image their median goes from {low:.1f} to {high:.1f} px; the longest sides are"
         f" {found.long_side:.0f} px",
         f"images: {width}x{height} px (median), {bands} of {found.bits} bits; {found.per_megapixel:.1f} objects a megapixel,"
-        f" {found.most_objects} boxes in the fullest, {found.images_without_objects} without objects",
-        f"nearest neighbours: {near:.2g} sizes away (5 %), {middle:.2g} (50 %); {found.edge_share:.1%} of the objects end at"
+        f" {counted(found.most_objects, 'box', 'boxes')} in the fullest, {found.images_without_objects} without objects",
+        f"nearest neighbours: {apart}; {found.edge_share:.1%} of the objects end at"
         f" the border; {found.ignore_share:.1%} of the boxes are ignore regions",
         f"{counted(len(kinds), 'class', 'classes')}: {shown}",
         *([f"ground resolution: {found.ground.words()}"] if found.ground else []),

@@ -8,10 +8,10 @@ judgement and was not measured, and says so in the recipe too. `flyspeck auto` m
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from flyspeck.data.implications import CELLS
-from flyspeck.plan.choices import JUDGED, Choice, Machine, Plan, Speed, Tier, counted
+from flyspeck.plan.choices import JUDGED, Choice, Machine, Plan, Speed, Tier, counted, named
 from flyspeck.plan.fingerprint import Fingerprint
 from flyspeck.plan.tiers import FEW_PASSES
 
@@ -23,6 +23,8 @@ LARGE = 24.0
 """An object of which the network sees more than this shows all that it needs in a smaller image."""
 CROPS = ((256, 320), (384, 480), (512, 640))
 """(height, width) of crops, for images in landscape format."""
+LEAST_IMAGE = (128, 160)
+"""(short side, long side) below which an image is not shrunk for what that saves."""
 CROWDED = 0.1
 """Share of objects that `tiny` suppression would take for a neighbour, from which it is not used."""
 LEAST_STEPS = 60
@@ -30,7 +32,9 @@ LEAST_STEPS = 60
 
 
 def enlargement(found: Fingerprint) -> Choice:
-    """By how much the network sees images enlarged, or shrunk."""
+    """By how much the network sees images enlarged, or shrunk. Small objects come first: those larger than any crop do not shrink
+    them away.
+    """
     small, long = found.quantile(25), found.long_side
     factor = 1.0
     reason = f"three quarters of the objects are {small:.1f} px or more: {small / STRIDE:.1f} cells of stride {STRIDE}"
@@ -40,15 +44,28 @@ def enlargement(found: Fingerprint) -> Choice:
     elif small < SMALL:
         reason += f"; enlarged, those of up to {long:.0f} px would no longer fit into a crop"
     elif small >= LARGE:
-        factor = 2.0 ** -math.floor(math.log2(small / (LARGE / 2)))
+        halvings = min(math.floor(math.log2(small / (LARGE / 2))), _halvings(found.image_size))
+        factor = 2.0**-halvings
         reason += f", far more than they need: {small * factor:.0f} px tell as much at {factor**2:.2g} of the cost"
+        if not halvings:
+            reason = f"the objects are large, and so small an image ({found.image_size[1]}x{found.image_size[0]}) costs little"
     else:
         reason += ", enough"
-    most = CROPS[-1][0] / 1.25
-    if long * factor > most:
-        factor = max(0.01, math.floor(100 * most / long) / 100)
-        reason = f"objects of up to {long:.0f} px must fit into a crop of {CROPS[-1][0]} px"
+    fits = max(0.01, math.floor(100 * CROPS[-1][0] / 1.25 / long) / 100)
+    if factor > fits and small * fits >= SMALL:
+        factor, reason = fits, f"objects of up to {long:.0f} px must fit into a crop of {CROPS[-1][0]} px"
+    elif factor > fits:
+        reason = (
+            f"small objects come first: shrunk so that those of up to {long:.0f} px fitted into a crop of {CROPS[-1][0]} px,"
+            f" they would have {small * fits:.1f} px. Large ones are learnt only where half of one is in a crop"
+        )
     return Choice("data.enlarge", factor, reason)
+
+
+def _halvings(size: tuple[int, int]) -> int:
+    """How often an image may be halved before it is smaller than `LEAST_IMAGE`."""
+    short, long = sorted(size)
+    return max(0, math.floor(math.log2(max(1.0, min(short / LEAST_IMAGE[0], long / LEAST_IMAGE[1])))))
 
 
 def crop(found: Fingerprint, factor: float) -> list[Choice]:
@@ -196,7 +213,7 @@ def _suppression(found: Fingerprint) -> list[Choice]:
     most = int(max(100, math.ceil(found.most_objects * 1.5 / 100) * 100))
     return [
         Choice("model.suppression", "nms" if crowded else "tiny", words, "doubles"),
-        Choice("model.max_detections", most, f"the fullest image has {found.most_objects} boxes"),
+        Choice("model.max_detections", most, f"the fullest image has {counted(found.most_objects, 'box', 'boxes')}"),
     ]
 
 
@@ -299,13 +316,18 @@ def remarks(found: Fingerprint, minutes: float, images_per_second: float) -> Ite
     absent = [name for name, count in found.classes.items() if not count]
     few = [name for name, count in found.classes.items() if 0 < count < 20]
     if absent:
-        yield f"no object to learn from: {counted(len(absent), 'class', 'classes')}: {_some(absent)}"
+        yield f"no object to learn from: {counted(len(absent), 'class', 'classes')}: {named(absent)}"
     if few:
         yield (
-            f"fewer than 20 objects, too few to learn or to measure: {counted(len(few), 'class', 'classes')}: {_some(few)}"
+            f"fewer than 20 objects, too few to learn or to measure: {counted(len(few), 'class', 'classes')}: {named(few)}"
         )
     if found.quantile(5) == found.quantile(95):
         yield f"all objects have one size ({found.quantile(50):.1f} px): are they boxes, or points that became boxes?"
+    if found.long_side * enlargement(found).value > CROPS[-1][0]:
+        yield (
+            f"objects of up to {found.long_side:.0f} px are larger than any crop ({CROPS[-1][0]}x{CROPS[-1][1]}) and are learnt"
+            " in part only: where they matter, train a second detector for them, on shrunk images (data.enlarge)"
+        )
     if found.duplicates:
         yield f"{found.duplicates} images are there more than once (`flyspeck data inspect --fix` takes them out)"
     reading = found.decode_seconds * found.megapixels  # each image once, at least
@@ -328,7 +350,3 @@ def time_for(found: Fingerprint, images_per_second: float, passes: float = FEW_P
     """Minutes in which each image is seen so many times."""
     seconds = passes * found.images / images_per_second + found.decode_seconds * found.megapixels
     return max(1, math.ceil(seconds / 60))
-
-
-def _some(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

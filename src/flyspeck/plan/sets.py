@@ -6,6 +6,7 @@ near duplicate or a neighbouring frame (`data.checks.split`). Images stay where 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from flyspeck.data.checks.split import Division, divide
 from flyspeck.data.join import join_annotations
 from flyspeck.data.writers import write_coco
 from flyspeck.errors import UserError
+from flyspeck.plan.choices import counted, named
 from flyspeck.plan.fingerprint import Fingerprint
 
 TRAIN, CHOOSE, REPORT = "train", "choose", "report"
@@ -128,6 +130,7 @@ def arrange(
     else:
         sources[TRAIN] = _source(TRAIN, learnt, folder, written)
     _check(sources, data)
+    notes += _absent_notes(sources)
     ties = groups if groups is not None else links.content
     return Sets(
         parts=sources,
@@ -177,41 +180,96 @@ def _divided(data: Path, learnt: Part, links: Links, everything: Sequence[Part],
     """The images to learn from, divided by groups; series that are too long are cut."""
     if len(everything) > 1 or everything[0] is not learnt:
         links = restricted(links, [learnt])
-    count = len(links.files.paths)
-    if count < len(shares):
+    count, parts = len(links.files.paths), len(shares)
+    purposes = f"to learn from{', to choose on' if parts > 2 else ''} and to measure on"
+    if count < parts:
         raise UserError(
-            f"{count} image{'s' * (count > 1)}, where {len(shares)} parts are needed (to learn from"
-            f"{', to choose on' if len(shares) > 2 else ''} and to measure on)",
+            f"{counted(count, 'image')}, where {parts} parts are needed ({purposes})",
             where=data,
             fix="give annotations of other images with --val, or of more",
         )
+    table = learnt.table
+    filled = len(np.unique(table.image_index[~table.ignore & (table.labels >= 0)]))
+    if filled < parts:
+        raise UserError(
+            f"{filled} of {counted(count, 'image')} {'has' if filled == 1 else 'have'} objects, where {parts} are needed"
+            f" ({purposes})",
+            where=data,
+            fix="annotate more, or give annotations of other images with --val",
+        )
     for cut in (False, True):
-        try:
+        with contextlib.suppress(UserError):  # fewer groups than parts
             found = divide(data, [learnt], links, shares, cut=cut)
-        except UserError:
-            if cut:
-                raise UserError(
-                    f"all {count} images belong together (near duplicates, or frames of one series): measured on each"
-                    " other, they would say nothing",
-                    where=data,
-                    fix="give annotations of other images with --val",
-                ) from None
-            continue
-        reached = np.array([len(found.rows(number)) for number in range(len(shares))]) / max(1, len(found.part.table))
-        if cut or bool((reached >= 0.5 * np.asarray(shares)).all()):
-            return found
-    raise AssertionError("a cut division is returned or refused")
+            found = found if cut else _with_objects(found, parts)
+            reached = np.array([len(found.rows(number)) for number in range(parts)]) / max(1, len(found.part.table))
+            if bool((reached > 0).all() if cut else (reached >= 0.5 * np.asarray(shares)).all()):
+                return found
+    raise UserError(
+        f"all {count} images belong together (near duplicates, or frames of one series): measured on each other, they would"
+        " say nothing",
+        where=data,
+        fix="give annotations of other images with --val",
+    )
+
+
+def _with_objects(found: Division, parts: int) -> Division:
+    """The division with a group that has objects in each of so many parts, as far as there are such groups.
+
+    Where few images have objects, balancing alone may leave a part without.
+    """
+    table, chosen = found.part.table, found.chosen.copy()
+    filled = np.zeros(int(found.group.max(initial=-1)) + 1, dtype=bool)
+    filled[found.group[found.file_of[table.image_index[~table.ignore & (table.labels >= 0)]]]] = True
+    part_of = np.zeros(len(filled), dtype=np.int64)
+    part_of[found.group] = chosen
+    sizes = np.bincount(found.group, minlength=len(filled))
+    for number in range(parts):
+        spare = filled & (np.bincount(part_of[filled], minlength=parts) > 1)[part_of]
+        if not (filled & (part_of == number)).any() and spare.any():
+            moved = int(np.flatnonzero(spare)[sizes[spare].argmin()])
+            part_of[moved] = chosen[found.group == moved] = number
+    return replace(found, chosen=chosen)
 
 
 def _check(sources: Mapping[str, Source], data: Path) -> None:
-    """Raises UserError where a part that numbers come from has no object."""
+    """Raises UserError where a part has no object, or where those to measure on have none of a class to learn."""
+    train = sources[TRAIN].table
+    learnt = {train.classes[label] for label in _labels(train)}
     for name, source in sources.items():
-        if name != TRAIN and not (source.table.labels >= 0).any():
+        labels = _labels(source.table)
+        if not labels:
             raise UserError(
-                f"the images to {name} on ({len(source.table)}) have no object",
-                where=data,
+                f"the images to {_FOR[name]} ({len(source.table)}) have no object",
+                where=data if source.written else Path(source.path),
                 fix="give annotations that have some with --val, or of more images",
             )
+        if learnt.isdisjoint(source.table.classes[label] for label in labels):
+            raise UserError(
+                f"no class of the images to {_FOR[name]} is one of those to learn ({named(sorted(learnt))})",
+                where=data if source.written else Path(source.path),
+                fix="annotate more objects of each, or fewer --classes"
+                if source.written
+                else "give annotations with the same names of classes, or name some with --classes",
+            )
+
+
+def _labels(table: Annotations) -> list[int]:
+    """Labels that some object has."""
+    return np.unique(table.labels[~table.ignore & (table.labels >= 0)]).tolist()
+
+
+def _absent_notes(sources: Mapping[str, Source]) -> list[str]:
+    """A line for each part to measure on that has no object of some class that is learnt."""
+    notes, train = [], sources[TRAIN].table
+    for name, source in sources.items():
+        there = {source.table.classes[label] for label in _labels(source.table)}
+        absent = [train.classes[label] for label in _labels(train) if train.classes[label] not in there]
+        if absent and name != TRAIN:
+            notes.append(
+                f"no object of {counted(len(absent), 'class', 'classes')} among the images to {_FOR[name]} ({named(absent)}):"
+                f" metrics say nothing of {'it' if len(absent) == 1 else 'them'}"
+            )
+    return notes
 
 
 def _leak_notes(parts: Sequence[Part], links: Links, data: Path) -> list[str]:
@@ -230,16 +288,7 @@ def _division_notes(divided: Division, sources: Mapping[str, Source], names: Seq
     counts = ", ".join(f"{len(sources[name].table)} to {_FOR[name]}" for name in names)
     left = int((divided.chosen < 0).sum())
     words = f"divided by groups of images that belong together: {counts}"
-    notes = [words + (f"; {left} beside a cut series are left out" if left else "")]
-    train = sources[TRAIN].table
-    for name in names[1:]:
-        own = set(np.unique(sources[name].table.labels).tolist())
-        there = np.unique(train.labels[train.labels >= 0]).tolist()
-        absent = [train.classes[label] for label in there if label not in own]
-        if absent:
-            shown = ", ".join(absent[:5]) + (", …" if len(absent) > 5 else "")
-            notes.append(f"no object of {shown} among the images to {_FOR[name]}: its metrics say nothing of it")
-    return notes
+    return [words + (f"; {left} beside a cut series are left out" if left else "")]
 
 
 _FOR = {TRAIN: "learn from", CHOOSE: "choose on", REPORT: "report on"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 
 from flyspeck.cli.main import main
-from flyspeck.data.checks.grouping import assign, features
+from flyspeck.data.checks.grouping import MOST_CLASSES, assign, features
 from flyspeck.data.checks.split import split
 from flyspeck.data.inspection import inspect
 from flyspeck.data.readers import read_annotations
@@ -203,3 +204,20 @@ def test_what_is_balanced(flights: Path) -> None:
     assert_array_equal(sums[:, 1], np.bincount(group[np.bincount(table.image_index, minlength=86) == 0], minlength=7))
     assert (weights >= 0).all()
     assert weights[2] == 0  # there is no ignore region
+
+
+def test_of_very_many_classes_the_rare_ones_are_balanced_together(flights: Path) -> None:
+    table = read_annotations(flights)
+    rng = np.random.default_rng(1)
+    labels = np.where(rng.random(table.num_boxes) < 0.5, rng.integers(0, 20, table.num_boxes) * 400, 9_999)
+    many = replace(
+        table,
+        labels=labels,
+        classes=tuple(f"c{k}" for k in range(10_000)),
+        category_ids=tuple(range(10_000)),
+    )
+    sums, weights = features(many, np.arange(len(table)) % 7)
+    assert sums.shape == (7, 9 + MOST_CLASSES + 1)
+    assert len(weights) == sums.shape[1]
+    assert sums[:, 9:].sum() == table.num_boxes
+    assert sums[:, 9:].max() == np.bincount(np.arange(len(table))[many.image_index] % 7, labels == 9_999).max()

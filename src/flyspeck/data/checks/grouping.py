@@ -15,6 +15,8 @@ from flyspeck.data.checks.near import join
 from flyspeck.size_bins import EDGES, bin_of
 
 KINDS = ("same content", "nearly the same", "one image's tiles or copies", "neighbouring frames")
+MOST_CLASSES = 256
+"""That are balanced each by itself."""
 _TRIALS = 12
 _PASSES = 6
 
@@ -75,12 +77,27 @@ def features(table: Annotations, group: np.ndarray) -> tuple[np.ndarray, np.ndar
     columns = [np.bincount(group, minlength=count), np.bincount(group[empty], minlength=count)]
     columns.append(np.bincount(of_box[table.ignore], minlength=count))
     columns += [np.bincount(of_box[objects & (bins == k)], minlength=count) for k in range(len(EDGES) - 1)]
-    columns += [np.bincount(of_box[table.labels == label], minlength=count) for label in range(len(table.classes))]
+    balanced, rest = _balanced_classes(table)
+    columns += [np.bincount(of_box[table.labels == label], minlength=count) for label in balanced]
+    columns += [np.bincount(of_box[np.isin(table.labels, rest)], minlength=count)] if rest else []
     sums = np.stack(columns, 1).astype(np.float64)
     spread = np.minimum(1.0, (sums > 0).sum(0) / 10)
     kinds = np.array([4.0, 0.25, 0.25, *[1.0 / (len(EDGES) - 1)] * (len(EDGES) - 1)])
-    kinds = np.append(kinds, np.full(len(table.classes), 2.0 / max(1, len(table.classes))))
+    classes = len(columns) - len(kinds)
+    kinds = np.append(kinds, np.full(classes, 2.0 / max(1, classes)))
     return sums, kinds * spread * (sums.sum(0) > 0)
+
+
+def _balanced_classes(table: Annotations) -> tuple[list[int], list[int]]:
+    """Labels that are balanced each by itself, and those that are balanced together: of very many classes, all but the most
+    frequent, or columns by groups would fill memory.
+    """
+    labels = list(range(len(table.classes)))
+    if len(labels) <= MOST_CLASSES:
+        return labels, []
+    counts = np.bincount(table.labels[table.labels >= 0], minlength=len(labels))
+    order = np.argsort(-counts, kind="stable").tolist()
+    return sorted(order[:MOST_CLASSES]), sorted(order[MOST_CLASSES:])
 
 
 def assign(sums: np.ndarray, weights: np.ndarray, shares: Sequence[float], seed: int) -> np.ndarray:

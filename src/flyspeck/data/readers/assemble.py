@@ -126,9 +126,12 @@ class Draft:
         self.places.append(place)
 
 
+_NO_BLANKS = str.maketrans("", "", " _-")
+
+
 def normal_name(name: str) -> str:
     """A category name in lower case without blanks, `_` and `-`."""
-    return "".join(c for c in str(name).lower() if c not in " _-")
+    return str(name).lower().translate(_NO_BLANKS)
 
 
 def id_array(ids: Sequence[Any]) -> np.ndarray:
@@ -322,10 +325,12 @@ def _classes(draft: Draft, options: ReadOptions) -> tuple[tuple[str, ...], tuple
 def _names_apart(draft: Draft) -> list[str]:
     """The categories' names; one that an earlier category has too gets its id, and a note."""
     names: list[str] = []
+    seen: set[str] = set()
     for name, number in zip(draft.names, draft.category_ids, strict=True):
-        if name in names:
+        if name in seen:
             apart = f"{name} (id {number})"
             draft.notes.append(f"two categories are called '{name}': the one with id {number} is read as '{apart}'")
             name = apart
         names.append(name)
+        seen.add(name)
     return names
