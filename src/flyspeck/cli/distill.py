@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Literal
 
 import typer
 
 from flyspeck.cli.shared_options import DEVICE, PRINT_CONFIG, RESUME, SET, training_device
+from flyspeck.train.distill.method_names import MethodName
 
 
 def distill(
@@ -23,7 +23,7 @@ def distill(
     teacher: Path | None = typer.Option(
         None, "--teacher", metavar="PATH", help="Recipe, run folder or weights; default: the recipe's own."
     ),
-    method: Literal["none", "response", "single", "hierarchical"] | None = typer.Option(
+    method: MethodName | None = typer.Option(
         None, "--method", help="What the student learns from; default: the recipe's."
     ),
     cache_teacher: bool = typer.Option(False, "--cache-teacher", help="Compute the teacher's outputs once, in --out."),

@@ -142,7 +142,7 @@ class Head(nn.Module, ABC):
     def dense_outputs(self, raw: Any) -> DenseOutputs:
         """Optional, for distillation by responses: what `dense_part()` returned, for all levels in one row."""
         raise self.lacks(
-            "dense_outputs", "be distilled by responses", instead="use a method of features (single, hierarchical)"
+            "dense_outputs", "be distilled by responses", instead="use a method of features (single, hierarchical, …)"
         )
 
     def dense_part(self) -> nn.Module:

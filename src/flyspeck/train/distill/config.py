@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from flyspeck.options import Count, Options, Positive, Share, Weight
+from flyspeck.train.distill.method_names import METHOD_TERMS, MethodName
 
 LevelWeight = Weight | list[Weight]
 """One weight for all levels, or one for each level, finest first."""
@@ -26,9 +27,11 @@ class DistillConfig(Options):
 
     teacher: str = Field(json_schema_extra={"format": "path"})
     """A recipe (.yaml, trained first), a run folder or a weights file."""
-    method: Literal["none", "response", "single", "hierarchical"] = "hierarchical"
+    method: MethodName = "hierarchical"
     """`none` learns from the ground truth alone; `response` from the teacher's class scores and boxes; `single` from one
-    pyramid level, by the spatial term; `hierarchical` from all levels by all terms."""
+    pyramid level, by the spatial term; `hierarchical` from all levels by all terms. From all levels by the rules of other papers:
+    `fine_grained` (cells near objects), `attention_guided` (attention, cells weighed by it, relations), `overhaul` (what the
+    teacher does not suppress), `fgd` (objects, background, attention, context)."""
     weight: Weight = 1.0
     """Lambda: the weight of all that comes from the teacher."""
     levels: list[Annotated[int, Field(ge=0, le=20)]] | None = None
@@ -43,6 +46,14 @@ class DistillConfig(Options):
     """Beta: difference of the attention maps, over space and over channels."""
     contextual: LevelWeight = 1.0
     """Gamma: difference of pooled regions, and of the relations between them."""
+    terms: dict[str, LevelWeight] | None = None
+    """Weights of the terms of another paper's method, by name: `imitation` of `fine_grained`; `attention`, `masked`, `non_local`
+    of `attention_guided`; `margin` of `overhaul`; `objects`, `background`, `attention`, `global` of `fgd`. What is not named
+    keeps its own: 0.5 for `background`, 1 for the others."""
+    imitation_threshold: Share = 0.5
+    """Psi of `fine_grained`: a cell is learnt where an anchor overlaps an object by more than this share of the best overlap."""
+    attention_temperature: Positive = 0.5
+    """Of the attention that weighs cells and channels (`attention_guided`, `fgd`): the lower, the fewer of them count."""
     foreground: Share = 0.5
     """Share of the spatial term that the cells of objects have together; 0: every cell counts alike."""
     size_power: float = Field(default=0.0, ge=-4, le=4)
@@ -82,4 +93,16 @@ class DistillConfig(Options):
             value = getattr(self, name)
             if isinstance(value, list) and (self.levels is None or len(value) != len(self.levels)):
                 raise ValueError(f"{name} has {len(value)} weights: name as many levels")
+        return self
+
+    @model_validator(mode="after")
+    def _terms(self) -> DistillConfig:
+        own = METHOD_TERMS.get(self.method)
+        for name, value in (self.terms or {}).items():
+            if own is None:
+                raise ValueError(f"method {self.method} has no weights under distill.terms ({name})")
+            if name not in own:
+                raise ValueError(f"method {self.method} has no term '{name}': it has {', '.join(own)}")
+            if isinstance(value, list) and (self.levels is None or len(value) != len(self.levels)):
+                raise ValueError(f"terms.{name} has {len(value)} weights: name as many levels")
         return self

@@ -12,6 +12,7 @@ from flyspeck.models.detector import Detector
 from flyspeck.train.distill import terms
 from flyspeck.train.distill.foreground import cell_weights, valid_cells
 from flyspeck.train.distill.levels import LevelPair, build_adapters, resized
+from flyspeck.train.distill.methods.base import PyramidTerms
 from flyspeck.train.distill.teacher import TeacherOutputs
 from flyspeck.types import ImageBatch, Targets
 
@@ -27,17 +28,16 @@ class CellRule:
     attention_weighted: bool = False
 
 
-class FeatureTerms(nn.Module):
-    """The terms of `pairs` of levels, each named `spatial P2`; the adapters are its only weights.
+class FeatureTerms(PyramidTerms):
+    """The terms of the paper on hierarchical distillation; the adapters are its only weights.
 
     Differences of maps are divided by the mean square of the teacher's map over the batch, so that one weight means the
-    same on every level and for every teacher (a deviation: the paper's L2 has the scale of the features). `wanted` holds
-    the names of the terms to compute: what has no weight costs no time.
+    same on every level and for every teacher (a deviation: the paper's L2 has the scale of the features).
     """
 
     def __init__(self, pairs: Sequence[LevelPair], *, wanted: Sequence[str], rule: CellRule | None = None) -> None:
-        super().__init__()
-        self.pairs, self.wanted, self.rule = tuple(pairs), frozenset(wanted), rule or CellRule()
+        super().__init__(pairs, wanted=wanted)
+        self.rule = rule or CellRule()
         # A level that is only compared, not learnt, gets no adapter: it would be a weight without a gradient.
         self.adapters = build_adapters([p for p in pairs if any(f"{term} {p.name}" in self.wanted for term in TERMS)])
 
@@ -124,13 +124,6 @@ class FeatureTerms(nn.Module):
             size_power=self.rule.size_power,
             device=teacher.device,
         )
-
-    def similarities(self, maps: Sequence[Tensor], given: TeacherOutputs) -> dict[str, Tensor]:
-        """Linear CKA of the student's and the teacher's map of each level."""
-        return {
-            pair.name: terms.similarity(maps[pair.student], resized(given[pair.name], _size(maps[pair.student])))
-            for pair in self.pairs
-        }
 
 
 def _parts(wanted: Sequence[str]) -> list[str]:

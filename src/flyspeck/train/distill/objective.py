@@ -9,8 +9,11 @@ from torch import Tensor, nn
 
 from flyspeck.models.detector import Detector
 from flyspeck.train.distill.config import DistillConfig, LevelWeight
-from flyspeck.train.distill.features import TERMS, CellRule, FeatureTerms
+from flyspeck.train.distill.features import CellRule, FeatureTerms
 from flyspeck.train.distill.levels import LevelPair, match_levels
+from flyspeck.train.distill.method_names import METHOD_TERMS
+from flyspeck.train.distill.methods.base import PaperTerms
+from flyspeck.train.distill.methods.build import build_paper_terms
 from flyspeck.train.distill.response import ResponseTerms, watched
 from flyspeck.train.distill.teacher import Observe, Teacher, TeacherOutputs
 from flyspeck.train.distill.weighting import WEIGHTINGS, Weighting
@@ -32,7 +35,13 @@ class FeatureObjective(nn.Module):
     calls: Tensor
 
     def __init__(
-        self, detector: Detector, terms: FeatureTerms, source: OutputSource, *, weighting: Weighting, weight: float
+        self,
+        detector: Detector,
+        terms: FeatureTerms | PaperTerms,
+        source: OutputSource,
+        *,
+        weighting: Weighting,
+        weight: float,
     ) -> None:
         super().__init__()
         self.detector, self.terms, self.weighting = detector, terms, weighting
@@ -41,16 +50,17 @@ class FeatureObjective(nn.Module):
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
     def forward(self, images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
-        """The detection losses by name, `kd_spatial`, `kd_semantic`, `kd_contextual`, and what is observed."""
+        """The detection losses by name, each term over all levels (`kd_spatial`, …), and what is observed."""
         given = self.source(images)
         detector = self.detector
         losses, maps = detector.losses_and_pyramid(detector.backbone(detector.pixel_norm(images)), images, targets)
         found = self.terms(maps, given, images, targets)
         weighted = self.weighting(found, torch.stack([*losses.values()]).sum(), maps)
-        for term in TERMS:
-            parts = [value for name, value in weighted.items() if name.startswith(term)]
-            if parts:
-                losses[f"kd_{term}"] = self.weight * torch.stack(parts).sum()
+        by_term: dict[str, list[Tensor]] = {}
+        for name, value in weighted.items():
+            by_term.setdefault(name.rpartition(" ")[0], []).append(value)
+        for term, parts in by_term.items():
+            losses[f"kd_{term}"] = self.weight * torch.stack(parts).sum()
         if int(self.calls) % SIMILARITY_EVERY == 0:
             self.similarity.copy_(torch.stack([*self.terms.similarities(maps, given).values()]))
         self.calls += 1
@@ -80,8 +90,10 @@ class ResponseObjective(nn.Module):
         return {**losses, **{f"kd_{name}": self.weight * value for name, value in weighted.items()}}
 
 
-def feature_terms(config: DistillConfig, student: Detector, teacher: Teacher) -> tuple[FeatureTerms, dict[str, float]]:
-    """The terms of the methods `single` and `hierarchical`, and the weight of each."""
+def feature_terms(
+    config: DistillConfig, student: Detector, teacher: Teacher
+) -> tuple[FeatureTerms | PaperTerms, dict[str, float]]:
+    """The terms of a method that compares pyramids, and the weight of each."""
     single = config.method == "single"
     pairs = match_levels(
         student.features,
@@ -91,15 +103,19 @@ def feature_terms(config: DistillConfig, student: Detector, teacher: Teacher) ->
         by=config.match,
         single=single,
     )
-    given = {"spatial": config.spatial, "semantic": 0.0, "contextual": 0.0}
-    if not single:
+    given: dict[str, LevelWeight] = {"spatial": config.spatial}
+    if config.method == "hierarchical":
         given |= {"semantic": config.semantic, "contextual": config.contextual}
+    elif not single:
+        given = {**METHOD_TERMS[config.method], **(config.terms or {})}
     weights = {
         f"{term} {pair.name}": weight
         for term, value in given.items()
         for pair, weight in zip(pairs, _by_level(value, pairs), strict=True)
         if weight > 0
     }
+    if config.method in METHOD_TERMS:
+        return build_paper_terms(config, student, pairs, wanted=list(weights)), weights
     rule = CellRule(config.foreground, config.size_power, config.attention_weighted)
     return FeatureTerms(pairs, wanted=list(weights), rule=rule), weights
 
@@ -137,7 +153,7 @@ def build_objective(
 
 def terms_of(
     config: DistillConfig, student: Detector, teacher: Teacher
-) -> tuple[FeatureTerms | ResponseTerms, dict[str, float]]:
+) -> tuple[FeatureTerms | PaperTerms | ResponseTerms, dict[str, float]]:
     """The terms of a recipe's method and the weight of each. Raises UserError for a pair that cannot be compared."""
     if config.method == "response":
         return response_terms(config, student, teacher)

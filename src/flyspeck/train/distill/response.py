@@ -196,11 +196,11 @@ def _check_heads(student: Detector, teacher: Detector, scale: float) -> None:
             f"final outputs can be compared between heads of one kind only, these are {kinds[0].__name__} and"
             f" {kinds[1].__name__}",
             where=place,
-            fix="use a method of features (single, hierarchical), or a teacher with the student's head",
+            fix="use a method of features (single, hierarchical, …), or a teacher with the student's head",
         )
     if not student.head.implements("dense_outputs"):
         raise student.head.lacks(
-            "dense_outputs", "be distilled by responses", instead="use a method of features (single, hierarchical)"
+            "dense_outputs", "be distilled by responses", instead="use a method of features (single, hierarchical, …)"
         )
     if student.head.implements("dense_pairs"):
         return

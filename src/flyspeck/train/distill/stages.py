@@ -29,6 +29,7 @@ from flyspeck.train.config import Recipe, load_recipe
 from flyspeck.train.described_sizes import sizes_of
 from flyspeck.train.distill.cache import open_cache, versions
 from flyspeck.train.distill.config import DistillConfig
+from flyspeck.train.distill.method_names import METHOD_TERMS
 from flyspeck.train.distill.objective import OutputSource, build_objective, terms_of
 from flyspeck.train.distill.table import StudentRow, StudentTable, cost_row, level_similarities, write_table
 from flyspeck.train.distill.teacher import AsStudent, Observe, Teacher, TeacherSource, shared_classes, weights_hash
@@ -209,6 +210,11 @@ def _student_method(config: DistillConfig, teacher: TrainedTeacher) -> Method:
     if config.method == "none":
         return Method(note={"distill": {"method": "none"}})
     own = config.model_dump(mode="json", exclude={"teacher", "teacher_scale", "cache", "cache_limit_gb", "finetune"})
+    if (
+        config.method not in METHOD_TERMS
+    ):  # as it was noted before there were such methods: finished stages stay finished
+        for name in ("terms", "imitation_threshold", "attention_temperature"):
+            del own[name]
     note = {"distill": {**own, "teacher": teacher.hash, "scale": teacher.scale}}
 
     def objective(detector: Detector, context: RunContext) -> nn.Module:
