@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -31,11 +32,13 @@ from flyspeck.train.build import build_detector
 from flyspeck.train.config import AugmentConfig, ModelConfig, load_recipe
 from flyspeck.train.distill.cache import open_cache
 from flyspeck.train.distill.config import DistillConfig
+from flyspeck.train.distill.method_names import MethodName
 from flyspeck.train.distill.objective import OutputSource, build_objective
 from flyspeck.train.distill.teacher import Observe, Teacher, TeacherSource
 from flyspeck.train.loop import OBSERVED, DetectionObjective
 from flyspeck.types import ImageBatch, Targets
 
+METHODS = [name for name in get_args(MethodName) if name != "none"]
 RECIPES = Path(__file__).parents[1] / "recipes" / "distill"
 CLASSES = ["Person", "Car", "Bicycle"]
 
@@ -95,7 +98,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
-    parser.add_argument("--method", choices=["single", "hierarchical", "response"], default="hierarchical")
+    parser.add_argument("--method", choices=METHODS, default="hierarchical")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -118,6 +121,7 @@ def main() -> None:
                 observe,
                 augment=still,
                 limit_bytes=4e9,
+                divisor=32,
                 precision=options.precision,
             )
 
