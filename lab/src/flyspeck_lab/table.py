@@ -60,6 +60,8 @@ class Grade(_Strict):
     """Changes to the base, `section.key: value`."""
     pretrain: dict[str, Any] = {}
     """What all pre-training rows share; see `PretrainConfig`."""
+    rows: list[str] = []
+    """The rows that it has; none named: all that name this grade or none."""
 
 
 class PretrainConfig(_Strict):
@@ -191,6 +193,8 @@ class Table(_Strict):
                 _known(row.data, self.sets, f"data of row '{row.name}'")
         for grade in self.grades.values():
             _known(grade.data, self.sets, "data set")
+            for name in grade.rows:
+                _known(name, names, "row in a grade")
         for claim in self.claims:
             for name in claim.rows:
                 _known(name.partition("@")[0], names, "row in a claim")
@@ -207,7 +211,8 @@ class Table(_Strict):
         """The rows that `grade` has, in order."""
         if grade not in self.grades:
             raise UserError(f"no grade '{grade}'", where=self.where, fix=nearest(grade, self.grades))
-        return [row for row in self.rows if not row.grades or grade in row.grades]
+        only = self.grades[grade].rows
+        return [row for row in self.rows if (not row.grades or grade in row.grades) and (not only or row.name in only)]
 
 
 def _known(name: str, names: Any, what: str) -> None:

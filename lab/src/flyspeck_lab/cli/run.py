@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -19,7 +20,7 @@ def run(
     data: Path = typer.Option(
         Path("data"), "--data", metavar="FOLDER", help="Folder of the data sets; the table names what lies in it."
     ),
-    grade: str = typer.Option("cpu", "--grade", metavar="NAME", help="Which size of the table: cpu or full."),
+    grade: str = typer.Option("cpu", "--grade", metavar="NAME", help="Which size of the table: cpu, full, gpu, ..."),
     rows: str = typer.Option(
         "", "--rows", metavar="A,B,...", help="Only these rows (and what they need), with commas between."
     ),
@@ -30,6 +31,9 @@ def run(
         None, "--minutes", min=0, metavar="N", help="Minutes to spend: after them no further row is begun."
     ),
     list_: bool = typer.Option(False, "--list", help="List the rows, what is done and what is left, and stop."),
+    processes: int = typer.Option(
+        1, "--processes", min=1, metavar="N", help="Rows run side by side: one small training does not fill a GPU."
+    ),
     runs: Path = typer.Option(Path("runs/bench"), "--runs", metavar="FOLDER", help="Folder of the run folders."),
     tables: Path = TABLES,
     results: Path = RESULTS,
@@ -75,9 +79,16 @@ def run(
             rejudge(table, results)
         typer.echo(f"{count} runs scored again")
         return
-    done, left = run_tables(
-        wanted, grade, places=places, results_folder=results, rows=chosen, seeds=seeds, minutes=minutes
-    )
+    limits: Any = {"rows": chosen, "seeds": seeds, "minutes": minutes}
+    if processes > 1:
+        from flyspeck_lab.side_by_side import run_side_by_side
+
+        files = find_tables(names, tables)
+        done, left = run_side_by_side(
+            files, grade, processes=processes, places=places, results_folder=results, **limits
+        )
+    else:
+        done, left = run_tables(wanted, grade, places=places, results_folder=results, **limits)
     for table in wanted:
         rejudge(table, results)
         typer.echo(summary(table, grade, results))

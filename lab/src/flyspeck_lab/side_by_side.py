@@ -1,0 +1,170 @@
+"""Rows of tables by several processes at once, for a GPU that one small training does not fill.
+
+Each process takes the next job that nobody has taken and whose needs are finished; results are written one at a time. The
+order is that of `run_tables`. What fails is told and left; the others go on.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flyspeck.errors import UserError
+from flyspeck_lab.kinds import Folders, run
+from flyspeck_lab.results import read_results, write_results
+from flyspeck_lab.table import Job, jobs, load_table
+
+log = logging.getLogger("flyspeck")
+WAIT = 0.5
+"""Seconds until it is looked again whether what a job needs is finished."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What every process is told."""
+
+    tables: Sequence[Path]
+    grade: str
+    places: Folders
+    results_folder: Path
+    rows: list[str] | None
+    seeds: int | None
+    until: float | None
+    """`time.time()` after which no further job is begun."""
+    taken: Path
+    """Folder in which a job that is taken has a file; `failed` stands in that of one that has failed."""
+    threads: int
+    """Of each process."""
+
+
+def run_side_by_side(
+    tables: Sequence[Path],
+    grade: str,
+    *,
+    processes: int,
+    places: Folders,
+    results_folder: Path,
+    rows: list[str] | None = None,
+    seeds: int | None = None,
+    minutes: float | None = None,
+) -> tuple[int, int]:
+    """Runs the unfinished jobs of `tables` (their files) by so many processes; returns how many were done and how many are left.
+
+    After `minutes` no further job is begun. A job that fails is told in the log, and those that need it are left.
+    """
+    until = None if minutes is None else time.time() + 60 * minutes
+    context = multiprocessing.get_context("spawn")
+    lock = context.Lock()
+    before = _left(tables, grade, results_folder, rows, seeds)
+    with tempfile.TemporaryDirectory() as taken:
+        threads = max(1, (os.cpu_count() or 1) // processes)
+        share = Share(tables, grade, places, results_folder, rows, seeds, until, Path(taken), threads)
+        started = [context.Process(target=_work, args=(share, lock)) for _ in range(processes)]
+        for process in started:
+            process.start()
+        try:
+            for process in started:
+                process.join()
+        finally:
+            for process in started:
+                process.terminate()
+    left = _left(tables, grade, results_folder, rows, seeds)
+    return before - left, left
+
+
+def _todo(share: Share) -> list[Job]:
+    todo = [
+        job for path in share.tables for job in jobs(load_table(path), share.grade, rows=share.rows, seeds=share.seeds)
+    ]
+    return sorted(todo, key=lambda job: job.row.extra)
+
+
+def _left(tables: Sequence[Path], grade: str, results_folder: Path, rows: list[str] | None, seeds: int | None) -> int:
+    todo = [job for path in tables for job in jobs(load_table(path), grade, rows=rows, seeds=seeds)]
+    return sum(not _finished(job, results_folder) for job in todo)
+
+
+def _finished(job: Job, results_folder: Path) -> bool:
+    results = read_results(results_folder, job.table.name)
+    return bool(results.finished(job.grade, job.row.name, job.seed, job.definition))
+
+
+def _work(share: Share, lock: Any) -> None:
+    """One process: job after job."""
+    import torch
+
+    logging.basicConfig(level=logging.INFO, format=f"[{os.getpid()}] %(message)s")
+    logging.getLogger("flyspeck").setLevel(logging.INFO)
+    torch.set_num_threads(share.threads)
+    todo = _todo(share)
+    while share.until is None or time.time() < share.until:
+        job, waiting = _take(todo, share, lock)
+        if job is None:
+            if not waiting:
+                return
+            time.sleep(WAIT)
+            continue
+        log.info("%s %s: begun", job.table.name, job.key)
+        try:
+            outcome = run(job, share.places)
+        except Exception as error:  # another row may well run
+            _mark(job, share).write_text("failed", encoding="utf-8")
+            known = isinstance(error, UserError)
+            log.warning("%s %s failed: %s", job.table.name, job.key, error, exc_info=None if known else error)
+            continue
+        with lock:
+            results = read_results(share.results_folder, job.table.name)
+            results.replace(outcome.entries, outcome.draws)
+            write_results(share.results_folder, results)
+        log.info("%s %s: done", job.table.name, job.key)
+
+
+def _take(todo: Sequence[Job], share: Share, lock: Any) -> tuple[Job | None, bool]:
+    """The next job that can be run now, taken; and, where there is none, whether one may be able to be later."""
+    waiting = False
+    with lock:
+        for job in todo:
+            mark = _mark(job, share)
+            if mark.exists() or _finished(job, share.results_folder):
+                continue
+            if any(_failed(need, share) for need in job.needs()):
+                continue
+            found = _first_usable(job, share)
+            if found is None:
+                waiting = True
+                continue
+            _mark(found, share).touch()
+            return found, False
+    return None, waiting
+
+
+def _first_usable(job: Job, share: Share) -> Job | None:
+    """The job itself if all that it needs is there, else a need that nobody has begun; None: it has to wait."""
+    missing = [need for need in job.needs() if not _usable(need, share)]
+    if not missing:
+        return job
+    found = (_first_usable(need, share) for need in missing if not _mark(need, share).exists())
+    return next((need for need in found if need is not None), None)
+
+
+def _usable(need: Job, share: Share) -> bool:
+    """Whether what another job builds on is there: its result and its weights."""
+    return _finished(need, share.results_folder) and any(need.folder(share.places.runs).glob("*.safetensors"))
+
+
+def _failed(need: Job, share: Share) -> bool:
+    """Whether it, or what it needs, has failed."""
+    mark = _mark(need, share)
+    failed = mark.is_file() and mark.read_text(encoding="utf-8") == "failed"
+    return failed or any(_failed(deeper, share) for deeper in need.needs())
+
+
+def _mark(job: Job, share: Share) -> Path:
+    return share.taken / f"{job.table.name}-{job.key}".replace("/", "-")

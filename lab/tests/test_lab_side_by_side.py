@@ -1,0 +1,70 @@
+"""Rows by two processes at once: all of them once, in the order of what they need, and what fails stops nothing else."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flyspeck.errors import UserError
+from flyspeck_lab.cli.main import main
+from flyspeck_lab.results import read_results, write_results
+from flyspeck_lab.table import load_table
+
+TABLE: dict[str, Any] = {
+    "name": "beside",
+    "title": "Rows side by side",
+    "source": "nowhere",
+    "sets": {"squares": {"train": "squares/train.json", "val": "squares/val.json", "make": "the test"}},
+    "grades": {
+        "cpu": {"base": "base.yaml", "data": "squares", "rows": ["plain", "again", "lost", "after"]},
+        "other": {"base": "base.yaml", "data": "squares"},
+    },
+    "rows": [
+        {"name": "plain", "seeds": [0, 1]},
+        {"name": "again", "set": {"model.weights": "${run:plain}/best.safetensors", "train.epochs": 1}},
+        {"name": "lost", "set": {"model.weights": "nowhere.safetensors"}},
+        {"name": "after", "set": {"model.weights": "${run:lost}/best.safetensors"}},
+        {"name": "elsewhere"},
+    ],
+    "claims": [{"text": "training on helps", "row": "again", "than": "plain", "metric": "ap50_all"}],
+}
+
+
+def test_two_processes_do_all_that_can_be_done(
+    squares: Path, base: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    (squares / "base.yaml").write_text(yaml.safe_dump(base))
+    (squares / "beside.yaml").write_text(yaml.safe_dump(TABLE))
+    words = ["run", str(squares / "beside.yaml"), "--data", str(squares / "data"), "--runs", str(squares / "runs")]
+    words += ["--results", str(squares / "results"), "--threads", "1"]
+
+    assert main([*words, "--processes", "2"]) == 0
+    told = capfd.readouterr()
+    assert "3 done, 2 left" in told.out
+    assert "beside cpu/lost/0 failed: " in told.err
+    assert "after" not in told.err
+    results = read_results(squares / "results", "beside")
+    assert sorted((e.row, e.seed) for e in results.entries) == [("again", 0), ("plain", 0), ("plain", 1)]
+    assert results.verdicts[0].verdict != "not run"
+
+    # Results are here and their weights are not: what a row builds on is run again, and only that.
+    results.entries = [entry for entry in results.entries if entry.row != "again"]
+    shutil.rmtree(squares / "runs" / "beside" / "cpu")
+    write_results(squares / "results", results)
+    assert main([*words, "--rows", "again", "--seeds", "1", "--processes", "2"]) == 0
+    assert "1 done, 0 left" in capfd.readouterr().out
+
+
+def test_a_grade_names_rows_that_are_there(squares: Path) -> None:
+    (squares / "beside.yaml").write_text(yaml.safe_dump(TABLE))
+    table = load_table(squares / "beside.yaml")
+    assert [row.name for row in table.rows_of("cpu")] == ["plain", "again", "lost", "after"]
+    assert len(table.rows_of("other")) == 5
+    wrong = {**TABLE, "grades": {"cpu": {"base": "base.yaml", "data": "squares", "rows": ["plane"]}}}
+    (squares / "beside.yaml").write_text(yaml.safe_dump(wrong))
+    with pytest.raises(UserError, match="no row in a grade called 'plane'"):
+        load_table(squares / "beside.yaml")
