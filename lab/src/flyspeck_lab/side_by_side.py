@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from flyspeck.errors import UserError
+from flyspeck.files import write_text
 from flyspeck_lab.kinds import Folders, run
 from flyspeck_lab.results import read_results, write_results
 from flyspeck_lab.table import Job, jobs, load_table
@@ -115,7 +116,7 @@ def _work(share: Share, lock: Any) -> None:
         try:
             outcome = run(job, share.places)
         except Exception as error:  # another row may well run
-            _mark(job, share).write_text("failed", encoding="utf-8")
+            write_text(_mark(job, share), "failed")
             known = isinstance(error, UserError)
             log.warning("%s %s failed: %s", job.table.name, job.key, error, exc_info=None if known else error)
             continue
