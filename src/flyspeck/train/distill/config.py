@@ -31,7 +31,8 @@ class DistillConfig(Options):
     """`none` learns from the ground truth alone; `response` from the teacher's class scores and boxes; `single` from one
     pyramid level, by the spatial term; `hierarchical` from all levels by all terms. From all levels by the rules of other papers:
     `fine_grained` (cells near objects), `attention_guided` (attention, cells weighed by it, relations), `overhaul` (what the
-    teacher does not suppress), `fgd` (objects, background, attention, context)."""
+    teacher does not suppress), `fgd` (objects, background, attention, context), `decoupled` (objects and background apart),
+    `instance_conditional` (where a decoder looks for each object), `relational` (of cells, and of objects)."""
     weight: Weight = 1.0
     """Lambda: the weight of all that comes from the teacher."""
     levels: list[Annotated[int, Field(ge=0, le=20)]] | None = None
@@ -48,8 +49,9 @@ class DistillConfig(Options):
     """Gamma: difference of pooled regions, and of the relations between them."""
     terms: dict[str, LevelWeight] | None = None
     """Weights of the terms of another paper's method, by name: `imitation` of `fine_grained`; `attention`, `masked`, `non_local`
-    of `attention_guided`; `margin` of `overhaul`; `objects`, `background`, `attention`, `global` of `fgd`. What is not named
-    keeps its own: 0.5 for `background`, 1 for the others."""
+    of `attention_guided`; `margin` of `overhaul`; `objects`, `background`, `attention`, `global` of `fgd`; `objects` and
+    `background` of `decoupled`; `instances`, `auxiliary` of `instance_conditional`; `pixels`, `objects` of `relational`. What is
+    not named keeps its own: 0.5 for `background` of `fgd`, 1 for the others."""
     imitation_threshold: Share = 0.5
     """Psi of `fine_grained`: a cell is learnt where an anchor overlaps an object by more than this share of the best overlap."""
     attention_temperature: Positive = 0.5

@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import Literal
 
 MethodName = Literal[
-    "none", "response", "single", "hierarchical", "fine_grained", "attention_guided", "overhaul", "fgd"
+    "none",
+    "response",
+    "single",
+    "hierarchical",
+    "fine_grained",
+    "attention_guided",
+    "overhaul",
+    "fgd",
+    "decoupled",
+    "instance_conditional",
+    "relational",
 ]
 """Every method by name."""
 
@@ -14,6 +24,9 @@ METHOD_TERMS: dict[str, dict[str, float]] = {
     "attention_guided": {"attention": 1.0, "masked": 1.0, "non_local": 1.0},
     "overhaul": {"margin": 1.0},
     "fgd": {"objects": 1.0, "background": 0.5, "attention": 1.0, "global": 1.0},
+    "decoupled": {"objects": 1.0, "background": 1.0},
+    "instance_conditional": {"instances": 1.0, "auxiliary": 1.0},
+    "relational": {"pixels": 1.0, "objects": 1.0},
 }
 """The terms of a paper's method, each with the weight that it has where the recipe's `distill.terms` does not say another.
 

@@ -84,10 +84,11 @@ class GradientNormWeights(Weighting):
     def _measured(self, terms: Mapping[str, Tensor], detection: Tensor, maps: Sequence[Tensor]) -> Tensor:
         whole = _length(detection, maps)
         total = max(sum(self.weights[name] for name in terms), 1e-12)
-        found = torch.ones_like(self.factors)
+        found = self.factors.clone()
         for i, (name, weight) in enumerate(self.weights.items()):
-            if name in terms:
-                found[i] = weight / total * whole / _length(terms[name], maps).clamp(min=1e-12)
+            length = _length(terms[name], maps) if name in terms else torch.zeros(())
+            if length > 0:  # a term that does not pull in this batch (no object in it, say) keeps its factor
+                found[i] = weight / total * whole / length.clamp(min=1e-12)
         return mean_over_processes(found, found.device, at_least=0.0)
 
 

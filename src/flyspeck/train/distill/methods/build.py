@@ -9,9 +9,12 @@ from flyspeck.train.distill.config import DistillConfig
 from flyspeck.train.distill.levels import LevelPair
 from flyspeck.train.distill.methods.attention_guided import AttentionGuidedTerms
 from flyspeck.train.distill.methods.base import PaperTerms
+from flyspeck.train.distill.methods.decoupled import DecoupledTerms
 from flyspeck.train.distill.methods.fgd import FgdTerms
 from flyspeck.train.distill.methods.fine_grained import FineGrainedTerms, anchors_of
+from flyspeck.train.distill.methods.instance_conditional import InstanceTerms
 from flyspeck.train.distill.methods.overhaul import OverhaulTerms
+from flyspeck.train.distill.methods.relational import RelationalTerms
 
 
 def build_paper_terms(
@@ -25,5 +28,11 @@ def build_paper_terms(
         return AttentionGuidedTerms(pairs, wanted=wanted, temperature=config.attention_temperature)
     if config.method == "overhaul":
         return OverhaulTerms(pairs, wanted=wanted)
+    if config.method == "decoupled":
+        return DecoupledTerms(pairs, wanted=wanted)
+    if config.method == "instance_conditional":
+        return InstanceTerms(pairs, wanted=wanted, classes=len(student.classes))
+    if config.method == "relational":
+        return RelationalTerms(pairs, wanted=wanted)
     assert config.method == "fgd", config.method
     return FgdTerms(pairs, wanted=wanted, temperature=config.attention_temperature)
