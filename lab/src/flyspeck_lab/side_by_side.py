@@ -58,7 +58,8 @@ def run_side_by_side(
 ) -> tuple[int, int]:
     """Runs the unfinished jobs of `tables` (their files) by so many processes; returns how many were done and how many are left.
 
-    After `minutes` no further job is begun. A job that fails is told in the log, and those that need it are left.
+    After `minutes` no further job is begun. A job that fails is told in the log, and those that need it are left. No model is
+    timed, whatever the table asks for.
     """
     until = None if minutes is None else time.time() + 60 * minutes
     context = multiprocessing.get_context("spawn")
@@ -80,16 +81,15 @@ def run_side_by_side(
     return before - left, left
 
 
-def _todo(share: Share) -> list[Job]:
-    todo = [
-        job for path in share.tables for job in jobs(load_table(path), share.grade, rows=share.rows, seeds=share.seeds)
-    ]
+def _todo(tables: Sequence[Path], grade: str, rows: list[str] | None, seeds: int | None) -> list[Job]:
+    # Beside others nothing can be timed.
+    loaded = [load_table(path).model_copy(update={"latency_runs": 0}) for path in tables]
+    todo = [job for table in loaded for job in jobs(table, grade, rows=rows, seeds=seeds)]
     return sorted(todo, key=lambda job: job.row.extra)
 
 
 def _left(tables: Sequence[Path], grade: str, results_folder: Path, rows: list[str] | None, seeds: int | None) -> int:
-    todo = [job for path in tables for job in jobs(load_table(path), grade, rows=rows, seeds=seeds)]
-    return sum(not _finished(job, results_folder) for job in todo)
+    return sum(not _finished(job, results_folder) for job in _todo(tables, grade, rows, seeds))
 
 
 def _finished(job: Job, results_folder: Path) -> bool:
@@ -104,8 +104,9 @@ def _work(share: Share, lock: Any) -> None:
     logging.basicConfig(level=logging.INFO, format=f"[{os.getpid()}] %(message)s")
     logging.getLogger("flyspeck").setLevel(logging.INFO)
     torch.set_num_threads(share.threads)
-    todo = _todo(share)
-    while share.until is None or time.time() < share.until:
+    todo = _todo(share.tables, share.grade, share.rows, share.seeds)
+    parent = multiprocessing.parent_process()
+    while (share.until is None or time.time() < share.until) and (parent is None or parent.is_alive()):
         job, waiting = _take(todo, share, lock)
         if job is None:
             if not waiting:
