@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from flyspeck.errors import UserError
 from flyspeck.infer.reading import Share
-from flyspeck.together import together
+from flyspeck.together import joining, together
 
 _IMAGES_EACH = 4  # fewer images than this for each process: tiles are dealt out instead
 
@@ -61,7 +61,8 @@ class Processes:
             from accelerate import PartialState
 
             # Processes finish hours apart where one machine is slower; the usual limit is minutes.
-            PartialState(cpu=True, timeout=timedelta(days=30))
+            with joining():
+                PartialState(cpu=True, timeout=timedelta(days=30))
         return together(rank=self.rank, world=self.world)
 
 

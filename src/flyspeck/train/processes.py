@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from accelerate import Accelerator
 
-from flyspeck.together import share_failure, together
+from flyspeck.together import joining, share_failure, together
 
 
 class Processes(Protocol):
@@ -60,6 +60,8 @@ def join_processes() -> Accelerator:
     """This process among those that `torchrun` or `accelerate launch` started, on GPUs or on CPUs.
 
     Without `cpu=True` accelerate takes processes on a machine without a GPU for strangers: each would train alone.
+    The process leaves the others when the program ends.
     """
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return Accelerator(cpu=several and not torch.cuda.is_available())
+    with joining():
+        return Accelerator(cpu=several and not torch.cuda.is_available())
