@@ -26,9 +26,10 @@ def auto(
     """Look, plan, try a few trainings, finish the best, export it, and report on images that no choice was made on."""
     begun = time.monotonic()  # what is imported below counts
     from flyspeck.plan.choices import counted
+    from flyspeck.plan.voice import Voice
 
-    typer.echo(f"flyspeck auto: {counted(minutes, 'minute')} for all of it")
-    from flyspeck.plan.auto import auto as run
+    with Voice(typer.echo).doing(f"flyspeck auto: {counted(minutes, 'minute')} for all of it; loading"):
+        from flyspeck.plan.auto import auto as run
 
     run(
         source,

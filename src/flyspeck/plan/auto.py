@@ -16,7 +16,8 @@ from typing import Any
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers import read_annotations
 from flyspeck.errors import UserError
-from flyspeck.evaluate.baselines import baseline_text, measure_baselines
+from flyspeck.evaluate.baselines import Baseline, baseline_text, measure_baselines
+from flyspeck.evaluate.protocols import Protocol
 from flyspeck.evaluate.results import EvaluationResult
 from flyspeck.evaluate.score_curve import KEY as CURVE
 from flyspeck.evaluate.score_curve import score_curve
@@ -25,7 +26,7 @@ from flyspeck.export.proof import ExportOptions
 from flyspeck.files import local_output, write_bytes
 from flyspeck.infer.shown import KEY as SHOWN
 from flyspeck.plan import rules
-from flyspeck.plan.budget import Budget, busy
+from flyspeck.plan.budget import Budget
 from flyspeck.plan.choices import Plan, Speed
 from flyspeck.plan.fingerprint import Fingerprint
 from flyspeck.plan.halving import finish, halve, progress_of, winner_share
@@ -33,6 +34,7 @@ from flyspeck.plan.init import check_disk, choice_lines, look, measured
 from flyspeck.plan.rivals import candidates as candidates_for
 from flyspeck.plan.sets import CHOOSE, REPORT, TRAIN, Source
 from flyspeck.plan.settings import Measured, best_of, detect, measure_settings, result_of
+from flyspeck.plan.slowness import Slowness
 from flyspeck.plan.speed import threads_kept
 from flyspeck.plan.state import State, open_state
 from flyspeck.plan.summary import write_summary
@@ -118,7 +120,7 @@ def auto(
     options = {"format": format, "classes": classes, "images": None if images is None else Path(images)}
     if resume:
         voice(f"going on: {state.seconds:.0f} s of {60 * budget_minutes:.0f} are used")
-    budget = Budget(budget_minutes, state, busy=busy())
+    budget = Budget(budget_minutes, state, slowness=Slowness())
     try:
         with threads_kept():
             return _run(Path(data), None if val is None else Path(val), options, device, state, budget, voice)
@@ -138,12 +140,12 @@ def _run(
     sources, found, notes = _sets(data, val, options, state, budget, voice)
     plans, speeds, machine_device = _plans(sources, found, device, state, budget, voice)
     candidates = _candidates(plans, sources, state, budget, found, voice)
-    speed = speeds[plans[0].tier.name]
-    choose, report = _limited(sources, speed, found, budget, notes)
+    speed_of = {plan.value("name"): speeds[plan.tier.name] for plan in plans}
+    choose, report = _limited(sources, speeds[plans[0].tier.name], found, budget, notes)
     total = float(state.done["training"])
 
-    def left() -> float:
-        return budget.left - budget.kept_back(len(choose), len(report), found, speed, candidates=1)
+    def left(name: str = plans[0].value("name")) -> float:
+        return budget.left - budget.kept_back(len(choose), len(report), found, speed_of[name], candidates=1)
 
     winner, trials = halve(
         candidates, total, choose, voice, left=left,
@@ -152,10 +154,12 @@ def _run(
     )  # fmt: skip
     if "finished" not in state.done:
         with voice.doing(f"training {winner.name} to the end"):
-            state.keep("finished", finish(winner, left(), voice))
-    best = _setting(winner, choose, machine_device, state, budget, voice)
+            state.keep("finished", finish(winner, left(winner.name), voice))
+    speed = speed_of[winner.name]
+    limit = budget.for_settings(len(report), speed, found)
+    best = _setting(winner, choose, machine_device, state, limit, notes, voice)
     model = _kept(winner, state)
-    exported = _export(winner, sources[CHOOSE], state, notes, voice)
+    exported = _export(winner, sources[CHOOSE], state, budget.checked(speed, found), notes, voice)
     report = _still(report, best, budget, notes)
     with voice.doing(f"measuring on {len(report)} images that no choice was made on"):
         precision = winner.recipe.train.precision
@@ -164,9 +168,7 @@ def _run(
         detections.write_coco(state.folder / "detections.json", report)
         evaluation.write(state.folder / "evaluation.json")
     settings = [Measured.of(one) for one in state.done["settings"]]
-    with voice.doing("beside it, what needs no network: no box, the usual places, blobs"):
-        seconds = min(budget.baselines, budget.left) / 4
-        baselines = measure_baselines(sources[TRAIN].table, report, evaluation.protocol, seconds=seconds)
+    baselines = _baselines(sources[TRAIN].table, report, evaluation.protocol, budget.for_baselines(), notes, voice)
     with voice.doing("writing the report"):
         write_summary(
             state.folder,
@@ -181,10 +183,12 @@ def _run(
             trained=progress_of(winner)[0] / 60,
             minutes=budget.minutes,
             baselines=baselines,
+            images=budget.drawn(20),
         )
     voice("")
     voice(evaluation.table())
-    voice(baseline_text(baselines))
+    if baselines:
+        voice(baseline_text(baselines))
     for note in notes:
         voice(f"note: {note}")
     used = state.seconds / 60
@@ -292,21 +296,31 @@ def _limited(
 
 
 def _setting(
-    winner: Candidate, choose: Annotations, device: str, state: State, budget: Budget, voice: Voice
+    winner: Candidate,
+    choose: Annotations,
+    device: str,
+    state: State,
+    limit: float,
+    notes: list[str],
+    voice: Voice,
 ) -> Measured:
-    """Whole or in tiles, and the scale: the table, and its best row, which the weights say, with its score curve."""
+    """Whole or in tiles, and the scale: the table, and its best row, which the weights say, with its score curve; in about
+    `limit` seconds.
+    """
     metric = winner.recipe.evaluate.best
     protocol, precision = winner.recipe.evaluate.protocol, winner.recipe.train.precision
     weights = weights_file(winner.folder)
     if "settings" not in state.done or "tile" not in state.done["settings"][0]:
         voice(f"whole or in tiles, and at which scale: {len(choose)} images")
-        done = measure_settings(
+        done, measured_on = measure_settings(
             winner.folder, choose, protocol=protocol, metric=metric, device=device, precision=precision,
-            limit=budget.for_settings(), voice=voice,
+            limit=limit, voice=voice,
         )  # fmt: skip
+        if len(measured_on) < len(choose):
+            notes.append(f"whole or in tiles: measured on {len(measured_on)} of {len(choose)} images, for lack of time")
         best = best_of([one for one, _ in done])
         found = next(found for one, found in done if one is best)
-        curve = score_curve(choose, found, result_of(choose, found, protocol).protocol)
+        curve = score_curve(measured_on, found, result_of(measured_on, found, protocol).protocol)
         add_to_description(weights, **{SHOWN: best.setting.showing.to_dict(), CURVE: curve.to_dict()})
         state.keep("settings", [one.to_dict() for one, _ in done])
         for one, _ in done:
@@ -332,15 +346,34 @@ def _still(report: Annotations, best: Measured, budget: Budget, notes: list[str]
     return spread(report, most)
 
 
-def _export(winner: Candidate, source: Source, state: State, notes: list[str], voice: Voice) -> Path | None:
-    """The winner as ONNX; None, and a note, where that fails."""
+def _export(
+    winner: Candidate, source: Source, state: State, images: int, notes: list[str], voice: Voice
+) -> Path | None:
+    """The winner as ONNX, checked on so many images; None, and a note, where that fails or there is no time for it (0)."""
     path = state.folder / "detector.onnx"
     if path.is_file():
         return path
-    options = ExportOptions(format="onnx", check=Path(source.path), check_limit=8)
+    again = f"flyspeck export {winner.folder} --out {path}"
+    if not images:
+        notes.append(f"not exported, for lack of time: {again}")
+        return None
+    options = ExportOptions(format="onnx", check=Path(source.path), check_limit=images)
     try:
         with voice.doing("exporting to ONNX"):
             return export_model(winner.folder, path, options, say=lambda line: voice(f"  {line}")).path
     except UserError as error:
-        notes.append(f"not exported: {error}; flyspeck export {winner.folder} --out detector.onnx tries again")
+        notes.append(f"not exported: {error}; {again} tries again")
         return None
+
+
+def _baselines(
+    train: Annotations, report: Annotations, protocol: Protocol, seconds: float, notes: list[str], voice: Voice
+) -> Sequence[Baseline]:
+    """What needs no network, in about so many seconds; nothing, and a note, where there are none."""
+    if not seconds:
+        notes.append(
+            "nothing without a network beside the numbers, for lack of time: see `flyspeck report --baselines`"
+        )
+        return ()
+    with voice.doing("beside it, what needs no network: no box, the usual places, blobs"):
+        return measure_baselines(train, report, protocol, seconds=seconds / 4)

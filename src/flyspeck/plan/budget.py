@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from flyspeck.errors import UserError
 from flyspeck.plan import rules, tiers
@@ -17,6 +16,12 @@ LOOKING = 0.05
 """Share of a training's time that one evaluation may take: about four are made."""
 FEWEST = 20
 """Images that are looked at all the same."""
+LATE = 8
+"""Images that are reported on where all time is used up."""
+ODD_IMAGES, ODD_PIXELS = 36, 256 * 320
+"""An exported detector is run on so many images of at most so many pixels, at odd sizes and batches (`export.plain_run`)."""
+FULL_PRECISION = 1.5
+"""What fp32 takes of the time that detectors were measured in, at most where that was bf16."""
 
 
 def image_seconds(speed: Speed, found: Fingerprint) -> float:
@@ -34,14 +39,6 @@ def looked_at(speed: Speed, found: Fingerprint, minutes: float, images: int) -> 
     return most if most < images else None
 
 
-def busy() -> float:
-    """By how much other programs slow this machine down, from 1 to 3: those that wait for each of its processors."""
-    try:
-        return min(3.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
-    except (AttributeError, OSError):  # not on this system
-        return 1.0
-
-
 class Budget:
     """Seconds in all, and what is used of them."""
 
@@ -49,18 +46,30 @@ class Budget:
     """Share of the time for trying settings."""
     REPORTING = 0.06
     """Share of the time for the images that are reported on."""
-    EXPORT, BASELINES, PAGE = 24.0, 25.0, 6.0
-    """Seconds for tracing and checking the exported detector, for what needs no network, and for the page, on a quiet machine."""
+    WRITING, BASELINES, PAGE = 2.0, 25.0, 6.0
+    """Seconds for writing the exported detector, for what needs no network, and for the page, on a quiet machine."""
+    CHECKED = 8
+    """Images that the exported detector is checked on, where there is time."""
     SPARE = 0.04
     """Share of the time for what nobody foresees."""
     LEAST_TRAINING = 15.0
     """Seconds below which no training is worth a name."""
 
-    def __init__(self, minutes: float, state: State, *, busy: float = 1.0) -> None:
-        """`busy` is how much longer the machine takes, since other programs run on it."""
-        self.minutes, self.seconds, self.state = minutes, 60.0 * minutes, state
-        self.page, self.baselines = busy * self.PAGE, busy * self.BASELINES
-        self.fixed = busy * self.EXPORT + self.baselines + self.page
+    def __init__(self, minutes: float, state: State, *, slowness: Callable[[], float] = lambda: 1.0) -> None:
+        """`slowness` says how much longer than a quiet machine this one takes now (`plan.slowness`)."""
+        self.minutes, self.seconds, self.state, self._slowness = minutes, 60.0 * minutes, state, slowness
+        if "slowness" not in state.done:
+            state.done["slowness"] = slowness()
+
+    @property
+    def slower(self) -> float:
+        """By what seconds of the quiet machine are to be multiplied now."""
+        return self._slowness()
+
+    @property
+    def later(self) -> float:
+        """By how much this machine is slower now than it was when detectors were timed; 1 where it is not."""
+        return max(1.0, self._slowness() / float(self.state.done["slowness"]))
 
     @property
     def left(self) -> float:
@@ -72,13 +81,48 @@ class Budget:
         passes = 4 if share == self.CHOOSING else 1.5
         return max(4, int(share * self.seconds / passes / image_seconds(speed, found)))
 
-    def for_settings(self) -> float:
-        """Seconds for trying settings: their share, or what is left of the time, should that be less."""
-        return max(0.0, min(self.CHOOSING * self.seconds, self.left - self.fixed))
+    def export(self, speed: Speed, found: Fingerprint, *, images: int = CHECKED) -> float:
+        """Seconds for the exported detector: tracing, images at odd sizes and batches in two runtimes, and whole `images`."""
+        height, width = rules.crop(found, rules.enlargement(found).value)[0].value
+        odd = ODD_IMAGES * min(1.0, ODD_PIXELS / (height * width)) / speed.detect_per_second
+        tracing = self.slower * (speed.tracing + self.WRITING)
+        return tracing + FULL_PRECISION * self.later * (odd + 2 * images * image_seconds(speed, found))
+
+    def checked(self, speed: Speed, found: Fingerprint) -> int:
+        """Images to check the exported detector on, so that the rest has its time; 0 where there is no time to export."""
+        spare = self.left - self.slower * self.PAGE
+        for images in (self.CHECKED, self.CHECKED // 2, 2):
+            if self.export(speed, found, images=images) <= spare:
+                return images
+        return 0
+
+    def after_export(self, speed: Speed, found: Fingerprint) -> float:
+        """Seconds for all that follows the measuring of settings, of images alone."""
+        return self.export(speed, found) + self.slower * (self.BASELINES + self.PAGE)
+
+    def for_settings(self, report: int, speed: Speed, found: Fingerprint) -> float:
+        """Seconds for trying settings: their share, or what the rest, with so many images to `report` on, leaves of the time."""
+        rest = self.after_export(speed, found) + self._reporting(report, speed, found)
+        return max(0.0, min(self.CHOOSING * self.seconds, self.left - rest))
+
+    def _reporting(self, report: int, speed: Speed, found: Fingerprint) -> float:
+        """Seconds for the images that are reported on."""
+        report = min(report, self.images(self.REPORTING, speed, found))
+        return 1.5 * report * self.later * image_seconds(speed, found)
 
     def still(self, each: float) -> int:
-        """Images that can still be reported on, at so many seconds each; some all the same, or nothing would be known."""
-        return max(FEWEST, int((self.left - self.baselines - self.page) / max(1.2 * each, 1e-6)))
+        """Images that can still be reported on, at so many seconds each; a few all the same, or nothing would be known."""
+        spare = self.left - self.slower * (self.BASELINES + self.PAGE)
+        return max(FEWEST if spare > 0 else LATE, int(spare / max(1.2 * each, 1e-6)))
+
+    def for_baselines(self) -> float:
+        """Seconds for what needs no network; 0 where there is no time for it."""
+        spare = min(self.slower * self.BASELINES, self.left - self.slower * self.PAGE)
+        return spare if spare >= 0.2 * self.slower * self.BASELINES else 0.0
+
+    def drawn(self, most: int) -> int:
+        """Images that the page shows, of at `most` so many."""
+        return most if self.left >= self.slower * self.PAGE else min(most, 4)
 
     def kept_back(
         self, choose: int, report: int, found: Fingerprint, speed: Speed, *, candidates: int = MOST_CANDIDATES
@@ -86,12 +130,12 @@ class Budget:
         """Seconds for what is no training, from `choose` and `report` images, of which so many `candidates` are measured; with
         one, that is what comes after the last training.
         """
-        each = image_seconds(speed, found)
+        each = self.later * image_seconds(speed, found)
         choose = min(choose, self.images(self.CHOOSING, speed, found))
-        report = min(report, self.images(self.REPORTING, speed, found))
         settings = min(self.CHOOSING * self.seconds, 14 * choose * each)
         trials = 1.4 * sum(range(2, candidates + 1)) * choose * each
-        return settings + trials + 1.5 * report * each + self.fixed + self.SPARE * self.seconds
+        rest = self._reporting(report, speed, found) + self.after_export(speed, found)
+        return settings + trials + rest + self.SPARE * self.seconds
 
     def for_training(self, choose: int, report: int, found: Fingerprint, speeds: Mapping[str, Speed]) -> float:
         """Seconds of training, all candidates together. Raises UserError where they are too few to learn anything."""

@@ -73,6 +73,8 @@ class Tier:
     fast: bool = False
     """Whether it is one of those that are made to run in real time."""
     weight_decay: float = 0.01
+    tracing: float = 15.0
+    """Seconds of a quiet machine for its way into an exported graph."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,8 @@ class Speed:
     """Peak of the process, bytes."""
     detect_per_second: float
     """Images of the training's size that it finds objects in."""
+    tracing: float = 45.0
+    """See `Tier.tracing`."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from flyspeck.infer.load import load_predictor
 from flyspeck.infer.shown import Showing
 from flyspeck.plan.voice import Voice
 from flyspeck.train.checkpoint import load_weights, weights_file
+from flyspeck.train.inputs import spread
 from flyspeck.train.measure import metrics_of
 
 SCALES = (1.0, 1.5, 2.0, 0.75, 0.5)
@@ -29,6 +30,10 @@ MOST_WHOLE = 4_000_000
 """Pixels of an image that goes whole, as the network sees it."""
 SAMPLES, LEVEL = 300, 0.9
 """Of the comparison with the setting of the training."""
+TIMED = 6
+"""Images that are looked at to see how long that takes."""
+FEWEST = 12
+"""Images that settings are measured on all the same."""
 LOWEST = 0.01
 """Score from which detections are kept: a metric wants all of the curve."""
 
@@ -131,13 +136,15 @@ def measure_settings(
     limit: float,
     voice: Voice,
     clock: Callable[[], float] = time.monotonic,
-) -> list[tuple[Measured, DetectionTable]]:
-    """The grid, as far as it goes in `limit` seconds, each with what was found; the setting of the training always.
+) -> tuple[list[tuple[Measured, DetectionTable]], Annotations]:
+    """The grid, as far as it goes in `limit` seconds, each with what was found, and the images that it was measured on; the
+    setting of the training always, on as many images as that takes half of the time for, or `FEWEST`.
 
     What is likely to take longer than what is left (by the pixels that the network sees) is left out and said.
     """
     _, description = load_weights(weights_file(model))
     begun, done, rate, first = clock(), [], 0.0, None
+    table = _affordable(model, table, description, limit=limit, device=device, precision=precision, clock=clock)
     for setting in settings_for(table, description):
         needed = rate * setting.scale**2 * (1.0 if setting.whole else 1.3)
         if done and clock() - begun + needed > limit:
@@ -152,7 +159,28 @@ def measure_settings(
         first = first or found
         done.append((Measured(setting, metrics_of(result), round(seconds, 4), ahead), found))
         rate = (clock() - start) / setting.scale**2
-    return done
+    return done, table
+
+
+def _affordable(
+    model: Path,
+    table: Annotations,
+    description: Mapping[str, Any],
+    *,
+    limit: float,
+    device: str,
+    precision: str,
+    clock: Callable[[], float],
+) -> Annotations:
+    """Of the images, evenly spread, as many as the first setting looks at in half of `limit`, by what a few of them take."""
+    few = spread(table, TIMED)
+    if len(few) >= len(table):
+        return table
+    setting = next(settings_for(table, description))
+    start = clock()
+    detect(model, few, setting, device=device, precision=precision, batch_size=setting.showing.batch(8, description))
+    most = int(0.5 * limit / max(1e-9, (clock() - start) / len(few)))
+    return table if most >= len(table) else spread(table, max(FEWEST, most))
 
 
 def difference(

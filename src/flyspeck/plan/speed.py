@@ -205,7 +205,7 @@ def _speed(plan: Plan, table: Annotations, machine: Machine, seconds: float, clo
     warm = min(cold, len(times) - 1)
     rate = sum(images[warm:]) / max(1e-9, sum(times[warm:]))
     assert images_in is not None
-    return Speed(rate, peak_memory(machine.device), trial.detecting(images_in, clock))
+    return Speed(rate, peak_memory(machine.device), trial.detecting(images_in, clock), plan.tier.tracing)
 
 
 class _Trial:
