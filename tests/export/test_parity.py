@@ -2,15 +2,22 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flyspeck import one_object
+from flyspeck.boxes import iou
 from flyspeck.errors import UserError
 from flyspeck.export.parity import Rule, _partners, ap_table, compare
 from flyspeck.export.proof import require_parity
+from flyspeck.export.undecided import asked_again
+from flyspeck.models.postprocess import Suppression, suppress
 from flyspeck.types import Detections
 
 RULE = Rule(score=0.05, iou=0.5, max_detections=100)
@@ -150,3 +157,33 @@ def test_the_table_states_the_difference_in_points() -> None:
     text = ap_table({"eager": {"tiny": 0.5, "small": -1.0}, "int8": {"tiny": 0.482, "small": -1.0}})
     assert "48.20 (-1.80)" in text
     assert text.splitlines()[2].split() == ["small", "–", "–"]
+
+
+@pytest.mark.parametrize("off", [1e-5, -1e-5, 0.02], ids=["kept for a digit", "lost for a digit", "at fault"])
+def test_a_box_at_the_cut_is_told_though_it_was_moved_afterwards(off: float) -> None:
+    """Two boxes of 40 px whose overlap is at NMS's threshold, by `off` more on one side; a third one draws them together."""
+    detector: Any = SimpleNamespace(head=SimpleNamespace(suppression=Suppression(iou=0.5, method="tiny")))
+
+    def look(overlap: float) -> list[Detections]:
+        x = 40 * (1 - overlap) / (1 + overlap)
+        boxes = torch.tensor([[a, 10.0, a + 40, 50.0] for a in (0.0, x, 9.0)], dtype=torch.float64)
+        raw = suppress(
+            boxes, torch.tensor([0.9, 0.7, 0.8]).double(), torch.zeros(3).long(), (64, 96), detector.head.suppression
+        )
+        return [Detections(raw.boxes.numpy(), raw.scores.numpy(), raw.labels.numpy(), (64, 96))]
+
+    rule = Rule(score=0.05, iou=0.5, max_detections=100, method="tiny")
+    reference, exported = look(0.5 + abs(off)), look(0.5 - 1e-6)
+    assert (len(reference[0]), len(exported[0])) == (1, 2)
+    if off == -1e-5:
+        reference, exported = exported, reference
+    kept = max((reference[0], exported[0]), key=len)
+    assert iou(kept.boxes[:1], kept.boxes[1:])[0, 0] > 0.6  # nothing in the end says 0.5
+    assert not compare(reference, exported, rule).same
+    own = 0.5 - 1e-6 if off == -1e-5 else 0.5 + abs(off)
+    asked = compare(reference, exported, rule, again=lambda: asked_again(detector, lambda: look(own)))
+    assert (asked.ties, asked.unmatched) == ((0, 1) if off == 0.02 else (1, 0))
+    assert detector.head.suppression.iou == 0.5
+    assert one_object.bound(np.float64(8)) == one_object.LOWEST
+    detector.head.suppression = Suppression(method="none")
+    assert asked_again(detector, lambda: look(own)) == []

@@ -45,6 +45,7 @@ from flyspeck.export.proof import (
     require_parity,
 )
 from flyspeck.export.stages import Stages, cut
+from flyspeck.export.undecided import asked_again
 from flyspeck.infer.engines import open_exported
 from flyspeck.infer.litert_model import ENTRY, LABELS, LiteRTModel
 from flyspeck.infer.shown import KEY as SHOWN
@@ -53,7 +54,7 @@ from flyspeck.infer.torch_model import TorchModel
 from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.router import FactorRouter
 from flyspeck.train.build import load_for_use
-from flyspeck.types import ImageBatch
+from flyspeck.types import Detections, ImageBatch
 
 Say = Callable[[str], None]
 KINDS = (
@@ -104,9 +105,13 @@ def export_litert(run: Path, out: Path, options: ExportOptions, *, say: Say = pr
         network = convert(stages)
         write_litert(network, temporary, told)
         say(f"checking on {len(checked.paths)} images of {checked.name}")
-        eager, reference = detect(PaddedModel(detector, size), checked, description, score=rule.score)
+
+        def look() -> tuple[list[Detections], list[Detections]]:
+            return detect(PaddedModel(detector, size), checked, description, score=rule.score)
+
+        eager, reference = look()
         found, windows = detect(open_exported(temporary, device="cpu"), checked, description, score=rule.score)
-        difference = compare(reference, windows, rule)
+        difference = compare(reference, windows, rule, again=lambda: asked_again(detector, lambda: look()[1]))
         ap = accuracy(checked, eager=eager, exported=found)
         say(difference.text)
         require_parity(difference, difference, ap, out)

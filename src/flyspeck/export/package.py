@@ -27,6 +27,7 @@ from flyspeck.export.proof import (
     prepared,
     require_parity,
 )
+from flyspeck.export.undecided import asked_again
 from flyspeck.infer.engines import open_exported
 from flyspeck.infer.factor_model import factor_file
 from flyspeck.infer.shown import shown_enlargement
@@ -34,6 +35,7 @@ from flyspeck.infer.torch_model import TorchModel
 from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.router import FactorRouter
 from flyspeck.train.build import load_for_use
+from flyspeck.types import Detections
 
 Say = Callable[[str], None]
 
@@ -59,10 +61,14 @@ def export_model(run: Path, out: Path, options: ExportOptions, *, say: Say = pri
         say(f"checking on {len(checked.paths)} images of {checked.name}")
         model, exported = TorchModel(detector, device="cpu"), open_exported(temporary, device="cpu")
         some = images_of(checked, description, odd_sizes(description))
-        plain = compare_plainly(model, PlainRun(temporary, told), some, rule, enlarge=frame.enlarge)
-        eager, reference = detect(model, checked, description, score=rule.score)
+        plain = compare_plainly(model, PlainRun(temporary, told), some, rule, enlarge=frame.enlarge, detector=detector)
+
+        def look() -> tuple[list[Detections], list[Detections]]:
+            return detect(model, checked, description, score=rule.score)
+
+        eager, reference = look()
         found, windows = detect(exported, checked, description, score=rule.score)
-        difference = compare(reference, windows, rule)
+        difference = compare(reference, windows, rule, again=lambda: asked_again(detector, lambda: look()[1]))
         ap = accuracy(checked, eager=eager, exported=found)
         say(difference.text)
         require_parity(difference, plain, ap, out)

@@ -20,12 +20,14 @@ from flyspeck.data.enlarge import Enlarge
 from flyspeck.errors import UserError, missing_extra
 from flyspeck.export.check_images import ImageSet
 from flyspeck.export.parity import Difference, Rule, compare
+from flyspeck.export.undecided import asked_again
 from flyspeck.infer.exported import ExportedModel, PlainModel, Session, cannot_run
 from flyspeck.infer.factor_model import FactorModel, factor_file
 from flyspeck.infer.predictor import Model, Predictor
 from flyspeck.infer.shown import shown_enlargement
 from flyspeck.infer.source import open_source
 from flyspeck.infer.windows import OpenOptions
+from flyspeck.models.detector import Detector
 from flyspeck.types import Detections
 
 BATCHES = (1, 2, 3, 7)
@@ -136,20 +138,32 @@ def images_of(images: ImageSet, description: Mapping[str, Any], sizes: Sizes) ->
 
 
 def compare_plainly(
-    eager: Model, exported: Model, images: Sequence[Sequence[np.ndarray]], rule: Rule, *, enlarge: Enlarge
+    eager: Model,
+    exported: Model,
+    images: Sequence[Sequence[np.ndarray]],
+    rule: Rule,
+    *,
+    enlarge: Enlarge,
+    detector: Detector | None = None,
 ) -> Difference:
     """A file as strangers run it against `flyspeck predict` of the detector; `images` are some of each size.
 
-    Every size is run in every one of `BATCHES`. Raises UserError where the file does not run.
+    Every size is run in every one of `BATCHES`. `detector`, the one in `eager`, is asked again where boxes have no partner.
+    Raises UserError where the file does not run.
     """
-    wanted, answers = [], []
+
+    def wanted() -> list[Detections]:
+        found = []
+        for own in images:
+            reference = reference_of(eager, own, rule, enlarge=enlarge)
+            found += [reference[i % len(own)] for batch in BATCHES for i in range(batch)]
+        return found
+
+    answers = []
     for own in images:
-        reference = reference_of(eager, own, rule, enlarge=enlarge)
         for batch in BATCHES:
-            rows = [i % len(own) for i in range(batch)]
-            answers += run_plainly(exported, [own[row] for row in rows])
-            wanted += [reference[row] for row in rows]
-    return compare(wanted, answers, rule)
+            answers += run_plainly(exported, [own[i % len(own)] for i in range(batch)])
+    return compare(wanted(), answers, rule, again=lambda: [] if detector is None else asked_again(detector, wanted))
 
 
 def reference_of(eager: Model, images: Sequence[np.ndarray], rule: Rule, *, enlarge: Enlarge) -> list[Detections]:
