@@ -1,10 +1,11 @@
 """Pixels that a file does not have: under a mask, "no data", wholly transparent, no finite number.
 
-A network always sees something in their place. Black, white or the mean puts an edge around everything that is there, which
-small detectors take for objects, and the "no data" value of a scale may be the brightest of it. So each missing pixel gets the
-nearest one that is there in its row or column: what meets the border has no edge there. Counted with `models/aerialcars` on 14
-images cut by a slanted border, within 24 px of it: boxes that the whole image does not have, and those lost of its 23, are 7 and
-8 with black, 1 and 9 with white, 12 and 5 with the mean, 4 and 4 with the nearest.
+A network always sees something in their place. Black or white puts an edge around everything that is there, which small
+detectors take for objects, and the "no data" value of a scale may be the brightest of it. The nearest pixel of the row or column
+draws an object that meets the border out of all proportion. So each missing pixel gets the mean of what is there around it, in
+blocks. Counted with `models/aerialcars` on 10 images cut by 4 borders each, most of them along or through an object
+(`benchmarks/collar.py`), within 24 px of these: of 291 boxes, 71 lost and 30 that the whole image does not have with black, 36 and
+42 with the mean of all, 68 and 20 with the nearest, 33 and 41 so.
 
 What is found is then compared with what is there: `hidden` says which boxes lie in what is missing.
 """
