@@ -4,8 +4,8 @@ A network always sees something in their place. Black or white puts an edge arou
 detectors take for objects, and the "no data" value of a scale may be the brightest of it. The nearest pixel of the row or column
 draws an object that meets the border out of all proportion. So each missing pixel gets the mean of what is there around it, in
 blocks. Counted with `models/aerialcars` on 10 images cut by 4 borders each, most of them along or through an object
-(`benchmarks/collar.py`), within 24 px of these: of 291 boxes, 71 lost and 30 that the whole image does not have with black, 36 and
-42 with the mean of all, 68 and 20 with the nearest, 33 and 41 so.
+(`benchmarks/collar.py`), within 24 px of these: of 291 boxes, 71 lost and 30 that the whole image does not have with black, 36
+and 42 with the mean of all, 68 and 20 with the nearest, 33 and 41 so.
 
 What is found is then compared with what is there: `hidden` says which boxes lie in what is missing.
 """
