@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +15,7 @@ from flyspeck.errors import UserError
 from flyspeck.export.parity import Rule, _partners, ap_table, compare
 from flyspeck.export.proof import require_parity
 from flyspeck.export.undecided import asked_again
+from flyspeck.models.detector import Head
 from flyspeck.models.postprocess import Suppression, suppress
 from flyspeck.types import Detections
 
@@ -159,16 +158,30 @@ def test_the_table_states_the_difference_in_points() -> None:
     assert text.splitlines()[2].split() == ["small", "–", "–"]
 
 
+class Suppressing(Head):
+    """A network of nothing but a rule."""
+
+    def __init__(self, rule: Suppression) -> None:
+        super().__init__()
+        self.suppression = rule
+
+    def losses(self, *_: object) -> dict:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return {}
+
+    def detect(self, *_: object) -> list:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return []
+
+
 @pytest.mark.parametrize("off", [1e-5, -1e-5, 0.02], ids=["kept for a digit", "lost for a digit", "at fault"])
 def test_a_box_at_the_cut_is_told_though_it_was_moved_afterwards(off: float) -> None:
     """Two boxes of 40 px whose overlap is at NMS's threshold, by `off` more on one side; a third one draws them together."""
-    detector: Any = SimpleNamespace(head=SimpleNamespace(suppression=Suppression(iou=0.5, method="tiny")))
+    detector = Suppressing(Suppression(iou=0.5, method="tiny"))
 
     def look(overlap: float) -> list[Detections]:
         x = 40 * (1 - overlap) / (1 + overlap)
         boxes = torch.tensor([[a, 10.0, a + 40, 50.0] for a in (0.0, x, 9.0)], dtype=torch.float64)
         raw = suppress(
-            boxes, torch.tensor([0.9, 0.7, 0.8]).double(), torch.zeros(3).long(), (64, 96), detector.head.suppression
+            boxes, torch.tensor([0.9, 0.7, 0.8]).double(), torch.zeros(3).long(), (64, 96), detector.suppression
         )
         return [Detections(raw.boxes.numpy(), raw.scores.numpy(), raw.labels.numpy(), (64, 96))]
 
@@ -183,7 +196,31 @@ def test_a_box_at_the_cut_is_told_though_it_was_moved_afterwards(off: float) -> 
     own = 0.5 - 1e-6 if off == -1e-5 else 0.5 + abs(off)
     asked = compare(reference, exported, rule, again=lambda: asked_again(detector, lambda: look(own)))
     assert (asked.ties, asked.unmatched) == ((0, 1) if off == 0.02 else (1, 0))
-    assert detector.head.suppression.iou == 0.5
+    assert detector.suppression.iou == 0.5
     assert one_object.bound(np.float64(8)) == one_object.LOWEST
-    detector.head.suppression = Suppression(method="none")
+    detector.suppression = Suppression(method="none")
     assert asked_again(detector, lambda: look(own)) == []
+
+
+def test_a_box_at_the_cut_of_the_best_is_told_though_few_come_out() -> None:
+    """Of five boxes apart the best four enter the pass; the fourth and the fifth are equal to the last digit."""
+    detector = Suppressing(Suppression(score=0.05, method="tiny", max_detections=4))
+
+    def look(last: float) -> list[Detections]:
+        # The second box lies within the first: a duplicate, whose quarter of a score is below the threshold.
+        boxes = torch.tensor([[0, 0, 8, 8], [2, 2, 5, 5], [30, 0, 38, 8], [50, 0, 58, 8], [70, 0, 78, 8]]).double()
+        scores = torch.tensor([0.9, 0.19, 0.5, 0.1, 0.1 + last], dtype=torch.float64)
+        raw = suppress(boxes, scores, torch.zeros(5).long(), (64, 96), detector.suppression)
+        return [Detections(raw.boxes.numpy(), raw.scores.numpy(), raw.labels.numpy(), (64, 96))]
+
+    rule = Rule(score=0.05, iou=0.5, max_detections=4, method="tiny")
+    reference, exported = look(-1e-9), look(1e-9)
+    assert len(reference[0]) == len(exported[0]) == 3
+    assert (
+        compare(reference, exported, rule).unmatched == 2
+    )  # three of four that enter: no score says where the cut was
+    asked = compare(reference, exported, rule, again=lambda: asked_again(detector, lambda: look(-1e-9)))
+    assert (asked.ties, asked.unmatched) == (2, 0)
+    assert detector.suppression.max_detections == 4
+    other = [Detections(exported[0].boxes + 3, exported[0].scores, exported[0].labels, (64, 96))]
+    assert compare(reference, other, rule, again=lambda: asked_again(detector, lambda: look(-1e-9))).unmatched > 2

@@ -105,13 +105,14 @@ def export_litert(run: Path, out: Path, options: ExportOptions, *, say: Say = pr
         network = convert(stages)
         write_litert(network, temporary, told)
         say(f"checking on {len(checked.paths)} images of {checked.name}")
+        model = PaddedModel(detector, size)
 
         def look() -> tuple[list[Detections], list[Detections]]:
-            return detect(PaddedModel(detector, size), checked, description, score=rule.score)
+            return detect(model, checked, description, score=rule.score)
 
         eager, reference = look()
         found, windows = detect(open_exported(temporary, device="cpu"), checked, description, score=rule.score)
-        difference = compare(reference, windows, rule, again=lambda: asked_again(detector, lambda: look()[1]))
+        difference = compare(reference, windows, rule, again=lambda: asked_again(model.detector, lambda: look()[1]))
         ap = accuracy(checked, eager=eager, exported=found)
         say(difference.text)
         require_parity(difference, difference, ap, out)

@@ -61,14 +61,16 @@ def export_model(run: Path, out: Path, options: ExportOptions, *, say: Say = pri
         say(f"checking on {len(checked.paths)} images of {checked.name}")
         model, exported = TorchModel(detector, device="cpu"), open_exported(temporary, device="cpu")
         some = images_of(checked, description, odd_sizes(description))
-        plain = compare_plainly(model, PlainRun(temporary, told), some, rule, enlarge=frame.enlarge, detector=detector)
+        plain = compare_plainly(
+            model, PlainRun(temporary, told), some, rule, enlarge=frame.enlarge, network=model.detector
+        )
 
         def look() -> tuple[list[Detections], list[Detections]]:
             return detect(model, checked, description, score=rule.score)
 
         eager, reference = look()
         found, windows = detect(exported, checked, description, score=rule.score)
-        difference = compare(reference, windows, rule, again=lambda: asked_again(detector, lambda: look()[1]))
+        difference = compare(reference, windows, rule, again=lambda: asked_again(model.detector, lambda: look()[1]))
         ap = accuracy(checked, eager=eager, exported=found)
         say(difference.text)
         require_parity(difference, plain, ap, out)

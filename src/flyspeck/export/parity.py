@@ -4,8 +4,8 @@ Two runs of the same mathematics differ in the last digits, and a last digit may
 other, or whether a score reaches the threshold. Such a box has no partner though nothing is wrong; it is counted apart, as a
 tie, and only if the other side shows the very box that took its place: its equal in score, which overlaps it. Where it stood
 in a row of overlapping boxes, those that this frees or suppresses in turn belong to the same tie. What cannot be told from the
-boxes that are left, the detector is asked (`flyspeck.export.undecided`): a box that it gives or not as its own cuts move by a
-thousandth is a tie too, and no other is.
+boxes that are left, the detector is asked (`flyspeck.export.undecided`): a box that it gives or not as its own cuts move is a
+tie too, and no other is.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from flyspeck.data.enlarge import Enlarge
 from flyspeck.errors import UserError, missing_extra
@@ -27,7 +28,6 @@ from flyspeck.infer.predictor import Model, Predictor
 from flyspeck.infer.shown import shown_enlargement
 from flyspeck.infer.source import open_source
 from flyspeck.infer.windows import OpenOptions
-from flyspeck.models.detector import Detector
 from flyspeck.types import Detections
 
 BATCHES = (1, 2, 3, 7)
@@ -144,11 +144,11 @@ def compare_plainly(
     rule: Rule,
     *,
     enlarge: Enlarge,
-    detector: Detector | None = None,
+    network: nn.Module | None = None,
 ) -> Difference:
     """A file as strangers run it against `flyspeck predict` of the detector; `images` are some of each size.
 
-    Every size is run in every one of `BATCHES`. `detector`, the one in `eager`, is asked again where boxes have no partner.
+    Every size is run in every one of `BATCHES`. `network`, the one in `eager`, is asked again where boxes have no partner.
     Raises UserError where the file does not run.
     """
 
@@ -163,7 +163,7 @@ def compare_plainly(
     for own in images:
         for batch in BATCHES:
             answers += run_plainly(exported, [own[i % len(own)] for i in range(batch)])
-    return compare(wanted(), answers, rule, again=lambda: [] if detector is None else asked_again(detector, wanted))
+    return compare(wanted(), answers, rule, again=lambda: [] if network is None else asked_again(network, wanted))
 
 
 def reference_of(eager: Model, images: Sequence[np.ndarray], rule: Rule, *, enlarge: Enlarge) -> list[Detections]:

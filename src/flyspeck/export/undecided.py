@@ -1,41 +1,54 @@
 """What a detector itself gives when its cuts move by what rounding moves: a box that then comes or goes hangs on a last digit.
 
-Boxes are suppressed where they stand, and `tiny` suppression moves them afterwards, so that two boxes which were left for an
-overlap of 0.4999 may lie upon each other in the end: what is given does not tell that their overlap was at the threshold. So the
-detector is asked again, with its thresholds a little higher and a little lower.
+`tiny` suppression hides its cuts: boxes are suppressed where they stand and moved afterwards, so that two which were left for an
+overlap of 0.4999 may lie upon each other in the end; and of the best `max_detections` that enter it a third may come out, so that
+no score in the end says where that cut was. So the detector is asked again, with each cut a little higher and a little lower.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+from torch import nn
+
 from flyspeck import one_object
 from flyspeck.export.parity import IOU
-from flyspeck.models.detector import Detector
+from flyspeck.models.detector import Head
+from flyspeck.models.postprocess import Suppression
 from flyspeck.types import Detections
 
+PLACES = 0.01
+"""By what share a count moves, and by 1 at least."""
 
-def asked_again(detector: Detector, look: Callable[[], list[Detections]]) -> list[list[Detections]]:
-    """What `look`, which uses the detector, gives with its cuts lower and higher; nothing where no overlap suppresses."""
-    rule = detector.head.suppression
+
+def asked_again(network: nn.Module, look: Callable[[], list[Detections]]) -> list[list[Detections]]:
+    """What `look` gives with each cut of the `network` that it runs lower and higher; nothing where no overlap suppresses."""
+    heads = [part for part in network.modules() if isinstance(part, Head)]
+    rule = heads[0].suppression
     if rule.method == "none" or rule.soft is not None:
         return []
     found = []
-    for by in (-IOU, IOU):
-        with moved_cuts(detector, by):
+    for sign in (-1, 1):
+        with one_object.bound_moved(sign * IOU), _suppressing(heads, replace(rule, iou=rule.iou + sign * IOU)):
             found.append(look())
+        for name in ("max_detections", "pre_nms"):
+            count = getattr(rule, name)
+            moved = max(1, count + sign * max(1, round(PLACES * count)))
+            with _suppressing(heads, replace(rule, **{name: moved})):
+                found.append(look())
     return found
 
 
 @contextmanager
-def moved_cuts(detector: Detector, by: float) -> Iterator[None]:
-    """The detector with the overlaps moved at which a box is suppressed, or is one object with a better one."""
-    rule = detector.head.suppression
-    detector.head.suppression = replace(rule, iou=rule.iou + by)
+def _suppressing(heads: Sequence[Head], rule: Suppression) -> Iterator[None]:
+    """The heads with another rule for a while."""
+    before = [head.suppression for head in heads]
+    for head in heads:
+        head.suppression = rule
     try:
-        with one_object.bound_moved(by):
-            yield
+        yield
     finally:
-        detector.head.suppression = rule
+        for head, own in zip(heads, before, strict=True):
+            head.suppression = own
