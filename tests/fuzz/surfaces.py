@@ -188,7 +188,7 @@ def _of_run(place: Path) -> list[Surface]:
 
     gt = place / "data" / "squares" / "val.json"
     texts = ("recipe.yaml", "detections.json", "evaluation.json", "metrics.jsonl", "environment.json")
-    report = ("report", "--images", 0, "--out")
+    report = ("report", "--draw", 0, "--out")
     return [
         Surface("recipes", "load", copied("recipe.yaml"), lambda f: load_recipe(f / "run" / "recipe.yaml"), 4),
         Surface("recipes", "print", copied("recipe.yaml"), lambda f: command("train", f / "run", "--print-config"), 2),

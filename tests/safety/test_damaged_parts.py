@@ -12,6 +12,8 @@ import pytest
 
 from flyspeck.data.classification import read_labelled_images
 from flyspeck.errors import UserError
+from flyspeck.evaluate.score_curve import KEY as CURVE
+from flyspeck.evaluate.score_curve import ScoreCurve
 from flyspeck.files import read_json, read_records
 from flyspeck.infer.resume import TileJournal
 from flyspeck.infer.source import Item
@@ -105,6 +107,18 @@ def test_a_record_that_is_damaged(change: dict[str, object], tmp_path: Path) -> 
         read_records(path)
     path.write_text(json.dumps({**EPOCH, "losses": {"a": float("nan")}, "metrics": {"b": -1}}) + "\n")
     assert len(read_records(path)) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"precision": []}, {"score": ["x"]}, {"recall": None}, {"images": "x"}, {"false_positives": ...}, {"score": 5}],
+)
+def test_a_curve_of_scores_that_is_damaged(change: dict[str, object]) -> None:
+    sound = {"score": [0.5], "precision": [1.0], "recall": [0.5], "false_positives": [0.1], "images": 3, "objects": 4}
+    assert ScoreCurve.of({CURVE: sound}) is not None
+    told = {key: value for key, value in {**sound, **change}.items() if value is not ...}
+    with pytest.raises(UserError, match="scores cannot be read"):
+        ScoreCurve.of({CURVE: told})
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "1", "\xff", "[" * 100_000, '{"a": ' + "9" * 5000 + "}"])

@@ -71,12 +71,23 @@ class ScoreCurve:
 
     @staticmethod
     def of(description: Mapping[str, Any]) -> ScoreCurve | None:
-        """The curve in the description of a run, a weights file or an exported file; None where it has none."""
+        """The curve in the description of a run, a weights file or an exported file; None where it has none.
+
+        Raises UserError for one that is broken.
+        """
         told = description.get(KEY)
         if not told:
             return None
-        rows = zip(told["score"], told["precision"], told["recall"], told["false_positives"], strict=True)
-        return ScoreCurve(tuple(ScorePoint(*map(float, row)) for row in rows), told["images"], told["objects"])
+        try:
+            rows = zip(told["score"], told["precision"], told["recall"], told["false_positives"], strict=True)
+            points = tuple(ScorePoint(*map(float, row)) for row in rows)
+            return ScoreCurve(points, int(told["images"]), int(told["objects"]))
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise UserError(
+                "what the model says of its scores cannot be read",
+                where=KEY,
+                fix="copy it again, or train or export it again",
+            ) from None
 
 
 @dataclass(frozen=True)
