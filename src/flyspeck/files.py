@@ -228,7 +228,7 @@ def _is_record(record: Mapping[str, Any]) -> bool:
     tables = (record.get("losses", {}), record.get("metrics", {}), record.get("observed", {}))
     if not all(isinstance(table, dict) and all(map(_is_number, table.values())) for table in tables):
         return False
-    return all(_is_number(record[name]) for name in ("step", "seconds", "lr") if name in record)
+    return all(_is_number(record[name]) for name in ("step", "seconds", "lr", "images_per_second") if name in record)
 
 
 def _is_number(value: Any) -> bool:

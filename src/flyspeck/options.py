@@ -121,8 +121,12 @@ def explained(
     error: pydantic.ValidationError, content: Any, *, where: object = "", locate: Locate | None = None
 ) -> UserError:
     """The first fault of `error` as the user reads it, for the `content` that was validated."""
+    try:
+        listed = error.errors(include_url=False)
+    except UnicodeEncodeError:  # a key or a text that no file of UTF-8 can hold
+        return UserError("holds half of a character (\\ud800 to \\udfff without its partner)", where=where)
     faults: list[tuple[tuple[str | int, ...], dict[str, Any]]] = [
-        (_path(fault, content), {"ctx": {}, **fault}) for fault in error.errors(include_url=False)
+        (_path(fault, content), {"ctx": {}, **fault}) for fault in listed
     ]
     path = faults[0][0]
     # Of a union's members the one that fits best is the one whose fault lies deepest.

@@ -86,18 +86,28 @@ class PixelRule:
 
 
 def rule_of(description: Mapping[str, Any]) -> PixelRule:
-    """The rule in the description of a run, a weights file or an exported file; those of before have none but their channels."""
+    """The rule in the description of a run, a weights file or an exported file; those of before have none but their channels.
+
+    Raises UserError for one that is broken.
+    """
     kept = description.get(KEY)
-    if kept is None:
-        return PixelRule(channels=description.get("channels") or len(description["mean"]), bits=8)
-    ranges, bands = kept.get("value_range"), kept.get("bands")
-    return PixelRule(
-        channels=kept["channels"],
-        bands=None if bands is None else tuple(bands),
-        value_range=None if ranges is None else tuple((float(low), float(high)) for low, high in ranges),
-        of=kept.get("of"),
-        bits=kept.get("bits", 16),
-    )
+    try:
+        if kept is None:
+            return PixelRule(channels=int(description.get("channels") or len(description["mean"])), bits=8)
+        ranges, bands = kept.get("value_range"), kept.get("bands")
+        return PixelRule(
+            channels=int(kept["channels"]),
+            bands=None if bands is None else tuple(int(band) for band in bands),
+            value_range=None if ranges is None else tuple((float(low), float(high)) for low, high in ranges),
+            of=kept.get("of"),
+            bits=int(kept.get("bits", 16)),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        raise UserError(
+            "what the model says of its pixels cannot be read",
+            where=KEY,
+            fix="copy it again, or train or export it again",
+        ) from None
 
 
 def ranges_text(ranges: Sequence[tuple[float, float]]) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from flyspeck import boxes as box_algebra
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.implications import fit_anchors
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, brief
 from flyspeck.models.anchors import strided_anchors
 from flyspeck.models.assigners.rfla import receptive_anchors
 from flyspeck.models.backbones.freezing import freeze_norms, freeze_stages
@@ -217,6 +217,13 @@ def check_description(description: Mapping[str, Any], *, where: object) -> None:
     for key in ("model", "classes", "mean", "std"):
         if not isinstance(description.get(key), Mapping if key == "model" else list):
             raise UserError(f"does not say what its {key} is", where=where, fix="give a file that flyspeck wrote")
+    size = description.get("training_size")
+    if size is not None and not (isinstance(size, list | tuple) and len(size) == 2 and all(map(_is_side, size))):
+        raise UserError(f"its training_size is {brief(size)}", where=where, fix="give a file that flyspeck wrote")
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 2**31
 
 
 def detector_from_description(description: Mapping[str, Any], *, where: object = "checkpoint") -> Detector:

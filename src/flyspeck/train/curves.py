@@ -115,7 +115,7 @@ class Curves:
             left = self._left(newest, now)
             parts += [f"{_clock(left)} left"] if left is not None else []
             if self.steps:
-                parts.append(f"{self.steps[-1]['images_per_second']:.1f} images/s")
+                parts.append(f"{self.steps[-1].get('images_per_second', 0.0):.1f} images/s")
         return f"{state.capitalize()}: {', '.join(parts)}; {at}"
 
     def _left(self, newest: Mapping[str, Any], now: float) -> float | None:
@@ -181,7 +181,13 @@ class Curves:
                 "title": "Learning rate",
                 "label": "step",
                 "unit": "",
-                "series": [{"name": "lr", "x": [r["step"] for r in steps], "y": [r["lr"] for r in steps]}],
+                "series": [
+                    {
+                        "name": "lr",
+                        "x": [r["step"] for r in steps if "lr" in r],
+                        "y": [r["lr"] for r in steps if "lr" in r],
+                    }
+                ],
             },
         ]
 
