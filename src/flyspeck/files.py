@@ -65,7 +65,7 @@ def replace_file(path: Path, write: Callable[[Path], object], *, errors: tuple[t
     local_output(path, where=str(path))
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
-        temporary.unlink(missing_ok=True)  # a link that somebody laid there would be followed
+        own_place(temporary)
         write(temporary)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
@@ -78,7 +78,8 @@ def replace_file(path: Path, write: Callable[[Path], object], *, errors: tuple[t
     except errors as error:
         raise UserError(f"could not be written ({error})", where=path, fix="the file before it is untouched") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what went wrong is told; what is left is no result
+            temporary.unlink(missing_ok=True)
 
 
 def own_place(path: Path) -> Path:

@@ -171,7 +171,7 @@ def _wrap_savers(disk: Disk) -> None:
 def run(work: Callable[[], object], folder: Path, *, mode: Mode = "none", at: int = 0) -> tuple[int, int, str]:
     """`work` in a process of its own, on a disk that fails: its exit code, the operations that it came to, and what it said.
 
-    0 where it ended, 2 for a `UserError`, 3 for another exception, `KILLED`; -1 where it did not end within `SECONDS`.
+    0 where it ended, 2 for a `UserError` or an `OSError`, 3 for another exception, `KILLED`; -1 where it did not end in time.
     """
     reading, writing = os.pipe()
     sys.stdout.flush()
@@ -201,7 +201,7 @@ def _child(work: Callable[[], object], disk: Disk, pipe: int) -> None:
         _install(disk)
         done = work()
         code = done if isinstance(done, int) and not isinstance(done, bool) else 0
-    except UserError as error:
+    except (UserError, OSError) as error:  # the command line makes one line of either
         code, text = 2, str(error)
     except BaseException:
         text = traceback.format_exc()

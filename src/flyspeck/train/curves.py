@@ -63,7 +63,7 @@ class Curves:
 
     def epoch(self, record: Mapping[str, Any]) -> None:
         """See `Reporter.epoch`."""
-        self.of_epochs.append(record)
+        self.of_epochs = [*(r for r in self.of_epochs if r["epoch"] != record["epoch"]), record]
         self._write("training")
 
     def close(self) -> None:

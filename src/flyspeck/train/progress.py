@@ -52,7 +52,11 @@ class RunFiles:
         self._append({"kind": "step", **record})
 
     def epoch(self, record: Mapping[str, Any]) -> None:
-        """See `Reporter.epoch`."""
+        """See `Reporter.epoch`. A run that stopped between this line and the checkpoint after it evaluates the epoch again."""
+        records = read_records(self.jsonl)
+        others = [r for r in records if (r["kind"], r["epoch"]) != ("epoch", record["epoch"])]
+        if len(others) < len(records):
+            write_text(self.jsonl, "".join(json.dumps(r) + "\n" for r in others))
         self._append({"kind": "epoch", **record})
         self._rewrite_csv()
 
