@@ -30,7 +30,7 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/|/vsi\w+/")
 
 
 UNREADABLE = (
-    *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError),
+    *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError),
     *(OverflowError, MemoryError, SyntaxError, tokenize.TokenError, struct.error, zlib.error, BadZipFile),
 )
 """What a loader of weights, states or arrays raises for a file that is cut off, changed or none of its own: no more than that is
@@ -226,7 +226,8 @@ def _is_record(record: Mapping[str, Any]) -> bool:
     counts = ("epoch",) if record.get("kind") == "epoch" else ("epoch", "step")
     if record.get("kind") not in ("epoch", "step") or not all(_is_number(record.get(name)) for name in counts):
         return False
-    tables = (record.get("losses", {}), record.get("metrics", {}), record.get("observed", {}))
+    losses = record.get("losses", {} if record["kind"] == "epoch" else None)
+    tables = (losses, record.get("metrics", {}), record.get("observed", {}))
     if not all(isinstance(table, dict) and all(map(_is_number, table.values())) for table in tables):
         return False
     return all(_is_number(record[name]) for name in ("step", "seconds", "lr", "images_per_second") if name in record)

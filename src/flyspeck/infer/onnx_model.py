@@ -43,7 +43,10 @@ class OnnxSession(Session):
         self._passes, self._lock = 1, threading.Lock()
         self.engine: Any = self._open(num_threads())
         self._engines: dict[int, Any] = {1: self.engine}
-        self.text = self.engine.get_modelmeta().custom_metadata_map.get(KEY)
+        try:
+            self.text = self.engine.get_modelmeta().custom_metadata_map.get(KEY)
+        except UnicodeDecodeError:
+            raise UserError("its description cannot be read", where=path, fix="export it again") from None
         self._inputs = [value.name for value in self.engine.get_inputs()]
 
     def _open(self, threads: int) -> Any:
