@@ -17,7 +17,7 @@ from PIL import Image
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.images import read_size
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, brief
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,7 @@ def described_enlargement(description: Mapping[str, Any], *, scale: float | None
 
     Raises UserError for a `scale` of a model that squeezes its images: it has seen no other size.
     """
-    told = dict(description.get("enlarge", {}))
-    squeeze: Sequence[int] | None = told.pop("squeeze", None)
-    rule = Enlarge(**told, squeeze=None if squeeze is None else (int(squeeze[0]), int(squeeze[1])))
+    rule = _told(description.get("enlarge", {}))
     if scale is None:
         return rule
     if rule.squeeze is not None:
@@ -114,6 +112,23 @@ def described_enlargement(description: Mapping[str, Any], *, scale: float | None
             fix="leave it out; give a tile to see parts of an image larger",
         )
     return Enlarge(scale)
+
+
+def _told(said: Any) -> Enlarge:
+    """What `Enlarge.described` wrote. Raises UserError for anything else."""
+    try:
+        told = dict(said)
+        squeeze: Sequence[int] | None = told.pop("squeeze", None)
+        numbers = [value for value in (*told.values(), *(squeeze or ())) if value is not None]
+        if not all(0 < float(value) < 2**31 for value in numbers):
+            raise ValueError("no size")
+        return Enlarge(**told, squeeze=None if squeeze is None else (int(squeeze[0]), int(squeeze[1])))
+    except (TypeError, ValueError, IndexError, KeyError, OverflowError):
+        raise UserError(
+            f"the model's file says that images are enlarged by {brief(said)}",
+            where="enlarge",
+            fix="copy it again, or train or export it again",
+        ) from None
 
 
 def enlarged_table(annotations: Annotations, rule: Enlarge) -> Annotations:
