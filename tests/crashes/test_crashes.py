@@ -134,17 +134,17 @@ def predicting(squares: Path, resume: bool) -> Job:
 
 
 def table(squares: Path) -> Job:
-    from flyspeck.plan.state import open_state
+    from flyspeck.plan.state import FILE, open_state
 
     def begin(folder: Path, *, again: bool = False) -> int:
-        state = open_state(folder, {"a": 1}, resume=again and (folder / "auto.json").is_file())
+        state = open_state(folder, {"a": 1}, resume=again and (folder / FILE).is_file())
         for stage in ("one", "two", "three"):
             if stage not in state.done:
                 state.keep(stage, {"value": stage})
         return 0
 
     def results(folder: Path) -> dict[str, object]:
-        return {"done": json.loads(next(folder.glob("*.json")).read_text())["done"]}
+        return {"done": json.loads((folder / FILE).read_text())["done"]}
 
     return Job(begin, lambda folder: begin(folder, again=True), results, parsed)
 

@@ -212,7 +212,7 @@ def _others() -> list[Surface]:
     from flyspeck.infer.resume import TileJournal
     from flyspeck.infer.video.journal import FrameJournal, restored
     from flyspeck.infer.video.zones import parse_zones
-    from flyspeck.plan.state import open_state
+    from flyspeck.plan.state import FILE, open_state
     from flyspeck.train.dynamic_labels import read_losses
 
     ring = [[[1, 1], [20, 1], [20, 20], [1, 1]]]
@@ -269,7 +269,7 @@ def _others() -> list[Surface]:
                 lambda f: class_names(str(f / "names.json"), where="--classes")),
         Surface("lists and journals", "labels of factors", one("l.json", json.dumps(labels)),
                 lambda f: read_losses(f / "l.json")),
-        Surface("lists and journals", "state of auto", one("auto.json", json.dumps(state)),
+        Surface("lists and journals", "state of auto", one(FILE, json.dumps(state)),
                 lambda f: open_state(f, {"a": 1}, resume=True)),
         Surface("classification sets", "packed", lambda f: packed(f, npz_set()),
                 lambda f: read_labelled_images(f, "train"), 2),
