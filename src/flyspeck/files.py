@@ -65,7 +65,7 @@ def replace_file(path: Path, write: Callable[[Path], object], *, errors: tuple[t
     local_output(path, where=str(path))
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
-        own_place(temporary)
+        temporary.unlink(missing_ok=True)  # a link that somebody laid there would be followed
         write(temporary)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 from torch import nn
 
@@ -25,28 +26,38 @@ PLACES = 0.01
 
 def asked_again(network: nn.Module, look: Callable[[], list[Detections]]) -> list[list[Detections]]:
     """What `look` gives with each cut of the `network` that it runs lower and higher; nothing where no overlap suppresses."""
-    heads = [part for part in network.modules() if isinstance(part, Head)]
-    rule = heads[0].suppression
-    if rule.method == "none" or rule.soft is not None:
+    heads = [part for part in network.modules() if isinstance(part, Head) and _cuts(part.suppression)]
+    if not heads:
         return []
     found = []
     for sign in (-1, 1):
-        with one_object.bound_moved(sign * IOU), _suppressing(heads, replace(rule, iou=rule.iou + sign * IOU)):
+        with one_object.bound_moved(sign * IOU), _suppressing(heads, partial(_overlapping, sign=sign)):
             found.append(look())
         for name in ("max_detections", "pre_nms"):
-            count = getattr(rule, name)
-            moved = max(1, count + sign * max(1, round(PLACES * count)))
-            with _suppressing(heads, replace(rule, **{name: moved})):
+            with _suppressing(heads, partial(_counting, name=name, sign=sign)):
                 found.append(look())
     return found
 
 
+def _cuts(rule: Suppression) -> bool:
+    return rule.method != "none" and rule.soft is None
+
+
+def _counting(rule: Suppression, *, name: str, sign: int) -> Suppression:
+    count = getattr(rule, name)
+    return replace(rule, **{name: max(1, count + sign * max(1, round(PLACES * count)))})
+
+
+def _overlapping(rule: Suppression, *, sign: int) -> Suppression:
+    return replace(rule, iou=rule.iou + sign * IOU)
+
+
 @contextmanager
-def _suppressing(heads: Sequence[Head], rule: Suppression) -> Iterator[None]:
-    """The heads with another rule for a while."""
+def _suppressing(heads: Sequence[Head], change: Callable[[Suppression], Suppression]) -> Iterator[None]:
+    """The heads with other rules for a while."""
     before = [head.suppression for head in heads]
     for head in heads:
-        head.suppression = rule
+        head.suppression = change(head.suppression)
     try:
         yield
     finally:
