@@ -10,7 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flyspeck.data.bands import KEY as PIXELS
+from flyspeck.data.bands import rule_of
 from flyspeck.data.classification import read_labelled_images
+from flyspeck.data.enlarge import described_enlargement
 from flyspeck.errors import UserError
 from flyspeck.evaluate.score_curve import KEY as CURVE
 from flyspeck.evaluate.score_curve import ScoreCurve
@@ -98,11 +101,14 @@ def test_a_frame_that_is_damaged(entry: dict[str, object]) -> None:
         {"losses": {"a": "1"}},
         {"metrics": {"b": None}},
         {"epoch": 10**400},
+        {"kind": "step", "losses": ...},
+        {"images_per_second": "x"},
     ],
 )
 def test_a_record_that_is_damaged(change: dict[str, object], tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text(json.dumps(EPOCH) + "\n" + json.dumps({**EPOCH, **change}) + "\n")
+    entry = {key: value for key, value in {**EPOCH, **change}.items() if value is not ...}
+    path.write_text(json.dumps(EPOCH) + "\n" + json.dumps(entry) + "\n")
     with pytest.raises(UserError, match=r"record 2: is no record of a run"):
         read_records(path)
     path.write_text(json.dumps({**EPOCH, "losses": {"a": float("nan")}, "metrics": {"b": -1}}) + "\n")
@@ -119,6 +125,35 @@ def test_a_curve_of_scores_that_is_damaged(change: dict[str, object]) -> None:
     told = {key: value for key, value in {**sound, **change}.items() if value is not ...}
     with pytest.raises(UserError, match="scores cannot be read"):
         ScoreCurve.of({CURVE: told})
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {PIXELS: 5},
+        {PIXELS: {}},
+        {PIXELS: {"channels": "x"}},
+        {PIXELS: {"channels": 3, "bands": 3}},
+        {PIXELS: {"channels": 3, "bands": [1e400]}},
+        {PIXELS: {"channels": 3, "value_range": [[0]]}},
+        {"mean": 3},
+        {},
+    ],
+)
+def test_a_rule_of_pixels_that_is_damaged(said: dict[str, object]) -> None:
+    assert rule_of({PIXELS: {"channels": 3, "bands": [1, 2, 3], "value_range": [[0, 255]]}}).bands == (1, 2, 3)
+    with pytest.raises(UserError, match="says of its pixels cannot be read"):
+        rule_of(said)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [5, {"factor": -1}, {"factor": "x"}, {"size": 2.0}, {"squeeze": [64]}, {"squeeze": [64, 1e400]}, {"factor": 1e10}],
+)
+def test_an_enlargement_that_is_damaged(said: object) -> None:
+    assert described_enlargement({"enlarge": {"squeeze": [64, 48]}}, scale=None).squeeze == (64, 48)
+    with pytest.raises(UserError, match="says that images are enlarged by"):
+        described_enlargement({"enlarge": said}, scale=None)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "1", "\xff", "[" * 100_000, '{"a": ' + "9" * 5000 + "}"])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from flyspeck.cli.main import main
+from flyspeck.files import read_records
 from flyspeck.train.curves import POINTS, Curves
 from flyspeck.train.progress import Fanout, RunFiles
 
@@ -91,6 +92,20 @@ def test_what_was_logged_before_a_stop_stays(tmp_path: Path) -> None:
         for step in range(done + 1, done + 6):  # the fifth is beyond the checkpoint
             both.step({"step": step, "epoch": 1, "lr": 0.01, **STEP})
     assert series(tmp_path, "Learning rate")["lr"][0] == [1, 2, 3, 4, 5, 6, 7, 8, 9]
+
+
+def test_an_epoch_that_is_evaluated_again_is_there_once(tmp_path: Path) -> None:
+    """A run that is killed between an epoch's line and its checkpoint evaluates it again when it is resumed."""
+    for done, again in ((0, 0.25), (8, 0.5)):
+        both = Fanout([RunFiles(tmp_path), curves := page(tmp_path)])
+        both.start(total_steps=12, done_steps=done)
+        for step, value in ((4, 0.125), (8, again)):
+            if step >= done:
+                both.epoch({"step": step, "epoch": step // 4, "losses": {"cls": 1.0}, "metrics": {"ap50_tiny": value}})
+    found = [(r["epoch"], r["metrics"]["ap50_tiny"]) for r in read_records(tmp_path / "metrics.jsonl")]
+    assert found == [(1, 0.125), (2, 0.5)]
+    assert [r["metrics"]["ap50_tiny"] for r in curves.of_epochs] == [0.125, 0.5]
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 3
 
 
 def test_a_finished_run_says_what_its_curves_say(tmp_path: Path) -> None:
