@@ -41,8 +41,15 @@ PRETRAIN = ("--epochs", "1", "--batch-size", "2", "--warmup-steps", "0", "--widt
 
 
 def limited(content: Mapping[str, Any]) -> list[str]:
-    """The assignments for a recipe of this content."""
-    return [*ALWAYS, *(one for one in WHERE_GIVEN if _applies(content, one.partition("=")[0].split(".")))]
+    """The assignments for a recipe of this content; timm's transformers have one width."""
+    name = _name(content)
+    always = [one for one in ALWAYS if not (one.startswith("model.width") and "timm/" in name)]
+    return [*always, *(one for one in WHERE_GIVEN if _applies(content, one.partition("=")[0].split(".")))]
+
+
+def _name(content: Mapping[str, Any]) -> str:
+    model = content.get("model")
+    return str(model.get("name", "")) if isinstance(model, Mapping) else ""
 
 
 def _applies(content: Mapping[str, Any], keys: list[str]) -> bool:

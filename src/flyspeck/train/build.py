@@ -26,6 +26,7 @@ from flyspeck.models.layers import NORMS
 from flyspeck.models.names import parse_name, plugins_of
 from flyspeck.models.necks.fpn import FPN, sigma_power_
 from flyspeck.models.postprocess import Method, Suppression
+from flyspeck.models.prune import narrow_channels
 from flyspeck.models.start.report import StartReport
 from flyspeck.models.weights import levels_from_shared
 from flyspeck.options import Options, explained
@@ -97,6 +98,8 @@ def build_detector(
         ),
     )
     assert isinstance(detector, Detector)
+    if model.pruned is not None:
+        narrow_channels(detector, model.pruned)
     if load and model.sigma is not None:
         _initialise_by_power(detector, model.sigma)
     if load and model.weights is not None:

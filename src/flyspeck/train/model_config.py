@@ -54,6 +54,8 @@ class ModelConfig(Options):
     of a trained detector (hituav_half), or one of torchvision's (`torchvision:fasterrcnn_resnet50_fpn_v2`, of its cache;
     `torchvision:NAME@FILE`), or a folder of D-FINE or RT-DETRv2 as the library transformers saves them (`transformers:FOLDER`),
     with which the rest of this section becomes that detector's where you do not say otherwise."""
+    pruned: dict[str, Count] | None = None
+    """Channels left in layers that were pruned, by the layer's name: what `flyspeck prune` wrote."""
     width: float = Field(default=1.0, gt=0, le=64)
     """Width multiplier of the backbone, and of nothing else."""
     channels: int = Field(default=256, ge=4, le=65536)

@@ -1,0 +1,43 @@
+"""`flyspeck prune`: a trained detector without the channels that are worth least."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+
+def prune(
+    run: Path = typer.Argument(..., metavar="RUN", help="A finished run folder."),
+    out: Path = typer.Option(
+        ..., "--out", metavar="FOLDER", help="Where to write: the folder of the pruned weights and of the recipe."
+    ),
+    share: float = typer.Option(
+        0.3,
+        "--share",
+        min=0.01,
+        max=0.9,
+        metavar="SHARE",
+        help="Share of the inner channels to cut, those of the lowest norm scales.",
+    ),
+    multiple: int = typer.Option(
+        4, "--multiple", min=1, max=64, metavar="N", help="Leave widths that are multiples of N."
+    ),
+    epochs: int | None = typer.Option(
+        None,
+        "--epochs",
+        min=1,
+        metavar="N",
+        help="Passes over the training images, in the recipe; default: a quarter of the run's.",
+    ),
+) -> None:
+    """Cut the channels of a detector that are worth least, and write the recipe that trains what is left."""
+    from flyspeck.train.pruning import prune_run
+
+    done = prune_run(run, out, share=share, multiple=multiple, epochs=epochs)
+    before, after = done.parameters
+    typer.echo(
+        f"{done.weights}: {before / 1e6:.3f} M parameters before, {after / 1e6:.3f} M after;"
+        f" {done.channels[0]} inner channels before, {done.channels[1]} after"
+    )
+    typer.echo(f"next: flyspeck {'distill' if done.distills else 'train'} {done.recipe} --out FOLDER")
