@@ -97,15 +97,13 @@ def test_what_is_left_is_the_detector_with_the_least_channels_at_nought(name: st
 def test_a_pruned_detector_trains_detects_and_folds() -> None:
     pruned = detector("retinanet:mobilenet_v2", norm="bn", head={"depth": 1})
     prune_channels(pruned, outputs, share=0.5)
+    fresh = copy.deepcopy(pruned)
     assert pruned.detect(PROBE)[0].image_size == (64, 64)
     before = outputs(pruned)
     two = ImageBatch(torch.cat([PROBE.pixels, PROBE.pixels.flip(3)]), PROBE.sizes * 2)
     maps = pruned.train().pyramid(two)
     torch.stack([m.square().mean() for m in maps]).sum().backward()
     assert all(p.grad is not None for p in pruned.backbone.stages["stage2"].parameters())  # type: ignore[index]
-    pruned.eval()
-    fresh = detector("retinanet:mobilenet_v2", norm="bn", head={"depth": 1})
-    prune_channels(fresh, outputs, share=0.5)
     folding = fold_norms(fresh, lambda: outputs(fresh))
     assert len(folding.folded) > 20
     for one, other in zip(outputs(fresh), before, strict=True):

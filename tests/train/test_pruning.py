@@ -61,6 +61,7 @@ def test_prune_train_and_prune_again(run: Path, tmp_path: Path, capsys: pytest.C
         prune_run(run, first, share=0.3)
 
 
+@pytest.mark.slow
 def test_a_pruned_student_goes_on_learning_from_its_teacher(
     make_recipe: RecipeMaker, run: Path, tmp_path: Path
 ) -> None:

@@ -15,9 +15,9 @@ mean of both norms'; no layer loses more than nine tenths, and widths are multip
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -163,19 +163,45 @@ def _holds(model: nn.Module, chain: Chain, forward: Callable[[nn.Module], object
     if channels < 2:
         return False
     keep = torch.arange(channels)[::2]  # every other one: whoever mixes them up is found out
-    silenced, cut = copy.deepcopy(model), copy.deepcopy(model)
     gone = torch.ones(channels, dtype=torch.bool)
     gone[keep] = False
-    for name in chain.norms:
-        norm = silenced.get_submodule(name)
-        for values in (norm.weight, norm.bias):
-            values[gone.to(values.device)] = 0  # type: ignore[index, union-attr]
-    _cut(cut, chain, keep)
-    try:
-        quiet, narrow = (list(tensors_in(forward(one))) for one in (silenced, cut))
-    except RuntimeError:  # somebody else expects the width that it had
+    with _restored(model, chain):
+        for name in chain.norms:
+            norm = model.get_submodule(name)
+            _put(norm, {key: torch.where(gone, 0.0, _tensor(norm, key)) for key in ("weight", "bias")})
+        quiet = list(tensors_in(forward(model)))
+    if _alike(quiet, whole):  # the pass does not come by, or these channels are worth nothing: nothing would be shown
         return False
-    return _alike(quiet, narrow) and not _alike(quiet, whole)
+    with _restored(model, chain):
+        _cut(model, chain, keep)
+        try:
+            return _alike(quiet, list(tensors_in(forward(model))))
+        except RuntimeError:  # somebody else expects the width that it had
+            return False
+
+
+@contextmanager
+def _restored(model: nn.Module, chain: Chain) -> Iterator[None]:
+    """The layers of `chain` as they were, once the block is done; their tensors are replaced in it, never written to."""
+    layers = [model.get_submodule(n) for n in (chain.first, *chain.norms, *chain.depthwise, chain.last)]
+    widths = ("in_channels", "out_channels", "groups", "num_features")
+    before = [
+        (dict(m._parameters), dict(m._buffers), {w: getattr(m, w) for w in widths if hasattr(m, w)}) for m in layers
+    ]
+    try:
+        yield
+    finally:
+        for module, (parameters, buffers, sizes) in zip(layers, before, strict=True):
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
+            for name, value in sizes.items():
+                setattr(module, name, value)
+
+
+def _tensor(module: nn.Module, name: str) -> Tensor:
+    found = getattr(module, name)
+    assert isinstance(found, Tensor)
+    return found
 
 
 def _alike(these: Sequence[Tensor], those: Sequence[Tensor]) -> bool:
@@ -207,14 +233,16 @@ def _cut(model: nn.Module, chain: Chain, keep: Tensor) -> None:
 
 def _take(module: nn.Module, names: Sequence[str], keep: Tensor, *, axis: int = 0) -> None:
     """Keeps the rows (or columns) `keep` of parameters and buffers."""
-    for name in names:
-        values = getattr(module, name, None)
-        if not isinstance(values, Tensor):
-            continue
-        taken = values.detach().index_select(axis, keep.to(values.device))
-        if isinstance(values, nn.Parameter):
-            taken = nn.Parameter(taken, requires_grad=values.requires_grad)
-        setattr(module, name, taken)
+    there = {name: value for name in names if isinstance(value := getattr(module, name, None), Tensor)}
+    _put(module, {name: value.detach().index_select(axis, keep.to(value.device)) for name, value in there.items()})
+
+
+def _put(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """New tensors in the place of parameters and buffers."""
+    for name, tensor in tensors.items():
+        old = getattr(module, name)
+        new = nn.Parameter(tensor, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else tensor
+        setattr(module, name, new)
 
 
 def _conv(model: nn.Module, name: str) -> nn.Conv2d:

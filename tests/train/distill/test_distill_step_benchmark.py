@@ -13,6 +13,7 @@ import torch
 SCRIPT = Path(__file__).parents[3] / "benchmarks" / "distill_step.py"
 
 
+@pytest.mark.slow
 def test_the_cost_of_a_step_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
