@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from flyspeck.types import ImageBatch, Targets
 
 SIZE = (64, 96)
 FEW = {"proposals": 20, "train_proposals": 20, "hidden": 16}
+Options = Mapping[str, Mapping[str, Any]]
 
 
 def batch() -> tuple[ImageBatch, list[Targets]]:
@@ -52,10 +55,12 @@ def finite_step(detector: Detector) -> None:
         assert all(torch.isfinite(g).all() for g in grads)
 
 
-def train_a_step(backbone_name: str, pairs: Iterable[tuple[str, str]]) -> None:
+def train_a_step(
+    backbone_name: str, pairs: Iterable[tuple[str, str]], *, options: Options = MappingProxyType({})
+) -> None:
     """The backbone runs forward once and backward once; between them each (neck, head) takes its maps and returns gradients.
 
-    The maps' gradients are those of the sum of all losses, as if the detectors were trained together.
+    The maps' gradients are those of the sum of all losses, as if the detectors were trained together. `options` are a head's.
     """
     torch.manual_seed(0)
     backbone = build_backbone(backbone_name, width=1 / 16)
@@ -71,6 +76,7 @@ def train_a_step(backbone_name: str, pairs: Iterable[tuple[str, str]]) -> None:
             num_extra=1,
             channels=16,
             **(FEW if "rpn" in DETECTORS[head].sections else {}),
+            **options.get(head, {}),
         )
         detector.backbone = remembered
         finite_step(detector)

@@ -40,7 +40,14 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(make_recipe: Callable[..., Recipe], workdir: Path) -> tuple[Path, Recipe, dict[str, float]]:
     """A run of 24 steps in which every norm learns; trained once."""
     recipe = make_recipe(
-        model={"name": NAME, "width": 1.0, "freeze_norms": False, "frozen_stages": 0, "min_score": 0.005},
+        model={
+            "name": NAME,
+            "width": 1.0,
+            "levels": "3-5",
+            "freeze_norms": False,
+            "frozen_stages": 0,
+            "min_score": 0.005,
+        },
         train={"epochs": 8, "optimizer": "adamw", "lr": 0.003, "eval_every": 8},
     )
     if not (workdir / "run").exists():
