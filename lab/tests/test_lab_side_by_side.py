@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from flyspeck.errors import UserError
+from flyspeck_lab import side_by_side
 from flyspeck_lab.cli.main import main
 from flyspeck_lab.results import read_results, write_results
 from flyspeck_lab.table import load_table
@@ -68,3 +70,15 @@ def test_a_grade_names_rows_that_are_there(squares: Path) -> None:
     (squares / "beside.yaml").write_text(yaml.safe_dump(wrong))
     with pytest.raises(UserError, match="no row in a grade called 'plane'"):
         load_table(squares / "beside.yaml")
+
+
+def test_a_gpu_without_its_service_of_several_processes_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path / "pipes"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert not side_by_side._takes_turns()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert side_by_side._takes_turns()
+    (tmp_path / "pipes").mkdir()
+    assert not side_by_side._takes_turns()

@@ -61,6 +61,11 @@ def run_side_by_side(
     After `minutes` no further job is begun. A job that fails is told in the log, and those that need it are left. No model is
     timed, whatever the table asks for.
     """
+    if _takes_turns():
+        log.warning(
+            "processes take turns on a GPU and are many times slower for it: start NVIDIA's MPS first "
+            "(nvidia-cuda-mps-control -d)"
+        )
     until = None if minutes is None else time.time() + 60 * minutes
     context = multiprocessing.get_context("spawn")
     lock = context.Lock()
@@ -79,6 +84,14 @@ def run_side_by_side(
                 process.terminate()
     left = _left(tables, grade, results_folder, rows, seeds)
     return before - left, left
+
+
+def _takes_turns() -> bool:
+    """Whether there is a CUDA device without NVIDIA's multi-process service, as far as its usual places tell."""
+    import torch
+
+    pipes = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"))
+    return torch.cuda.is_available() and not pipes.is_dir()
 
 
 def _todo(tables: Sequence[Path], grade: str, rows: list[str] | None, seeds: int | None) -> list[Job]:
