@@ -40,7 +40,7 @@ class Share:
     until: float | None
     """`time.time()` after which no further job is begun."""
     taken: Path
-    """Folder in which a job that is taken has a file; `failed` stands in that of one that has failed."""
+    """Folder in which a job that is taken has a file, which says what became of it."""
     threads: int
     """Of each process."""
 
@@ -138,6 +138,7 @@ def _work(share: Share, lock: Any) -> None:
             results = read_results(share.results_folder, job.table.name)
             results.replace(outcome.entries, outcome.draws)
             write_results(share.results_folder, results)
+            write_text(_mark(job, share), "done")
         log.info("%s %s: done", job.table.name, job.key)
 
 
@@ -155,7 +156,7 @@ def _take(todo: Sequence[Job], share: Share, lock: Any) -> tuple[Job | None, boo
             if found is None:
                 waiting = True
                 continue
-            _mark(found, share).touch()
+            write_text(_mark(found, share), "taken")
             return found, False
     return None, waiting
 
@@ -170,15 +171,20 @@ def _first_usable(job: Job, share: Share) -> Job | None:
 
 
 def _usable(need: Job, share: Share) -> bool:
-    """Whether what another job builds on is there: its result and its weights."""
-    return _finished(need, share.results_folder) and any(need.folder(share.places.runs).glob("*.safetensors"))
+    """Whether what another job builds on is there: its result and its weights, and nobody is making them again."""
+    there = _finished(need, share.results_folder) and any(need.folder(share.places.runs).glob("*.safetensors"))
+    return there and _state(need, share) in ("", "done")
 
 
 def _failed(need: Job, share: Share) -> bool:
     """Whether it, or what it needs, has failed."""
-    mark = _mark(need, share)
-    failed = mark.is_file() and mark.read_text(encoding="utf-8") == "failed"
-    return failed or any(_failed(deeper, share) for deeper in need.needs())
+    return _state(need, share) == "failed" or any(_failed(deeper, share) for deeper in need.needs())
+
+
+def _state(job: Job, share: Share) -> str:
+    """`taken`, `done` or `failed` here; "": by nobody yet."""
+    mark = _mark(job, share)
+    return mark.read_text(encoding="utf-8") if mark.is_file() else ""
 
 
 def _mark(job: Job, share: Share) -> Path:
