@@ -87,9 +87,11 @@ def test_a_winner_that_will_be_late_says_so(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(halving, "saved_progress", lambda _: {"seconds": 120.0, "step": 10})
     (one,) = candidates(tmp_path, "a")  # 10 minutes, two of them used
     lines: list[str] = []
-    for left in (480.0, 900.0, 475.0):
+    for left in (480.0, 600.0, 475.0):
         halving.finish(one, left, Voice(lines.append))
     assert lines == []
+    halving.finish(one, 900.0, Voice(lines.append))
+    assert "takes 420 s more" in lines.pop()
     halving.finish(one, 240.0, Voice(lines.append))
     assert [line for line in lines if "ends 240 s sooner" in line] == lines
     halving.finish(one, -3.0, Voice(lines.append))

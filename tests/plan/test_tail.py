@@ -16,7 +16,7 @@ from flyspeck.plan import auto
 from flyspeck.plan.budget import FULL_PRECISION, LATE, Budget, image_seconds
 from flyspeck.plan.choices import Speed
 from flyspeck.plan.halving import LEAST_LEFT
-from flyspeck.plan.slowness import BOUNDS, Slowness
+from flyspeck.plan.slowness import BOUNDS, TIMES, Slowness
 from flyspeck.plan.state import State
 from flyspeck.plan.voice import Voice
 
@@ -156,17 +156,18 @@ def test_where_it_becomes_slower_after_training_what_can_wait_is_left_out_and_sa
 
 
 def test_slowness_is_what_the_same_work_takes_and_holds_for_a_while() -> None:
-    now, asked = [0.0], []
+    now, asked, takes = [0.0], [], [0.056]
 
     def work() -> None:
         asked.append(now[0])
-        now[0] += 0.056
+        now[0] += takes[0]
 
     slow = Slowness(clock=lambda: now[0], work=work, fresh=10.0)
     assert slow() == pytest.approx(2.0)
-    assert (slow(), len(asked)) == (pytest.approx(2.0), 3)
+    assert (slow(), len(asked)) == (pytest.approx(2.0), TIMES)
     now[0] += 11
-    assert (slow(), len(asked)) == (pytest.approx(2.0), 6)
+    takes[0] = 0.168
+    assert (slow(), len(asked)) == (pytest.approx(4.0), 2 * TIMES)  # half of it new: 6
     for seconds, bound in ((0.0, BOUNDS[0]), (99.0, BOUNDS[1])):
         clock = iter([0.0, seconds])
         assert Slowness(clock=lambda clock=clock: next(clock), work=lambda: None)() == bound

@@ -20,6 +20,8 @@ LATE = 8
 """Images that are reported on where all time is used up."""
 ODD_IMAGES, ODD_PIXELS = 36, 256 * 320
 """An exported detector is run on so many images of at most so many pixels, at odd sizes and batches (`export.plain_run`)."""
+HARDLY = 1.3
+"""Two timings of the same may differ by so much."""
 FULL_PRECISION = 1.5
 """What fp32 takes of the time that detectors were measured in, at most where that was bf16."""
 
@@ -68,8 +70,9 @@ class Budget:
 
     @property
     def later(self) -> float:
-        """By how much this machine is slower now than it was when detectors were timed; 1 where it is not."""
-        return max(1.0, self._slowness() / float(self.state.done["slowness"]))
+        """By how much this machine is slower now than it was when detectors were timed; 1 where it is not, or hardly."""
+        ratio = self._slowness() / float(self.state.done["slowness"])
+        return ratio if ratio > HARDLY else 1.0
 
     @property
     def left(self) -> float:

@@ -29,6 +29,8 @@ SHARES: Mapping[int, tuple[float, ...]] = {1: (), 2: (0.15,), 3: (0.1, 0.08)}
 """By the number of candidates: of the time for training, what each of those that are left gets in a round."""
 LEAST = 10.0
 """Seconds by which a training may end sooner without a word."""
+MUCH_MORE = 1.25
+"""Times the planned seconds of a training, from which on time that is left is used for it."""
 LEAST_LEFT = 3.0
 """Seconds of training that are worth going on for."""
 LEAST_PACE = 0.25
@@ -204,10 +206,14 @@ def finish(candidate: Candidate, left: float, voice: Voice) -> dict[str, float]:
     """The winner trained to the end, in no more than the `left` seconds; metrics of its best weights on the images to choose on.
 
     Where that is less than its `train.minutes` still give, the machine was slower than when it was timed: its schedule ends
-    sooner, which is said. Where nothing is left, it ends as it is.
+    sooner, which is said; where it is much more, later. Where nothing is left, it ends as it is.
     """
     progress, settings = saved_progress(candidate), candidate.recipe.train
     used, planned = float(progress.get("seconds", 0.0)), 60 * (settings.minutes or 0.0)
+    if not progress.get("ended") and used + left > MUCH_MORE * planned:
+        voice(f"  there is more time than was kept back: the training takes {used + left - planned:.0f} s more")
+        planned = used + left
+        settings = settings.model_copy(update={"minutes": planned / 60})
     end, before = end_of(planned, used, left), dict(progress.get("planned") or {}).get("minutes")
     at_once = end is None and not progress.get("ended")
     if progress.get("ended") or end is None:  # nothing of it changes any more

@@ -13,9 +13,12 @@ import numpy as np
 
 QUIET = 0.028
 """Seconds of `_work` on the machine that the constants of `plan.budget` are of, nothing else running."""
-TIMES = 3
-FRESH = 10.0
+TIMES = 12
+"""That it is done: a program that was just woken has the processor for itself for a moment."""
+FRESH = 15.0
 """Seconds for which an answer holds."""
+STEADY = 0.5
+"""Weight of a new answer beside those of before: other programs come and go."""
 BOUNDS = (0.3, 20.0)
 
 
@@ -36,14 +39,15 @@ class Slowness:
         self, *, clock: Callable[[], float] = time.monotonic, work: Callable[[], object] = _work, fresh: float = FRESH
     ) -> None:
         self._clock, self._work, self._fresh = clock, work, fresh
-        self._value, self._asked = 1.0, -float("inf")
+        self._value, self._asked = 0.0, -float("inf")
 
     def __call__(self) -> float:
-        """The mean of a few times: the best of them would not know of the programs that took turns."""
+        """The mean of several times: the best of them would not know of the programs that took turns."""
         now = self._clock()
         if now - self._asked >= self._fresh:
             for _ in range(TIMES):
                 self._work()
             self._asked = self._clock()
-            self._value = min(BOUNDS[1], max(BOUNDS[0], (self._asked - now) / (TIMES * QUIET)))
+            value = min(BOUNDS[1], max(BOUNDS[0], (self._asked - now) / (TIMES * QUIET)))
+            self._value = value if not self._value else STEADY * value + (1 - STEADY) * self._value
         return self._value
