@@ -110,7 +110,8 @@ def recipe_of(data: Path, model: str, minutes: float, seed: int, *, small: bool)
         "model": {"name": model, "channels": 64, "pixel_norm": "imagenet"},
         "train": {
             "epochs": 1000, "minutes": minutes, "batch_size": 4 if small else 16, "optimizer": "adamw", "lr": 0.002,
-            "weight_decay": 0.02, "warmup_steps": 2 if small else 500, "clip_grad": 10, "seed": seed, "workers": 0,
+            "weight_decay": 0.02, "warmup_steps": 2 if small else 500, "schedule": "step", "clip_grad": 10,
+            "ema": None, "seed": seed, "workers": 0,
         },
     }  # fmt: skip
 

@@ -81,7 +81,7 @@ def train_once(folder: Path, number: int, row: dict[str, Any], asked: argparse.N
         },
         "augment": {"crop": list(CROP)},
         "model": {"name": asked.model, "weights": None, **json.loads(asked.settings)},
-        "train": {"epochs": 1, "batch_size": 4, "workers": 0, "warmup_steps": 1},
+        "train": {"epochs": 1, "batch_size": 4, "workers": 0, "optimizer": "sgd", "warmup_steps": 1},
         "evaluate": {"best": "ap50_all"},
     }
     file = folder / f"recipe{number}.yaml"

@@ -60,7 +60,7 @@ def dynamic_recipe(tiny_set: Path) -> Recipe:
                 "norm": "bn",
                 "head": {"depth": 1},
             },
-            "train": {"epochs": 1, "batch_size": 4, "lr": 0.01, "warmup_steps": 2, "workers": 0},
+            "train": {"epochs": 1, "batch_size": 4, "optimizer": "sgd", "lr": 0.01, "warmup_steps": 2, "workers": 0},
             "evaluate": {"batch_size": 4},
             "dynamic": {"factors": [0.5, 0.25], "predictor": {"epochs": 2, "batch_size": 4}},
         }

@@ -38,7 +38,15 @@ def make_recipe(tiny_set: Path) -> RecipeMaker:
                 "anchors": {"octaves": 1},
                 "head": {"depth": 1},
             },
-            "train": {"epochs": 2, "batch_size": 4, "lr": 0.01, "warmup_steps": 2, "workers": 0, "log_every": 1},
+            "train": {
+                "epochs": 2,
+                "batch_size": 4,
+                "optimizer": "sgd",
+                "lr": 0.01,
+                "warmup_steps": 2,
+                "workers": 0,
+                "log_every": 1,
+            },
             "evaluate": {"batch_size": 4},
         }
         for name, section in sections.items():

@@ -179,7 +179,7 @@ def test_gradients_of_a_sum_are_clipped_at_the_sum_of_bounds(dynamic: dict | Non
     config = None if dynamic is None else DynamicConfig.model_validate(dynamic)
     assert optimisation(TrainConfig(clip_grad=35), config).clip_grad == expected
     assert optimisation(TrainConfig(clip_grad=None), config).clip_grad is None
-    assert optimisation(TrainConfig(lr=0.5), config).lr == 0.5
+    assert optimisation(TrainConfig(optimizer="sgd", lr=0.5), config).lr == 0.5
 
 
 def test_a_run_clips_so(make_recipe: RecipeMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

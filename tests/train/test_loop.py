@@ -78,7 +78,7 @@ def run(
 ) -> tuple[Line, Lines]:
     """`images` in forward passes of `size`, one epoch unless told otherwise; evaluations give what was `measured` in turn."""
     line, lines, values = line or Line(), Lines(), iter(measured)
-    settings = TrainConfig(**{**PLAIN, "epochs": 1, "log_every": 1, "lr": 0.1, **config})
+    settings = TrainConfig(**{**PLAIN, "epochs": 1, "log_every": 1, "optimizer": "sgd", "lr": 0.1, **config})
     fit(
         line,
         detector=line,

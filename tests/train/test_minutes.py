@@ -79,7 +79,15 @@ class Course:
             cold, self.cold = self.cold, 0.0
             return cold or (self.evaluation if self.expected is None else self.expected)
 
-        settings = {"warmup_steps": 0, "schedule": "cosine", "final_lr": 0.0, "log_every": 1, "lr": 0.01, **config}
+        settings = {
+            "warmup_steps": 0,
+            "schedule": "cosine",
+            "final_lr": 0.0,
+            "log_every": 1,
+            "optimizer": "sgd",
+            "lr": 0.01,
+            **config,
+        }
         progress = fit(
             line,
             detector=line,

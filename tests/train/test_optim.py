@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
+from flyspeck.train.checks import few_steps
 from flyspeck.train.config import TrainConfig
 from flyspeck.train.ema import EMA
 from flyspeck.train.optim import build_optimizer, lr_factor, parameter_groups, set_lr
@@ -86,7 +89,7 @@ def test_a_cosine_that_restarts() -> None:
 
 
 def test_momentum_decay_and_rates_are_the_recipe_s() -> None:
-    config = TrainConfig(lr=0.3, momentum=0.7, weight_decay=0.02, backbone_lr=0.5)
+    config = TrainConfig(optimizer="sgd", lr=0.3, momentum=0.7, weight_decay=0.02, backbone_lr=0.5)
     groups = build_optimizer(Toy(), config).param_groups
     assert {group["momentum"] for group in groups} == {0.7}
     assert {(group["weight_decay"], group["lr"]) for group in groups} == {
@@ -98,3 +101,35 @@ def test_momentum_decay_and_rates_are_the_recipe_s() -> None:
 def test_betas_are_the_recipe_s(name: str) -> None:
     optimizer = build_optimizer(Toy(), TrainConfig(optimizer=name, momentum=0.8, beta2=0.99))  # type: ignore[arg-type]
     assert {group["betas"] for group in optimizer.param_groups} == {(0.8, 0.99)}
+
+
+SGD = {"lr": 0.01, "weight_decay": 1e-4, "warmup_steps": 200, "schedule": "step", "clip_grad": 35.0, "ema": None}
+
+
+def test_a_recipe_that_says_sgd_means_what_it_meant_when_sgd_was_the_default() -> None:
+    said = TrainConfig(optimizer="sgd").model_dump()
+    assert {key: said[key] for key in SGD} == SGD
+    assert (said["momentum"], said["beta2"], said["epochs"], said["batch_size"]) == (0.9, 0.999, 12, 8)
+    assert TrainConfig(optimizer="sgd", lr=0.02, ema=0.9).model_dump() == said | {"lr": 0.02, "ema": 0.9}
+
+
+def test_what_a_recipe_leaves_out_is_a_training_that_learns_in_short_time() -> None:
+    said = TrainConfig()
+    assert (said.optimizer, said.lr, said.schedule, said.clip_grad, said.ema) == ("adamw", 0.001, "cosine", 10.0, 0.998)
+    assert TrainConfig.model_validate(said.model_dump()) == said  # a run folder's recipe says all of it
+    assert TrainConfig(optimizer="adam").weight_decay == 1e-4
+    for share in (0.0, 0.05, 0.2, 0.5, 1.0):  # of 40 steps, where 200 would be the warm-up
+        warm = min(1.0, max((40 * share + 1) / 200, share / 0.1))
+        factor = lr_factor(int(40 * share), share, said)
+        assert factor == pytest.approx(warm * (0.01 + 0.99 * (1 + math.cos(math.pi * share)) / 2))
+    with pytest.raises(ValidationError, match=r"train.lr: a rate of 0.02 is SGD's.*train.optimizer: sgd"):
+        TrainConfig(lr=0.02)
+    assert TrainConfig(lr=0.02, optimizer="adamw").lr == 0.02  # said, so meant
+
+
+def test_too_few_steps_are_said_with_epochs_that_would_do() -> None:
+    assert few_steps(12, 300) is None
+    line = few_steps(12, 7)
+    assert line is not None
+    assert "84 steps in all (12 epochs of 7)" in line
+    assert "train.epochs 129 would be 903" in line

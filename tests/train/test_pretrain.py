@@ -30,7 +30,7 @@ def stripes(count, seed):
     return LabelledImages(pixels.astype(np.uint8), labels, ("rows", "columns", "none"), f"stripes {seed}")
 
 
-CONFIG = TrainConfig(epochs=4, batch_size=16, lr=0.05, warmup_steps=2, schedule="cosine")
+CONFIG = TrainConfig(optimizer="sgd", epochs=4, batch_size=16, lr=0.05, warmup_steps=2, schedule="cosine")
 
 
 @pytest.mark.parametrize(("name", "epochs", "bar"), [("resnet18", 4, 0.8), ("hrnet18", 1, 0.0)])

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.evaluate import PROTOCOLS, evaluate
@@ -49,3 +50,15 @@ def test_a_shipped_recipe_builds(path: Path) -> None:
         make_dynamic(detector, recipe.dynamic)
     strides = [feature.stride for feature in detector.features]
     assert np.all(np.diff(strides) >= 0)
+
+
+OWN = Path(__file__).resolve().parents[2] / "benchmarks" / "recipes"
+SAID = {"optimizer", "lr", "weight_decay", "warmup_steps", "schedule"}
+"""Of a training with SGD, the rest is fixed by that word; others say these too."""
+
+
+@pytest.mark.parametrize("path", [*RECIPES, *sorted(OWN.rglob("*.yaml"))], ids=lambda path: path.stem)
+def test_a_shipped_training_does_not_change_with_the_defaults(path: Path) -> None:
+    said = yaml.safe_load(path.read_text()).get("train", {})
+    assert said.keys() >= SAID
+    assert said["optimizer"] == "sgd" or said.keys() >= SAID | {"clip_grad", "ema"}

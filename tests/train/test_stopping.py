@@ -21,7 +21,7 @@ from flyspeck.train.loop import Progress
 from flyspeck.types import ImageBatch, Targets
 
 IMAGES = [image(level) for level in torch.linspace(0.1, 2.5, 8).tolist()]
-COSINE = {"schedule": "cosine", "final_lr": 0.0, "momentum": 0.9, "log_every": 1, "lr": 0.01}
+COSINE = {"schedule": "cosine", "final_lr": 0.0, "momentum": 0.9, "log_every": 1, "optimizer": "sgd", "lr": 0.01}
 
 
 def trained(folder: Path, *, measured: Sequence[float] = (), line: Line | None = None, **config: Any) -> Lines:

@@ -205,7 +205,7 @@ def _pretrain(job: Job, places: Folders) -> JobOutcome:
     train_set = train_set if wanted.per_class is None else train_set.limit(wanted.per_class)
     val_set = val_set if wanted.val_per_class is None else val_set.limit(wanted.val_per_class)
     own = {"epochs", "batch_size", "lr", "weight_decay", "warmup_steps", "precision"}
-    config = TrainConfig(schedule="cosine", seed=job.seed, **wanted.model_dump(include=own))
+    config = TrainConfig(optimizer="sgd", schedule="cosine", seed=job.seed, **wanted.model_dump(include=own))
     started = time.monotonic()
     best = pretrain(
         network,

@@ -70,6 +70,7 @@ def pretrain(
     config = TrainConfig(
         epochs=epochs,
         batch_size=batch_size,
+        optimizer="sgd",
         lr=lr,
         weight_decay=weight_decay,
         warmup_steps=warmup_steps,

@@ -141,6 +141,7 @@ def learning_rate(
     from flyspeck.report.rates import rate_page
     from flyspeck.train.config import load_recipe
     from flyspeck.train.rate_search import find_rate
+    from flyspeck.train.sections import MOST_OF_ADAM
 
     wanted = load_recipe(recipe, set_)
     folder = local_output(out or Path("runs") / f"{wanted.name}-lr")
@@ -172,7 +173,10 @@ def learning_rate(
     typer.echo(
         f"train.lr={found.lr:g}: the loss falls fastest there; it is lowest at {found.lowest:.1e}, and grows beyond"
     )
-    typer.echo(f"the recipe has {wanted.train.lr:g}: --set train.lr={found.lr:g} changes it; the curve: {page}")
+    # A recipe that names no optimizer would be asked which one such a rate is meant for.
+    own = wanted.train.optimizer
+    named = f"--set train.optimizer={own} " if own != "sgd" and found.lr > MOST_OF_ADAM else ""
+    typer.echo(f"the recipe has {wanted.train.lr:g}: {named}--set train.lr={found.lr:g} changes it; the curve: {page}")
 
 
 @app.command("look")

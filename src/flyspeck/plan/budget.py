@@ -20,6 +20,8 @@ LATE = 8
 """Images that are reported on where all time is used up."""
 ODD_IMAGES, ODD_PIXELS = 36, 256 * 320
 """An exported detector is run on so many images of at most so many pixels, at odd sizes and batches (`export.plain_run`)."""
+LEAST_BASELINES = 0.2
+"""Share of their time from which baselines are worth fitting: on fewer images then."""
 HARDLY = 1.3
 """Two timings of the same may differ by so much."""
 FULL_PRECISION = 1.5
@@ -115,13 +117,13 @@ class Budget:
 
     def still(self, each: float) -> int:
         """Images that can still be reported on, at so many seconds each; a few all the same, or nothing would be known."""
-        spare = self.left - self.slower * (self.BASELINES + self.PAGE)
+        spare = self.left - self.slower * (LEAST_BASELINES * self.BASELINES + self.PAGE)
         return max(FEWEST if spare > 0 else LATE, int(spare / max(1.2 * each, 1e-6)))
 
     def for_baselines(self) -> float:
         """Seconds for what needs no network; 0 where there is no time for it."""
         spare = min(self.slower * self.BASELINES, self.left - self.slower * self.PAGE)
-        return spare if spare >= 0.2 * self.slower * self.BASELINES else 0.0
+        return spare if spare >= LEAST_BASELINES * self.slower * self.BASELINES else 0.0
 
     def drawn(self, most: int) -> int:
         """Images that the page shows, of at `most` so many."""

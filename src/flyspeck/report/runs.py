@@ -108,9 +108,10 @@ def read_run(
         found = folder if folder.is_file() else found_file
         return _foreign(found, gt, protocol, allow_references=allow_references)
     if not recipe_file.is_file():
-        raise UserError(
-            "no recipe.yaml: not a run folder", where=folder, fix="name a folder that `flyspeck train` made"
-        )
+        fix = "name a folder that `flyspeck train` made"
+        if (folder / "auto.json").is_file():
+            fix = f"what `flyspeck auto` made has its page, {folder / 'report.html'}, and its runs in {folder / 'runs'}"
+        raise UserError("no recipe.yaml: not a run folder", where=folder, fix=fix)
     if not found_file.is_file():
         raise UserError(
             "no detections.json: the run is not finished", where=folder, fix="let it finish, or go on with --resume"

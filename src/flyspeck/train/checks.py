@@ -16,8 +16,22 @@ from flyspeck.errors import UserError
 log = logging.getLogger("flyspeck")
 
 NONE, HEADERS, FULL = "none", "headers", "full"
+FEW_STEPS = 300
+"""Optimiser steps below which a training from random weights has hardly begun; three times as many are named."""
 LOOKED_AT = 256
 """Images whose headers are read all the same where none are checked."""
+
+
+def few_steps(epochs: int, steps_per_epoch: int) -> str | None:
+    """A line where a training is over before it has learnt much; None where it is long enough."""
+    steps = epochs * steps_per_epoch
+    if steps >= FEW_STEPS:
+        return None
+    wanted = -(-3 * FEW_STEPS // max(1, steps_per_epoch))
+    return (
+        f"{steps} steps in all ({epochs} epochs of {steps_per_epoch}) are few for a detector: train.epochs {wanted} would be"
+        f" {wanted * steps_per_epoch}, or give train.minutes; `flyspeck init` plans a training for your minutes"
+    )
 
 
 def judge_problems(allowed_share: float, tables: Sequence[Annotations]) -> None:

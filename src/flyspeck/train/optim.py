@@ -48,14 +48,17 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimi
     return kind(groups, lr=config.lr, betas=(config.momentum, config.beta2), fused=True)
 
 
+WARMUP_STEPS = 200
+"""Of a warm-up that `train.warmup_steps` does not name."""
 WARMUP_SHARE = 0.1
-"""Of a run by the clock the warm-up takes no more: it may have fewer steps than `train.warmup_steps`."""
+"""Such a one, and any in a run by the clock, takes no more: it may have fewer steps."""
 
 
 def lr_factor(step: int, share: float, config: TrainConfig) -> float:
     """What the learning rate is multiplied by at `step` (0-based), where `share` of the run is done: warm-up times schedule."""
-    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
-    if config.minutes is not None:
+    steps = WARMUP_STEPS if config.warmup_steps is None else config.warmup_steps
+    warmup = min(1.0, (step + 1) / steps) if steps else 1.0
+    if config.minutes is not None or config.warmup_steps is None:
         warmup = min(1.0, max(warmup, share / WARMUP_SHARE))
     if config.schedule == "cosine_restarts":
         share = share * config.epochs / config.restart_epochs % 1

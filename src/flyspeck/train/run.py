@@ -44,7 +44,7 @@ from flyspeck.train.build import (
     load_into,
     set_counts_area,
 )
-from flyspeck.train.checks import judge_problems, usable_images
+from flyspeck.train.checks import few_steps, judge_problems, usable_images
 from flyspeck.train.config import DataConfig, PredictorConfig, Recipe, dump_recipe
 from flyspeck.train.crowds import fitted_head, training_window
 from flyspeck.train.curves import Curves
@@ -67,7 +67,7 @@ from flyspeck.train.plan import Watch
 from flyspeck.train.plugin_notes import with_plugins
 from flyspeck.train.processes import in_step, join_processes
 from flyspeck.train.progress import Console, Fanout, Reporter, RunFiles, TensorBoard, headline
-from flyspeck.train.start_notes import check_at_hand, starts_of, write_starts
+from flyspeck.train.start_notes import check_at_hand, starts_of, unused_weights, write_starts
 from flyspeck.train.state import ENDING
 from flyspeck.version import VERSION
 
@@ -193,11 +193,13 @@ def _train(
             pin_memory=accelerator.device.type == "cuda",
         )
     ) as loader:
+        steps = len(loader) // recipe.train.accumulate
+        _say_notes(recipe, steps, wanted=not resume and reporter is None and accelerator.is_main_process)
         progress = fit(
             method.objective(detector, RunContext(recipe, train_set, rule, accelerator)),
             detector=detector,
             batches=lambda epoch, skip: loader.epoch(epoch, start=skip),
-            steps_per_epoch=len(loader) // recipe.train.accumulate,
+            steps_per_epoch=steps,
             config=optimisation(recipe.train, recipe.dynamic),
             folder=folder,
             description=description,
@@ -218,6 +220,16 @@ def _train(
         for remark in remarks([r for r in read_records(folder / "metrics.jsonl") if r["kind"] == "epoch"], best):
             log.warning(remark)
     return metrics
+
+
+def _say_notes(recipe: Recipe, steps: int, *, wanted: bool) -> None:
+    """What somebody should know of a recipe before its first step, with so many `steps` an epoch."""
+    if not wanted:
+        return
+    few = None if recipe.train.minutes else few_steps(recipe.train.epochs, steps)
+    for line in (few, unused_weights(recipe.model)):
+        if line is not None:
+            log.info("note: %s", line)
 
 
 @dataclass(frozen=True)

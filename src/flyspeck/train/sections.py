@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, JsonValue, model_validator
 
+from flyspeck.errors import UserError
 from flyspeck.options import Count, Options, Positive, Seed, Share
 
 if TYPE_CHECKING:
@@ -159,8 +161,16 @@ class AugmentConfig(Options):
     """Repeat images with rare classes or tiny objects: 0 is off, 1 the full repeat factor."""
 
 
+OF_SGD: Mapping[str, Any] = {
+    "lr": 0.01, "weight_decay": 1e-4, "warmup_steps": 200, "schedule": "step", "clip_grad": 35.0, "ema": None
+}  # fmt: skip
+"""What a recipe that says `optimizer: sgd` means where it says no more: as the papers train."""
+MOST_OF_ADAM = 0.005
+"""A learning rate above this one was meant for SGD."""
+
+
 class TrainConfig(Options):
-    """The optimisation."""
+    """The optimisation. Unsaid, it is AdamW as `flyspeck init` takes it; with `optimizer: sgd`, SGD as the papers have it."""
 
     epochs: Count = 12
     """Passes over the training set."""
@@ -179,32 +189,36 @@ class TrainConfig(Options):
     """Images per step over all processes; the learning rate belongs to this number."""
     accumulate: Count = 1
     """Split a batch into this many forward passes."""
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
     """SGD with momentum, Adam, or Adam with decoupled weight decay."""
-    lr: Positive = 0.01
-    """Learning rate after the warm-up; about 0.01 suits SGD, 0.001 the Adams."""
+    lr: Positive = 0.001
+    """Learning rate after the warm-up. Unsaid, 0.01 with SGD."""
     backbone_lr: float = Field(default=1.0, ge=0)
     """Factor on the learning rate of the backbone."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Of SGD; with Adam its first beta."""
     beta2: float = Field(default=0.999, ge=0, lt=1)
     """Adam's second beta. In runs of a few thousand steps 0.99 forgets the first, large gradients in time."""
-    weight_decay: float = Field(default=1e-4, ge=0)
-    """Not applied to norm layers and biases."""
-    warmup_steps: int = Field(default=200, ge=0, le=10**9)
-    """Steps in which the learning rate rises in a line from near 0."""
-    schedule: Literal["step", "cosine", "cosine_restarts", "constant"] = "step"
-    """How the learning rate goes after the warm-up: in steps down, along a cosine, along several, or not at all."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Not applied to norm layers and biases. Unsaid, 0.0001 with SGD and Adam, which add it to the
+    gradient."""
+    warmup_steps: int | None = Field(default=None, ge=0, le=10**9)
+    """Steps in which the learning rate rises in a line from near 0; null: 200, but no more than a tenth of the run. Unsaid, 200
+    with SGD."""
+    schedule: Literal["step", "cosine", "cosine_restarts", "constant"] = "cosine"
+    """How the learning rate goes after the warm-up: in steps down, along a cosine, along several, or not at all. Unsaid, in steps
+    with SGD."""
     milestones: list[Share] = Field(default=[2 / 3, 11 / 12])
     """Where the step schedule multiplies by 0.1, as shares of the run (8 and 11 of 12 epochs)."""
     final_lr: Share = 0.01
     """Where the cosine ends, as a share of `lr`."""
     restart_epochs: Count = 30
     """Epochs of one cosine of `cosine_restarts`, which then begins again at the full rate."""
-    clip_grad: Positive | None = 35.0
-    """Largest norm of the gradient; null leaves it as it is."""
-    ema: float | None = Field(default=None, gt=0, lt=1)
-    """Decay of an exponential moving average of the weights, which is then what is evaluated and kept."""
+    clip_grad: Positive | None = 10.0
+    """Largest norm of the gradient; null leaves it as it is. Unsaid, 35 with SGD."""
+    ema: float | None = Field(default=0.998, gt=0, lt=1)
+    """Decay of an exponential moving average of the weights, which is then what is evaluated and kept; in the first steps it is
+    shorter. null: none. Unsaid, none with SGD."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the forward pass; the weights stay fp32."""
     channels_last: bool = True
@@ -224,6 +238,25 @@ class TrainConfig(Options):
     """Minutes without a checkpoint after which one is saved within an epoch: so much work is lost at most by a kill."""
     tensorboard: bool = False
     """Also write the curves for TensorBoard, into the run folder."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_the_optimizer(cls, given: Any) -> Any:
+        """What is unsaid beside SGD is SGD's."""
+        if not isinstance(given, Mapping):
+            return given
+        if given.get("optimizer") == "sgd":
+            return {**OF_SGD, **given}
+        if given.get("optimizer") == "adam":
+            given = {"weight_decay": 1e-4, **given}
+        rate = given.get("lr")
+        if "optimizer" not in given and isinstance(rate, int | float) and rate > MOST_OF_ADAM:
+            raise UserError(
+                f"a rate of {rate:g} is SGD's, which was the optimiser of a recipe that names none, and AdamW is now",
+                where="train.lr",
+                fix="write train.optimizer: sgd too, or a rate of about 0.001",
+            )
+        return given
 
     @model_validator(mode="after")
     def _one_end(self) -> Self:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torchvision.models import get_model_weights
 
+from flyspeck.errors import UserError
 from flyspeck.files import write_json
 from flyspeck.models.build import build_backbone
 from flyspeck.models.detector import Detector
@@ -19,6 +21,7 @@ from flyspeck.train.start_names import Start, find_start
 
 log = logging.getLogger("flyspeck")
 FILE = "start.json"
+PUBLISHED = "IMAGENET1K_V1"
 
 
 def check_at_hand(model: ModelConfig) -> None:
@@ -59,3 +62,17 @@ def write_starts(folder: Path, detector: Detector) -> None:
     if detector.starts:
         write_json(folder / FILE, [report.to_dict() for report in detector.starts])
         log.info("what became of every tensor is in %s", folder / FILE)
+
+
+def unused_weights(model: ModelConfig) -> str | None:
+    """A line where the backbone begins at random and published weights of it lie on this machine; nothing is downloaded."""
+    if model.weights is not None or model.start is not None or model.width != 1:
+        return None
+    try:
+        published = get_model_weights(parse_name(model.name).backbone)[PUBLISHED]
+    except (ValueError, KeyError, UserError):  # not one of torchvision's
+        return None
+    file = Path(torch.hub.get_dir()) / "checkpoints" / published.url.rpartition("/")[2]
+    if not file.is_file():
+        return None
+    return f"the backbone begins at random; model.weights {PUBLISHED} is on this machine, and worth points in short trainings"
