@@ -10,6 +10,7 @@ from typing import Any
 from flyspeck.errors import missing_extra
 from flyspeck.export.metadata import conventions
 from flyspeck.infer.exported import KEY
+from flyspeck.infer.openvino_model import the_core
 
 
 def write_openvino(model: Any, path: Path, description: Mapping[str, Any]) -> None:
@@ -18,7 +19,7 @@ def write_openvino(model: Any, path: Path, description: Mapping[str, Any]) -> No
         import openvino
     except ImportError:
         raise missing_extra("openvino", "export") from None
-    converted: Any = openvino.Core().read_model(model.SerializeToString())
+    converted: Any = the_core().read_model(model.SerializeToString())
     for name, text in {KEY: json.dumps(description), **conventions(description)}.items():
         converted.set_rt_info(text, [name])
     openvino.save_model(converted, path, compress_to_fp16=False)

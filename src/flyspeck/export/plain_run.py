@@ -24,6 +24,7 @@ from flyspeck.export.parity import Difference, Rule, compare
 from flyspeck.export.undecided import asked_again
 from flyspeck.infer.exported import ExportedModel, PlainModel, Session, cannot_run
 from flyspeck.infer.factor_model import FactorModel, factor_file
+from flyspeck.infer.openvino_model import the_core
 from flyspeck.infer.predictor import Model, Predictor
 from flyspeck.infer.shown import shown_enlargement
 from flyspeck.infer.source import open_source
@@ -55,7 +56,7 @@ class PlainSession(Session):
         self._compiled: Any = None
         try:
             if name == "openvino":
-                self._compiled = runtime.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+                self._compiled = the_core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
             else:
                 self._session: Any = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
                 self._inputs = [value.name for value in self._session.get_inputs()]

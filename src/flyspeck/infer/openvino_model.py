@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import queue
 import threading
 from collections.abc import Sequence
@@ -17,6 +19,25 @@ from flyspeck.infer.exported import KEY, Session, cannot_run, num_threads
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
+def the_core() -> Any:
+    """OpenVINO's core, one for the whole process and as long as it runs. Raises UserError where OpenVINO is not installed.
+
+    Each core's engine gives the thread that makes it a stack for signals, and puts back the one before when it goes. Where
+    cores do not go in the reverse order of their coming that one is freed memory, and the next signal, Ctrl-C too, ends the
+    process.
+    """
+    return _core_of(os.getpid())  # a fork has none of the threads of its parent's
+
+
+@functools.cache
+def _core_of(_: int) -> Any:
+    try:
+        import openvino
+    except ImportError:
+        raise missing_extra("openvino", "export") from None
+    return openvino.Core()
+
+
 class OpenVinoSession(Session):
     """The graph on `device` (cpu, or another that OpenVINO names, such as GPU; auto is cpu), computed in `precision`.
 
@@ -24,14 +45,10 @@ class OpenVinoSession(Session):
     """
 
     def __init__(self, path: Path | str, *, device: str = "auto", precision: str = "fp32") -> None:
-        try:
-            import openvino
-        except ImportError:
-            raise missing_extra("openvino", "export") from None
+        self._core = the_core()
         path = Path(path)
         if precision not in PRECISIONS:
             raise UserError(f"unknown precision '{precision}'", where="--precision", fix="fp32 or bf16")
-        self._core: Any = openvino.Core()
         device = "cpu" if device == "auto" else device
         if device.upper().split(".")[0] not in {name.split(".")[0] for name in self._core.available_devices}:
             known = ", ".join(name.lower() for name in self._core.available_devices)
