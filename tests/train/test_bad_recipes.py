@@ -82,6 +82,7 @@ def fault(path: Path, *overrides: str) -> str:
         ("model:\n  name: fcos:resnet19", 3, "model.name: no backbone 'resnet19'"),
         ("model:\n  name: resnet18", 3, "model.name: 'resnet18' is a backbone; write faster_rcnn:resnet18"),
         ("model:\n  name: dpnet:fcos:resnet18", 3, "is a name to count with; write fcos:resnet18"),
+        ("train:\n  lr: 0.02", 2, "train: an lr of 0.02 is SGD's"),
         ("augment:\n  scale: [2, 1]", None, "augment.scale is a range (low, high)"),
         ("distill:\n  teacher: x\n  spatial: [1, -1]", 4, "distill.spatial.1: Input should be greater than or equal to 0"),
     ],

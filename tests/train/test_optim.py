@@ -122,7 +122,7 @@ def test_what_a_recipe_leaves_out_is_a_training_that_learns_in_short_time() -> N
         warm = min(1.0, max((40 * share + 1) / 200, share / 0.1))
         factor = lr_factor(int(40 * share), share, said)
         assert factor == pytest.approx(warm * (0.01 + 0.99 * (1 + math.cos(math.pi * share)) / 2))
-    with pytest.raises(ValidationError, match=r"train.lr: a rate of 0.02 is SGD's.*train.optimizer: sgd"):
+    with pytest.raises(ValidationError, match=r"an lr of 0.02 is SGD's.*train.optimizer: sgd"):
         TrainConfig(lr=0.02)
     assert TrainConfig(lr=0.02, optimizer="adamw").lr == 0.02  # said, so meant
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -250,9 +251,9 @@ class TrainConfig(Options):
         if given.get("optimizer") == "adam":
             given = {"weight_decay": 1e-4, **given}
         rate = given.get("lr")
-        if "optimizer" not in given and isinstance(rate, int | float) and rate > MOST_OF_ADAM:
+        if "optimizer" not in given and isinstance(rate, int | float) and MOST_OF_ADAM < rate < math.inf:
             raise UserError(
-                f"a rate of {rate:g} is SGD's, which was the optimiser of a recipe that names none, and AdamW is now",
+                f"an lr of {rate:g} is SGD's, which was the optimiser of a recipe that names none, and AdamW is now",
                 where="train.lr",
                 fix="write train.optimizer: sgd too, or a rate of about 0.001",
             )
