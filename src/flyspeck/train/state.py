@@ -94,7 +94,7 @@ def restore_run(
     state = load_run_state(path)
     before = state["description"]  # of an older version: what it did not note cannot differ
     compared = [key for key in description if key != "plugins"]  # they may change: reading the recipe warned of it
-    differing = [key for key in compared if key in before and not _same(before[key], description[key])]
+    differing = [key for key in compared if key in before and not agree(before[key], description[key])]
     old, new = (content.get("recipe", {}).get("dynamic") or {} for content in (before, description))
     if old and "stride" not in old and new.get("stride") != "replaced":
         raise UserError(
@@ -129,8 +129,8 @@ def restore_run(
     return progress, state.get("losses", {})
 
 
-def _same(before: Any, now: Any) -> bool:
+def agree(before: Any, now: Any) -> bool:
     """Whether two descriptions agree in what both of them know: fields that came later cannot differ."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
-        return all(_same(before[key], now[key]) for key in before.keys() & now.keys())
+        return all(agree(before[key], now[key]) for key in before.keys() & now.keys())
     return before == now

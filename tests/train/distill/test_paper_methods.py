@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import typing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from flyspeck.train.config import ModelConfig, parse_recipe
 from flyspeck.train.distill.config import DistillConfig
 from flyspeck.train.distill.method_names import METHOD_TERMS, MethodName
 from flyspeck.train.distill.objective import FeatureObjective, build_objective
-from flyspeck.train.distill.stages import TrainedTeacher, _student_method
+from flyspeck.train.distill.stages import TrainedTeacher, _check_same, _identity, _student_method
 from flyspeck.train.distill.teacher import Teacher, TeacherSource, weights_hash
 from flyspeck.train.loop import OBSERVED, DetectionObjective
 from flyspeck.train.optim import parameter_groups
@@ -215,11 +217,20 @@ def test_what_a_recipe_cannot_say(section: dict[str, Any], message: str) -> None
         parse_recipe({**content, "distill": {"teacher": "t", **section}})
 
 
-def test_what_older_runs_noted_of_their_method_is_noted_still(teacher: Detector) -> None:
+def test_a_stage_that_an_older_version_finished_stays_finished(teacher: Detector, tmp_path: Path) -> None:
+    """Fields that came later cannot differ; those that were there can."""
+    recipe = parse_recipe({"name": "x", "data": {"train": "a", "val": "b"}, "model": {"name": "fcos:resnet18"}})
     whole = TrainedTeacher(teacher, {}, 1.0, "hash")
-    old = _student_method(DistillConfig(teacher="t"), whole).note["distill"]
-    assert "attention_temperature" not in old
-    assert "terms" not in old
-    new = _student_method(DistillConfig(teacher="t", method="fgd", terms={"global": 2.0}), whole).note["distill"]
-    assert new["attention_temperature"] == 0.5
-    assert new["terms"] == {"global": 2.0}
+    method = _student_method(DistillConfig(teacher="t"), whole)
+    noted = json.loads(json.dumps(_identity(recipe, method)))
+    del noted["recipe"]["model"]["pruned"]
+    for field in ("terms", "imitation_threshold", "attention_temperature"):
+        del noted["note"]["distill"][field]
+    done = tmp_path / "stage.json"
+    done.write_text(json.dumps({"of": noted}))
+    _check_same(done, recipe, method)
+    other = recipe.model_copy(update={"train": recipe.train.model_copy(update={"lr": 0.5})})
+    with pytest.raises(UserError, match="finished with another train"):
+        _check_same(done, other, method)
+    with pytest.raises(UserError, match="finished with another distill"):
+        _check_same(done, recipe, _student_method(DistillConfig(teacher="t", weight=0.5), whole))

@@ -29,7 +29,6 @@ from flyspeck.train.config import Recipe, load_recipe
 from flyspeck.train.described_sizes import sizes_of
 from flyspeck.train.distill.cache import open_cache, versions
 from flyspeck.train.distill.config import DistillConfig
-from flyspeck.train.distill.method_names import METHOD_TERMS
 from flyspeck.train.distill.objective import OutputSource, build_objective, terms_of
 from flyspeck.train.distill.table import StudentRow, StudentTable, cost_row, level_similarities, write_table
 from flyspeck.train.distill.teacher import AsStudent, Observe, Teacher, TeacherSource, shared_classes, weights_hash
@@ -38,6 +37,7 @@ from flyspeck.train.measure import measure
 from flyspeck.train.processes import in_step, join_processes
 from flyspeck.train.progress import EvaluationLines
 from flyspeck.train.run import Method, RunContext, train
+from flyspeck.train.state import agree
 from flyspeck.train.viewing import images_at_once, viewing_of
 
 log = logging.getLogger("flyspeck")
@@ -210,11 +210,6 @@ def _student_method(config: DistillConfig, teacher: TrainedTeacher) -> Method:
     if config.method == "none":
         return Method(note={"distill": {"method": "none"}})
     own = config.model_dump(mode="json", exclude={"teacher", "teacher_scale", "cache", "cache_limit_gb", "finetune"})
-    if (
-        config.method not in METHOD_TERMS
-    ):  # as it was noted before there were such methods: finished stages stay finished
-        for name in ("terms", "imitation_threshold", "attention_temperature"):
-            del own[name]
     note = {"distill": {**own, "teacher": teacher.hash, "scale": teacher.scale}}
 
     def objective(detector: Detector, context: RunContext) -> nn.Module:
@@ -339,9 +334,9 @@ def _check_same(done: Path, recipe: Recipe, method: Method) -> None:
     if not isinstance(before, dict) or not isinstance(before.get("recipe"), dict):
         raise UserError("does not say what was finished", where=done, fix="restore the file, or choose another --out")
     now = json.loads(json.dumps(_identity(recipe, method)))
-    if before != now:
-        parts = [key for key in now["recipe"] if before["recipe"].get(key) != now["recipe"][key]]
-        parts += ["distill"] if before.get("note") != now["note"] else []
+    if not agree(before, now):
+        parts = [key for key, value in now["recipe"].items() if not agree(before["recipe"].get(key, value), value)]
+        parts += [] if agree(before.get("note", {}), now["note"]) else ["distill"]
         raise UserError(
             f"this stage was finished with another {', '.join(parts)}",
             where=done.parent,
