@@ -44,8 +44,9 @@ class _SignalStack(ctypes.Structure):
 
 @pytest.fixture(autouse=True)
 def signals_on_the_usual_stack() -> None:
-    """Python handles signals on the alternate stack of its thread, if there is one. Some library of the tests leaves one behind
-    whose memory it gives back, and then the next signal, expected or not, ends the worker without a word.
+    """Python handles signals on the alternate stack of its thread, if there is one. Cores of OpenVINO that do not go in the
+    reverse order of their coming (`infer/openvino_model.py: the_core`; some tests make their own) leave one behind whose memory
+    is given back, and then the next signal, expected or not, ends the worker without a word.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).sigaltstack(ctypes.byref(_SignalStack(None, 2, 0)), None)  # 2: SS_DISABLE
