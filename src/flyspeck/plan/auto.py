@@ -168,7 +168,8 @@ def _run(
         detections.write_coco(state.folder / "detections.json", report)
         evaluation.write(state.folder / "evaluation.json")
     settings = [Measured.of(one) for one in state.done["settings"]]
-    baselines = _baselines(sources[TRAIN].table, report, evaluation.protocol, budget.for_baselines(), notes, voice)
+    seconds = budget.for_baselines()
+    baselines = _baselines(sources[TRAIN].table, report, evaluation.protocol, seconds, state.folder, notes, voice)
     with voice.doing("writing the report"):
         write_summary(
             state.folder,
@@ -367,13 +368,20 @@ def _export(
 
 
 def _baselines(
-    train: Annotations, report: Annotations, protocol: Protocol, seconds: float, notes: list[str], voice: Voice
+    train: Annotations,
+    report: Annotations,
+    protocol: Protocol,
+    seconds: float,
+    folder: Path,
+    notes: list[str],
+    voice: Voice,
 ) -> Sequence[Baseline]:
     """What needs no network, in about so many seconds; nothing, and a note, where there are none."""
     if not seconds:
-        notes.append(
-            "nothing without a network beside the numbers, for lack of time: see `flyspeck report --baselines`"
+        again = (
+            f"--gt {folder}/data/report.json --dt {folder}/detections.json --baselines --train {folder}/data/train.json"
         )
+        notes.append(f"nothing without a network beside the numbers, for lack of time: flyspeck eval {again}")
         return ()
     with voice.doing("beside it, what needs no network: no box, the usual places, blobs"):
         return measure_baselines(train, report, protocol, seconds=seconds / 4)
