@@ -229,7 +229,7 @@ def _size_rows(arrays: APArrays, protocol: APProtocol, annotations: Annotations)
         for a, area in enumerate(protocol.bins):
             key = {"iou": iou, "area": area.name, "max_dets": protocol.max_dets[-1]}
             truths = int(arrays.counts[0, :, a, 0].sum())
-            known = (arrays.precision[chosen, 0, :, a] > -1).any(0)
+            known = np.any(arrays.precision[chosen, 0, :, a] > -1, axis=0)
             rows.append(
                 {"metric": "AP", **key, "value": mean_of_known(arrays.precision[chosen, :, :, a])} | {"n_gt": truths}
             )

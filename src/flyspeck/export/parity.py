@@ -191,7 +191,7 @@ def _ties(
 def _has(found: Detections, rows: Detections) -> np.ndarray:
     """Which of the `rows` are among what was `found`, within the limits."""
     px, apart = _differences(rows, found)
-    return ((px <= BOX_PX) & (apart <= SCORE)).any(1)
+    return np.any((px <= BOX_PX) & (apart <= SCORE), axis=1)
 
 
 def _conflicts(mine: Detections, theirs: Detections, rule: Rule) -> np.ndarray:
