@@ -26,8 +26,11 @@ from flyspeck.train.config import Recipe, parse_recipe
 
 _REFERENCE = re.compile(r"\$\{run:([^}]+)\}")
 _SLUG = r"^[a-z0-9][a-z0-9_.-]*$"
-_ALWAYS_SO = (("pixel_norm", "data"), ("suppression", "nms"))
-"""Keys of `model` at values that every run had before the key was there: a result that was measured then is theirs."""
+_ALWAYS_SO: dict[str, tuple[tuple[str, Any], ...]] = {
+    "model": (("pixel_norm", "data"), ("suppression", "nms")),
+    "train": (("ema", None),),
+}
+"""Keys of sections at values that every run had before it had to say so: a result that was measured then is theirs."""
 
 Kind = Literal["train", "pretrain", "distill", "evaluate", "external"]
 
@@ -279,9 +282,11 @@ class Job:
     def definition_at(self, revision: int) -> str:
         """`definition` as it was in an earlier revision of the table."""
         grade = self.table.grades[self.grade]
-        content = {key: value for key, value in self.content.items() if key != "model"}
-        model = {k: v for k, v in self.content.get("model", {}).items() if (k, v) not in _ALWAYS_SO}
-        content |= {"model": model} if model else {}
+        content = dict(self.content)
+        for section, so in _ALWAYS_SO.items():
+            if said := content.pop(section, None):
+                said = {key: value for key, value in said.items() if (key, value) not in so}
+                content |= {section: said} if said else {}
         parts = [self.row.kind, content, self.seed, self.row.data or grade.data, self.table.bins]
         parts += [self.row.bin_scale] if self.row.bin_scale != 1 else []
         parts += [f"revision {revision}"] if revision != 1 else []
