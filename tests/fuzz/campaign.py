@@ -151,9 +151,10 @@ def _lines(child: subprocess.Popen[str]) -> queue.Queue[str | None]:
 
     def read() -> None:
         assert child.stdout is not None
-        for line in child.stdout:
-            waiting.put(line)
-        waiting.put(None)
+        with child.stdout as told:
+            for line in told:
+                waiting.put(line)
+        waiting.put(None)  # after it is closed, so that nothing of the child is left
 
     threading.Thread(target=read, daemon=True).start()
     return waiting
