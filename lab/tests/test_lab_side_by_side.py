@@ -82,3 +82,14 @@ def test_a_gpu_without_its_service_of_several_processes_is_told(
     assert side_by_side._takes_turns()
     (tmp_path / "pipes").mkdir()
     assert not side_by_side._takes_turns()
+
+
+def test_what_a_dead_process_had_taken_is_waited_for_by_nobody(tmp_path: Path) -> None:
+    for name, text in (("its-0", "taken 7"), ("done-0", "done"), ("another-1", "taken 71")):
+        (tmp_path / name).write_text(text)
+    side_by_side._give_up(tmp_path, 7)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "its-0": "failed",
+        "done-0": "done",
+        "another-1": "taken 71",
+    }

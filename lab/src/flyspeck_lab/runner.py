@@ -67,7 +67,7 @@ def run_tables(
     todo = [job for table in tables for job in jobs(table, grade, rows=rows, seeds=seeds)]
     todo.sort(key=lambda job: job.row.extra)
     for number, job in enumerate(todo, 1):
-        if _finished(job, results_folder):
+        if finished(job, results_folder):
             continue
         if minutes is not None and time.monotonic() - started > 60 * minutes:
             break
@@ -91,7 +91,7 @@ def run_tables(
         results.verdicts = judge(job.table, results)
         write_results(results_folder, results)
         done += 1
-    left = sum(not _finished(job, results_folder) for job in todo)
+    left = sum(not finished(job, results_folder) for job in todo)
     return done, left
 
 
@@ -121,7 +121,8 @@ def rejudge(table: Table, results_folder: Path) -> None:
         write_results(results_folder, results)
 
 
-def _finished(job: Job, results_folder: Path) -> bool:
+def finished(job: Job, results_folder: Path) -> bool:
+    """Whether a job's result is there, and up to date."""
     results = read_results(results_folder, job.table.name)
     return bool(results.finished(job.grade, job.row.name, job.seed, job.definition))
 

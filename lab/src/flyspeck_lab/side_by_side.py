@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from flyspeck.errors import UserError
 from flyspeck.files import write_text
 from flyspeck_lab.kinds import Folders, run
 from flyspeck_lab.results import read_results, write_results
+from flyspeck_lab.runner import finished
 from flyspeck_lab.table import Job, jobs, load_table
 
 log = logging.getLogger("flyspeck")
+TAKEN = "taken"
 WAIT = 0.5
 """Seconds until it is looked again whether what a job needs is finished."""
 
@@ -77,13 +80,25 @@ def run_side_by_side(
         for process in started:
             process.start()
         try:
-            for process in started:
-                process.join()
+            running = list(started)
+            while running:
+                connection.wait([process.sentinel for process in running])
+                for process in [one for one in running if one.exitcode is not None]:
+                    running.remove(process)
+                    _give_up(share.taken, process.pid)
         finally:
             for process in started:
                 process.terminate()
     left = _left(tables, grade, results_folder, rows, seeds)
     return before - left, left
+
+
+def _give_up(taken: Path, process: int | None) -> None:
+    """What a process had taken and not ended when it died (of memory, say) has failed: others would wait for it."""
+    for mark in taken.glob("*[0-9]"):  # not the part of one that is being written
+        if mark.read_text(encoding="utf-8") == f"{TAKEN} {process}":
+            log.warning("%s failed: its process died", mark.name)
+            write_text(mark, "failed")
 
 
 def _takes_turns() -> bool:
@@ -102,12 +117,7 @@ def _todo(tables: Sequence[Path], grade: str, rows: list[str] | None, seeds: int
 
 
 def _left(tables: Sequence[Path], grade: str, results_folder: Path, rows: list[str] | None, seeds: int | None) -> int:
-    return sum(not _finished(job, results_folder) for job in _todo(tables, grade, rows, seeds))
-
-
-def _finished(job: Job, results_folder: Path) -> bool:
-    results = read_results(results_folder, job.table.name)
-    return bool(results.finished(job.grade, job.row.name, job.seed, job.definition))
+    return sum(not finished(job, results_folder) for job in _todo(tables, grade, rows, seeds))
 
 
 def _work(share: Share, lock: Any) -> None:
@@ -148,7 +158,7 @@ def _take(todo: Sequence[Job], share: Share, lock: Any) -> tuple[Job | None, boo
     with lock:
         for job in todo:
             mark = _mark(job, share)
-            if mark.exists() or _finished(job, share.results_folder):
+            if mark.exists() or finished(job, share.results_folder):
                 continue
             if any(_failed(need, share) for need in job.needs()):
                 continue
@@ -156,7 +166,7 @@ def _take(todo: Sequence[Job], share: Share, lock: Any) -> tuple[Job | None, boo
             if found is None:
                 waiting = True
                 continue
-            write_text(_mark(found, share), "taken")
+            write_text(_mark(found, share), f"{TAKEN} {os.getpid()}")
             return found, False
     return None, waiting
 
@@ -172,7 +182,7 @@ def _first_usable(job: Job, share: Share) -> Job | None:
 
 def _usable(need: Job, share: Share) -> bool:
     """Whether what another job builds on is there: its result and its weights, and nobody is making them again."""
-    there = _finished(need, share.results_folder) and any(need.folder(share.places.runs).glob("*.safetensors"))
+    there = finished(need, share.results_folder) and any(need.folder(share.places.runs).glob("*.safetensors"))
     return there and _state(need, share) in ("", "done")
 
 
@@ -182,7 +192,7 @@ def _failed(need: Job, share: Share) -> bool:
 
 
 def _state(job: Job, share: Share) -> str:
-    """`taken`, `done` or `failed` here; "": by nobody yet."""
+    """`taken` by a process, `done` or `failed` here; "": by nobody yet."""
     mark = _mark(job, share)
     return mark.read_text(encoding="utf-8") if mark.is_file() else ""
 
