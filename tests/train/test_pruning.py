@@ -61,6 +61,16 @@ def test_prune_train_and_prune_again(run: Path, tmp_path: Path, capsys: pytest.C
         prune_run(run, first, share=0.3)
 
 
+def test_a_run_by_the_clock_is_trained_on_for_a_quarter_of_its_minutes(run: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(run / "recipe.yaml")
+    clocked = recipe.train.model_copy(update={"minutes": 40.0, "epochs": 1000})
+    (run / "recipe.yaml").write_text(dump_recipe(recipe.model_copy(update={"train": clocked})))
+    by_clock = load_recipe(prune_run(run, tmp_path / "a", share=0.4, multiple=2).recipe).train
+    assert (by_clock.minutes, by_clock.epochs) == (10.0, 1000)
+    by_epochs = load_recipe(prune_run(run, tmp_path / "b", share=0.4, multiple=2, epochs=3).recipe).train
+    assert (by_epochs.minutes, by_epochs.epochs) == (None, 3)
+
+
 @pytest.mark.slow
 def test_a_pruned_student_goes_on_learning_from_its_teacher(
     make_recipe: RecipeMaker, run: Path, tmp_path: Path

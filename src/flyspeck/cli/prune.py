@@ -28,7 +28,7 @@ def prune(
         "--epochs",
         min=1,
         metavar="N",
-        help="Passes over the training images, in the recipe; default: a quarter of the run's.",
+        help="Passes over the training images, in the recipe; default: a quarter of the run's, or of its minutes.",
     ),
 ) -> None:
     """Cut the channels of a detector that are worth least, and write the recipe that trains what is left."""

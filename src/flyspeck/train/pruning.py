@@ -17,7 +17,7 @@ from flyspeck.models.fold import probe_images
 from flyspeck.models.prune import prune_channels
 from flyspeck.train.build import load_described
 from flyspeck.train.checkpoint import save_weights
-from flyspeck.train.config import dump_recipe, load_recipe
+from flyspeck.train.config import TrainConfig, dump_recipe, load_recipe
 
 WEIGHTS = "pruned.safetensors"
 RECIPE = "recipe.yaml"
@@ -47,7 +47,7 @@ def prune_run(
         out: A folder that holds nothing yet.
         share: Of the channels that only two layers see, above 0 and below 1: those with the lowest norm scales go.
         multiple: Of which the widths that are left are multiples.
-        epochs: Of the recipe; None is a quarter of the run's.
+        epochs: Of the recipe; None is a quarter of the run's, of a run by the clock a quarter of its minutes.
         lr: Factor on the run's learning rate.
 
     Raises:
@@ -87,13 +87,17 @@ def prune_run(
             "model": recipe.model.model_copy(
                 update={"pruned": pruned, "weights": None, "start": str(weights.resolve()), "sigma": None}
             ),
-            "train": recipe.train.model_copy(
-                update={"epochs": epochs or max(1, recipe.train.epochs // 4), "lr": recipe.train.lr * lr}
-            ),
+            "train": _shorter(recipe.train, epochs).model_copy(update={"lr": recipe.train.lr * lr}),
         }
     )
     write_text(plan, dump_recipe(left))
     return Pruned(weights, plan, recipe.distill is not None, (done.before, done.after), (before, _count(detector)))
+
+
+def _shorter(train: TrainConfig, epochs: int | None) -> TrainConfig:
+    if epochs is None and train.minutes is not None:
+        return train.model_copy(update={"minutes": train.minutes / 4})
+    return train.model_copy(update={"epochs": epochs or max(1, train.epochs // 4), "minutes": None})
 
 
 def _count(detector: Detector) -> int:
