@@ -7,7 +7,7 @@ import json
 import pytest
 import yaml
 
-from flyspeck.cli.demo import BIG, RECIPE, _left
+from flyspeck.cli.demo import BIG, FAIR_EPOCHS, RECIPE, _left, _too_short
 from flyspeck.cli.main import main
 from flyspeck.train.config import parse_recipe
 
@@ -41,6 +41,15 @@ def test_the_training_gets_what_the_rest_leaves():
     for length in ("minutes: 3.67", "epochs: 21"):
         content = yaml.safe_load(RECIPE.format(length=length, precision="fp32", seed=3))
         assert parse_recipe(content).train.seed == 3
+
+
+def test_a_training_that_was_too_short_is_said_and_how_long_a_fair_one_takes():
+    """Of four epochs fewer than are fair, at 30 s each, two minutes are missing."""
+    history = [{"seconds": 30.0}] * (FAIR_EPOCHS - 4)
+    assert "`--minutes 6`" in _too_short(history, 4.0)
+    assert f"{FAIR_EPOCHS - 4} times" in _too_short(history, 4.0)
+    assert _too_short(history * 2 + history[:2], 4.0) == ""
+    assert "0 times" in _too_short([], 4.0)
 
 
 @pytest.mark.slow

@@ -27,6 +27,9 @@ from flyspeck.cli.terminal import ProgressBar
 from flyspeck.cli.values import parse_names
 from flyspeck.errors import UserError
 
+CLASSES_SHOWN = 20
+"""Lines on classes in the terminal; `summary.txt` has all."""
+
 
 def split(
     source: Path = SOURCE,
@@ -79,7 +82,7 @@ def split(
             workers=workers,
             progress=progress.update,
         )
-    typer.echo(done.text(), nl=False)
+    typer.echo(done.text(most=CLASSES_SHOWN), nl=False)
 
 
 def _shares(text: str) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,8 @@ TILE = (256, 320)  # images to learn from: small ones are quick
 # Scenes to learn from hold three times as many things as those to measure on: a step teaches more in the same time.
 DENSITY = 3.0
 BIG = (3000, 4000)
+FAIR_EPOCHS = 8
+"""Passes over the scenes below which a detector has learnt little."""
 # Everything that a run is, in one file that the reader can change and train again.
 RECIPE = """\
 # Written by `flyspeck demo`: a small anchor-free detector for images of 2 cores and a few minutes.
@@ -84,6 +86,7 @@ def demo(
     import logging
 
     from flyspeck.cli.values import parse_size
+    from flyspeck.plan.speed import take_threads, this_machine, threads_kept
     from flyspeck.report import build_report, read_run
     from flyspeck.report.diagnosis import diagnose
 
@@ -95,12 +98,17 @@ def demo(
     logging.getLogger("flyspeck").setLevel(logging.INFO)
     with clock("painting scenes"):
         _paint(out, num_images, num_val_images, seed)
-    with clock("training"), training_device(device):
-        _train(out, f"epochs: {epochs}" if epochs else f"minutes: {_left(minutes, clock.total, side):.2f}", seed)
-    with clock("measuring on unseen scenes"):
-        run = read_run(out / "run")
-    with clock(f"predicting on one scene of {side[1]} x {side[0]}"):
-        appendix, on_big = _predict(out, side, seed, device=device, score=diagnose(run).working_score)
+    with threads_kept():
+        machine = this_machine(device)
+        if not epochs:  # by the clock no two trainings are the same anyway
+            take_threads(machine, typer.echo)
+        with clock("training"), training_device(device):
+            length = f"epochs: {epochs}" if epochs else f"minutes: {_left(minutes, clock.total, side):.2f}"
+            _train(out, RECIPE.format(length=length, precision=machine.precision, seed=seed))
+        with clock("measuring on unseen scenes"):
+            run = read_run(out / "run")
+        with clock(f"predicting on one scene of {side[1]} x {side[0]}"):
+            appendix, on_big = _predict(out, side, seed, device=device, score=diagnose(run).working_score)
     with clock("writing the page"):
         title = "flyspeck demo: tiny things in generated scenes"
         page = build_report([run], out / "report.html", title=title, appendices=[appendix])
@@ -108,6 +116,8 @@ def demo(
     typer.echo(run.evaluation.table())
     typer.echo(f"the large scene: AP50 {_percent(on_big, 'all')}, AP50 of tiny objects {_percent(on_big, 'tiny')}")
     typer.echo(f"{clock.total:.0f} s in all: {clock.summary}")
+    if not epochs:
+        typer.echo(_too_short(run.history, minutes), nl=False)
     typer.echo(f"\nThe page: {page.resolve()}\n")
     typer.echo(_next_steps(out))
 
@@ -161,16 +171,25 @@ def _left(minutes: float, painting: float, side: tuple[int, int]) -> float:
     return max(0.5, minutes - (painting + later) / 60)
 
 
-def _train(out: Path, length: str, seed: int) -> None:
-    """The recipe, as a file, and its run; `length` is its field for that."""
-    from flyspeck.plan.speed import faster_precision
+def _train(out: Path, recipe: str) -> None:
+    """The recipe, as a file, and its run."""
     from flyspeck.train.config import load_recipe
     from flyspeck.train.run import train
 
-    recipe = out / "recipe.yaml"
-    text = RECIPE.format(length=length, precision=faster_precision(), seed=seed)
-    write_text(recipe, text)
-    train(load_recipe(recipe), out / "run")
+    write_text(out / "recipe.yaml", recipe)
+    train(load_recipe(out / "recipe.yaml"), out / "run")
+
+
+def _too_short(history: Sequence[Mapping[str, Any]], minutes: float) -> str:
+    """A line, with its end, where the detector saw the scenes too seldom to have learnt: its numbers say little then."""
+    if len(history) >= FAIR_EPOCHS:
+        return ""
+    seconds = sum(record["seconds"] for record in history) / max(1, len(history))
+    fair = minutes + seconds * (FAIR_EPOCHS - len(history)) / 60
+    return (
+        f"Too short to judge by: it saw each scene {len(history)} times; {FAIR_EPOCHS} are fair. Other programs use this machine,"
+        f" or it is slow: try `--minutes {fair:.0f}`, or later\n"
+    )
 
 
 def _predict(

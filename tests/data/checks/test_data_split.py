@@ -17,7 +17,7 @@ from PIL import Image
 
 from flyspeck.cli.main import main
 from flyspeck.data.checks.grouping import MOST_CLASSES, assign, features
-from flyspeck.data.checks.split import split
+from flyspeck.data.checks.split import Split, SplitPart, split
 from flyspeck.data.inspection import inspect
 from flyspeck.data.readers import read_annotations
 from flyspeck.data.writers import write_coco, write_yolo
@@ -221,3 +221,19 @@ def test_of_very_many_classes_the_rare_ones_are_balanced_together(flights: Path)
     assert len(weights) == sums.shape[1]
     assert sums[:, 9:].sum() == table.num_boxes
     assert sums[:, 9:].max() == np.bincount(np.arange(len(table))[many.image_index] % 7, labels == 9_999).max()
+
+
+def test_of_many_classes_the_most_uneven_are_shown_and_how_many_there_are():
+    names = [f"c{number:02d}" for number in range(30)]
+    even, odd = dict.fromkeys(names, 8) | {"c07": 10}, dict.fromkeys(names, 2) | {"c07": 0}
+    parts = (
+        SplitPart("train", 0.8, 80, 0.8, sum(even.values()), even, 5),
+        SplitPart("val", 0.2, 20, 0.2, sum(odd.values()), odd, 2),
+    )
+    done = Split(parts, groups=7, largest=20, left_out=0, notes=())
+    assert all(f"  {name} (10): " in done.text() for name in names)
+    short = done.text(most=3).splitlines()
+    assert "the 3 most uneven of 30 classes" in short[4]
+    assert len(short) == 8
+    assert "  c07 (10): train 100.0%, val 0.0%" in short
+    assert done.text(most=30) == done.text()

@@ -52,26 +52,43 @@ class Split:
     notes: tuple[str, ...]
     """What was written and what cannot be as asked."""
 
-    def text(self) -> str:
-        """Shares asked for and reached, objects by class, and what to know."""
+    def text(self, *, most: int | None = None) -> str:
+        """Shares asked for and reached, objects by class, and what to know; of more than `most` classes the most uneven ones."""
         lines = [f"{self.groups} groups of images, the largest of {self.largest}"]
         lines.append(f"{'':>8}{'asked':>8}{'share':>8}{'images':>8}{'groups':>8}{'objects':>9}")
         for part in self.parts:
             lines.append(
                 f"{part.name:>8}{part.asked:>8.1%}{part.share:>8.1%}{part.images:>8}{part.groups:>8}{part.objects:>9}"
             )
-        total = sum(part.objects for part in self.parts)
-        if total:
-            lines.append("objects of each class, in per cent:")
-        for name in self.parts[0].classes if total else ():
-            counts = [part.classes[name] for part in self.parts]
+        return "\n".join([*lines, *self._class_lines(most), *self._left_out(), *self.notes]) + "\n"
+
+    def _class_lines(self, most: int | None) -> list[str]:
+        """A line for each class, in its order."""
+        counts = {name: [part.classes[name] for part in self.parts] for name in self.parts[0].classes}
+        if not any(sum(each) for each in counts.values()):
+            return []
+        shown, head = list(counts), "objects of each class, in per cent:"
+        if most is not None and len(shown) > most:
+            uneven = {
+                name: max(abs(n / max(1, sum(each)) - p.asked) for p, n in zip(self.parts, each, strict=True))
+                for name, each in counts.items()
+            }
+            chosen = set(sorted(counts, key=lambda name: -uneven[name])[:most])
+            head = f"objects of the {most} most uneven of {len(shown)} classes, in per cent (summary.txt has all):"
+            shown = [name for name in shown if name in chosen]
+        lines = [head]
+        for name in shown:
+            total = sum(counts[name])
             cells = ", ".join(
-                f"{p.name} {n / max(1, sum(counts)):.1%}" for p, n in zip(self.parts, counts, strict=True)
+                f"{p.name} {n / max(1, total):.1%}" for p, n in zip(self.parts, counts[name], strict=True)
             )
-            lines.append(f"  {name} ({sum(counts)}): {cells}")
-        if self.left_out:
-            lines.append(f"{self.left_out} images are in no split: they are too close to a place where a group was cut")
-        return "\n".join([*lines, *self.notes]) + "\n"
+            lines.append(f"  {name} ({total}): {cells}")
+        return lines
+
+    def _left_out(self) -> list[str]:
+        if not self.left_out:
+            return []
+        return [f"{self.left_out} images are in no split: they are too close to a place where a group was cut"]
 
 
 def split(
