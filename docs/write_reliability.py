@@ -19,6 +19,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 FOUND = ("traceback", "several lines", "hang", "memory", "effect", "killed")
 MEANINGS = {"kill": "killed before", "torn": "killed in the middle", "full": "disk full", "io": "I/O error"}
+MEANINGS |= {"files": "too many files open", "clock": "clock a year slow"}
 
 
 DAMAGED = """
@@ -54,7 +55,7 @@ formulas, or commands of a terminal. Canaries show that the tests would notice.
 
 ## Crashes
 
-Every operation on the disk fails once: files opened, written, flushed, synced, renamed, removed; by four kinds of failure. After
+Every operation on the disk fails once: files opened, written, flushed, synced, renamed, removed; by six kinds of failure. After
 each the work goes on, and must end byte for byte where undisturbed work ends (`python -m pytest -m slow tests/crashes`).
 
 {table}
@@ -83,13 +84,19 @@ def page(numbers: dict[str, Any]) -> str:
         missed = f"; not found: {', '.join(planted['missed'])}" if planted["missed"] else ""
         text += PLANTED.format(**{**planted, "missed": missed})
     rows = [
-        f"| {name} | {found['operations']} | {' | '.join(str(found['survived'].get(mode, 0)) for mode in MEANINGS)} |"
+        f"| {name} | {found['operations']} | {' | '.join(survived(found, mode) for mode in MEANINGS)} |"
         for name, found in crashes.items()
     ]
     head = [f"| work | operations | {' | '.join(MEANINGS.values())} |", f"|---|{'---|' * (1 + len(MEANINGS))}"]
-    table = [*head, *rows, "", "A number is how many of the operations were survived."]
+    table = [*head, *rows, "", "Each cell: crashes survived of those tried. Fewer tried than operations: every n-th."]
     none = "It has not been run to its end for this page; the default tests crash three kinds of work at three places."
     return text + CRASHED.format(table="\n".join(table) if rows else none, known=listed(numbers["known"]))
+
+
+def survived(found: dict[str, Any], mode: str) -> str:
+    """Of one kind of crash."""
+    tried = found.get("tried", {}).get(mode, 0)
+    return f"{found['survived'].get(mode, 0)} of {tried}" if tried else "–"
 
 
 def listed(texts: Sequence[str]) -> str:

@@ -9,12 +9,16 @@ kill would leave.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import errno
+import importlib
 import io
 import os
 import signal
 import sys
+import time
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +31,13 @@ from flyspeck.errors import UserError
 from flyspeck.models import weights
 from flyspeck.train import checkpoint
 
-Mode = Literal["count", "kill", "torn", "full", "io", "none"]
+Mode = Literal["count", "kill", "torn", "full", "io", "files", "clock", "none"]
 """`kill`: the process ends before the operation; `torn`: in the middle of it; `full`: it and all that follow fail as on a full
-disk; `io`: it fails once as on a broken one; `none`: nothing fails."""
+disk; `io`: it fails once as on a broken one; `files`: from it on no file can be opened to be written, as where a process has too
+many open; `clock`: from it on the clock is a year slow; `none`: nothing fails."""
 KILLED = 137
 SECONDS = 120
+YEAR = 365 * 86400.0
 
 
 @dataclass
@@ -51,11 +57,13 @@ class Disk:
         place = os.path.abspath(os.fsdecode(path))
         return place == self.folder or place.startswith(self.folder + os.sep)
 
-    def step(self, torn: Callable[[], object] | None = None, *, grows: bool = True) -> None:
-        """One operation is due, which takes room on the disk where it `grows`. `torn` does half of it."""
+    def step(self, torn: Callable[[], object] | None = None, *, grows: bool = True, opens: bool = False) -> None:
+        """One operation is due: it `grows` what is on the disk, `opens` a file. `torn` does half of it."""
         self.count += 1
         if self.mode == "full" and self.count >= self.at and grows:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if self.mode == "files" and self.count >= self.at and opens:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         if self.count != self.at:
             return
         if self.mode == "kill":
@@ -124,6 +132,9 @@ def _install(disk: Disk) -> None:
 
     builtins.open = io.open = opened  # type: ignore[assignment]
     os.fsync = synced
+    if disk.mode == "clock":
+        plain_time = time.time
+        time.time = lambda: plain_time() - (YEAR if disk.count >= disk.at else 0.0)
     sys.addaudithook(lambda event, args: _audited(disk, event, args))
     _wrap_savers(disk)
 
@@ -132,7 +143,7 @@ def _audited(disk: Disk, event: str, args: tuple[Any, ...]) -> None:
     if event == "open":
         flags = args[2] if len(args) > 2 else 0
         if isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and disk.ours(args[0]):
-            disk.step()
+            disk.step(opens=True)
     elif event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.symlink") and disk.ours(
         args[0]
     ):
@@ -172,6 +183,7 @@ def run(work: Callable[[], object], folder: Path, *, mode: Mode = "none", at: in
     """`work` in a process of its own, on a disk that fails: its exit code, the operations that it came to, and what it said.
 
     0 where it ended, 2 for a `UserError` or an `OSError`, 3 for another exception, `KILLED`; -1 where it did not end in time.
+    What a `count` that ended says are the modules that it imported, for `import_before`.
     """
     reading, writing = os.pipe()
     sys.stdout.flush()
@@ -192,6 +204,14 @@ def run(work: Callable[[], object], folder: Path, *, mode: Mode = "none", at: in
     return (-1 if code == -signal.SIGKILL else code), int(count or 0), text
 
 
+def import_before(names: str) -> None:
+    """Imports, once, what every process of a job would import anew."""
+    for name in names.split():
+        if name not in sys.modules and not name.startswith("__"):
+            with contextlib.suppress(Exception), warnings.catch_warnings(action="ignore"):
+                importlib.import_module(name)
+
+
 def _child(work: Callable[[], object], disk: Disk, pipe: int) -> None:
     code, text = 3, ""
     try:
@@ -201,11 +221,14 @@ def _child(work: Callable[[], object], disk: Disk, pipe: int) -> None:
         _install(disk)
         done = work()
         code = done if isinstance(done, int) and not isinstance(done, bool) else 0
+        text = " ".join(sys.modules) if disk.mode == "count" and not code else ""
     except (UserError, OSError) as error:  # the command line makes one line of either
         code, text = 2, str(error)
     except BaseException:
         text = traceback.format_exc()
     finally:
         disk.asleep, disk.mode = True, "none"
-        os.write(pipe, f"{disk.count}\n{text[-3000:]}".encode("utf-8", "replace"))
+        told = text if not code else text[-3000:]
+        with os.fdopen(pipe, "wb") as file:
+            file.write(f"{disk.count}\n{told}".encode("utf-8", "replace"))
         os._exit(code)

@@ -99,30 +99,34 @@ def read_results(folder: Path, table: str) -> Results:
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
         raise UserError("not the results of a table", where=path, fix="move the file away") from None
     draws: dict[str, dict[str, np.ndarray]] = {}
-    packed = folder / f"{table}.npz"
+    packed, known = folder / f"{table}.npz", {entry.key for entry in entries}
     if packed.is_file():
         with np.load(packed, allow_pickle=False) as arrays:
             for name in arrays.files:
                 key, _, metric = name.rpartition("|")
-                draws.setdefault(key, {})[metric] = _unpack(arrays[name])
+                if key in known:  # a kill may have left those of a row that is not done
+                    draws.setdefault(key, {})[metric] = _unpack(arrays[name])
     return Results(table, entries, verdicts, draws)
 
 
 def write_results(folder: Path, results: Results) -> None:
-    """Writes json, CSV and npz; each file is replaced as a whole, so that a kill leaves an old or a new one."""
+    """Writes npz, CSV and json; each file is replaced as a whole, so that a kill leaves an old or a new one.
+
+    A row counts as done when it is in the json, which is therefore the last: a kill never costs its resamples or its line.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     content = {
         "table": results.table,
         "entries": [asdict(entry) for entry in results.entries],
         "verdicts": [asdict(verdict) for verdict in results.verdicts],
     }
-    write_json(folder / f"{results.table}.json", content)
-    write_text(folder / f"{results.table}.csv", _csv(results))
     buffer = io.BytesIO()
     arrays = {f"{key}|{name}": _pack(v) for key, metrics in results.draws.items() for name, v in metrics.items()}
     if arrays:
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
         write_bytes(folder / f"{results.table}.npz", buffer.getvalue())
+    write_text(folder / f"{results.table}.csv", _csv(results))
+    write_json(folder / f"{results.table}.json", content)
 
 
 def _csv(results: Results) -> str:

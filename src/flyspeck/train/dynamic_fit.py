@@ -8,7 +8,6 @@ and the predictor's word on the validation images.
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from flyspeck.data.enlarge import Enlarge
 from flyspeck.data.loading import DetectionDataset, in_order, make_loader
 from flyspeck.devices import torch_device
 from flyspeck.errors import UserError
-from flyspeck.files import own_place, write_json
+from flyspeck.files import write_bytes, write_json
 from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.pooling import find_switch, run_prefix
 from flyspeck.models.dynamic.predictor import (
@@ -313,7 +312,7 @@ def fit_predictor(
     write_probabilities(folder / CHOICES, maps.image_ids, router.switch.factors, probabilities, router.decision)
     for name in ("recipe.yaml", "environment.json"):
         if (run.folder / name).exists():
-            shutil.copyfile(run.folder / name, own_place(folder / name))
+            write_bytes(folder / name, (run.folder / name).read_bytes())
     told = {
         **run.description,
         "predictor": {"widths": config.widths, "pool": config.pool, "rule": config.rule, "threshold": config.threshold},
@@ -347,7 +346,7 @@ def measure_routed(run: DynamicRun, folder: Path, *, alone: bool = False) -> dic
     if accelerator.is_main_process:
         measured.write(folder, annotations)
     for source in sorted(run.folder.glob("*-df*.json")):
-        shutil.copyfile(source, own_place(folder / source.name))
+        write_bytes(folder / source.name, source.read_bytes())
     return measured.metrics
 
 
