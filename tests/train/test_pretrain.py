@@ -17,7 +17,8 @@ from flyspeck.models.build import build, build_backbone
 from flyspeck.models.detector import Detector
 from flyspeck.models.weights import save_weights
 from flyspeck.train.config import TrainConfig
-from flyspeck.train.pretrain import crop_and_flip, pixel_statistics, pretrain
+from flyspeck.train.pretrain import pretrain
+from flyspeck.train.pretrain_inputs import pixel_statistics, random_crops, resampled
 
 
 def stripes(count, seed):
@@ -66,7 +67,7 @@ def test_same_seed_same_weights(tmp_path):
 
 def test_a_whole_image_is_kept_as_it_is_or_mirrored():
     x = torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    out = crop_and_flip(x, 16, torch.Generator().manual_seed(1), smallest_crop=1.0)
+    out = resampled(x, random_crops(64, torch.Generator().manual_seed(1), smallest_crop=1.0), 16)
     same = (out - x).abs().amax((1, 2, 3)) < 1e-5
     mirrored = (out - x.flip(3)).abs().amax((1, 2, 3)) < 1e-5
     assert (same | mirrored).all()
@@ -76,7 +77,7 @@ def test_a_whole_image_is_kept_as_it_is_or_mirrored():
 def test_crops_stay_inside_the_image():
     # A ramp from 0 to 1: a crop inside of it never shows a value beyond its ends, whatever the padding.
     ramp = torch.linspace(0, 1, 32).expand(50, 3, 32, 32).contiguous()
-    out = crop_and_flip(ramp, 24, torch.Generator().manual_seed(0), smallest_crop=0.25)
+    out = resampled(ramp, random_crops(50, torch.Generator().manual_seed(0), smallest_crop=0.25), 24)
     assert out.shape == (50, 3, 24, 24)
     spread = out.amax((1, 2, 3)) - out.amin((1, 2, 3))
     assert (spread <= 1).all()

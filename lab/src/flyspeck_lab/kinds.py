@@ -181,11 +181,11 @@ def _outcome(job: Job, found: list[tuple[str, Score, dict[str, Any]]]) -> JobOut
 
 
 def _pretrain(job: Job, places: Folders) -> JobOutcome:
-    """A pre-training is not resumable: one that was broken off begins again."""
+    """A pre-training that was broken off goes on."""
     from flyspeck.data.classification import read_labelled_images
     from flyspeck.models.build import build_backbone
     from flyspeck.train.config import TrainConfig
-    from flyspeck.train.pretrain import pretrain
+    from flyspeck.train.pretrain import STATE, pretrain
 
     done = job.folder(places.runs) / "entry.json"
     if done.is_file():  # for another table
@@ -215,6 +215,7 @@ def _pretrain(job: Job, places: Folders) -> JobOutcome:
         job.folder(places.runs),
         name=wanted.backbone,
         smallest_crop=wanted.smallest_crop,
+        resume=(job.folder(places.runs) / STATE).is_file(),
     )
     facts = {
         "parameters": sum(p.numel() for p in network.parameters()),

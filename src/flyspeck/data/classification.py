@@ -23,9 +23,9 @@ from flyspeck.errors import UserError
 from flyspeck.files import UNREADABLE
 
 Split = Literal["train", "val"]
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 """Pillow's names: it knows formats that start programs, and tells them by their content."""
-_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,16 @@ class LabelledImages:
 
     def limit(self, per_class: int) -> LabelledImages:
         """The first `per_class` images of every class."""
-        order = np.argsort(self.labels, kind="stable")
-        sorted_labels = self.labels[order]
-        rank = np.arange(len(order)) - np.searchsorted(sorted_labels, sorted_labels)
-        keep = np.sort(order[rank < per_class])
+        keep = kept_per_class(self.labels, per_class)
         return LabelledImages(self.pixels[keep], self.labels[keep], self.classes, self.source)
+
+
+def kept_per_class(labels: np.ndarray, per_class: int) -> np.ndarray:
+    """Rows of the first `per_class` of every label of `(N,)`, in their order."""
+    order = np.argsort(labels, kind="stable")
+    sorted_labels = labels[order]
+    rank = np.arange(len(order)) - np.searchsorted(sorted_labels, sorted_labels)
+    return np.sort(order[rank < per_class])
 
 
 def read_labelled_images(folder: Path | str, split: Split, *, size: int = 32) -> LabelledImages:
@@ -64,14 +69,14 @@ def read_labelled_images(folder: Path | str, split: Split, *, size: int = 32) ->
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError("no such folder", where=folder)
-    readers: tuple[tuple[str, Callable[[], LabelledImages]], ...] = (
-        ("data_batch_1", lambda: _cifar10(folder, split)),
-        ("meta", lambda: _cifar100(folder, split)),
-        ("train_data_batch_1", lambda: _imagenet32(folder, split, "")),
-        ("train_data_batch_1.npz", lambda: _imagenet32(folder, split, ".npz")),
-        ("train.npz", lambda: _packed(folder, split)),
+    readers: tuple[Callable[[], LabelledImages], ...] = (
+        lambda: _cifar10(folder, split),
+        lambda: _cifar100(folder, split),
+        lambda: _imagenet32(folder, split, ""),
+        lambda: _imagenet32(folder, split, ".npz"),
+        lambda: _packed(folder, split),
     )
-    for mark, reader in readers:
+    for mark, reader in zip(_MARKS, readers, strict=True):
         if (folder / mark).is_file():
             try:
                 return reader()
@@ -82,12 +87,21 @@ def read_labelled_images(folder: Path | str, split: Split, *, size: int = 32) ->
                 raise UserError(text, where=folder, fix="unpack it again, or write it again") from None
     if (folder / "train").is_dir():
         return _image_folder(folder, split, size)
-    marks = ", ".join(mark for mark, _ in readers)
+    marks = ", ".join(_MARKS)
     raise UserError(
         "no data set of labelled images that is known",
         where=folder,
-        fix=f"give the folder that holds one of {marks}, or train/CLASS/images",
+        fix=f"give the folder that holds one of {marks}, train/CLASS/images, or train/*.tar",
     )
+
+
+_MARKS = ("data_batch_1", "meta", "train_data_batch_1", "train_data_batch_1.npz", "train.npz")
+"""The file that tells each layout of arrays, in the order in which they are looked for."""
+
+
+def is_array_set(folder: Path) -> bool:
+    """Whether a folder holds one of the layouts of arrays, and no files of images."""
+    return any((folder / mark).is_file() for mark in _MARKS)
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -200,7 +214,7 @@ def _packed(folder: Path, split: Split) -> LabelledImages:
     images = []
     for row, (start, stop) in enumerate(pairwise(offsets)):
         try:
-            with Image.open(io.BytesIO(data[start:stop]), formats=_FORMATS) as image:
+            with Image.open(io.BytesIO(data[start:stop]), formats=PILLOW_FORMATS) as image:
                 images.append(np.asarray(image.convert("RGB")))
         except (UnidentifiedImageError, OSError, SyntaxError) as error:
             raise UserError(f"image {row} cannot be decoded ({error})", where=path) from error
@@ -223,7 +237,7 @@ def _image_folder(folder: Path, split: Split, size: int) -> LabelledImages:
         raise UserError(f"class '{unknown[0]}' is not in train/", where=root)
     images, labels = [], []
     for label, name in enumerate(classes):
-        files = sorted(p for p in (root / name).glob("*") if p.suffix.lower() in _IMAGE_SUFFIXES)
+        files = sorted(p for p in (root / name).glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
         images += [_square(p, size) for p in files]
         labels += [label] * len(files)
     if not images:
@@ -235,7 +249,7 @@ def _image_folder(folder: Path, split: Split, size: int) -> LabelledImages:
 def _square(path: Path, size: int) -> np.ndarray:
     """The middle of an image whose shorter side is resized to `size`."""
     try:
-        with Image.open(path, formats=_FORMATS) as opened:
+        with Image.open(path, formats=PILLOW_FORMATS) as opened:
             image = opened.convert("RGB")
     except (UnidentifiedImageError, OSError) as error:
         raise UserError(f"cannot be decoded ({error})", where=path) from error

@@ -7,7 +7,6 @@ one that was never stopped.
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from flyspeck import boxes as box_algebra
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.bands import PixelRule
+from flyspeck.data.broken import BrokenImages
 from flyspeck.data.enlarge import Enlarge, enlarged_table, native_sizes, resample
 from flyspeck.data.images import MAX_PIXELS
 from flyspeck.data.padding import padded_side
@@ -30,9 +30,7 @@ from flyspeck.data.transforms import Transform
 from flyspeck.errors import UserError
 from flyspeck.types import ImageBatch, Sample, Targets
 
-log = logging.getLogger(__name__)
-
-_REPLACEMENT_TRIES = 16
+REPLACEMENT_TRIES = 16
 
 
 class Batch(NamedTuple):
@@ -199,7 +197,7 @@ class _Fetcher(Dataset[Any]):
     def __getitem__(self, draw: Draw) -> tuple[Sample | None, tuple[UserError, ...]]:
         errors: list[UserError] = []
         rng = np.random.default_rng([self.dataset.seed, draw.epoch, draw.position, 2])
-        for attempt in range(_REPLACEMENT_TRIES):
+        for attempt in range(REPLACEMENT_TRIES):
             try:
                 return self.dataset.draw(draw, attempt), tuple(errors)
             except UserError as error:
@@ -247,14 +245,14 @@ class Loader:
         pin_memory: bool,
     ) -> None:
         self.sampler, self.batch_size, self.drop_last = sampler, batch_size, drop_last
-        self.max_broken_share, self.num_images = max_broken_share, len(dataset)
-        self.broken: dict[str, UserError] = {}
+        self._broken = BrokenImages(len(dataset), most=max_broken_share)
+        self.broken = self._broken.found
         self._settings: dict[str, Any] = dict(
             dataset=_Fetcher(dataset),
-            batch_sampler=_Batches(sampler, batch_size, drop_last),
+            batch_sampler=DrawsInBatches(sampler, batch_size, drop_last),
             num_workers=workers,
             collate_fn=_Collate(divisor, smallest),
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
             # Its own generator: otherwise every epoch would draw a number from torch's global stream.
@@ -289,27 +287,10 @@ class Loader:
         if fetched.batch is None:
             raise fetched.errors[-1]
         for error in fetched.errors:
-            self._note(error)
-
-    def _note(self, error: UserError) -> None:
-        if error.where in self.broken:
-            return
-        self.broken[error.where] = error
-        allowed = self.max_broken_share * self.num_images
-        if len(self.broken) <= allowed:
-            log.warning("left out (%d of %d allowed): %s", len(self.broken), int(allowed), error)
-            return
-        if self.max_broken_share == 0:
-            raise error
-        raise UserError(
-            f"{len(self.broken)} of {self.num_images} images cannot be used, more than the allowed share of"
-            f" {self.max_broken_share:g}; the last: {error.what}",
-            where=error.where,
-            fix="repair or remove them, or raise max_broken_share",
-        )
+            self._broken.note(error)
 
 
-class _Batches:
+class DrawsInBatches:
     """The sampler's draws in lists of `batch_size`."""
 
     def __init__(self, sampler: EpochSampler, batch_size: int, drop_last: bool) -> None:
@@ -399,7 +380,7 @@ def default_workers(processes: int = 1) -> int:
     return max(0, min(8, cores // max(processes, 1) - 1))
 
 
-def _start_worker(worker: int) -> None:
+def start_worker(worker: int) -> None:
     """One thread per worker; Ctrl-C is the main process's to handle."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

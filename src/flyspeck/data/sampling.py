@@ -21,6 +21,10 @@ class Draw(NamedTuple):
     """Row of the image in the annotation table."""
 
 
+BLOCKS_AT_ONCE = 16
+"""Shards whose images are mixed: some ten thousand images of shards as they are usual."""
+
+
 class EpochSampler:
     """The order of an epoch, different for each epoch, split exactly over `world_size` processes.
 
@@ -33,6 +37,10 @@ class EpochSampler:
 
     With `even` the last `length % world_size` positions of an epoch are left out, so that no process waits for another;
     without it (evaluation) every position is drawn exactly once.
+
+    `blocks` (num,) numbers the file, from 0, that each image lies in with others, as in shards: an epoch then takes the
+    files in a new order, `BLOCKS_AT_ONCE` at a time, and shuffles the images of those, so that few files are read from at
+    any time.
 
     `epoch` and `start` (draws of this process to skip) are set before iterating; `state` is what a checkpoint keeps.
     """
@@ -47,13 +55,14 @@ class EpochSampler:
         world_size: int = 1,
         repeats: np.ndarray | None = None,
         even: bool = True,
+        blocks: np.ndarray | None = None,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} of {world_size} processes")
         if repeats is not None and (repeats.shape != (num,) or not np.isfinite(repeats).all() or (repeats < 0).any()):
             raise ValueError(f"repeats must be {num} finite numbers of at least 0")
         self.num, self.seed, self.shuffle, self.even = num, seed, shuffle, even
-        self.rank, self.world_size, self.repeats = rank, world_size, repeats
+        self.rank, self.world_size, self.repeats, self.blocks = rank, world_size, repeats, blocks
         self.epoch, self.start = 0, 0
 
     def __len__(self) -> int:
@@ -73,6 +82,10 @@ class EpochSampler:
             rows = np.repeat(rows, _systematic_counts(self.repeats, rng))
         if self.shuffle:
             rows = rng.permutation(rows)
+        if self.shuffle and self.blocks is not None:
+            of_row = self.blocks[rows]
+            place = rng.permutation(int(self.blocks.max()) + 1)[of_row]
+            rows = rows[np.argsort(place // BLOCKS_AT_ONCE, kind="stable")]
         return rows[: self._total()]
 
     def __iter__(self) -> Iterator[Draw]:

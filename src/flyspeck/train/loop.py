@@ -36,6 +36,7 @@ from flyspeck.train.plan import Plan, Position, Watch, plan_of
 from flyspeck.train.processes import failing_for_all, in_step
 from flyspeck.train.progress import Reporter
 from flyspeck.train.sections import TrainConfig
+from flyspeck.train.seeds import step_seed
 from flyspeck.train.state import Progress, restore_run, save_run
 from flyspeck.train.stopping import finished, stalled
 from flyspeck.types import ImageBatch, Targets
@@ -209,7 +210,7 @@ class _Steps:
         epoch = progress.epoch + 1
         self.interrupt.armed = True
         while progress.step_in_epoch < number and not position.over:
-            torch.manual_seed(_step_seed(config.seed, progress.step, self.accelerator.process_index))
+            torch.manual_seed(step_seed(config.seed, progress.step, self.accelerator.process_index))
             set_lr(self.optimizer, lr_factor(progress.step, position.share, config))
             losses, images = self.step(stream)
             if self.ema is not None:
@@ -310,10 +311,6 @@ def _report_non_finite(
         where=folder,
         fix=f"the batch is saved in {path.name}; try a lower train.lr, more train.warmup_steps or train.precision fp32",
     )
-
-
-def _step_seed(seed: int, step: int, process: int) -> int:
-    return (seed * 1_000_003 + step) * 1009 + process
 
 
 def _keep_best(
