@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from filelock import Timeout
 
 from flyspeck.errors import UserError
 from flyspeck_lab import side_by_side
@@ -93,3 +96,23 @@ def test_what_a_dead_process_had_taken_is_waited_for_by_nobody(tmp_path: Path) -
         "done-0": "done",
         "another-1": "taken 71",
     }
+
+
+def _hold(taken: Path, held: Any) -> None:
+    with side_by_side.turn(taken):
+        held.set()
+        time.sleep(600)
+
+
+def test_a_process_that_dies_while_it_has_the_turn_stops_no_other(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    held = context.Event()
+    process = context.Process(target=_hold, args=(tmp_path, held))
+    process.start()
+    assert held.wait(60)
+    with pytest.raises(Timeout):
+        side_by_side.turn(tmp_path).acquire(timeout=0.2)
+    process.kill()
+    process.join()
+    with side_by_side.turn(tmp_path).acquire(timeout=30):
+        pass

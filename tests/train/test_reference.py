@@ -138,6 +138,8 @@ def test_the_verb_writes_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert schema["$defs"]["AnchorConfig"]["properties"]["ratios"]["items"] == {"exclusiveMinimum": 0, "type": "number"}
     assert main(["schema", "--to", "markdown"]) == 0
     assert capsys.readouterr().out == markdown()
+    assert main(["schema", "--out", str(tmp_path / "recipe.md")]) == 0
+    assert (tmp_path / "recipe.md").read_text(encoding="utf-8") == markdown()
     assert main(["schema", "--to", "xml"]) == 2
 
 

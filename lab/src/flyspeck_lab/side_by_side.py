@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
-from typing import Any
+
+from filelock import FileLock
 
 from flyspeck.errors import UserError
 from flyspeck.files import write_text
@@ -26,6 +27,7 @@ from flyspeck_lab.table import Job, jobs, load_table
 
 log = logging.getLogger("flyspeck")
 TAKEN = "taken"
+"""What the file of a job says, with the process that has it."""
 WAIT = 0.5
 """Seconds until it is looked again whether what a job needs is finished."""
 
@@ -71,12 +73,11 @@ def run_side_by_side(
         )
     until = None if minutes is None else time.time() + 60 * minutes
     context = multiprocessing.get_context("spawn")
-    lock = context.Lock()
     before = _left(tables, grade, results_folder, rows, seeds)
     with tempfile.TemporaryDirectory() as taken:
         threads = max(1, (os.cpu_count() or 1) // processes)
         share = Share(tables, grade, places, results_folder, rows, seeds, until, Path(taken), threads)
-        started = [context.Process(target=_work, args=(share, lock)) for _ in range(processes)]
+        started = [context.Process(target=_work, args=(share,)) for _ in range(processes)]
         for process in started:
             process.start()
         try:
@@ -120,14 +121,14 @@ def _left(tables: Sequence[Path], grade: str, results_folder: Path, rows: list[s
     return sum(not finished(job, results_folder) for job in _todo(tables, grade, rows, seeds))
 
 
-def _work(share: Share, lock: Any) -> None:
+def _work(share: Share) -> None:
     """One process: job after job."""
     import torch
 
     logging.basicConfig(level=logging.INFO, format=f"[{os.getpid()}] %(message)s")
     logging.getLogger("flyspeck").setLevel(logging.INFO)
     torch.set_num_threads(share.threads)
-    todo = _todo(share.tables, share.grade, share.rows, share.seeds)
+    todo, lock = _todo(share.tables, share.grade, share.rows, share.seeds), turn(share.taken)
     parent = multiprocessing.parent_process()
     while (share.until is None or time.time() < share.until) and (parent is None or parent.is_alive()):
         job, waiting = _take(todo, share, lock)
@@ -152,7 +153,12 @@ def _work(share: Share, lock: Any) -> None:
         log.info("%s %s: done", job.table.name, job.key)
 
 
-def _take(todo: Sequence[Job], share: Share, lock: Any) -> tuple[Job | None, bool]:
+def turn(taken: Path) -> FileLock:
+    """For one process at a time, until it leaves or dies: the lock of a file goes with its process."""
+    return FileLock(taken / "turn")
+
+
+def _take(todo: Sequence[Job], share: Share, lock: FileLock) -> tuple[Job | None, bool]:
     """The next job that can be run now, taken; and, where there is none, whether one may be able to be later."""
     waiting = False
     with lock:

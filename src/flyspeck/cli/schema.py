@@ -10,7 +10,9 @@ import typer
 
 
 def schema(
-    to: Literal["json", "markdown"] = typer.Option("json", "--to", help="Format to write."),
+    to: Literal["json", "markdown"] | None = typer.Option(
+        None, "--to", help="Format to write; default: by the ending of --out (`.md` is markdown), else json."
+    ),
     out: Path | None = typer.Option(None, "--out", metavar="FILE", help="Where to write: a file; default: print."),
 ) -> None:
     """What a recipe may say, with a sentence and bounds for every field: a JSON schema for editors, or a page.
@@ -21,6 +23,8 @@ def schema(
     from flyspeck.files import write_text
     from flyspeck.train.reference import markdown, recipe_schema
 
+    if to is None:
+        to = "markdown" if out is not None and out.suffix.lower() in (".md", ".markdown") else "json"
     text = markdown() if to == "markdown" else json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n"
     if out is None:
         typer.echo(text, nl=False)

@@ -216,7 +216,9 @@ def _typed(given: Any, name: str, model: type[Options], table: Mapping[str, type
             others = owners(str(key), table)
             if others and not get_close_matches(str(key), model.model_fields, n=1, cutoff=0.5):
                 has = f"has {listed(model.model_fields, 12)}" if model.model_fields else "has no options"
-                raise unknown_key(key, f"it belongs to {listed(others)}; {name} {has}; {{}} in place of all keys takes its own")
+                raise unknown_key(
+                    key, f"it belongs to {listed(others)}; {name} {has}; {{}} in place of all keys takes its own"
+                )
     return model.model_validate(given)
 
 
