@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from reliability_results import sections
+
 HERE = Path(__file__).resolve().parent
 FOUND = ("traceback", "several lines", "hang", "memory", "effect", "killed")
 MEANINGS = {"kill": "killed before", "torn": "killed in the middle", "full": "disk full", "io": "I/O error"}
@@ -59,7 +61,7 @@ Every operation on the disk fails once: files opened, written, flushed, synced, 
 each the work goes on, and must end byte for byte where undisturbed work ends (`python -m pytest -m slow tests/crashes`).
 
 {table}
-
+{results}
 ## What is known not to hold
 
 {known}
@@ -90,7 +92,9 @@ def page(numbers: dict[str, Any]) -> str:
     head = [f"| work | operations | {' | '.join(MEANINGS.values())} |", f"|---|{'---|' * (1 + len(MEANINGS))}"]
     table = [*head, *rows, "", "Each cell: crashes survived of those tried. Fewer tried than operations: every n-th."]
     none = "It has not been run to its end for this page; the default tests crash three kinds of work at three places."
-    return text + CRASHED.format(table="\n".join(table) if rows else none, known=listed(numbers["known"]))
+    return text + CRASHED.format(
+        table="\n".join(table) if rows else none, known=listed(numbers["known"]), results=sections()
+    )
 
 
 def survived(found: dict[str, Any], mode: str) -> str:

@@ -1,0 +1,162 @@
+"""The parts of `docs/reliability.md` that come from `benchmarks/results`: each is left out until it was measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+SIZES = ("all", "tiny", "tiny1", "tiny2", "tiny3", "small")
+
+
+def sections() -> str:
+    """All of them, as Markdown."""
+    parts = (("precision_loss", precision), ("same_everywhere", everywhere), ("demo_spread", demo), ("soak", soak))
+    found = [(RESULTS / f"{name}.json", write) for name, write in parts]
+    return "".join(write(json.loads(path.read_text(encoding="utf-8"))) for path, write in found if path.is_file())
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """As Markdown."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
+PRECISION = """
+## What bf16 and INT8 cost
+
+AP50 in %, by size of object, of the trained detectors under `models/` on validation images of their own sets, INT8 calibrated on
+{tiles} tiles of the training images (`python benchmarks/precision_loss.py`, protocol `flyspeck`, NMS as on the cards). Below the
+first line of a detector: points gained or lost against PyTorch in fp32, in brackets the 95 % interval of the difference,
+on the same resamples of the images for both. An interval on one side of 0 is in bold.
+
+{table}
+"""
+
+
+def precision(found: dict[str, Any]) -> str:
+    """Losses of bf16 and INT8."""
+    rows = []
+    for name, model in found["models"].items():
+        for engine, areas in model["engines"].items():
+            if engine == "eager":
+                what = f"**{name}**, {model['images']} of {model['of']} images: fp32"
+                rows.append([what, *(f"{areas[size]['value']:.1f}" if size in areas else "–" for size in SIZES)])
+            elif "problem" in areas:
+                rows.append([engine, areas["problem"], *[""] * (len(SIZES) - 1)])
+            else:
+                rows.append([engine.replace("eager", "PyTorch"), *(_loss(areas.get(size)) for size in SIZES)])
+    return PRECISION.format(tiles=found["calibration_tiles"], table=table(["", *SIZES], rows))
+
+
+def _loss(area: dict[str, Any] | None) -> str:
+    if area is None or area["difference"] is None:
+        return "–"
+    text = f"{area['difference']:+.2f} ({area['low']:+.1f} to {area['high']:+.1f})"
+    return f"**{text}**" if area["low"] > 0 or area["high"] < 0 else text
+
+
+EVERYWHERE = """
+## The same on every processor
+
+The same work under instructions that the libraries are held to, each in a process of its own, against the processor as it is
+({capability}, torch {torch}, one thread): `python benchmarks/same_everywhere.py`. *Bits*: every number
+the same to the last bit. Else the largest difference; of boxes that of a side in px, of scores, and how many boxes were ties or
+without a partner. The training is four steps from scratch, whose differences grow with every step; weights are of order 0.1.
+
+{table}
+
+Of the files made under the SSE4.1 setting, against those of the processor as it is: {files}. `tests/processors.py`
+(`python3 bootstrap.py test --processors`) runs the whole suite under three of the settings.
+"""
+WORK = (
+    "losses of 4 steps",
+    "weights after 4 steps",
+    "torch",
+    "onnx",
+    "openvino",
+    "evaluation",
+    "S-alpha",
+    "fitted anchors",
+)
+
+
+def everywhere(found: dict[str, Any]) -> str:
+    """The table of settings and numbers."""
+    rows = []
+    for name, row in found["settings"].items():
+        if "lacking" in row:
+            rows.append([name, "this processor lacks it", *[""] * (len(WORK) - 1)])
+        else:
+            rows.append([name, *(_apart(row[work]) for work in WORK)])
+    files = found["files, SSE4.1 against as it is"]
+    said = ", ".join(f"{name} {'the same bytes' if file['bits'] else 'other bytes'}" for name, file in files.items())
+    head = ["", "losses", "weights", "boxes: PyTorch", "ONNX Runtime", "OpenVINO", *WORK[5:]]
+    return EVERYWHERE.format(**found, table=table(head, rows[1:]), files=said)
+
+
+def _apart(number: dict[str, Any]) -> str:
+    if number["bits"]:
+        return "bits"
+    if "largest" in number:
+        return f"{number['largest']:.1e}"
+    more = "".join(
+        f", {number[name]} {what}" for name, what in (("ties", "ties"), ("unmatched", "alone")) if number[name]
+    )
+    return f"{number['box_px']:.1e} px, {number['score']:.1e}{more}"
+
+
+DEMO = """
+## How far the demo spreads
+
+{what} AP50 of tiny objects, %:
+
+{table}
+
+{said}
+"""
+
+
+def demo(found: dict[str, Any]) -> str:
+    """The demo's detector over seeds and instruction sets."""
+    seeds = sorted({run["seed"] for run in found["runs"]})
+    settings = list(dict.fromkeys(run["setting"] for run in found["runs"]))
+    values = {(run["setting"], run["seed"]): run["tiny"] for run in found["runs"]}
+    rows = []
+    for setting in settings:
+        mine = [values[setting, seed] for seed in seeds if (setting, seed) in values]
+        cells = [f"{values[setting, seed]:.1f}" if (setting, seed) in values else "–" for seed in seeds]
+        rows.append([setting, *cells, f"{sum(mine) / len(mine):.1f} ({min(mine):.1f} to {max(mine):.1f})"])
+    pairs = [
+        abs(values[settings[0], seed] - values[settings[1], seed])
+        for seed in seeds
+        if len(settings) > 1 and all((setting, seed) in values for setting in settings[:2])
+    ]
+    said = ""
+    if pairs:
+        said = (
+            f"With one seed, the two settings are {sum(pairs) / len(pairs):.1f} points apart on the average and "
+            f"{max(pairs):.1f} at most: last digits grow through a training until it is another one, as if of another seed."
+        )
+    return DEMO.format(
+        what=found["what"], table=table(["", *(f"seed {s}" for s in seeds), "mean (range)"], rows), said=said
+    )
+
+
+SOAK = """
+## Long life
+
+Counts that are fixed, in one process each, one thread (`python benchmarks/soak.py`). Memory is what is resident, in MB, after
+a tenth of the count and at its end; files are open file descriptors at the same places.
+
+{table}
+"""
+
+
+def soak(found: dict[str, Any]) -> str:
+    """The soak's counts."""
+    rows = []
+    for one in found["work"]:
+        memory, files = f"{one['mb_first']:.0f} → {one['mb_last']:.0f}", f"{one['files_first']} → {one['files_last']}"
+        rows.append([one["what"], f"{one['count']:,}", memory, files, one["results"]])
+    return SOAK.format(table=table(["work", "count", "MB", "files", "results"], rows))
