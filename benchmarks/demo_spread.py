@@ -1,8 +1,8 @@
 """How far the demo's AP50 spreads over seeds and instruction sets: `python benchmarks/demo_spread.py [--seeds 0,1,2,3,4]`.
 
-The demo's own scenes and recipe (`flyspeck.cli.demo`), with a fixed number of passes in place of minutes, in fp32 and one thread, so
-that neither the load nor the speed of the machine changes a result. The scenes of a seed are the same for every setting. Each run
-is a process of its own, and is written when it ends: a call that was broken off goes on with what is missing.
+The demo's own scenes and recipe (`flyspeck.cli.demo`), with a fixed number of passes in place of minutes, in fp32 and one
+thread, so that neither the load nor the speed of the machine changes a result. All settings of a seed see the same scenes. Each
+run is a process of its own, and is written when it ends: a call that was broken off goes on with what is missing.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ SETTINGS = {
     "as an AVX2 processor": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"},
 }
 WHAT = (
-    "The demo's scenes and recipe with {images} images and {epochs} passes, measured on {val} others, fp32, one thread, on a processor of "
-    "{capability}, once as it is and once held to AVX2 (`python benchmarks/demo_spread.py`). {short}"
+    "The demo's scenes and recipe with {images} images and {epochs} passes, measured on {val} others, fp32, one thread, on a "
+    "processor of {capability}, once as it is and once held to AVX2 (`python benchmarks/demo_spread.py`). {short}"
 )
 FULL = (600, 21)
 """Images and passes of the demo that `docs/results.md` tells of."""

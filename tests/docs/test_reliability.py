@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 def writer() -> Any:
+    if str(DOCS) not in sys.path:
+        sys.path.append(str(DOCS))
     spec = importlib.util.spec_from_file_location("write_reliability", DOCS / "write_reliability.py")
     assert spec is not None
     assert spec.loader is not None
@@ -35,10 +38,12 @@ def test_a_campaign_is_added_to_those_before() -> None:
         "campaigns": 2,
         "by_kind": {"images": {"answer": 3, "hang": 1}, "videos": {"one line": 5}},
     }
-    numbers["crashes"] = {"train": {"operations": 7, "survived": {"kill": 7, "torn": 6}}}
+    numbers["crashes"] = {
+        "train": {"operations": 7, "tried": {"kill": 7, "torn": 4}, "survived": {"kill": 7, "torn": 3}}
+    }
     numbers["planted"] = {"planted": 10, "found": 9, "minutes": 2, "inputs": 99, "missed": ["x"]}
     text = writer().page(numbers)
     assert "| images | 4 | 3 | 0 | 1 |" in text
-    assert "| train | 7 | 7 | 6 | 0 | 0 |" in text
+    assert "| train | 7 | 7 of 7 | 3 of 4 | – | – | – | – |" in text
     assert "9 were found within 2 minutes (99 inputs); not found: x." in text
     assert "9 inputs in 2 campaigns" in text
