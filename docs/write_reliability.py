@@ -3,7 +3,10 @@
 
     .venv/bin/python -m pytest -m fuzz --fuzz-minutes 60 --fuzz-json fuzz.json
     .venv/bin/python -m pytest -m slow tests/crashes --crash-json crashes.json
+    .venv/bin/python tests/fuzz/planted.py --json planted.json
+    .venv/bin/python tests/mutation/campaign_of_mutants.py --json mutants.json
     .venv/bin/python docs/write_reliability.py --fuzz fuzz.json --crashes crashes.json
+    .venv/bin/python docs/write_reliability.py --planted planted.json --mutants mutants.json
 
 Without options the page is written anew from the numbers that are there. A campaign is added to those before it.
 """
@@ -46,7 +49,27 @@ What was found so, by the hostile files below, and by reading the code after eit
 {mended}
 """
 PLANTED = """
-Of {planted} faults that were planted in a copy, {found} were found within {minutes:g} minutes ({inputs:,} inputs){missed}.
+### Planted faults
+
+Would it find a fault that is there? Each of these was planted in a copy of the package and looked for, on all surfaces, for at
+most {minutes:g} minutes of the processor (`python tests/fuzz/planted.py`): **{found} of {planted} found**. A finding counts only
+where the same input has an allowed outcome without the fault.
+
+{table}
+"""
+MUTATED = """
+## Mutants
+
+A mutant is the code with one comparison, sign, number, condition, or statement changed; a test that fails kills it. Of each area
+some are drawn with a seed and tried by the nearby tests that reach their line, the fastest {most} of them
+(`python tests/mutation/campaign_of_mutants.py`). The rules of the evaluation have mutations of their own, 52 of 52 noticed
+([evaluation](evaluation.md#one-matcher)).
+
+{table}
+
+What survived without a test that could notice it, and why:
+
+{survivors}
 """
 CRASHED = """
 ## Hostile files
@@ -82,9 +105,7 @@ def page(numbers: dict[str, Any]) -> str:
         rows="\n".join(rows),
         mended=listed(numbers["mended"]),
     )
-    if planted:
-        missed = f"; not found: {', '.join(planted['missed'])}" if planted["missed"] else ""
-        text += PLANTED.format(**{**planted, "missed": missed})
+    text += planted_faults(planted) if planted else ""
     rows = [
         f"| {name} | {found['operations']} | {' | '.join(survived(found, mode) for mode in MEANINGS)} |"
         for name, found in crashes.items()
@@ -92,6 +113,7 @@ def page(numbers: dict[str, Any]) -> str:
     head = [f"| work | operations | {' | '.join(MEANINGS.values())} |", f"|---|{'---|' * (1 + len(MEANINGS))}"]
     table = [*head, *rows, "", "Each cell: crashes survived of those tried. Fewer tried than operations: every n-th."]
     none = "It has not been run to its end for this page; the default tests crash three kinds of work at three places."
+    text += mutants(numbers["mutants"]) if "mutants" in numbers else ""
     return text + CRASHED.format(
         table="\n".join(table) if rows else none, known=listed(numbers["known"]), results=sections()
     )
@@ -101,6 +123,36 @@ def survived(found: dict[str, Any], mode: str) -> str:
     """Of one kind of crash."""
     tried = found.get("tried", {}).get(mode, 0)
     return f"{found['survived'].get(mode, 0)} of {tried}" if tried else "–"
+
+
+def planted_faults(planted: dict[str, Any]) -> str:
+    """The section of planted faults."""
+    rows = ["| fault | in | found as | on | inputs |", "|---|---|---|---|---|"]
+    for one in planted["faults"]:
+        found = (one["as"].replace("|", " "), one["surface"]) if one["found"] else ("**not found**", "–")
+        rows.append(f"| {one['fault']} | `{one['file']}` | {found[0]} | {found[1]} | {one['inputs']:,} |")
+    found = sum(one["found"] for one in planted["faults"])
+    return PLANTED.format(
+        minutes=planted["minutes"], found=found, planted=len(planted["faults"]), table="\n".join(rows)
+    )
+
+
+def mutants(areas: dict[str, Any]) -> str:
+    """The section of mutants; killed are shown of those that a test could notice, too."""
+    rows = ["| area | mutants | tried (seed) | killed | survived | of these, change nothing | killed of the others |"]
+    rows += ["|---|---|---|---|---|---|---|"]
+    known: list[str] = []
+    for area, counts in areas.items():
+        equal = [one for one in counts["survivors"] if one["why"]]
+        others = counts["tried"] - len(equal)
+        rows.append(
+            f"| {area} | {counts['mutants']:,} | {counts['tried']} ({counts['seed']}) | {counts['killed']} | "
+            f"{len(counts['survivors'])} | {len(equal)} | {100 * counts['killed'] / others:.1f} % |"
+        )
+        for one in counts["survivors"]:
+            change = one["change"].replace("`", "'").replace("|", "\\|")
+            known.append(f"`{one['file']}:{one['line']}`, `{change}`: {one['why'] or '**no test notices it**'}")
+    return MUTATED.format(most=120, table="\n".join(rows), survivors=listed(known))
 
 
 def listed(texts: Sequence[str]) -> str:
@@ -122,6 +174,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fuzz", type=Path, action="append", default=[], help="counts of a campaign to be added")
     parser.add_argument("--crashes", type=Path, help="counts that take the place of those before")
+    parser.add_argument("--planted", type=Path, help="what tests/fuzz/planted.py found")
+    parser.add_argument("--mutants", type=Path, action="append", default=[], help="of tests/mutation, by area")
     asked = parser.parse_args()
     file = HERE / "reliability.json"
     numbers = json.loads(file.read_text(encoding="utf-8"))
@@ -129,6 +183,10 @@ def main() -> None:
         added(numbers, json.loads(path.read_text(encoding="utf-8")))
     if asked.crashes:
         numbers["crashes"] |= json.loads(asked.crashes.read_text(encoding="utf-8"))
+    if asked.planted:
+        numbers["planted"] = json.loads(asked.planted.read_text(encoding="utf-8"))
+    for path in asked.mutants:
+        numbers["mutants"] = numbers.get("mutants", {}) | json.loads(path.read_text(encoding="utf-8"))
     file.write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (HERE / "reliability.md").write_text(page(numbers), encoding="utf-8")
 

@@ -163,3 +163,34 @@ def test_a_run_that_found_nothing_is_merged_and_scored(tmp_path: Path) -> None:
         assert main([*line, *more, "--protocol", "tinybenchmark_ap"]) == 0
         rows = json.loads((tmp_path / "f.json").read_text())["rows"]
         assert {row["value"] for row in rows if row["metric"].startswith("AP")} == {0.0, -1.0}
+
+
+def tiles_of_three_images() -> dict[str, list[dict[str, object]]]:
+    names = [{"id": n, "file_name": f"{n}.png"} for n in (1, 2, 3)]
+    cut = [{"id": 10 * n, "file_name": f"{n}.png", "corner": [100, 50, 200, 150]} for n in (1, 2, 3)]
+    return {"images": cut, "old_images": names}
+
+
+def test_images_without_detections_stand_between_others() -> None:
+    found = [{"image_id": n, "category_id": 1, "bbox": [1.0, 2.0, 3.0, 4.0], "score": 0.5} for n in (10, 30)]
+    merged = merge_tiles(found, tiles_of_three_images())
+    assert [(one["image_id"], one["bbox"]) for one in merged] == [(n, [101.0, 52.0, 3.0, 4.0]) for n in (1, 3)]
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000])
+def test_tiles_that_are_no_json(tmp_path: Path, text: str) -> None:
+    from flyspeck.evaluate.merging import merge_tile_results
+
+    gt = {"images": [{"id": 1, "file_name": "1.png"}], "annotations": [], "categories": [{"id": 1, "name": "a"}]}
+    for name, content in (("gt.json", json.dumps(gt)), ("dt.json", "[]"), ("corners.json", text)):
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match="not valid json"):
+        merge_tile_results(tmp_path / "dt.json", tmp_path / "corners.json", read_annotations(tmp_path / "gt.json"))
+
+
+def test_sides_are_counted_with_a_pixel_more() -> None:
+    """[0, 3] and [1, 4] share 3 of 5 pixels a row where the last one counts (IoU .6), and 2 of 4 where it does not."""
+    boxes, scores = np.array([[0, 0, 3, 9], [1, 0, 4, 9]], np.float32), np.array([0.9, 0.8], np.float32)
+    assert suppressed(boxes, scores, 0.55, strict=False).tolist() == [False, True]
+    assert suppressed(boxes, scores, 0.55, strict=False, pixel=0.0).tolist() == [False, False]
+    assert suppressed(boxes, scores, 0.6001, strict=False).tolist() == [False, False]

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Damaged files by the thousand: every place that reads one, an oracle, and what was found, by cluster.
 
-    python tests/fuzz/campaign.py --minutes 2 --seed 1 --json found.json
+    python tests/fuzz/campaign.py --minutes 2 --seed 1 --json found.json     (minutes of the processor)
     python tests/fuzz/campaign.py --again 1:4711            one input of a seed, with its traceback
 
 The inputs are a function of the seed and their number. They run in a child process, so that one that kills it, or hangs in a
@@ -21,9 +21,13 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hostile import Connections
 
 HERE = Path(__file__).resolve().parent
 PATHS = [HERE, HERE.parent, HERE.parent / "infer", HERE.parent / "infer" / "video"]
@@ -42,6 +46,8 @@ class Findings:
     """Inputs by kind of surface."""
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
     """(kind of surface, outcome) to count."""
+    watched: bool = True
+    """Whether connections were counted, those of libraries in C too."""
     clusters: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     """(kind of finding, place) to the first of them, with how many there were."""
 
@@ -64,6 +70,8 @@ class Findings:
     def text(self) -> str:
         """For people."""
         lines = [f"seed {self.seed}: {sum(self.tried.values())} inputs"]
+        if not self.watched:
+            lines.append("  connections of libraries in C were not counted: another campaign runs on this machine")
         for kind in sorted(self.tried):
             parts = [f"{what} {count}" for (surface, what), count in sorted(self.outcomes.items()) if surface == kind]
             lines.append(f"  {kind}: {self.tried[kind]} ({', '.join(parts)})")
@@ -88,6 +96,8 @@ class Bench:
         asked = [kind.strip() for kind in kinds.split(",") if kind.strip()]
         self.surfaces = [one for one in surfaces(once) if not asked or one.kind in asked]
         self.order = [surface for surface in self.surfaces for _ in range(surface.weight)]
+        self.connections: Connections | None = None
+        """Counted while inputs are tried, where it is set."""
         self._ready: dict[str, tuple[str, ...]] = {}
 
     def prepare(self, seed: int, number: int) -> tuple[Any, Any, str]:
@@ -105,7 +115,7 @@ class Bench:
     def one(self, seed: int, number: int) -> dict[str, Any]:
         """The record of one input."""
         from containers import damaged
-        from oracle import judged
+        from oracle import Outcome, judged
 
         surface, rng, key = self.prepare(seed, number)
         sound, work = self.place / "sound" / key, self.place / "work" / key
@@ -114,7 +124,10 @@ class Bench:
             victims = self._ready[key]
             victim = work / victims[int(rng.integers(len(victims)))]
             victim.write_bytes(damaged(victim.read_bytes(), rng))
-            outcome = judged(lambda: surface.use(work), writes=work)
+            before = self.connections.count if self.connections else 0
+            outcome = judged(lambda: surface.use(work), writes=work / surface.out)
+            if not outcome.found and self.connections and self.connections.count > before:
+                outcome = Outcome("effect", "a connection", outcome.detail)
         finally:
             shutil.rmtree(work, ignore_errors=True)
         return {
@@ -132,18 +145,20 @@ def run_child(seed: int, first: int, seconds: float, once: Path, kinds: str) -> 
             told.write(json.dumps(record) + "\n")
             told.flush()
 
+        from hostile import connections
         from surfaces import trained
 
         bench = Bench(Path(place), once, kinds)
         if {"run folders", "weights", "exported files", "detections"} & {one.kind for one in bench.surfaces}:
             trained(once)
-        tell({"ready": True})
-        number, until = first, time.time() + seconds
-        while time.time() < until:
-            bench.prepare(seed, number)
-            tell({"begin": number})
-            tell(bench.one(seed, number))
-            number += 1
+        with connections() as bench.connections:
+            tell({"ready": True, "watched": bench.connections is not None})
+            number, start = first, time.process_time()
+            while time.process_time() < start + seconds:
+                bench.prepare(seed, number)
+                tell({"begin": number})
+                tell({**bench.one(seed, number), "seconds": time.process_time() - start})
+                number += 1
 
 
 def _lines(child: subprocess.Popen[str]) -> queue.Queue[str | None]:
@@ -160,23 +175,32 @@ def _lines(child: subprocess.Popen[str]) -> queue.Queue[str | None]:
     return waiting
 
 
-def campaign(*, seed: int, minutes: float, source: Path | None = None, kinds: str = "") -> Findings:
-    """Tries inputs for so long, in children; `source`: another `src` than that of this tree."""
+def campaign(
+    *,
+    seed: int,
+    minutes: float,
+    source: Path | None = None,
+    kinds: str = "",
+    enough: Callable[[Findings], bool] = lambda _: False,
+    once: Path | None = None,
+) -> Findings:
+    """Tries inputs for so many minutes of the processor, in children; `source`: another `src` than that of this tree. Ends before
+    that when there is `enough`. `once`: a folder where what is costly to make is kept, and is found."""
     findings, number, spent = Findings(seed), 0, 0.0
     paths = [str(source or HERE.parents[1] / "src"), str(HERE.parents[1] / "lab" / "src"), *map(str, PATHS)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    with tempfile.TemporaryDirectory() as once, tempfile.TemporaryFile("w+", errors="replace") as said:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths), "no_proxy": "127.0.0.1"}
+    with tempfile.TemporaryDirectory() as own, tempfile.TemporaryFile("w+", errors="replace") as said:
         while spent < 60 * minutes:
             words = [
                 sys.executable,
                 str(HERE / "campaign.py"),
                 "--child",
-                f"{seed}:{number}:{60 * minutes - spent}:{once}",
+                f"{seed}:{number}:{60 * minutes - spent}:{once or own}",
                 "--kinds",
                 kinds,
             ]
             child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=said, text=True, env=environment)
-            number, begun, worked = _followed(child, findings, number)
+            number, begun, worked = _followed(child, findings, number, enough)
             spent += worked
             code = child.wait()
             said.seek(0)
@@ -186,14 +210,18 @@ def campaign(*, seed: int, minutes: float, source: Path | None = None, kinds: st
                 record = {"surface_kind": "?", "surface": "?", "kind": "killed", "what": what, "detail": last}
                 findings.take({"number": begun, **record})
                 number = begun + 1
-            elif code:
+                spent = float("inf") if enough(findings) else spent
+            elif code and spent < float("inf"):
                 raise RuntimeError(f"the child failed: {last}")
     return findings
 
 
-def _followed(child: subprocess.Popen[str], findings: Findings, number: int) -> tuple[int, int | None, float]:
-    """Takes what a child tells until it ends: the next number, the input that it was at when it died, and its seconds."""
-    waiting, begun, patience, start = _lines(child), None, 10 * STUCK, time.time()
+def _followed(
+    child: subprocess.Popen[str], findings: Findings, number: int, enough: Callable[[Findings], bool]
+) -> tuple[int, int | None, float]:
+    """Takes what a child tells until it ends: the next number, the input that it was at when it died, and its seconds (of the
+    processor; by the clock of an input that it died of)."""
+    waiting, begun, patience, spent, start = _lines(child), None, 10 * STUCK, 0.0, time.time()
     while True:
         try:
             line = waiting.get(timeout=patience)
@@ -201,21 +229,26 @@ def _followed(child: subprocess.Popen[str], findings: Findings, number: int) -> 
             child.kill()
             line = None
         if line is None:
-            return number, begun, time.time() - start
+            return number, begun, spent if begun is None else spent + time.time() - start
         record = json.loads(line)
         if "ready" in record:
-            start = time.time()
+            findings.watched &= record["watched"]
         elif "begin" in record:
-            begun, patience = record["begin"], STUCK
+            begun, patience, start = record["begin"], STUCK, time.time()
         else:
+            spent = record.pop("seconds")
             findings.take(record)
             number, begun, patience = record["number"] + 1, None, 10 * STUCK
+            if enough(findings):
+                child.kill()
+                child.wait()
+                return number, None, float("inf")
 
 
-def again(seed: int, number: int, kinds: str = "") -> dict[str, Any]:
+def again(seed: int, number: int, kinds: str = "", once: Path | None = None) -> dict[str, Any]:
     """One input, in this process."""
     with tempfile.TemporaryDirectory() as place:
-        return Bench(Path(place), kinds=kinds).one(seed, number)
+        return Bench(Path(place), once, kinds).one(seed, number)
 
 
 def main() -> None:
@@ -226,6 +259,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--again", metavar="SEED:NUMBER")
     parser.add_argument("--source", type=Path)
+    parser.add_argument("--once", type=Path, help="a folder where what is costly to make is kept")
     parser.add_argument("--kinds", default="", help="those of the surfaces, with commas between; default: all")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -235,11 +269,11 @@ def main() -> None:
         return
     if asked.again:
         seed, _, number = asked.again.partition(":")
-        record = again(int(seed), int(number), asked.kinds)
+        record = again(int(seed), int(number), asked.kinds, asked.once)
         print("\n".join(f"{key}: {value}" for key, value in record.items()))
         return
     seed = asked.seed if asked.seed is not None else int(time.time())
-    findings = campaign(seed=seed, minutes=asked.minutes, source=asked.source, kinds=asked.kinds)
+    findings = campaign(seed=seed, minutes=asked.minutes, source=asked.source, kinds=asked.kinds, once=asked.once)
     print(findings.text())
     if asked.json:
         asked.json.write_text(json.dumps(findings.to_json(), indent=1) + "\n", encoding="utf-8")

@@ -9,12 +9,16 @@ import zipfile
 import zlib
 
 import numpy as np
+from hostile import array_of_calls, disguised, pickled_call, png_bomb
 from mutations import ODD_WORDS, mutated
 
 
 def damaged(content: bytes, rng: np.random.Generator) -> bytes:
     """`content` after a mishap; of a container, most of the time within it."""
-    if rng.random() < 0.25:
+    chance = rng.random()
+    if chance < 0.03:
+        return disguised(rng)
+    if chance < 0.25:
         return mutated(content, rng)
     for begins, damage in _KINDS:
         if content.startswith(begins):
@@ -76,6 +80,8 @@ def _entry(name: str) -> zipfile.ZipInfo:
 
 def _png(content: bytes, rng: np.random.Generator) -> bytes:
     """A chunk, with its check sum made good."""
+    if rng.random() < 0.05:
+        return png_bomb()
     at, chunks = 8, []
     while at + 12 <= len(content):
         (size,) = struct.unpack(">I", content[at : at + 4])
@@ -120,6 +126,8 @@ def _tiff(content: bytes, rng: np.random.Generator) -> bytes:
 
 def _npy(content: bytes, rng: np.random.Generator) -> bytes:
     """Its head, which says type and shape."""
+    if rng.random() < 0.15:
+        return array_of_calls()
     end = content.index(b"\n") + 1
     head = mutated(content[10:end].rstrip(), rng)[:60_000]
     return content[:8] + struct.pack("<H", len(head) + 1) + head + b"\n" + content[end:]
@@ -133,7 +141,14 @@ def _text_within(content: bytes, rng: np.random.Generator) -> bytes:
     return content[:first] + text[: last - first].ljust(last - first) + content[last:]
 
 
+def _pickle(content: bytes, rng: np.random.Generator) -> bytes:
+    """Something that is called when it is read, in its place."""
+    return mutated(content, rng) if rng.random() < 0.6 else pickled_call()
+
+
 _KINDS = (
+    (b"\x80\x02", _pickle),
+    (b"\x80\x04", _pickle),
     (b"PK\x03\x04", _zip),
     (b"\x89PNG\r\n\x1a\n", _png),
     (b"II", _tiff),

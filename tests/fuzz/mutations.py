@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from hostile import NAMES, bomb, sent_elsewhere
 
 ODD: tuple[Any, ...] = (
     *(
@@ -73,6 +74,7 @@ ODD: tuple[Any, ...] = (
         "\ufeff",
         "\u202e",
     ),
+    *NAMES,
 )
 """Values that a field may be found to have."""
 ODD_WORDS = tuple(word for word in ODD if isinstance(word, str)) + tuple(
@@ -82,7 +84,11 @@ ODD_WORDS = tuple(word for word in ODD if isinstance(word, str)) + tuple(
 
 def mutated(content: bytes, rng: np.random.Generator) -> bytes:
     """`content` after one to three mishaps; half the time such as leave its syntax whole, since they reach further."""
-    kinds = (_json,) if content[:1] in (b"{", b"[") else (_field, _field, _swapped, _lines)
+    kinds = (
+        (_json, _json, _json, _json, sent_elsewhere)
+        if content[:1] in (b"{", b"[")
+        else (_field, _field, _swapped, _lines, sent_elsewhere, bomb)
+    )
     if rng.random() < 0.5:
         kinds = MISHAPS
     for _ in range(int(rng.integers(1, 4))):
@@ -225,4 +231,7 @@ def _spots(tree: Any) -> list[tuple[Any, Any]]:
     return found
 
 
-MISHAPS = (_cut, _hole, _turned, _zeroed, _inserted, _lines, _field, _swapped, _encoded, _nested, _json)
+MISHAPS = (
+    *(_cut, _hole, _turned, _zeroed, _inserted, _lines, _field, _swapped, _encoded, _nested, _json),
+    *(sent_elsewhere, bomb),
+)

@@ -111,6 +111,8 @@ def _line(text: str) -> Outcome:
 
 def _of_code(code: object, said: str, scratch: Path) -> Outcome:
     """Of a command: 0 is an answer, 2 a line, 1 a fault whose traceback lies in a file."""
+    if "\x1b" in said:  # it is no terminal that this goes to, so it comes from the input
+        return Outcome("effect", "an escape sequence for the terminal", said[-500:])
     if not isinstance(code, int) or isinstance(code, bool) or code == 0:
         return Outcome(ANSWER)
     if code == 1:

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 from fuzz_seeds import seeds, write
+from hostile import MARKUP, NAMES
 from media_seeds import images, npz_set, pickled_set, rasters, videos
+from PIL import Image
 
 from flyspeck.cli.main import main
 
@@ -30,6 +32,8 @@ class Surface:
     """Reads them; an exit code where it is a command."""
     weight: int = 1
     """How often it is drawn."""
+    out: str = ""
+    """The folder below which alone it may write; the whole folder where it is empty."""
 
 
 def command(*words: object) -> int:
@@ -59,6 +63,39 @@ def _annotations() -> list[Surface]:
                 return table
 
             found.append(Surface("annotations", f"{name} {number}", make, use))
+    return found
+
+
+# --- conversions
+
+
+def _conversions() -> list[Surface]:
+    """What names files, written anew: nothing may come to lie outside of the output."""
+    from test_fuzz_readers import SEEDS
+
+    (coco, *_), (yolo, *_), (voc, *_) = SEEDS["coco"], SEEDS["yolo"], SEEDS["voc"]
+    found = []
+    for name, seed, words in (
+        ("coco to yolo", coco, ("--to", "yolo", "--out", "out")),
+        ("coco to yolo, with references", coco, ("--to", "yolo", "--out", "out", "--allow-references")),
+        ("coco to labelme", coco, ("--to", "labelme", "--out", "out", "--allow-references")),
+        ("coco to voc", coco, ("--to", "voc", "--out", "out", "--allow-references")),
+        ("voc to coco", voc, ("--to", "coco", "--out", "out/a.json")),
+        ("yolo to coco", yolo, ("--to", "coco", "--out", "out/a.json")),
+    ):
+
+        def make(folder: Path, seed: Any = seed) -> Sequence[str]:
+            write(seed, folder / "a" / "b" / "set")
+            (folder / "out").mkdir()
+            Image.new("L", (40, 30), 90).save(folder / "beside.png")
+            shutil.copyfile(folder / "beside.png", folder / "a" / "b" / "beside.png")
+            return [f"a/b/set/{file}" for file in sorted(seed.files)]
+
+        def use(folder: Path, seed: Any = seed, words: Sequence[str] = words) -> object:
+            placed = [str(folder / word) if word.startswith("out") else word for word in words]
+            return command("data", "convert", folder / "a" / "b" / "set" / seed.source, *placed)
+
+        found.append(Surface("conversions", name, make, use, 2, "out"))
     return found
 
 
@@ -112,7 +149,7 @@ def _rasters() -> list[Surface]:
             path = next(place for place in places if place.is_file())
             return _window(open_source(path, OpenOptions(place=True)))
 
-        found.append(Surface("rasters", name, make, use))
+        found.append(Surface("rasters", name, make, use, 4))
     return found
 
 
@@ -188,11 +225,32 @@ def _of_run(place: Path) -> list[Surface]:
 
     gt = place / "data" / "squares" / "val.json"
     texts = ("recipe.yaml", "detections.json", "evaluation.json", "metrics.jsonl", "environment.json")
-    report = ("report", "--draw", 0, "--out")
+
+    def named(folder: Path) -> Sequence[str]:
+        """Its texts are such as a page or a terminal must not obey."""
+        copied()(folder)
+        path = folder / "run" / "environment.json"
+        about = json.loads(path.read_text(encoding="utf-8"))
+        about = {key: f"{value}{NAMES[number % 4]}" if isinstance(value, str) else value
+                 for number, (key, value) in enumerate(about.items())}  # fmt: skip
+        path.write_text(json.dumps(about), encoding="utf-8")
+        recipe = folder / "run" / "recipe.yaml"
+        lines = [line for line in recipe.read_text(encoding="utf-8").splitlines() if not line.startswith("name:")]
+        recipe.write_text("\n".join([f"name: {json.dumps(MARKUP[0])}", *lines]) + "\n", encoding="utf-8")
+        return ["run/metrics.jsonl"]
+
+    def reported(folder: Path) -> int:
+        page = folder / "r.html"
+        code = command("report", "--draw", 0, "--out", page, folder / "run")
+        text = page.read_text(encoding="utf-8") if page.is_file() else ""
+        assert not any(markup in text for markup in MARKUP), "a name stands on the page as markup"
+        return code
+
     return [
         Surface("recipes", "load", copied("recipe.yaml"), lambda f: load_recipe(f / "run" / "recipe.yaml"), 4),
         Surface("recipes", "print", copied("recipe.yaml"), lambda f: command("train", f / "run", "--print-config"), 2),
-        Surface("run folders", "report", copied(*texts), lambda f: command(*report, f / "r.html", f / "run"), 6),
+        Surface("run folders", "report", copied(*texts), reported, 6),
+        Surface("run folders", "report, names", named, reported, 2),
         Surface("run folders", "resume", copied("metrics.jsonl", "state.pt", "last.safetensors"), resumed, 3),
         Surface("weights", "load", copied("best.safetensors"), lambda f: load_detector(f / "run"), 4),
         Surface("weights", "predict", copied("best.safetensors"), lambda f: predicted(f / "run"), 4),
@@ -280,4 +338,7 @@ def _others() -> list[Surface]:
 
 def surfaces(place: Path) -> list[Surface]:
     """All of them; `place` is an empty folder for what is made once."""
-    return [*_annotations(), *_images(), *_rasters(), *_videos(), *_of_run(place), *_others()]
+    return [
+        *(*_annotations(), *_conversions(), *_images(), *_rasters(), *_videos()),
+        *(*_of_run(place), *_others()),
+    ]

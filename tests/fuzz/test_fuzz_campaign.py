@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import pickle
+import shutil
 import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import hostile
 import numpy as np
 import pytest
+import yaml
 from campaign import Findings, again, campaign
 from containers import damaged
 from media_seeds import images, npz_set
 from oracle import ANSWER, LINE, judged
+from PIL import Image
+from planted import FAULTS, ROOT, Fault, looked_for
 
 from flyspeck.errors import UserError
 
@@ -117,6 +124,58 @@ def test_a_few_of_every_campaign(tmp_path: Path) -> None:
     assert {record["kind"] for record in records} == {ANSWER, LINE}
 
 
+def test_hostile_files_are_made(tmp_path: Path) -> None:
+    """Each is what it says: a bomb is a sound image, a pickled call is one, a name of a file leads elsewhere."""
+    assert pickle.loads(hostile.pickled_call())["data"] == os.getcwd()
+    assert judged(lambda: [pickle.loads(hostile.pickled_call())], writes=tmp_path).kind == "effect"
+    with Image.open(io.BytesIO(hostile.png_bomb(800))) as image:
+        assert np.asarray(image).sum() == 0
+        assert image.size == (800, 800)
+    rng = np.random.default_rng(1)
+    places = {hostile.sent_elsewhere(b'{"file_name": "a/b.png", "id": 3}', rng) for _ in range(200)}
+    assert len(places) == len(hostile.PLACES)
+    assert all(place.startswith(b'{"file_name": "') and place.endswith(b'", "id": 3}') for place in places)
+    assert yaml.safe_load(hostile.bomb(b"a: 1\nb: 2\n", np.random.default_rng(2)))["z0"] == ["x", "x"]
+    assert b"&e" in hostile.bomb(b"<?xml version='1.0'?><a><b>c</b></a>", rng)
+    assert hostile.bomb(b'{"a": 1}', rng) == b'{"a": 1}'
+    assert {len(hostile.disguised(rng)) for _ in range(200)} >= {len(hostile.pickled_call()), len(hostile.png_bomb())}
+
+
+def test_connections_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(hostile, "PORT", listening.getsockname()[1])
+        listening.listen()
+        with hostile.connections() as found:
+            assert found is None  # somebody else listens there
+    with hostile.connections() as found:
+        assert found is not None
+        with socket.create_connection(("127.0.0.1", hostile.PORT)):
+            pass
+        for _ in range(200):
+            if found.count:
+                break
+            time.sleep(0.02)
+        assert found.count == 1
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_faults_are_planted_where_the_code_is(fault: Fault, tmp_path: Path) -> None:
+    path = tmp_path / "flyspeck" / fault.file
+    path.parent.mkdir(parents=True)
+    shutil.copyfile(ROOT / "src" / "flyspeck" / fault.file, path)
+    fault.plant(tmp_path)
+    compile(path.read_text(encoding="utf-8"), str(path), "exec")
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_planted_fault_is_found(fault: Fault, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Nine of ten must be (`planted.py` counts them); here each for itself, with the fixed seed of the page."""
+    found = looked_for(fault, seed=1, minutes=request.config.getoption("--fuzz-minutes"), once=tmp_path)
+    assert found["found"], found
+
+
 @pytest.mark.slow
 def test_every_surface_takes_its_sound_files(tmp_path: Path) -> None:
     """A surface that refuses what is sound would try nothing."""
@@ -127,6 +186,6 @@ def test_every_surface_takes_its_sound_files(tmp_path: Path) -> None:
         folder = tmp_path / str(number)
         folder.mkdir()
         assert surface.make(folder)
-        outcome = judged(lambda surface=surface, folder=folder: surface.use(folder), writes=folder)
+        outcome = judged(lambda surface=surface, folder=folder: surface.use(folder), writes=folder / surface.out)
         assert outcome.kind == ANSWER, f"{surface.kind} {surface.name}: {outcome}"
     assert again(1, 1)["kind"] in (ANSWER, LINE)
