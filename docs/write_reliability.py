@@ -3,7 +3,7 @@
 
     .venv/bin/python -m pytest -m fuzz --fuzz-minutes 60 --fuzz-json fuzz.json
     .venv/bin/python -m pytest -m slow tests/crashes --crash-json crashes.json
-    .venv/bin/python tests/fuzz/planted.py --json planted.json
+    .venv/bin/python tests/fuzz/planted_faults.py --json planted.json
     .venv/bin/python tests/mutation/campaign_of_mutants.py --json mutants.json
     .venv/bin/python docs/write_reliability.py --fuzz fuzz.json --crashes crashes.json
     .venv/bin/python docs/write_reliability.py --planted planted.json --mutants mutants.json
@@ -52,8 +52,8 @@ PLANTED = """
 ### Planted faults
 
 Would it find a fault that is there? Each of these was planted in a copy of the package and looked for, on all surfaces, for at
-most {minutes:g} minutes of the processor (`python tests/fuzz/planted.py`): **{found} of {planted} found**. A finding counts only
-where the same input has an allowed outcome without the fault.
+most {minutes:g} minutes of the processor (`python tests/fuzz/planted_faults.py`): **{found} of {planted} found**. A finding
+counts only where the same input has an allowed outcome without the fault.
 
 {table}
 """
@@ -174,7 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fuzz", type=Path, action="append", default=[], help="counts of a campaign to be added")
     parser.add_argument("--crashes", type=Path, help="counts that take the place of those before")
-    parser.add_argument("--planted", type=Path, help="what tests/fuzz/planted.py found")
+    parser.add_argument("--planted", type=Path, help="what tests/fuzz/planted_faults.py found")
     parser.add_argument("--mutants", type=Path, action="append", default=[], help="of tests/mutation, by area")
     asked = parser.parse_args()
     file = HERE / "reliability.json"

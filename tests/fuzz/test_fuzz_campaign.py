@@ -22,7 +22,7 @@ from containers import damaged
 from media_seeds import images, npz_set
 from oracle import ANSWER, LINE, judged
 from PIL import Image
-from planted import FAULTS, ROOT, Fault, looked_for
+from planted_faults import FAULTS, ROOT, Fault, looked_for
 
 from flyspeck.errors import UserError
 
@@ -171,7 +171,7 @@ def test_faults_are_planted_where_the_code_is(fault: Fault, tmp_path: Path) -> N
 @pytest.mark.fuzz
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_a_planted_fault_is_found(fault: Fault, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """Nine of ten must be (`planted.py` counts them); here each for itself, with the fixed seed of the page."""
+    """Nine of ten must be (`planted_faults.py` counts them); here each for itself, with the fixed seed of the page."""
     found = looked_for(fault, seed=1, minutes=request.config.getoption("--fuzz-minutes"), once=tmp_path)
     assert found["found"], found
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Would the campaign find a fault that is there? Ten are planted, each in a copy of the package, and looked for.
 
-    python tests/fuzz/planted.py --minutes 2 --seed 1 --json planted.json
+    python tests/fuzz/planted_faults.py --minutes 2 --seed 1 --json planted.json
 
 A finding counts only where the same input has an allowed outcome without the fault.
 """
@@ -132,13 +132,15 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=2.0, help="of the processor, for each fault")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="", help="faults whose name holds this")
+    parser.add_argument("--once", type=Path, help="a folder where what is costly to make is kept")
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     rows = []
-    with tempfile.TemporaryDirectory() as once:
+    with tempfile.TemporaryDirectory() as own:
+        once = asked.once or Path(own)
         for fault in FAULTS:
             if asked.only in fault.name:
-                rows.append(looked_for(fault, seed=asked.seed, minutes=asked.minutes, once=Path(once)))
+                rows.append(looked_for(fault, seed=asked.seed, minutes=asked.minutes, once=once))
                 print(json.dumps(rows[-1]), flush=True)
     found = sum(row["found"] for row in rows)
     print(f"{found} of {len(rows)} found")
