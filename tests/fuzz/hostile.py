@@ -20,7 +20,17 @@ import numpy as np
 PORT = 45997
 """Where `connections` listens: on this machine, so that a connection goes nowhere."""
 PLACES = (
-    *("../beside.png", "../../../beside.png", "/dev/zero", "/etc/passwd", "file:///etc/passwd", "..\\..\\beside.png"),
+    *(
+        "../beside.png",
+        "../../beside.png",
+        "../../../beside.png",
+        "../beside.png",
+        "../../../beside.png",
+        "/dev/zero",
+        "/etc/passwd",
+        "file:///etc/passwd",
+        "..\\..\\beside.png",
+    ),
     *(f"http://127.0.0.1:{PORT}/a.png", f"/vsicurl/http://127.0.0.1:{PORT}/a.tif", "s3://bucket/a.png", "-rf"),
     *("|ls", "$(ls).png", "con.png", "a.png\0.jpg"),
 )

@@ -95,7 +95,7 @@ def _conversions() -> list[Surface]:
             placed = [str(folder / word) if word.startswith("out") else word for word in words]
             return command("data", "convert", folder / "a" / "b" / "set" / seed.source, *placed)
 
-        found.append(Surface("conversions", name, make, use, 2, "out"))
+        found.append(Surface("conversions", name, make, use, 4, "out"))
     return found
 
 

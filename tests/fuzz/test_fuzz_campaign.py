@@ -133,7 +133,7 @@ def test_hostile_files_are_made(tmp_path: Path) -> None:
         assert image.size == (800, 800)
     rng = np.random.default_rng(1)
     places = {hostile.sent_elsewhere(b'{"file_name": "a/b.png", "id": 3}', rng) for _ in range(200)}
-    assert len(places) == len(hostile.PLACES)
+    assert len(places) == len(set(hostile.PLACES))
     assert all(place.startswith(b'{"file_name": "') and place.endswith(b'", "id": 3}') for place in places)
     assert yaml.safe_load(hostile.bomb(b"a: 1\nb: 2\n", np.random.default_rng(2)))["z0"] == ["x", "x"]
     assert b"&e" in hostile.bomb(b"<?xml version='1.0'?><a><b>c</b></a>", rng)

@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(HERE))
 
-from areas import AREAS, EQUIVALENT  # noqa: E402
+from areas import AREAS, why  # noqa: E402
 from exchanged_code import Exchanging, forked, kept_temporary  # noqa: E402
 from mutants import Mutant, mutants  # noqa: E402
 
@@ -205,7 +205,8 @@ def of_area(name: str, scratch: Scratch, *, seed: int, most: int) -> dict[str, A
     verdicts = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     survivors = [one for one in verdicts if not one.pop("killed")]
     for one in survivors:
-        one["why"] = EQUIVALENT.get((one["file"], one["change"]), "")
+        code = (ROOT / "src" / one["file"]).read_text(encoding="utf-8").splitlines()[one["line"] - 1]
+        one["why"] = why(one["file"], code, one["change"])
     return {
         "mutants": len(every), "tried": len(verdicts), "seed": seed, "killed": len(verdicts) - len(survivors),
         "survivors": survivors,

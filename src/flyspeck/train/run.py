@@ -424,11 +424,12 @@ def _describe_run(
 ) -> None:
     write_text(folder / "recipe.yaml", dump_recipe(recipe))
     device = accelerator.device
+    about = platform.uname()  # platform.platform() would start `uname -p`
     environment = {
         "flyspeck": VERSION,
         "python": sys.version.split()[0],
         "torch": torch.__version__,
-        "platform": platform.platform(),
+        "platform": "-".join(filter(None, (about.system, about.release, about.machine, *platform.libc_ver()))),
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
