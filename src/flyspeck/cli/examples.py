@@ -28,6 +28,7 @@ EXAMPLES = {
     "flyspeck pretrain": "flyspeck pretrain bh_resnet50 cifar-100-python --epochs 60 --out runs/pretrained",
     "flyspeck profile": "flyspeck profile resnet50 bh_resnet50 --size 512x640 --convention mmcv",
     "flyspeck prune": "flyspeck prune runs/student --share 0.3 --out runs/pruned",
+    "flyspeck quantise": "flyspeck quantise runs/student --out runs/int8_start",
     "flyspeck report": "flyspeck report runs/first runs/second --out report.html --draw 40",
     "flyspeck schema": "flyspeck schema --to json --out recipe.schema.json",
     "flyspeck train": "flyspeck train recipe.yaml --out runs/first --set train.epochs=3",

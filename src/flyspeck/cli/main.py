@@ -28,6 +28,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "schema": ("flyspeck.cli.schema:schema", "What a recipe may say: a JSON schema for editors, or a page."),
     "distill": ("flyspeck.cli.distill:distill", "A small student that learns from a large teacher."),
     "prune": ("flyspeck.cli.prune:prune", "A trained detector without the channels that are worth least."),
+    "quantise": ("flyspeck.cli.quantise:quantise", "A trained detector, to be trained on for INT8."),
     "models": ("flyspeck.cli.models:models", "The models by name, with their papers and counts."),
     "pretrain": ("flyspeck.cli.pretrain:pretrain", "Train a backbone as a classifier of small images."),
     "dpnet": ("flyspeck.cli.dpnet:dpnet", "Dynamic pooling: factor labels and the predictor."),

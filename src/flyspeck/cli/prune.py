@@ -30,14 +30,18 @@ def prune(
         metavar="N",
         help="Passes over the training images, in the recipe; default: a quarter of the run's, or of its minutes.",
     ),
+    quantise: bool = typer.Option(
+        False, "--quantise", help="Train what is left for INT8 at once, as flyspeck quantise does."
+    ),
 ) -> None:
     """Cut the channels of a detector that are worth least, and write the recipe that trains what is left."""
     from flyspeck.train.pruning import prune_run
 
-    done = prune_run(run, out, share=share, multiple=multiple, epochs=epochs)
+    done = prune_run(run, out, share=share, multiple=multiple, epochs=epochs, quantise=quantise)
     before, after = done.parameters
     typer.echo(
         f"{done.weights}: {before / 1e6:.3f} M parameters before, {after / 1e6:.3f} M after;"
         f" {done.channels[0]} inner channels before, {done.channels[1]} after"
+        + (f"; {done.quantised} layers round to 8 bits" if quantise else "")
     )
     typer.echo(f"next: flyspeck {'distill' if done.distills else 'train'} {done.recipe} --out FOLDER")

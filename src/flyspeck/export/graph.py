@@ -20,6 +20,7 @@ from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.counts import counts_for
 from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.pooling import PooledStage
+from flyspeck.models.fake_quantised import set_rounding
 from flyspeck.models.fold import fold_norms, probe_images
 from flyspeck.models.layers import ConvTower, places
 
@@ -49,6 +50,7 @@ class DetectorGraph(nn.Module):
             mine.head.detect(maps, size, [size])  # its norms are seen, its choice of boxes is not compared
             return maps
 
+        set_rounding(mine, False)  # the file rounds by operators of its own (`export.quantize`)
         self.num_folded = len(fold_norms(mine, run).folded)
         _fix_pools(mine)
         self.backbone, self.neck, self.head = mine.backbone, mine.neck, mine.head

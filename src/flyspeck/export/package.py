@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from flyspeck.data.bands import rule_of
 from flyspeck.errors import UserError
 from flyspeck.export.check_images import ImageSet, detect, tiles_of
 from flyspeck.export.frame import Frame, framed
+from flyspeck.export.graph import DetectorGraph
 from flyspeck.export.onnx import describe, trace, trace_factors, write_onnx
 from flyspeck.export.openvino import write_openvino
 from flyspeck.export.parity import ap_table, compare
@@ -26,6 +28,7 @@ from flyspeck.export.proof import (
     image_sets,
     prepared,
     require_parity,
+    require_trained_int8,
 )
 from flyspeck.export.undecided import asked_again
 from flyspeck.infer.engines import open_exported
@@ -34,6 +37,7 @@ from flyspeck.infer.shown import shown_enlargement
 from flyspeck.infer.torch_model import TorchModel
 from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.router import FactorRouter
+from flyspeck.models.fake_quantised import input_ranges, is_fake_quantised, set_rounding
 from flyspeck.train.build import load_for_use
 from flyspeck.types import Detections
 
@@ -43,11 +47,12 @@ Say = Callable[[str], None]
 def export_model(run: Path, out: Path, options: ExportOptions, *, say: Say = print) -> Exported:
     """Writes `out` if it finds the detector's boxes on real images; else raises UserError and leaves nothing.
 
-    INT8 finds other boxes by its nature: it is written after the fp32 graph has passed, with what it costs by size bin.
+    INT8 finds other boxes by its nature: it is written after the fp32 graph has passed, with what it costs by size bin. What was
+    trained for INT8 passes as floats first, then keeps the ranges that training found, and must find as much as it does.
     """
     check_options(out, options)
     detector, description = load_for_use(run, options.suppression)
-    detector = prepared(detector, options)
+    detector, trained = _as_floats(prepared(detector, options))
     checked, calibrated = image_sets(run, options, detector.classes)
     rule = detector_rule(detector)
     bits = options.bits or rule_of(description).bits
@@ -79,7 +84,11 @@ def export_model(run: Path, out: Path, options: ExportOptions, *, say: Say = pri
         parity |= {**difference.to_dict(), "ap50": ap}
         told = {**told, "parity": parity}
         if options.int8:
-            graph, told, ap = _quantised(graph, temporary, told, options, (checked, calibrated), eager, frame, say)
+            graph, told, ap = _quantised(
+                graph, temporary, told, options, (checked, calibrated), (eager, trained), frame, say
+            )
+            if trained is not None:
+                require_trained_int8(ap, out)
             small = PlainRun(temporary, told)
             for own in some:  # other boxes are its nature, but not to stop
                 run_plainly(small, own)
@@ -94,6 +103,15 @@ def export_model(run: Path, out: Path, options: ExportOptions, *, say: Say = pri
             part.unlink(missing_ok=True)
             part.with_suffix(".bin").unlink(missing_ok=True)
     return Exported(out, difference, ap)
+
+
+def _as_floats(detector: Detector) -> tuple[Detector, Detector | None]:
+    """The detector as it computes without rounding, and itself where it was trained for INT8."""
+    if not is_fake_quantised(detector):
+        return detector, None
+    plain = copy.deepcopy(detector)
+    set_rounding(plain, False)
+    return plain, detector
 
 
 def traced(detector: Detector, *, bits: int = 8) -> tuple[Any, dict[float, Any]]:
@@ -135,22 +153,32 @@ def _quantised(
     told: Mapping[str, Any],
     options: ExportOptions,
     sets: tuple[ImageSet, ImageSet],
-    eager: list[Any],
+    before: tuple[list[Any], Detector | None],
     frame: Frame,
     say: Say,
 ) -> tuple[Any, dict[str, Any], dict[str, dict[str, float]]]:
-    """The INT8 graph, its description, and AP50 by size before and after."""
+    """The INT8 graph, its description, and AP50 by size before and after.
+
+    `before` is what the detector finds as floats and, where it was trained for INT8, itself: its ranges hold, and what it finds
+    as it was trained stands in the table too.
+    """
     from flyspeck.export.quantize import quantise
 
     checked, calibrated = sets
     model = open_exported(temporary, device="cpu")
     tiles = tiles_of(calibrated, told, limit=options.calibration_tiles)
     say(f"calibrating INT8 on {len(tiles)} tiles of {calibrated.name}")
-    graph = quantise(graph, [model.to_batch([tile]) for tile in tiles])
+    eager, trained = before
+    score, columns, learnt = told["suppression"]["score"], {"eager": eager}, {}
+    if trained is not None:
+        learnt = {f"{name}.weight": bounds for name, bounds in input_ranges(DetectorGraph(trained)).items()}
+        columns["trained"], _ = detect(TorchModel(trained, device="cpu"), checked, told, score=score)
+        say(f"of {len(learnt)} layers the ranges hold that they were trained with")
+    graph = quantise(graph, [model.to_batch([tile]) for tile in tiles], ranges=learnt)
     told = {**told, "precision": "int8", "calibration_tiles": len(tiles)}
     _write(graph, temporary, told, frame)
-    found, _ = detect(open_exported(temporary, device="cpu"), checked, told, score=told["suppression"]["score"])
-    ap = accuracy(checked, eager=eager, int8=found)
+    found, _ = detect(open_exported(temporary, device="cpu"), checked, told, score=score)
+    ap = accuracy(checked, **columns, int8=found)
     counts = np.array([sum(map(len, eager)), sum(map(len, found))])
     say(f"INT8 finds {counts[1]} boxes where fp32 finds {counts[0]}")
     if ap:

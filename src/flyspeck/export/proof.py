@@ -14,10 +14,13 @@ from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.norms import at_factor
 from flyspeck.models.dynamic.pooling import find_switch, is_dynamic
 from flyspeck.models.dynamic.router import FactorRouter
+from flyspeck.models.fake_quantised import is_fake_quantised
 from flyspeck.models.postprocess import Method
 
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml", "litert": ".tflite"}
 _ENDINGS = ".onnx, .xml (OpenVINO) or .tflite (LiteRT)"
+INT8_AP = 0.03
+"""By how much AP50 of tiny objects of an INT8 file may be below that of the detector that was trained for it."""
 BITS = (8, 16)
 """Of a band of an image."""
 
@@ -57,7 +60,12 @@ class Exported:
 
 
 def prepared(detector: Detector, options: ExportOptions) -> Detector:
-    """With the suppression and the factor that were asked for."""
+    """With the suppression and the factor that were asked for.
+
+    Raises UserError where it has none, and where a detector that was trained for INT8 is to become another file.
+    """
+    if is_fake_quantised(detector):
+        _check_int8(options)
     if options.hard_nms is not None:
         detector = with_hard_nms(detector, options.hard_nms)
     if options.factor is not None:
@@ -71,6 +79,21 @@ def prepared(detector: Detector, options: ExportOptions) -> Detector:
             fix="add --factor, as in --factor 0.5",
         )
     return detector
+
+
+def _check_int8(options: ExportOptions) -> None:
+    if options.format == "litert":
+        raise UserError(
+            "LiteRT's INT8 has ranges of its own, not those that were trained",
+            where="--to litert",
+            fix="write .onnx or .xml, or export the run that it was made of",
+        )
+    if not options.int8:
+        raise UserError(
+            "the run was trained for INT8: in float32 it is not what was measured",
+            where="model.quantised",
+            fix="add --int8, or export the run that it was made of",
+        )
 
 
 def with_hard_nms(detector: Detector, iou: float) -> Detector:
@@ -160,4 +183,15 @@ def require_parity(difference: Difference, plain: Difference, ap: Mapping[str, M
     if faults:
         raise UserError(
             "not exported: " + "; ".join(faults), where=out, fix="use the run folder; please report this model"
+        )
+
+
+def require_trained_int8(ap: Mapping[str, Mapping[str, float]], out: Path) -> None:
+    """Raises UserError where an INT8 file is worse than the detector that was trained for INT8, which rounds as it does."""
+    if ap and ap["trained"]["tiny"] - ap["int8"]["tiny"] > INT8_AP:
+        raise UserError(
+            f"not exported: AP50 of tiny objects is {ap['int8']['tiny']:.4f} in integers,"
+            f" was {ap['trained']['tiny']:.4f} as trained",
+            where=out,
+            fix="train it for longer, so that its ranges settle, or report this model",
         )

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,17 @@ from flyspeck.export.graph import INPUT
 
 KINDS = ("Conv", "Gemm", "MatMul", "Add", "Relu", "MaxPool", "Resize", "Concat", "Clip")
 """Operators with integer kernels, or through which integers pass."""
+_PASSING = ("Relu", "Clip", "MaxPool", "Resize")
 
 
-def quantise(model: Any, batches: Sequence[np.ndarray]) -> Any:
-    """The INT8 form of an `onnx.ModelProto`, calibrated on `batches`, each `(B, H, W, C)` as the graph takes them."""
+def quantise(
+    model: Any, batches: Sequence[np.ndarray], *, ranges: Mapping[str, tuple[float, float]] | None = None
+) -> Any:
+    """The INT8 form of an `onnx.ModelProto`, calibrated on `batches`, each `(B, H, W, C)` as the graph takes them.
+
+    `ranges` has what layers take, (low, high), by the name of the layer's weight, where training has learnt it
+    (`models.fake_quantised`): it holds in the place of what the batches show.
+    """
     try:
         import onnx
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
@@ -49,7 +57,13 @@ def quantise(model: Any, batches: Sequence[np.ndarray]) -> Any:
             calibrate_method=CalibrationMethod.MinMax,
             nodes_to_quantize=network_nodes(graph),
             op_types_to_quantize=list(KINDS),
-            extra_options={"CalibMovingAverage": True},
+            extra_options={
+                "CalibMovingAverage": True,
+                "TensorQuantOverrides": {
+                    name: [{"rmin": np.float32(low), "rmax": np.float32(high)}]
+                    for name, (low, high) in learnt_ranges(graph, ranges or {}).items()
+                },
+            },
         )
         return onnx.load(after)
 
@@ -66,6 +80,27 @@ def network_nodes(model: Any) -> list[str]:
     chosen = [n for n in nodes if n.op_type in KINDS and n.name in convolved]
     chosen += [n for n in linear if n.name in before_linear and n.name not in convolved]
     return [n.name for n in chosen]
+
+
+def learnt_ranges(model: Any, ranges: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    """Name of the tensor that a layer takes to its range; `ranges` are by the name of the layer's weight.
+
+    Layers that take the same tensor have seen the same of it but for their own calls: the widest holds. Before a pooling or a
+    resize the quantiser has the range of what comes out, and it does without a ReLU whose range ends at 0: what goes into these,
+    and to nobody else, has the range of what comes out.
+    """
+    found: dict[str, tuple[float, float]] = {}
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "Gemm", "MatMul") or node.input[1] not in ranges:
+            continue
+        (low, high), name = ranges[node.input[1]], node.input[0]
+        before = found.get(name, (low, high))
+        found[name] = (min(low, before[0]), max(high, before[1]))
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    for node in reversed(model.graph.node):
+        if node.op_type in _PASSING and node.output[0] in found and readers[node.input[0]] == 1:
+            found.setdefault(node.input[0], found[node.output[0]])
+    return found
 
 
 def _ancestors(ends: Sequence[Any], producer: dict[str, Any]) -> set[str]:

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from flyspeck.models.consumers import Use, observe, tensors_in
+from flyspeck.models.fake_quantised import without_rounding
 from flyspeck.models.follows import tensor_of, what_follows
 from flyspeck.models.reparameterised import merge_branches
 from flyspeck.types import ImageBatch
@@ -64,7 +65,7 @@ def fold_norms(model: nn.Module, forward: Callable[[], object]) -> Folding:
         raise ValueError("norms fold in evaluation mode only: call model.eval() first")
     names = {module: name for name, module in model.named_modules()}
     kept: dict[str, str] = {}
-    with _exact(model):
+    with _exact(model), without_rounding(model):  # one step more or less of a rounded value is no proof of anything
         merged = tuple(names[norm] for norm in merge_branches(model))
         seen = observe(model, forward)
         folds: list[_Fold] = []

@@ -22,6 +22,7 @@ from flyspeck.models.backbones.freezing import freeze_norms, freeze_stages
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.build import build, check_options
 from flyspeck.models.detector import Detector, PixelNorm
+from flyspeck.models.fake_quantised import fake_quantise
 from flyspeck.models.layers import NORMS
 from flyspeck.models.names import parse_name, plugins_of
 from flyspeck.models.necks.fpn import FPN, sigma_power_
@@ -100,6 +101,8 @@ def build_detector(
     assert isinstance(detector, Detector)
     if model.pruned is not None:
         narrow_channels(detector, model.pruned)
+    if model.quantised:
+        fake_quantise(detector)
     if load and model.sigma is not None:
         _initialise_by_power(detector, model.sigma)
     if load and model.weights is not None:

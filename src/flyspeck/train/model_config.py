@@ -56,6 +56,9 @@ class ModelConfig(Options):
     with which the rest of this section becomes that detector's where you do not say otherwise."""
     pruned: dict[str, Count] | None = None
     """Channels left in layers that were pruned, by the layer's name: what `flyspeck prune` wrote."""
+    quantised: bool = False
+    """Train for INT8: what layers take and their weights are rounded to 8 bits as the exported file will round them. `flyspeck
+    quantise` writes it, with the weights to start from."""
     width: float = Field(default=1.0, gt=0, le=64)
     """Width multiplier of the backbone, and of nothing else."""
     channels: int = Field(default=256, ge=4, le=65536)

@@ -20,6 +20,7 @@ from torch import Tensor
 from flyspeck.errors import UserError
 from flyspeck.models.bands import RGB, input_conv, widened
 from flyspeck.models.detector import Detector
+from flyspeck.models.fake_quantised import RANGE
 from flyspeck.models.start.report import KeyFate, StartReport
 from flyspeck.models.start.rows import Outputs, taken_rows
 
@@ -27,6 +28,8 @@ _LATERAL = re.compile(r"(neck\.(?:\w+\.)*?(?:inner|input_norms))\.(\d+)(\..+)")
 _OF_A_LEVEL = re.compile(r"((?:neck|head)\.(?:\w+\.)*?(?:layer|down|attention|gates|norms|levels))\.(\d+)(\..+)")
 _OF_A_BRANCH = re.compile(r"(head\.(?:many|one)\.(?:class_towers|box_towers|class_logits|box_deltas))\.(\d+)(\..+)")
 _EXTRA = re.compile(r"(neck\.(?:\w+\.)*?extra_convs)\.(\d+)(\..+)")
+_OF_TRAINING = ("num_batches_tracked", RANGE)
+"""What a training counts and sees for itself: a source need not have it."""
 IMAGES, RECIPE = "of the images", "of the recipe"
 """Why a tensor is new that no source is asked for."""
 
@@ -178,7 +181,7 @@ def _widened(state: Mapping[str, Tensor], detector: Detector) -> tuple[Mapping[s
 
 def _check_backbone(fates: Sequence[KeyFate], own: Mapping[str, Tensor], source: Source, where: object) -> None:
     for one in fates:
-        if one.fate != "new" or not one.key.startswith("backbone.") or one.key.endswith("num_batches_tracked"):
+        if one.fate != "new" or not one.key.startswith("backbone.") or one.key.endswith(_OF_TRAINING):
             continue
         there = source.state.get(one.key)
         if there is None:
