@@ -17,7 +17,8 @@ AREAS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "transforms": (
         ("flyspeck/data/transforms.py", "flyspeck/data/rotate.py", "flyspeck/data/zoom.py", "flyspeck/data/copy_paste.py"),
         (
-            "tests/data/test_transforms.py", "tests/data/test_rotate.py", "tests/data/test_zoom.py",
+            "tests/data/test_transforms.py", "tests/data/test_transform_rules.py", "tests/data/test_rotate.py",
+            "tests/data/test_zoom.py",
             "tests/data/test_copy_paste.py", "tests/data/test_mosaic.py", "tests/data/test_policy.py",
         ),
     ),
@@ -55,6 +56,10 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "`add_image` takes every size that is not positive for unknown",
     (f"{_READERS}values.py", "count=1))", "1 → (1 + 1)"):
         "the pattern holds the beginning of the text, where it can stand only once",
+    ("flyspeck/data/copy_paste.py", "if rng.random() >=", "rng.random() >= self.probability → (rng.random() > self.probability)"):
+        "differs where a random number of 53 bits equals the probability",
+    ("flyspeck/data/copy_paste.py", "own = rng.random() < 0.5", "rng.random() < 0.5 → (rng.random() <= 0.5)"):
+        "differs where a random number of 53 bits is 0.5",
 }  # fmt: skip
 """(file, a piece of the line, change) of a survivor to why no test can notice it."""
 

@@ -5,7 +5,7 @@
 
 The package is copied; of each area `--most` mutants are drawn with the seed. A mutant runs in a process of its own, forked from
 one that has loaded all; the tests that reach its line run from the fastest on, and end with the first that fails.
-`--again FILE:LINE` tries all mutants of a line.
+`--again FILE:LINE` tries all mutants of a line, `--survivors mutants.json` those that survived before.
 """
 
 from __future__ import annotations
@@ -187,11 +187,16 @@ class Area:
         ]
 
 
-def of_area(name: str, scratch: Scratch, *, seed: int, most: int) -> dict[str, Any]:
-    """The counts of an area, and its survivors."""
+def of_area(name: str, scratch: Scratch, *, seed: int, most: int, before: dict[str, Any] | None) -> dict[str, Any]:
+    """The counts of an area, and its survivors; of those drawn `before` with the same seed, only what survived is tried again."""
     area = Area(name, scratch)
     every = area.all_mutants()
     places = sorted(random.Random(seed).sample(range(len(every)), min(most, len(every))))
+    drawn = len(places)
+    if before is not None:
+        assert (before["seed"], before["tried"], before["mutants"]) == (seed, drawn, len(every)), "the code has changed"
+        lived = {(one["file"], one["line"], one["change"]) for one in before["survivors"]}
+        places = [place for place in places if (every[place][0], every[place][1].line, every[place][1].text()) in lived]
     file = scratch.folder / "verdicts.jsonl"
     file.write_text("")
 
@@ -208,7 +213,7 @@ def of_area(name: str, scratch: Scratch, *, seed: int, most: int) -> dict[str, A
         code = (ROOT / "src" / one["file"]).read_text(encoding="utf-8").splitlines()[one["line"] - 1]
         one["why"] = why(one["file"], code, one["change"])
     return {
-        "mutants": len(every), "tried": len(verdicts), "seed": seed, "killed": len(verdicts) - len(survivors),
+        "mutants": len(every), "tried": drawn, "seed": seed, "killed": drawn - len(survivors),
         "survivors": survivors,
     }  # fmt: skip
 
@@ -229,18 +234,20 @@ def main() -> None:
     parser.add_argument("--areas", default=",".join(AREAS))
     parser.add_argument("--most", type=int, default=60, help="mutants of an area")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--survivors", type=Path, help="counts of before, whose survivors alone are tried again")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--again", metavar="FILE:LINE")
     asked = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     found: dict[str, Any] = {}
+    before = json.loads(asked.survivors.read_text(encoding="utf-8")) if asked.survivors else {}
     with tempfile.TemporaryDirectory() as place:
         scratch = Scratch(Path(place))
         if asked.again:
             again(asked.again, scratch, asked.areas.split(","))
             return
         for name in asked.areas.split(","):
-            found[name] = of_area(name, scratch, seed=asked.seed, most=asked.most)
+            found[name] = of_area(name, scratch, seed=asked.seed, most=asked.most, before=before.get(name))
             say(f"{name}: {found[name]['killed']} of {found[name]['tried']} killed")
             if asked.json:
                 asked.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
