@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
+from flyspeck.cli.main import main
 from flyspeck.data.image_files import output_names, read_true, save_pixels, shrink_pixels
 from flyspeck.data.images import read_image
 from flyspeck.data.readers import read_annotations
@@ -166,3 +167,20 @@ def test_names_to_write() -> None:
     names = output_names(["images/a.jpg", "images/a.png", "../../etc/b.png", "/x/A.png", "s/a.jpg"], ".png")
     assert names == ["a.png", "a_.png", "etc/b.png", "x/A.png", "s/a.png"]
     assert len({name.lower() for name in output_names(["a.jpg", "A.jpg", "a.JPG"])}) == 3
+
+
+@pytest.mark.parametrize("to", ["voc", "labelme"])
+def test_names_that_no_file_can_have_are_written_under_others(tmp_path: Path, to: str) -> None:
+    assert output_names(["..", "/", "a\0.png", "a_.png", "."], ".xml") == [
+        *("image.xml", "image_.xml", "a_.xml", "a__.xml", "image__.xml"),
+    ]
+    images = [
+        {"id": n, "file_name": name, "width": 9, "height": 9} for n, name in enumerate(("..", "a\0.png", "b.png"), 1)
+    ]
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "p"}]}
+    (tmp_path / "gt.json").write_text(json.dumps(content))
+    out = tmp_path / "out"
+    assert (
+        main(["data", "convert", str(tmp_path / "gt.json"), "--to", to, "--out", str(out), "--allow-references"]) == 0
+    )
+    assert sorted(path.stem for path in out.rglob("*") if path.is_file()) == ["a_", "b", "image"]

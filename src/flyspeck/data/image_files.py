@@ -107,15 +107,15 @@ def _save_tiff(pixels: np.ndarray, path: Path) -> None:
 def output_names(file_names: Sequence[str], suffix: str | None = None) -> list[str]:
     """Names to write images under, unlike each other even without their endings.
 
-    Folders are kept, but for `images` and `labels` and whatever would climb out of the folder written to; `suffix` (with its
-    dot) replaces the ending.
+    Folders are kept, but for `images` and `labels` and whatever would climb out of the folder written to; a name of nothing else
+    (`..`) is `image`, and the character 0, which no file's name holds, is `_`. `suffix` (with its dot) replaces the ending.
     """
     names, taken = [], set()
     for name in file_names:
         parts = [part for part in Path(name).parts if part not in ("..", ".", "/", "\\") and not part.endswith(":\\")]
         # A folder `images` further in would send readers of YOLO to other label files than the ones beside.
         parts = [part for part in parts[:-1] if part not in ("images", "labels")] + parts[-1:]
-        plain = Path(*parts)
+        plain = Path(*(part.replace("\0", "_") for part in parts or ["image"]))
         stem = plain.with_suffix("").as_posix()
         while stem.lower() in taken:
             stem += "_"
