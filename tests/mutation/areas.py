@@ -35,7 +35,7 @@ AREAS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             f"flyspeck/export/{name}.py"
             for name in ("frame", "graph", "metadata", "onnx", "package", "parity", "proof", "tiny_form")
         ),
-        ("tests/export",),
+        tuple(f"tests/export/test_{name}.py" for name in ("frame", "parity", "package", "plain_run", "decoding", "stages")),
     ),
 }  # fmt: skip
 """Area to modules (as patterns below `src`) and tests."""
