@@ -126,9 +126,9 @@ class Bench:
             victims = self._ready[key]
             victim = work / victims[int(rng.integers(len(victims)))]
             victim.write_bytes(damaged(victim.read_bytes(), rng))
-            before = self.connections.count if self.connections else 0
+            before = self.connections.count() if self.connections else 0
             outcome = judged(lambda: surface.use(work), writes=work / surface.out)
-            if not outcome.found and self.connections and self.connections.count > before:
+            if not outcome.found and self.connections and self.connections.count() > before:
                 outcome = Outcome("effect", "a connection", outcome.detail)
         finally:
             shutil.rmtree(work, ignore_errors=True)

@@ -19,21 +19,14 @@ import numpy as np
 
 PORT = 45997
 """Where `connections` listens: on this machine, so that a connection goes nowhere."""
-PLACES = (
-    *(
-        "../beside.png",
-        "../../beside.png",
-        "../../../beside.png",
-        "../beside.png",
-        "../../../beside.png",
-        "/dev/zero",
-        "/etc/passwd",
-        "file:///etc/passwd",
-        "..\\..\\beside.png",
+PLACES = {
+    "further up": ("../beside.png", "../../beside.png", "../../../beside.png", "..\\..\\beside.png"),
+    "elsewhere": (
+        *(f"http://127.0.0.1:{PORT}/a.png", f"/vsicurl/http://127.0.0.1:{PORT}/a.tif", "s3://bucket/a.png"),
+        f"/vsicurl/http://127.0.0.1:{PORT}/b.tif",
     ),
-    *(f"http://127.0.0.1:{PORT}/a.png", f"/vsicurl/http://127.0.0.1:{PORT}/a.tif", "s3://bucket/a.png", "-rf"),
-    *("|ls", "$(ls).png", "con.png", "a.png\0.jpg"),
-)
+    "odd": ("/dev/zero", "/etc/passwd", "file:///etc/passwd", "-rf", "|ls", "$(ls).png", "con.png", "a.png\0.jpg"),
+}
 """What may stand where the name of a file is expected."""
 MARKUP = ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>')
 NAMES = (*MARKUP, "\x1b[31mred\x07", '=cmd|"/c calc"!A1', "9" * 5000)
@@ -68,7 +61,8 @@ def sent_elsewhere(content: bytes, rng: np.random.Generator) -> bytes:
     if not found:
         return content
     spot = found[int(rng.integers(len(found)))]
-    place = PLACES[int(rng.integers(len(PLACES)))]
+    kind = list(PLACES.values())[int(rng.integers(len(PLACES)))]
+    place = kind[int(rng.integers(len(kind)))]
     if content[:1] in (b"{", b"["):
         place = place.replace("\\", "\\\\").replace("\0", "\\u0000")
     return content[: spot.start()] + place.encode() + content[spot.end() :]
@@ -122,17 +116,33 @@ class Connections:
     """How many have come to `PORT` of this machine; also those that a library in C makes."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self._count = 0
+        self._own: set[tuple[str, int]] = set()
+        self._seen = threading.Event()
 
     def serve(self, listening: socket.socket) -> None:
         """Counts, answers nothing, closes."""
         while True:
             try:
-                one, _ = listening.accept()
+                one, sender = listening.accept()
             except OSError:
                 return
-            self.count += 1
             one.close()
+            if sender in self._own:
+                self._own.clear()
+                self._seen.set()
+            else:
+                self._count += 1
+
+    def count(self) -> int:
+        """Of those until now: they are taken in their order, so that one of our own is the last."""
+        self._seen.clear()
+        with socket.socket() as own:
+            own.bind(("127.0.0.1", 0))
+            self._own.add(own.getsockname())
+            own.connect(("127.0.0.1", PORT))
+            self._seen.wait(10)
+        return self._count
 
 
 @contextlib.contextmanager

@@ -82,6 +82,29 @@ ODD_WORDS = tuple(word for word in ODD if isinstance(word, str)) + tuple(
 )
 
 
+NUMBERS: tuple[Any, ...] = (
+    *(0, -1, 0.5, 2**31, 2**63, 2**64, -(2**63) - 1, 10**30, 10**400, 1e308, -1e308),
+    *(float("nan"), float("inf"), -float("inf")),
+)
+"""What a number may be found to be."""
+NUMBER_WORDS = (*(str(number) for number in NUMBERS if abs(number) != 10**400), "9" * 400, "9" * 5000, "1e999")
+
+
+def _odd(old: Any, rng: np.random.Generator) -> Any:
+    """Something in the place of a value; of a number, half the time another number."""
+    kinds = NUMBERS if isinstance(old, int | float) and rng.random() < 0.5 else ODD
+    return kinds[int(rng.integers(len(kinds)))]
+
+
+def _odd_word(old: bytes, rng: np.random.Generator) -> bytes:
+    """The same in a text."""
+    kinds = NUMBER_WORDS if _NUMBER.fullmatch(old) and rng.random() < 0.5 else ODD_WORDS
+    return kinds[int(rng.integers(len(kinds)))].encode("utf-8", "surrogatepass")
+
+
+_NUMBER = re.compile(rb"[-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?")
+
+
 def mutated(content: bytes, rng: np.random.Generator) -> bytes:
     """`content` after one to three mishaps; half the time such as leave its syntax whole, since they reach further."""
     kinds = (
@@ -150,8 +173,7 @@ def _field(content: bytes, rng: np.random.Generator) -> bytes:
     if not found:
         return content
     spot = found[int(rng.integers(len(found)))]
-    odd = ODD_WORDS[int(rng.integers(len(ODD_WORDS)))].encode("utf-8", "surrogatepass")
-    return content[: spot.start()] + odd + content[spot.end() :]
+    return content[: spot.start()] + _odd_word(spot[0], rng) + content[spot.end() :]
 
 
 def _swapped(content: bytes, rng: np.random.Generator) -> bytes:
@@ -212,7 +234,7 @@ def _json(content: bytes, rng: np.random.Generator) -> bytes:
         case 2 if isinstance(holder, dict):
             holder[ODD_WORDS[int(rng.integers(len(ODD_WORDS)))]] = holder.pop(key)
         case _:
-            holder[key] = ODD[int(rng.integers(len(ODD)))]
+            holder[key] = _odd(holder[key], rng)
     try:
         return json.dumps(tree).encode()
     except (ValueError, RecursionError):

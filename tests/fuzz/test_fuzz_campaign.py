@@ -132,8 +132,8 @@ def test_hostile_files_are_made(tmp_path: Path) -> None:
         assert np.asarray(image).sum() == 0
         assert image.size == (800, 800)
     rng = np.random.default_rng(1)
-    places = {hostile.sent_elsewhere(b'{"file_name": "a/b.png", "id": 3}', rng) for _ in range(200)}
-    assert len(places) == len(set(hostile.PLACES))
+    places = {hostile.sent_elsewhere(b'{"file_name": "a/b.png", "id": 3}', rng) for _ in range(400)}
+    assert len(places) == sum(map(len, hostile.PLACES.values()))
     assert all(place.startswith(b'{"file_name": "') and place.endswith(b'", "id": 3}') for place in places)
     assert yaml.safe_load(hostile.bomb(b"a: 1\nb: 2\n", np.random.default_rng(2)))["z0"] == ["x", "x"]
     assert b"&e" in hostile.bomb(b"<?xml version='1.0'?><a><b>c</b></a>", rng)
@@ -150,13 +150,11 @@ def test_connections_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
             assert found is None  # somebody else listens there
     with hostile.connections() as found:
         assert found is not None
-        with socket.create_connection(("127.0.0.1", hostile.PORT)):
-            pass
-        for _ in range(200):
-            if found.count:
-                break
-            time.sleep(0.02)
-        assert found.count == 1
+        assert found.count() == 0
+        for number in (1, 2):
+            with socket.create_connection(("127.0.0.1", hostile.PORT)):
+                pass
+            assert found.count() == number
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)

@@ -7,6 +7,7 @@ Images stay where they are. Raises UserError for an image whose size is not know
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,9 +56,7 @@ def write_fiftyone(annotations: Annotations, path: Path) -> None:
     """`labels.json` of a FiftyOneImageDetectionDataset (give FiftyOne the folder of the images as `data_path`)."""
     classes = _classes(annotations)
     images = list(_images(annotations))
-    labels = {
-        Path(image.name).with_suffix("").as_posix(): tool_files.fiftyone_labels(image, classes) for image in images
-    }
+    labels = {os.path.splitext(image.name)[0]: tool_files.fiftyone_labels(image, classes) for image in images}
     if len(labels) < len(images):
         raise UserError(
             "two images differ in their endings only", where=path, fix="FiftyOne has no place for both: rename one"

@@ -7,6 +7,7 @@ have it, under a class of its own, `KIND: CLASS`. So they can be listed, accepte
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -53,9 +54,7 @@ def write_preannotations(annotations: Annotations, suspects: Sequence[Suspect], 
         parts = [tool_files.cvat_image(image, number) for number, image in enumerate(joined)]
         return _write(folder / "cvat.xml", "".join([tool_files.cvat_head(classes), *parts, tool_files.CVAT_TAIL]))
     if format == "fiftyone":
-        labels = {
-            Path(image.name).with_suffix("").as_posix(): tool_files.fiftyone_labels(image, classes) for image in joined
-        }
+        labels = {os.path.splitext(image.name)[0]: tool_files.fiftyone_labels(image, classes) for image in joined}
         return _write(folder / "fiftyone.json", json.dumps({"classes": classes, "labels": labels}, indent=1))
     ending = ".xml" if format == "voc" else ".json"
     for name, image in zip(output_names([image.name for image in joined], ending), joined, strict=True):

@@ -137,3 +137,13 @@ def test_wider_images_without_faces(tmp_path: Path) -> None:
     table = read_annotations(dump(tmp_path / "wider_face_val_bbx_gt.txt", text))
     assert table.file_names == ("a.png", "b.png", "c.png", "d.png")
     assert table.image_index.tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("line", ["/", ".", "//"])
+def test_lines_of_a_list_name_files(tmp_path: Path, line: str) -> None:
+    (tmp_path / "obj_train_data").mkdir()
+    dump(tmp_path / "obj.names", "car\n")
+    dump(tmp_path / "obj.data", "classes = 1\ntrain = train.txt\nnames = obj.names\n")
+    dump(tmp_path / "train.txt", f"obj_train_data/a.png\n{line}\n")
+    with pytest.raises(UserError, match=r"train.txt, line 2: '.*' names no file"):
+        read_annotations(tmp_path / "obj.data", format="yolo")

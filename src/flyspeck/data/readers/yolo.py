@@ -238,10 +238,13 @@ def _text(value: Any, key: str, where: Path) -> str:
 def listed_images(path: Path, encoding: str | None = None) -> list[Path]:
     """The images that a text file lists, a line each: beside the file, or where the longest tail of the line lies there."""
     files = []
-    for line in read_lines(path, encoding):
+    for number, line in enumerate(read_lines(path, encoding), 1):
         name = as_path(line)
         if not name:
             continue
+        if not Path(name).name:
+            fix = "name an image in each line"
+            raise UserError(f"'{name}' names no file", where=f"{path}, line {number}", fix=fix)
         parts = name.split("/")
         tails = (path.parent.joinpath(*parts[start:]) for start in range(max(0, len(parts) - 32), len(parts)))
         files.append(next((place for place in (Path(name), *tails) if is_there(place)), path.parent / name))
