@@ -121,6 +121,7 @@ def boxes(engine: str, place: Path, description: dict[str, Any], table: Any) -> 
     """Raw detections of every window, laid end to end."""
     from flyspeck.export.check_images import ImageSet, detect
     from flyspeck.infer.engines import open_exported
+    from flyspeck.infer.several import ImagesFailed
     from flyspeck.infer.torch_model import TorchModel
     from flyspeck.train.build import load_described
 
@@ -129,7 +130,10 @@ def boxes(engine: str, place: Path, description: dict[str, Any], table: Any) -> 
     else:
         model = open_exported(place / {"onnx": "m.onnx", "openvino": "m.xml"}[engine], device="cpu")
     images = ImageSet(tuple(table.path(row) for row in range(len(table))), None, "scenes")
-    windows = detect(model, images, description, score=0.05)[1]
+    try:
+        windows = detect(model, images, description, score=0.05)[1]
+    except ImagesFailed:  # a library that refuses what it is held to
+        return {"counts": np.zeros(0, int)}
     return {
         "counts": np.array([len(window) for window in windows]),
         "boxes": np.concatenate([window.boxes for window in windows]),
@@ -186,10 +190,20 @@ def against(first: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> dict[
         one, two = first[name], other[name]
         rows[name] = {"bits": one.tobytes() == two.tobytes(), "largest": float(np.abs(one - two).max())}
     for engine in ENGINES:
+        if not len(other[f"{engine} counts"]):
+            rows[engine] = {"refuses": True}
+            continue
         arrays = [f"{engine} {part}" for part in ("counts", "boxes", "scores", "labels")]
         rows[engine] = {"bits": all(first[name].tobytes() == other[name].tobytes() for name in arrays)}
         rows[engine] |= difference(first, other, engine)
     return rows
+
+
+def same_files(place: Path, old: Path) -> dict[str, Any]:
+    """Which of the files that two settings made are the same bytes."""
+    one, two = (json.loads((where / "files.json").read_text()) for where in (place, old))
+    files = {name: {"bits": one[name] == two[name]} for name in ("m.onnx", "m.bin")}
+    return files | {"scenes": {"bits": all(one[name] == two[name] for name in one if name.endswith(".png"))}}
 
 
 def difference(first: dict[str, np.ndarray], other: dict[str, np.ndarray], engine: str) -> dict[str, Any]:
@@ -208,6 +222,7 @@ def difference(first: dict[str, np.ndarray], other: dict[str, np.ndarray], engin
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS / "same_everywhere.json")
+    parser.add_argument("--folder", type=Path, help="keep here what was made and found, and go on with it")
     parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--child", type=Path, nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -221,8 +236,9 @@ def main() -> None:
     found: dict[str, dict[str, np.ndarray]] = {}
     rows: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        start({}, "--make", str(place))
+        place = asked.folder or Path(folder)
+        if not (place / "files.json").is_file():
+            start({}, "--make", str(place))
         for name, setting in SETTINGS.items():
             level = setting.get("ATEN_CPU_CAPABILITY", "default").upper()
             if level not in LEVELS or has not in LEVELS or LEVELS.index(level) > LEVELS.index(has):
@@ -230,16 +246,16 @@ def main() -> None:
                 continue
             print(f"{name} ...", flush=True)
             file = place / f"{len(found)}.npz"
-            start(setting, "--child", str(place), str(file))
+            if not file.is_file():
+                start(setting, "--child", str(place), str(file))
             with np.load(file) as arrays:
                 found[name] = {key: arrays[key] for key in arrays.files}
             rows[name] = against(found["as it is"], found[name])
         old = place / "old"
-        old.mkdir()
-        start(SETTINGS["all as an SSE4.1 processor"], "--make", str(old))
-        one, two = (json.loads((where / "files.json").read_text()) for where in (place, old))
-        files = {name: {"bits": one[name] == two[name]} for name in ("m.onnx", "m.bin")}
-        files["scenes"] = {"bits": all(one[name] == two[name] for name in one if name.endswith(".png"))}
+        if not (old / "files.json").is_file():
+            old.mkdir(exist_ok=True)
+            start(SETTINGS["all as an SSE4.1 processor"], "--make", str(old))
+        files = same_files(place, old)
     facts = {"torch": torch.__version__, "capability": has, "settings": rows, "files, SSE4.1 against as it is": files}
     return conclude(facts, [], asked.out)
 
