@@ -66,8 +66,8 @@ without a partner. The training is four steps from scratch, whose differences gr
 
 {table}
 
-Of the files made under the SSE4.1 setting, against those of the processor as it is: {files}. *Refuses*: OpenVINO brings
-its own oneDNN, which finds the processor by itself and ends in an error where the variable forbids what it chose. `tests/processors.py`
+Of the files made under the SSE4.1 setting, against those of the processor as it is: {files}. *Refuses*: OpenVINO ends in
+an error ("bad combination") where the variable allows no more than SSE4.1 on a processor that has more. `tests/processors.py`
 (`python3 bootstrap.py test --processors`) runs the whole suite under three of the settings.
 """
 WORK = (
