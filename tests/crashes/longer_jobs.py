@@ -43,12 +43,14 @@ def pretraining(squares: Path) -> Job:
     labels = np.arange(24) % 3
     pixels = (rng.integers(0, 90, (24, 32, 32, 3)) + 60 * labels[:, None, None, None]).astype(np.uint8)
     images = LabelledImages(pixels, labels, ("a", "b", "c"), "three greys")
-    config = TrainConfig(optimizer="sgd", epochs=3, batch_size=8, lr=0.01, warmup_steps=1)
+    config = TrainConfig(
+        optimizer="sgd", epochs=3, batch_size=8, lr=0.01, warmup_steps=1, workers=0, checkpoint_every=2
+    )
 
-    def begin(folder: Path) -> bool:
+    def begin(folder: Path, *, resume: bool = False) -> bool:
         torch.manual_seed(0)
         backbone = build_backbone("resnet18", width=0.125)
-        return bool(pretrain(backbone, images, images, config, folder, name="resnet18", device="cpu"))
+        return bool(pretrain(backbone, images, images, config, folder, name="resnet18", device="cpu", resume=resume))
 
     def results(folder: Path) -> dict[str, object]:
         from safetensors.torch import load_file
@@ -64,7 +66,7 @@ def pretraining(squares: Path) -> Job:
             if not path.name.startswith("."):
                 load_file(path)
 
-    return Job(begin, begin, results, whole)
+    return Job(begin, lambda folder: begin(folder, resume=folder.is_dir()), results, whole)
 
 
 def distilling(squares: Path) -> Job:

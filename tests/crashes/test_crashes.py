@@ -36,6 +36,7 @@ JOBS: dict[str, Callable[[Path], Job]] = {
     "distill": distilling,
 }
 """Quick ones first."""
+QUICK = ("predict --resume", "convert to coco", "stages of auto", "rows of a table", "pretrain")
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +112,7 @@ def survive(job: Job, folder: Path, expected: dict[str, object], *, mode: Mode, 
     same(expected, job.results(folder), "after going on")
 
 
-@pytest.mark.parametrize("name", ["predict --resume", "convert to coco", "stages of auto", "rows of a table"])
+@pytest.mark.parametrize("name", QUICK)
 def test_a_crash_here_and_there(name: str, squares: Path, tmp_path: Path) -> None:
     tally = crash_everywhere(name, squares, tmp_path, every=None, modes=("torn",))
     assert not tally.failed

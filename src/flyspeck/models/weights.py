@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from flyspeck.errors import UserError, install, nearest
-from flyspeck.files import UNREADABLE
+from flyspeck.files import UNREADABLE, replace_file
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.start.report import whole
 
@@ -83,9 +83,10 @@ def is_file_name(weights: str | Path) -> bool:
 
 
 def save_weights(module: nn.Module, path: str | Path, *, about: Mapping[str, str] | None = None) -> None:
-    """Writes `module`'s state dict as safetensors, with `about` (strings) as the file's metadata."""
+    """Writes `module`'s state dict as safetensors, whole or not at all, with `about` (strings) as the file's metadata."""
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
-    save_file(state, path, metadata={"format": "pt", **(about or {})})
+    metadata = {"format": "pt", **(about or {})}
+    replace_file(Path(path), lambda temporary: save_file(state, temporary, metadata), errors=(SafetensorError,))
 
 
 def package_file(weights: str) -> tuple[Path, str]:
