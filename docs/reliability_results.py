@@ -26,12 +26,21 @@ PRECISION = """
 ## What bf16 and INT8 cost
 
 AP50 in %, by size of object, of the trained detectors under `models/` on validation images of their own sets, INT8 calibrated on
-{tiles} tiles of the training images (`python benchmarks/precision_loss.py`, protocol `flyspeck`, NMS as on the cards). Below the
-first line of a detector: points gained or lost against PyTorch in fp32, in brackets the 95 % interval of the difference,
-on the same resamples of the images for both. An interval on one side of 0 is in bold.
+{tiles} tiles of the training images (`python benchmarks/precision_loss.py`, protocol `flyspeck`, plain NMS). Images are looked
+at in tiles, as `predict` does, so that a first line may differ from the detector's card. Below it: points gained or lost against
+PyTorch in fp32, in brackets the 95 % interval of the difference, on the same resamples of the images for both. An interval on
+one side of 0 is in bold.
 
 {table}
 """
+
+
+ENGINES = {
+    "eager bf16": "PyTorch, bf16",
+    "openvino bf16": "OpenVINO, bf16",
+    "onnx int8": "ONNX Runtime, INT8",
+    "openvino int8": "OpenVINO, INT8",
+}
 
 
 def precision(found: dict[str, Any]) -> str:
@@ -43,9 +52,9 @@ def precision(found: dict[str, Any]) -> str:
                 what = f"**{name}**, {model['images']} of {model['of']} images: fp32"
                 rows.append([what, *(f"{areas[size]['value']:.1f}" if size in areas else "–" for size in SIZES)])
             elif "problem" in areas:
-                rows.append([engine, areas["problem"], *[""] * (len(SIZES) - 1)])
+                rows.append([ENGINES[engine], areas["problem"], *[""] * (len(SIZES) - 1)])
             else:
-                rows.append([engine.replace("eager", "PyTorch"), *(_loss(areas.get(size)) for size in SIZES)])
+                rows.append([ENGINES[engine], *(_loss(areas.get(size)) for size in SIZES)])
     return PRECISION.format(tiles=found["calibration_tiles"], table=table(["", *SIZES], rows))
 
 
