@@ -55,3 +55,20 @@ def test_where_nothing_can_be_written_debug_is_named(
 def test_no_memory_is_no_fault_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_app(failing(MemoryError("Unable to allocate 4 GiB")), ["go"]) == 1
     assert capsys.readouterr().err.startswith("error: not enough memory (Unable to allocate 4 GiB)")
+
+
+@pytest.mark.parametrize("name", ["a" * 5000 + ".png", "a\x1b[31mb.png", "a\nb.png"])
+def test_a_fault_of_the_system_is_one_short_line(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its name may come out of a file."""
+
+    def fails(*_: object, **__: object) -> int:
+        raise OSError(36, "File name too long", name)
+
+    assert run_app(fails, []) == 2  # type: ignore[arg-type]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: a")
+    assert line.endswith("File name too long")
+    assert line.isprintable()
+    assert len(line) < 1100

@@ -40,3 +40,13 @@ def test_a_centre_on_the_edge_of_the_slack_stays() -> None:
     assert in_own_part(boxes, TILES, np.array([1, 1, 0, 0])).tolist() == [True, False, True, False]
     turned = boxes[:, [1, 0, 3, 2]]  # down, the parts end at y 50 too
     assert in_own_part(turned, TILES, np.array([3, 3, 0, 0])).tolist() == [True, False, True, False]
+
+
+def test_a_part_of_no_area_is_explained_by_nothing() -> None:
+    """It covers nothing of the whole box that stands there, so it is not a part of it."""
+    boxes = [[45, 10, 55, 20], [50, 10, 50, 20]]
+    cut = np.array([False, True])
+    rule = MergeRule(method="nms", owned=False)
+    assert len(merge(alone(boxes, cut=cut), tiles=TILES, tile_index=np.array([0, 1]), rule=rule)) == 2
+    boxes[1] = [50, 10, 55, 20]  # half of it, seen in the next tile
+    assert len(merge(alone(boxes, cut=cut), tiles=TILES, tile_index=np.array([0, 1]), rule=rule)) == 1

@@ -46,6 +46,8 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "the rounds before the walk only save time: the walk alone settles the same rows",
     (f"{_MERGE}pairs.py", "layer - layer.min(initial=0)", "layer - layer.min(initial=0) → (layer + layer.min(initial=0))"):
         "any constant added to all layers keeps them apart",
+    ("flyspeck/evaluate/merging.py", "np.float64).reshape(-1, 4)", "1 → (1 + 1)"):
+        "NumPy takes every negative length for the one that is left to it",
     (f"{_READERS}assemble.py", "np.arange(1, count + 1)", "1 → (1 + 1)"):
         "of the end: one number more than rows, which no row asks for (of the begin, all arrays differ in length and tests fail)",
     (f"{_READERS}assemble.py", "zip(names, draft.category_ids, strict=True)", "True → False"):

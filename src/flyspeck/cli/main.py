@@ -144,7 +144,8 @@ def _run(app: typer.Typer, argv: list[str] | None, program: str) -> int:
     except OSError as error:
         if debug:
             raise
-        print(f"error: {error.filename or 'system'}: {error.strerror or error}", file=sys.stderr)
+        where = one_line(str(error.filename or "system"), 1000)
+        print(f"error: {where}: {one_line(str(error.strerror or error))}", file=sys.stderr)
         return 2
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(bool(stop.code))
