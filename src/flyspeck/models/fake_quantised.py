@@ -19,8 +19,10 @@ and a run could be loaded only where it is installed. The rounding itself is PyT
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -129,13 +131,8 @@ def fake_quantise(detector: Detector) -> int:
     training = detector.training
     merge_branches(detector.eval())
     detector.train(training)
-    last = tuple(f"head.{name}" for name in detector.head.output_rows())
-    whole_head = detector.head.implements("dense_pairs") or not last
-    found = [
-        layer
-        for name, layer in detector.named_modules()
-        if type(layer) in _FORMS and not (name.startswith("head.") and (whole_head or name.startswith(last)))
-    ]
+    plain = _last_layers(detector)
+    found = [layer for name, layer in detector.named_modules() if type(layer) in _FORMS and name not in plain]
     if not found:
         raise UserError("it has no convolution or linear layer that INT8 puts in integers", where="model")
     for layer in found:
@@ -143,6 +140,39 @@ def fake_quantise(detector: Detector) -> int:
         layer.__class__ = _FORMS[type(layer)]  # same parameters: only what they are multiplied with differs
         layer.register_buffer(RANGE, torch.zeros(2, device=device))
     return len(found)
+
+
+def _last_layers(detector: Detector) -> set[str]:
+    """Names of the head's layers whose outputs no other of its layers takes; all its layers where its rows are queries, or where
+    it cannot be run without values (`Head.run_layers`).
+
+    A pass on PyTorch's meta device shows it: what a layer takes was, or was not, made of what another gave.
+    """
+    layers = {f"head.{name}": layer for name, layer in detector.head.named_modules() if type(layer) in _FORMS}
+    if detector.head.implements("dense_pairs"):
+        return set(layers)
+    head = copy.deepcopy(detector.head).to("meta").eval().requires_grad_(True)
+    gave: dict[Any, str] = {}
+    taken: list[Any] = []
+    for name, layer in head.named_modules():
+        if f"head.{name}" in layers:
+            layer.register_forward_pre_hook(lambda _, given: taken.append(given[0].grad_fn))
+            layer.register_forward_hook(lambda *call, name=name: gave.update({call[2].grad_fn: f"head.{name}"}))
+    sides = [2 ** (len(detector.features) - level) for level in range(len(detector.features))]
+    maps = [torch.zeros(1, f.channels, s, s, device="meta") for f, s in zip(detector.features, sides, strict=True)]
+    with torch.enable_grad(), torch.device("meta"):
+        try:
+            head.run_layers(maps, proposals=1)
+        except (UserError, RuntimeError):  # a head from outside need not have that
+            return set(layers)
+    seen: set[Any] = set()
+    waiting = [step for step in taken if step is not None]
+    while waiting:
+        step = waiting.pop()
+        if step not in seen:
+            seen.add(step)
+            waiting += [before for before, _ in step.next_functions if before is not None]
+    return set(layers) - {name for step, name in gave.items() if step in seen}
 
 
 def is_fake_quantised(model: nn.Module) -> bool:
