@@ -135,3 +135,20 @@ def test_older_words_are_understood(tmp_path: Path, format: int | None, word: st
     save_weights(tmp_path / "a.safetensors", {"x": torch.ones(1)}, json.loads(json.dumps(about)))
     told = load_weights(tmp_path / "a.safetensors")[1]
     assert (told["model"]["fusion"], told["recipe"]["model"]["fusion"]) == (word, word)
+
+
+def test_a_run_begins_at_nothing() -> None:
+    begun = Progress()
+    counts = (
+        begun.epoch,
+        begun.step_in_epoch,
+        begun.step,
+        begun.best_epoch,
+        begun.seconds,
+        begun.share,
+        begun.end,
+        begun.stale,
+    )
+    assert counts == (0,) * 8
+    assert begun.best == begun.mark == -float("inf")
+    assert (begun.metrics, begun.planned, begun.origin, begun.ended, begun.stopped) == ({}, {}, [], False, "")
