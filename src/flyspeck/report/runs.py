@@ -84,9 +84,10 @@ def training_set(train: Path | str | None, run: Path | None, classes: tuple[str,
         raise UserError(
             "baselines are fitted to a training set, and none is known", where="--baselines", fix="name it with --train"
         )
-    data = _mapping(run / "recipe.yaml").get("data") or {}
-    if "train" not in data:
+    data = _mapping(run / "recipe.yaml").get("data")
+    if not isinstance(data, dict) or "train" not in data:
         raise UserError("has no data.train", where=run / "recipe.yaml", fix="name the training set with --train")
+    _check_texts(data, "train", run / "recipe.yaml")
     return read_annotations(data["train"], format=data.get("format"), classes=classes)
 
 
@@ -173,6 +174,20 @@ def read_chosen(folder: Path, annotations: Annotations) -> ChosenFactors | None:
     return ChosenFactors(factors, np.array([place[i] for i in ids], np.int64))
 
 
+def _check_texts(data: Mapping[str, Any], name: str, where: Path) -> None:
+    """Raises UserError where a recipe's `data` does not say as text where the annotations `name` lie and how they are read."""
+    listed, form = data.get("classes"), data.get("format")
+    sound = {
+        name: isinstance(data[name], str),
+        "format": form is None or isinstance(form, str),
+        "classes": listed is None or (isinstance(listed, list) and all(isinstance(one, str) for one in listed)),
+    }
+    for key, fits in sound.items():
+        if not fits:
+            fix = "restore the run's recipe.yaml, or write it as the schema says"
+            raise UserError(f"data.{key} is {brief(data[key])}, no text", where=where, fix=fix)
+
+
 def _ground_truth(
     recipe: Mapping[str, Any], gt: Path | str | None, where: Path, *, allow_references: bool
 ) -> Annotations:
@@ -182,11 +197,9 @@ def _ground_truth(
     data = recipe.get("data")
     if not isinstance(data, dict) or "val" not in data:
         raise UserError("has no data.val", where=where, fix="give the ground truth with --gt")
+    _check_texts(data, "val", where)
     table = read_annotations(
-        gt or data["val"],
-        format=data.get("format"),
-        classes=data.get("classes"),
-        allow_references=allow_references,
+        gt or data["val"], format=data.get("format"), classes=data.get("classes"), allow_references=allow_references
     )
     limit = data.get("val_limit")
     if limit is not None and (type(limit) is not int or limit < 1):
