@@ -34,7 +34,9 @@ def test_the_package_brings_them_as_a_plugin() -> None:
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["entry-points"]["flyspeck.plugins"] == {"comparators": "flyspeck_lab.comparators"}
     assert {plugins.owner("detector", name) for name in NAMES} == {"flyspeck_lab.comparators"}
-    assert sorted(plugins.COMPARATORS) == sorted(NAMES)  # what flyspeck says of them where they are not
+    assert plugins.owner("backbone", "peleenet") == "flyspeck_lab.comparators"
+    # What flyspeck says of them where they are not.
+    assert sorted(plugins.COMPARATORS) == sorted([*NAMES, "pelee", "peleenet", "rfb_net"])
 
 
 def test_flyspeck_finds_them_where_the_package_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,8 +46,9 @@ def test_flyspeck_finds_them_where_the_package_is_installed(monkeypatch: pytest.
     monkeypatch.setattr(plugins, "_loaded", {})
     monkeypatch.setattr(plugins, "_failed", {})
     monkeypatch.setattr(plugins, "_owners", {})
-    for name in NAMES:
+    for name in (*NAMES, "rfb_net", "pelee"):
         monkeypatch.delitem(DETECTORS, name)
+    monkeypatch.delitem(BACKBONES, "peleenet")
     assert parse_name("libra_rcnn:resnet18").detector == "libra_rcnn"
     assert set(NAMES) <= set(DETECTORS)
 
@@ -96,6 +99,8 @@ EXPORTS: dict[str, dict] = {
     "free_anchor:resnet18": {"norm": "gn"},
     "libra_rcnn:resnet18": {"head": {"hidden": 16, "proposals": 60}},
     "grid_rcnn:resnet18": {"head": {"hidden": 16, "proposals": 60, "point_channels": 4, "grid_depth": 1}},
+    "rfb_net:mobilenet_v1": {},
+    "pelee:peleenet": {},
 }
 
 

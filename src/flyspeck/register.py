@@ -81,6 +81,8 @@ def register_detector(
     assigners: tuple[str, ...] = (),
     like: str | None = None,
     options: type[Options] | None = None,
+    classes: int = 1,
+    find_configuration: Callable[..., Any] | None = None,
 ) -> None:
     """Adds the detector `name`, as in `NAME:resnet18`.
 
@@ -91,9 +93,13 @@ def register_detector(
         passes_to: Where keywords go on to others (the class of the head): these.
         levels: Its usual pyramid.
         assigners: Names of the label assigners that it takes.
-        like: The detector (`faster_rcnn`) for which the papers of necks give arguments that its builder takes too.
+        like: The detector (`faster_rcnn`) for which backbones and necks give arguments that its builder takes too.
         options: The keywords that a recipe may set under `model.head`: a subclass of `flyspeck.options.Options`, with their
             types, bounds, defaults and sentences, which schema and `--print-config` show too; None: it has none.
+        classes: Foreground classes of its published numbers.
+        find_configuration: Of a detector without a neck to choose, as SSD: takes the third part of its name, a configuration,
+            and raises UserError for one that is not known. `build` then gets `configuration` (`base` where the name has none),
+            and no `neck`, `num_extra`, `channels` or `norm`.
 
     Raises:
         UserError: For a name that is taken.
@@ -103,7 +109,14 @@ def register_detector(
 
     build = guarded("detector", name, build, gives="flyspeck.models.detector:Detector")
     entry = DetectorEntry(
-        build, tuple(passes_to), levels=levels, assigners=tuple(assigners), like=like, settings=options or Options
+        build,
+        tuple(passes_to),
+        levels=levels,
+        classes=classes,
+        find_configuration=find_configuration,
+        assigners=tuple(assigners),
+        like=like,
+        settings=options or Options,
     )
     add_part("detector", name, entry)
 

@@ -25,7 +25,7 @@ GIVEN = {
     "configuration": "model.name", "plain": "the backbone", "features": "the builder", "num_classes": "the builder",
     "strides": "the builder", "rpn": "a section", "pool": "a section", "box_head": "head.hidden", "box_heads": "head.hidden",
     "priors": "the configuration", "train_rule": "head.train_proposals", "test_rule": "head.proposals",
-    "outputs": "model.levels", "width": "model.width", "weights": "model.weights",
+    "kernel": "the builder", "outputs": "model.levels", "width": "model.width", "weights": "model.weights",
 }  # fmt: skip
 """Keywords that come from somewhere else than the options, and from where."""
 FUNCTIONS = {

@@ -161,7 +161,7 @@ def assemble(
     check_backbone(
         backbone, split_backbone(name.backbone)[0]
     )  # other maps than at first, where the pyramid begins elsewhere
-    implied = part.options.get(name.detector, {})
+    implied = part.options.get(name.detector) or part.options.get(entry.like or "", {})
     if not entry.has_neck:
         # Its layers follow the configuration and the backbone's width: no neck's channels, levels or norms.
         own = {key: value for key, value in options.items() if key != "norm"}

@@ -113,7 +113,7 @@ class DetectorEntry:
     norm: str = "none"
     """The norm layers of neck and head (`layers.NORMS`) where a recipe asks for none by name."""
     like: str | None = None
-    """The detector for which the papers of necks give arguments (`NeckEntry.options`) that its builder takes too."""
+    """The detector for which backbones, and the papers of necks, give arguments (`options`) that its builder takes too."""
 
     @property
     def has_neck(self) -> bool:

@@ -1,16 +1,18 @@
-"""The detectors beside which the fusion-factor paper puts its own, as a plugin of flyspeck."""
+"""The detectors beside which the papers put their own, as a plugin of flyspeck."""
 
 from __future__ import annotations
 
-from flyspeck import register_detector
+from flyspeck import register_backbone, register_detector
 
 
 def register() -> None:
-    """Adds `free_anchor`, `libra_rcnn` and `grid_rcnn`."""
+    """Adds `free_anchor`, `libra_rcnn`, `grid_rcnn`, `rfb_net`, `pelee` and the backbone `peleenet`."""
     from flyspeck.models.assigners.build import NAMES as ASSIGNERS
     from flyspeck.models.batch_decoding import register_onnx
     from flyspeck.models.heads.faster_rcnn import FasterRCNNHead, faster_rcnn
     from flyspeck.models.heads.retinanet import RetinaNetHead, retinanet
+    from flyspeck.models.heads.ssd import SSDHead, SSDOptions
+    from flyspeck_lab.comparators import pelee, rfb_net
     from flyspeck_lab.comparators.free_anchor import FreeAnchorOptions, free_anchor
     from flyspeck_lab.comparators.grid_rcnn import GridRCNNHead, GridRCNNOptions, grid_rcnn
     from flyspeck_lab.comparators.libra_rcnn import LibraRCNNOptions, attend_onnx, libra_rcnn
@@ -26,3 +28,14 @@ def register() -> None:
     )
     register_onnx("flyspeck_lab::attend_halved", attend_onnx)
     register_detector("grid_rcnn", grid_rcnn, passes_to=(GridRCNNHead,), like="faster_rcnn", options=GridRCNNOptions)
+    register_backbone("peleenet", pelee.peleenet)
+    for name, module, like in (("rfb_net", rfb_net, "ssd"), ("pelee", pelee, None)):
+        register_detector(
+            name,
+            getattr(module, name),
+            passes_to=(SSDHead,),
+            classes=80,
+            find_configuration=module.find_configuration,
+            like=like,
+            options=SSDOptions,
+        )

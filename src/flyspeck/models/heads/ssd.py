@@ -81,6 +81,13 @@ def plain_extra(inputs: int, outputs: int, kind: str) -> nn.Sequential:
     )
 
 
+def at_least_3x3(x: Tensor) -> Tensor:
+    """Zeros right and bottom where a small image leaves too little for a 3x3 convolution without padding."""
+    # No `if`: a graph that is traced at a large size would have no padding at any.
+    right, bottom = (torch.sym_max(0, 3 - side) for side in (x.shape[-1], x.shape[-2]))
+    return F.pad(x, (0, right, 0, bottom))  # type: ignore[arg-type]
+
+
 class SSDNeck(nn.Module):
     """Backbone maps to the predictors' maps: L2Norm on the first, a chain of extra layers after the last.
 
@@ -126,13 +133,6 @@ class SSDNeck(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    @staticmethod
-    def _at_least_3x3(x: Tensor) -> Tensor:
-        """Zeros right and bottom where a small image leaves too little for a 3x3 convolution without padding."""
-        # No `if`: a graph that is traced at a large size would have no padding at any.
-        right, bottom = (torch.sym_max(0, 3 - side) for side in (x.shape[-1], x.shape[-2]))
-        return F.pad(x, (0, right, 0, bottom))  # type: ignore[arg-type]
-
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Backbone maps to predictor maps, finest first."""
         maps = list(maps)
@@ -143,7 +143,7 @@ class SSDNeck(nn.Module):
             levels[1] = torch.cat([maps[1], maps[2]], 1)
             x = levels[1]
         for i, extra in enumerate(self.extras):
-            x = extra(self._at_least_3x3(x) if self.kinds[i] != "S" else x)
+            x = extra(at_least_3x3(x) if self.kinds[i] != "S" else x)
             levels.append(torch.cat([x, maps[3]], 1) if self.dual == "concat2" and i == 0 else x)
         return levels
 
@@ -202,7 +202,7 @@ def _shapes(size: float, following: float, ratios: Sequence[float]) -> tuple[tup
 
 
 class SSDHead(Head):
-    """One pair of 3x3 convolutions per map: classes (background last) and box offsets of every prior."""
+    """One pair of convolutions per map, of 3x3 if not said: classes (background last) and box offsets of every prior."""
 
     def __init__(
         self,
@@ -213,14 +213,17 @@ class SSDHead(Head):
         foreground: float = 0.5,
         negatives_per_positive: int = 3,
         suppression: Suppression | None = None,
+        kernel: int = 3,
     ) -> None:
         super().__init__()
         self.num_classes, self.priors = num_classes, priors
         self.foreground, self.negatives_per_positive = foreground, negatives_per_positive
         self.suppression = suppression or SUPPRESSION
         pairs = list(zip(features, priors.shapes, strict=True))
-        self.class_logits = nn.ModuleList(nn.Conv2d(f.channels, len(s) * (num_classes + 1), 3, 1, 1) for f, s in pairs)
-        self.box_deltas = nn.ModuleList(nn.Conv2d(f.channels, len(s) * 4, 3, 1, 1) for f, s in pairs)
+        self.class_logits = nn.ModuleList(
+            nn.Conv2d(f.channels, len(s) * (num_classes + 1), kernel, 1, kernel // 2) for f, s in pairs
+        )
+        self.box_deltas = nn.ModuleList(nn.Conv2d(f.channels, len(s) * 4, kernel, 1, kernel // 2) for f, s in pairs)
         for conv in (*self.class_logits, *self.box_deltas):
             nn.init.xavier_uniform_(conv.weight)  # type: ignore[arg-type]
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
@@ -331,11 +334,11 @@ def ssd(
         configuration = find_configuration(configuration, plain=plain)
     backbone = need_stages(backbone, "SSD", where="model.name")
     if plain:
-        _ssd_top(backbone)
+        ssd_top(backbone)
     eliminate_strides(backbone, configuration.eliminated)
     if configuration.large_pools:
         _enlarge_last_pool(backbone)
-    backbone.outputs = _sources(backbone, early=configuration.early, plain=plain)
+    backbone.outputs = ssd_sources(backbone, early=configuration.early, plain=plain)
     path: nn.Module = backbone
     features = backbone.features
     if configuration.dual != "none":
@@ -351,7 +354,7 @@ def ssd(
     return Detector(path, neck, ssd_head, pixel_norm=pixel_norm, classes=classes, divisor=1)
 
 
-def _ssd_top(backbone: StagedBackbone) -> None:
+def ssd_top(backbone: StagedBackbone) -> None:
     """VGG16's pool5 at stride 1 and fc6 dilated by 6, in place, whatever pyramid it was built for."""
     pool, fc6 = list(backbone.stages["stage4"].children())[:2]
     if not isinstance(pool, nn.MaxPool2d) or not isinstance(fc6, nn.Conv2d):
@@ -360,7 +363,8 @@ def _ssd_top(backbone: StagedBackbone) -> None:
     backbone.specs["stage4"] = replace(backbone.specs["stage4"], stride=backbone.specs["stage3"].stride)
 
 
-def _sources(backbone: StagedBackbone, *, early: bool, plain: bool) -> tuple[str, ...]:
+def ssd_sources(backbone: StagedBackbone, *, early: bool = False, plain: bool) -> tuple[str, ...]:
+    """The stages whose maps SSD predicts on first. Raises UserError for a backbone with branches."""
     names = [name for name in backbone.stages if name not in backbone.branches]
     if len(names) < 4:
         raise UserError("SSD needs a chain of stages", where="model", fix="choose a backbone without branches")
