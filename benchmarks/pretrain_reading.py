@@ -3,10 +3,11 @@
     python benchmarks/pretrain_reading.py memory --images 1000000
     python benchmarks/pretrain_reading.py speed
 
-`memory`: shards of 32 px JPEGs, a few written and the others links to them, through `pretrain` with a network of 99 weights; the
-proportional memory (PSS) of the process and its loader is read as it goes. `speed`: JPEGs of 500x375 of generated scenes in class
-folders, at 224 px with the same transforms in both (crop of .08 to 1 of the area, ratio 3/4 to 4/3, bilinear, mirrored,
-normalised), one loader process each, in turn, so that what else the machine does meets both.
+`memory`: shards of 32 px JPEGs, a few written and the others links to them, through `pretrain` with a network of 99
+weights; the anonymous memory (proportional, of the process and its loader; libraries, which other programs share, are left
+out) is read as it goes. `speed`: JPEGs of 500x375 of generated scenes in class folders, at 224 px with the same transforms
+in both (crop of .08 to 1 of the area, ratio 3/4 to 4/3, bilinear, mirrored, normalised), one loader process each, in turn,
+so that what else the machine does meets both.
 """
 
 from __future__ import annotations
@@ -66,14 +67,17 @@ def write_shards(root: Path, images: int) -> None:
 
 
 def memory_mb() -> float:
-    """Proportional memory (PSS) of this process and of those that it started; Linux."""
+    """Proportional anonymous and shared memory of this process and of those that it started; Linux.
+
+    Files are left out: what of a library counts here depends on how many other programs have it open.
+    """
     total = 0
     for process in [os.getpid(), *_children(os.getpid())]:
         try:
             text = Path(f"/proc/{process}/smaps_rollup").read_text()
         except OSError:
             continue
-        total += next(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
+        total += sum(int(line.split()[1]) for line in text.splitlines() if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
     return total / 1024
 
 

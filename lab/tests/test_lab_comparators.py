@@ -36,7 +36,7 @@ def test_the_package_brings_them_as_a_plugin() -> None:
     assert {plugins.owner("detector", name) for name in NAMES} == {"flyspeck_lab.comparators"}
     assert plugins.owner("backbone", "peleenet") == "flyspeck_lab.comparators"
     # What flyspeck says of them where they are not.
-    assert sorted(plugins.COMPARATORS) == sorted([*NAMES, "pelee", "peleenet", "rfb_net"])
+    assert sorted(plugins.COMPARATORS) == sorted([*NAMES, "pelee", "peleenet", "retinaface", "rfb_net"])
 
 
 def test_flyspeck_finds_them_where_the_package_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +46,7 @@ def test_flyspeck_finds_them_where_the_package_is_installed(monkeypatch: pytest.
     monkeypatch.setattr(plugins, "_loaded", {})
     monkeypatch.setattr(plugins, "_failed", {})
     monkeypatch.setattr(plugins, "_owners", {})
-    for name in (*NAMES, "rfb_net", "pelee"):
+    for name in (*NAMES, "rfb_net", "pelee", "retinaface"):
         monkeypatch.delitem(DETECTORS, name)
     monkeypatch.delitem(BACKBONES, "peleenet")
     assert parse_name("libra_rcnn:resnet18").detector == "libra_rcnn"
@@ -101,6 +101,7 @@ EXPORTS: dict[str, dict] = {
     "grid_rcnn:resnet18": {"head": {"hidden": 16, "proposals": 60, "point_channels": 4, "grid_depth": 1}},
     "rfb_net:mobilenet_v1": {},
     "pelee:peleenet": {},
+    "retinaface:mobilenet_v1": {},
 }
 
 

@@ -1,12 +1,16 @@
-"""RFB Net and Pelee: the published counts, that they learn, boxes of 1 to 8 px, small images, and what a name may say."""
+"""RFB Net, Pelee and RetinaFace: the published counts, that they learn, boxes of 1 to 8 px, and what a name may say."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
+from flyspeck import boxes as box_algebra
+from flyspeck.data.images import read_image
+from flyspeck.data.readers import read_annotations
 from flyspeck.errors import UserError
 from flyspeck.models.build import build
 from flyspeck.models.detector import Detector, PixelNorm
@@ -14,10 +18,11 @@ from flyspeck.models.profile import profile
 from flyspeck.models.stride import layers
 from flyspeck.types import ImageBatch, Targets
 from flyspeck_lab.comparators.pelee import pelee
+from flyspeck_lab.comparators.retinaface import PIXELS, load_published, retinaface
 from flyspeck_lab.comparators.rfb_net import rfb, rfb_light, rfb_net, rfb_s
 from learning import build_small_backbone, learn_on, make_squares
 
-SYSTEMS = ("rfb_net:vgg16", "rfb_net:mobilenet_v1", "pelee:peleenet")
+SYSTEMS = ("rfb_net:vgg16", "rfb_net:mobilenet_v1", "pelee:peleenet", "retinaface:mobilenet_v1")
 PAGE = Path(__file__).parents[2] / "docs" / "papers" / "comparators.md"
 
 
@@ -95,20 +100,62 @@ def test_receptive_fields_by_hand() -> None:
     assert rfb_light(32, 48)(x[:, :, :5, :6]).shape == (2, 48, 3, 3)
 
 
-@pytest.mark.parametrize("builder", [rfb_net, pelee])
-def test_it_learns(builder) -> None:
-    """On priors of its own squares' size: the published ones begin at 21 and 45 px, on maps of stride 8 and 16."""
-    squares, pixel_norm = make_squares(sides=(20, 36)), PixelNorm((0.5,) * 3, (0.25,) * 3)
+@pytest.mark.parametrize(("builder", "sides"), [(rfb_net, (20, 36)), (pelee, (20, 36)), (retinaface, (14, 30))])
+def test_it_learns(builder, sides: tuple[int, int]) -> None:
+    """On squares of the size of its smallest priors: 45 px on maps of stride 16, 21 px (Pelee), 10 px."""
+    squares, pixel_norm = make_squares(sides=sides), PixelNorm((0.5,) * 3, (0.25,) * 3)
     torch.manual_seed(0)
-    detector = builder(build_small_backbone(), classes=squares.classes, pixel_norm=pixel_norm, width=0.125)
-    assert learn_on(squares, detector, steps=90) > 0.7
+    detector = builder(
+        build_small_backbone(),
+        classes=squares.classes,
+        pixel_norm=pixel_norm,
+        **({} if builder is retinaface else {"width": 0.125}),
+    )
+    assert learn_on(squares, detector, steps=120 if builder is retinaface else 90) > 0.7
 
 
 def test_names() -> None:
-    for name in ("rfb_net:vgg16:S1L2", "pelee:peleenet:x"):
-        with pytest.raises(UserError, match=r"no (RFB Net|Pelee) configuration"):
+    for name in ("rfb_net:vgg16:S1L2", "pelee:peleenet:x", "retinaface:resnet18:fpn"):
+        with pytest.raises(UserError, match=r"no (RFB Net|Pelee|RetinaFace) configuration"):
             build(name)
     with pytest.raises(UserError, match="chain of stages"):
         build("pelee:hrnet18", width=0.25)
     assert isinstance(build("retinanet:peleenet", width=0.25, channels=16), Detector)
     assert layers(build("peleenet", width=0.25))  # type: ignore[arg-type]
+
+
+def _retinaface() -> Detector:
+    detector = build("retinaface:mobilenet_v1", width=0.25, classes=["face"], pixel_norm=PIXELS)
+    assert isinstance(detector, Detector)
+    return detector.eval()
+
+
+def test_retinaface_has_the_published_parameters() -> None:
+    # The file has landmark predictors too, 1x1 from 64 channels to 5 points of 2 anchors on three levels: 3 x (64 x 20 + 20).
+    assert sum(p.numel() for p in _retinaface().parameters()) == 426_608 - 3_900
+    assert "422,708" in PAGE.read_text(encoding="utf-8")
+
+
+def test_the_published_retinaface_finds_faces() -> None:
+    shared = Path(os.environ.get("FLYSPECK_SHARED", Path(__file__).parents[3] / "shared"))
+    path, images = shared / "weights" / "biubug6_mobilenet0.25_Final.pth", shared / "data" / "facemask"
+    if not path.is_file() or not images.is_dir():
+        pytest.skip(f"no {path.name}, or no {images}")
+    detector = _retinaface()
+    assert len(load_published(detector, path)) == 6  # landmarks: weight and bias of three levels
+    table = read_annotations(images / "val.json")
+    found = wanted = 0
+    for row in range(8):
+        pixels = torch.from_numpy(read_image(table.path(row), channels=3)).permute(2, 0, 1)[None].contiguous()
+        (one,) = detector.detect(ImageBatch(pixels, (tuple(pixels.shape[-2:]),)))  # type: ignore[arg-type]
+        truth = table.boxes[table.of_image(row)]
+        overlaps = box_algebra.iou(truth, one.boxes[one.scores > 0.4])
+        found, wanted = found + int((overlaps.max(1, initial=0) > 0.5).sum()), wanted + len(truth)
+    assert found > 0.6 * wanted > 6
+
+
+def test_weights_of_something_else(tmp_path: Path) -> None:
+    for name, state in (("other", {"body.stage1.0.0.weight": torch.zeros(8, 3, 3, 3)}), ("empty", {})):
+        torch.save(state, tmp_path / f"{name}.pth")
+        with pytest.raises(UserError, match=r"not the weights of RetinaFace on MobileNetV1-0.25"):
+            load_published(_retinaface(), tmp_path / f"{name}.pth")

@@ -214,9 +214,10 @@ class SSDHead(Head):
         negatives_per_positive: int = 3,
         suppression: Suppression | None = None,
         kernel: int = 3,
+        box_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        self.num_classes, self.priors = num_classes, priors
+        self.num_classes, self.priors, self.box_weight = num_classes, priors, box_weight
         self.foreground, self.negatives_per_positive = foreground, negatives_per_positive
         self.suppression = suppression or SUPPRESSION
         pairs = list(zip(features, priors.shapes, strict=True))
@@ -261,7 +262,7 @@ class SSDHead(Head):
             box = box + smooth_l1(image_deltas[positive], goal, beta=1.0)
             positives += len(positive)
         total = mean_over_processes(positives, flat_logits.device)
-        return {"classification": classification / total, "box": box / total}
+        return {"classification": classification / total, "box": self.box_weight * box / total}
 
     def detect(
         self, maps: Sequence[Tensor], padded: tuple[int, int], sizes: Sequence[tuple[int, int]]
