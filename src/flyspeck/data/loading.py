@@ -7,6 +7,7 @@ one that was never stopped.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -382,5 +383,7 @@ def default_workers(processes: int = 1) -> int:
 
 def start_worker(worker: int) -> None:
     """One thread per worker; Ctrl-C is the main process's to handle."""
+    # What came with the fork is never collected here: a collection writes to every object, and by that copies all of them.
+    gc.freeze()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
