@@ -151,12 +151,14 @@ def _inserted(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def _lines(content: bytes, rng: np.random.Generator) -> bytes:
-    """A line lost, doubled, or two of them swapped."""
+    """A line lost, doubled, or two of them swapped, or an empty one between them."""
     lines = content.split(b"\n")
     a, b = int(rng.integers(len(lines))), int(rng.integers(len(lines)))
-    match int(rng.integers(3)):
+    match int(rng.integers(4)):
         case 0:
             del lines[a]
+        case 3:
+            lines.insert(a, b"")
         case 1:
             lines.insert(a, lines[b])
         case _:

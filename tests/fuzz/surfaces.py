@@ -62,7 +62,8 @@ def _annotations() -> list[Surface]:
                 held(table)
                 return table
 
-            found.append(Surface("annotations", f"{name} {number}", make, use))
+            # Some milliseconds each: as many as others get in the same time.
+            found.append(Surface("annotations", f"{name} {number}", make, use, 6))
     return found
 
 
