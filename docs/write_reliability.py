@@ -36,7 +36,8 @@ from what campaigns measured (`docs/reliability.json`). What is promised stands 
 ## Damaged files
 
 {total:,} inputs in {campaigns} campaigns (`python -m pytest -m fuzz`): a sound file of every kind that is read, cut off, its
-bytes turned, fields swapped or odd, the chunks of containers damaged and packed again. Each must give an answer, or one line that
+bytes turned, fields swapped or odd, the chunks of containers damaged and packed again; or with what somebody could put there:
+names of files elsewhere, bombs, pickled calls, markup, files of another kind. Each must give an answer, or one line that
 says what is wrong: no traceback, nothing that takes over 10 seconds or 1 GB, no file beside the output, no network, no other
 program. A finding is mended by its cause, and held by a test.
 
@@ -56,7 +57,7 @@ most {minutes:g} minutes of the processor (`python tests/fuzz/planted_faults.py`
 counts only where the same input has an allowed outcome without the fault.
 
 {table}
-"""
+{note}"""
 MUTATED = """
 ## Mutants
 
@@ -67,7 +68,7 @@ some are drawn with a seed and tried by the nearby tests that reach their line, 
 
 {table}
 
-What survived without a test that could notice it, and why:
+What survived, and why:
 
 {survivors}
 """
@@ -132,8 +133,9 @@ def planted_faults(planted: dict[str, Any]) -> str:
         found = (one["as"].replace("|", " "), one["surface"]) if one["found"] else ("**not found**", "–")
         rows.append(f"| {one['fault']} | `{one['file']}` | {found[0]} | {found[1]} | {one['inputs']:,} |")
     found = sum(one["found"] for one in planted["faults"])
+    note = f"\n{planted['note']}\n" if planted.get("note") else ""
     return PLANTED.format(
-        minutes=planted["minutes"], found=found, planted=len(planted["faults"]), table="\n".join(rows)
+        note=note, minutes=planted["minutes"], found=found, planted=len(planted["faults"]), table="\n".join(rows)
     )
 
 

@@ -121,6 +121,9 @@ class Exchanging:
         """Runs all tests, and writes what they reach as `WatchedLines` says."""
         import json
 
+        if not self.items:
+            raise RuntimeError("no test was collected")
+
         def work() -> int:
             watching = WatchedLines(self.files)
             (manager,) = {
