@@ -68,6 +68,9 @@ some are drawn with a seed and tried by the nearby tests that reach their line, 
 
 {table}
 
+At first: before there were the tests that were written for what survived. Those were written for these very mutants, so that
+others, drawn with another seed, are killed less often than the last column says, and more often than at first.
+
 What survived, and why:
 
 {survivors}
@@ -141,16 +144,17 @@ def planted_faults(planted: dict[str, Any]) -> str:
 
 def mutants(areas: dict[str, Any]) -> str:
     """The section of mutants; killed are shown of those that a test could notice, too."""
-    rows = ["| area | mutants | tried (seed) | killed | survived | of these, change nothing | killed of the others |"]
-    rows += ["|---|---|---|---|---|---|---|"]
+    rows = [
+        "| area | mutants | tried (seed) | killed at first | killed now | survived | change nothing | killed of the others |"
+    ]
+    rows += ["|---|---|---|---|---|---|---|---|"]
     known: list[str] = []
     for area, counts in areas.items():
         equal = [one for one in counts["survivors"] if one["why"]]
         others = counts["tried"] - len(equal)
-        rows.append(
-            f"| {area} | {counts['mutants']:,} | {counts['tried']} ({counts['seed']}) | {counts['killed']} | "
-            f"{len(counts['survivors'])} | {len(equal)} | {100 * counts['killed'] / others:.1f} % |"
-        )
+        of_all = (f"{counts['mutants']:,}", f"{counts['tried']} ({counts['seed']})", counts.get("first", "–"))
+        left = (counts["killed"], len(counts["survivors"]), len(equal), f"{100 * counts['killed'] / others:.1f} %")
+        rows.append(f"| {' | '.join(map(str, (area, *of_all, *left)))} |")
         for one in counts["survivors"]:
             change = one["change"].replace("`", "'").replace("|", "\\|")
             known.append(f"`{one['file']}:{one['line']}`, `{change}`: {one['why'] or '**no test notices it**'}")

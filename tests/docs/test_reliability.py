@@ -55,12 +55,14 @@ def test_a_campaign_is_added_to_those_before() -> None:
     numbers["planted"] = {"seed": 1, "minutes": 2.0, "faults": faults}
     survivor = {"file": "c.py", "line": 3, "change": "a | b → (a & b)", "how": "2 tests pass"}
     survivors = [{**survivor, "why": "the bits never meet"}, {**survivor, "line": 4, "why": ""}]
-    numbers["mutants"] = {"merge": {"mutants": 400, "tried": 11, "seed": 1, "killed": 9, "survivors": survivors}}
+    numbers["mutants"] = {
+        "merge": {"mutants": 400, "tried": 11, "seed": 1, "killed": 9, "first": 4, "survivors": survivors}
+    }
     text = writer().page(numbers)
     assert "| images | 4 | 3 | 0 | 1 |" in text
     assert "most 2 minutes of the processor (`python tests/fuzz/planted_faults.py`): **1 of 2 found**" in text
     assert "| a name | `b.py` | **not found** | – | 1,234 |" in text
-    assert "| merge | 400 | 11 (1) | 9 | 2 | 1 | 90.0 % |" in text
+    assert "| merge | 400 | 11 (1) | 4 | 9 | 2 | 1 | 90.0 % |" in text
     assert "- `c.py:3`, `a \\| b → (a & b)`: the bits never meet" in text
     assert "- `c.py:4`, `a \\| b → (a & b)`: **no test notices it**" in text
     assert "| train | 7 | 7 of 7 | 3 of 4 | – | – | – | – |" in text
