@@ -150,7 +150,7 @@ def _rasters() -> list[Surface]:
             path = next(place for place in places if place.is_file())
             return _window(open_source(path, OpenOptions(place=True)))
 
-        found.append(Surface("rasters", name, make, use, 4))
+        found.append(Surface("rasters", name, make, use, 8))
     return found
 
 
