@@ -153,9 +153,10 @@ def demo(found: dict[str, Any]) -> str:
     ]
     said = ""
     if pairs:
+        many = f"{len(pairs)} seeds" if len(pairs) > 1 else "the one seed"
         said = (
-            f"With one seed, the two settings are {sum(pairs) / len(pairs):.1f} points apart on the average and "
-            f"{max(pairs):.1f} at most: last digits grow through a training until it is another one, as if of another seed."
+            f"Of {many} that both settings have, the two are {sum(pairs) / len(pairs):.1f} points apart on the average, "
+            f"{max(pairs):.1f} at most: last digits grow through a training, as the table above begins to show."
         )
     return DEMO.format(
         what=found["what"], table=table(["", *(f"seed {s}" for s in seeds), "mean (range)"], rows), said=said
