@@ -26,7 +26,7 @@ def weights_of(path: Path) -> dict[str, object]:
 def run_folder(folder: Path) -> dict[str, object]:
     """What a finished run leaves that holds no times."""
     names = [name for name in ("detections.json", "evaluation.json", "recipe.yaml") if (folder / name).is_file()]
-    found: dict[str, object] = {f"{folder.name} {name}": (folder / name).read_bytes() for name in names}
+    found: dict[str, object] = {name: (folder / name).read_bytes() for name in names}
     assert names
     return found | weights_of(folder / "best.safetensors")
 
@@ -84,10 +84,10 @@ def distilling(squares: Path) -> Job:
 
     def results(folder: Path) -> dict[str, object]:
         table = json.loads((folder / "table.json").read_text())
-        found: dict[str, object] = {"names": [row["name"] for row in table["rows"]]}
-        for place in (folder, folder / "distilled", folder / "teacher"):
-            found |= {f"{place.name} {name}": value for name, value in run_folder(place).items()}
-        return {name.removeprefix(folder.name): value for name, value in found.items()}
+        found: dict[str, object] = {"rows": len(table["rows"])}
+        for stage in (".", "distilled", "teacher"):
+            found |= {f"{stage} {name}": value for name, value in run_folder(folder / stage).items()}
+        return found
 
     return Job(begin, lambda folder: begin(folder, resume=True), results, parsed)
 
@@ -112,7 +112,7 @@ def fitting(squares: Path) -> Job:
 
     def results(folder: Path) -> dict[str, object]:
         out = folder / "run" / "dpnet"
-        losses = {path.name: path.read_bytes() for path in sorted((folder / "run").glob("*losses*"))}
+        losses = {path.name: path.read_bytes() for path in sorted((folder / "run").glob("factor-losses*"))}
         choices = {path.name: path.read_bytes() for path in sorted(out.glob("factor-*.json"))}
         return {**run_folder(out), **losses, **choices}
 
