@@ -231,16 +231,16 @@ class _Run:
                 interrupt.armed = False
 
     def _step(self, x: Tensor, labels: Tensor) -> float:
-        """One update; returns the loss."""
+        """One update; returns the loss over the whole batch."""
         config = self.config
         with torch.autocast(x.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             logits = self.trained(x.contiguous(memory_format=torch.channels_last))
         loss = F.cross_entropy(logits.float(), labels)
-        value = float(loss.detach())
-        with in_step(self.processes):
-            if not math.isfinite(value):
-                where = f"epoch {self.progress.epoch + 1}"
-                raise UserError(f"the loss is {value}", where=where, fix="lower the learning rate")
+        # Of all processes: what is stored of an epoch under way has to be the same on each.
+        value = _sum([float(loss.detach())], self.processes)[0] / self.processes.num_processes
+        if not math.isfinite(value):
+            where = f"epoch {self.progress.epoch + 1}"
+            raise UserError(f"the loss is {value}", where=where, fix="lower the learning rate")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if config.clip_grad is not None:
@@ -274,7 +274,7 @@ class _Run:
         """Top-1 of the epoch's weights, its line, and its checkpoint."""
         progress, steps = self.progress, self.inputs.steps
         _share_weights(self.model, self.processes)
-        mean = _sum([progress.total], self.processes)[0] / (steps * self.processes.num_processes)
+        mean = progress.total / steps
         with in_step(self.processes):
             right, seen = top1_counts(self.model, self.inputs.validation())
         right, seen = _sum([right, seen], self.processes)
