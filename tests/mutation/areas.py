@@ -31,7 +31,8 @@ AREAS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
     ),
     "export: the comparison": (
-        ("flyspeck/export/parity.py", "flyspeck/export/undecided.py"), ("tests/export/test_parity.py",),
+        ("flyspeck/export/parity.py", "flyspeck/export/undecided.py"),
+        ("tests/export/test_parity.py", "tests/export/test_parity_rules.py"),
     ),
     "export: the graph": (  # by tests that export: minutes before the first mutant
         tuple(f"flyspeck/export/{name}.py" for name in ("frame", "graph", "metadata", "onnx", "package", "proof", "tiny_form")),
@@ -48,6 +49,12 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "any constant added to all layers keeps them apart",
     ("flyspeck/evaluate/merging.py", "np.float64).reshape(-1, 4)", "1 → (1 + 1)"):
         "NumPy takes every negative length for the one that is left to it",
+    ("flyspeck/export/parity.py", "(len(mine), len(theirs)), -1.0)", "1.0 → (1.0 + 1)"):
+        "any number below what is compared with it says that nothing overlaps",
+    ("flyspeck/export/parity.py", "np.any((px <= BOX_PX)", "px <= BOX_PX → (px < BOX_PX)"):
+        "differs where a side is off by the limit to the last bit",
+    ("flyspeck/export/parity.py", "apart <= SCORE", "apart <= SCORE → (apart < SCORE)"):
+        "differs where a score is off by the limit to the last bit",
     (f"{_READERS}assemble.py", "np.arange(1, count + 1)", "1 → (1 + 1)"):
         "of the end: one number more than rows, which no row asks for (of the begin, all arrays differ in length and tests fail)",
     (f"{_READERS}assemble.py", "zip(names, draft.category_ids, strict=True)", "True → False"):
