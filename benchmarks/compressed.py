@@ -2,7 +2,7 @@
 
     flyspeck data shrink hituav/train_blk.json --by 2 --out data/hituav_half       # and val_blk.json
     python benchmarks/compressed.py --data data/hituav_half --work /tmp/compressed [--steps 120] [--images 200] [--only NAME ...]
-    python benchmarks/compressed.py --table            # of docs/how-to/quantise.md, from benchmarks/results/compressed.json
+    python benchmarks/compressed.py --table            # of benchmarks/results/compressed.json
 
 Every form of models/hituav_half goes through the commands that users have: `flyspeck prune` and `flyspeck quantise` write the
 recipe, `flyspeck train` follows it for so many steps of 8 crops of 128x160, out of as many different images of the training
@@ -106,11 +106,16 @@ def the_run(work: Path, data: Path, steps: int) -> Path:
     return folder
 
 
+def folder_of(name: str) -> str:
+    """The run folder of a form, within the working folder."""
+    return name.replace(" ", "_").replace(",", "") if FORMS[name] else "run"
+
+
 def made(name: str, how: dict[str, Any], run: Path, work: Path) -> tuple[Path, float]:
     """The run folder of a form, trained where that is not done, and the seconds that it took."""
     if not how:
         return run, 0.0
-    folder = work / name.replace(" ", "_").replace(",", "")
+    folder = work / folder_of(name)
     done = folder / "seconds.json"
     if not done.exists():
         start, begun = work / "starts" / folder.name, time.perf_counter()
@@ -198,7 +203,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything, by form and kind."""
     work, data = arguments.work, arguments.data
     run = the_run(work, data, arguments.steps)
-    runs = {name: made(name, FORMS[name], run, work) for name in arguments.only or FORMS}
+    wanted = arguments.only or [
+        name for name in FORMS if not arguments.there or (work / "files" / folder_of(name)).exists()
+    ]
+    runs = {name: made(name, FORMS[name], run, work) for name in wanted}
     classes = load_recipe(run / "recipe.yaml").data.classes or []
     val, tiles = (named_set(data / f"{part}_blk.json", classes) for part in ("val", "train"))
     val = val.spread(arguments.images)
@@ -274,6 +282,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="make and score these forms and stop")
     parser.add_argument(
         "--table", action="store_true", help="print the table of the stored results, and measure nothing"
+    )
+    parser.add_argument(
+        "--there", action="store_true", help="measure the forms that are made already, and make no others"
     )
     arguments = parser.parse_args()
     if not arguments.table:
