@@ -166,7 +166,7 @@ def test_faults_are_planted_where_the_code_is(fault: Fault, tmp_path: Path) -> N
     compile(path.read_text(encoding="utf-8"), str(path), "exec")
 
 
-@pytest.mark.fuzz
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_a_planted_fault_is_found(fault: Fault, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Nine of ten must be (`planted_faults.py` counts them); here each for itself, with the fixed seed of the page."""
