@@ -132,13 +132,15 @@ def fake_quantise(detector: Detector) -> int:
     merge_branches(detector.eval())
     detector.train(training)
     plain = _last_layers(detector)
-    found = [layer for name, layer in detector.named_modules() if type(layer) in _FORMS and name not in plain]
+    found: list[nn.Module] = [
+        layer for name, layer in detector.named_modules() if type(layer) in _FORMS and name not in plain
+    ]
     if not found:
         raise UserError("it has no convolution or linear layer that INT8 puts in integers", where="model")
     for layer in found:
-        device = layer.weight.device  # type: ignore[union-attr]
-        layer.__class__ = _FORMS[type(layer)]  # same parameters: only what they are multiplied with differs
-        layer.register_buffer(RANGE, torch.zeros(2, device=device))
+        # The same parameters: only what they are multiplied with differs.
+        layer.__class__ = _FORMS[type(layer)]  # type: ignore[assignment]
+        layer.register_buffer(RANGE, torch.zeros(2, device=next(layer.parameters()).device))
     return len(found)
 
 
