@@ -83,8 +83,9 @@ training is four steps from scratch, whose differences grow with every step (wei
 - `tests/processors.py` (`python3 bootstrap.py test --processors`) runs the whole suite under three of the settings.
 - Versions: the dependencies with all extras resolve on Python 3.11 to 3.14, at their newest and their lowest versions. The suite
   runs on 3.11. With the lowest versions (torch 2.11.0, torchvision 0.26.0, numpy 2.0.0, Pillow 11.0.0) and no extra, 187 tests of
-  boxes, training, checkpoints, evaluation and prediction passed there; 17 that also want other packages could not run. Python
-  3.12 to 3.14 were resolved, not run.
+  boxes, training, checkpoints, evaluation and prediction passed there; 16 that also want other packages could not run, and
+  one failed, by a warning of a file left open (`test_every_format`), whose cause is not found. Deprecations were let pass there:
+  typer 0.19 beside click 8.5 has one at its import. Python 3.12 to 3.14 were resolved, not run.
 """
 WORK = (
     "losses of 4 steps",
