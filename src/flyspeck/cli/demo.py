@@ -187,8 +187,8 @@ def _too_short(history: Sequence[Mapping[str, Any]], minutes: float) -> str:
     seconds = sum(record["seconds"] for record in history) / max(1, len(history))
     fair = minutes + seconds * (FAIR_EPOCHS - len(history)) / 60
     return (
-        f"Too short to judge by: it saw each scene {len(history)} times; {FAIR_EPOCHS} are fair. Other programs use this machine,"
-        f" or it is slow: try `--minutes {fair:.0f}`, or later\n"
+        f"Too short to judge by: it saw each scene {len(history)} of the {FAIR_EPOCHS} times that are fair. Other programs use"
+        f" this machine, or it is slow: try `--minutes {fair:.0f}`, or later\n"
     )
 
 
