@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ FIRST, SECOND = [100, 50, 5, 4], [250, 150, 6, 3]
 def cases(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for number, colour in enumerate(("red", "green", "blue")):
         (tmp_path / f"spots_in_{colour}.py").write_text(MODULE.replace("CHANNEL", str(number)))
+        # That of the test before, whose file is gone.
+        monkeypatch.delitem(sys.modules, f"spots_in_{colour}", raising=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     return shared / "cases" / "images"

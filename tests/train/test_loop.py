@@ -12,12 +12,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from flyspeck.data.bands import PixelRule
-from flyspeck.train import loop, meter
+from flyspeck.train import meter
 from flyspeck.train.checkpoint import load_weights
 from flyspeck.train.config import Recipe, TrainConfig
 from flyspeck.train.inputs import read_sets, training_loader
 from flyspeck.train.loop import Batch, fit
 from flyspeck.train.meter import OBSERVED
+from flyspeck.train.seeds import step_seed
 from flyspeck.types import ImageBatch, Targets
 
 NOTHING = Targets(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool))
@@ -209,7 +210,7 @@ def test_the_epoch_s_means_are_over_all_its_steps(tmp_path: Path) -> None:
 
 
 def test_no_two_steps_of_any_process_share_a_seed() -> None:
-    seeds = [loop._step_seed(s, step, p) for s in (0, 1, 2, 99) for step in range(300) for p in range(64)]
+    seeds = [step_seed(s, step, p) for s in (0, 1, 2, 99) for step in range(300) for p in range(64)]
     assert len(set(seeds)) == len(seeds)
 
 
