@@ -11,11 +11,11 @@ library, is a finding too.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import queue
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hostile import Connections
+    from elsewhere import Elsewhere
 
 HERE = Path(__file__).resolve().parent
 PATHS = [HERE, HERE.parent, HERE.parent / "infer", HERE.parent / "infer" / "video"]
@@ -49,7 +49,7 @@ class Findings:
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
     """(kind of surface, outcome) to count."""
     watched: bool = True
-    """Whether connections were counted, those of libraries in C too."""
+    """Whether connections and files elsewhere were watched, those of libraries in C too."""
     clusters: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     """(kind of finding, place) to the first of them, with how many there were."""
 
@@ -73,7 +73,9 @@ class Findings:
         """For people."""
         lines = [f"seed {self.seed}: {sum(self.tried.values())} inputs"]
         if not self.watched:
-            lines.append("  connections of libraries in C were not counted: another campaign runs on this machine")
+            lines.append(
+                "  what libraries in C fetch or read elsewhere was not watched: another campaign runs on this machine"
+            )
         for kind in sorted(self.tried):
             parts = [f"{what} {count}" for (surface, what), count in sorted(self.outcomes.items()) if surface == kind]
             lines.append(f"  {kind}: {self.tried[kind]} ({', '.join(parts)})")
@@ -90,16 +92,26 @@ class Bench:
 
     def __init__(self, place: Path, once: Path | None = None, kinds: str = "") -> None:
         """`place` is an empty folder, `once` one where what is costly to make is kept, `kinds` those to be tried, with commas."""
+        from elsewhere import BAIT, FAR
+        from PIL import Image
         from surfaces import surfaces
 
-        self.place = place
+        # So deep that what lies further up is ours, too.
+        self.place = place / "here" / "and" / "there"
+        self.place.mkdir(parents=True, exist_ok=True)
         once = once or place / "once"
         once.mkdir(parents=True, exist_ok=True)
         asked = [kind.strip() for kind in kinds.split(",") if kind.strip()]
         self.surfaces = [one for one in surfaces(once) if not asked or one.kind in asked]
         self.order = [surface for surface in self.surfaces for _ in range(surface.weight)]
-        self.connections: Connections | None = None
-        """Counted while inputs are tried, where it is set."""
+        self.elsewhere: Elsewhere | None = None
+        """Watched while inputs are tried, where it is set."""
+        self._baits = [place / part / BAIT for part in ("here", "here/and", "here/and/there", "here/and/there/work")]
+        self._baits.append(FAR)
+        for bait in self._baits:
+            bait.parent.mkdir(parents=True, exist_ok=True)
+            if not bait.is_file():
+                Image.new("L", (40, 30), 90).save(bait)
         self._ready: dict[str, tuple[str, ...]] = {}
 
     def prepare(self, seed: int, number: int) -> tuple[Any, Any, str]:
@@ -117,6 +129,7 @@ class Bench:
     def one(self, seed: int, number: int) -> dict[str, Any]:
         """The record of one input."""
         from containers import damaged
+        from elsewhere import BAIT
         from oracle import Outcome, judged
 
         surface, rng, key = self.prepare(seed, number)
@@ -126,10 +139,11 @@ class Bench:
             victims = self._ready[key]
             victim = work / victims[int(rng.integers(len(victims)))]
             victim.write_bytes(damaged(victim.read_bytes(), rng))
-            before = self.connections.count() if self.connections else 0
-            outcome = judged(lambda: surface.use(work), writes=work / surface.out)
-            if not outcome.found and self.connections and self.connections.count() > before:
-                outcome = Outcome("effect", "a connection", outcome.detail)
+            baits = [] if surface.refers else [*self._baits, *work.rglob(BAIT)]
+            with self.elsewhere.watched(baits) if self.elsewhere else contextlib.nullcontext([]) as seen:
+                outcome = judged(lambda: surface.use(work), writes=work / surface.out)
+            if not outcome.found and seen:
+                outcome = Outcome("effect", seen[0], outcome.detail)
         finally:
             shutil.rmtree(work, ignore_errors=True)
         return {
@@ -147,14 +161,14 @@ def run_child(seed: int, first: int, seconds: float, once: Path, kinds: str) -> 
             told.write(json.dumps(record) + "\n")
             told.flush()
 
-        from hostile import connections
+        from elsewhere import listening
         from surfaces import trained
 
         bench = Bench(Path(place), once, kinds)
         if {"run folders", "weights", "exported files", "detections"} & {one.kind for one in bench.surfaces}:
             trained(once)
-        with connections() as bench.connections:
-            tell({"ready": True, "watched": bench.connections is not None})
+        with listening() as bench.elsewhere:
+            tell({"ready": True, "watched": bench.elsewhere is not None})
             number, start = first, time.process_time()
             while time.process_time() < start + seconds:
                 bench.prepare(seed, number)
@@ -183,7 +197,7 @@ def campaign(
     minutes: float,
     source: Path | None = None,
     kinds: str = "",
-    enough: Callable[[Findings], bool] = lambda _: False,
+    enough: Callable[[Findings], bool] | None = None,
     once: Path | None = None,
 ) -> Findings:
     """Tries inputs for so many minutes of the processor, in children; `source`: another `src` than that of this tree. Ends before
@@ -202,7 +216,8 @@ def campaign(
                 kinds,
             ]
             child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=said, text=True, env=environment)
-            number, begun, worked = _followed(child, findings, number, enough)
+            known = len(findings.clusters)
+            number, begun, worked = _followed(child, findings, number, enough is not None)
             spent += worked
             code = child.wait()
             said.seek(0)
@@ -212,18 +227,24 @@ def campaign(
                 record = {"surface_kind": "?", "surface": "?", "kind": "killed", "what": what, "detail": last}
                 findings.take({"number": begun, **record})
                 number = begun + 1
-                spent = float("inf") if enough(findings) else spent
-            elif code and spent < float("inf"):
+            new = len(findings.clusters) > known
+            if code and begun is None and not new:
                 raise RuntimeError(f"the child failed: {last}")
+            if new and enough is not None and enough(findings):
+                break
     return findings
 
 
 def _followed(
-    child: subprocess.Popen[str], findings: Findings, number: int, enough: Callable[[Findings], bool]
+    child: subprocess.Popen[str], findings: Findings, number: int, until_new: bool
 ) -> tuple[int, int | None, float]:
-    """Takes what a child tells until it ends: the next number, the input that it was at when it died, and its seconds (of the
-    processor; by the clock of an input that it died of)."""
+    """Takes what a child tells until it ends, or `until_new` has found a new cluster.
+
+    Returns the next number, the input that it was at when it died, and its seconds (of the processor; of an input that it died of
+    by the clock).
+    """
     waiting, begun, patience, spent, start = _lines(child), None, 10 * STUCK, 0.0, time.time()
+    known = len(findings.clusters)
     while True:
         try:
             line = waiting.get(timeout=patience)
@@ -241,21 +262,20 @@ def _followed(
             spent = record.pop("seconds")
             findings.take(record)
             number, begun, patience = record["number"] + 1, None, 10 * STUCK
-            if record["kind"] in ALLOWED:
-                continue
-            child.send_signal(signal.SIGSTOP)  # what is enough may take a while to say
-            done = enough(findings)
-            child.send_signal(signal.SIGCONT)
-            if done:
-                child.kill()
+            if until_new and len(findings.clusters) > known:
+                child.kill()  # what it holds, the port among it, is free when the finding is looked at
                 child.wait()
-                return number, None, float("inf")
+                return number, None, spent
 
 
 def again(seed: int, number: int, kinds: str = "", once: Path | None = None) -> dict[str, Any]:
     """One input, in this process."""
-    with tempfile.TemporaryDirectory() as place:
-        return Bench(Path(place), once, kinds).one(seed, number)
+    from elsewhere import listening
+
+    with tempfile.TemporaryDirectory() as place, listening() as elsewhere:
+        bench = Bench(Path(place), once, kinds)
+        bench.elsewhere = elsewhere
+        return bench.one(seed, number)
 
 
 def main() -> None:

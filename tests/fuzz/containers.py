@@ -16,9 +16,9 @@ from mutations import ODD_WORDS, mutated
 def damaged(content: bytes, rng: np.random.Generator) -> bytes:
     """`content` after a mishap; of a container, most of the time within it."""
     chance = rng.random()
-    if chance < 0.06:
+    if chance < 0.1:
         return disguised(rng)
-    if chance < 0.28:
+    if chance < 0.3:
         return mutated(content, rng)
     for begins, damage in _KINDS:
         if content.startswith(begins):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import pickle
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from elsewhere import mosaic
 from PIL import Image
 
 
@@ -99,14 +101,7 @@ def rasters() -> dict[str, Callable[[Path], Sequence[str]]]:
         from spots import geotiff
 
         geotiff(folder / "part.tif", _pixels(1), place, crs)
-        (folder / "main.vrt").write_text(
-            '<VRTDataset rasterXSize="40" rasterYSize="30"><SRS>EPSG:32633</SRS>'
-            "<GeoTransform>500000, 0.1, 0, 4000000, 0, -0.1</GeoTransform>"
-            '<VRTRasterBand dataType="Byte" band="1"><NoDataValue>0</NoDataValue><SimpleSource>'
-            '<SourceFilename relativeToVRT="1">part.tif</SourceFilename><SourceBand>1</SourceBand>'
-            '<SrcRect xOff="0" yOff="0" xSize="40" ySize="30"/><DstRect xOff="0" yOff="0" xSize="40" ySize="30"/>'
-            "</SimpleSource></VRTRasterBand></VRTDataset>"
-        )
+        (folder / "main.vrt").write_text(mosaic("part.tif", relative=True))
         return ["main.vrt"]
 
     def beside(folder: Path) -> Sequence[str]:
@@ -118,7 +113,27 @@ def rasters() -> dict[str, Callable[[Path], Sequence[str]]]:
         )
         return ["main.pgw", "main.png.aux.xml"]
 
-    return {"plain": plain, "tiled": tiled, "vrt": vrt, "beside": beside}
+    def of_another_kind(folder: Path) -> Sequence[str]:
+        """A VRT that is called as a TIFF."""
+        vrt(folder)
+        (folder / "main.vrt").rename(folder / "main.tif")
+        return ["main.tif", "part.tif"]
+
+    def overviews(folder: Path) -> Sequence[str]:
+        """What GDAL reads along with it: smaller ones, a mask, and where else there are some."""
+        from spots import geotiff
+
+        geotiff(folder / "main.tif", _pixels(3), place, crs)
+        geotiff(folder / "main.tif.ovr", _pixels(3)[::2, ::2], place, crs)
+        geotiff(folder / "main.tif.msk", _pixels(1), place, crs)
+        shutil.copyfile(folder / "main.tif.ovr", folder / "other.tif")
+        (folder / "main.tif.aux.xml").write_text(
+            '<PAMDataset><Metadata domain="OVERVIEWS"><MDI key="OVERVIEW_FILE">other.tif</MDI></Metadata></PAMDataset>'
+        )
+        return ["main.tif.aux.xml", "main.tif.msk", "main.tif.ovr"]
+
+    made = {"plain": plain, "tiled": tiled, "vrt": vrt, "beside": beside}
+    return {**made, "of another kind": of_another_kind, "overviews": overviews}
 
 
 def videos() -> dict[str, Callable[[Path], Sequence[str]]]:

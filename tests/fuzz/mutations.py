@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from hostile import NAMES, bomb, sent_elsewhere
+from elsewhere import sent_elsewhere
+from hostile import NAMES, bomb
 
 ODD: tuple[Any, ...] = (
     *(

@@ -51,7 +51,7 @@ FAULTS = (
     ),
     Fault(
         "names of images that lead out of the output folder", "data/image_files.py",
-        'if part not in ("..", ".", "/", "\\\\") and', 'if part not in (".", "/", "\\\\") and',
+        'if part not in ("..", ".", Path(name).anchor)', 'if part not in (".", Path(name).anchor)',
     ),
     Fault(
         "a loop that does not go on at an empty line", "data/readers/wider.py",

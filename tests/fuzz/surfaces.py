@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from elsewhere import BAIT
 from fuzz_seeds import seeds, write
 from hostile import MARKUP, NAMES
 from media_seeds import images, npz_set, pickled_set, rasters, videos
@@ -34,6 +35,8 @@ class Surface:
     """How often it is drawn."""
     out: str = ""
     """The folder below which alone it may write; the whole folder where it is empty."""
+    refers: bool = False
+    """Whether it may read the files elsewhere that it is told to."""
 
 
 def command(*words: object) -> int:
@@ -57,13 +60,17 @@ def _annotations() -> list[Surface]:
                 write(seed, folder)
                 return sorted(seed.files)
 
-            def use(folder: Path, seed: Any = seed, name: str = name) -> object:
-                table = read_annotations(folder / seed.source, format=name)
+            def use(folder: Path, seed: Any = seed, name: str = name, refers: bool = True) -> object:
+                table = read_annotations(folder / seed.source, format=name, allow_references=refers)
                 held(table)
                 return table
 
+            def inside(folder: Path, use: Callable[..., object] = use) -> object:
+                return use(folder, refers=False)
+
             # Some milliseconds each: as many as others get in the same time.
-            found.append(Surface("annotations", f"{name} {number}", make, use, 6))
+            found.append(Surface("annotations", f"{name} {number}", make, use, 4, refers=True))
+            found.append(Surface("annotations", f"{name} {number}, without references", make, inside, 2))
     return found
 
 
@@ -88,15 +95,15 @@ def _conversions() -> list[Surface]:
         def make(folder: Path, seed: Any = seed) -> Sequence[str]:
             write(seed, folder / "a" / "b" / "set")
             (folder / "out").mkdir()
-            Image.new("L", (40, 30), 90).save(folder / "beside.png")
-            shutil.copyfile(folder / "beside.png", folder / "a" / "b" / "beside.png")
+            for further in ("a/b", "a", "."):
+                Image.new("L", (40, 30), 90).save(folder / further / BAIT)
             return [f"a/b/set/{file}" for file in sorted(seed.files)]
 
         def use(folder: Path, seed: Any = seed, words: Sequence[str] = words) -> object:
             placed = [str(folder / word) if word.startswith("out") else word for word in words]
             return command("data", "convert", folder / "a" / "b" / "set" / seed.source, *placed)
 
-        found.append(Surface("conversions", name, make, use, 4, "out"))
+        found.append(Surface("conversions", name, make, use, 4, "out", "--allow-references" in words))
     return found
 
 
@@ -150,7 +157,7 @@ def _rasters() -> list[Surface]:
             path = next(place for place in places if place.is_file())
             return _window(open_source(path, OpenOptions(place=True)))
 
-        found.append(Surface("rasters", name, make, use, 8))
+        found.append(Surface("rasters", name, make, use, 6))
     return found
 
 
@@ -166,7 +173,7 @@ def _videos() -> list[Surface]:
         finally:
             reader.close()
 
-    return [Surface("videos", name, make, use) for name, make in videos().items()]
+    return [Surface("videos", name, make, use, 2) for name, make in videos().items()]
 
 
 # --- recipes, weights, runs, exported files
@@ -221,6 +228,9 @@ def _of_run(place: Path) -> list[Surface]:
         assert np.isfinite(found.scores).all()
         return found
 
+    def printed(folder: Path) -> int:
+        return command("train", folder / "run", "--print-config")
+
     def resumed(folder: Path) -> int:
         return command("train", folder / "run", "--resume")
 
@@ -248,11 +258,22 @@ def _of_run(place: Path) -> list[Surface]:
         return code
 
     return [
-        Surface("recipes", "load", copied("recipe.yaml"), lambda f: load_recipe(f / "run" / "recipe.yaml"), 4),
-        Surface("recipes", "print", copied("recipe.yaml"), lambda f: command("train", f / "run", "--print-config"), 2),
-        Surface("run folders", "report", copied(*texts), reported, 6),
-        Surface("run folders", "report, names", named, reported, 2),
-        Surface("run folders", "resume", copied("metrics.jsonl", "state.pt", "last.safetensors"), resumed, 3),
+        Surface(
+            "recipes", "load", copied("recipe.yaml"), lambda f: load_recipe(f / "run" / "recipe.yaml"), 4, refers=True
+        ),
+        Surface(
+            "recipes",
+            "print",
+            copied("recipe.yaml"),
+            lambda f: command("train", f / "run", "--print-config"),
+            2,
+            refers=True,
+        ),
+        Surface("run folders", "report", copied(*texts), reported, 6, refers=True),
+        Surface("run folders", "report, names", named, reported, 2, refers=True),
+        Surface(
+            "run folders", "resume", copied("metrics.jsonl", "state.pt", "last.safetensors"), resumed, 3, refers=True
+        ),
         Surface("weights", "load", copied("best.safetensors"), lambda f: load_detector(f / "run"), 4),
         Surface("weights", "predict", copied("best.safetensors"), lambda f: predicted(f / "run"), 4),
         Surface("weights", "state", copied("state.pt"), lambda f: load_run_state(f / "run" / "state.pt"), 3),

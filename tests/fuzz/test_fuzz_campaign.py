@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import elsewhere
 import hostile
 import numpy as np
 import pytest
@@ -132,8 +133,8 @@ def test_hostile_files_are_made(tmp_path: Path) -> None:
         assert np.asarray(image).sum() == 0
         assert image.size == (800, 800)
     rng = np.random.default_rng(1)
-    places = {hostile.sent_elsewhere(b'{"file_name": "a/b.png", "id": 3}', rng) for _ in range(400)}
-    assert len(places) == sum(map(len, hostile.PLACES.values()))
+    places = {elsewhere.sent_elsewhere(b'{"file_name": "a/b.png", "id": 3}', rng) for _ in range(400)}
+    assert len(places) == sum(map(len, elsewhere.PLACES.values()))
     assert all(place.startswith(b'{"file_name": "') and place.endswith(b'", "id": 3}') for place in places)
     assert yaml.safe_load(hostile.bomb(b"a: 1\nb: 2\n", np.random.default_rng(2)))["z0"] == ["x", "x"]
     assert b"&e" in hostile.bomb(b"<?xml version='1.0'?><a><b>c</b></a>", rng)
@@ -144,17 +145,64 @@ def test_hostile_files_are_made(tmp_path: Path) -> None:
 def test_connections_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        monkeypatch.setattr(hostile, "PORT", listening.getsockname()[1])
+        monkeypatch.setattr(elsewhere, "PORT", listening.getsockname()[1])
         listening.listen()
-        with hostile.connections() as found:
+        with elsewhere.listening() as found:
             assert found is None  # somebody else listens there
-    with hostile.connections() as found:
+    with elsewhere.listening() as found:
         assert found is not None
         assert found.count() == 0
         for number in (1, 2):
-            with socket.create_connection(("127.0.0.1", hostile.PORT)):
+            with found.watched([]) as seen, socket.create_connection(("127.0.0.1", elsewhere.PORT)):
                 pass
+            assert seen == ["a connection"]
             assert found.count() == number
+        with found.watched([]) as seen:
+            pass
+        assert not seen
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells of opened files on Linux alone")
+def test_files_that_are_opened_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By Python, by a library in C, by another process; looking whether one is there is nothing."""
+    monkeypatch.setattr(elsewhere, "PORT", 45998)
+    bait, other = tmp_path / "bait.png", tmp_path / "other.png"
+    for path in (bait, other):
+        Image.new("L", (4, 3)).save(path)
+    opens = (
+        lambda: Image.open(bait).close(),
+        lambda: shutil.copyfile(bait, tmp_path / "copy.png"),
+        lambda: subprocess.run(["cat", str(bait)], check=True, capture_output=True),
+    )
+    with elsewhere.listening() as found:
+        assert found is not None
+        for opened in opens:
+            with found.watched([bait, other]) as seen:
+                opened()
+            assert seen == ["a file elsewhere was opened: bait.png"]
+        with found.watched([bait, other]) as seen:
+            assert bait.stat().st_size
+            assert bait.is_file()
+        assert not seen
+
+
+def test_what_refers_elsewhere_is_seen_by_its_effects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A VRT that GDAL is let follow reads the file elsewhere, or connects: the bench says so of either."""
+    pytest.importorskip("rasterio", reason="the extra geo is not installed")
+    from campaign import Bench
+
+    monkeypatch.setattr(elsewhere, "PORT", 45999)
+    monkeypatch.setattr("flyspeck.infer.opening.check_references", lambda path, driver: None)
+    bench = Bench(tmp_path, kinds="rasters")
+    bench.order = [one for one in bench.surfaces if one.name == "vrt"]
+    assert bench.order
+    for place, seen in (("../beside.png", "opened: beside.png"), ("http://127.0.0.1:45999/a.png", "a connection")):
+        text = elsewhere.mosaic(place, relative=True).encode()
+        monkeypatch.setattr("containers.damaged", lambda content, rng, text=text: text)
+        with elsewhere.listening() as bench.elsewhere:
+            record = bench.one(1, 1)
+        assert record["kind"] == "effect"
+        assert seen in record["what"]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)

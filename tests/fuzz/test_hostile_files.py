@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -238,3 +240,40 @@ def test_ten_million_elements_within_a_limit_of_memory(tmp_path: Path, capsys: p
             with capsys.disabled():
                 print(f"\n{what}, {limit} MB allowed: peak {peak} MB, {said[:150]}", end="")
         path.unlink()
+
+
+def test_what_may_not_be_read_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even for its size, where the annotations of a format state none: it may be a pipe or a device."""
+    opened: set[Path] = set()
+    secret = tmp_path / "secret.png"
+    (tmp_path / "home" / "work").mkdir(parents=True)
+    secret.write_bytes(b"")
+    monkeypatch.chdir(tmp_path / "home" / "work")
+
+    def size(path: Path) -> tuple[int, int]:
+        opened.add(path.resolve())
+        return 16, 16
+
+    monkeypatch.setattr("flyspeck.data.readers.places.read_size", size)
+    reached = set()
+    for name, layouts in seeds().items():
+        for number, seed in enumerate(layouts):
+            texts = {
+                path: re.sub(r'((?:height|width|Height|Width)"?[=:>, ]+"?)\d+', r"\g<1>0", text)
+                for path, text in seed.files.items()
+                if isinstance(text, str)
+            }
+            texts = {path: re.sub(r"[\w/-]*\ba\.png", "../../../secret.png", text) for path, text in texts.items()}
+            folder = Path(f"{name}{number}")
+            source = write(replace(seed, files={**seed.files, **texts}), folder)
+            opened.clear()
+            table = read_annotations(source, format=name)
+            if secret not in opened:
+                continue
+            reached.add(name)
+            assert secret in [(table.root / file).resolve() for file in table.file_names]
+            opened.clear()
+            with pytest.raises(UserError, match="outside of its folder"):
+                read_annotations(source, format=name, allow_references=False)
+            assert secret not in opened
+    assert reached == {"coco", "csv", "cvat", "label-studio", "labelme", "via", "wider", "yolo"}

@@ -112,7 +112,8 @@ def output_names(file_names: Sequence[str], suffix: str | None = None) -> list[s
     """
     names, taken = [], set()
     for name in file_names:
-        parts = [part for part in Path(name).parts if part not in ("..", ".", "/", "\\") and not part.endswith(":\\")]
+        # The anchor is a drive, `/`, or `//`: POSIX keeps two slashes apart from one.
+        parts = [part for part in Path(name).parts if part not in ("..", ".", Path(name).anchor)]
         # A folder `images` further in would send readers of YOLO to other label files than the ones beside.
         parts = [part for part in parts[:-1] if part not in ("images", "labels")] + parts[-1:]
         plain = Path(*(part.replace("\0", "_") for part in parts or ["image"]))

@@ -24,7 +24,7 @@ from flyspeck.data.tool_writers import (
     write_voc,
 )
 from flyspeck.errors import UserError
-from flyspeck.files import local_output, write_text
+from flyspeck.files import local_output, replace_file, write_text
 from flyspeck.plain_yaml import read_yaml
 from flyspeck.plugins import UnknownPart, has_part, with_installed
 
@@ -207,11 +207,12 @@ def _recipe(folder: Path, split: str, classes: tuple[str, ...]) -> dict[str, Any
 
 
 def _place_image(source: Path, target: Path, link: bool) -> None:
-    if target.exists() or target.is_symlink():
-        if target.resolve() == source.resolve():
-            return
+    there = target.exists() or target.is_symlink()
+    if there and target.resolve() == source.resolve():
+        return
+    if not link:
+        replace_file(target, lambda temporary: shutil.copyfile(source, temporary))
+        return
+    if there:
         target.unlink()
-    if link:
-        target.symlink_to(source.resolve())
-    else:
-        shutil.copyfile(source, target)
+    target.symlink_to(source.resolve())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -132,7 +132,7 @@ def read_annotations(
         if not place.exists():
             raise UserError("no such file or folder", where=place, fix="check the path")
     with _explained(place):
-        table = READERS[kind].read(place, options)
+        table = READERS[kind].read(place, options if allow_references else replace(options, inside=place))
         if not allow_references:
             refuse_outside(table.root, table.file_names, source=place, images=options.images)
         return table

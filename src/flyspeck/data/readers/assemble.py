@@ -57,6 +57,9 @@ class ReadOptions:
     """Whether `classes` may name some that the source does not have (a validation set without a rare class)."""
     split: str | None = None
     """Of a data set with several (`data.yaml:val`): train, val or test."""
+    inside: Path | None = None
+    """The file or folder of annotations which may name no image elsewhere (`data.readers.outside`), so that none is opened there;
+    None: it may name any."""
 
 
 @dataclass

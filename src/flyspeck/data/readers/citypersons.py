@@ -15,8 +15,9 @@ import numpy as np
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble
+from flyspeck.data.readers.image_sizes import known_sizes
 from flyspeck.data.readers.matlab import load_mat, mat_layout
-from flyspeck.data.readers.places import find_root, known_sizes
+from flyspeck.data.readers.places import find_root
 from flyspeck.data.readers.values import as_number, as_numbers, load_json
 from flyspeck.errors import UserError
 
@@ -87,7 +88,7 @@ def _read_mat(draft: Draft, path: Path, options: ReadOptions) -> list[list[float
     above = path.parent
     places = [folder / "leftImg8bit" / variable[1] for folder in (above, above.parent, above.parent.parent)]
     draft.root = options.images or find_root([*places, above], draft.file_names)
-    known_sizes(draft)
+    known_sizes(draft, options)
     return visible
 
 

@@ -13,8 +13,9 @@ import numpy as np
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble
 from flyspeck.data.readers.foreign import FORMATS_OF_TOOLS, tool_of_json
+from flyspeck.data.readers.image_sizes import known_sizes
 from flyspeck.data.readers.masks import mask_box
-from flyspeck.data.readers.places import known_sizes, note_scores, settle_root
+from flyspeck.data.readers.places import note_scores, settle_root
 from flyspeck.data.readers.values import as_id, as_number, as_numbers, as_path, as_truth, load_json
 from flyspeck.errors import UserError, brief
 
@@ -37,7 +38,7 @@ def read_coco(path: Path, options: ReadOptions, content: Any = None) -> Annotati
     rows = _read_images(draft, content, nameless=options.for_evaluation)
     settle_root(draft, [options.images] if options.images else usual_places(path))
     if not options.for_evaluation:
-        known_sizes(draft)
+        known_sizes(draft, options)
     draft.unkept = [key for key in ("licenses", "info") if content.get(key)]
     categories = _read_categories(draft, content["categories"])
     _read_boxes(draft, content["annotations"], rows, categories, options.for_evaluation)

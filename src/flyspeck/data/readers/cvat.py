@@ -10,7 +10,8 @@ from xml.etree import ElementTree
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, by_name
-from flyspeck.data.readers.places import image_files, known_sizes, note_listed, settle_root
+from flyspeck.data.readers.image_sizes import known_sizes
+from flyspeck.data.readers.places import image_files, note_listed, settle_root
 from flyspeck.data.readers.values import as_id, as_number, as_numbers, as_path, as_truth, parse_xml
 from flyspeck.errors import UserError
 
@@ -40,7 +41,7 @@ def read_cvat(path: Path, options: ReadOptions) -> Annotations:
     if any(True for _ in root.iter("track")):
         _read_tracks(draft, root, path, names, without, options)
     settle_root(draft, [options.images] if options.images else [path.parent, path.parent / "images"])
-    known_sizes(draft)
+    known_sizes(draft, options)
     note_listed(
         draft, "images of the file are not there", "images beside them are not in the file, and are no part of the set"
     )

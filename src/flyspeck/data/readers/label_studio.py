@@ -14,7 +14,8 @@ from flyspeck.data.annotations import Annotations
 from flyspeck.data.images import EXTENSIONS
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, by_name
 from flyspeck.data.readers.folders import is_there
-from flyspeck.data.readers.places import known_sizes, note_listed, settle_root
+from flyspeck.data.readers.image_sizes import known_sizes
+from flyspeck.data.readers.places import note_listed, settle_root
 from flyspeck.data.readers.values import as_id, as_name, as_number, as_numbers, as_path, load_json
 from flyspeck.errors import UserError
 
@@ -62,7 +63,7 @@ def read_label_studio(path: Path, options: ReadOptions) -> Annotations:
     places = [options.images] if options.images else [path.parent, path.parent / "images", path.parent / "upload"]
     draft.file_names = [_as_on_disk(name, places) for name in draft.file_names]
     settle_root(draft, places)
-    known_sizes(draft)
+    known_sizes(draft, options)
     note_listed(
         draft, "images of the file are not there", "images beside them are not in the file, and are no part of the set"
     )

@@ -11,7 +11,8 @@ from typing import Any
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, by_name
 from flyspeck.data.readers.folders import files_of, is_there
-from flyspeck.data.readers.places import known_sizes, note_listed, settle_root
+from flyspeck.data.readers.image_sizes import known_sizes
+from flyspeck.data.readers.places import note_listed, settle_root
 from flyspeck.data.readers.values import as_name, as_number, as_numbers, as_path, load_json
 from flyspeck.errors import UserError
 
@@ -37,7 +38,7 @@ def read_labelme(source: Path, options: ReadOptions) -> Annotations:
     if not draft.image_ids:
         raise UserError("no labelme files", where=source, fix="give the folder of the json files")
     settle_root(draft, [options.images] if options.images else [draft.root, draft.root / "images", draft.root.parent])
-    known_sizes(draft)
+    known_sizes(draft, options)
     if source.is_dir():
         note_listed(draft, "annotation files have no image")
     for kind, count in sorted(without.items()):

@@ -16,7 +16,8 @@ import numpy as np
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble
 from flyspeck.data.readers.folders import is_there
-from flyspeck.data.readers.places import header_size, image_files
+from flyspeck.data.readers.image_sizes import named_size
+from flyspeck.data.readers.places import image_files
 from flyspeck.data.readers.values import as_number, as_numbers, as_path, as_truth, read_lines
 from flyspeck.errors import UserError
 
@@ -86,7 +87,7 @@ def _add_images(draft: Draft, path: Path, records: list[dict[str, Any]], options
         size = (record.get("height"), record.get("width"))
         if not all(0 < as_number(side) < 2**31 for side in size):
             known = is_there(draft.root / file)
-            size = header_size(draft, draft.root / file) if known else (-1, -1)
+            size = named_size(draft, file, options) if known else (-1, -1)
         draft.add_image(record.get("ID", name), file, size)  # type: ignore[arg-type]
 
 

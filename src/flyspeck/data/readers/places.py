@@ -173,16 +173,9 @@ def image_files(folder: Path, recursive: bool = False) -> list[Path]:
 
 
 def header_size(draft: Draft, path: Path) -> tuple[int, int]:
-    """(height, width) from the image's header; (-1, -1) and a problem where the file cannot be read."""
+    """(height, width) from the header of an image that a folder has; (-1, -1) and a problem where the file cannot be read."""
     try:
         return read_size(path)
     except UserError as error:
         draft.problems.append(f"{path.name}: {error.what}")
         return -1, -1
-
-
-def known_sizes(draft: Draft) -> None:
-    """Fills in the sizes that the annotations do not state, from the headers of the files that are there."""
-    for row, size in enumerate(draft.sizes):
-        if min(size) < 1 and is_there(draft.root / draft.file_names[row]):
-            draft.sizes[row] = header_size(draft, draft.root / draft.file_names[row])

@@ -17,7 +17,8 @@ from PIL import Image
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, by_name
 from flyspeck.data.readers.folders import files_of
-from flyspeck.data.readers.places import known_sizes, note_listed
+from flyspeck.data.readers.image_sizes import known_sizes
+from flyspeck.data.readers.places import note_listed
 from flyspeck.data.readers.values import as_number, as_numbers, load_json
 from flyspeck.errors import UserError
 
@@ -60,7 +61,7 @@ def read_supervisely(source: Path, options: ReadOptions) -> Annotations:
         row = draft.add_image(key, place, _size(content.get("size")))
         for count, item in enumerate(content["objects"], 1):
             _add(draft, row, item, f"{key}, object {count}", names, without)
-    known_sizes(draft)
+    known_sizes(draft, options)
     if source.is_dir():
         note_listed(draft, "annotation files have no image")
     for kind, count in sorted(without.items()):

@@ -10,7 +10,8 @@ import numpy as np
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, by_name
-from flyspeck.data.readers.places import known_sizes, note_scores, settle_root
+from flyspeck.data.readers.image_sizes import known_sizes
+from flyspeck.data.readers.places import note_scores, settle_root
 from flyspeck.data.readers.values import as_number, as_numbers, as_path, read_text
 from flyspeck.errors import UserError
 from flyspeck.files import text_of
@@ -70,7 +71,7 @@ def read_table(path: Path, options: ReadOptions) -> Annotations:
             if 0 <= score < len(fields):
                 scores.append(as_number(fields[score]))
     settle_root(draft, [options.images] if options.images else [path.parent, path.parent / "images"])
-    known_sizes(draft)
+    known_sizes(draft, options)
     _undo_shares(draft)
     note_scores(draft, scores)
     by_name(draft, names)

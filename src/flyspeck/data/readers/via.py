@@ -10,7 +10,8 @@ from typing import Any
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, by_name
-from flyspeck.data.readers.places import known_sizes, note_listed, settle_root
+from flyspeck.data.readers.image_sizes import known_sizes
+from flyspeck.data.readers.places import note_listed, settle_root
 from flyspeck.data.readers.values import as_name, as_number, as_numbers, as_path, as_truth, load_json
 from flyspeck.errors import UserError
 
@@ -48,7 +49,7 @@ def read_via(path: Path, options: ReadOptions) -> Annotations:
             draft.outlines += kind != "rect"
             names.append(_class(attributes if isinstance(attributes, Mapping) else {}, key))
     settle_root(draft, [options.images] if options.images else [path.parent, path.parent / "images"])
-    known_sizes(draft)
+    known_sizes(draft, options)
     note_listed(
         draft, "images of the file are not there", "images beside them are not in the file, and are no part of the set"
     )

@@ -13,7 +13,8 @@ from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import PIXELS, Draft, Pixels, ReadOptions, assemble, by_name
 from flyspeck.data.readers.folders import files_of, is_there
 from flyspeck.data.readers.foreign import tool_of_xml
-from flyspeck.data.readers.places import image_files, known_sizes, note_alone, note_unread, settle_root
+from flyspeck.data.readers.image_sizes import known_sizes
+from flyspeck.data.readers.places import image_files, note_alone, note_unread, settle_root
 from flyspeck.data.readers.values import as_numbers, as_path, as_truth, parse_xml
 from flyspeck.errors import UserError, brief
 
@@ -43,7 +44,7 @@ def read_voc(source: Path, options: ReadOptions) -> Annotations:
     places = [here.parent / "JPEGImages", here.parent / "images", here, here.parent]
     settle_root(draft, [options.images] if options.images else places)
     _by_own_name(draft, files, [options.images] if options.images else places)
-    known_sizes(draft)
+    known_sizes(draft, options)
     _note_partners(draft, files)
     by_name(draft, names)
     draft.pixels, reason, draft.pixels_known = _meaning(draft.boxes, writers, options.pixels)

@@ -8,8 +8,9 @@ import numpy as np
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble
+from flyspeck.data.readers.image_sizes import known_sizes
 from flyspeck.data.readers.matlab import load_mat, mat_layout
-from flyspeck.data.readers.places import find_root, known_sizes
+from flyspeck.data.readers.places import find_root
 from flyspeck.data.readers.values import as_id, as_numbers, as_path, read_lines
 from flyspeck.errors import UserError
 
@@ -40,7 +41,7 @@ def read_wider(path: Path, options: ReadOptions) -> Annotations:
         path.parent,
     ]
     draft.root = options.images or find_root(places, draft.file_names)
-    known_sizes(draft)
+    known_sizes(draft, options)
     return assemble(draft, options, f"wider face: {path.name}")
 
 

@@ -13,7 +13,8 @@ import yaml
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble
 from flyspeck.data.readers.folders import files_of, is_there, on_disk
-from flyspeck.data.readers.places import header_size, image_files, note_alone, note_unread
+from flyspeck.data.readers.image_sizes import hold_inside, named_size
+from flyspeck.data.readers.places import image_files, note_alone, note_unread
 from flyspeck.data.readers.values import as_id, as_numbers, as_path, read_lines, read_text
 from flyspeck.errors import UserError, brief, nearest
 from flyspeck.plain_yaml import nested_too_deeply
@@ -64,12 +65,13 @@ def read_yolo(source: Path, options: ReadOptions) -> Annotations:
     texts: dict[Path, Path] = {}
     without = []
     layouts: Counter[str] = Counter()
+    hold_inside(draft, [_name(draft, file) for file in files], options)
     for file in files:
         text = label_file(file)
         if not is_there(text):
             without.append(file.name)
         texts[file] = text
-        _read_image(draft, file, text, points, options.encoding, layouts)
+        _read_image(draft, file, text, points, options, layouts)
     _keep_ids_apart(draft)
     _note_layouts(draft, layouts)
     _note_partners(draft, texts, without)
@@ -297,20 +299,24 @@ def _note_layouts(draft: Draft, layouts: Counter[str]) -> None:
         )
 
 
+def _name(draft: Draft, image: Path) -> str:
+    """As the table calls it: below the folder of the images, or from the root of the disk."""
+    return image.relative_to(draft.root).as_posix() if image.is_relative_to(draft.root) else str(image.absolute())
+
+
 def _read_image(
-    draft: Draft, image: Path, text: Path, points: int, encoding: str | None, layouts: Counter[str]
+    draft: Draft, image: Path, text: Path, points: int, options: ReadOptions, layouts: Counter[str]
 ) -> None:
-    inside = image.is_relative_to(draft.root)
-    name = image.relative_to(draft.root).as_posix() if inside else str(image.absolute())
+    name = _name(draft, image)
     if not is_there(image):
         draft.problems.append(f"{name}: listed, but there is no such image")
         return
-    height, width = header_size(draft, image)
+    height, width = named_size(draft, name, options)
     if height < 1:
         return
     title = text.name
     row = draft.add_image(str(Path(name).with_suffix("").as_posix()), name, (height, width))
-    for count, line in enumerate(read_lines(text, encoding) if is_there(text) else [], 1):
+    for count, line in enumerate(read_lines(text, options.encoding) if is_there(text) else [], 1):
         fields = line.split()
         if not fields:
             continue

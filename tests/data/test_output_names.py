@@ -1,0 +1,58 @@
+"""What an image is called when it is written: never a place outside of the folder that is written to, whatever a set calls it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from PIL import Image
+
+from flyspeck.data.image_files import output_names
+from flyspeck.data.readers import read_annotations
+from flyspeck.data.writers import write_yolo
+from flyspeck.errors import UserError
+from flyspeck.infer.naming import file_names
+
+PARTS = st.sampled_from(["/", "//", "..", ".", "a", "\\", "C:", "images", "\0", " ", ".png", "é"])
+
+
+@given(st.lists(st.lists(PARTS, max_size=6).map("".join), min_size=1, max_size=4))
+@example(["//etc/passwd"])
+@example(["/etc/passwd", "///etc/passwd", "../../etc/passwd"])
+def test_no_name_leads_out(names: list[str]) -> None:
+    for found in (output_names(names), output_names(names, ".json"), file_names(names)):
+        assert len(found) == len(names)
+        for name in found:
+            place = os.path.normpath(os.path.join("/out", name))
+            assert place.startswith("/out/"), (names, name)
+
+
+def test_an_image_is_copied_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        Image.new("L", (16, 12), 60).save(tmp_path / f"{name}.png")
+    images = [{"id": n, "file_name": f"{name}.png", "width": 16, "height": 12} for n, name in enumerate("ab")]
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "a"}]}
+    (tmp_path / "set.json").write_text(json.dumps(content))
+    table = read_annotations(tmp_path / "set.json")
+    write_yolo(table, tmp_path / "out")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("out/images/**/*.png")}
+    assert len(before) == 2
+
+    def half(source: Path, target: Path) -> None:
+        Path(target).write_bytes(Path(source).read_bytes()[:10])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flyspeck.data.writers.shutil.copyfile", half)
+        with pytest.raises(UserError, match="No space left"):
+            write_yolo(table, tmp_path / "out")
+    left = {path: path.read_bytes() for path in tmp_path.rglob("out/images/**/*") if path.is_file()}
+    assert left == before
+    write_yolo(table, tmp_path / "out", link=True)
+    assert all(path.is_symlink() for path in before)
+    write_yolo(table, tmp_path / "out")  # what is linked is the image already
+    assert all(path.is_symlink() for path in before)
