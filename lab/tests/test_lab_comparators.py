@@ -24,6 +24,7 @@ from flyspeck.types import Detections, ImageBatch
 from one_step import train_a_step
 
 NAMES = ("free_anchor", "grid_rcnn", "libra_rcnn")
+SINGLE_SHOT = ("pelee", "pyramidbox", "retinaface", "rfb_net", "s3fd")
 NARROW = {
     "grid_rcnn": {"point_channels": 4, "grid_depth": 2}
 }  # its convolutions by the point are nearly all of the time
@@ -36,7 +37,7 @@ def test_the_package_brings_them_as_a_plugin() -> None:
     assert {plugins.owner("detector", name) for name in NAMES} == {"flyspeck_lab.comparators"}
     assert plugins.owner("backbone", "peleenet") == "flyspeck_lab.comparators"
     # What flyspeck says of them where they are not.
-    assert sorted(plugins.COMPARATORS) == sorted([*NAMES, "pelee", "peleenet", "retinaface", "rfb_net"])
+    assert sorted(plugins.COMPARATORS) == sorted([*NAMES, *SINGLE_SHOT, "peleenet"])
 
 
 def test_flyspeck_finds_them_where_the_package_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +47,7 @@ def test_flyspeck_finds_them_where_the_package_is_installed(monkeypatch: pytest.
     monkeypatch.setattr(plugins, "_loaded", {})
     monkeypatch.setattr(plugins, "_failed", {})
     monkeypatch.setattr(plugins, "_owners", {})
-    for name in (*NAMES, "rfb_net", "pelee", "retinaface"):
+    for name in (*NAMES, *SINGLE_SHOT):
         monkeypatch.delitem(DETECTORS, name)
     monkeypatch.delitem(BACKBONES, "peleenet")
     assert parse_name("libra_rcnn:resnet18").detector == "libra_rcnn"
@@ -102,6 +103,8 @@ EXPORTS: dict[str, dict] = {
     "rfb_net:mobilenet_v1": {},
     "pelee:peleenet": {},
     "retinaface:mobilenet_v1": {},
+    "s3fd:mobilenet_v1": {},
+    "pyramidbox:resnet18": {},
 }
 
 

@@ -31,7 +31,17 @@ GROUP = "flyspeck.plugins"
 """The group of entry points that names installed plugins."""
 
 IN_LAB = "it is in the package flyspeck-lab (folder lab/ of the repository)"
-COMPARATORS = ("free_anchor", "grid_rcnn", "libra_rcnn", "pelee", "peleenet", "retinaface", "rfb_net")
+COMPARATORS = (
+    "free_anchor",
+    "grid_rcnn",
+    "libra_rcnn",
+    "pelee",
+    "peleenet",
+    "pyramidbox",
+    "retinaface",
+    "rfb_net",
+    "s3fd",
+)
 """Parts of that package; the first three were flyspeck's in version 0.1."""
 
 log = logging.getLogger("flyspeck")

@@ -29,7 +29,7 @@ GIVEN = {
 }  # fmt: skip
 """Keywords that come from somewhere else than the options, and from where."""
 FUNCTIONS = {
-    ("SSDHead", "box_weight"): "RetinaFace's",
+    ("SSDHead", "box_weight"): "RetinaFace's", ("SSDHead", "assign"): "S3FD's", ("SSDHead", "class_logits"): "S3FD's",
     "sampler": "Libra's", "objective": "FreeAnchor's", "negative_weight": "SSPNet's", ("FasterRCNNHead", "box_loss"): "Libra's",
 }  # fmt: skip
 """Keywords whose values are functions: parts of other detectors and necks, no options."""

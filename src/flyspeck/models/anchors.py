@@ -62,10 +62,11 @@ class AnchorGrid(nn.Module):
 
     def levels_of(self, maps: Sequence[Tensor], size: tuple[Any, Any]) -> list[Tensor]:
         """Anchors `(A_l, 4)` of each of `maps`, seen from images of `size` (H, W), whose numbers may be symbols."""
-        return [
-            self.level(shapes, (m.shape[-2], m.shape[-1]), size, m.device)
-            for shapes, m in zip(self.shapes, maps, strict=True)
-        ]
+        return self.levels([(m.shape[-2], m.shape[-1]) for m in maps], size, maps[0].device)
+
+    def levels(self, map_sizes: Sequence[tuple[Any, Any]], size: tuple[Any, Any], device: torch.device) -> list[Tensor]:
+        """`forward` by level, without keeping what was made; all sizes (H, W) may be symbols."""
+        return [self.level(shapes, own, size, device) for shapes, own in zip(self.shapes, map_sizes, strict=True)]
 
     def level(
         self, shapes: Sequence, map_size: tuple[int, int], padded: tuple[int, int], device: torch.device

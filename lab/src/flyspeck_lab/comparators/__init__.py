@@ -6,13 +6,15 @@ from flyspeck import register_backbone, register_detector
 
 
 def register() -> None:
-    """Adds `free_anchor`, `libra_rcnn`, `grid_rcnn`, `rfb_net`, `pelee`, `retinaface` and the backbone `peleenet`."""
+    """Adds `free_anchor`, `libra_rcnn`, `grid_rcnn`, `rfb_net`, `pelee`, `retinaface`, `s3fd`, `pyramidbox` and the backbone
+    `peleenet`.
+    """
     from flyspeck.models.assigners.build import NAMES as ASSIGNERS
     from flyspeck.models.batch_decoding import register_onnx
     from flyspeck.models.heads.faster_rcnn import FasterRCNNHead, faster_rcnn
     from flyspeck.models.heads.retinanet import RetinaNetHead, retinanet
     from flyspeck.models.heads.ssd import SSDHead, SSDOptions
-    from flyspeck_lab.comparators import pelee, retinaface, rfb_net
+    from flyspeck_lab.comparators import pelee, pyramidbox, retinaface, rfb_net, s3fd
     from flyspeck_lab.comparators.free_anchor import FreeAnchorOptions, free_anchor
     from flyspeck_lab.comparators.grid_rcnn import GridRCNNHead, GridRCNNOptions, grid_rcnn
     from flyspeck_lab.comparators.libra_rcnn import LibraRCNNOptions, attend_onnx, libra_rcnn
@@ -39,9 +41,15 @@ def register() -> None:
             like=like,
             options=SSDOptions,
         )
-    register_detector(
-        "retinaface",
-        retinaface.retinaface,
-        find_configuration=retinaface.find_configuration,
-        options=retinaface.RetinaFaceOptions,
-    )
+    for name, module, options in (
+        ("retinaface", retinaface, retinaface.RetinaFaceOptions),
+        ("s3fd", s3fd, s3fd.S3FDOptions),
+        ("pyramidbox", pyramidbox, pyramidbox.PyramidBoxOptions),
+    ):
+        register_detector(
+            name,
+            getattr(module, name),
+            find_configuration=module.find_configuration,
+            like=None if name == "retinaface" else "ssd",
+            options=options,
+        )

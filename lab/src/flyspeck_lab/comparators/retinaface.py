@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flyspeck.errors import UserError
+from flyspeck.models.anchors import AnchorGrid
 from flyspeck.models.backbones.staged import StagedBackbone, need_stages
 from flyspeck.models.detector import Detector, PixelNorm
 from flyspeck.models.heads.ssd import SSDHead
@@ -43,31 +44,6 @@ PIXELS = PixelNorm((123 / 255, 117 / 255, 104 / 255), (1 / 255,) * 3)
 """Of the published weights: values from 0 to 255, less a mean."""
 LANDMARKS = ("LandmarkHead",)
 """What of the published weights has no place here."""
-
-
-class SquareAnchors(nn.Module):
-    """Squares about the middle of each cell, `(A, 4)` xyxy pixels, by map, row, column, side."""
-
-    def __init__(self, sides: Sequence[Sequence[float]]) -> None:
-        super().__init__()
-        self.shapes = tuple(tuple((side, side) for side in level) for level in sides)
-
-    def forward(self, map_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], device: torch.device) -> Tensor:
-        """Anchors for maps of (H_l, W_l) seen from an image of `padded` (H, W) pixels."""
-        return torch.cat(self.levels(map_sizes, padded, device))
-
-    def levels(
-        self, map_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], device: torch.device
-    ) -> list[Tensor]:
-        """`forward` by map."""
-        found = []
-        for (rows, columns), shapes in zip(map_sizes, self.shapes, strict=True):
-            y = (torch.arange(rows, device=device, dtype=torch.float32) + 0.5) * (padded[0] / rows)
-            x = (torch.arange(columns, device=device, dtype=torch.float32) + 0.5) * (padded[1] / columns)
-            center = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1)[:, :, None, :]
-            half = torch.tensor(shapes, device=device)[None, None] / 2
-            found.append(torch.cat([center - half, center + half], -1).reshape(-1, 4))
-        return found
 
 
 class Context(nn.Module):
@@ -144,7 +120,7 @@ def retinaface(
     head = SSDHead(
         neck.features,
         num_classes=len(classes),
-        priors=SquareAnchors(SIDES),  # type: ignore[arg-type]
+        priors=AnchorGrid([[(side, side) for side in level] for level in SIDES]),
         foreground=foreground,
         negatives_per_positive=negatives_per_positive,
         suppression=suppression or Suppression(score=0.02, iou=0.4, pre_nms=5000),

@@ -57,27 +57,37 @@ class RoIPool(nn.Module):
 
     def forward(self, maps: Sequence[Tensor], regions: Sequence[Tensor], padded: tuple[int, int]) -> Tensor:
         """`regions[i] (P_i, 4)` of image i to `(sum P_i, C, output, output)` float32, in the same order."""
+        levels = maps[: len(self.strides)]
+        placed, level = self.place(levels, regions, padded)
+        return pyramid_roi_align(levels, placed, level, self.output, self.sampling, self.aligned)
+
+    def place(
+        self, maps: Sequence[Tensor], regions: Sequence[Tensor], padded: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """`regions[i] (P_i, 4)` as (image, x1, y1, x2, y2) `(R, 5)` in cells of the map of each one's level `(R,)`."""
         image = torch.cat([torch.full((len(r), 1), i, device=r.device) for i, r in enumerate(regions)]).float()
         boxes = torch.cat(list(regions)).float()
         level = self.level_of(boxes)
-        ratios = [[m.shape[-1] / padded[1], m.shape[-2] / padded[0]] * 2 for m in maps[: len(self.strides)]]
-        regions_in_cells = torch.cat([image, boxes * torch.tensor(ratios, device=boxes.device)[level]], 1)
-        levels = maps[: len(self.strides)]
-        return pyramid_roi_align(levels, regions_in_cells, level, self.output, self.sampling, self.aligned)
+        ratios = [[m.shape[-1] / padded[1], m.shape[-2] / padded[0]] * 2 for m in maps]
+        return torch.cat([image, boxes * torch.tensor(ratios, device=boxes.device)[level]], 1), level
 
     def pool_batch(self, maps: Sequence[Tensor], regions: Tensor, size: Size) -> Tensor:
         """`forward` for a graph: `regions (B, P, 4)` of images of `size` (H, W) to `(B*P, C, output, output)`."""
+        own = [m.float() for m in maps[: len(self.strides)]]
+        placed, level = self.place_batch(own, regions, size)
+        return batch_decoding.pyramid_roi_align(own, placed, level, self.output, self.sampling, self.aligned)
+
+    def place_batch(self, maps: Sequence[Tensor], regions: Tensor, size: Size) -> tuple[Tensor, Tensor]:
+        """`place` for a graph: of `regions (B, P, 4)`, row by row."""
         batch, count = regions.shape[0], regions.shape[1]
         image = torch.arange(batch, device=regions.device, dtype=torch.float32)[:, None, None].expand(batch, count, 1)
         level = self.level_of(regions)
         ratios = []
-        for m in maps[: len(self.strides)]:
+        for m in maps:
             x, y = torch.scalar_tensor(m.shape[-1] / size[1]), torch.scalar_tensor(m.shape[-2] / size[0])
             ratios.append(torch.stack([x, y, x, y]))
         ratio = torch.stack(ratios).to(regions.device)[level]
-        rois = torch.cat([image, regions * ratio], -1).reshape(-1, 5)
-        own = [m.float() for m in maps[: len(self.strides)]]
-        return batch_decoding.pyramid_roi_align(own, rois, level.reshape(-1), self.output, self.sampling, self.aligned)
+        return torch.cat([image, regions * ratio], -1).reshape(-1, 5), level.reshape(-1)
 
     def blank(self, maps: Sequence[Tensor], count: int) -> Tensor:
         """`(count, C, output, output)` of no particular values, on the device of `maps`: to run what follows for its cost."""

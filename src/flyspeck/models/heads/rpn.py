@@ -109,8 +109,11 @@ class RPN(nn.Module):
         init_normal(self.box_deltas)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Pyramid maps to objectness logits `(B, A, H_l, W_l)` and deltas `(B, A*4, H_l, W_l)` per level."""
-        towers = [self.tower(m, i) for i, m in enumerate(maps)]
+        """Pyramid maps to objectness logits `(B, A, H_l, W_l)` and deltas `(B, A*4, H_l, W_l)` per level.
+
+        Maps beyond the anchors' levels are for the second stage alone.
+        """
+        towers = [self.tower(m, i) for i, m in enumerate(maps[: len(self.anchors.shapes)])]
         return [self.objectness(t) for t in towers], [self.box_deltas(t) for t in towers]
 
     def priors(self, map_sizes: Sequence[tuple[int, int]], padded: tuple[int, int], device: torch.device) -> Priors:

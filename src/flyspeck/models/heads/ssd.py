@@ -14,8 +14,9 @@ path's 10x10 map ("10x10 onwards"), which here only feeds the first extra layer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from torch.nn import functional as F
 
 from flyspeck import boxes as box_algebra
 from flyspeck.errors import UserError, nearest
+from flyspeck.models.anchors import AnchorGrid
 from flyspeck.models.assign import BACKGROUND, max_iou_assign
 from flyspeck.models.backbones.staged import StagedBackbone, need_stages
 from flyspeck.models.batch_decoding import BatchDetections, Size, decode_anchored, flatten_level
@@ -41,6 +43,8 @@ from flyspeck.types import FeatureSpec, Targets
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 """1 / variances (0.1, 0.1, 0.2, 0.2)."""
 SUPPRESSION = Suppression(score=0.01, iou=0.6, max_detections=100)
+Assign = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Priors `(A, 4)`, objects `(N, 4)` and ignore regions `(N', 4)` to what each prior learns, `(A,)` as `models.assign` says it."""
 
 
 class L2Norm(nn.Module):
@@ -159,7 +163,7 @@ class DefaultBoxes(nn.Module):
         super().__init__()
         self.steps, self.image = configuration.steps, configuration.image
         self.shapes: tuple[tuple[tuple[float, float], ...], ...] = tuple(
-            _shapes(size, following, ratios)
+            cell_shapes(size, following, ratios)
             for size, following, ratios in zip(
                 configuration.sizes[:-1], configuration.sizes[1:], configuration.ratios, strict=True
             )
@@ -191,7 +195,8 @@ class DefaultBoxes(nn.Module):
         return levels
 
 
-def _shapes(size: float, following: float, ratios: Sequence[float]) -> tuple[tuple[float, float], ...]:
+def cell_shapes(size: float, following: float, ratios: Sequence[float]) -> tuple[tuple[float, float], ...]:
+    """(width, height) of a cell's priors: squares of `size` and of its mean with `following`, both orientations of each ratio."""
     mean = (size * following) ** 0.5
     shapes = [(size, size), (mean, mean)]
     for ratio in ratios:
@@ -202,32 +207,40 @@ def _shapes(size: float, following: float, ratios: Sequence[float]) -> tuple[tup
 
 
 class SSDHead(Head):
-    """One pair of convolutions per map, of 3x3 if not said: classes (background last) and box offsets of every prior."""
+    """One pair of convolutions per map, of 3x3 if not said: classes (background last) and box offsets of every prior.
+
+    `assign` is how priors learn objects (default: `max_iou_assign`, background below `foreground`); `class_logits` has a
+    module for each map in place of the convolutions to classes.
+    """
 
     def __init__(
         self,
         features: Sequence[FeatureSpec],
         *,
         num_classes: int,
-        priors: DefaultBoxes,
+        priors: DefaultBoxes | AnchorGrid,
         foreground: float = 0.5,
         negatives_per_positive: int = 3,
         suppression: Suppression | None = None,
         kernel: int = 3,
         box_weight: float = 1.0,
+        assign: Assign | None = None,
+        class_logits: Sequence[nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.num_classes, self.priors, self.box_weight = num_classes, priors, box_weight
-        self.foreground, self.negatives_per_positive = foreground, negatives_per_positive
+        self.negatives_per_positive = negatives_per_positive
+        self.assign = assign or partial(max_iou_assign, foreground=foreground, background=foreground)
         self.suppression = suppression or SUPPRESSION
         pairs = list(zip(features, priors.shapes, strict=True))
-        self.class_logits = nn.ModuleList(
-            nn.Conv2d(f.channels, len(s) * (num_classes + 1), kernel, 1, kernel // 2) for f, s in pairs
-        )
+        classes = num_classes + 1
+        convs = (nn.Conv2d(f.channels, len(s) * classes, kernel, 1, kernel // 2) for f, s in pairs)
+        self.class_logits = nn.ModuleList(convs if class_logits is None else class_logits)
         self.box_deltas = nn.ModuleList(nn.Conv2d(f.channels, len(s) * 4, kernel, 1, kernel // 2) for f, s in pairs)
-        for conv in (*self.class_logits, *self.box_deltas):
-            nn.init.xavier_uniform_(conv.weight)  # type: ignore[arg-type]
-            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+        for conv in (*self.class_logits.modules(), *self.box_deltas):
+            if isinstance(conv, nn.Conv2d):
+                nn.init.xavier_uniform_(conv.weight)
+                nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Predictor maps to class logits `(B, A*(K+1), H_l, W_l)` and deltas `(B, A*4, H_l, W_l)` per map."""
@@ -248,9 +261,7 @@ class SSDHead(Head):
         priors = self.priors([(m.shape[-2], m.shape[-1]) for m in logits], padded, flat_logits.device)
         classification, box, positives = flat_logits.sum() * 0, flat_deltas.sum() * 0, 0
         for image_logits, image_deltas, target in zip(flat_logits, flat_deltas, targets, strict=True):
-            assigned = max_iou_assign(
-                priors, target.objects, target.ignored, foreground=self.foreground, background=self.foreground
-            )
+            assigned = self.assign(priors, target.objects, target.ignored)
             positive = torch.nonzero(assigned >= 0).squeeze(1)
             matched = assigned[positive]
             label = torch.full_like(assigned, self.num_classes)
@@ -285,7 +296,8 @@ class SSDHead(Head):
         """See `Head.output_rows`."""
         found = {}
         for i, shapes in enumerate(self.priors.shapes):
-            found[f"class_logits.{i}"] = OutputRows(("anchors", "background"), shapes)
+            if isinstance(self.class_logits[i], nn.Conv2d):
+                found[f"class_logits.{i}"] = OutputRows(("anchors", "background"), shapes)
             found[f"box_deltas.{i}"] = OutputRows(("anchors", "values"), shapes)
         return found
 
