@@ -2,18 +2,22 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 from planted import SeesPlanted, plant
 
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, missing_extra
 from flyspeck.infer import outputs
 from flyspeck.infer.predictor import Journal, Predictor, Result
 from flyspeck.infer.resume import TileJournal
 from flyspeck.infer.source import Item
+from flyspeck.infer.writer import close_all
 from flyspeck.types import Detections
 
 
@@ -84,7 +88,8 @@ def test_a_full_disk_leaves_no_half_line_in_the_csv(tmp_path: Path) -> None:
 
 
 def test_every_format(tmp_path: Path) -> None:
-    for writer in outputs.open_writers(tmp_path, list(outputs.WRITERS), classes=("a",)):
+    formats = [name for name in outputs.WRITERS if name != "geoparquet" or find_spec("pyarrow")]
+    for writer in outputs.open_writers(tmp_path, formats, classes=("a",)):
         writer.add(result(4))
         writer.add(result(5, boxes=0))
         writer.close()
@@ -196,3 +201,83 @@ def test_a_widerface_submission_comes_back_as_it_went(tmp_path: Path) -> None:
     assert_array_equal(again.image_index, [0, 0, 0])
     assert_array_equal(again.boxes, boxes[[1, 2, 0]])
     assert_array_equal(again.scores.astype(np.float32), found.scores[[1, 2, 0]])
+
+
+def _open_below(folder: Path) -> list[str]:
+    """Files there that this process holds open."""
+    found = [os.readlink(f"/proc/self/fd/{number}") for number in _numbers()]
+    return [path for path in found if path.startswith(str(folder))]
+
+
+def _numbers() -> list[str]:
+    return [number for number in os.listdir("/proc/self/fd") if os.path.islink(f"/proc/self/fd/{number}")]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are counted on Linux alone")
+@pytest.mark.parametrize("how", ["opening", "writing"])
+def test_writers_that_cannot_all_be_opened_leave_none_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Whichever file is the one that fails: the exception is held, so that nothing is closed by chance."""
+    plain, left = Path.open, 0
+
+    def opened(self: Path, *args: Any, **more: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if how == "opening" and left == 0:
+            raise OSError(errno.EMFILE, "Too many open files")
+        file = plain(self, *args, **more)
+        if how == "writing" and left == 0:
+            return _TextFillsUp(file) if "b" not in (args[0] if args else "r") else _FillsUp(file)
+        return file
+
+    monkeypatch.setattr(Path, "open", opened)
+    errors: list[Exception] = []
+    for number in range(1, 30):
+        left, folder = number, tmp_path / str(number)
+        try:
+            writers = outputs.open_writers(folder, ["coco", "cvat", "csv", "label-studio"], classes=("a",))
+        except (UserError, OSError) as error:
+            errors.append(error)
+            assert not _open_below(folder)
+            continue
+        assert left > 0
+        for writer in writers:
+            writer.close()
+        break
+    assert len(errors) == 5
+    monkeypatch.setattr("flyspeck.infer.geopackage._BASE", "CREATE TABLE")
+    with pytest.raises(UserError, match="could not be written"):
+        outputs.open_writers(tmp_path / "map", ["csv", "gpkg"], classes=("a",))
+    assert not _open_below(tmp_path / "map")
+
+
+def test_a_writer_that_is_not_there_closes_those_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where an extra is missing."""
+
+    def missing(*_: object, **__: object) -> outputs.Writer:
+        raise missing_extra("pyarrow", "geoparquet")
+
+    closed = []
+    monkeypatch.setitem(outputs.WRITERS, "geoparquet", missing)
+    monkeypatch.setattr(outputs.CvatWriter, "close", lambda self: closed.append(self._file.close()))
+    with pytest.raises(UserError, match="pyarrow"):
+        outputs.open_writers(tmp_path, ["cvat", "geoparquet"], classes=("a",))
+    assert len(closed) == 1
+
+
+def test_all_are_closed_though_one_fails() -> None:
+    closed = []
+
+    class One:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def close(self) -> None:
+            closed.append(self.name)
+            if self.name == "b":
+                raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        close_all([One(name) for name in "abc"])
+    assert closed == ["a", "b", "c"]

@@ -31,5 +31,5 @@ class BrokenImages:
             f"{len(self.found)} of {self.num_images} images cannot be used, more than the allowed share of"
             f" {self.most:g}; the last: {error.what}",
             where=error.where,
-            fix="repair or remove them, or raise max_broken_share",
+            fix="repair or remove them, or raise the share (--max-broken-share; data.max_broken_share in a recipe)",
         )

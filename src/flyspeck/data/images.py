@@ -69,6 +69,7 @@ MAX_PIXELS = 200_000_000
 MAX_BANDS = 4096
 """Of a TIFF; a hyperspectral sensor has some hundred."""
 
+_RAISE = "raise the limit (--max-megapixels of predict; max_pixels) if the file is to be trusted"
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 _WIDE_PNG = {"RGB;16B": ("RGB;16B", "RGB;16L"), "RGBA;16B": ("RGBA;16B", "RGBA;16L"), "LA;16B": ("RGBA",)}
 """How Pillow unpacks a PNG of 16 bits and more than one sample, and in which ways it has to, to give all the bytes."""
@@ -121,7 +122,7 @@ def _own(path: Path, channels: int | None, bands: Sequence[int] | None, max_pixe
         if max_pixels is not None and values > 4 * max_pixels:
             raise UserError(
                 f"{header.samples} bands of {header.size[0]}x{header.size[1]} pixels, more than is decoded in one piece",
-                fix=f"{install('geo')} to read it by windows, or raise max_pixels if the file is to be trusted",
+                fix=f"{install('geo')} to read it by windows, or {_RAISE}",
             )
         return upright(_picked(_tiff_bands(path, header, channels, bands), bands), header.orientation)
     with _opened(path, max_pixels, max_pixels) as image:
@@ -339,7 +340,7 @@ def limited(
         raise UserError(
             f"{what} is {width} x {height} = {pixels / 1e6:.0f} megapixels, over the limit of {max_pixels / 1e6:g}",
             where=path,
-            fix="cut it into tiles, or raise max_pixels if the file is to be trusted",
+            fix=f"cut it into tiles, or {_RAISE}",
         )
     held = path.stat().st_size
     if is_bomb(pixels, bytes_each, held=held, max_pixels=max_pixels):

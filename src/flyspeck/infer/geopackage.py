@@ -17,7 +17,7 @@ from flyspeck import convert
 from flyspeck.files import storable
 from flyspeck.geo import GeoReference
 from flyspeck.infer.reading import Result
-from flyspeck.infer.writer import Writer, disk_full
+from flyspeck.infer.writer import Writer, closed_if_it_fails, disk_full
 
 _APPLICATION, _VERSION = 0x47504B47, 10300  # "GPKG", 1.3
 _PIXELS = -1
@@ -64,10 +64,11 @@ class GeoPackageWriter(Writer):
         try:
             self.path.unlink(missing_ok=True)
             self._file = sqlite3.connect(self.path, isolation_level=None)
-            self._file.execute(f"PRAGMA application_id = {_APPLICATION}")
-            self._file.execute(f"PRAGMA user_version = {_VERSION}")
-            self._file.executescript(_BASE)
-            self._file.executemany("INSERT INTO gpkg_spatial_ref_sys VALUES (?,?,?,?,?,?)", _REQUIRED)
+            with closed_if_it_fails(self):
+                self._file.execute(f"PRAGMA application_id = {_APPLICATION}")
+                self._file.execute(f"PRAGMA user_version = {_VERSION}")
+                self._file.executescript(_BASE)
+                self._file.executemany("INSERT INTO gpkg_spatial_ref_sys VALUES (?,?,?,?,?,?)", _REQUIRED)
         except (OSError, sqlite3.Error) as error:
             raise disk_full(self.path, error) from error
         self._layers: dict[str | None, tuple[str, int]] = {}

@@ -19,7 +19,7 @@ from flyspeck.errors import missing_extra
 from flyspeck.files import replace_file, storable
 from flyspeck.geo import GeoReference
 from flyspeck.infer.reading import Result
-from flyspeck.infer.writer import Writer, disk_full
+from flyspeck.infer.writer import Writer, close_all, closed_if_it_fails, disk_full
 from flyspeck.projection import WGS84, project_json
 
 FOLDER = "geoparquet"
@@ -63,11 +63,7 @@ class GeoParquetWriter(Writer):
 
     def close(self) -> None:
         """See `Writer.close`."""
-        for file in self._files.values():
-            try:
-                file.close()
-            except OSError as error:
-                raise disk_full(file.path, error) from error
+        close_all(list(self._files.values()))
 
 
 class _OneSystem:
@@ -133,7 +129,15 @@ class _OneSystem:
         self._tables, self._held = [], 0
 
     def close(self) -> None:
-        """Writes what is held and what the specification wants to know of the file, and gives the file its name."""
+        """Writes what is held and what the specification wants to know of the file, and gives it its name. Raises UserError."""
+        try:
+            with closed_if_it_fails(self._writer):
+                self._finish()
+            replace_file(self.path, lambda temporary: shutil.move(self._part, temporary))
+        except OSError as error:
+            raise disk_full(self.path, error) from error
+
+    def _finish(self) -> None:
         self._flush()
         covering = {side: ["bbox", side] for side in _SIDES}
         geometry: dict[str, Any] = {
@@ -147,4 +151,3 @@ class _OneSystem:
         told = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": geometry}}
         self._writer.add_key_value_metadata({"geo": json.dumps(told)})
         self._writer.close()
-        replace_file(self.path, lambda temporary: shutil.move(self._part, temporary))

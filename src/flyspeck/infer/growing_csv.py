@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from flyspeck.infer.writer import disk_full
+from flyspeck.infer.writer import closed_if_it_fails, disk_full
 
 
 class GrowingCsv:
@@ -20,7 +20,8 @@ class GrowingCsv:
         except OSError as error:
             raise disk_full(path, error) from error
         self._whole = 0  # bytes up to the end of the last lines
-        self.add([head])
+        with closed_if_it_fails(self):
+            self.add([head])
 
     def add(self, lines: Sequence[str]) -> None:
         """Append lines, all or none of them."""

@@ -29,7 +29,7 @@ from flyspeck.infer.resume import TileJournal
 from flyspeck.infer.skip import SkipReport, SkipRule
 from flyspeck.infer.source import Categories, Item, open_source
 from flyspeck.infer.watched import Watched
-from flyspeck.infer.writer import Writer, reported
+from flyspeck.infer.writer import Writer, close_all, reported
 from flyspeck.progress import Advance, Tell, untold
 from flyspeck.report.density import heat_map
 from flyspeck.types import Detections
@@ -192,9 +192,7 @@ class ImageLoop:
         finally:
             self.progress(Advance("writing the results"))
             with uninterrupted():
-                for writer in self.writers:
-                    writer.close()
-                journal.close()
+                close_all([*self.writers, journal])
         seconds = time.perf_counter() - start
         recalled = (self.recalled[0], self.recalled[1], self.recalled[2]) if self.recalled[0] else None
         if self.full > 1:

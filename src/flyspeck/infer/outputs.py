@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -23,7 +23,7 @@ from flyspeck.infer.geopackage import GeoPackageWriter
 from flyspeck.infer.geoparquet import GeoParquetWriter
 from flyspeck.infer.growing_csv import GrowingCsv
 from flyspeck.infer.reading import Result
-from flyspeck.infer.writer import Writer, disk_full
+from flyspeck.infer.writer import Writer, close_all, closed_if_it_fails, disk_full
 from flyspeck.plugins import UnknownPart, with_installed
 from flyspeck.version import VERSION
 
@@ -35,7 +35,8 @@ class _JsonList:
         self.path, self._tail, self._empty = path, tail, True
         self._file = path.open("w+b")
         self._end = len(head)
-        self._put((head + tail).encode(), 0)
+        with closed_if_it_fails(self):
+            self._put((head + tail).encode(), 0)
 
     def extend(self, entries: Sequence[Any]) -> None:
         """Append entries, all or none of them."""
@@ -80,7 +81,8 @@ class CocoWriter(Writer):
         categories = [{"id": number, "name": name} for number, name in zip(self._ids, classes, strict=True)]
         head = '{"categories":' + json.dumps(categories) + ',\n"annotations":[],\n"images":['
         self._results = _JsonList(folder / "detections.json")
-        self._images = _JsonList(folder / "images.json", head=head, tail="\n]}\n")
+        with closed_if_it_fails(self._results):
+            self._images = _JsonList(folder / "images.json", head=head, tail="\n]}\n")
 
     def add(self, result: Result) -> None:
         """See `Writer.add`."""
@@ -95,8 +97,7 @@ class CocoWriter(Writer):
 
     def close(self) -> None:
         """See `Writer.close`."""
-        self._results.close()
-        self._images.close()
+        close_all([self._results, self._images])
 
 
 class CsvWriter(Writer):
@@ -147,8 +148,9 @@ class CvatWriter(Writer):
     def __init__(self, folder: Path, *, classes: Sequence[str], **_: Any) -> None:
         self.path = folder / "cvat.xml"
         self._file = self.path.open("w+b")
-        self._file.write((tool_files.cvat_head(classes) + tool_files.CVAT_TAIL).encode())
-        self._file.flush()
+        with closed_if_it_fails(self):
+            self._file.write((tool_files.cvat_head(classes) + tool_files.CVAT_TAIL).encode())
+            self._file.flush()
         self._end = self._file.tell() - len(tool_files.CVAT_TAIL)
         self._count = 0
 
@@ -271,10 +273,16 @@ def check_formats(formats: Sequence[str]) -> None:
 def open_writers(
     folder: Path, formats: Sequence[str], *, classes: Sequence[str], category_ids: Sequence[int] | None = None
 ) -> list[Writer]:
-    """The writers of `formats` (names in `WRITERS`) into `folder`, which is made. Raises UserError."""
+    """The writers of `formats` (names in `WRITERS`) into `folder`, which is made. Raises UserError; none is left open then."""
     check_formats(formats)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make this folder ({error.strerror})", where=folder) from error
-    return [WRITERS[name](folder, classes=classes, category_ids=category_ids) for name in dict.fromkeys(formats)]
+    with ExitStack() as opened:
+        writers = []
+        for name in dict.fromkeys(formats):
+            writers.append(WRITERS[name](folder, classes=classes, category_ids=category_ids))
+            opened.callback(writers[-1].close)
+        opened.pop_all()
+    return writers

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from flyspeck.errors import UserError
 from flyspeck.infer.reading import Result
@@ -23,6 +26,30 @@ class Writer(ABC):
     @abstractmethod
     def close(self) -> None:
         """Nothing more comes."""
+
+
+class Closes(Protocol):
+    """What holds a file open."""
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        ...
+
+
+@contextmanager
+def closed_if_it_fails(opened: Closes) -> Iterator[None]:
+    """Closes what an exception within it would leave open for good, since nobody gets to know of it."""
+    with ExitStack() as stack:
+        stack.callback(opened.close)
+        yield
+        stack.pop_all()
+
+
+def close_all(opened: Sequence[Closes]) -> None:
+    """Closes each in turn, the others too where one raises; that exception is raised at the end."""
+    with ExitStack() as stack:
+        for one in reversed(opened):
+            stack.callback(one.close)
 
 
 def reported(result: Result, score: float) -> Result:
