@@ -162,6 +162,7 @@ TORCH = {
         f"flyspeck.data.{name}"
         for name in (
             "copy_paste",
+            "epoch_loader",
             "labelled_loading",
             "loading",
             "matched_scale",

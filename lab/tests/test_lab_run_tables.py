@@ -19,7 +19,7 @@ from flyspeck_lab.cli.main import main
 from flyspeck_lab.kinds import Folders
 from flyspeck_lab.page import BEGIN, END, markdown, overview, write_page
 from flyspeck_lab.results import read_results, write_results
-from flyspeck_lab.runner import rejudge, rescore_table, run_tables, states
+from flyspeck_lab.runner import Order, rejudge, rescore_table, run_tables, states
 from flyspeck_lab.table import Table, load_table
 
 
@@ -66,7 +66,7 @@ def load(place: Path) -> tuple[Table, dict[str, Any]]:
 
 def test_rows_are_run_once_and_leave_results(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table, where = load(place)
-    assert run_tables([table], "cpu", **where) == (4, 1)  # the other tool has left nothing yet
+    assert run_tables([table], Order("cpu", **where)) == (4, 1)  # the other tool has left nothing yet
     results = read_results(place / "results", "small")
     assert [(e.row, e.seed) for e in results.entries] == [("plain", 0), ("again", 0), ("strict", 0), ("plain", 1)]
     first = results.entries[0]
@@ -84,17 +84,17 @@ def test_rows_are_run_once_and_leave_results(place: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(runner, "run", never)
     with pytest.raises(AssertionError):  # only what is left: the external row
-        run_tables([table], "cpu", **where)
-    assert run_tables([table], "cpu", rows=["plain", "again"], **where) == (0, 0)
+        run_tables([table], Order("cpu", **where))
+    assert run_tables([table], Order("cpu", rows=["plain", "again"], **where)) == (0, 0)
 
 
 def test_the_same_seed_gives_the_same_number(place: Path) -> None:
     table, where = load(place)
-    run_tables([table], "cpu", rows=["plain"], **where)
+    run_tables([table], Order("cpu", rows=["plain"], **where))
     first = read_results(place / "results", "small")
     shutil.rmtree(place / "runs")
     shutil.rmtree(place / "results")
-    run_tables([table], "cpu", rows=["plain"], **where)
+    run_tables([table], Order("cpu", rows=["plain"], **where))
     second = read_results(place / "results", "small")
     assert [e.metrics for e in first.entries] == [e.metrics for e in second.entries]
     assert first.entries[0].metrics != first.entries[1].metrics  # another seed
@@ -105,7 +105,7 @@ def test_a_broken_run_goes_on_and_a_changed_row_begins_anew(place: Path, base: d
     folder = states(table, "cpu", place / "results", place / "runs")[0].job.folder(place / "runs")
     folder.mkdir(parents=True)
     (folder / "recipe.yaml").write_text("killed before its first checkpoint")
-    assert run_tables([table], "cpu", rows=["plain"], seeds=1, **where) == (1, 0)
+    assert run_tables([table], Order("cpu", rows=["plain"], seeds=1, **where)) == (1, 0)
     assert [s.status for s in states(table, "cpu", place / "results", place / "runs", rows=["plain"])] == [
         "done",
         "left",
@@ -121,7 +121,7 @@ def test_withdrawn_rows_are_run_again_into_new_folders(place: Path) -> None:
         return [state.status for state in found]
 
     table, where = load(place)
-    assert run_tables([table], "cpu", rows=["plain", "strict"], seeds=1, **where) == (2, 0)
+    assert run_tables([table], Order("cpu", rows=["plain", "strict"], seeds=1, **where)) == (2, 0)
     old = states(table, "cpu", place / "results", place / "runs")[0].job.folder(place / "runs")
     assert statuses() == ["done", "done"]
     (place / "small.yaml").write_text(yaml.safe_dump({**TABLE, "revision": 2, "withdrawn": "the code was wrong"}))
@@ -133,11 +133,11 @@ def test_withdrawn_rows_are_run_again_into_new_folders(place: Path) -> None:
     page = markdown(table, place / "results")
     assert "Withdrawn: the code was wrong" in page
     assert page.count("| plain |") == 1
-    assert run_tables([table], "cpu", rows=["plain"], seeds=1, **where) == (1, 0)
+    assert run_tables([table], Order("cpu", rows=["plain"], seeds=1, **where)) == (1, 0)
     assert statuses() == ["done", "withdrawn"]
     assert len(list(old.parent.iterdir())) == 2
     assert markdown(table, place / "results").count("to be run again") == 1
-    assert run_tables([table], "cpu", rows=["strict"], seeds=1, **where) == (1, 0)
+    assert run_tables([table], Order("cpu", rows=["strict"], seeds=1, **where)) == (1, 0)
     assert statuses() == ["done", "done"]
     assert "ithdrawn" not in markdown(table, place / "results")
 
@@ -151,9 +151,9 @@ def test_an_extra_row_without_its_data_is_passed_over(place: Path) -> None:
     }
     (place / "small.yaml").write_text(yaml.safe_dump(content))
     table, where = load(place)
-    assert run_tables([table], "cpu", **where) == (0, 1)
+    assert run_tables([table], Order("cpu", **where)) == (0, 1)
     with pytest.raises(UserError, match="no such file"):
-        run_tables([table], "cpu", rows=["missing"], **where)
+        run_tables([table], Order("cpu", rows=["missing"], **where))
 
 
 def test_weights_are_measured_under_the_factors_that_training_counted(place: Path) -> None:
@@ -169,7 +169,7 @@ def test_weights_are_measured_under_the_factors_that_training_counted(place: Pat
     ]
     (place / "small.yaml").write_text(yaml.safe_dump(TABLE | {"rows": rows, "claims": []}))
     table, where = load(place)
-    assert run_tables([table], "cpu", **where) == (2, 0)
+    assert run_tables([table], Order("cpu", **where)) == (2, 0)
     assert 0 <= read_results(place / "results", "small").entries[1].metrics["mr50_tiny"] <= 1
 
 
@@ -178,7 +178,7 @@ def test_the_page_says_what_was_to_be_run_and_what_was(place: Path) -> None:
     rows = [row.model_copy(update={"extra": row.name == "again"}) for row in table.rows]
     table = table.model_copy(update={"rows": rows})
     assert "| small | cpu | 0 of 4 | all | 0 of 1 | - |" in overview([table], place / "results")
-    run_tables([table], "cpu", rows=["plain"], seeds=1, **where)
+    run_tables([table], Order("cpu", rows=["plain"], seeds=1, **where))
     assert "| small | cpu | 1 of 4 | strict, other, plain (seed 1) | 0 of 1 | 0.0 |" in overview(
         [table], place / "results"
     )
@@ -186,7 +186,7 @@ def test_the_page_says_what_was_to_be_run_and_what_was(place: Path) -> None:
 
 def test_no_row_begins_after_the_minutes(place: Path) -> None:
     table, where = load(place)
-    done, left = run_tables([table], "cpu", minutes=0.0, rows=["plain"], **where)
+    done, left = run_tables([table], Order("cpu", minutes=0.0, rows=["plain"], **where))
     assert (done, left) == (0, 2)
 
 
@@ -198,7 +198,7 @@ def test_extra_rows_of_several_tables_come_after_what_must_run(place: Path, capl
         (place / f"{name}.yaml").write_text(yaml.safe_dump(content | {"name": name, "rows": rows, "claims": []}))
     tables = [load_table(place / f"{name}.yaml") for name in ("one", "two")]
     with caplog.at_level("INFO", logger="flyspeck"):
-        assert run_tables(tables, "cpu", **where) == (4, 0)
+        assert run_tables(tables, Order("cpu", **where)) == (4, 0)
     begun = [record.getMessage() for record in caplog.records if " of 4)" in record.getMessage()]
     assert begun == [
         "one cpu/plain/0 (1 of 4)",
@@ -214,14 +214,14 @@ def test_another_tools_detections_are_scored(place: Path) -> None:
     job = next(s.job for s in states(table, "cpu", place / "results", place / "runs") if s.job.row.name == "other")
     folder = job.folder(place / "runs")
     with pytest.raises(UserError, match="no detections of another tool"):
-        run_tables([table], "cpu", rows=["other"], **where)
+        run_tables([table], Order("cpu", rows=["other"], **where))
     truth = json.loads((place / "data/squares/val.json").read_text())["annotations"]
     found = [{key: box[key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9} for box in truth]
     folder.mkdir(parents=True)
     (folder / "detections.json").write_text(json.dumps(found))
     about = {"tool": "by hand", "version": "7", "gflops": 0.0, "epochs": 3, "settings": "patience"}
     (folder / "about.json").write_text(json.dumps(about))
-    run_tables([table], "cpu", rows=["other"], **where)
+    run_tables([table], Order("cpu", rows=["other"], **where))
     (entry,) = read_results(place / "results", "small").entries
     assert entry.metrics["ap50_all"] == 1.0
     assert entry.facts["tool"] == "by hand"
@@ -262,7 +262,7 @@ def test_a_pretraining_and_a_distillation_are_rows_too(place: Path) -> None:
     }
     (place / "small.yaml").write_text(yaml.safe_dump(content))
     table, where = load(place)
-    assert run_tables([table], "cpu", rows=["student"], **where) == (3, 0)
+    assert run_tables([table], Order("cpu", rows=["student"], **where)) == (3, 0)
     first, *_, last = read_results(place / "results", "small").entries
     assert set(first.metrics) == {"top1"}
     assert first.facts["validation_images"] == 8
@@ -273,13 +273,13 @@ def test_a_pretraining_and_a_distillation_are_rows_too(place: Path) -> None:
     results = read_results(place / "results", "small")
     results.entries.pop()
     write_results(place / "results", results)
-    assert run_tables([table], "cpu", **where) == (1, 0)
+    assert run_tables([table], Order("cpu", **where)) == (1, 0)
     assert read_results(place / "results", "small").entries[-1].metrics == last.metrics
 
 
 def test_runs_are_scored_again_and_the_page_keeps_what_is_hand_written(place: Path) -> None:
     table, where = load(place)
-    run_tables([table], "cpu", rows=["plain"], seeds=1, **where)
+    run_tables([table], Order("cpu", rows=["plain"], seeds=1, **where))
     before = read_results(place / "results", "small").entries
     assert rescore_table(table, "cpu", **where) == 1
     rejudge(table, place / "results")
@@ -304,7 +304,7 @@ def test_a_run_is_timed_again_only_where_the_table_asks_for_another_number_of_ru
     def scored(runs: int) -> dict[str, Any]:
         (place / "small.yaml").write_text(yaml.safe_dump(content | {"latency_runs": runs}))
         table, where = load(place)
-        run_tables([table], "cpu", rows=["plain"], seeds=1, **where)
+        run_tables([table], Order("cpu", rows=["plain"], seeds=1, **where))
         rescore_table(table, "cpu", **where)
         return read_results(place / "results", "small").entries[0].facts
 

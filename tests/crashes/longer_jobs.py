@@ -154,9 +154,8 @@ def rows_of_a_table(squares: Path) -> Job:
     def begin(folder: Path) -> int:
         runner.run = outcome
         places = Folders(data=place, runs=folder / "runs")
-        done, left = runner.run_tables(
-            [load_table(place / "small.yaml")], "cpu", places=places, results_folder=folder / "results"
-        )
+        order = runner.Order("cpu", places, folder / "results")
+        done, left = runner.run_tables([load_table(place / "small.yaml")], order)
         assert left == 0, done
         return 0
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from suppressing import Suppressing
 
 from flyspeck import one_object
 from flyspeck.boxes import iou
@@ -15,7 +16,6 @@ from flyspeck.errors import UserError
 from flyspeck.export.parity import Rule, _partners, ap_table, compare
 from flyspeck.export.proof import require_parity
 from flyspeck.export.undecided import asked_again
-from flyspeck.models.detector import Head
 from flyspeck.models.postprocess import Suppression, suppress
 from flyspeck.types import Detections
 
@@ -156,20 +156,6 @@ def test_the_table_states_the_difference_in_points() -> None:
     text = ap_table({"eager": {"tiny": 0.5, "small": -1.0}, "int8": {"tiny": 0.482, "small": -1.0}})
     assert "48.20 (-1.80)" in text
     assert text.splitlines()[2].split() == ["small", "–", "–"]
-
-
-class Suppressing(Head):
-    """A network of nothing but a rule."""
-
-    def __init__(self, rule: Suppression) -> None:
-        super().__init__()
-        self.suppression = rule
-
-    def losses(self, *_: object) -> dict:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return {}
-
-    def detect(self, *_: object) -> list:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return []
 
 
 @pytest.mark.parametrize("off", [1e-5, -1e-5, 0.02], ids=["kept for a digit", "lost for a digit", "at fault"])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from suppressing import Suppressing
 
 from flyspeck.export.parity import ALIKE, Difference, ap_by_size, compare
 from flyspeck.export.parity import Rule as Told
 from flyspeck.export.undecided import IOU, asked_again
-from flyspeck.models.detector import Head
 from flyspeck.models.postprocess import Suppression
 from flyspeck.types import Detections
 from planted_errors import table
@@ -29,31 +29,17 @@ def test_scores_that_are_alike_decide_nothing(span: float, undecided: bool) -> N
     assert Difference(2, 30, 0, 0, ties=0, unmatched=1, span=span).undecided is undecided
 
 
-class Cut(Head):
-    """A network of nothing but a rule."""
-
-    def __init__(self, rule: Suppression) -> None:
-        super().__init__()
-        self.suppression = rule
-
-    def losses(self, *_: object) -> dict:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return {}
-
-    def detect(self, *_: object) -> list:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return []
-
-
 @pytest.mark.parametrize(("count", "lower", "higher"), [(1, 1, 2), (40, 39, 41), (100, 99, 101), (1000, 990, 1010)])
 def test_every_cut_is_moved_both_ways(count: int, lower: int, higher: int) -> None:
     rule = Suppression(iou=0.5, pre_nms=count, max_detections=count)
-    head, asked = Cut(rule), []
+    head, asked = Suppressing(rule), []
     own = ("iou", "max_detections", "pre_nms")
     asked_again(head, lambda: asked.append(tuple(getattr(head.suppression, name) for name in own)) or [])
     assert [iou - 0.5 for iou, *_ in asked] == pytest.approx([-IOU, 0, 0, IOU, 0, 0])
     assert [most for _, most, _ in asked] == [count, lower, count, count, higher, count]
     assert [before for *_, before in asked] == [count, count, lower, count, count, higher]
     assert head.suppression is rule
-    assert asked_again(Cut(Suppression(method="none")), lambda: asked) == []
+    assert asked_again(Suppressing(Suppression(method="none")), lambda: asked) == []
 
 
 def test_ap_of_each_size() -> None:

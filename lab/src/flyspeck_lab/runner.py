@@ -47,29 +47,39 @@ def states(table: Table, grade: str, results_folder: Path, runs: Path, **choice:
     return found
 
 
-def run_tables(
-    tables: Sequence[Table],
-    grade: str,
-    *,
-    places: Folders,
-    results_folder: Path,
-    rows: list[str] | None = None,
-    seeds: int | None = None,
-    minutes: float | None = None,
-) -> tuple[int, int]:
+@dataclass(frozen=True)
+class Order:
+    """What is to be run of tables, where, and for how long."""
+
+    grade: str
+    places: Folders
+    results_folder: Path
+    rows: list[str] | None = None
+    """Names of the only rows that are meant; None: all of the grade."""
+    seeds: int | None = None
+    """So many of each row; None: as many as the row says."""
+    minutes: float | None = None
+    """After these no further job is begun; None: all are."""
+
+    def left(self, todo: Sequence[Job]) -> int:
+        """How many of the jobs are not finished."""
+        return sum(not finished(job, self.results_folder) for job in todo)
+
+
+def run_tables(tables: Sequence[Table], order: Order) -> tuple[int, int]:
     """Runs the unfinished jobs, table after table and then their extra rows; returns how many were done and how many are left.
 
-    After `minutes` no further job is begun. An external or extra row whose input is missing (another tool's detections, a data
+    An external or extra row whose input is missing (another tool's detections, a data
     set) is passed over with a line in the log, as are those that need it; with `rows` named, it is an error.
     """
     started, done = time.monotonic(), 0
     passed: set[tuple[str, str]] = set()
-    todo = [job for table in tables for job in jobs(table, grade, rows=rows, seeds=seeds)]
+    todo = [job for table in tables for job in jobs(table, order.grade, rows=order.rows, seeds=order.seeds)]
     todo.sort(key=lambda job: job.row.extra)
     for number, job in enumerate(todo, 1):
-        if finished(job, results_folder):
+        if finished(job, order.results_folder):
             continue
-        if minutes is not None and time.monotonic() - started > 60 * minutes:
+        if order.minutes is not None and time.monotonic() - started > 60 * order.minutes:
             break
         name = (job.table.name, job.key)
         if any((job.table.name, need.key) in passed for need in job.needs()):
@@ -77,22 +87,21 @@ def run_tables(
             continue
         log.info("%s %s (%d of %d)", *name, number, len(todo))
         try:
-            _provide(job, places)
-            outcome = run(job, places)
+            _provide(job, order.places)
+            outcome = run(job, order.places)
         except UserError as error:
-            if rows is not None or not (job.row.kind == "external" or job.row.extra):
+            if order.rows is not None or not (job.row.kind == "external" or job.row.extra):
                 raise
             log.warning("%s %s passed over: %s", *name, error)
             passed.add(name)
             continue
         # Read again: another process may have written its rows meanwhile.
-        results = read_results(results_folder, job.table.name)
+        results = read_results(order.results_folder, job.table.name)
         results.replace(outcome.entries, outcome.draws)
         results.verdicts = judge(job.table, results)
-        write_results(results_folder, results)
+        write_results(order.results_folder, results)
         done += 1
-    left = sum(not finished(job, results_folder) for job in todo)
-    return done, left
+    return done, order.left(todo)
 
 
 def rescore_table(table: Table, grade: str, *, places: Folders, results_folder: Path) -> int:

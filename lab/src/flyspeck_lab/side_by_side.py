@@ -20,9 +20,9 @@ from filelock import FileLock
 
 from flyspeck.errors import UserError
 from flyspeck.files import write_text
-from flyspeck_lab.kinds import Folders, run
+from flyspeck_lab.kinds import run
 from flyspeck_lab.results import read_results, write_results
-from flyspeck_lab.runner import finished
+from flyspeck_lab.runner import Order, finished
 from flyspeck_lab.table import Job, jobs, load_table
 
 log = logging.getLogger("flyspeck")
@@ -37,11 +37,7 @@ class Share:
     """What every process is told."""
 
     tables: Sequence[Path]
-    grade: str
-    places: Folders
-    results_folder: Path
-    rows: list[str] | None
-    seeds: int | None
+    order: Order
     until: float | None
     """`time.time()` after which no further job is begun."""
     taken: Path
@@ -50,33 +46,23 @@ class Share:
     """Of each process."""
 
 
-def run_side_by_side(
-    tables: Sequence[Path],
-    grade: str,
-    *,
-    processes: int,
-    places: Folders,
-    results_folder: Path,
-    rows: list[str] | None = None,
-    seeds: int | None = None,
-    minutes: float | None = None,
-) -> tuple[int, int]:
+def run_side_by_side(tables: Sequence[Path], order: Order, *, processes: int) -> tuple[int, int]:
     """Runs the unfinished jobs of `tables` (their files) by so many processes; returns how many were done and how many are left.
 
-    After `minutes` no further job is begun. A job that fails is told in the log, and those that need it are left. No model is
-    timed, whatever the table asks for.
+    A job that fails is told in the log, and those that need it are left. No model is timed, whatever the table asks for.
     """
     if _takes_turns():
         log.warning(
             "processes take turns on a GPU and are many times slower for it: start NVIDIA's MPS first "
             "(nvidia-cuda-mps-control -d)"
         )
-    until = None if minutes is None else time.time() + 60 * minutes
+    until = None if order.minutes is None else time.time() + 60 * order.minutes
     context = multiprocessing.get_context("spawn")
-    before = _left(tables, grade, results_folder, rows, seeds)
+    todo = _todo(tables, order)
+    before = order.left(todo)
     with tempfile.TemporaryDirectory() as taken:
         threads = max(1, (os.cpu_count() or 1) // processes)
-        share = Share(tables, grade, places, results_folder, rows, seeds, until, Path(taken), threads)
+        share = Share(tables, order, until, Path(taken), threads)
         started = [context.Process(target=_work, args=(share,)) for _ in range(processes)]
         for process in started:
             process.start()
@@ -90,7 +76,7 @@ def run_side_by_side(
         finally:
             for process in started:
                 process.terminate()
-    left = _left(tables, grade, results_folder, rows, seeds)
+    left = order.left(todo)
     return before - left, left
 
 
@@ -110,15 +96,11 @@ def _takes_turns() -> bool:
     return torch.cuda.is_available() and not pipes.is_dir()
 
 
-def _todo(tables: Sequence[Path], grade: str, rows: list[str] | None, seeds: int | None) -> list[Job]:
+def _todo(tables: Sequence[Path], order: Order) -> list[Job]:
     # Beside others nothing can be timed.
     loaded = [load_table(path).model_copy(update={"latency_runs": 0}) for path in tables]
-    todo = [job for table in loaded for job in jobs(table, grade, rows=rows, seeds=seeds)]
+    todo = [job for table in loaded for job in jobs(table, order.grade, rows=order.rows, seeds=order.seeds)]
     return sorted(todo, key=lambda job: job.row.extra)
-
-
-def _left(tables: Sequence[Path], grade: str, results_folder: Path, rows: list[str] | None, seeds: int | None) -> int:
-    return sum(not finished(job, results_folder) for job in _todo(tables, grade, rows, seeds))
 
 
 def _work(share: Share) -> None:
@@ -128,7 +110,7 @@ def _work(share: Share) -> None:
     logging.basicConfig(level=logging.INFO, format=f"[{os.getpid()}] %(message)s")
     logging.getLogger("flyspeck").setLevel(logging.INFO)
     torch.set_num_threads(share.threads)
-    todo, lock = _todo(share.tables, share.grade, share.rows, share.seeds), turn(share.taken)
+    todo, lock = _todo(share.tables, share.order), turn(share.taken)
     parent = multiprocessing.parent_process()
     while (share.until is None or time.time() < share.until) and (parent is None or parent.is_alive()):
         job, waiting = _take(todo, share, lock)
@@ -139,16 +121,16 @@ def _work(share: Share) -> None:
             continue
         log.info("%s %s: begun", job.table.name, job.key)
         try:
-            outcome = run(job, share.places)
+            outcome = run(job, share.order.places)
         except Exception as error:  # another row may well run
             write_text(_mark(job, share), "failed")
             known = isinstance(error, UserError)
             log.warning("%s %s failed: %s", job.table.name, job.key, error, exc_info=None if known else error)
             continue
         with lock:
-            results = read_results(share.results_folder, job.table.name)
+            results = read_results(share.order.results_folder, job.table.name)
             results.replace(outcome.entries, outcome.draws)
-            write_results(share.results_folder, results)
+            write_results(share.order.results_folder, results)
             write_text(_mark(job, share), "done")
         log.info("%s %s: done", job.table.name, job.key)
 
@@ -164,7 +146,7 @@ def _take(todo: Sequence[Job], share: Share, lock: FileLock) -> tuple[Job | None
     with lock:
         for job in todo:
             mark = _mark(job, share)
-            if mark.exists() or finished(job, share.results_folder):
+            if mark.exists() or finished(job, share.order.results_folder):
                 continue
             if any(_failed(need, share) for need in job.needs()):
                 continue
@@ -188,7 +170,9 @@ def _first_usable(job: Job, share: Share) -> Job | None:
 
 def _usable(need: Job, share: Share) -> bool:
     """Whether what another job builds on is there: its result and its weights, and nobody is making them again."""
-    there = finished(need, share.results_folder) and any(need.folder(share.places.runs).glob("*.safetensors"))
+    there = finished(need, share.order.results_folder) and any(
+        need.folder(share.order.places.runs).glob("*.safetensors")
+    )
     return there and _state(need, share) in ("", "done")
 
 

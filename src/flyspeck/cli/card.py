@@ -6,12 +6,12 @@ from pathlib import Path
 
 import typer
 
-from flyspeck.cli.shared_options import DEVICE, training_device
+from flyspeck.cli.shared_options import DEVICE, FINISHED_RUN, training_device
 from flyspeck.cli.terminal import ProgressBar
 
 
 def card(
-    run: Path = typer.Argument(..., metavar="RUN", help="A finished run folder."),
+    run: Path = FINISHED_RUN,
     out: Path = typer.Option(
         ..., "--out", metavar="FOLDER", help="Where to write: the folder of model.safetensors and README.md."
     ),

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import typer
 
+from flyspeck.cli.shared_options import EPOCHS_AFTER, FINISHED_RUN
+
 
 def prune(
-    run: Path = typer.Argument(..., metavar="RUN", help="A finished run folder."),
+    run: Path = FINISHED_RUN,
     out: Path = typer.Option(
         ..., "--out", metavar="FOLDER", help="Where to write: the folder of the pruned weights and of the recipe."
     ),
@@ -23,13 +25,7 @@ def prune(
     multiple: int = typer.Option(
         4, "--multiple", min=1, max=64, metavar="N", help="Leave widths that are multiples of N."
     ),
-    epochs: int | None = typer.Option(
-        None,
-        "--epochs",
-        min=1,
-        metavar="N",
-        help="Passes over the training images, in the recipe; default: a quarter of the run's, or of its minutes.",
-    ),
+    epochs: int | None = EPOCHS_AFTER,
     quantise: bool = typer.Option(
         False, "--quantise", help="Train what is left for INT8 at once, as flyspeck quantise does."
     ),

@@ -6,22 +6,18 @@ from pathlib import Path
 
 import typer
 
+from flyspeck.cli.shared_options import EPOCHS_AFTER, FINISHED_RUN
+
 
 def quantise(
-    run: Path = typer.Argument(..., metavar="RUN", help="A finished run folder."),
+    run: Path = FINISHED_RUN,
     out: Path = typer.Option(
         ...,
         "--out",
         metavar="FOLDER",
         help="Where to write: the folder of the weights to start from and of the recipe.",
     ),
-    epochs: int | None = typer.Option(
-        None,
-        "--epochs",
-        min=1,
-        metavar="N",
-        help="Passes over the training images, in the recipe; default: a quarter of the run's, or of its minutes.",
-    ),
+    epochs: int | None = EPOCHS_AFTER,
 ) -> None:
     """Write the recipe that trains a detector on while its layers round to 8 bits, as an INT8 file will."""
     from flyspeck.train.quantising import quantise_run

@@ -46,6 +46,14 @@ DEVICE = typer.Option(
 ENCODING = typer.Option(
     None, "--encoding", metavar="NAME", help="Encoding of text files that are not UTF-8: cp1252, gbk, ..."
 )
+EPOCHS_AFTER = typer.Option(
+    None,
+    "--epochs",
+    min=1,
+    metavar="N",
+    help="Passes over the training images, in the recipe; default: a quarter of the run's, or of its minutes.",
+)
+FINISHED_RUN = typer.Argument(..., metavar="RUN", help="A finished run folder.")
 FORMAT = typer.Option(
     None,
     "--format",

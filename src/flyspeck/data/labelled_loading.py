@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from flyspeck.data.broken import BrokenImages
+from flyspeck.data.epoch_loader import REPLACEMENT_TRIES, Batching, EpochLoader
 from flyspeck.data.labelled_files import LabelledFiles, ShardGone, square_of
-from flyspeck.data.loading import REPLACEMENT_TRIES, DrawsInBatches, start_worker
 from flyspeck.data.sampling import Draw, EpochSampler
 from flyspeck.errors import UserError
 
@@ -25,7 +25,7 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class _Fetched:
-    """Errors travel as values: an exception that leaves a worker comes out as the text of a traceback."""
+    """A batch on its way from a worker, with the errors met while it was made."""
 
     pixels: torch.Tensor
     """(B, S, S, 3) uint8."""
@@ -82,11 +82,11 @@ class _Collate:
         return _Fetched(pixels, torch.tensor([label for _, label in good], dtype=torch.int64), errors, fatal)
 
 
-class LabelledLoader:
+class LabelledLoader(EpochLoader[_Fetched]):
     """Batches `(pixels (B, S, S, 3) uint8, labels (B,))` of this process, from any batch of an epoch on.
 
     Images that cannot be used are named once, and counted in `broken`; more than a share of `max_broken_share` of all is an
-    error. Workers stay from epoch to epoch; `close` ends them.
+    error. Workers: see `EpochLoader`.
     """
 
     def __init__(
@@ -108,8 +108,7 @@ class LabelledLoader:
         """
         training = smallest_crop is not None
         self.broken = BrokenImages(len(files), most=max_broken_share)
-        self.batch_size, self.training = batch_size, training
-        self.sampler = EpochSampler(
+        sampler = EpochSampler(
             len(files),
             seed=seed,
             shuffle=training,
@@ -118,41 +117,21 @@ class LabelledLoader:
             even=training,
             blocks=files.shard_of,
         )
-        self._settings: dict[str, Any] = dict(
-            dataset=_Fetcher(files, size, seed, smallest_crop),
-            batch_sampler=DrawsInBatches(self.sampler, batch_size, drop_last=training),
-            num_workers=workers,
-            collate_fn=_Collate(size, training),
-            worker_init_fn=start_worker,
-            persistent_workers=workers > 0,
-            pin_memory=pin_memory,
-            generator=torch.Generator().manual_seed(seed),
+        super().__init__(
+            _Fetcher(files, size, seed, smallest_crop),
+            _Collate(size, training),
+            Batching(sampler, batch_size, training, workers, seed, pin_memory),
         )
-        self._loader: DataLoader[Any] | None = None
-
-    def __len__(self) -> int:
-        """Batches of this process in a whole epoch."""
-        draws = len(self.sampler)
-        return draws // self.batch_size if self.training else -(-draws // self.batch_size)
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Pair]:
         """The batches `start`, `start + 1`, … of an epoch. Raises UserError."""
-        self.sampler.load_state({"epoch": epoch, "start": start * self.batch_size})
-        if self._loader is None:
-            self._loader = DataLoader(**self._settings)
-        for fetched in self._loader:
-            try:
-                for error in fetched.errors:
-                    if not isinstance(error, ShardGone):
-                        self.broken.note(error)
-                if fetched.fatal is not None:
-                    raise fetched.fatal
-            except UserError:
-                self.close()
-                raise
+        for fetched in self._fetched(epoch, start):
             if len(fetched.labels):
                 yield fetched.pixels, fetched.labels
 
-    def close(self) -> None:
-        """Ends the workers."""
-        self._loader = None
+    def _check(self, fetched: _Fetched) -> None:
+        for error in fetched.errors:
+            if not isinstance(error, ShardGone):
+                self.broken.note(error)
+        if fetched.fatal is not None:
+            raise fetched.fatal

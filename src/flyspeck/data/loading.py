@@ -7,22 +7,21 @@ one that was never stopped.
 
 from __future__ import annotations
 
-import gc
 import os
-import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from flyspeck import boxes as box_algebra
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.bands import PixelRule
 from flyspeck.data.broken import BrokenImages
 from flyspeck.data.enlarge import Enlarge, enlarged_table, native_sizes, resample
+from flyspeck.data.epoch_loader import REPLACEMENT_TRIES, Batching, EpochLoader
 from flyspeck.data.images import MAX_PIXELS
 from flyspeck.data.padding import padded_side
 from flyspeck.data.pixel_cache import LIMIT_BYTES, PixelCache
@@ -30,8 +29,6 @@ from flyspeck.data.sampling import Draw, EpochSampler
 from flyspeck.data.transforms import Transform
 from flyspeck.errors import UserError
 from flyspeck.types import ImageBatch, Sample, Targets
-
-REPLACEMENT_TRIES = 16
 
 
 class Batch(NamedTuple):
@@ -169,10 +166,7 @@ def collate(samples: Sequence[Sample], *, divisor: int, smallest: int = 1) -> Ba
 
 @dataclass(frozen=True)
 class _Fetched:
-    """A batch on its way from a worker, with the errors met while it was made.
-
-    Errors travel as values: an exception that leaves a worker comes out as the text of a traceback.
-    """
+    """A batch on its way from a worker, with the errors met while it was made."""
 
     batch: Batch | None
     """None if nothing could be put in an image's place, or the images do not go together: `errors[-1]` says why."""
@@ -223,89 +217,31 @@ class _Collate:
             return _Fetched(None, (*errors, error))
 
 
-class Loader:
+class Loader(EpochLoader[_Fetched]):
     """Batches of an epoch, from any batch on: `for images, targets, image_ids in loader.epoch(3, start=17)`.
 
     Images that cannot be used are replaced and counted in `broken` (file -> what is wrong); as soon as their
-    share of the data set exceeds `max_broken_share`, UserError names the file. Workers stay from epoch to epoch; `close` ends
-    them, an error does too, and the next epoch would start new ones.
+    share of the data set exceeds `max_broken_share`, UserError names the file. Workers: see `EpochLoader`.
     """
 
     def __init__(
-        self,
-        dataset: DetectionDataset,
-        *,
-        batch_size: int,
-        sampler: EpochSampler,
-        workers: int,
-        seed: int,
-        divisor: int,
-        smallest: int,
-        drop_last: bool,
-        max_broken_share: float,
-        pin_memory: bool,
+        self, dataset: DetectionDataset, batching: Batching, *, divisor: int, smallest: int, max_broken_share: float
     ) -> None:
-        self.sampler, self.batch_size, self.drop_last = sampler, batch_size, drop_last
+        super().__init__(_Fetcher(dataset), _Collate(divisor, smallest), batching)
         self._broken = BrokenImages(len(dataset), most=max_broken_share)
         self.broken = self._broken.found
-        self._settings: dict[str, Any] = dict(
-            dataset=_Fetcher(dataset),
-            batch_sampler=DrawsInBatches(sampler, batch_size, drop_last),
-            num_workers=workers,
-            collate_fn=_Collate(divisor, smallest),
-            worker_init_fn=start_worker,
-            persistent_workers=workers > 0,
-            pin_memory=pin_memory,
-            # Its own generator: otherwise every epoch would draw a number from torch's global stream.
-            generator=torch.Generator().manual_seed(seed),
-        )
-        self._loader: DataLoader[Any] | None = None
-
-    def __len__(self) -> int:
-        """Batches of this process in a whole epoch."""
-        draws = len(self.sampler)
-        return draws // self.batch_size if self.drop_last else -(-draws // self.batch_size)
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """The batches `start`, `start + 1`, ... of an epoch."""
-        self.sampler.load_state({"epoch": epoch, "start": start * self.batch_size})
-        if self._loader is None:
-            self._loader = DataLoader(**self._settings)
-        for fetched in self._loader:
-            try:
-                self._check(fetched)
-            except UserError:
-                self.close()  # at once: workers that wait for the garbage collector hold up the end by seconds
-                raise
+        for fetched in self._fetched(epoch, start):
             assert fetched.batch is not None
             yield fetched.batch
-
-    def close(self) -> None:
-        """Ends the workers."""
-        self._loader = None
 
     def _check(self, fetched: _Fetched) -> None:
         if fetched.batch is None:
             raise fetched.errors[-1]
         for error in fetched.errors:
             self._broken.note(error)
-
-
-class DrawsInBatches:
-    """The sampler's draws in lists of `batch_size`."""
-
-    def __init__(self, sampler: EpochSampler, batch_size: int, drop_last: bool) -> None:
-        self.sampler, self.batch_size, self.drop_last = sampler, batch_size, drop_last
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        batch: list[Draw] = []
-        for draw in self.sampler:
-            batch.append(draw)
-            if len(batch) == self.batch_size:
-                yield batch
-                batch = []
-        if batch and not self.drop_last:
-            yield batch
 
 
 def make_loader(
@@ -348,15 +284,10 @@ def make_loader(
         raise UserError(f"a batch of {batch_size} images", where="batch_size", fix="use 1 or more")
     loader = Loader(
         dataset,
-        batch_size=batch_size,
-        sampler=sampler,
-        workers=default_workers() if workers is None else workers,
-        seed=seed,
+        Batching(sampler, batch_size, drop_last, default_workers() if workers is None else workers, seed, pin_memory),
         divisor=divisor,
         smallest=smallest,
-        drop_last=drop_last,
         max_broken_share=max_broken_share,
-        pin_memory=pin_memory,
     )
     if len(loader) == 0:
         raise UserError(
@@ -379,11 +310,3 @@ def default_workers(processes: int = 1) -> int:
     """
     cores = len(os.sched_getaffinity(0)) if "sched_getaffinity" in vars(os) else os.cpu_count() or 1
     return max(0, min(8, cores // max(processes, 1) - 1))
-
-
-def start_worker(worker: int) -> None:
-    """One thread per worker; Ctrl-C is the main process's to handle."""
-    # What came with the fork is never collected here: a collection writes to every object, and by that copies all of them.
-    gc.freeze()
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -46,7 +45,7 @@ def run(
     from flyspeck.cli.values import parse_names
     from flyspeck.errors import UserError
     from flyspeck_lab.page import summary
-    from flyspeck_lab.runner import rejudge, rescore_table, run_tables, states
+    from flyspeck_lab.runner import Order, rejudge, rescore_table, run_tables, states
     from flyspeck_lab.table import find_tables, load_table
 
     if not names:
@@ -79,16 +78,13 @@ def run(
             rejudge(table, results)
         typer.echo(f"{count} runs scored again")
         return
-    limits: Any = {"rows": chosen, "seeds": seeds, "minutes": minutes}
+    order = Order(grade, places, results, rows=chosen, seeds=seeds, minutes=minutes)
     if processes > 1:
         from flyspeck_lab.side_by_side import run_side_by_side
 
-        files = find_tables(names, tables)
-        done, left = run_side_by_side(
-            files, grade, processes=processes, places=places, results_folder=results, **limits
-        )
+        done, left = run_side_by_side(find_tables(names, tables), order, processes=processes)
     else:
-        done, left = run_tables(wanted, grade, places=places, results_folder=results, **limits)
+        done, left = run_tables(wanted, order)
     for table in wanted:
         rejudge(table, results)
         typer.echo(summary(table, grade, results))
