@@ -62,6 +62,25 @@ def test_profile_of_a_recipe(capsys, tmp_path):
     assert json.loads(out)["params"] < 1e6
 
 
+def test_profile_says_where_a_recipe_with_crops_keeps_more_of_an_image(capsys, tmp_path):
+    """64x64 has four times the area of a crop of 32x32, and no more than that of one of 64x48 worth a line."""
+
+    def told(crop: str, counts: str = "area") -> bool:
+        recipe = tmp_path / "small.yaml"
+        recipe.write_text(
+            f"data: {{train: a.json, val: b.json}}\naugment: {{crop: {crop}}}\n"
+            f"model: {{name: 'retinanet:mobilenet_v2', width: 0.25, channels: 32, counts: {counts}}}\n"
+        )
+        code, out, _ = run(capsys, "profile", str(recipe), "--size", "64x64")
+        assert code == 0
+        return "note: 4.0 times the area of its crops of 32x32" in out and "model.counts" in out
+
+    assert told("[32, 32]")
+    assert not told("[32, 32]", "fixed")
+    assert not told("[64, 48]")
+    assert not told("null")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

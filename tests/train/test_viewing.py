@@ -134,6 +134,22 @@ def test_what_is_unusual_is_said(detector: Detector, tmp_path: Path) -> None:
     assert line.startswith("evaluation: 64x64 px at once take about")
 
 
+def test_a_detector_that_keeps_more_of_whole_images_than_its_recipe_says_tells_so(
+    detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Images of 64x48 are padded to 64x64, four times a crop of 32x32; of tiles of a crop's size, nothing grows."""
+    write_squares(tmp_path)
+    table = read_annotations(tmp_path / "data/squares/val.json")
+    monkeypatch.setattr(detector, "counts_area", 32 * 32)
+    (line,) = remarks_on(viewing(detector, (32, 32)), table, detector)
+    assert "64x64 px have 4.0 times the area of what the detector learns from" in line
+    assert "model.counts: fixed" in line
+    (tiles,) = remarks_on(viewing(detector, (32, 32), tile=[32, 32]), table, detector)
+    assert "model.counts" not in tiles
+    monkeypatch.setattr(detector, "counts_area", 48 * 64)
+    assert remarks_on(viewing(detector, (48, 64)), table, detector) == []
+
+
 # --- a run ------------------------------------------------------------------------------------------------------------
 
 

@@ -66,7 +66,7 @@ def profile(
     from flyspeck.models.profile import profile as count
 
     place = str(torch_device(device)) if latency else "cpu"
-    found, by_factor = [], []
+    found, by_factor, notes = [], [], []
     for name in names:
         image = parse_size(size) if size else default_size(name)
         with torch.device("meta"):
@@ -81,6 +81,7 @@ def profile(
             real = _build(name, classes=num_classes, levels=levels, width=width, channels=channels)
             result = replace(result, latency=measure_latency(real, image, runs=rounds, threads=threads, device=place))
         found.append(result)
+        notes.append(_grown(name, image))
         by_factor.append(_factors(model, image, name=name, convention=result.convention))
     if plot is not None:
         from flyspeck.report.stage_shares import plot_stage_shares
@@ -95,8 +96,10 @@ def profile(
         ]
         typer.echo(json.dumps(content[0] if len(content) == 1 else content))
     else:
-        for result, factors in zip(found, by_factor, strict=True):
+        for result, factors, note in zip(found, by_factor, notes, strict=True):
             _print(result)
+            if note:
+                typer.echo(note)
             if factors is not None:
                 _print_factors(factors)
 
@@ -119,6 +122,24 @@ def _build(name: str, *, classes: int | None, levels: str | None, width: float, 
     detector = build_detector(model, classes=labels, mean=[0.5] * bands, std=[0.25] * bands, load=False)
     make_dynamic(detector, recipe.dynamic)
     return detector
+
+
+def _grown(name: str, size: tuple[int, int]) -> str:
+    """Of a recipe with crops that `size` (H, W) is larger than: a line on what the detector keeps of it; else nothing."""
+    from flyspeck.train.config import load_recipe
+    from flyspeck.train.viewing import WORTH_A_LINE
+
+    recipe = load_recipe(name) if name.endswith((".yaml", ".yml")) else None
+    if recipe is None or recipe.augment.crop is None or recipe.model.counts != "area":
+        return ""
+    height, width = recipe.augment.crop
+    times = size[0] * size[1] / (height * width)
+    if times < WORTH_A_LINE:
+        return ""
+    return (
+        f"  note: {times:.1f} times the area of its crops of {height}x{width}: it looks at {times:.1f} times as many proposals or"
+        " candidates there and keeps as many more detections (model.counts: area), which is not in the GFLOPs above"
+    )
 
 
 def _factors(

@@ -94,7 +94,8 @@ class ModelConfig(Options):
     """Detections kept per image."""
     counts: Literal["area", "fixed"] = "area"
     """What counts an image (proposals, candidates, detections) are for: `area`, an input of the training's size, and in
-    proportion to its area on larger ones; `fixed`, any input, as papers have it."""
+    proportion to its area on larger ones (trained on crops of a quarter of an image, four times as many of the whole image, and
+    their time with them: training says so); `fixed`, any input, as papers have it."""
     min_score: Share = 0.01
     """Detections with lower scores never leave the model."""
     pre_nms: Count = 1000

@@ -29,6 +29,8 @@ WHOLE_SIDES = 2
 """So does one with a side of more than so many times the training's."""
 FILE_PIXELS = 16_000_000
 """An image file of more pixels is read by windows where its format can be."""
+WORTH_A_LINE = 1.5
+"""Times the training's area from which a line says that counts grow with it."""
 OFF = "off"
 
 
@@ -133,8 +135,10 @@ def _shrunk(size: tuple[int, int], pixels: int, divisor: int) -> tuple[int, int]
     )
 
 
-def remarks_on(viewing: Viewing, annotations: Annotations, detector: Padding) -> list[str]:
-    """Lines for people on how the set is shown: what goes in tiles, and what takes more memory than a pass should."""
+def remarks_on(viewing: Viewing, annotations: Annotations, detector: Looking) -> list[str]:
+    """Lines for people on how the set is shown: what goes in tiles, what takes more memory than a pass should, and where the
+    detector keeps more of an image than the recipe says, because it learns from small crops.
+    """
     sizes = [(int(h), int(w)) for h, w in native_sizes(annotations)]
     tiled = [size for size in sizes if not viewing.goes_whole(size)]
     lines, passes = [], [viewing.enlarge.size(size) for size in sizes if viewing.goes_whole(size)]
@@ -149,6 +153,13 @@ def remarks_on(viewing: Viewing, annotations: Annotations, detector: Padding) ->
     if height * width > viewing.pixels_at_once:
         size, taken = f"{height}x{width}", height * width / viewing.pixels_at_once * PASS_BYTES / 1e9
         lines.append(f"evaluation: {size} px at once take about {taken:.1f} GB; evaluate.tile sets smaller tiles")
+    share = height * width / (detector.counts_area or max(height * width, 1))
+    if share >= WORTH_A_LINE:
+        lines.append(
+            f"evaluation: {height}x{width} px have {share:.1f} times the area of what the detector learns from, so that it looks"
+            f" at {share:.1f} times as many proposals or candidates there and keeps as many more detections; model.counts: fixed"
+            " keeps the recipe's numbers"
+        )
     return lines
 
 
@@ -176,6 +187,15 @@ class Padding(Protocol):
     @property
     def smallest_side(self) -> int:
         """What they must have at least."""
+        ...
+
+
+class Looking(Padding, Protocol):
+    """And what it keeps of it."""
+
+    @property
+    def counts_area(self) -> int | None:
+        """Pixels of the input that the counts of its recipe are for (`models.counts`); None: of any."""
         ...
 
 
