@@ -74,7 +74,7 @@ def ap50(found: list[Detections], targets: list[Targets], num_classes: int = 2) 
     for label in range(num_classes):
         hits, total = [], 0
         for detections, target in zip(found, targets, strict=True):
-            truth = target.objects[target.object_labels == label].numpy()
+            truth = target.objects[target.object_labels == label].cpu().numpy()
             total += len(truth)
             taken = np.zeros(len(truth), dtype=bool)
             mine = detections[detections.labels == label]

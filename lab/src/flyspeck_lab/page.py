@@ -50,7 +50,11 @@ def overview(tables: Sequence[Table], results_folder: Path) -> str:
             left = _names([job for job in must if (job.row.name, job.seed) not in done], must)
             hours = f"{_hours(entries):.1f}" if entries else "-"
             lines.append(f"| {table.name} | {grade} | {counts[0]} | {left} | {counts[1] if extra else '-'} | {hours} |")
-    return "\n".join([*lines, ""])
+    seen = (
+        "A verdict's *sees 2.5* is its power: the smallest true difference, in points, that such a trial (its images, its seeds) "
+        "tells from none four times in five. A difference below it may be there and not be seen."
+    )
+    return "\n".join([*lines, "", seen, ""])
 
 
 def _names(left: Sequence[Job], every: Sequence[Job]) -> str:
@@ -111,7 +115,8 @@ def _rows(table: Table, entries: list[Entry], results: Results) -> list[str]:
     extra = [name for name in ("top1",) if name not in metrics and any(name in e.metrics for e in entries)]
     metrics = extra + metrics
     costs = [name for name in _COSTS if any(name in entry.facts for entry in entries)]
-    head = ["row", "seeds", *metrics, *(_COSTS[name][0] for name in costs)]
+    places = len({entry.facts.get("hardware") for entry in entries if "tool" not in entry.facts}) > 1
+    head = ["row", "seeds", *metrics, *(_COSTS[name][0] for name in costs), *(["run on"] if places else [])]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     labels = {row.name: row.label or row.name for row in table.rows}
     for name in dict.fromkeys(entry.name for entry in entries):
@@ -119,6 +124,7 @@ def _rows(table: Table, entries: list[Entry], results: Results) -> list[str]:
         label = labels[own[0].row] + (f", {own[0].variant}" if own[0].variant else "")
         cells = [_cell(name, own, metric, results) for metric in metrics]
         cells += [_cost(own, cost) for cost in costs]
+        cells += [", ".join(dict.fromkeys(str(e.facts.get("hardware", "-")) for e in own))] if places else []
         lines.append(f"| {' | '.join([label, str(len(own)), *cells])} |")
     return [*lines, ""]
 
