@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz-json", default="")
     parser.addoption("--crash-every", type=int, default=1, help="crash at every n-th operation only")
     parser.addoption(
-        "--crash-modes", default="kill,torn,full,io,files,clock", help="kinds of failures, with commas between"
+        "--crash-modes", default="kill,torn,full,io,files,clock,short", help="kinds of failures, with commas between"
     )
     parser.addoption("--crash-json", default="", help="where the tests of every crash write their counts")
 

@@ -31,10 +31,11 @@ from flyspeck.errors import UserError
 from flyspeck.models import weights
 from flyspeck.train import checkpoint
 
-Mode = Literal["count", "kill", "torn", "full", "io", "files", "clock", "none"]
+Mode = Literal["count", "kill", "torn", "full", "io", "files", "clock", "short", "none"]
 """`kill`: the process ends before the operation; `torn`: in the middle of it; `full`: it and all that follow fail as on a full
 disk; `io`: it fails once as on a broken one; `files`: from it on no file can be opened to be written, as where a process has too
-many open; `clock`: from it on the clock is a year slow; `none`: nothing fails."""
+many open; `clock`: from it on the clock is a year slow; `short`: every write takes half of what it is given, and says so, as the
+system may; `none`: nothing fails."""
 KILLED = 137
 SECONDS = 120
 YEAR = 365 * 86400.0
@@ -59,6 +60,8 @@ class Disk:
 
     def step(self, torn: Callable[[], object] | None = None, *, grows: bool = True, opens: bool = False) -> None:
         """One operation is due: it `grows` what is on the disk, `opens` a file. `torn` does half of it."""
+        if self.mode == "short":  # counts its writes by itself
+            return
         self.count += 1
         if self.mode == "full" and self.count >= self.at and grows:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -116,6 +119,31 @@ class _File:
         return getattr(self._file, name)
 
 
+class _ShortRaw(io.FileIO):
+    """A file of the system's own writes, each of which takes half of what it is given (at least a byte)."""
+
+    disk: Disk
+
+    def write(self, data: Any, /) -> int:
+        content = memoryview(data).cast("B")
+        self.disk.count += 1
+        return super().write(content[: max(1, len(content) // 2)])
+
+
+def _short(file: Any, mode: str, disk: Disk, buffering: int, text: dict[str, Any]) -> Any:
+    """As `open` gives a file, by way of `_ShortRaw`."""
+    raw = _ShortRaw(file, mode.replace("t", "").replace("b", ""))
+    raw.disk = disk
+    if buffering == 0:
+        return raw
+    buffered = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
+    if "b" in mode:
+        return buffered
+    wrapped = io.TextIOWrapper(buffered, **text, line_buffering=buffering == 1)
+    wrapped.mode = mode  # type: ignore[misc]
+    return wrapped
+
+
 def _install(disk: Disk) -> None:
     """For the rest of this process."""
     plain_open, plain_sync = io.open, os.fsync
@@ -124,19 +152,39 @@ def _install(disk: Disk) -> None:
         writes = any(letter in mode for letter in "wax+")
         if not (writes and disk.ours(file)):
             return plain_open(file, mode, *args, **more)
+        if disk.mode == "short":
+            asked = dict(zip(("buffering", "encoding", "errors", "newline"), args, strict=False)) | more
+            return _short(file, mode, disk, asked.pop("buffering", -1), asked)
         return _File(plain_open(file, mode, *args, **more), disk)
 
     def synced(number: Any) -> None:
         disk.step()
         plain_sync(number)
 
+    plain_write = os.write
+
+    def written(number: int, data: Any, /) -> int:
+        content = memoryview(data).cast("B")
+        if not (disk.mode == "short" and disk.ours(_name_of(number))):
+            return plain_write(number, data)
+        disk.count += 1
+        return plain_write(number, content[: max(1, len(content) // 2)])
+
     builtins.open = io.open = opened  # type: ignore[assignment]
+    os.write = written  # type: ignore[assignment]
     os.fsync = synced
     if disk.mode == "clock":
         plain_time = time.time
         time.time = lambda: plain_time() - (YEAR if disk.count >= disk.at else 0.0)
     sys.addaudithook(lambda event, args: _audited(disk, event, args))
     _wrap_savers(disk)
+
+
+def _name_of(number: int) -> object:
+    """The file behind a number, where the system tells it."""
+    with contextlib.suppress(OSError):
+        return os.readlink(f"/proc/self/fd/{number}")
+    return None
 
 
 def _audited(disk: Disk, event: str, args: tuple[Any, ...]) -> None:

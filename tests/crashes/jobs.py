@@ -82,7 +82,8 @@ def converting(squares: Path, kind: str) -> Job:
     from flyspeck.cli.main import main
 
     def convert(folder: Path) -> int:
-        out = folder / "set.json" if kind == "coco" else folder
+        endings = {"coco": ".json", "cvat": ".xml", "label-studio": ".json", "fiftyone": ".json"}
+        out = folder / f"set{endings[kind]}" if kind in endings else folder
         return main(["data", "convert", str(squares / "train.json"), "--to", kind, "--out", str(out)])
 
     def results(folder: Path) -> dict[str, object]:

@@ -21,11 +21,15 @@ from flyspeck.errors import UserError
 from small_training import write_squares
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is forked for every crash")
-MODES: tuple[Mode, ...] = ("kill", "torn", "full", "io", "files", "clock")
+MODES: tuple[Mode, ...] = ("kill", "torn", "full", "io", "files", "clock", "short")
 JOBS: dict[str, Callable[[Path], Job]] = {
     "convert to coco": lambda squares: converting(squares, "coco"),
     "convert to yolo": lambda squares: converting(squares, "yolo"),
     "convert to voc": lambda squares: converting(squares, "voc"),
+    "convert to cvat": lambda squares: converting(squares, "cvat"),
+    "convert to label-studio": lambda squares: converting(squares, "label-studio"),
+    "convert to labelme": lambda squares: converting(squares, "labelme"),
+    "convert to fiftyone": lambda squares: converting(squares, "fiftyone"),
     "stages of auto": table,
     "rows of a table": rows_of_a_table,
     "pretrain": pretraining,
@@ -84,6 +88,10 @@ def crash_everywhere(
     assert count >= 3
     tally = Tally(count, dict.fromkeys(modes, 0), dict.fromkeys(modes, 0), [])
     for mode in modes:
+        if mode == "short":
+            _all_short(name, job, place / mode, expected, tally)
+            keep(tally)
+            continue
         for at in range(1, count + 1, every) if every else sorted({2, count // 2, count - 1}):
             folder = place / f"{mode}{at}"
             job.prepare(folder)
@@ -97,6 +105,21 @@ def crash_everywhere(
             shutil.rmtree(folder, ignore_errors=True)
         keep(tally)
     return tally
+
+
+def _all_short(name: str, job: Job, folder: Path, expected: dict[str, object], tally: Tally) -> None:
+    """Once, with every write short: all is there at once. Each write counts."""
+    job.prepare(folder)
+    code, count, said = run(lambda: job.begin(folder), folder, mode="short")
+    tally.tried["short"] = count
+    try:
+        assert code == 0, f"{code} {said}"
+        job.whole(folder)
+        same(expected, job.results(folder), "at once")
+    except AssertionError as error:
+        tally.failed.append(f"{name}, short writes: {error}")
+    else:
+        tally.survived["short"] = count
 
 
 def survive(job: Job, folder: Path, expected: dict[str, object], *, mode: Mode, at: int) -> None:
@@ -114,7 +137,7 @@ def survive(job: Job, folder: Path, expected: dict[str, object], *, mode: Mode, 
 
 @pytest.mark.parametrize("name", QUICK)
 def test_a_crash_here_and_there(name: str, squares: Path, tmp_path: Path) -> None:
-    tally = crash_everywhere(name, squares, tmp_path, every=None, modes=("torn",))
+    tally = crash_everywhere(name, squares, tmp_path, every=None, modes=("torn", "short"))
     assert not tally.failed
     assert all(tally.survived.values())
 
@@ -176,6 +199,10 @@ def test_the_disk_breaks_as_it_should(tmp_path: Path) -> None:
     assert code == 2
     assert "Too many open files" in said
     assert run(work, folder, mode="files", at=3)[0] == 0  # all that is opened was
+    (folder / "b.txt").unlink()
+    code, count, said = run(work, folder, mode="short")
+    assert (code, (folder / "b.txt").read_text()) == (0, "0123456789"), said
+    assert count == 5  # of 5, 2, 1, 1 and 1 bytes
     assert run(lambda: int(time.time() < now - YEAR / 2), folder, mode="clock", at=0)[0] == 1
     assert run(lambda: 7, folder)[0] == 7
 
