@@ -5,7 +5,8 @@ A tiny detector is trained for `--epochs` on generated squares; `flyspeck predic
 resident memory and open file descriptors are read twice a second from outside (Linux). What is compared is their largest value
 between one and two tenths of the time, when all is loaded and warm, and between eight and nine tenths, before the end's own work
 (a training's last evaluation takes memory of its own, once). Results must be constant: the same image gives the same
-detections, whenever it comes. Each kind of work is written when it is done; `--only` runs some, and leaves the others' results.
+detections, whenever it comes. Each kind of work is written when it is done, and one that is there with the same count is not
+done again, so that a call that was broken off goes on with what is missing; `--only` runs some, and leaves the others' results.
 """
 
 from __future__ import annotations
@@ -101,14 +102,17 @@ WORK = {"training": training, "predicting": predicting, "calling": calling}
 
 
 def watched(name: str, folder: Path, count: int) -> dict[str, Any]:
-    """Runs one kind of work; memory in MB and open files, early and late."""
+    """Runs one kind of work; memory in MB and open files, early and late.
+
+    Images that are being read at that moment (one a reading thread, now and then) are no open files of the work.
+    """
     command = [sys.executable, __file__, "--child", name, str(folder), str(count)]
     samples, page = [], os.sysconf("SC_PAGE_SIZE")
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
         place = Path(f"/proc/{process.pid}")
         while process.poll() is None:
             try:
-                pages, files = int((place / "statm").read_text().split()[1]), len(os.listdir(place / "fd"))
+                pages, files = int((place / "statm").read_text().split()[1]), _held_open(place / "fd", folder)
             except (OSError, ValueError, IndexError):  # it ends just now
                 continue
             samples.append((pages * page / 1e6, files))
@@ -119,6 +123,18 @@ def watched(name: str, folder: Path, count: int) -> dict[str, Any]:
     parts = samples[tenth : 2 * tenth + 1], samples[8 * tenth : 9 * tenth + 1]
     mb, files = ([max(sample[kind] for sample in part) for part in parts] for kind in (0, 1))
     return {"count": count, "mb_first": mb[0], "mb_last": mb[1], "files_first": files[0], "files_last": files[1]}
+
+
+def _held_open(numbers: Path, folder: Path) -> int:
+    """Open files of a process, but for the images that it is given."""
+    count = 0
+    for number in os.listdir(numbers):
+        try:
+            held = os.readlink(numbers / number)
+        except FileNotFoundError:  # closed just now
+            continue
+        count += not held.startswith((str(folder / "many"), str(folder / "set")))
+    return count
 
 
 def soak_training(folder: Path, count: int) -> tuple[dict[str, Any], list[Claim]]:
@@ -192,11 +208,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_squares(folder / "set", DISTINCT)
-        if "training" not in asked.only:  # the others need a detector
-            watched("training", folder, 20)
         for kind, soak, count in todo:
-            if kind not in asked.only:
+            if kind not in asked.only.split(",") or work.get(kind, {}).get("count") == count:
                 continue
+            if kind != "training" and not (folder / "run").is_dir():  # the others need a detector
+                watched("training", folder, 20)
             told, more = soak(folder, count)
             growth, files = told["mb_last"] - told["mb_first"], told["files_last"] - told["files_first"]
             more += [
@@ -204,7 +220,8 @@ def main() -> None:
                 at_most(f"files more open at the end of {count} {told['what']}", files, 0),
             ]
             known = {claim.what for claim in more}
-            claims = [*(claim for claim in claims if claim.what not in known), *more]
+            others = (claim for claim in claims if claim.what not in known and told["what"] not in claim.what)
+            claims = [*others, *more]
             work[kind] = {"kind": kind, **told}
             print(told, flush=True)
             conclude({"work": list(work.values())}, claims, asked.out)

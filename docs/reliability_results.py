@@ -169,7 +169,7 @@ SOAK = """
 
 Counts that are fixed, each in a process of its own, one thread (`python benchmarks/soak.py`, whose defaults are 2,000 epochs,
 10,000 calls and 100,000 images). Resident memory in MB and open file descriptors, early (between one and two tenths of the time)
-and late (between eight and nine tenths); the files hold those that are read at that moment.
+and late (between eight and nine tenths), without the images that are being read at that moment.
 
 {table}
 """

@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from flyspeck.errors import UserError
-from flyspeck.files import finite, json_lines, read_jsonl, replace_file, write_bytes, write_json, write_text
+from flyspeck.files import (
+    finite,
+    is_left_over,
+    json_lines,
+    read_jsonl,
+    replace_file,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -47,6 +56,12 @@ def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
 def test_the_temporary_file_has_the_ending_of_the_file(tmp_path: Path) -> None:
     """Pillow, NumPy and ONNX choose their format by it."""
     seen: list[Path] = []
+    replace_file(tmp_path / "a.b", lambda temporary: seen.append(is_left_over(temporary)) or temporary.touch())
+    assert seen.pop() is False  # nothing is there yet
+    replace_file(tmp_path / "a.b", lambda temporary: temporary.touch() or seen.append(is_left_over(temporary)))
+    assert seen.pop()
+    replace_file(tmp_path / "a", lambda temporary: temporary.touch() or seen.append(is_left_over(temporary)))
+    assert seen.pop()
     replace_file(tmp_path / "a.b.png", lambda temporary: seen.append(temporary) or temporary.write_bytes(b"x"))
     assert (seen[0].suffix, seen[0].parent) == (".png", tmp_path)
     assert names(tmp_path) == ["a.b.png"]

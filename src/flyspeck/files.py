@@ -63,7 +63,7 @@ def replace_file(path: Path, write: Callable[[Path], object], *, errors: tuple[t
     mean the same. The file that was there before is untouched then.
     """
     local_output(path, where=str(path))
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")  # as `is_left_over` knows it
     try:
         temporary.unlink(missing_ok=True)  # a link that somebody laid there would be followed
         write(temporary)
@@ -80,6 +80,11 @@ def replace_file(path: Path, write: Callable[[Path], object], *, errors: tuple[t
     finally:
         with contextlib.suppress(OSError):  # what went wrong is told; what is left is no result
             temporary.unlink(missing_ok=True)
+
+
+def is_left_over(path: Path) -> bool:
+    """Whether a file is what `replace_file` had begun when its process was killed: nobody's result."""
+    return re.fullmatch(r"\..+\.\d+\.part(\..+)?", path.name) is not None and path.is_file()
 
 
 def own_place(path: Path) -> Path:

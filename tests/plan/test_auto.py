@@ -144,6 +144,20 @@ def test_a_run_goes_on_only_as_it_was_begun(tmp_path: Path) -> None:
         open_state(folder, {}, resume=True)
 
 
+def test_a_run_that_is_killed_before_its_first_stage_is_no_dead_end(tmp_path: Path) -> None:
+    folder = tmp_path / "auto"
+    folder.mkdir()
+    (folder / ".auto.4711.part.json").write_text('{"form')  # killed while the state was written: begun again
+    assert open_state(folder, {"minutes": 5.0}, resume=False).done == {}
+    assert open_state(folder, {"minutes": 5.0}, resume=True).done == {}  # killed after that: goes on
+    for name in (".auto.part.json", "auto.4711.part.json", ".auto.4711.json"):
+        other = tmp_path / name
+        other.mkdir()
+        (other / name).touch()
+        with pytest.raises(UserError, match="is there already"):
+            open_state(other, {}, resume=False)
+
+
 def test_whole_and_tiles_where_there_are_tiles(tmp_path: Path) -> None:
     table = a_table(tmp_path)  # images of 64x96
     grid = list(settings_for(table, {"enlarge": {"factor": 1.0}, "training_size": [64, 96]}))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flyspeck.errors import UserError
-from flyspeck.files import write_json
+from flyspeck.files import is_left_over, write_json
 
 FILE = "auto.json"
 FORMAT = 1
@@ -63,13 +63,15 @@ class State:
 
 
 def open_state(folder: Path, asked: Mapping[str, Any], *, resume: bool) -> State:
-    """The state of a new run, or of one that goes on. Raises UserError where the folder does not allow for it."""
+    """The state of a new run, whose file is written, or of one that goes on. Raises UserError where the folder does not allow for it."""
     path = folder / FILE
     if not resume:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or not all(map(is_left_over, folder.iterdir()))):
             fix = "go on with --resume, or name another --out" if path.is_file() else "name another --out"
             raise UserError("is there already", where=folder, fix=fix)
-        return State(folder, asked)
+        state = State(folder, asked)
+        state.save()  # before anything else is written: a run that is killed in its first stage goes on too
+        return state
     if not path.is_file():
         raise UserError("nothing to resume", where=folder, fix="leave out --resume to start")
     try:
