@@ -56,15 +56,23 @@ def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
 def test_the_temporary_file_has_the_ending_of_the_file(tmp_path: Path) -> None:
     """Pillow, NumPy and ONNX choose their format by it."""
     seen: list[Path] = []
-    replace_file(tmp_path / "a.b", lambda temporary: seen.append(is_left_over(temporary)) or temporary.touch())
-    assert seen.pop() is False  # nothing is there yet
-    replace_file(tmp_path / "a.b", lambda temporary: temporary.touch() or seen.append(is_left_over(temporary)))
-    assert seen.pop()
-    replace_file(tmp_path / "a", lambda temporary: temporary.touch() or seen.append(is_left_over(temporary)))
-    assert seen.pop()
     replace_file(tmp_path / "a.b.png", lambda temporary: seen.append(temporary) or temporary.write_bytes(b"x"))
     assert (seen[0].suffix, seen[0].parent) == (".png", tmp_path)
     assert names(tmp_path) == ["a.b.png"]
+
+
+@pytest.mark.parametrize("name", ["a.b", "a", "a.b.png", ".hidden"])
+def test_what_a_killed_process_leaves_is_known(tmp_path: Path, name: str) -> None:
+    seen: list[bool] = []
+
+    def write(temporary: Path) -> None:
+        seen.append(is_left_over(temporary))
+        temporary.touch()
+        seen.append(is_left_over(temporary))
+
+    replace_file(tmp_path / name, write)
+    assert seen == [False, True]  # nothing is there yet, and then
+    assert not is_left_over(tmp_path / name)
 
 
 def test_text_and_bytes_come_back_as_they_are(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ class State:
 
 
 def open_state(folder: Path, asked: Mapping[str, Any], *, resume: bool) -> State:
-    """The state of a new run, whose file is written, or of one that goes on. Raises UserError where the folder does not allow for it."""
+    """The state of a new run, whose file is written, or of one that goes on. Raises UserError where the folder forbids it."""
     path = folder / FILE
     if not resume:
         if folder.exists() and (not folder.is_dir() or not all(map(is_left_over, folder.iterdir()))):
