@@ -24,7 +24,7 @@ from flyspeck.types import Detections, ImageBatch
 from one_step import train_a_step
 
 NAMES = ("free_anchor", "grid_rcnn", "libra_rcnn")
-SINGLE_SHOT = ("pelee", "pyramidbox", "retinaface", "rfb_net", "s3fd")
+OTHERS = ("pelee", "pyramidbox", "retinaface", "rfb_net", "rfcn", "rfcn_fpn", "s3fd", "ssd_fpn")
 NARROW = {
     "grid_rcnn": {"point_channels": 4, "grid_depth": 2}
 }  # its convolutions by the point are nearly all of the time
@@ -37,7 +37,7 @@ def test_the_package_brings_them_as_a_plugin() -> None:
     assert {plugins.owner("detector", name) for name in NAMES} == {"flyspeck_lab.comparators"}
     assert plugins.owner("backbone", "peleenet") == "flyspeck_lab.comparators"
     # What flyspeck says of them where they are not.
-    assert sorted(plugins.COMPARATORS) == sorted([*NAMES, *SINGLE_SHOT, "peleenet"])
+    assert sorted(plugins.COMPARATORS) == sorted([*NAMES, *OTHERS, "peleenet"])
 
 
 def test_flyspeck_finds_them_where_the_package_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +47,7 @@ def test_flyspeck_finds_them_where_the_package_is_installed(monkeypatch: pytest.
     monkeypatch.setattr(plugins, "_loaded", {})
     monkeypatch.setattr(plugins, "_failed", {})
     monkeypatch.setattr(plugins, "_owners", {})
-    for name in (*NAMES, *SINGLE_SHOT):
+    for name in (*NAMES, *OTHERS):
         monkeypatch.delitem(DETECTORS, name)
     monkeypatch.delitem(BACKBONES, "peleenet")
     assert parse_name("libra_rcnn:resnet18").detector == "libra_rcnn"
@@ -103,8 +103,11 @@ EXPORTS: dict[str, dict] = {
     "rfb_net:mobilenet_v1": {},
     "pelee:peleenet": {},
     "retinaface:mobilenet_v1": {},
-    "s3fd:mobilenet_v1": {},
+    "s3fd:resnet18": {},
     "pyramidbox:resnet18": {},
+    "ssd_fpn:resnet18": {},
+    "rfcn:resnet18": {"head": {"proposals": 60, "bins": 3}, "anchors": {"base_scale": 1.0}},
+    "rfcn_fpn:resnet18": {"head": {"proposals": 60, "bins": 3}},
 }
 
 
@@ -139,12 +142,14 @@ def test_they_run_at_every_batch_and_size_in_every_engine(name: str, tmp_path: P
 
 @torch.no_grad()
 def _spread_out(detector: Detector) -> None:
-    """What begins at next to nothing counts: the attention of Libra, and heat maps that are all alike."""
+    """What begins at next to nothing counts: the attention of Libra, heat maps that are all alike, and means of many bins."""
     for name, parameter in detector.named_parameters():
         if "attention.out" in name:
             parameter.normal_(0, 0.3)
         if "grid.deconv" in name and name.endswith("weight"):
             parameter.mul_(100)
+        if "pool.class_maps" in name:
+            parameter.mul_(30)
 
 
 def test_the_command_line_takes_them(capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,7 +40,10 @@ COMPARATORS = (
     "pyramidbox",
     "retinaface",
     "rfb_net",
+    "rfcn",
+    "rfcn_fpn",
     "s3fd",
+    "ssd_fpn",
 )
 """Parts of that package; the first three were flyspeck's in version 0.1."""
 

@@ -31,6 +31,7 @@ GIVEN = {
 FUNCTIONS = {
     ("SSDHead", "box_weight"): "RetinaFace's", ("SSDHead", "assign"): "S3FD's", ("SSDHead", "class_logits"): "S3FD's",
     "sampler": "Libra's", "objective": "FreeAnchor's", "negative_weight": "SSPNet's", ("FasterRCNNHead", "box_loss"): "Libra's",
+    ("FasterRCNNHead", "hardest"): "R-FCN's",
 }  # fmt: skip
 """Keywords whose values are functions: parts of other detectors and necks, no options."""
 

@@ -6,15 +6,15 @@ from flyspeck import register_backbone, register_detector
 
 
 def register() -> None:
-    """Adds `free_anchor`, `libra_rcnn`, `grid_rcnn`, `rfb_net`, `pelee`, `retinaface`, `s3fd`, `pyramidbox` and the backbone
-    `peleenet`.
+    """Adds `free_anchor`, `libra_rcnn`, `grid_rcnn`, `rfb_net`, `pelee`, `retinaface`, `s3fd`, `pyramidbox`, `ssd_fpn`, `rfcn`,
+    `rfcn_fpn` and the backbone `peleenet`.
     """
     from flyspeck.models.assigners.build import NAMES as ASSIGNERS
     from flyspeck.models.batch_decoding import register_onnx
     from flyspeck.models.heads.faster_rcnn import FasterRCNNHead, faster_rcnn
     from flyspeck.models.heads.retinanet import RetinaNetHead, retinanet
     from flyspeck.models.heads.ssd import SSDHead, SSDOptions
-    from flyspeck_lab.comparators import pelee, pyramidbox, retinaface, rfb_net, s3fd
+    from flyspeck_lab.comparators import pelee, pyramidbox, retinaface, rfb_net, rfcn, s3fd, ssd_fpn
     from flyspeck_lab.comparators.free_anchor import FreeAnchorOptions, free_anchor
     from flyspeck_lab.comparators.grid_rcnn import GridRCNNHead, GridRCNNOptions, grid_rcnn
     from flyspeck_lab.comparators.libra_rcnn import LibraRCNNOptions, attend_onnx, libra_rcnn
@@ -53,3 +53,24 @@ def register() -> None:
             like=None if name == "retinaface" else "ssd",
             options=options,
         )
+    register_detector(
+        "ssd_fpn", ssd_fpn.ssd_fpn, passes_to=(SSDHead,), levels="3-7", classes=15, options=ssd_fpn.SSDFPNOptions
+    )
+    register_detector(
+        "rfcn",
+        rfcn.rfcn,
+        passes_to=(rfcn.voting_head,),
+        classes=80,
+        assigners=ASSIGNERS,
+        find_configuration=rfcn.find_configuration,
+        options=rfcn.RFCNPlainOptions,
+    )
+    register_detector(
+        "rfcn_fpn",
+        rfcn.rfcn_fpn,
+        passes_to=(rfcn.voting_head,),
+        classes=15,
+        assigners=ASSIGNERS,
+        like="faster_rcnn",
+        options=rfcn.RFCNPyramidOptions,
+    )

@@ -59,7 +59,9 @@ def _draw(regions: Tensor, target: Targets, assigned: Tensor, *, count: int, pos
 class FasterRCNNHead(Head):
     """A region proposal network, RoIAlign on the levels that `pool` names, and one box head.
 
-    `sampler` (default: at random) and `box_loss` (default: smooth L1 with `box_beta`) are those of the box head.
+    `sampler` (default: at random) and `box_loss` (default: smooth L1 with `box_beta`) are those of the box head. With
+    `hardest` it learns from that many of an image's samples, those with the largest loss (online hard example mining,
+    Shrivastava et al., 2016, arXiv:1604.03540).
     """
 
     def __init__(
@@ -74,10 +76,12 @@ class FasterRCNNHead(Head):
         box_beta: float = 1 / 9,
         sampler: RegionSampler | None = None,
         box_loss: BoxLoss | None = None,
+        hardest: int | None = None,
         suppression: Suppression | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = box_head.num_classes
+        self.hardest = hardest
         self.rpn, self.pool, self.box_head = rpn, pool, box_head
         self.samples, self.positive_share = samples, positive_share
         self.foreground = foreground
@@ -102,15 +106,34 @@ class FasterRCNNHead(Head):
             goals.append(goal)
         logits, deltas = self.box_head(self.pool(maps, regions, padded))
         label, goal = torch.cat(labels), torch.cat(goals)
+        if self.hardest is not None:
+            rows = self.hard_rows(logits.detach(), deltas.detach(), label, goal, [len(region) for region in regions])
+            logits, deltas, label, goal = logits[rows], deltas[rows], label[rows], goal[rows]
         total = mean_over_processes(len(label), label.device)
         positive = torch.nonzero(label < self.num_classes).squeeze(1)
-        column = torch.zeros_like(positive) if self.box_head.class_agnostic else label[positive]
+        column = self.column(label[positive])
         box = self.box_loss(deltas[positive, column], goal[positive])
         return {
             **losses,
             "classification": F.cross_entropy(logits, label, reduction="sum") / total,
             "box": box / total,
         }
+
+    def hard_rows(self, logits: Tensor, deltas: Tensor, label: Tensor, goal: Tensor, counts: Sequence[int]) -> Tensor:
+        """Of each image's `counts[i]` rows, the `hardest` with the largest loss of class and box."""
+        loss = F.cross_entropy(logits, label, reduction="none")
+        positive = torch.nonzero(label < self.num_classes).squeeze(1)
+        boxes = deltas[positive, self.column(label[positive])]
+        loss[positive] += torch.func.vmap(self.box_loss)(boxes[:, None], goal[positive][:, None])  # row by row
+        found, start = [], 0
+        for count in counts:
+            found.append(start + loss[start : start + count].topk(min(self.hardest or count, count)).indices)
+            start += count
+        return torch.cat(found)
+
+    def column(self, label: Tensor) -> Tensor:
+        """Which of a region's boxes is that of the class `label (N,)`."""
+        return torch.zeros_like(label) if self.box_head.class_agnostic else label
 
     def sample(self, proposals: Tensor, target: Targets) -> tuple[Tensor, Tensor, Tensor]:
         """Regions `(S, 4)` of one image to train on, their labels `(S,)` (K is background) and box goals `(S, 4)`."""
@@ -143,8 +166,7 @@ class FasterRCNNHead(Head):
     def select(self, regions: Tensor, scores: Tensor, deltas: Tensor, size: tuple[int, int]) -> RawDetections:
         """One image's regions `(P, 4)`, class scores `(P, K)` and deltas `(P, K or 1, 4)` to detections."""
         row, label = torch.nonzero(scores > self.suppression.score, as_tuple=True)
-        column = torch.zeros_like(label) if self.box_head.class_agnostic else label
-        boxes = box_algebra.decode(deltas[row, column], regions[row], BOX_WEIGHTS)
+        boxes = box_algebra.decode(deltas[row, self.column(label)], regions[row], BOX_WEIGHTS)
         return suppress(boxes, scores[row, label], label, size, self.suppression)
 
     def decode_batch(self, maps: Sequence[Tensor], size: Size) -> BatchDetections:
