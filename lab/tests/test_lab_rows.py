@@ -180,7 +180,7 @@ def test_the_command_lists_and_refuses(capsys: pytest.CaptureFixture[str]) -> No
         assert capsys.readouterr().err.startswith("error: no ")
     assert main(["recipe", "003/table4/retinanet-sm-s-alfa"]) == 2
     assert "retinanet-sm-s-alpha" in capsys.readouterr().err
-    assert main(["recipe", "000/table5/r-fcn"]) == 2
+    assert main(["recipe", "002/table3/lsfhi"]) == 2
     assert "not built here" in capsys.readouterr().err
     assert main(["recipe", "004/table4/base"]) == 2
     assert "stride_runtimes" in capsys.readouterr().err
