@@ -30,6 +30,11 @@ def free_memory(device: str = "cpu") -> int:
         return 2 * 10**9
 
 
+def processors() -> int:
+    """How many of the machine's processors this process may use."""
+    return len(os.sched_getaffinity(0)) if "sched_getaffinity" in vars(os) else os.cpu_count() or 1
+
+
 def torch_device(name: str = "auto", *, where: str = "--device") -> torch.device:
     """The device of that name. `auto` is a CUDA device where there is one, else Apple's (mps), else the processor.
 

@@ -403,7 +403,7 @@ def test_real_sets_go_through(shared, name):
 
 @pytest.mark.parametrize(("cores", "processes", "workers"), [(1, 1, 0), (2, 1, 1), (2, 2, 0), (16, 1, 8), (16, 4, 3)])
 def test_default_workers(monkeypatch, cores, processes, workers):
-    monkeypatch.setattr(loading.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr(loading, "processors", lambda: cores)
     assert default_workers(processes) == workers
 
 

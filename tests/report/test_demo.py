@@ -7,9 +7,10 @@ import json
 import pytest
 import yaml
 
-from flyspeck.cli.demo import BIG, FAIR_EPOCHS, RECIPE, _left, _too_short
+from flyspeck.cli.demo import BATCH, FAIR_EPOCHS, RECIPE, _left, _too_short
 from flyspeck.cli.main import main
 from flyspeck.train.config import parse_recipe
+from flyspeck.train.launch import processes_for, train_together
 
 
 def test_a_very_short_demo_goes_all_the_way(tmp_path, capsys):
@@ -33,14 +34,60 @@ def test_a_very_short_demo_goes_all_the_way(tmp_path, capsys):
 
 
 def test_the_training_gets_what_the_rest_leaves():
-    """Of four and a half minutes, painting took 33 s: the large scene takes half as much, on a fast machine and on a slow one."""
-    assert _left(4.5, 33.0, BIG) == pytest.approx(4.5 - 49.5 / 60)
-    assert _left(4.5, 66.0, BIG) == pytest.approx(4.5 - 99 / 60)
-    assert _left(4.5, 33.0, (300, 400)) == pytest.approx(4.5 - 38 / 60)  # five seconds at least
-    assert _left(0.1, 33.0, BIG) == 0.5
+    """One processor would have painted for 50 s: predicting gets 15 s, and five at least."""
+    assert _left(4.5, 33.0, 50.0) == pytest.approx(4.5 - 48 / 60)
+    assert _left(4.5, 66.0, 100.0) == pytest.approx(4.5 - 96 / 60)
+    assert _left(4.5, 33.0, 4.0) == pytest.approx(4.5 - 38 / 60)
+    assert _left(0.1, 33.0, 50.0) == 0.5
     for length in ("minutes: 3.67", "epochs: 21"):
-        content = yaml.safe_load(RECIPE.format(length=length, precision="fp32", seed=3))
+        content = yaml.safe_load(RECIPE.format(length=length, batch=BATCH, precision="fp32", seed=3))
         assert parse_recipe(content).train.seed == 3
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gigabytes", "batch", "processes"),
+    [
+        (1, 16, 4, 1),
+        (2, 16, 4, 2),
+        (3, 16, 4, 2),
+        (64, 64, 4, 4),
+        (64, 4, 4, 2),
+        (2, 1, 4, 1),
+        (4, 16, 3, 3),
+        (2, 16, 5, 1),
+    ],
+)
+def test_as_many_processes_share_a_batch_as_divide_it(cpus, gigabytes, batch, processes):
+    assert processes_for(cpus, gigabytes * 10**9, batch) == processes
+
+
+def test_where_processes_cannot_go_on_together_one_goes_on(tmp_path, capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr("flyspeck.train.launch.train_together", lambda *words, **more: asked.append(more) or False)
+    monkeypatch.setattr("flyspeck.train.launch.processes_for", lambda *words: 2)
+    monkeypatch.setattr("flyspeck.cli.demo._left", lambda *words: 0.02)
+    small = ["--num-images", "8", "--num-val-images", "4", "--minutes", "0.1", "--big", "300x400", "--device", "cpu"]
+    assert main(["demo", "--out", str(tmp_path / "demo"), *small]) == 0
+    assert "one process goes on" in capsys.readouterr().out
+    assert asked[0]["processes"] == 2
+    assert (tmp_path / "demo" / "run" / "evaluation.json").is_file()
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_demo(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("flyspeck.train.launch.processes_for", lambda *words: 2)
+    small = ["--num-images", "8", "--num-val-images", "4", "--minutes", "0.1", "--big", "1500x1500", "--device", "cpu"]
+    assert main(["demo", "--out", str(tmp_path / "demo"), *small]) == 0
+    assert "could not go on" not in capfd.readouterr().out
+    assert json.loads((tmp_path / "demo" / "run" / "environment.json").read_text())["processes"] == 2
+
+
+@pytest.mark.slow
+def test_processes_that_fail_are_told_of(tmp_path, capfd):
+    """A recipe that cannot be read: each ends with its line, and none waits for the other."""
+    (tmp_path / "recipe.yaml").write_text("data: {}\n")
+    assert not train_together(tmp_path / "recipe.yaml", tmp_path / "run", processes=2)
+    assert capfd.readouterr().err.count("error: ") == 1
 
 
 def test_a_training_that_was_too_short_is_said_and_how_long_a_fair_one_takes():

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from flyspeck.cli.shared_options import DEVICE, training_device
+from flyspeck.devices import processors
 from flyspeck.errors import UserError
 from flyspeck.files import own_place, write_text
 
@@ -22,7 +27,9 @@ if TYPE_CHECKING:
 TILE = (256, 320)  # images to learn from: small ones are quick
 # Scenes to learn from hold three times as many things as those to measure on: a step teaches more in the same time.
 DENSITY = 3.0
+BATCH = 4
 BIG = (3000, 4000)
+LARGE = 2_000_000  # pixels from which a process of its own pays
 FAIR_EPOCHS = 8
 """Passes over the scenes below which a detector has learnt little."""
 # Everything that a run is, in one file that the reader can change and train again.
@@ -47,7 +54,7 @@ model:
   min_score: 0.05
 train:
   {length}
-  batch_size: 4
+  batch_size: {batch}
   optimizer: adamw
   lr: 0.003
   beta2: 0.99
@@ -86,9 +93,6 @@ def demo(
     import logging
 
     from flyspeck.cli.values import parse_size
-    from flyspeck.plan.speed import take_threads, this_machine, threads_kept
-    from flyspeck.report import build_report, read_run
-    from flyspeck.report.diagnosis import diagnose
 
     side = parse_size(big, where="--big")
     if (out / "run").exists() or (out / "train").exists():
@@ -97,18 +101,32 @@ def demo(
     logging.basicConfig(level=logging.INFO, format="  %(message)s")
     logging.getLogger("flyspeck").setLevel(logging.INFO)
     with clock("painting scenes"):
-        _paint(out, num_images, num_val_images, seed)
+        painting = _paint(out, num_images, num_val_images, side, seed)
+    with clock("loading PyTorch"):
+        import_module("flyspeck.train.run")
+    from flyspeck.plan.speed import take_threads, this_machine, threads_kept
+    from flyspeck.report import build_report, read_run
+    from flyspeck.report.diagnosis import diagnose
+    from flyspeck.train.launch import processes_for
+
     with threads_kept():
         machine = this_machine(device)
+        processes = 1
         if not epochs:  # by the clock no two trainings are the same anyway
-            take_threads(machine, typer.echo)
+            if machine.device == "cpu":
+                processes = processes_for(machine.cpus, machine.memory, BATCH)
+            if processes == 1:
+                take_threads(machine, typer.echo)
         with clock("training"), training_device(device):
-            length = f"epochs: {epochs}" if epochs else f"minutes: {_left(minutes, clock.total, side):.2f}"
-            _train(out, RECIPE.format(length=length, precision=machine.precision, seed=seed))
+            starting = clock.parts[-1][1] if processes > 1 else 0.0  # each of them loads PyTorch again
+            left = _left(minutes, clock.total + starting, painting)
+            length = f"epochs: {epochs}" if epochs else f"minutes: {left:.2f}"
+            recipe = RECIPE.format(length=length, batch=BATCH, precision=machine.precision, seed=seed)
+            _train(out, recipe, processes=processes, threads=max(1, machine.cpus // processes))
         with clock("measuring on unseen scenes"):
             run = read_run(out / "run")
         with clock(f"predicting on one scene of {side[1]} x {side[0]}"):
-            appendix, on_big = _predict(out, side, seed, device=device, score=diagnose(run).working_score)
+            appendix, on_big = _predict(out, side, device=device, score=diagnose(run).working_score)
     with clock("writing the page"):
         title = "flyspeck demo: tiny things in generated scenes"
         page = build_report([run], out / "report.html", title=title, appendices=[appendix])
@@ -146,38 +164,55 @@ class _Clock:
         return ", ".join(f"{words} {seconds:.0f} s" for words, seconds in self.parts)
 
 
-def _paint(out: Path, images: int, val_images: int, seed: int) -> None:
-    """Scenes to learn from, and others, of another seed, to measure on."""
-    from flyspeck.data.loading import default_workers
+def _paint(out: Path, images: int, val_images: int, side: tuple[int, int], seed: int) -> float:
+    """Scenes to learn from, others to measure on, and the large one, each of a seed of its own, by all processors.
+
+    Returns the seconds that one processor would have taken, about.
+    """
     from flyspeck.data.scenes.dataset import write_scenes
 
+    begun, cpus = time.perf_counter(), processors()
     # Three seeds apart for any --seed: no scene to learn from is ever one to measure on.
-    for folder, number, part, density in (
-        ("train", images, 3 * seed, DENSITY),
-        ("val", val_images, 3 * seed + 1, 1.0),
-    ):
-        workers = max(1, default_workers()) if number > 100 else 1
-        size = {"height": TILE[0], "width": TILE[1], "density": density}
-        write_scenes(out / folder, num_images=number, seed=part, workers=workers, **size)
+    large = {"num_images": 1, "seed": 3 * seed + 2, "height": side[0], "width": side[1]}
+    beside = cpus > 1 and side[0] * side[1] > LARGE  # one process paints it while others paint the small ones
+    with ProcessPoolExecutor(1, get_context("spawn")) if beside else nullcontext() as pool:
+        painted = None if pool is None else pool.submit(write_scenes, out / "large", **large)
+        for folder, number, part, density in (
+            ("train", images, 3 * seed, DENSITY),
+            ("val", val_images, 3 * seed + 1, 1.0),
+        ):
+            workers = min(8, cpus) if number > 100 else 1
+            size = {"height": TILE[0], "width": TILE[1], "density": density}
+            write_scenes(out / folder, num_images=number, seed=part, workers=workers, **size)
+        if painted is None:
+            write_scenes(out / "large", **large)
+        else:
+            painted.result()
+    return (time.perf_counter() - begun) * (min(8, cpus) if beside else 1)
 
 
-def _left(minutes: float, painting: float, side: tuple[int, int]) -> float:
-    """Minutes for the training, of which half a minute at least: what painting, in seconds, and predicting leave.
+def _left(minutes: float, used: float, painting: float) -> float:
+    """Minutes for the training, of which half a minute at least: what the seconds that are used, and predicting, leave.
 
-    The large scene of 12 megapixels, its prediction and the page take 0.35 of the time that the small scenes took to paint, on
-    slow machines and on fast ones.
+    The prediction on the large scene and the page take less than 0.3 of the time that one processor takes to paint all scenes,
+    `painting` in seconds, on slow machines and on fast ones.
     """
-    later = max(5.0, 0.5 * painting * side[0] * side[1] / (BIG[0] * BIG[1]))
-    return max(0.5, minutes - (painting + later) / 60)
+    return max(0.5, minutes - (used + max(5.0, 0.3 * painting)) / 60)
 
 
-def _train(out: Path, recipe: str) -> None:
-    """The recipe, as a file, and its run."""
+def _train(out: Path, recipe: str, *, processes: int, threads: int) -> None:
+    """The recipe, as a file, and its run; by one process where several cannot."""
     from flyspeck.train.config import load_recipe
-    from flyspeck.train.run import train
+    from flyspeck.train.launch import train_together
+    from flyspeck.train.run import begun, train
 
     write_text(out / "recipe.yaml", recipe)
-    train(load_recipe(out / "recipe.yaml"), out / "run")
+    if processes > 1:
+        typer.echo(f"  by {processes} processes, which share each batch")
+        if train_together(out / "recipe.yaml", out / "run", processes=processes, threads=threads):
+            return
+        typer.echo("  they could not go on together: one process goes on")
+    train(load_recipe(out / "recipe.yaml"), out / "run", resume=begun(out / "run"))
 
 
 def _too_short(history: Sequence[Mapping[str, Any]], minutes: float) -> str:
@@ -192,25 +227,25 @@ def _too_short(history: Sequence[Mapping[str, Any]], minutes: float) -> str:
     )
 
 
-def _predict(
-    out: Path, side: tuple[int, int], seed: int, *, device: str, score: float
-) -> tuple[Appendix, EvaluationResult]:
-    """Tiles over one large scene, merged; its numbers, and the image with detections of `score` and more."""
+def _predict(out: Path, side: tuple[int, int], *, device: str, score: float) -> tuple[Appendix, EvaluationResult]:
+    """Tiles over one large scene, merged; its numbers, and the image with detections of `score` and more.
+
+    The protocol's number of detections is that of a small scene: the large one has so many for each part of that size.
+    """
     import numpy as np
 
     from flyspeck.data.readers import read_annotations
-    from flyspeck.data.scenes.dataset import write_scenes
     from flyspeck.drawing import annotated
     from flyspeck.evaluate import DetectionTable, evaluate
+    from flyspeck.evaluate.catalogue import protocol_named
+    from flyspeck.evaluate.protocols import APProtocol
     from flyspeck.infer.predictor import Predictor
     from flyspeck.infer.source import open_source
     from flyspeck.infer.torch_model import TorchModel
     from flyspeck.report import Appendix
     from flyspeck.train.build import load_detector
 
-    truth = read_annotations(
-        write_scenes(out / "large", num_images=1, seed=3 * seed + 2, height=side[0], width=side[1])
-    )
+    truth = read_annotations(out / "large" / "annotations.json")
     tile = tuple(2 * s for s in TILE)
     predictor = Predictor(
         TorchModel(load_detector(out / "run"), device=device), tile=(tile[0], tile[1]), overlap=64, batch_size=2
@@ -220,7 +255,10 @@ def _predict(
     seconds = time.perf_counter() - start
     table = DetectionTable.from_list([found], truth)
     table.write_coco(out / "large" / "detections.json", truth)
-    result = evaluate(truth, table, "flyspeck")
+    protocol = protocol_named("flyspeck")
+    assert isinstance(protocol, APProtocol)
+    parts = max(1.0, side[0] * side[1] / (TILE[0] * TILE[1]))
+    result = evaluate(truth, table, replace(protocol, max_dets=tuple(math.ceil(parts * n) for n in protocol.max_dets)))
     strong = found[np.flatnonzero(found.scores >= score)]
     with open_source(truth.path(0)) as source:
         image = annotated(source.read, strong, max_side=1000)

@@ -7,7 +7,6 @@ one that was never stopped.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -27,6 +26,7 @@ from flyspeck.data.padding import padded_side
 from flyspeck.data.pixel_cache import LIMIT_BYTES, PixelCache
 from flyspeck.data.sampling import Draw, EpochSampler
 from flyspeck.data.transforms import Transform
+from flyspeck.devices import processors
 from flyspeck.errors import UserError
 from flyspeck.types import ImageBatch, Sample, Targets
 
@@ -308,5 +308,4 @@ def default_workers(processes: int = 1) -> int:
 
     0 on one core, 1 on two, never more than 8.
     """
-    cores = len(os.sched_getaffinity(0)) if "sched_getaffinity" in vars(os) else os.cpu_count() or 1
-    return max(0, min(8, cores // max(processes, 1) - 1))
+    return max(0, min(8, processors() // max(processes, 1) - 1))

@@ -6,7 +6,6 @@ The graph's inputs and outputs are described in `flyspeck.export.graph`.
 from __future__ import annotations
 
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -171,8 +170,3 @@ def cannot_run(path: Path, inputs: Sequence[np.ndarray], error: Exception) -> Us
     shape = "x".join(map(str, inputs[0].shape))
     reason = " ".join(str(error).split())[-200:]
     return UserError(f"the model does not run on windows of {shape} ({reason})", where=path, fix="export it again")
-
-
-def num_threads() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if "sched_getaffinity" in dir(os) else os.cpu_count() or 1

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from flyspeck.data.images import match_channels
+from flyspeck.devices import processors
 from flyspeck.errors import UserError, missing_extra
 from flyspeck.infer.array_operators import ARRAY_OPERATORS
-from flyspeck.infer.exported import Arrays, ExportedModel, Session, cannot_run, num_threads
+from flyspeck.infer.exported import Arrays, ExportedModel, Session, cannot_run
 
 ENTRY, LABELS = "flyspeck.json", "labels.txt"
 WINDOW = "windows"
@@ -45,7 +46,7 @@ class LiteRTSession(Session):
                 fix="leave it out",
             )
         try:
-            self._interpreter: Any = Interpreter(model_path=str(self.path), num_threads=num_threads())
+            self._interpreter: Any = Interpreter(model_path=str(self.path), num_threads=processors())
             self._runners = {name: self._runner(name) for name in self._interpreter.get_signature_list()}
         except (ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:160]

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from flyspeck.devices import processors
 from flyspeck.errors import UserError, missing_extra
 from flyspeck.infer.enlarging import without_enlarging
-from flyspeck.infer.exported import KEY, Session, cannot_run, num_threads
+from flyspeck.infer.exported import KEY, Session, cannot_run
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
 
@@ -39,9 +40,9 @@ class OnnxSession(Session):
             raise UserError(f"ONNX Runtime has no '{device}' here", where="device", fix=f"choose {' or '.join(known)}")
         self._runtime: Any = onnxruntime
         self._content, self._provider, self.path = without_enlarging(path), provider, path
-        self.threads = num_threads() if device == "cpu" else 1
+        self.threads = processors() if device == "cpu" else 1
         self._passes, self._lock = 1, threading.Lock()
-        self.engine: Any = self._open(num_threads())
+        self.engine: Any = self._open(processors())
         self._engines: dict[int, Any] = {1: self.engine}
         try:
             self.text = self.engine.get_modelmeta().custom_metadata_map.get(KEY)

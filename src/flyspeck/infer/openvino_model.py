@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from flyspeck.devices import processors
 from flyspeck.errors import UserError, missing_extra
 from flyspeck.infer.enlarging import bypass_enlarging
-from flyspeck.infer.exported import KEY, Session, cannot_run, num_threads
+from flyspeck.infer.exported import KEY, Session, cannot_run
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
@@ -57,7 +58,7 @@ class OpenVinoSession(Session):
         self._hints = {"INFERENCE_PRECISION_HINT": PRECISIONS[precision], "PERFORMANCE_HINT": "LATENCY"}
         self._passes, self._lock = 1, threading.Lock()
         if self._device == "CPU":
-            self.threads = num_threads()
+            self.threads = processors()
             self._hints["INFERENCE_NUM_THREADS"] = str(self.threads)
         try:
             self.model: Any = self._core.read_model(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count
@@ -14,7 +13,7 @@ import torch
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.band_choice import Survey
 from flyspeck.data.headers import read_header
-from flyspeck.devices import free_memory, torch_device
+from flyspeck.devices import free_memory, processors, torch_device
 from flyspeck.errors import UserError
 from flyspeck.models.detector import Detector
 from flyspeck.plan.choices import Machine, Plan, Speed
@@ -37,10 +36,9 @@ Say = Callable[[str], None]
 def this_machine(device: str = "auto") -> Machine:
     """Processors, free memory and the device, as this process may use them; nothing of weights."""
     name = str(torch_device(device))
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = quicker_threads(name)
     return Machine(
-        cpus=cpus,
+        cpus=processors(),
         memory=free_memory(),
         device=name,
         precision=faster_precision(name),
