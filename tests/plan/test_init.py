@@ -18,8 +18,9 @@ import flyspeck
 from flyspeck.cli.main import main
 from flyspeck.errors import UserError
 from flyspeck.plan import tiers
-from flyspeck.plan.choices import Speed
-from flyspeck.plan.init import Forecast
+from flyspeck.plan.choices import Choice, Plan, Speed
+from flyspeck.plan.init import Forecast, with_own_speed
+from flyspeck.plan.speed import batch_seconds, forget_peak, peak_memory
 from flyspeck.plan.voice import Voice
 from flyspeck.train.config import load_recipe
 from flyspeck.train.run import train
@@ -230,6 +231,50 @@ def test_speeds_are_measured_on_the_sets_images(tmp_path: Path, monkeypatch: pyt
     assert speed.memory > 10**7
     assert isinstance(done.forecast, Forecast)
     assert done.forecast.images == pytest.approx(speed.images_per_second * 300, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("workers", "threads", "cpus", "seconds"),
+    [
+        (0, 2, 2, 5.0),  # 3 and then 2
+        (1, 2, 2, 4.0),  # 8 seconds of work by two processors
+        (1, 1, 2, 3.0),  # loading goes on beside the step
+        (4, 4, 16, 3.0),
+        (1, 8, 4, 3.5),  # threads beyond the processors are none: 14 by four
+    ],
+)
+def test_loading_that_goes_on_beside_steps_counts_once(workers: int, threads: int, cpus: int, seconds: float) -> None:
+    assert batch_seconds(3.0, 2.0, workers=workers, threads=threads, cpus=cpus) == seconds
+    assert batch_seconds(1.0, 12.0, workers=1, threads=1, cpus=4) == 12.0
+    assert batch_seconds(1.0, 12.0, workers=3, threads=1, cpus=64) == 4.0
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux forgets a process's peak")
+def test_each_detectors_memory_is_its_own() -> None:
+    """A block of 400 MB that is gone before counts for nothing."""
+    block = np.ones(400_000_000, np.uint8)
+    assert peak_memory("cpu") > block.nbytes
+    before = peak_memory("cpu")
+    del block
+    forget_peak("cpu")
+    assert peak_memory("cpu") < before - 300_000_000
+
+
+def test_the_forecast_is_of_the_batch_that_the_recipe_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def measured(plans: list, *words: object, **more: object) -> dict[str, Speed]:
+        asked.append([plan.value("train.batch_size") for plan in plans])
+        return {"smallest": Speed(50.0, 2 * 10**9, 100.0, batch=8)}
+
+    monkeypatch.setattr("flyspeck.plan.speed.measure_speeds", measured)
+    for compared_in, rate in ((4, 50.0), (8, 10.0), (0, 10.0)):
+        speed = Speed(10.0, 10**9, 20.0, batch=compared_in)
+        plan = Plan(tiers.TIERS[0], (Choice("train.batch_size", 8, "a test"),), speed)
+        found = with_own_speed(plan, SimpleNamespace(), SimpleNamespace(), Voice(lambda line: None))
+        assert found.speed is not None
+        assert found.speed.images_per_second == rate
+    assert asked == [[8]]
 
 
 def test_a_voice_is_never_silent_for_long() -> None:

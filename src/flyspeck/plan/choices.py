@@ -115,6 +115,8 @@ class Speed:
     """Images of the training's size that it finds objects in."""
     tracing: float = 45.0
     """See `Tier.tracing`."""
+    batch: int = 0
+    """Images of a step that it was measured with; 0 where nothing says."""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ log = logging.getLogger("flyspeck")
 AnyPath = str | os.PathLike[str]
 EVALUATING = 130_000_000
 """Bytes that evaluations and checkpoints add to what training steps take, as one run had it."""
+AGAIN = 5.0
+"""Seconds for the detector that is chosen, where its batch is another than it was compared with."""
 COMPARING = 120.0
 """Seconds of decoding up to which images are compared by their pixels."""
 
@@ -47,7 +49,7 @@ class Forecast:
     def text(self) -> str:
         """One line for people."""
         return (
-            f"{self.images_per_second:.1f} images/s, {self.memory / 1e9:.1f} GB of memory, {self.images} images"
+            f"{self.images_per_second:.1f} images/s, {self.memory / 1e9:.2f} GB of memory, {self.images} images"
             f" ({self.passes:.1f} passes), done after {counted(self.minutes, 'minute')}"
         )
 
@@ -118,6 +120,7 @@ def init(
         train=paths[TRAIN], val=paths[CHOOSE],
         looked_at=looked_at(speeds[tier.name], found, budget, len(sets.parts[CHOOSE].table)),
     )  # fmt: skip
+    plan = with_own_speed(plan, sets.train, machine, voice)
     forecast = forecast_of(plan, found)
     voice(f"detector: {tier.name}, {tier.words}: {why}")
     for line in choice_lines(plan):
@@ -279,6 +282,17 @@ def measured(
             )  # those that begin at random are quick
         ]
         return machine, measure_speeds(plans, table, machine, limit=min(LIMIT, limit or LIMIT), say=voice)
+
+
+def with_own_speed(plan: Plan, table: Annotations, machine: Machine, voice: Voice) -> Plan:
+    """The plan with the speed and memory of its own batch: detectors are compared before it is known how large that can be."""
+    batch = int(plan.value("train.batch_size"))
+    if plan.speed is None or plan.speed.batch in (0, batch):
+        return plan
+    from flyspeck.plan.speed import measure_speeds
+
+    with voice.doing(f"measuring {plan.tier.name} in batches of {batch}, for about {AGAIN:g} s"):
+        return replace(plan, speed=measure_speeds([plan], table, machine, limit=AGAIN, say=voice)[plan.tier.name])
 
 
 def forecast_of(plan: Plan, found: Fingerprint) -> Forecast:

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import torch
 
+from flyspeck.allocator import freed_memory_kept
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.band_choice import Survey
 from flyspeck.data.headers import read_header
+from flyspeck.data.loading import default_workers
 from flyspeck.devices import free_memory, processors, torch_device
 from flyspeck.errors import UserError
 from flyspeck.models.detector import Detector
@@ -28,8 +30,10 @@ from flyspeck.types import ImageBatch, Targets
 LIMIT = 20.0
 """Seconds for all detectors together."""
 TRIED = 32
-"""Images that steps are timed on; they are cached after the first pass, as those of a training are."""
+"""Images that steps are timed on, cached where those of the training are."""
 LEAST_STEPS = 2
+COLD = 2
+"""Steps that do not count where there are more: the first waits for the cache, and kernels are chosen in it."""
 Say = Callable[[str], None]
 
 
@@ -48,7 +52,7 @@ def this_machine(device: str = "auto") -> Machine:
 
 
 def peak_memory(device: str) -> int:
-    """Bytes: of a CUDA device what this process had at most, else of this process's memory."""
+    """Bytes: of a CUDA device what this process had at most since `forget_peak`, else of this process's memory."""
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_allocated(torch.device(device)))
     try:
@@ -56,6 +60,14 @@ def peak_memory(device: str) -> int:
         return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("VmHWM:"))
     except (OSError, StopIteration, ValueError):
         return 0
+
+
+def forget_peak(device: str) -> None:
+    """From now on `peak_memory` is that of what follows, as far as the system lets a process begin anew."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(torch.device(device))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: the highest size so far is forgotten
 
 
 def faster_precision(device: str = "cpu") -> str:
@@ -171,39 +183,57 @@ def bare_recipe(plan: Plan) -> Recipe:
     return parse_recipe({**content, "model": model})
 
 
+@freed_memory_kept()
 def _speed(plan: Plan, table: Annotations, machine: Machine, seconds: float, clock: Callable[[], float]) -> Speed:
-    """Training steps for about so many seconds, and one pass of finding."""
+    """Training steps for about so many seconds, in memory as `train.loop` has it, and one pass of finding."""
     recipe = bare_recipe(plan)
+    workers = default_workers() if recipe.train.workers is None else recipe.train.workers
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"workers": 0})})
     survey = Survey(table.source, {str(table.path(row)): read_header(table.path(row)) for row in range(len(table))})
     rule = reading_rule(recipe.data, survey, survey)
     bands, device = rule.channels or 3, torch.device(machine.device)
+    forget_peak(machine.device)
     detector = build_detector(recipe.model, classes=table.classes, mean=[0.4] * bands, std=[0.2] * bands, load=False)
     trial = _Trial(detector, recipe, device)
     begun = last = clock()
-    times, images, images_in = [], [], None
+    loads, steps, images, images_in = [], [], [], None
     with contextlib.closing(
         training_loader(
             recipe, table, rule=rule, divisor=detector.divisor, smallest=detector.smallest_side, rank=0, world_size=1
         )
     ) as loader:
-        # Steps that decode, or begin cold; of images that are not cached all decode.
-        cold = len(loader) if recipe.data.cache == "ram" else 1
         for epoch in count():
             for images_in, targets, _ in loader.epoch(epoch):
+                loaded = clock()
                 trial.step(images_in, targets)
                 now = clock()
-                times.append(now - last)
+                loads.append(loaded - last)
+                steps.append(now - loaded)
                 images.append(len(targets))
                 last = now
-                if len(times) >= LEAST_STEPS and now - begun >= 0.85 * seconds:
+                if len(steps) >= LEAST_STEPS and now - begun >= 0.85 * seconds:
                     break
-            if len(times) >= LEAST_STEPS and last - begun >= 0.85 * seconds:
+            if len(steps) >= LEAST_STEPS and last - begun >= 0.85 * seconds:
                 break
-    warm = min(cold, len(times) - 1)
-    rate = sum(images[warm:]) / max(1e-9, sum(times[warm:]))
+    warm = min(COLD, len(steps) - 1)
+    taken = batch_seconds(
+        sum(steps[warm:]), sum(loads[warm:]), workers=workers, threads=machine.threads, cpus=machine.cpus
+    )
+    rate = sum(images[warm:]) / max(1e-9, taken)
     assert images_in is not None
-    return Speed(rate, peak_memory(machine.device), trial.detecting(images_in, clock), plan.tier.tracing)
+    detecting, memory = trial.detecting(images_in, clock), peak_memory(machine.device)
+    return Speed(rate, memory, detecting, plan.tier.tracing, recipe.train.batch_size)
+
+
+def batch_seconds(step: float, load: float, *, workers: int, threads: int, cpus: int) -> float:
+    """What a batch takes whose step takes so many seconds by `threads` threads, and whose loading by one process.
+
+    Without workers one follows the other. With them the slower of the two counts, or all the work together where there are not
+    enough processors for it.
+    """
+    if workers == 0:
+        return step + load
+    return max(step, load / workers, (step * min(threads, cpus) + load) / cpus)
 
 
 class _Trial:
