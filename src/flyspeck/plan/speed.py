@@ -66,8 +66,9 @@ def forget_peak(device: str) -> None:
     """From now on `peak_memory` is that of what follows, as far as the system lets a process begin anew."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(torch.device(device))
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: the highest size so far is forgotten
+    # No file, but Linux's way to be told that the highest size so far is to be forgotten.
+    with contextlib.suppress(OSError), Path("/proc/self/clear_refs").open("w", encoding="ascii") as told:
+        told.write("5")
 
 
 def faster_precision(device: str = "cpu") -> str:
