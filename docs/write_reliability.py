@@ -24,7 +24,7 @@ from reliability_results import sections
 HERE = Path(__file__).resolve().parent
 FOUND = ("traceback", "several lines", "hang", "memory", "effect", "killed")
 MEANINGS = {"kill": "killed before", "torn": "killed in the middle", "full": "disk full", "io": "I/O error"}
-MEANINGS |= {"files": "too many files open", "clock": "clock a year slow"}
+MEANINGS |= {"files": "too many files open", "clock": "clock a year slow", "short": "short writes"}
 
 
 DAMAGED = """
@@ -85,7 +85,8 @@ formulas, or commands of a terminal. Canaries show that the tests would notice.
 ## Crashes
 
 Every operation on the disk fails once: files opened, written, flushed, synced, renamed, removed; by six kinds of failure. After
-each the work goes on, and must end byte for byte where undisturbed work ends (`python -m pytest -m slow tests/crashes`).
+each the work goes on, and must end byte for byte where undisturbed work ends (`python -m pytest -m slow tests/crashes`). *Short
+writes*: every write of Python's takes half of what it is given and says so, as a system may; the work must notice nothing.
 
 {table}
 {results}
@@ -93,6 +94,12 @@ each the work goes on, and must end byte for byte where undisturbed work ends (`
 
 {known}
 """
+
+
+EXPLAINED = (
+    "Each cell: crashes survived of those tried; in brackets their share of all operations, where not every one was tried (every",
+    "n-th was). Of short writes: all writes of one piece of work.",
+)
 
 
 def page(numbers: dict[str, Any]) -> str:
@@ -115,7 +122,7 @@ def page(numbers: dict[str, Any]) -> str:
         for name, found in crashes.items()
     ]
     head = [f"| work | operations | {' | '.join(MEANINGS.values())} |", f"|---|{'---|' * (1 + len(MEANINGS))}"]
-    table = [*head, *rows, "", "Each cell: crashes survived of those tried. Fewer tried than operations: every n-th."]
+    table = [*head, *rows, "", *EXPLAINED]
     none = "It has not been run to its end for this page; the default tests crash three kinds of work at three places."
     text += mutants(numbers["mutants"]) if "mutants" in numbers else ""
     return text + CRASHED.format(
@@ -126,7 +133,23 @@ def page(numbers: dict[str, Any]) -> str:
 def survived(found: dict[str, Any], mode: str) -> str:
     """Of one kind of crash."""
     tried = found.get("tried", {}).get(mode, 0)
-    return f"{found['survived'].get(mode, 0)} of {tried}" if tried else "–"
+    if not tried:
+        return "–"
+    lived = found["survived"].get(mode, 0)
+    if mode == "short":
+        return f"all {tried}" if lived == tried else f"**not survived** ({tried})"
+    share = "" if tried >= found["operations"] else f" ({tried / found['operations']:.0%})"
+    return f"{lived} of {tried}{share}"
+
+
+def merged(before: dict[str, Any] | None, found: dict[str, Any]) -> dict[str, Any]:
+    """Counts of a piece of work: by kind of crash the newer ones, as long as it has as many operations as before."""
+    if before is None or before["operations"] != found["operations"]:
+        return found
+    new = {mode for mode, count in found["tried"].items() if count}
+    for part in ("tried", "survived"):
+        found[part] = {**before[part], **{mode: found[part][mode] for mode in new}}
+    return found
 
 
 def planted_faults(planted: dict[str, Any]) -> str:
@@ -179,7 +202,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fuzz", type=Path, action="append", default=[], help="counts of a campaign to be added")
-    parser.add_argument("--crashes", type=Path, help="counts that take the place of those before")
+    parser.add_argument("--crashes", type=Path, action="append", default=[], help="counts in the place of those before")
     parser.add_argument("--planted", type=Path, help="what tests/fuzz/planted_faults.py found")
     parser.add_argument("--mutants", type=Path, action="append", default=[], help="of tests/mutation, by area")
     asked = parser.parse_args()
@@ -187,8 +210,9 @@ def main() -> None:
     numbers = json.loads(file.read_text(encoding="utf-8"))
     for path in asked.fuzz:
         added(numbers, json.loads(path.read_text(encoding="utf-8")))
-    if asked.crashes:
-        numbers["crashes"] |= json.loads(asked.crashes.read_text(encoding="utf-8"))
+    for path in asked.crashes:
+        for name, found in json.loads(path.read_text(encoding="utf-8")).items():
+            numbers["crashes"][name] = merged(numbers["crashes"].get(name), found)
     if asked.planted:
         numbers["planted"] = json.loads(asked.planted.read_text(encoding="utf-8"))
     for path in asked.mutants:
