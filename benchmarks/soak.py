@@ -104,7 +104,7 @@ WORK = {"training": training, "predicting": predicting, "calling": calling}
 def watched(name: str, folder: Path, count: int) -> dict[str, Any]:
     """Runs one kind of work; memory in MB and open files, early and late.
 
-    Images that are being read at that moment (one a reading thread, now and then) are no open files of the work.
+    An image that is being read at that moment, open once or twice, is no open file of the work.
     """
     command = [sys.executable, __file__, "--child", name, str(folder), str(count)]
     samples, page = [], os.sysconf("SC_PAGE_SIZE")

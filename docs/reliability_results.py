@@ -179,7 +179,7 @@ and late (between eight and nine tenths), without the images that are being read
   124 MB, anonymous ones 431 to 430), but pages of the libraries' own files that are read while these are closed. Three trainings
   in one process end at 827, 828 and 828 MB; after each evaluation of 300 epochs it has 825 to 829 MB.
 - `predict` holds five files open: three of the process, a journal, and the results. A sixth and a seventh that were counted
-  before were images, of which each of its reading threads has one open for a moment.
+  before were the image that is being read, open once or twice for a moment.
 """
 
 
