@@ -65,5 +65,17 @@ def test_a_campaign_is_added_to_those_before() -> None:
     assert "| merge | 400 | 11 (1) | 4 | 9 | 2 | 1 | 90.0 % |" in text
     assert "- `c.py:3`, `a \\| b → (a & b)`: the bits never meet" in text
     assert "- `c.py:4`, `a \\| b → (a & b)`: **no test notices it**" in text
-    assert "| train | 7 | 7 of 7 | 3 of 4 | – | – | – | – |" in text
+    assert "| train | 7 | 7 of 7 | 3 of 4 (57%) | – | – | – | – | – |" in text
     assert "9 inputs in 2 campaigns" in text
+
+
+def test_crashes_take_the_place_of_those_of_their_kind() -> None:
+    merged, survived = writer().merged, writer().survived
+    before = {"operations": 7, "tried": {"kill": 7, "torn": 0}, "survived": {"kill": 7, "torn": 0}}
+    short = {"operations": 7, "tried": {"short": 31, "kill": 0}, "survived": {"short": 31, "kill": 0}}
+    both = merged(before, short)
+    assert [survived(both, mode) for mode in ("kill", "torn", "short")] == ["7 of 7", "–", "all 31"]
+    other = {"operations": 8, "tried": {"kill": 8}, "survived": {"kill": 6}}
+    assert merged(both, other) == other  # the work has changed: nothing of before holds
+    assert survived(merged(None, other), "kill") == "6 of 8"
+    assert survived({"operations": 8, "tried": {"short": 9}, "survived": {}}, "short") == "**not survived** (9)"
