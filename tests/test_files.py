@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
 
 from flyspeck.errors import UserError
 from flyspeck.files import (
+    cell,
     finite,
     is_left_over,
     json_lines,
+    own_place,
+    read_json,
     read_jsonl,
     replace_file,
+    uninterrupted,
     write_bytes,
     write_json,
     write_text,
@@ -109,3 +116,78 @@ def test_a_broken_line_within_a_log_is_no_cut(tmp_path: Path, wrong: str) -> Non
     with pytest.raises(UserError, match=r"log\.jsonl, line 3"):
         read_jsonl(path)
     assert list(json_lines(path)) == [(1, {"step": 1}), (3, None), (4, {"step": 2})]
+
+
+def test_a_link_in_the_place_of_an_output_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_text("kept")
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    (tmp_path / "file").write_text("kept")
+    for name in ("link", "dangling", "file", "absent"):
+        assert own_place(tmp_path / name) == tmp_path / name
+    assert names(tmp_path) == ["elsewhere", "file"]
+    assert {(tmp_path / name).read_text() for name in names(tmp_path)} == {"kept"}
+
+
+def test_a_second_interrupt_is_passed_over_while_files_are_closed() -> None:
+    def hit() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    closed = []
+    with uninterrupted():
+        hit()
+        closed.append(1)
+    assert closed == [1]
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(KeyboardInterrupt):
+        hit()
+    with pytest.raises(ZeroDivisionError), uninterrupted():  # what goes wrong within it goes on
+        1 / 0  # noqa: B018
+    assert signal.getsignal(signal.SIGINT) is before
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        with uninterrupted():
+            hit()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_other_threads_close_without_signals() -> None:
+    """Python lets the main thread alone set what a signal does."""
+    seen = []
+
+    def work() -> None:
+        with uninterrupted():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [signal.getsignal(signal.SIGINT)]
+
+
+@pytest.mark.parametrize(
+    ("value", "field"),
+    [
+        ("a,b", '"a,b"'), ('a"b', '"a""b"'), ("a\nb", '"a\nb"'), ("a\rb", '"a\rb"'), ("a b", "a b"), ("", ""), (None, ""),
+        (True, "1"), (False, "0"), (0.1, "0.1"), (1 / 3, "0.3333333"), (12, "12"), (-3, "-3"), ("-3", "-3"),
+        ("=1+1", "'=1+1"), ("=a,b", "\"'=a,b\""),
+    ],
+)  # fmt: skip
+def test_fields_of_a_csv_file(value: object, field: str) -> None:
+    assert cell(value) == field
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"{", "not a whole JSON file"), (b"\xff", "not a whole JSON file"), (b"[" * 100_000, "not a whole JSON file"),
+     (b"[1]", "holds no JSON object"), (b"", "not a whole JSON file"), (b"9" * 5000, "not a whole JSON file")],
+)  # fmt: skip
+def test_what_is_no_json_object_is_said(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        read_json(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text('{"a": [1]}')
+    assert read_json(tmp_path / "a.json") == {"a": [1]}

@@ -81,3 +81,15 @@ def test_weights_file_of_a_run(tmp_path: Path) -> None:
     assert c.weights_file(tmp_path).name == "best.safetensors"
     with pytest.raises(UserError, match="no such run"):
         c.weights_file(tmp_path / "absent")
+
+
+def test_a_state_is_read_whole_unless_it_is_asked_to_be_mapped(tmp_path: Path) -> None:
+    """What is held in memory does not follow what becomes of the file."""
+    path, kept = tmp_path / "state.pt", torch.arange(4096.0)
+    c.save_state(path, {"a": kept})
+    whole = c.load_state(path)["a"]
+    with path.open("r+b") as file:  # in its place
+        file.write(bytes(path.stat().st_size))
+    assert torch.equal(whole, kept)
+    c.save_state(path, {"a": kept})
+    assert torch.equal(c.load_state(path, mapped=True)["a"], kept)
