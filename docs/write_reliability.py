@@ -68,8 +68,8 @@ some are drawn with a seed and tried by the nearby tests that reach their line, 
 
 {table}
 
-At first: before there were the tests that were written for what survived. Those were written for these very mutants, so that
-others, drawn with another seed, are killed less often than the last column says, and more often than at first.
+At first: before there were tests that were written for what survived. Those were written for these very mutants, so that the
+share at first of a row that is *drawn anew*, with the tests of the rows before it, is what others may expect.
 
 What survived, and why:
 
@@ -168,16 +168,19 @@ def planted_faults(planted: dict[str, Any]) -> str:
 def mutants(areas: dict[str, Any]) -> str:
     """The section of mutants; killed are shown of those that a test could notice, too."""
     rows = [
-        "| area | mutants | tried (seed) | killed at first | killed now | survived | change nothing | killed of the others |"
+        "| area | mutants | tried (seed) | change nothing | of the others killed at first | killed now | survived |",
+        "|---|---|---|---|---|---|---|",
     ]
-    rows += ["|---|---|---|---|---|---|---|---|"]
     known: list[str] = []
     for area, counts in areas.items():
         equal = [one for one in counts["survivors"] if one["why"]]
         others = counts["tried"] - len(equal)
-        of_all = (f"{counts['mutants']:,}", f"{counts['tried']} ({counts['seed']})", counts.get("first", "–"))
-        left = (counts["killed"], len(counts["survivors"]), len(equal), f"{100 * counts['killed'] / others:.1f} %")
-        rows.append(f"| {' | '.join(map(str, (area, *of_all, *left)))} |")
+        of_all = (f"{counts['mutants']:,}", f"{counts['tried']} ({counts['seed']})", len(equal))
+        shares = [
+            f"{killed} of {others} ({100 * killed / others:.0f} %)"
+            for killed in (counts.get("first", counts["killed"]), counts["killed"])
+        ]
+        rows.append(f"| {' | '.join(map(str, (area, *of_all, *shares, len(counts['survivors']))))} |")
         for one in counts["survivors"]:
             change = one["change"].replace("`", "'").replace("|", "\\|")
             known.append(f"`{one['file']}:{one['line']}`, `{change}`: {one['why'] or '**no test notices it**'}")

@@ -62,7 +62,7 @@ def test_a_campaign_is_added_to_those_before() -> None:
     assert "| images | 4 | 3 | 0 | 1 |" in text
     assert "most 2 minutes of the processor (`python tests/fuzz/planted_faults.py`): **1 of 2 found**" in text
     assert "| a name | `b.py` | **not found** | – | 1,234 |" in text
-    assert "| merge | 400 | 11 (1) | 4 | 9 | 2 | 1 | 90.0 % |" in text
+    assert "| merge | 400 | 11 (1) | 1 | 4 of 10 (40 %) | 9 of 10 (90 %) | 2 |" in text
     assert "- `c.py:3`, `a \\| b → (a & b)`: the bits never meet" in text
     assert "- `c.py:4`, `a \\| b → (a & b)`: **no test notices it**" in text
     assert "| train | 7 | 7 of 7 | 3 of 4 (57%) | – | – | – | – | – |" in text
