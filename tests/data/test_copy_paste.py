@@ -198,6 +198,16 @@ def test_sources_by_hand():
     assert paste_sources(table([(0, 0, 5, 1)], 1)) is None
 
 
+def test_objects_of_classes_without_a_weight_are_copied_alike():
+    """A set of other images than the weights were counted on may have such a class."""
+    images = [painted(64, 64, [(10, 10, 15, 15), (30, 10, 35, 15)], labels=[1, 1])]
+    sources = paste_sources(table([(0, 0, 5, 0), (0, 1, 50, 0)], 1), rare_power=1.0)
+    assert sources.class_weights.tolist() == [1, 0, 0]
+    step = CopyPaste(1.0, max_objects=1, sources=sources)
+    pasted = step(painted(64, 64, []), np.random.default_rng(0), lambda rng, index=None: images[index])
+    assert pasted.targets.labels.tolist() == [1]
+
+
 def test_rare_classes_are_copied_as_often_as_common_ones():
     images = [
         painted(64, 64, [(10, 10, 15, 15), (30, 10, 35, 15), (10, 30, 15, 35)], labels=[0, 0, 0]),

@@ -13,7 +13,7 @@ from suppressing import Suppressing
 from flyspeck import one_object
 from flyspeck.boxes import iou
 from flyspeck.errors import UserError
-from flyspeck.export.parity import Rule, _partners, ap_table, compare
+from flyspeck.export.parity import Difference, Rule, _partners, ap_table, compare
 from flyspeck.export.proof import require_parity
 from flyspeck.export.undecided import asked_again
 from flyspeck.models.postprocess import Suppression, suppress
@@ -137,6 +137,28 @@ def test_a_row_of_boxes_is_one_tie() -> None:
     one, other = found([row[0], row[2]], [0.9, 0.7]), found([row[1], row[3]], [0.9, 0.5])
     assert compare(one, other, RULE).unmatched == 0
     assert compare(one, found([row[1]], [0.5]), RULE).unmatched == 3  # nothing in the row is equal
+    # The tie of the first two passes along a longer one, whose other scores are apart.
+    row = [[10 + 2 * i, 10, 18 + 2 * i, 18] for i in range(10)]
+    one, other = found(row[::2], [0.9, 0.7, 0.6, 0.5, 0.4]), found(row[1::2], [0.9, 0.75, 0.65, 0.55, 0.45])
+    assert compare(one, other, RULE).unmatched == 0
+
+
+def test_a_nearer_partner_is_no_reason_to_move_others() -> None:
+    """Row 1 is nearest to what row 0 has, and free to take another: row 0 keeps its own, though it has one to go to."""
+    px = np.array([[0.1, np.inf, 0.2], [0.1, 0.2, np.inf]])
+    rows, columns = _partners(px, np.zeros_like(px))
+    assert dict(zip(rows.tolist(), columns.tolist(), strict=True)) == {0: 0, 1: 1}
+
+
+def test_one_inside_the_other_is_a_tie_where_the_rule_takes_them_for_one_object() -> None:
+    one, other = found([[10, 10, 14, 14]], [0.9]), found([[9, 9, 17, 17]], [0.9])  # IoU 16 / 64
+    assert compare(one, other, RULE).unmatched == 2
+    assert compare(one, other, Rule(0.05, 0.5, 100, "tiny")).unmatched == 0
+
+
+@pytest.mark.parametrize(("boxes", "ties", "same"), [(1, 1, True), (1, 2, False), (1000, 2, True), (1000, 3, False)])
+def test_how_many_ties_are_an_accident(boxes: int, ties: int, same: bool) -> None:
+    assert Difference(1, boxes, 0, 0, ties=ties, unmatched=0).same is same
 
 
 def test_many_ties_are_no_accident() -> None:

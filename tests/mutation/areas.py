@@ -55,6 +55,14 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "differs where a side is off by the limit to the last bit",
     ("flyspeck/export/parity.py", "apart <= SCORE", "apart <= SCORE → (apart < SCORE)"):
         "differs where a score is off by the limit to the last bit",
+    ("flyspeck/export/parity.py", "            break", "break → continue"):
+        "the further rounds find nothing: it only saves time",
+    ("flyspeck/export/parity.py", "border = (ahead >= 0)", "ahead >= 0 → (ahead > 0)"):
+        "of equal scores, either box is excused already",
+    ("flyspeck/data/transforms.py", "if (tall, wide) != (y2 - y1", "y2 - y1 → (y2 + y1)"):
+        "fills a part of the mosaic that the piece covers next",
+    ("flyspeck/data/transforms.py", "torch.equal(whole[1], whole[2]))", "1 → (1 + 1)"):
+        "of the first pair: two channels that equal the third equal each other (the others are noticed)",
     (f"{_READERS}assemble.py", "np.arange(1, count + 1)", "1 → (1 + 1)"):
         "of the end: one number more than rows, which no row asks for (of the begin, all arrays differ in length and tests fail)",
     (f"{_READERS}assemble.py", "zip(names, draft.category_ids, strict=True)", "True → False"):
