@@ -67,6 +67,8 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "of the end: one number more than rows, which no row asks for (of the begin, all arrays differ in length and tests fail)",
     (f"{_READERS}assemble.py", "zip(names, draft.category_ids, strict=True)", "True → False"):
         "both lists are made together; strict= only guards against a fault elsewhere",
+    (f"{_READERS}dota.py", "draft.add_box(row, box, -2", "2 → (2 + 1)"):
+        "the categories of all boxes are filled in at the end",
     (f"{_READERS}supervisely.py", "if all(0 < side < 2**31 for side in sides)", "2 → (2 + 1)"):
         "`add_image` asks once more whether a size is below 2**31",
     (f"{_READERS}table.py", "0 < width < 2**31 else (-1, -1)", "1 → (1 + 1)"):

@@ -14,6 +14,7 @@ from flyspeck.data.readers import read_annotations
 from flyspeck.data.readers.assemble import id_array
 from flyspeck.data.readers.coco import read_listing
 from flyspeck.data.readers.kitti import CLASSES
+from flyspeck.data.readers.matlab import load_mat
 from flyspeck.data.readers.places import find_root
 from flyspeck.errors import UserError
 
@@ -147,3 +148,59 @@ def test_lines_of_a_list_name_files(tmp_path: Path, line: str) -> None:
     dump(tmp_path / "train.txt", f"obj_train_data/a.png\n{line}\n")
     with pytest.raises(UserError, match=r"train.txt, line 2: '.*' names no file"):
         read_annotations(tmp_path / "obj.data", format="yolo")
+
+
+@pytest.mark.parametrize("kind", ["i1", "u1", "i2", "u2", "i4", "u4", "f4", "i8", "u8", "f8", "c16", "U"])
+def test_numbers_of_every_width_are_read_from_a_mat_file(tmp_path: Path, kind: str) -> None:
+    """None is taken for a file that holds less than it says; one that does is."""
+    scipy_io = pytest.importorskip("scipy.io", reason="needs scipy (extra matlab)")
+    values = (
+        np.array(["abcdefghi"]) if kind == "U" else np.arange(63, dtype=kind).reshape(3, 21) + 300 * (kind[1] != "1")
+    )
+    values = values.astype(kind) if kind != "U" else values
+    scipy_io.savemat(tmp_path / "a.mat", {"a": values}, do_compression=False)
+    assert np.array_equal(load_mat(tmp_path / "a.mat")["a"], values)
+    content = bytearray((tmp_path / "a.mat").read_bytes())
+    sides = np.array(values.shape if kind != "U" else (1, 9), "<i4").tobytes()
+    at = content.index(sides)
+    content[at + 4 : at + 8] = np.array(1000, "<i4").tobytes()
+    (tmp_path / "a.mat").write_bytes(content)
+    with pytest.raises(UserError, match="fewer numbers than its size says"):
+        load_mat(tmp_path / "a.mat")
+
+
+@pytest.mark.parametrize("mark", ["\\ud800", "\\uD800"])
+def test_half_a_character_is_told_however_it_is_spelt(tmp_path: Path, mark: str) -> None:
+    path = dump(tmp_path / "a.json", coco())
+    path.write_text(path.read_text().replace("a.png", f"{mark}.png"))
+    with pytest.raises(UserError, match="half of a character"):
+        read_annotations(path)
+
+
+def test_what_label_studio_says_of_an_image_of_no_size(tmp_path: Path) -> None:
+    box = {"x": 10, "y": 20, "width": 5, "height": 10, "rotation": 0, "rectanglelabels": ["car"]}
+    results = [
+        {"type": "rectanglelabels", "value": box, "original_width": wide, "original_height": 30} for wide in (0, 40)
+    ]
+    path = dump(tmp_path / "a.json", [{"id": 1, "data": {"image": "a.png"}, "annotations": [{"result": results[:1]}]}])
+    table = read_annotations(path)
+    assert table.num_boxes == 0
+    assert "no box of four finite numbers" in table.problems[0]
+
+
+def test_via_names_the_attributes_that_are_no_class(tmp_path: Path) -> None:
+    shape = {"name": "rect", "x": 4, "y": 5, "width": 6, "height": 7}
+    region = {"shape_attributes": shape, "region_attributes": {"class": "car", "size": "big", "age": "old"}}
+    path = dump(tmp_path / "via.json", {"a": {"filename": "a.png", "size": 9, "regions": [region]}})
+    assert (
+        "the region attribute 'class' is taken as the class; there are also age, size" in read_annotations(path).notes
+    )
+
+
+def test_objects_of_citypersons_are_counted_from_one(tmp_path: Path) -> None:
+    objects = [{"bbox": [4, 5, 6, 7], "bboxVis": [4, 5, 3, 7], "label": name} for name in ("pedestrian", "horse")]
+    path = tmp_path / "gt" / "val" / "ulm" / "ulm_000001_000019_gtBboxCityPersons.json"
+    path.parent.mkdir(parents=True)
+    dump(path, {"imgHeight": 30, "imgWidth": 40, "objects": objects})
+    (problem,) = read_annotations(tmp_path / "gt").problems
+    assert problem.startswith("ulm_000001_000019_gtBboxCityPersons.json, object 2: the entry")
