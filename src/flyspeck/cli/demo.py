@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 TILE = (256, 320)  # images to learn from: small ones are quick
 # Scenes to learn from hold three times as many things as those to measure on: a step teaches more in the same time.
 DENSITY = 3.0
-BATCH = 4
+BATCH = 6  # three images for each of two processes
 BIG = (3000, 4000)
 LARGE = 2_000_000  # pixels from which a process of its own pays
 FAIR_EPOCHS = 8
@@ -48,15 +48,16 @@ model:
   channels: 32
   levels: 2-5
   norm: bn
-  # The nearest points learn an object that contains none, and scores follow the expected overlap: see models/heads/fcos.py.
-  head: {{depth: 2, reach: 0.5, quality: iou}}
+  # Points around an object learn it too, for the smallest hold one point or none, and scores follow the expected overlap: see
+  # models/heads/fcos.py.
+  head: {{depth: 2, reach: 1.0, quality: iou}}
   max_detections: 200
   min_score: 0.05
 train:
   {length}
   batch_size: {batch}
   optimizer: adamw
-  lr: 0.003
+  lr: 0.004
   beta2: 0.99
   warmup_steps: 50
   schedule: cosine
@@ -173,7 +174,7 @@ def _paint(out: Path, images: int, val_images: int, side: tuple[int, int], seed:
 
     begun, cpus = time.perf_counter(), processors()
     # Three seeds apart for any --seed: no scene to learn from is ever one to measure on.
-    large = {"num_images": 1, "seed": 3 * seed + 2, "height": side[0], "width": side[1]}
+    large: dict[str, Any] = {"num_images": 1, "seed": 3 * seed + 2, "height": side[0], "width": side[1]}
     beside = cpus > 1 and side[0] * side[1] > LARGE  # one process paints it while others paint the small ones
     with ProcessPoolExecutor(1, get_context("spawn")) if beside else nullcontext() as pool:
         painted = None if pool is None else pool.submit(write_scenes, out / "large", **large)
@@ -182,7 +183,7 @@ def _paint(out: Path, images: int, val_images: int, side: tuple[int, int], seed:
             ("val", val_images, 3 * seed + 1, 1.0),
         ):
             workers = min(8, cpus) if number > 100 else 1
-            size = {"height": TILE[0], "width": TILE[1], "density": density}
+            size: dict[str, Any] = {"height": TILE[0], "width": TILE[1], "density": density}
             write_scenes(out / folder, num_images=number, seed=part, workers=workers, **size)
         if painted is None:
             write_scenes(out / "large", **large)
