@@ -9,6 +9,7 @@ from pathlib import Path
 import typer
 
 from flyspeck.cli.shared_options import DEVICE, PRINT_CONFIG, RESUME, SET, training_device
+from flyspeck.cli.terminal import loading
 from flyspeck.train.distill.method_names import MethodName
 
 
@@ -60,7 +61,8 @@ def distill(
         return
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("flyspeck").setLevel(logging.INFO)
-    from flyspeck.train.distill.stages import distill as run
+    with loading("distill"):
+        from flyspeck.train.distill.stages import distill as run
 
     with training_device(device):
         table = run(wanted, folder, resume=resume, against=compare)

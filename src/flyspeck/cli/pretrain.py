@@ -8,6 +8,7 @@ from pathlib import Path
 import typer
 
 from flyspeck.cli.shared_options import DEVICE, PRECISION, RESUME, WIDTH, Precision
+from flyspeck.cli.terminal import loading
 from flyspeck.cli.values import parse_size
 
 
@@ -65,14 +66,16 @@ def pretrain(
     """Pre-train a backbone as a classifier; its weights load into any detector. `torchrun` shares a batch among processes."""
     import logging
 
-    import torch
-
     from flyspeck.devices import torch_device
     from flyspeck.errors import UserError
-    from flyspeck.models.build import build_backbone
-    from flyspeck.train.config import TrainConfig
-    from flyspeck.train.pretrain import pretrain as run
-    from flyspeck.train.pretrain_sets import read_sets
+
+    with loading("pretrain"):
+        import torch
+
+        from flyspeck.models.build import build_backbone
+        from flyspeck.train.config import TrainConfig
+        from flyspeck.train.pretrain import pretrain as run
+        from flyspeck.train.pretrain_sets import read_sets
 
     main = int(os.environ.get("RANK", "0")) == 0
     logging.basicConfig(level=logging.INFO if main else logging.WARNING, format="%(message)s")

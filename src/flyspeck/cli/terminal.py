@@ -8,6 +8,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TextIO
 
 import typer
@@ -193,3 +194,12 @@ class ProgressBar:
         """So many of so many are done."""
         share = done / total if total else None
         self._steps(Advance(self._step, share, f"{done} of {total}"))
+
+
+def loading(verb: str) -> AbstractContextManager[None]:
+    """Within it, what is slow to load is loaded: a line at once, and another now and then; of several processes by the first."""
+    from flyspeck.plan.voice import Voice
+
+    if int(os.environ.get("RANK", "0")):
+        return nullcontext()
+    return Voice(typer.echo).doing(f"flyspeck {verb}: loading")

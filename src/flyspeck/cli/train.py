@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 
 import typer
 
 from flyspeck.cli.shared_options import DEVICE, MINUTES, PRINT_CONFIG, RESUME, SET, training_device
+from flyspeck.cli.terminal import loading
 
 
 def train(
@@ -25,8 +27,9 @@ def train(
     device: str = DEVICE,
 ) -> None:
     """Train a detector as a recipe says."""
-    from flyspeck.train.trained import read_recipe
-    from flyspeck.train.trained import train as run
+    with nullcontext() if print_config else loading("train"):
+        from flyspeck.train.trained import read_recipe
+        from flyspeck.train.trained import train as run
 
     wanted, folder = read_recipe(recipe, set_ if minutes is None else [*set_, f"train.minutes={minutes}"])
     if print_config:
