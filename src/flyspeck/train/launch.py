@@ -21,6 +21,10 @@ from flyspeck.errors import UserError
 
 MEMORY = 1_500_000_000
 """Bytes that a process should have for itself."""
+PATIENCE = 20.0
+"""Seconds for the others to leave, once the first has ended."""
+LAST_WORDS = 3.0
+"""Seconds for each of them to say what is wrong, where one has failed."""
 MOST = 4
 """Processes that share a batch: there is one image of four for each then."""
 
@@ -34,8 +38,8 @@ def processes_for(cpus: int, memory: int, batch: int) -> int:
 def train_together(recipe: Path, folder: Path, *, processes: int, threads: int = 1) -> bool:
     """Trains the recipe into `folder` by so many processes of `threads` threads each, on the processor.
 
-    Returns whether all have ended well. The first one's output goes where this one's does. Where one of them fails, the others
-    are ended.
+    Returns whether the first one, which writes the run, has ended well. Its output goes where this one's does. Where one of them
+    fails before that, the others are ended.
     """
     context, port = multiprocessing.get_context("spawn"), _free_port()
     started: list[BaseProcess] = [
@@ -44,19 +48,16 @@ def train_together(recipe: Path, folder: Path, *, processes: int, threads: int =
     ]
     for process in started:
         process.start()
+    first = started[0]
     try:
-        running = list(started)
-        while running:
-            connection.wait([process.sentinel for process in running])
-            running = [process for process in running if process.exitcode is None]
-            if any(process.exitcode for process in started):
-                break
+        while first.exitcode is None and not any(process.exitcode for process in started):
+            connection.wait([process.sentinel for process in started if process.exitcode is None])
     finally:
         for process in started:
-            if process.exitcode is None:
-                process.terminate()
+            process.join(PATIENCE if first.exitcode == 0 else LAST_WORDS)
+            process.terminate()
             process.join()
-    return all(process.exitcode == 0 for process in started)
+    return first.exitcode == 0
 
 
 def _free_port() -> int:
