@@ -54,7 +54,9 @@ def conclude(metrics: dict[str, Any], claims: list[Claim], out: Path) -> None:
         **metrics,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(told, indent=1) + "\n")
+    whole = out.with_name(f".{out.name}.part")  # a benchmark that is killed and called again goes on from what is there
+    whole.write_text(json.dumps(told, indent=1) + "\n")
+    os.replace(whole, out)
     print(f"written to {out}")
 
 

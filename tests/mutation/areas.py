@@ -86,6 +86,9 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
 def why(file: str, code: str, change: str) -> str:
     """Why nothing can notice a change of a line of code; empty where that is not known."""
     for (place, piece, what), reason in EQUIVALENT.items():
-        if place == file and what == change and piece in code:
+        there = (
+            code.startswith(piece) if piece[0] == " " else piece in code
+        )  # an indented piece is a line from its beginning
+        if place == file and what == change and there:
             return reason
     return ""
