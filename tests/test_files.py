@@ -6,7 +6,9 @@ import json
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -129,29 +131,34 @@ def test_a_link_in_the_place_of_an_output_is_removed(tmp_path: Path) -> None:
     assert {(tmp_path / name).read_text() for name in names(tmp_path)} == {"kept"}
 
 
-def test_a_second_interrupt_is_passed_over_while_files_are_closed() -> None:
-    def hit() -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """As in a terminal: what runs in the background may have been started with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
-    before = signal.getsignal(signal.SIGINT)
+
+def hit() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_DFL])
+def test_a_second_interrupt_is_passed_over_while_files_are_closed(handler: Any) -> None:
+    signal.signal(signal.SIGINT, handler)
     closed = []
     with uninterrupted():
         hit()
         closed.append(1)
     assert closed == [1]
-    assert signal.getsignal(signal.SIGINT) is before
-    with pytest.raises(KeyboardInterrupt):
-        hit()
+    assert signal.getsignal(signal.SIGINT) is handler
     with pytest.raises(ZeroDivisionError), uninterrupted():  # what goes wrong within it goes on
         1 / 0  # noqa: B018
-    assert signal.getsignal(signal.SIGINT) is before
-    try:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        with uninterrupted():
-            hit()
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
-    finally:
-        signal.signal(signal.SIGINT, before)
+    assert signal.getsignal(signal.SIGINT) is handler
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt):
+        hit()
 
 
 def test_other_threads_close_without_signals() -> None:
