@@ -177,12 +177,11 @@ def test_half_a_character_is_told_however_it_is_spelt(tmp_path: Path, mark: str)
         read_annotations(path)
 
 
-def test_what_label_studio_says_of_an_image_of_no_size(tmp_path: Path) -> None:
+@pytest.mark.parametrize("wide", [0, 0.5, -1, None])
+def test_what_label_studio_says_of_an_image_of_no_size(tmp_path: Path, wide: Any) -> None:
     box = {"x": 10, "y": 20, "width": 5, "height": 10, "rotation": 0, "rectanglelabels": ["car"]}
-    results = [
-        {"type": "rectanglelabels", "value": box, "original_width": wide, "original_height": 30} for wide in (0, 40)
-    ]
-    path = dump(tmp_path / "a.json", [{"id": 1, "data": {"image": "a.png"}, "annotations": [{"result": results[:1]}]}])
+    result = {"type": "rectanglelabels", "value": box, "original_width": wide, "original_height": 30}
+    path = dump(tmp_path / "a.json", [{"id": 1, "data": {"image": "a.png"}, "annotations": [{"result": [result]}]}])
     table = read_annotations(path)
     assert table.num_boxes == 0
     assert "no box of four finite numbers" in table.problems[0]
