@@ -156,8 +156,8 @@ def test_tiny_boxes_and_images_without(name: str, side: int) -> None:
 NARROW = {"proposals": 50, "train_proposals": 50, "hardest": 32, "bins": 3, "rpn": {"samples": 64}}
 LEARNING = [
     (rfcn, {**NARROW, "width": 0.0625}, 80, (24, 50)),
-    (rfcn_fpn, {**NARROW, "channels": 32, "canonical": 64.0}, 70, (6, 14)),
-    (ssd_fpn, {"channels": 32, "num_extra": 0}, 60, (14, 40)),
+    (rfcn_fpn, {**NARROW, "channels": 32, "canonical": 64.0}, 45, (8, 14)),
+    (ssd_fpn, {"channels": 32, "num_extra": 0}, 45, (14, 40)),
 ]
 
 
