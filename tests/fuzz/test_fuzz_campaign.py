@@ -235,3 +235,17 @@ def test_every_surface_takes_its_sound_files(tmp_path: Path) -> None:
         outcome = judged(lambda surface=surface, folder=folder: surface.use(folder), writes=folder / surface.out)
         assert outcome.kind == ANSWER, f"{surface.kind} {surface.name}: {outcome}"
     assert again(1, 1)["kind"] in (ANSWER, LINE)
+
+
+def test_guided_fuzzing_says_what_it_needs() -> None:
+    """Without atheris one line; with it the surfaces that can be named."""
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; sys.modules['atheris'] = None; import runpy; runpy.run_path(sys.argv[1], run_name='__main__')",
+    ]
+    done = subprocess.run(
+        [*command, str(Path(__file__).with_name("guided.py"))], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip() == "atheris is not installed: python -m pip install atheris (Linux, Python 3.11)"
