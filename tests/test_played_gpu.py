@@ -12,10 +12,18 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_no_device_is_mixed(tmp_path: Path) -> None:
+ALL_MODELS = "test_it_trains_and_finds_as_on_the_processor"
+
+
+@pytest.mark.parametrize(
+    "which",
+    [f"not {ALL_MODELS} or resnet18", pytest.param(ALL_MODELS, marks=pytest.mark.slow)],
+    ids=["parts", "models"],
+)
+def test_no_device_is_mixed(which: str, tmp_path: Path) -> None:
     """In a process of its own, which knows a device more."""
     pytest.importorskip("timm")
-    options = ("-x", "-m", "gpu", "-p", "no:cacheprovider", "--basetemp", str(tmp_path / "runs"))
+    options = ("-x", "-m", "gpu", "-k", which, "-p", "no:cacheprovider", "--basetemp", str(tmp_path / "runs"))
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", *options, "tests/gpu"],
         env={**os.environ, "FLYSPECK_GPU": "played", "OMP_NUM_THREADS": "1"},

@@ -40,7 +40,7 @@ JOBS: dict[str, Callable[[Path], Job]] = {
     "distill": distilling,
 }
 """Quick ones first."""
-QUICK = ("predict --resume", "convert to coco", "stages of auto", "rows of a table", "pretrain")
+QUICK = ("predict --resume", "convert to coco", "stages of auto")
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ PARTS = st.sampled_from(["/", "//", "..", ".", "a", "\\", "C:", "images", "\0", 
 @given(st.lists(st.lists(PARTS, max_size=6).map("".join), min_size=1, max_size=4))
 @example(["//etc/passwd"])
 @example(["/etc/passwd", "///etc/passwd", "../../etc/passwd"])
+@example(["...png", "a/...png", "....png", "..png"])
 def test_no_name_leads_out(names: list[str]) -> None:
     for found in (output_names(names), output_names(names, ".json"), file_names(names)):
         assert len(found) == len(names)

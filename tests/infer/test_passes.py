@@ -244,7 +244,7 @@ def test_engines_run_several_passes_at_a_time(engine: str, tmp_path: Path, monke
     from flyspeck.infer.load import load_predictor
 
     for module in (onnx_model, openvino_model):
-        monkeypatch.setattr(module, "num_threads", lambda: 2)
+        monkeypatch.setattr(module, "processors", lambda: 2)
     path = write_graph(tmp_path / "model.onnx", FIXTURES["yolov8"])
     if engine == "openvino":
         openvino = pytest.importorskip("openvino")

@@ -79,7 +79,9 @@ VERBS: dict[str, Callable[[Path, Path], object]] = {
 
 
 @pytest.mark.parametrize("dangling", [True, False], ids=["to nothing", "to a file"])
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize(
+    "verb", [pytest.param(verb, marks=pytest.mark.slow if verb == "init" else ()) for verb in VERBS]
+)
 def test_no_result_goes_through_a_link(verb: str, dangling: bool, tmp_path: Path, squares: Path) -> None:
     """Whatever the verb writes in an empty folder, a link lies in its place the next time."""
     VERBS[verb](tmp_path / "first", squares)

@@ -108,7 +108,7 @@ def output_names(file_names: Sequence[str], suffix: str | None = None) -> list[s
     """Names to write images under, unlike each other even without their endings.
 
     Folders are kept, but for `images` and `labels` and whatever would climb out of the folder written to; a name of nothing else
-    (`..`) is `image`, and the character 0, which no file's name holds, is `_`. `suffix` (with its dot) replaces the ending.
+    (`..`, `...png`) is `image`, and the character 0, which no file's name holds, is `_`. `suffix` (with its dot) replaces the ending.
     """
     names, taken = [], set()
     for name in file_names:
@@ -118,6 +118,8 @@ def output_names(file_names: Sequence[str], suffix: str | None = None) -> list[s
         parts = [part for part in parts[:-1] if part not in ("images", "labels")] + parts[-1:]
         plain = Path(*(part.replace("\0", "_") for part in parts or ["image"]))
         stem = plain.with_suffix("").as_posix()
+        if not plain.stem.strip("."):  # what is left of `...png` is `..`
+            stem = plain.with_name("image").as_posix()
         while stem.lower() in taken:
             stem += "_"
         taken.add(stem.lower())
