@@ -108,7 +108,8 @@ def output_names(file_names: Sequence[str], suffix: str | None = None) -> list[s
     """Names to write images under, unlike each other even without their endings.
 
     Folders are kept, but for `images` and `labels` and whatever would climb out of the folder written to; a name of nothing else
-    (`..`, `...png`) is `image`, and the character 0, which no file's name holds, is `_`. `suffix` (with its dot) replaces the ending.
+    (`..`, `...png`) is `image`, and the character 0, which no file's name holds, is `_`. `suffix` (with its dot) replaces the
+    ending.
     """
     names, taken = [], set()
     for name in file_names:
