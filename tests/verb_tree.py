@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from typer.main import get_command
@@ -22,8 +23,9 @@ def leaves(command: Any, path: str) -> Iterator[tuple[str, Any]]:
             yield from leaves(inner, f"{path} {name}")
 
 
+@cache
 def all_verbs() -> dict[str, Any]:
-    """Path, as it is typed, to command."""
+    """Path, as it is typed, to command. Built once: hundreds of tests ask."""
     return {
         **dict(leaves(get_command(app), "flyspeck")),
         **dict(leaves(get_command(laboratory), "flyspeck-lab")),

@@ -109,12 +109,13 @@ def test_there_is_no_example_of_a_verb_that_is_gone() -> None:
 def test_every_choice_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     seen = 0
     for path, command in VERBS.items():
-        for option in options(command):
-            for name in open_choices(path, option.opts[0]):
-                program, *words = path.split()
-                (main if program == "flyspeck" else laboratory)([*words, "--help"])
-                assert re.search(rf"[ :]{re.escape(name)}[,.]", " ".join(capsys.readouterr().out.split())), (path, name)
-                seen += 1
+        names = [name for option in options(command) for name in open_choices(path, option.opts[0])]
+        if names:
+            program, *words = path.split()
+            (main if program == "flyspeck" else laboratory)([*words, "--help"])
+            text = " ".join(capsys.readouterr().out.split())
+            assert [name for name in names if not re.search(rf"[ :]{re.escape(name)}[,.]", text)] == [], path
+        seen += len(names)
     assert seen > 40
 
 
