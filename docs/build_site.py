@@ -41,7 +41,8 @@ def build(out: Path) -> list[str]:
             return [done.stdout + done.stderr[-2000:]]
         site = stage / "site"
         take_out_addresses(site)
-        faults = [*broken_links(site), *fetched_from_elsewhere(site)]
+        pages = read_pages(site)
+        faults = [*broken_links(site, pages), *fetched_from_elsewhere(site, pages)]
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(site, out)
     return faults
@@ -96,9 +97,8 @@ def read_pages(site: Path) -> dict[Path, _Page]:
     return {path: _Page(path.read_text(encoding="utf-8")) for path in sorted(site.rglob("*.html"))}
 
 
-def broken_links(site: Path) -> Iterator[str]:
+def broken_links(site: Path, pages: dict[Path, _Page]) -> Iterator[str]:
     """A line for each link or image inside the site that leads nowhere, anchors included."""
-    pages = read_pages(site)
     for path, page in pages.items():
         if path.name == "404.html":  # its links are those of the root, wherever it is shown
             continue
@@ -122,9 +122,9 @@ def take_out_addresses(site: Path) -> None:
         path.write_text(kept, encoding="utf-8")
 
 
-def fetched_from_elsewhere(site: Path) -> Iterator[str]:
+def fetched_from_elsewhere(site: Path, pages: dict[Path, _Page]) -> Iterator[str]:
     """A line for each script, style, font or image that is not the site's own."""
-    for path, page in read_pages(site).items():
+    for path, page in pages.items():
         for link in page.fetched:
             if urlsplit(link).netloc:
                 yield f"{path.relative_to(site)}: fetches {link}"

@@ -71,12 +71,13 @@ def test_the_checks_find_what_is_wrong(builder: ModuleType, tmp_path: Path) -> N
         "<a href=sub/b.html#none>1</a><a href=c.html>2</a><img src=no.png><script src=https://cdn.example.org/x.js></script>"
     )
     (tmp_path / "x.js").write_text('n="http://www.w3.org/2000/svg";s="https://cdn.example.org/y.js"')
-    assert list(builder.broken_links(tmp_path)) == [
+    pages = builder.read_pages(tmp_path)
+    assert list(builder.broken_links(tmp_path, pages)) == [
         "a.html: no such heading: sub/b.html#none",
         "a.html: nothing at c.html",
         "a.html: nothing at no.png",
     ]
-    assert list(builder.fetched_from_elsewhere(tmp_path)) == [
+    assert list(builder.fetched_from_elsewhere(tmp_path, pages)) == [
         "a.html: fetches https://cdn.example.org/x.js",
         "x.js: names https://cdn.example.org/y.js",
     ]
