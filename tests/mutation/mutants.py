@@ -143,7 +143,8 @@ def mutants(source: str, wanted: Callable[[Mutant], bool] = lambda _: True) -> l
     """The mutants of a module, those of them that are `wanted`, that are valid Python, in the order of their lines."""
     finder = _Finder(source)
     finder.walk(ast.parse(source), False)
-    kept = [one for one in finder.found if wanted(one) and _compiles(one.applied(source))]  # to compile is what takes long
+    # To compile is what takes long.
+    kept = [one for one in finder.found if wanted(one) and _compiles(one.applied(source))]
     return sorted(kept, key=lambda one: (one.begin, one.end, one.new))
 
 
