@@ -8,14 +8,13 @@ anywhere. The name is registered for the whole process: use it in one of its own
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 
@@ -80,37 +79,57 @@ class _Mode(TorchDispatchMode):
         return _run(func, args, kwargs or {})
 
 
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """Those among an operator's arguments, in lists too. Nothing else holds any there; PyTorch's own walks take far longer."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+
+
+def _changed(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A value in which every tensor is what `change` makes of it."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, list | tuple):
+        return type(value)([_changed(one, change) for one in value])
+    return value
+
+
+def _held(value: Tensor) -> Tensor:
+    return value.held if isinstance(value, Played) else value
+
+
 def _run(func: Any, args: Any, kwargs: Any) -> Any:
     name = func._schema.name
-    flat = tree_leaves((args, kwargs))
-    ours = [value for value in flat if isinstance(value, Played)]
-    theirs = [value for value in flat if isinstance(value, Tensor) and not isinstance(value, Played)]
+    given = list(_tensors((*args, *kwargs.values())))
+    ours = [value for value in given if isinstance(value, Played)]
+    theirs = [value for value in given if not isinstance(value, Played)]
     if ours and name not in _MIXING and any(value.dim() for value in theirs):
         shapes = [tuple(value.shape) for value in theirs if value.dim()]
         raise RuntimeError(f"{name}: expected all tensors to be on the same device, found {shapes} on the cpu")
-    if name.startswith("aten::index") and ours and not isinstance(flat[0], Played):
+    if name.startswith("aten::index") and ours and not isinstance(args[0], Played):
         raise RuntimeError(f"{name}: a tensor of the cpu cannot be indexed by one of {DEVICE}")
     named = kwargs.get("device")
     on_gpu = torch.device(named).type == DEVICE.type if named is not None else bool(ours)
     if name == "aten::copy_":
         on_gpu = isinstance(args[0], Played)
-    plain = tree_map(lambda value: value.held if isinstance(value, Played) else value, (args, dict(kwargs)))
+    plain = {key: _changed(value, _held) for key, value in kwargs.items()}
     if named is not None:
-        plain[1]["device"] = torch.device("cpu")
-    if "pin_memory" in plain[1]:
-        plain[1]["pin_memory"] = False
-    result = func(*plain[0], **plain[1])
+        plain["device"] = torch.device("cpu")
+    if "pin_memory" in plain:
+        plain["pin_memory"] = False
+    result = func(*[_changed(value, _held) for value in args], **plain)
     if not on_gpu:
         return result
     # In place: the very tensor that came in.
     same = {id(value.held): value for value in ours}
 
-    def wrap(value: Any) -> Any:
-        if not isinstance(value, Tensor) or isinstance(value, Played):
-            return value
-        return same[id(value)] if id(value) in same else Played(value)
+    def wrap(value: Tensor) -> Tensor:
+        return value if isinstance(value, Played) else same[id(value)] if id(value) in same else Played(value)
 
-    return tree_map(wrap, result)
+    return _changed(result, wrap)
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def test_a_student_learns_from_a_teacher(cached: bool, tmp_path: Path, device: t
     (tmp_path / "teacher.yaml").write_text(dump_recipe(teacher))
     section: dict[str, Any] = {"teacher": str(tmp_path / "teacher.yaml"), "weight": 0.1}
     section |= {"cache": str(tmp_path / "cache")} if cached else {}
-    plan = recipe(tmp_path, augment={"photometric": 0}, distill=section)
+    plan = recipe(tmp_path, augment={"photometric": 0}, train={"epochs": 1, "eval_every": 1}, distill=section)
     table = distill(plan, tmp_path / "run")
     assert [row.name for row in table.rows] == ["teacher", "run (hierarchical)"]
 
@@ -82,7 +82,7 @@ def test_factors_are_learnt_and_chosen(tmp_path: Path, device: torch.device) -> 
 
 
 def test_tiles_of_a_large_image(tmp_path: Path, device: torch.device) -> None:
-    train(recipe(tmp_path), tmp_path / "run")
+    train(recipe(tmp_path, train={"epochs": 1, "eval_every": 1}), tmp_path / "run")
     pixels = np.random.default_rng(0).integers(60, 90, (200, 300), np.uint8)
     pixels[50:58, 70:78] = 250
     Image.fromarray(pixels).save(tmp_path / "large.png")
