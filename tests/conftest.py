@@ -29,6 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--crash-modes", default="kill,torn,full,io,files,clock,short", help="kinds of failures, with commas between"
     )
     parser.addoption("--crash-json", default="", help="where the tests of every crash write their counts")
+    parser.addoption("--deaths-json", default="", help="where those of processes that die write theirs")
 
 
 @pytest.fixture(scope="session")

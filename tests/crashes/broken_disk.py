@@ -13,6 +13,7 @@ import contextlib
 import errno
 import importlib
 import io
+import multiprocessing
 import os
 import signal
 import sys
@@ -31,11 +32,11 @@ from flyspeck.errors import UserError
 from flyspeck.models import weights
 from flyspeck.train import checkpoint
 
-Mode = Literal["count", "kill", "torn", "full", "io", "files", "clock", "short", "none"]
+Mode = Literal["count", "kill", "torn", "full", "io", "files", "clock", "short", "workers", "none"]
 """`kill`: the process ends before the operation; `torn`: in the middle of it; `full`: it and all that follow fail as on a full
 disk; `io`: it fails once as on a broken one; `files`: from it on no file can be opened to be written, as where a process has too
 many open; `clock`: from it on the clock is a year slow; `short`: every write takes half of what it is given, and says so, as the
-system may; `none`: nothing fails."""
+system may; `workers`: before it the processes that this one has started are killed; `none`: nothing fails."""
 KILLED = 137
 SECONDS = 120
 YEAR = 365 * 86400.0
@@ -50,6 +51,8 @@ class Disk:
     at: int
     count: int = 0
     asleep: bool = False
+    struck: int = 0
+    """Processes that were killed."""
 
     def ours(self, path: object) -> bool:
         """Whether an operation is counted."""
@@ -69,6 +72,8 @@ class Disk:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         if self.count != self.at:
             return
+        if self.mode == "workers":
+            self.struck = kill_workers()
         if self.mode == "kill":
             os._exit(KILLED)
         if self.mode == "torn":
@@ -77,6 +82,16 @@ class Disk:
             os._exit(KILLED)
         if self.mode == "io":
             raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def kill_workers() -> int:
+    """Kills the processes that this one has started by `multiprocessing`; how many."""
+    started = [child.pid for child in multiprocessing.active_children() if child.pid is not None]
+    for number in started:
+        os.kill(number, signal.SIGKILL)
+    for number in started:
+        os.waitid(os.P_PID, number, os.WEXITED | os.WNOWAIT)
+    return len(started)
 
 
 class _File:
@@ -231,7 +246,7 @@ def run(work: Callable[[], object], folder: Path, *, mode: Mode = "none", at: in
     """`work` in a process of its own, on a disk that fails: its exit code, the operations that it came to, and what it said.
 
     0 where it ended, 2 for a `UserError` or an `OSError`, 3 for another exception, `KILLED`; -1 where it did not end in time.
-    What a `count` that ended says are the modules that it imported, for `import_before`.
+    What a `count` that ended says are the modules that it imported, for `import_before`; by `workers`, how many were killed.
     """
     reading, writing = os.pipe()
     sys.stdout.flush()
@@ -270,6 +285,7 @@ def _child(work: Callable[[], object], disk: Disk, pipe: int) -> None:
         done = work()
         code = done if isinstance(done, int) and not isinstance(done, bool) else 0
         text = " ".join(sys.modules) if disk.mode == "count" and not code else ""
+        text = f"{disk.struck} killed" if disk.mode == "workers" else text
     except (UserError, OSError) as error:  # the command line makes one line of either
         code, text = 2, str(error)
     except BaseException:

@@ -53,10 +53,10 @@ def parsed(folder: Path) -> None:
             load_state(path)
 
 
-def training(squares: Path) -> Job:
+def training(squares: Path, **settings: Any) -> Job:
     from flyspeck.train.run import begun, train
 
-    recipe = plain_recipe(squares)
+    recipe = plain_recipe(squares, **settings)
 
     def results(folder: Path) -> dict[str, object]:
         from flyspeck.train.checkpoint import load_weights

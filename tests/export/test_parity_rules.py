@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from suppressing import Suppressing
 
+from flyspeck.errors import UserError
 from flyspeck.export.parity import ALIKE, Difference, ap_by_size, compare
 from flyspeck.export.parity import Rule as Told
+from flyspeck.export.proof import require_parity
 from flyspeck.export.undecided import IOU, asked_again
 from flyspeck.models.postprocess import Suppression
 from flyspeck.types import Detections
@@ -60,3 +64,14 @@ def test_nothing_excludes_what_no_rule_suppresses() -> None:
     two = [Detections(boxes[1:], np.array([0.9]), np.zeros(1, np.int64), (64, 64), ("a",))]
     assert compare(one, two, Told(0.05, 0.5, 100, "none")).unmatched == 2
     assert compare(one, two, Told(0.05, 0.5, 100)).unmatched == 0
+
+
+@pytest.mark.parametrize(("exported", "same"), [(0.5009, True), (0.4991, True), (0.5011, False), (0.4989, False)])
+def test_how_far_ap_of_tiny_objects_may_be_off(exported: float, same: bool) -> None:
+    """Though no box differs: what is measured on the images of the check is held to a thousandth."""
+    ap = {"eager": {"tiny": 0.5}, "exported": {"tiny": exported}}
+    if same:
+        require_parity(PLAIN, PLAIN, ap, Path("a.onnx"))
+        return
+    with pytest.raises(UserError, match=rf"AP50 of tiny objects is {exported:.4f}, was 0\.5000"):
+        require_parity(PLAIN, PLAIN, ap, Path("a.onnx"))

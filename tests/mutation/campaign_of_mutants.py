@@ -35,7 +35,7 @@ from mutants import Mutant, mutants  # noqa: E402
 
 LIBRARIES = ("torch", "torchvision", "numpy", "PIL.Image", "scipy.io", "yaml", "onnx", "onnxruntime", "openvino")
 SLOWEST, MOST = 20.0, 120
-"""A test that takes more seconds is not asked, nor one beyond so many that are faster."""
+"""A test that takes more seconds of the processor is not asked, nor one beyond so many that are faster."""
 
 
 _SCREEN = os.dup(2)
@@ -119,9 +119,9 @@ class Area:
         path = str(self.scratch.source / file)
         wanted = range(mutant.line, mutant.line + mutant.old.count("\n") + 1)
         found = [
-            (about["seconds"], test)
+            (about["busy"], test)
             for test, about in self.reached.items()
-            if about["seconds"] < SLOWEST
+            if about["busy"] < SLOWEST
             and any(one == path and (line in wanted or not mutant.inside) for one, line in about["lines"])
         ]
         return [test for _, test in sorted(found)[:MOST]]

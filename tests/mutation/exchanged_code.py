@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
 import contextlib
 import gc
+import importlib
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,7 +18,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 import pytest
-from watched_lines import WatchedLines
+from watched_lines import TOLD, WatchedLines, telling
 
 UNFIT = 77
 """Exit code of a process that could not take the code."""
@@ -28,7 +32,7 @@ def codes(code: CodeType) -> Iterator[CodeType]:
             yield from codes(inside)
 
 
-def exchange(path: str, source: str, functions: Sequence[FunctionType]) -> bool:
+def exchange(path: str, source: str | ast.Module, functions: Sequence[FunctionType]) -> bool:
     """Gives the loaded `functions` of the file `path` the code that `source` has for them; False where one cannot take it.
 
     Functions within functions are made anew at every call, from the code of the outer one.
@@ -48,6 +52,16 @@ def exchange(path: str, source: str, functions: Sequence[FunctionType]) -> bool:
 def loaded_functions(path: str) -> list[FunctionType]:
     """All functions that live and come from a file."""
     return [one for one in gc.get_objects() if type(one) is FunctionType and one.__code__.co_filename == path]
+
+
+def telling_now(path: str, number: int) -> bool:
+    """Has the functions of a file tell their lines, loaded as it may be only later; whether all can."""
+    place = next(Path(one) for one in sys.path if one and Path(path).is_relative_to(one))
+    importlib.import_module(".".join(Path(path).relative_to(place).with_suffix("").parts).removesuffix(".__init__"))
+    functions = [
+        one for one in loaded_functions(path) if one.__name__ != "<lambda>"
+    ]  # whoever made them tells their line
+    return exchange(path, telling(Path(path).read_text(encoding="utf-8"), number), functions)
 
 
 def forked(work: Callable[[], int], *, seconds: float, log: Path) -> str:
@@ -126,6 +140,10 @@ class Exchanging:
 
         def work() -> int:
             watching = WatchedLines(self.files)
+            setattr(builtins, TOLD, lambda *line: None)
+            for number, path in enumerate(self.files):
+                if not telling_now(path, number):
+                    raise RuntimeError(f"{path}: its functions cannot be watched")
             (manager,) = {
                 id(item.config.pluginmanager): item.config.pluginmanager for item in self.items.values()
             }.values()

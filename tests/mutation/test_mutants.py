@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +12,7 @@ import pytest
 from areas import AREAS, EQUIVALENT
 from exchanged_code import exchange, loaded_functions
 from mutants import mutants
+from watched_lines import TOLD, telling
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = '''\
@@ -77,6 +79,27 @@ def test_loaded_functions_take_the_code(tmp_path: Path, monkeypatch: pytest.Monk
     assert exchange(path, SOURCE.replace("self.a * 2", "self.a * 5"), functions)
     assert held.grow()() == 15
     assert not exchange(path, SOURCE.replace("def grow", "def shrink"), functions)
+
+
+def test_functions_tell_the_lines_that_are_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    path, seen = "watched_for_mutants.py", set()
+    module = ModuleType("watched_for_mutants")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(SOURCE, path, "exec"), module.__dict__)
+    monkeypatch.setattr(
+        builtins,
+        TOLD,
+        lambda file, first, last: seen.update((file, line) for line in range(first, last + 1)),
+        raising=False,
+    )
+    assert exchange(path, telling(SOURCE, 7), loaded_functions(path))
+    assert module.inside(2, 1) is False
+    assert seen == {(7, line) for line in (6, 7, 8, 9, 11)}  # the text, the whole head of the condition, not the raise
+    seen.clear()
+    held = module.Held(0)
+    held.a = -1
+    assert held.grow()() == 0
+    assert seen == {(7, line) for line in (16, 17, 20, 21, 25)}  # the loop's head, none of its body
 
 
 def test_areas_name_what_is_there() -> None:

@@ -170,13 +170,14 @@ def _paint(out: Path, images: int, val_images: int, side: tuple[int, int], seed:
 
     Returns the seconds that one processor would have taken, about.
     """
+    from flyspeck.data.image_files import pool_deaths_told
     from flyspeck.data.scenes.dataset import write_scenes
 
     begun, cpus = time.perf_counter(), processors()
     # Three seeds apart for any --seed: no scene to learn from is ever one to measure on.
     large: dict[str, Any] = {"num_images": 1, "seed": 3 * seed + 2, "height": side[0], "width": side[1]}
     beside = cpus > 1 and side[0] * side[1] > LARGE  # one process paints it while others paint the small ones
-    with ProcessPoolExecutor(1, get_context("spawn")) if beside else nullcontext() as pool:
+    with pool_deaths_told(), ProcessPoolExecutor(1, get_context("spawn")) if beside else nullcontext() as pool:
         painted = None if pool is None else pool.submit(write_scenes, out / "large", **large)
         for folder, number, part, density in (
             ("train", images, 3 * seed, DENSITY),

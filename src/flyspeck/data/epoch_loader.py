@@ -6,12 +6,14 @@ import gc
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from flyspeck.data.sampling import Draw, EpochSampler
+from flyspeck.data.worker_deaths import forget, told
 from flyspeck.errors import UserError
 
 REPLACEMENT_TRIES = 16
@@ -67,19 +69,24 @@ class EpochLoader(Generic[Fetched]):
     def close(self) -> None:
         """Ends the workers."""
         self._loader = None
+        forget()
 
     def _fetched(self, epoch: int, start: int) -> Iterator[Fetched]:
         """The batches `start`, `start + 1`, … of an epoch, checked. Raises UserError."""
         self.sampler.load_state({"epoch": epoch, "start": start * self.batching.batch_size})
         if self._loader is None:
             self._loader = DataLoader(**self._settings)
-        for fetched in self._loader:
-            try:
+        batches: Iterator[Fetched] | None = None
+        try:
+            batches = told(partial(iter, self._loader))
+            while (fetched := told(partial(next, batches, None))) is not None:
                 self._check(fetched)
-            except UserError:
-                self.close()  # at once: workers that wait for the garbage collector hold up the end by seconds
-                raise
-            yield fetched
+                yield fetched
+        except UserError:
+            # At once: workers that wait for the garbage collector hold up the end by seconds.
+            batches = None
+            self.close()
+            raise
 
     def _check(self, fetched: Fetched) -> None:
         """Notes what could not be read, and raises UserError where the batch cannot be used."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
@@ -137,5 +139,18 @@ def in_parallel(work: Callable[[Job], Result], jobs: Sequence[Job], workers: int
     if workers <= 1 or len(jobs) < 8:
         yield from map(work, jobs)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with pool_deaths_told(), ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         yield from pool.map(work, jobs, chunksize=max(1, min(16, len(jobs) // (4 * workers))))
+
+
+@contextmanager
+def pool_deaths_told() -> Iterator[None]:
+    """Turns the end of a process of a pool, which took no part in it, into one line."""
+    try:
+        yield
+    except BrokenProcessPool:
+        raise UserError(
+            "a process that works on images could not start or was ended by the system, as where memory runs out",
+            fix="free some memory or take fewer workers (--workers, workers=1), and run it again; in a script,"
+            ' call this below `if __name__ == "__main__":`',
+        ) from None

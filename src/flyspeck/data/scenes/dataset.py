@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from PIL import Image
 
 from flyspeck import boxes as box_algebra
 from flyspeck.data.annotations import Annotations
+from flyspeck.data.image_files import pool_deaths_told
 from flyspeck.data.scenes import CLASSES, generate_scene, plan, scene_seed
 from flyspeck.data.writers import write_coco
 from flyspeck.errors import UserError
@@ -108,14 +108,8 @@ def write_scenes(
     if workers > 1 and num_images > 1:
         # An executor, not a Pool: where a script has no `if __name__ == "__main__":`, a Pool starts failing workers for ever.
         context = multiprocessing.get_context("spawn")
-        try:
-            with ProcessPoolExecutor(min(workers, num_images), mp_context=context) as pool:
-                _count(pool.map(_write_one, tasks, chunksize=4), num_images, progress)
-        except BrokenProcessPool as error:
-            raise UserError(
-                "the processes that paint scenes could not start or were stopped",
-                fix='call this below `if __name__ == "__main__":`, or with workers=1',
-            ) from error
+        with pool_deaths_told(), ProcessPoolExecutor(min(workers, num_images), mp_context=context) as pool:
+            _count(pool.map(_write_one, tasks, chunksize=4), num_images, progress)
     else:
         _count(map(_write_one, tasks), num_images, progress)
     write_coco(table, target, file_names=list(table.file_names))
