@@ -123,3 +123,8 @@ def test_two_thresholds_are_in_order() -> None:
 def test_sentences_are_carried() -> None:
     assert Outer.model_fields["whole"].description == "One digit."
     assert Outer.model_json_schema()["properties"]["text"]["description"] == "Words."
+
+
+def test_a_key_of_a_section_is_named_where_it_stands_outside() -> None:
+    with pytest.raises(UserError, match=r"unknown key 'samples'; did you mean 'inner.samples'\?"):
+        validated(Outer, {"samples": 3})

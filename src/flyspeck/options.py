@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Self, TypeVar, Union, get_args, get_origin
 
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -81,8 +82,19 @@ class Options(BaseModel):
                 continue
             if key in cls.renamed:
                 raise unknown_key(key, f"it is called {cls.renamed[key]} now")
-            raise unknown_key(key, nearest(str(key), cls.model_fields) if cls.model_fields else "it takes no options")
+            raise unknown_key(key, cls._hint(str(key)))
         return content
+
+    @classmethod
+    def _hint(cls, key: str) -> str:
+        """What may be meant by an unknown key: a near one, or one of that name in a section of these options."""
+        if not cls.model_fields:
+            return "it takes no options"
+        hint = nearest(key, cls.model_fields)
+        inside = [name for name, field in cls.model_fields.items() if key in _keys_of(field.annotation)]
+        if inside and hint.startswith("known"):
+            return f"did you mean {' or '.join(repr(f'{name}.{key}') for name in inside)}?"
+        return hint
 
 
 class Thresholds(Options):
@@ -98,6 +110,12 @@ class Thresholds(Options):
         if self.background > self.foreground:
             raise ValueError(f"background {self.background:g} is above foreground {self.foreground:g}")
         return self
+
+
+def _keys_of(annotation: Any) -> set[str]:
+    """The keys of the options that a field holds, be it besides null."""
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return {key for kind in kinds if isinstance(kind, type) and issubclass(kind, Options) for key in kind.model_fields}
 
 
 def unknown_key(key: object, fix: str) -> PydanticCustomError:

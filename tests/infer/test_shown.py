@@ -88,3 +88,9 @@ def test_a_model_of_one_size_shows_no_more_than_that() -> None:
 def test_what_is_no_showing_is_one_line(content: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="in a way that cannot be"):
         Showing.of({KEY: content})
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
+def test_what_is_no_scale_is_said_by_its_name(scale: float) -> None:
+    with pytest.raises(UserError, match=r"^scale: a scale of .*give a number above 0"):
+        shown_enlargement(TRAINED, scale=scale)

@@ -130,3 +130,13 @@ def test_few_images_with_objects_are_shared_out_or_refused(folder: Path, filled:
             continue
         sets = arranged(folder / "all.json", None, report=report)
         assert all(source.table.num_boxes for source in sets.parts.values())
+
+
+def test_parts_of_one_name_are_told_apart_and_the_command_can_be_copied(tmp_path: Path) -> None:
+    for place in ("my set/train", "my set/val"):
+        (tmp_path / place).mkdir(parents=True)
+        write_set(tmp_path / place / "annotations.json", squares(8), seed=0)
+    train = tmp_path / "my set/train/annotations.json"
+    note = arranged(train, tmp_path / "my set/val/annotations.json", report=False).notes[0]
+    assert "images of val/annotations.json are in train/annotations.json too" in note
+    assert f"`flyspeck data split '{train}'`" in note

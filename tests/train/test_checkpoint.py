@@ -93,3 +93,12 @@ def test_a_state_is_read_whole_unless_it_is_asked_to_be_mapped(tmp_path: Path) -
     assert torch.equal(whole, kept)
     c.save_state(path, {"a": kept})
     assert torch.equal(c.load_state(path, mapped=True)["a"], kept)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("yolo.pt", "no weights that flyspeck reads"), ("my.yaml", "a recipe, not a model")]
+)
+def test_what_was_never_weights_of_ours_is_not_called_damaged(tmp_path: Path, name: str, said: str) -> None:
+    (tmp_path / name).write_bytes(b"PK\x03\x04 of another program")
+    with pytest.raises(UserError, match=rf"{name}: {said}; give a run folder"):
+        c.load_weights(tmp_path / name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Literal
 
@@ -72,4 +73,6 @@ def export(
             say=steps.follow,
         )
     size = sum(f.stat().st_size for f in (done.path, done.path.with_suffix(".bin")) if f.is_file()) / 1e6
-    typer.echo(f"{done.path}: {size:.1f} MB; flyspeck predict --model {done.path} IMAGES --out FOLDER")
+    typer.echo(
+        f"{done.path}: {size:.1f} MB; flyspeck predict --model {shlex.quote(str(done.path))} IMAGES --out FOLDER"
+    )

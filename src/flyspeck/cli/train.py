@@ -10,6 +10,7 @@ import typer
 
 from flyspeck.cli.shared_options import DEVICE, MINUTES, PRINT_CONFIG, RESUME, SET, training_device
 from flyspeck.cli.terminal import loading
+from flyspeck.errors import UserError
 
 
 def train(
@@ -27,6 +28,11 @@ def train(
     device: str = DEVICE,
 ) -> None:
     """Train a detector as a recipe says."""
+    from flyspeck.plan.voice import minutes_of
+
+    if not recipe.exists():  # before torch is loaded, which takes seconds
+        raise UserError("no such recipe", where=recipe, fix="give a YAML file; recipes/ has examples")
+    minutes = None if minutes is None else minutes_of(minutes)
     with nullcontext() if print_config else loading("train"):
         from flyspeck.train.trained import read_recipe
         from flyspeck.train.trained import train as run

@@ -7,6 +7,7 @@ as they were measured.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -102,8 +103,10 @@ def _at_scale(description: Mapping[str, Any], scale: float) -> Mapping[str, Any]
 def shown_enlargement(description: Mapping[str, Any], *, scale: float | None = None) -> Enlarge:
     """How large the network is to see images: by a given `scale`, else by the model's own `Showing`, else as in training.
 
-    Raises UserError as `data.enlarge.described_enlargement` does.
+    Raises UserError for a scale that is none, and as `data.enlarge.described_enlargement` does.
     """
+    if scale is not None and not 0 < scale < math.inf:
+        raise UserError(f"a scale of {scale:g}", where="scale", fix="give a number above 0, such as 0.5")
     showing = Showing.of(description)
     if scale is None and showing is not None:
         return Enlarge(showing.scale)

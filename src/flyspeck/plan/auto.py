@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -194,7 +195,7 @@ def _run(
         voice(f"note: {note}")
     used = state.seconds / 60
     voice(f"done after {used:.1f} minutes: {state.folder / 'report.html'}")
-    voice(f"next: flyspeck predict IMAGES --model {exported or state.folder} --out found")
+    voice(f"next: flyspeck predict IMAGES --model {shlex.quote(str(exported or state.folder))} --out found")
     state.keep("over", round(used, 2))
     return AutoRun(state.folder, winner.folder, exported, best, evaluation, tuple(trials), used, tuple(notes))
 
@@ -354,7 +355,7 @@ def _export(
     path = state.folder / "detector.onnx"
     if path.is_file():
         return path
-    again = f"flyspeck export {winner.folder} --out {path}"
+    again = shlex.join(["flyspeck", "export", str(winner.folder), "--out", str(path)])
     if not images:
         notes.append(f"not exported, for lack of time: {again}")
         return None
@@ -378,10 +379,11 @@ def _baselines(
 ) -> Sequence[Baseline]:
     """What needs no network, in about so many seconds; nothing, and a note, where there are none."""
     if not seconds:
-        again = (
-            f"--gt {folder}/data/report.json --dt {folder}/detections.json --baselines --train {folder}/data/train.json"
+        truth, found, train_set = (
+            str(folder / name) for name in ("data/report.json", "detections.json", "data/train.json")
         )
-        notes.append(f"nothing without a network beside the numbers, for lack of time: flyspeck eval {again}")
+        again = shlex.join(["flyspeck", "eval", "--gt", truth, "--dt", found, "--baselines", "--train", train_set])
+        notes.append(f"nothing without a network beside the numbers, for lack of time: {again}")
         return ()
     with voice.doing("beside it, what needs no network: no box, the usual places, blobs"):
         return measure_baselines(train, report, protocol, seconds=seconds / 4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -135,7 +136,7 @@ def init(
     for source in sets.parts.values():
         source.write()
     write_recipe(plan, place, heading(Path(data), budget, tier.words, why, forecast, machine))
-    voice(f"written: {place}; next: flyspeck train {place}")
+    voice(f"written: {place}; next: flyspeck train {shlex.quote(str(place))}")
     return Initialised(place, found, plan, speeds, forecast, notes)
 
 
@@ -145,7 +146,7 @@ def threads_note(machine: Machine, recipe: Path) -> list[str]:
         return []
     return [
         f"{machine.threads} thread is faster here now than the {machine.threads_taken} that PyTorch takes, which the speeds above"
-        f" are of: OMP_NUM_THREADS={machine.threads} flyspeck train {recipe}"
+        f" are of: OMP_NUM_THREADS={machine.threads} flyspeck train {shlex.quote(str(recipe))}"
     ]
 
 

@@ -7,6 +7,7 @@ near duplicate or a neighbouring frame (`data.checks.split`). Images stay where 
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.checks.leaks import Links, find_duplicates, find_links, part_rank, restricted
-from flyspeck.data.checks.parts import Part, read_parts, whole_of
+from flyspeck.data.checks.parts import Part, read_parts, told_apart, whole_of
 from flyspeck.data.checks.split import Division, divide
 from flyspeck.data.join import join_annotations
 from flyspeck.data.writers import write_coco
@@ -87,7 +88,11 @@ def read_sources(data: Path, val: Path | None, options: Mapping[str, Any]) -> tu
     if val is None:
         return parts, None
     others = read_parts(val, **options)
-    return parts, others[0] if len(others) == 1 else replace(others[0], table=whole_of(val, others))
+    other = others[0] if len(others) == 1 else replace(others[0], table=whole_of(val, others))
+    if any(part.name == other.name for part in parts):  # what is said of them names them
+        *names, last = told_apart([*(part.source for part in parts), other.source])
+        parts, other = [replace(p, name=n) for p, n in zip(parts, names, strict=True)], replace(other, name=last)
+    return parts, other
 
 
 def arrange(
@@ -279,7 +284,7 @@ def _leak_notes(parts: Sequence[Part], links: Links, data: Path) -> list[str]:
     found = find_duplicates(parts, links)
     return [
         f"{leak.leaking} of {leak.images} images of {leak.tested} are in {leak.trained} too, or nearly: numbers on them say"
-        f" little (`flyspeck data split {data}` divides without)"
+        f" little (`flyspeck data split {shlex.quote(str(data))}` divides without)"
         for leak in found.leaks
     ]
 

@@ -40,6 +40,12 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     except FileNotFoundError:
         raise UserError("no such checkpoint", where=path) from None
     except (SafetensorError, OSError) as error:
+        if path.suffix != ".safetensors":
+            what = "a recipe, not a model" if path.suffix in (".yaml", ".yml") else "no weights that flyspeck reads"
+            fix = (
+                "give a run folder, its .safetensors, or an exported file (.onnx, .xml, .tflite; of other programs too)"
+            )
+            raise UserError(what, where=path, fix=fix) from None
         raise UserError(
             f"not a whole safetensors file ({error})", where=path, fix="copy it again or train again"
         ) from None

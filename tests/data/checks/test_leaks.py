@@ -170,6 +170,51 @@ def test_two_files_of_the_same_images_are_no_split(leaking: Path) -> None:
     assert "100% of 13 boxes of the same images differ by +1, +1, +1, +1 px" in said
 
 
+def numbered(folder: Path, part: str, seeds: range) -> Path:
+    """Images 000.png, 001.png, ... below `part`, and their annotations."""
+    (folder / part / "images").mkdir(parents=True)
+    names = [f"images/{n:03d}.png" for n in range(len(seeds))]
+    for name, seed in zip(names, seeds, strict=True):
+        Image.fromarray(scene(seed)).save(folder / part / name)
+    return coco(folder / part / "annotations.json", names)
+
+
+def test_splits_that_are_numbered_alike_are_told_apart_by_their_pixels(tmp_path: Path) -> None:
+    train, val = numbered(tmp_path, "train", range(4)), numbered(tmp_path, "val", range(20, 24))
+    assert inspect(train, also=[val]).duplicates.leaks == ()
+    (leak,) = inspect(train, also=[val], compare_images=False, frames="no").duplicates.leaks  # the names alone
+    assert (leak.tested, leak.trained) == ("val/annotations.json", "train/annotations.json")
+    assert (leak.same_source, leak.leaking) == (4, 4)
+    Image.fromarray(scene(1)[::-1]).save(tmp_path / "val" / "images" / "003.png")
+    Image.fromarray((scene(2) * 0.8).astype(np.uint8)).save(tmp_path / "val" / "images" / "002.png")
+    (leak,) = inspect(train, also=[val], frames="no").duplicates.leaks  # one is a copy, and only that one
+    assert (leak.near, leak.same_source, leak.leaking) == (1, 1, 1)
+
+
+def test_tiles_of_one_image_in_two_splits_stay_one(tmp_path: Path) -> None:
+    for part, seeds, place in (("train", range(4), 0), ("val", range(20, 24), 64)):
+        (tmp_path / part).mkdir()
+        for n, seed in enumerate(seeds):
+            Image.fromarray(scene(seed)).save(tmp_path / part / f"{n:03d}_{place}_0_{place + 64}_64.png")
+        coco(tmp_path / f"{part}.json", [f"{part}/{n:03d}_{place}_0_{place + 64}_64.png" for n in range(4)])
+    (leak,) = inspect(tmp_path / "train.json", also=[tmp_path / "val.json"], frames="no").duplicates.leaks
+    assert (leak.same_source, leak.leaking) == (4, 4)
+
+
+def test_a_recipe_in_the_folder_hides_no_part(leaking: Path) -> None:
+    before = [part.name for part in read_parts(leaking)]
+    (leaking / "recipe.yaml").write_text("name: mine\n")
+    assert [part.name for part in read_parts(leaking)] == before == ["train.json", "val.json"]
+
+
+def test_a_file_for_each_image_is_one_part(leaking: Path, tmp_path: Path) -> None:
+    assert (
+        main(["data", "convert", str(leaking / "train.json"), "--to", "labelme", "--out", str(tmp_path / "each")]) == 0
+    )
+    (part,) = read_parts(tmp_path / "each", images=leaking / "images")
+    assert (part.format, len(part.table)) == ("labelme", 10)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

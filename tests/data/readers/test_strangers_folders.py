@@ -172,3 +172,10 @@ def test_a_set_of_which_nothing_can_be_read_is_an_error(tmp_path: Path) -> None:
     path = make(tmp_path, {"a.json": {"images": [{"file_name": "a.jpg"}, {}], "annotations": [], "categories": []}})
     with pytest.raises(UserError, match=r"nothing in it can be read: a\.json: image 1 has the id None.*\(and 1 more\)"):
         read_annotations(path / "a.json")
+
+
+def test_a_recipe_is_no_data_yaml(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("name: mine\ndata: {train: sets/train.json}\nmodel: {name: fcos:resnet18}\n")
+    with pytest.raises(UserError, match=r"recipe.yaml: a recipe, not annotations; .*'sets/train.json'"):
+        read_annotations(recipe)

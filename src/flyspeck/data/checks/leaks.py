@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 
 from flyspeck.data.checks.fingerprints import Fingerprints, fingerprint, pixel_digest
-from flyspeck.data.checks.names import FRAME_GAP, FrameEvidence, Frames, Origins, evidence, neighbours, origins
+from flyspeck.data.checks.names import (
+    FRAME_GAP,
+    FrameEvidence,
+    Frames,
+    Origins,
+    evidence,
+    neighbours,
+    origins,
+    told_apart,
+)
 from flyspeck.data.checks.near import ALIKE, Alike, compare
 from flyspeck.data.checks.parts import ImageFiles, Part, image_files_of
 from flyspeck.errors import UserError
@@ -125,7 +134,8 @@ def restricted(
 
 def _linked(files: ImageFiles, prints: Fingerprints | None, *, alike: float, frames: Frames, frame_gap: int) -> Links:
     """What ties the files, of which `prints` are known, or nothing but their names."""
-    names = origins([path.as_posix() for path in files.paths], files.corners)
+    paths = [path.as_posix() for path in files.paths]
+    names = told_apart(origins(paths, files.corners), paths, prints, alike=alike)
     told = evidence(names, prints, frames=frames, gap=frame_gap)
     if prints is None:
         return Links(files, None, np.arange(len(files.paths)), None, names, told)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -81,6 +81,49 @@ def source_of(path: str, corner: tuple[int, ...] | None = None) -> str:
 
 
 _LEAST_TILE = 32
+
+
+def told_apart(found: Origins, paths: Sequence[str], prints: Fingerprints | None, *, alike: float) -> Origins:
+    """The same, where `train/000.png` and `val/000.png` are no copies of one image: many sets number each split from 0.
+
+    Files whose paths differ in nothing but the split are asked for their pixels. Where these are less alike than `alike`, the
+    files of the two folders come from two images, and their numbers from two series; where they cannot be compared, most of
+    those that can say so. Tiles of one image that are dealt out to splits have other names each, and stay together; so do
+    copies that Roboflow made.
+    """
+    if prints is None:
+        return found
+    keys: dict[str, int] = {}
+    folders: dict[str, int] = {}
+    rows = []
+    for path in paths:
+        pure = PurePosixPath(path)
+        inside = "/".join(part for part in pure.parts[:-1] if part.lower() not in _SPLIT_WORDS)
+        split = _SPLIT_WORD.match(pure.stem)
+        name = f"{inside}/{pure.stem[split.end() :] if split else pure.stem}"
+        folder = f"{pure.parent}/{split[0] if split else ''}"
+        rows.append((keys.setdefault(name, len(keys)), folders.setdefault(folder, len(folders))))
+    key, folder = np.array(rows, dtype=np.int64).reshape(-1, 2).T
+    order = np.lexsort((folder, key))
+    a, b = order[:-1], order[1:]
+    namesakes = (key[a] == key[b]) & (folder[a] != folder[b])
+    a, b = a[namesakes], b[namesakes]
+    compared = ~prints.plain[a] & ~prints.plain[b]
+    if not compared.any():
+        return found
+    unlike = _likeness(prints, a[compared], b[compared]) < alike
+    apart = np.full(len(a), unlike.mean() > 0.5)
+    apart[compared] = unlike
+    whole, _ = _divided(found.whole, folder, a[apart])
+    series, old = _divided(found.series, folder, a[apart])
+    return replace(found, whole=whole, series=series, names=tuple(found.names[number] for number in old))
+
+
+def _divided(key: np.ndarray, folder: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, list[int]]:
+    """`(F,)` new numbers for `key`, of which those of `rows` are divided by `folder`, and the old number of each new one."""
+    pairs = np.stack([key, np.where(np.isin(key, key[rows]), folder, -1)], 1)
+    values, numbers = np.unique(pairs, axis=0, return_inverse=True)
+    return numbers.reshape(-1), values[:, 0].tolist()
 
 
 def series_of(source: str) -> tuple[str, int]:

@@ -13,7 +13,7 @@ import numpy as np
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.join import join_annotations
 from flyspeck.data.readers import format_of, read_annotations
-from flyspeck.data.readers.detect import json_files
+from flyspeck.data.readers.detect import coco_files, json_files
 from flyspeck.data.readers.yolo import CONTENTS, SPLITS, listed_splits
 from flyspeck.errors import UserError
 
@@ -39,9 +39,10 @@ def read_parts(source: Path, also: Sequence[Path] = (), **options: Any) -> list[
     if len({str(Path(place).absolute()) for _, place in named}) < len(named):
         raise UserError("the same annotations are given twice", where=named[-1][1], fix="give each part once")
     names = [name for name, _ in named]
+    apart = told_apart([place for _, place in named])
     parts: list[Part] = []
     absent: list[str] = []
-    for name, place in named:
+    for (name, place), own in zip(named, apart, strict=True):
         try:
             table = read_annotations(place, **options)
         except UserError as error:
@@ -50,15 +51,21 @@ def read_parts(source: Path, also: Sequence[Path] = (), **options: Any) -> list[
                 raise
             absent.append(f"the split '{name}' is left out: {error.what}")
             continue
-        own = name if names.count(name) == 1 else place
         kind = format_of(place, options.get("format"))
-        parts.append(Part(own, place, table, kind))
+        parts.append(Part(name if names.count(name) == 1 else own, place, table, kind))
     if not parts:
         raise UserError(absent[0].partition(": ")[2], where=source, fix="correct 'path' or the entries")
     if absent:
         first = parts[0]
         parts[0] = replace(first, table=replace(first.table, notes=(*first.table.notes, *absent)))
     return parts
+
+
+def told_apart(sources: Sequence[str]) -> list[str]:
+    """Names for sources of one name: from the folder on that they have in common, which says nothing of what they are for."""
+    paths = [Path(source).absolute() for source in sources]
+    base = common_folder(paths)
+    return [path.relative_to(base).as_posix() for path in paths]
 
 
 def _places(source: Path, format: str | None) -> list[tuple[str, str]]:
@@ -68,8 +75,9 @@ def _places(source: Path, format: str | None) -> list[tuple[str, str]]:
         splits = listed_splits(inside)
         if len(splits) > 1:
             return [(split, f"{inside}:{split}") for split in splits]
-    files = json_files(source) if source.is_dir() and format in (None, "coco") else []
-    if len(files) > 1 and not any(source.glob("*.yaml")):
+    known = {None: coco_files, "coco": json_files}.get(format)
+    files = known(source) if known and inside == source and source.is_dir() else []
+    if len(files) > 1:
         roboflow = all(file.name == "_annotations.coco.json" for file in files)  # told apart by their folders
         return [(file.parent.name if roboflow else file.name, str(file)) for file in files]
     return [(source.name, str(source))]

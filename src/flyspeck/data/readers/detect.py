@@ -56,6 +56,15 @@ def json_files(folder: Path) -> list[Path]:
     return beside or sorted(folder.glob("*/_annotations.coco.json"))
 
 
+def coco_files(folder: Path) -> list[Path]:
+    """The COCO files of a folder that holds several; none where it is a data set of another kind, or of one file."""
+    try:
+        _of_folder(folder)
+    except UserError:  # several files fit
+        return [file for file in json_files(folder) if not _is_yolo(folder) or _json_kind(file) == "COCO"]
+    return []
+
+
 def _of_folder(folder: Path) -> tuple[str, Path] | None:
     for name in CONTENTS:
         if (folder / name).is_file():

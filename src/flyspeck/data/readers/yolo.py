@@ -167,6 +167,9 @@ def _load_yaml(path: Path, encoding: str | None) -> dict[str, Any]:
         raise UserError(f"not valid yaml ({str(error).splitlines()[0]})", where=path, fix="correct the file") from None
     if not isinstance(content, dict):
         raise UserError("no keys", where=path, fix="a YOLO data.yaml has 'train', 'val' and 'names'")
+    if isinstance(content.get("data"), dict) and "names" not in content:
+        named = brief(content["data"].get("train"))
+        raise UserError("a recipe, not annotations", where=path, fix=f"give what its data.train names: {named}")
     return content
 
 
