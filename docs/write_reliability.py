@@ -2,10 +2,10 @@
 """Writes `docs/reliability.md` from `docs/reliability.json`, which holds what campaigns measured.
 
     .venv/bin/python -m pytest -m fuzz --fuzz-minutes 60 --fuzz-json fuzz.json
-    .venv/bin/python -m pytest -m slow tests/crashes --crash-json crashes.json
+    .venv/bin/python -m pytest -m slow tests/crashes --crash-json crashes.json --deaths-json deaths.json
     .venv/bin/python tests/fuzz/planted_faults.py --json planted.json
     .venv/bin/python tests/mutation/campaign_of_mutants.py --json mutants.json
-    .venv/bin/python docs/write_reliability.py --fuzz fuzz.json --crashes crashes.json
+    .venv/bin/python docs/write_reliability.py --fuzz fuzz.json --crashes crashes.json --deaths deaths.json
     .venv/bin/python docs/write_reliability.py --planted planted.json --mutants mutants.json
 
 Without options the page is written anew from the numbers that are there. A campaign is added to those before it.
@@ -89,6 +89,13 @@ each the work goes on, and must end byte for byte where undisturbed work ends (`
 writes*: every write of Python's takes half of what it is given and says so, as a system may; the work must notice nothing.
 
 {table}
+
+### Processes that die of memory
+
+A process that the work has started is killed, as a system does that has no memory left: the work must end with one line that says
+what to do, wait for nobody, and leave nothing that is half there; what goes on must end where undisturbed work ends, bit for bit.
+
+{deaths}
 {results}
 ## What is known not to hold
 
@@ -125,8 +132,13 @@ def page(numbers: dict[str, Any]) -> str:
     table = [*head, *rows, "", *EXPLAINED]
     none = "It has not been run to its end for this page; the default tests crash three kinds of work at three places."
     text += mutants(numbers["mutants"]) if "mutants" in numbers else ""
+    died = ["| who dies, and where | places | survived |", "|---|---|---|"]
+    died += [f"| {name} | {one['tried']} | {one['survived']} |" for name, one in numbers.get("deaths", {}).items()]
     return text + CRASHED.format(
-        table="\n".join(table) if rows else none, known=listed(numbers["known"]), results=sections()
+        table="\n".join(table) if rows else none,
+        deaths="\n".join(died),
+        known=listed(numbers["known"]),
+        results=sections(),
     )
 
 
@@ -206,6 +218,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fuzz", type=Path, action="append", default=[], help="counts of a campaign to be added")
     parser.add_argument("--crashes", type=Path, action="append", default=[], help="counts in the place of those before")
+    parser.add_argument("--deaths", type=Path, action="append", default=[], help="of processes, by who dies")
     parser.add_argument("--planted", type=Path, help="what tests/fuzz/planted_faults.py found")
     parser.add_argument("--mutants", type=Path, action="append", default=[], help="of tests/mutation, by area")
     asked = parser.parse_args()
@@ -216,6 +229,8 @@ def main() -> None:
     for path in asked.crashes:
         for name, found in json.loads(path.read_text(encoding="utf-8")).items():
             numbers["crashes"][name] = merged(numbers["crashes"].get(name), found)
+    for path in asked.deaths:
+        numbers["deaths"] = numbers.get("deaths", {}) | json.loads(path.read_text(encoding="utf-8"))
     if asked.planted:
         numbers["planted"] = json.loads(asked.planted.read_text(encoding="utf-8"))
     for path in asked.mutants:

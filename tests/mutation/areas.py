@@ -34,9 +34,18 @@ AREAS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("flyspeck/export/parity.py", "flyspeck/export/undecided.py"),
         ("tests/export/test_parity.py", "tests/export/test_parity_rules.py"),
     ),
-    "export: the graph": (  # by tests that export: minutes before the first mutant
+    "export: the graph": (  # of test_decoding, whose tests are of all heads, those of a kind
         tuple(f"flyspeck/export/{name}.py" for name in ("frame", "graph", "metadata", "onnx", "package", "proof", "tiny_form")),
-        tuple(f"tests/export/test_{name}.py" for name in ("frame", "package", "plain_run", "decoding", "stages")),
+        (
+            *(f"tests/export/test_{name}.py" for name in ("frame", "package", "exported_page", "parity", "parity_rules")),
+            *(
+                f"tests/export/test_decoding.py::test_{name}"
+                for name in (
+                    "a_head_that_needs_no_suppression_has_none_in_its_graph",
+                    "private_norms_of_a_tower_are_folded", "what_a_graph_cannot_hold_is_refused",
+                )
+            ),
+        ),
     ),
 }  # fmt: skip
 """Area to modules (as patterns below `src`) and tests."""
