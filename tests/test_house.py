@@ -267,6 +267,30 @@ def test_everything_is_used_by_more_than_its_test() -> None:
     assert not dead - CALLED_BY_OTHERS.keys()
 
 
+def unread(tree: ast.Module) -> set[str]:
+    """The parameters that private functions are given and never read; of those that are only called, never handed on."""
+    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    handed_on = {node.id for node in names if id(node) not in called}
+    found = set()
+    for function in tree.body:
+        if not isinstance(function, ast.FunctionDef) or function.decorator_list or function.name in handed_on:
+            continue
+        if function.name.startswith("_"):
+            given = {one.arg for one in (*function.args.args, *function.args.kwonlyargs)}
+            read = {node.id for line in function.body for node in ast.walk(line) if isinstance(node, ast.Name)}
+            found |= {f"{function.name}: {name}" for name in given - read}
+    return found
+
+
+def test_what_a_private_function_is_given_it_reads() -> None:
+    assert unread(ast.parse("def _f(a, *, b):\n    return a\n_f(1, b=2)")) == {"_f: b"}
+    assert unread(ast.parse("def _f(a, b):\n    return a\nTABLE = {1: _f}")) == set()
+    assert unread(ast.parse("def _f(a, b):\n    return lambda: a + b\n_f(1, 2)")) == set()
+    found = {path.name: unread(ast.parse(path.read_text(encoding="utf-8"))) for path in (*FILES, *LAB_FILES)}
+    assert {name: names for name, names in found.items() if names} == {}
+
+
 def test_rooms_stay_small() -> None:
     for path in (*FILES, *LAB_FILES):
         name, text = path.relative_to(LAB if path in LAB_FILES else SOURCE).as_posix(), path.read_text(encoding="utf-8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import signal
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -40,7 +41,7 @@ class Batching:
     """For a quicker way to a GPU."""
 
 
-class EpochLoader(Generic[Fetched]):
+class EpochLoader(ABC, Generic[Fetched]):
     """Batches of `items`; a loader says in `_check` which of them are errors.
 
     Workers stay from epoch to epoch; `close` ends them, an error does too, and the next epoch would start new ones.
@@ -88,9 +89,9 @@ class EpochLoader(Generic[Fetched]):
             self.close()
             raise
 
+    @abstractmethod
     def _check(self, fetched: Fetched) -> None:
         """Notes what could not be read, and raises UserError where the batch cannot be used."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

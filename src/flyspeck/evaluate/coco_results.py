@@ -48,7 +48,7 @@ def read_columns(
         return ResultColumns(nothing, nothing, np.zeros((0, 4)), np.zeros(0), ())
     image_ids, categories, xywh, values = checked_columns(entries, where, any_score=any_score)
     image_index = _image_rows(image_ids, annotations, where)
-    labels, notes = _labels(categories, annotations, where)
+    labels, notes = _labels(categories, annotations)
     known = labels >= 0
     return ResultColumns(image_index[known], labels[known], xywh[known], values[known], tuple(notes))
 
@@ -176,7 +176,7 @@ def _image_rows(image_ids: list[Any], annotations: Annotations, where: object) -
     return np.array(rows, np.int64)
 
 
-def _labels(categories: list[Any], annotations: Annotations, where: object) -> tuple[np.ndarray, list[str]]:
+def _labels(categories: list[Any], annotations: Annotations) -> tuple[np.ndarray, list[str]]:
     label_of = {as_id(category): label for label, category in enumerate(annotations.category_ids)}
     labels = [label_of.get(key if type(key) is int else as_id(key), -1) for key in categories]
     unknown = [category for category, label in zip(categories, labels, strict=True) if label < 0]

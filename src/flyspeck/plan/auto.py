@@ -140,7 +140,7 @@ def _run(
     """The stages."""
     sources, found, notes = _sets(data, val, options, state, budget, voice)
     plans, speeds, machine_device = _plans(sources, found, device, state, budget, voice)
-    candidates = _candidates(plans, sources, state, budget, found, voice)
+    candidates = _candidates(plans, state, budget, found, voice)
     speed_of = {plan.value("name"): speeds[plan.tier.name] for plan in plans}
     choose, report = _limited(sources, speeds[plans[0].tier.name], found, budget, notes)
     total = float(state.done["training"])
@@ -258,7 +258,7 @@ def _plans(
 
 
 def _candidates(
-    plans: Sequence[Plan], sources: Mapping[str, Source], state: State, budget: Budget, found: Fingerprint, voice: Voice
+    plans: Sequence[Plan], state: State, budget: Budget, found: Fingerprint, voice: Voice
 ) -> list[Candidate]:
     """The plans as recipes on disk; those of before an interruption as they are."""
     folder = state.folder / "recipes"

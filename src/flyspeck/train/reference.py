@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -113,7 +113,7 @@ def markdown() -> str:
         "",
         "Paths are relative to the recipe's file, those of `--set` to the working folder. `null` stands for nothing.",
     ]
-    out += _section("recipe", Recipe, level=2, skip=("name",))
+    out += _section("recipe", Recipe, level=2)
     seen: set[type[Options]] = set()
     for name, annotation in _sections(Recipe):
         out += _with_parts(name, annotation, seen)
@@ -153,7 +153,7 @@ def _shared(table: Mapping[str, type[Options]]) -> list[tuple[type[Options], lis
     return list(found.items())
 
 
-def _section(name: str, model: type[Options], *, level: int, title: str = "", skip: Sequence[str] = ()) -> list[str]:
+def _section(name: str, model: type[Options], *, level: int, title: str = "") -> list[str]:
     schema = model.model_json_schema()
     rows = []
     for key, field in model.model_fields.items():

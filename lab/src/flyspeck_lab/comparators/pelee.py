@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flyspeck.errors import UserError
 from flyspeck.models.backbones.resnet import scaled
 from flyspeck.models.backbones.staged import StagedBackbone, need_stages
 from flyspeck.models.detector import Detector, PixelNorm
@@ -33,6 +32,7 @@ from flyspeck.models.heads.ssd_tables import SSDConfiguration
 from flyspeck.models.postprocess import Suppression
 from flyspeck.models.weights import load_backbone
 from flyspeck.types import FeatureSpec
+from flyspeck_lab.comparators.one_configuration import only_base
 from flyspeck_lab.comparators.rfb_net import conv_norm
 
 PRIORS = SSDConfiguration(
@@ -152,10 +152,7 @@ def _extra(inputs: int, narrow: int, outputs: int, *, stride: int) -> nn.Sequent
     return nn.Sequential(layers[0], nn.ReLU(inplace=True), layers[1], nn.ReLU(inplace=True))
 
 
-def find_configuration(name: str, **_: Any) -> None:
-    """Pelee has one configuration: raises UserError for the name of any other."""
-    if name != "base":
-        raise UserError(f"no Pelee configuration '{name}'", where="model name", fix="leave it out")
+find_configuration = only_base("Pelee")
 
 
 def pelee(

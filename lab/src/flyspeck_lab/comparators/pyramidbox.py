@@ -27,14 +27,12 @@ not reproduced.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flyspeck.errors import UserError
 from flyspeck.models.backbones.staged import StagedBackbone
 from flyspeck.models.batch_decoding import BatchDetections, Size
 from flyspeck.models.detector import Detector, Head, PixelNorm
@@ -43,6 +41,7 @@ from flyspeck.models.postprocess import RawDetections, Suppression
 from flyspeck.models.start.rows import OutputRows
 from flyspeck.options import Options, Share
 from flyspeck.types import FeatureSpec, Targets
+from flyspeck_lab.comparators.one_configuration import only_base
 from flyspeck_lab.comparators.rfb_net import conv_norm
 from flyspeck_lab.comparators.s3fd import LENGTHS, SIDES, MaxInOut, S3FDNeck, extra_width, face_backbone, squares
 
@@ -179,10 +178,7 @@ class PyramidBoxOptions(Options):
     """Background scores of a cell of the first map, and face scores of the others, of which the largest counts."""
 
 
-def find_configuration(name: str, **_: Any) -> None:
-    """PyramidBox has one configuration: raises UserError for the name of any other."""
-    if name != "base":
-        raise UserError(f"no PyramidBox configuration '{name}'", where="model name", fix="leave it out")
+find_configuration = only_base("PyramidBox")
 
 
 def pyramidbox(

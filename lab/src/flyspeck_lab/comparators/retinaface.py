@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -36,6 +35,7 @@ from flyspeck.models.postprocess import Suppression
 from flyspeck.models.weights import read_weights
 from flyspeck.options import Options, Share
 from flyspeck.types import FeatureSpec
+from flyspeck_lab.comparators.one_configuration import only_base
 from flyspeck_lab.comparators.rfb_net import conv_norm
 
 SIDES = ((10.0, 20.0), (32.0, 64.0), (128.0, 256.0))
@@ -92,10 +92,7 @@ class RetinaFaceOptions(Options):
     """Background anchors, the hardest of an image, for each that learns a face."""
 
 
-def find_configuration(name: str, **_: Any) -> None:
-    """RetinaFace has one configuration: raises UserError for the name of any other."""
-    if name != "base":
-        raise UserError(f"no RetinaFace configuration '{name}'", where="model name", fix="leave it out")
+find_configuration = only_base("RetinaFace")
 
 
 def retinaface(

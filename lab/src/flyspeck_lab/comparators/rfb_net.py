@@ -26,13 +26,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flyspeck.errors import UserError
 from flyspeck.models.backbones.staged import StagedBackbone, need_stages
 from flyspeck.models.detector import Detector, PixelNorm
 from flyspeck.models.heads.ssd import DefaultBoxes, SSDHead, at_least_3x3, ssd_sources, ssd_top
 from flyspeck.models.heads.ssd_tables import SSDConfiguration
 from flyspeck.models.postprocess import Suppression
 from flyspeck.types import FeatureSpec
+from flyspeck_lab.comparators.one_configuration import only_base
 
 _RATIOS = ((1.0, 2.0, 3.0),) * 4 + ((1.0, 2.0),) * 2
 VGG16 = SSDConfiguration(
@@ -188,10 +188,7 @@ def _plain(inputs: int, narrow: int, outputs: int, *, stride: int) -> nn.Sequent
     )
 
 
-def find_configuration(name: str, **_: Any) -> None:
-    """RFB Net has one configuration a backbone: raises UserError for the name of any other."""
-    if name != "base":
-        raise UserError(f"no RFB Net configuration '{name}'", where="model name", fix="leave it out")
+find_configuration = only_base("RFB Net")
 
 
 def rfb_net(

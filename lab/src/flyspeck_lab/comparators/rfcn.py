@@ -49,6 +49,7 @@ from flyspeck.models.roi_align import pyramid_roi_align
 from flyspeck.models.start.rows import OutputRows
 from flyspeck.options import Count, Options, Share
 from flyspeck.types import FeatureSpec, Targets
+from flyspeck_lab.comparators.one_configuration import only_base
 
 
 class PositionSensitivePool(nn.Module):
@@ -284,10 +285,7 @@ def dilate_last_stage(backbone: StagedBackbone, *, what: str) -> StagedBackbone:
     return backbone
 
 
-def find_configuration(name: str, **_: Any) -> None:
-    """R-FCN without a pyramid has one configuration: raises UserError for the name of any other."""
-    if name != "base":
-        raise UserError(f"no R-FCN configuration '{name}'", where="model name", fix="rfcn_fpn takes a neck")
+find_configuration = only_base("R-FCN", fix="rfcn_fpn takes a neck")
 
 
 def rfcn(

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from pydantic import Field
@@ -42,6 +41,7 @@ from flyspeck.models.heads.ssd import L2Norm, SSDHead, plain_extra
 from flyspeck.models.postprocess import Suppression
 from flyspeck.options import Options, Share
 from flyspeck.types import FeatureSpec
+from flyspeck_lab.comparators.one_configuration import only_base
 
 SIDES = (16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
 """Of the anchors, px: four strides."""
@@ -164,10 +164,7 @@ class S3FDOptions(Options):
     """Background scores of a cell of the first map, of which the largest counts."""
 
 
-def find_configuration(name: str, **_: Any) -> None:
-    """S3FD has one configuration: raises UserError for the name of any other."""
-    if name != "base":
-        raise UserError(f"no S3FD configuration '{name}'", where="model name", fix="leave it out")
+find_configuration = only_base("S3FD")
 
 
 def s3fd(

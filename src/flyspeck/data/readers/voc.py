@@ -45,7 +45,7 @@ def read_voc(source: Path, options: ReadOptions) -> Annotations:
     settle_root(draft, [options.images] if options.images else places)
     _by_own_name(draft, files, [options.images] if options.images else places)
     known_sizes(draft, options)
-    _note_partners(draft, files)
+    _note_partners(draft)
     by_name(draft, names)
     draft.pixels, reason, draft.pixels_known = _meaning(draft.boxes, writers, options.pixels)
     if reason:
@@ -120,7 +120,7 @@ def _by_own_name(draft: Draft, files: Sequence[Path], places: Sequence[Path]) ->
             return
 
 
-def _note_partners(draft: Draft, files: Sequence[Path]) -> None:
+def _note_partners(draft: Draft) -> None:
     """Notes on xml files without image, images without xml, and two files that name one image."""
     missing = [name for name in draft.file_names if not is_there(draft.root / name)]
     if len(missing) < len(draft.file_names):

@@ -294,7 +294,7 @@ def plan_scene(rng: np.random.Generator, *, height: int, width: int, kind: str, 
     else:
         terrain = sample_farmland(rng, area) if kind == "field" else sample_streets(rng, area, light)
     placer = _Placer(camera, light, terrain)
-    crowd = _place_crowd(rng, placer, terrain, area) if rng.random() < 0.16 else np.zeros((0, 4))
+    crowd = _place_crowd(rng, placer, terrain) if rng.random() < 0.16 else np.zeros((0, 4))
     members = len(placer.things)
     count = _crowd_size(rng, height, width, density)
     dense = 0.5 if count > 40 else 0.25
@@ -330,9 +330,7 @@ def plan_scene(rng: np.random.Generator, *, height: int, width: int, kind: str, 
     )
 
 
-def _place_crowd(
-    rng: np.random.Generator, placer: _Placer, terrain: Terrain, area: tuple[float, float, float, float]
-) -> np.ndarray:
+def _place_crowd(rng: np.random.Generator, placer: _Placer, terrain: Terrain) -> np.ndarray:
     """A dense crowd too small to tell apart: its people are drawn, and one ignore region `(1, 4)` covers them."""
     camera = placer.camera
     at = camera.unproject(np.array([[rng.uniform(0.1, 0.9) * camera.width, rng.uniform(0.05, 0.5) * camera.height]]))[0]

@@ -89,7 +89,7 @@ def transfer(detector: Detector, source: Source, *, where: object) -> StartRepor
         there = state.get(name)
         found = None if there is None else _fitted(key, tensor, name, there, mine, source.outputs)
         if found is None or there is None:
-            fates.append(KeyFate(key, "new", why=_why_not(tensor, there, name)))
+            fates.append(KeyFate(key, "new", why=_why_not(tensor, there)))
             continue
         value, words = found
         words = "; ".join(word for word in (neighbour, words, widening if key == levels.first else "") if word)
@@ -97,7 +97,7 @@ def transfer(detector: Detector, source: Source, *, where: object) -> StartRepor
         fates.append(KeyFate(key, "resized" if words else "loaded", source.origin.get(name, name), words))
         tensor.copy_(value)
     _check_backbone(fates, own, source, where)
-    fates += _left(source, used, own, levels)
+    fates += _left(source, used, own)
     halves = sum(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in source.state.values())
     notes = (f"{halves} tensors are in half precision: widened to single, as they are",) if halves else ()
     return StartReport(source.name, source.licence, tuple(fates), (*source.notes, *notes))
@@ -119,7 +119,7 @@ def _fitted(
     return (there, "") if own.shape == there.shape else None
 
 
-def _why_not(own: Tensor, there: Tensor | None, name: str) -> str:
+def _why_not(own: Tensor, there: Tensor | None) -> str:
     if there is None:
         return "the source has no such tensor"
     if own.shape == there.shape:
@@ -195,7 +195,7 @@ def _check_backbone(fates: Sequence[KeyFate], own: Mapping[str, Tensor], source:
         )
 
 
-def _left(source: Source, used: set[str], own: Mapping[str, Tensor], levels: _Levels) -> list[KeyFate]:
+def _left(source: Source, used: set[str], own: Mapping[str, Tensor]) -> list[KeyFate]:
     """The tensors of the source that went nowhere."""
     left = []
     for name in source.state:
