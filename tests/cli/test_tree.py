@@ -102,6 +102,14 @@ def test_help_is_plain_and_has_an_example_that_parses(
     parse(shlex.split(example), VERBS)
 
 
+@pytest.mark.parametrize("verb", ["data", "tune", "dpnet"])
+def test_the_help_of_a_group_cuts_no_sentence(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    listed = capsys.readouterr().out.partition("Commands:")[2]
+    assert listed
+    assert "..." not in listed
+
+
 def test_there_is_no_example_of_a_verb_that_is_gone() -> None:
     assert set(EXAMPLES) == {path for path in VERBS if path.startswith("flyspeck ")}
 

@@ -99,3 +99,14 @@ def test_every_command_line_of_a_page_parses(page: Path) -> None:
                     place = words.index("--plugin")
                     words = words[:place] + words[place + 2 :]
                 parse(words, verbs)
+
+
+def test_the_readme_uses_the_runs_that_it_makes() -> None:
+    (job,) = [text for language, _, text in BLOCK.findall((ROOT / "README.md").read_text()) if "flyspeck init" in text]
+    made: set[str] = set()
+    for line in job.splitlines():
+        words = shlex.split(line, comments=True)
+        out = words[words.index("--out") + 1] if "--out" in words else ""
+        used = {re.match(r"runs/\w+", word)[0] for word in words if word.startswith("runs/") and word != out}  # type: ignore[index]
+        assert used <= made, f"{line}: nothing before it makes {used - made}"
+        made.add(out)

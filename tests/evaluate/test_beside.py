@@ -40,7 +40,8 @@ def test_a_model_is_measured_as_its_training_measured_it(
     for new, old in zip(written["rows"], own["rows"], strict=True):
         assert new["value"] == pytest.approx(old["value"], abs=2e-3), new
     assert [base["key"] for base in written["baselines"]] == ["background", "count", "boxes", "blobs"]
-    text = capsys.readouterr().out
+    text, said = capsys.readouterr()
+    assert "flyspeck-eval-" not in said  # a folder that is gone is nothing to look into
     assert "baselines, without a network" in text
     assert "all background" in page.read_text()
     # The same file of detections: named by its folder, in a comparison with itself.
@@ -68,6 +69,7 @@ def test_detections_of_any_program_are_reported(run: Path, tmp_path: Path) -> No
         (["eval", "--dt", "x.json"], "nothing to score"),
         (["eval", "--model", "m", "--gt", "gone.json"], "no such file"),
         (["eval", "--gt", "GT", "--dt", "DT", "--train", "GT"], "add --baselines"),
+        (["eval", "--gt", "GT", "--dt", "DT", "--score", "7"], "--score: a score of 7; give 0 to 1"),
         (["eval", "--gt", "GT", "--dt", "ALONE", "--baselines"], "name it with --train"),
         (["eval", "--gt", "GT", "--dt", "DT", "--model", "RUN"], "a model and detections"),
         (["report", "ALONE"], "give --gt"),

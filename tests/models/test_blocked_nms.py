@@ -84,3 +84,11 @@ def test_odd_boxes():
     none = torch.zeros(0, 4), torch.zeros(0)
     assert blocked_nms(*none, 0.5, few=-1).shape == (0,)
     assert batched_nms(*none, torch.zeros(0, dtype=torch.int64), 0.5).shape == (0,)
+
+
+def test_boxes_of_a_graph_are_suppressed_without_a_warning():  # as `explain` asks for: warnings are errors here
+    boxes = torch.rand(200, 4).mul(50)
+    boxes[:, 2:] += boxes[:, :2] + 1
+    scores = torch.linspace(1, 0.1, 200)
+    found = blocked_nms(boxes.requires_grad_(), scores.requires_grad_(), 0.5, few=0, block=30)
+    assert found.tolist() == blocked_nms(boxes.detach(), scores.detach(), 0.5, few=0, block=30).tolist()

@@ -84,6 +84,7 @@ def test_names_are_taken_apart():
     ("name", "message"),
     [
         ("resnet5", r"no 'resnet5'.*did you mean 'resnet50'"),
+        ("fcos", r"'fcos' is a detector without a backbone; write fcos:BACKBONE"),
         ("retinnet:resnet50", r"no 'retinnet' in 'retinnet:resnet50'.*did you mean 'retinanet'"),
         ("retinanet:resnet51", r"no backbone 'resnet51'.*did you mean 'resnet50'"),
         ("retinanet:resnet50:fpm", r"no neck 'fpm'.*did you mean 'fpn'"),

@@ -301,3 +301,13 @@ def test_progress_is_told_now_and_then() -> None:
     assert 14 <= counts[0] <= 16  # after three seconds
     assert all(24 <= gap <= 27 for gap in np.diff(counts))  # then every five
     assert len(counts) == 4
+
+
+def test_minutes_without_a_step_are_refused(tmp_path: Path, timed: dict[str, Speed]) -> None:
+    path = write_set(tmp_path / "set.json", squares(10))
+    # The quickest sees 40 images a second: 2 in 0.001 minutes; 60 steps of four take 6 s.
+    with pytest.raises(
+        UserError, match=r"^--minutes: 0.001 minutes are too short: training would see 2 images; give 1 or more"
+    ):
+        flyspeck.init(path, minutes=0.001, out=tmp_path / "recipe.yaml")
+    assert not (tmp_path / "recipe.yaml").exists()

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from flyspeck.cli.main import main
@@ -18,6 +19,7 @@ from flyspeck.publish.measured import (
     measured_models,
     read_card,
     trained_models,
+    untrained,
     worthwhile,
 )
 from flyspeck.train.build import build_detector
@@ -100,6 +102,12 @@ def test_sizes_fall_into_rows(pixels: float, area: str) -> None:
 def test_what_was_not_measured_is_refused(pixels: float) -> None:
     with pytest.raises(UserError, match="nothing was measured"):
         area_of(pixels)
+
+
+@pytest.mark.parametrize("model", measured_models(), ids=lambda model: f"{model.name} {model.what}"[:60])
+def test_every_measured_detector_can_be_timed_without_a_training_set(model: MeasuredModel) -> None:
+    with torch.device("meta"):
+        assert untrained(model).classes == ("a", "b", "c")
 
 
 def test_a_budget_is_measured_here(capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,6 +114,8 @@ def evaluate(
     for path, option in ((against, "--against"), (tiles, "--tiles")):
         if path is not None and not path.is_file():
             raise UserError("no such file", where=f"{option} {path}", fix="check the path")
+    if score is not None and not (any_score or 0 <= score <= 1):
+        raise UserError(f"a score of {score:g}", where="--score", fix="give 0 to 1, or allow others with --any-score")
     chosen = customised(
         protocol_named(protocol),
         size_edges=None if bins is None else parse_numbers(bins, where="--bins", least=0, example="2,8,12,20,32"),

@@ -40,7 +40,9 @@ def found_by(
             draw=0,
             allow_references=True,  # the numbers are shown, and no image
             device=device,
-            say=steps.warn,
+            say=lambda line: (
+                None if line.startswith(f"{folder}: ") else steps.warn(line)
+            ),  # a folder that is gone at the end
             warn=lambda line: steps.warn(f"warning: {line}"),
             progress=steps,
         )

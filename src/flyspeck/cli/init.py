@@ -21,7 +21,7 @@ VAL = typer.Option(
 def init(
     source: Path = SOURCE,
     val: Path | None = VAL,
-    minutes: float = BUDGET,
+    minutes: float = typer.Option(60.0, "--minutes", metavar="N", help="Minutes to spend on the training."),
     out: Path = typer.Option(Path("recipe.yaml"), "--out", metavar="FILE", help="Where to write: the recipe."),
     format: str | None = FORMAT,
     images: Path | None = IMAGES,

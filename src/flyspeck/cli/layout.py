@@ -68,6 +68,13 @@ class Group(TyperGroup):
             raise UserError(f"no command '{args[0]}'", where=path_of(ctx), fix=nearest(args[0], known))
         return super().resolve_command(ctx, args)
 
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Each command with its whole first sentence, where click cuts it."""
+        known = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        rows = [(name, verb.get_short_help_str(1000)) for name, verb in known if verb is not None and not verb.hidden]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
 
 class PlainApp(typer.Typer):
     """Commands in the one layout: `Verb`s in a `Group`, without boxes and colours."""

@@ -91,7 +91,7 @@ def _block_of(boxes: Tensor, areas: Tensor, block: int) -> Tensor:
     """
     octave = areas.clip(min=1e-6).log2().div(2).floor().long()
     x, y = ((column - column.min()).double() for column in box_algebra.center(boxes).unbind(1))
-    extent = float(torch.maximum(x, y).amax()) + 1
+    extent = float(torch.maximum(x, y).detach().amax()) + 1
     found, number = torch.zeros(len(boxes), dtype=torch.int64), 0
     for size in octave.unique().tolist():
         rows = torch.nonzero(octave == size).squeeze(1)

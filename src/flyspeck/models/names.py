@@ -106,6 +106,12 @@ def _parse_name(name: str) -> ZooName:
     found = max((d for d in DETECTORS if name.startswith(f"{d}:")), key=len, default=None)
     if found is None:
         head, colon, _ = name.partition(":")
+        if name in DETECTORS:
+            raise UserError(
+                f"'{name}' is a detector without a backbone",
+                where="model name",
+                fix=f"write {name}:BACKBONE; see flyspeck models",
+            )
         known = DETECTORS if colon else [*BACKBONES, *SHORT, *(m.name for m in LISTED)]
         raise UnknownPart(f"no '{head}' in '{name}'", where="model name", name=head, known=known)
     backbone, _, third = name.removeprefix(f"{found}:").partition(":")

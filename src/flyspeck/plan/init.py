@@ -115,6 +115,7 @@ def init(
     )  # fmt: skip
     paths = {name: source.path for name, source in sets.parts.items()}
     machine, speeds = measured(paths, sets.train, found, budget, device, voice)
+    check_time(budget, speeds)
     tier, why = best_tier(found, speeds, budget)
     plan = rules.make_plan(
         found, machine, tier=tier, minutes=budget, speed=speeds[tier.name], name=place.stem,
@@ -307,6 +308,19 @@ def forecast_of(plan: Plan, found: Fingerprint) -> Forecast:
     return Forecast(
         plan.speed.images_per_second, plan.speed.memory + kept + EVALUATING, minutes, images, images / found.images
     )
+
+
+def check_time(minutes: float, speeds: Mapping[str, Speed]) -> None:
+    """Raises UserError where even the quickest detector has no step of a batch of four in so many minutes."""
+    quickest = max(speed.images_per_second for speed in speeds.values())
+    seen = int(60 * minutes * quickest)
+    if seen < 4:
+        short = f"{counted(minutes, 'minute')} {'is' if minutes == 1 else 'are'} too short"
+        raise UserError(
+            f"{short}: training would see {counted(seen, 'image')}",
+            where="--minutes",
+            fix=f"give {math.ceil(rules.LEAST_STEPS * 4 / quickest / 60)} or more",
+        )
 
 
 STATE_BYTES = {"smallest": 12e6, "small": 30e6, "medium": 70e6, "large": 90e6, "largest": 180e6,

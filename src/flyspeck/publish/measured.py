@@ -12,10 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flyspeck.errors import UserError
 from flyspeck.train.start_names import CARD, WEIGHTS, shipped
+
+if TYPE_CHECKING:
+    from flyspeck.models.detector import Detector
 
 SIZES = {"tiny1": (2, 8), "tiny2": (8, 12), "tiny3": (12, 20), "small": (20, 32)}
 """Rows of AP50 by the size of objects in px, as the protocol `flyspeck` names them."""
@@ -127,18 +130,22 @@ def worthwhile(models: Sequence[MeasuredModel], area: str) -> list[MeasuredModel
     return kept
 
 
+def untrained(model: MeasuredModel) -> Detector:
+    """The detector of a table, with random weights, as it finds objects: what only training asks a data set for is left out."""
+    from flyspeck.train.build import build_detector
+    from flyspeck.train.config import parse_recipe
+
+    content = {"data": {"train": "-", "val": "-"}, "model": {**(model.model or {"name": model.name}), "assigner": None}}
+    settings = parse_recipe(content).model
+    return build_detector(settings, classes=("a", "b", "c"), mean=[0.5] * 3, std=[0.2] * 3, load=False)
+
+
 def measured_here(model: MeasuredModel, *, runs: int = 10) -> MeasuredModel:
     """The same with the time (median of `runs`) and memory of one image, on the CPU of this machine, with PyTorch's threads."""
     from flyspeck.models.profile import measure_latency
-    from flyspeck.train.build import build_detector, load_detector
-    from flyspeck.train.config import parse_recipe
+    from flyspeck.train.build import load_detector
 
-    if model.file is not None:
-        detector = load_detector(model.file)
-    else:
-        content = {"data": {"train": "-", "val": "-"}, "model": dict(model.model or {"name": model.name})}
-        settings = parse_recipe(content).model
-        detector = build_detector(settings, classes=("a", "b", "c"), mean=[0.5] * 3, std=[0.2] * 3, load=False)
+    detector = untrained(model) if model.file is None else load_detector(model.file)
     before = _resident(reset=True)
     timed = measure_latency(detector.eval(), model.size, runs=runs, device="cpu")
     after = _resident(reset=False)
