@@ -73,6 +73,11 @@ def test_a_state_that_would_execute_code_is_refused(tmp_path: Path, monkeypatch:
 
 
 def test_weights_file_of_a_run(tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text("{}")
+    with pytest.raises(UserError, match=r"index.json: one shard of weights that lie in several files"):
+        c.weights_file(tmp_path)
+    index.unlink()
     with pytest.raises(UserError, match="holds no weights"):
         c.weights_file(tmp_path)
     (tmp_path / "last.safetensors").touch()

@@ -150,7 +150,10 @@ def load_backbone(
         state, where = torchvision_weights(torchvision_model, str(weights)), f"{torchvision_model}.{weights}"
         licence = TORCHVISION_LICENCE
     else:
-        raise UserError(f"no such weights file: '{weights}'", where="weights", fix="give the path of a weights file")
+        what = f"no such weights file: '{weights}'"
+        if Path(str(weights)).name == str(weights):  # a name, as of torchvision's
+            what = f"this backbone has no published weights, so none called '{weights}'"
+        raise UserError(what, where="weights", fix="give the path of a weights file, or leave it out")
     skipped: dict[str, str] = {}
     if any(name.startswith("backbone.") for name in state):
         skipped = {name: "no part of the backbone" for name in state if not name.startswith("backbone.")}

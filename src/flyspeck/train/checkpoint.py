@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from flyspeck.errors import UserError
 from flyspeck.files import UNREADABLE, renamed_keys, replace_file
+from flyspeck.models.weights import refuse_shard
 
 KEY = "flyspeck"
 _WRAPPED = (RuntimeError, SafetensorError)  # torch and safetensors wrap a full disk in their own errors
@@ -120,6 +121,8 @@ def weights_file(path: Path | str) -> Path:
         for name in ("best.safetensors", "last.safetensors", "model.safetensors"):
             if (path / name).is_file():
                 return path / name
+        for index in path.glob("*.index.json"):
+            refuse_shard(index)
         raise UserError("holds no weights", where=path, fix="give a run folder that has trained at least one epoch")
     if not path.exists():
         raise UserError("no such run or checkpoint", where=path)

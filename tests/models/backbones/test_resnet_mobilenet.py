@@ -20,6 +20,7 @@ from flyspeck.models.backbones.resnet import (
     resnet152,
     resnext50,
 )
+from flyspeck.models.build import build_backbone
 from flyspeck.models.weights import save_weights
 
 
@@ -110,6 +111,11 @@ def test_weights_that_are_not_weights(tmp_path):
         resnet18(width=0.25, weights=tmp_path / "absent.pth")
     with pytest.raises(UserError, match=r"no weights 'IMAGENET'.*did you mean 'IMAGENET1K_V1'"):
         resnet18(weights="IMAGENET")
+
+
+def test_a_name_of_weights_that_a_backbone_has_not_is_no_missing_file():
+    with pytest.raises(UserError, match=r"no published weights, so none called 'IMAGENET1K_V1'; .*or leave it out"):
+        build_backbone("bh_resnet14", width=0.25, weights="IMAGENET1K_V1")
 
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path):
