@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import yaml
 
-from flyspeck.cli.demo import RECIPE
+from flyspeck.cli.demo_recipe import NEW
 from flyspeck.files import write_text
 from flyspeck.publish.score import cost
 from flyspeck.train.build import build_detector
@@ -70,7 +70,7 @@ def rows() -> list[dict[str, Any]]:
 
 def starter() -> dict[str, Any]:
     """The detector that the demo trains, which no table has: what it costs, and no AP."""
-    content = yaml.safe_load(RECIPE.format(length="epochs: 1", batch=1, precision="fp32", seed=1))["model"]
+    content = yaml.safe_load(NEW.recipe(length="epochs: 1", precision="fp32", seed=1))["model"]
     model = {key: content[key] for key in KEPT if key in content}
     settings = parse_recipe({"data": {"train": "-", "val": "-"}, "model": model}).model
     with torch.device("meta"):

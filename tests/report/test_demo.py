@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+from multiprocessing import connection
 
 import pytest
 import yaml
 
-from flyspeck.cli.demo import BATCH, FAIR_EPOCHS, RECIPE, _left, _too_short
+from flyspeck.cli.demo import _left, _too_short
+from flyspeck.cli.demo_recipe import NEW, START, STARTED, form_at_hand
 from flyspeck.cli.main import main
 from flyspeck.train.config import parse_recipe
 from flyspeck.train.launch import processes_for, train_together
@@ -39,9 +42,23 @@ def test_the_training_gets_what_the_rest_leaves():
     assert _left(4.5, 66.0, 100.0) == pytest.approx(4.5 - 96 / 60)
     assert _left(4.5, 33.0, 4.0) == pytest.approx(4.5 - 38 / 60)
     assert _left(0.1, 33.0, 50.0) == 0.5
-    for length in ("minutes: 3.67", "epochs: 21"):
-        content = yaml.safe_load(RECIPE.format(length=length, batch=BATCH, precision="fp32", seed=3))
-        assert parse_recipe(content).train.seed == 3
+
+
+@pytest.mark.parametrize("form", [STARTED, NEW])
+@pytest.mark.parametrize("length", ["minutes: 3.67", "epochs: 21"])
+def test_a_demo_has_a_sound_recipe(form, length):
+    recipe = parse_recipe(yaml.safe_load(form.recipe(length=length, precision="fp32", seed=3)))
+    assert recipe.train.seed == 3
+    assert (recipe.model.start or "") == form.start
+
+
+def test_a_demo_starts_from_a_trained_detector_where_one_is_at_hand(monkeypatch, tmp_path):
+    """A wheel alone brings none: it begins with random weights, and says so."""
+    assert form_at_hand() is STARTED
+    assert "CC BY-SA" in STARTED.words()
+    monkeypatch.setattr("flyspeck.train.start_names.shipped", dict)
+    assert form_at_hand() is NEW
+    assert START in NEW.words()
 
 
 @pytest.mark.parametrize(
@@ -82,6 +99,39 @@ def test_two_processes_train_a_demo(tmp_path, capfd, monkeypatch):
     assert json.loads((tmp_path / "demo" / "run" / "environment.json").read_text())["processes"] == 2
 
 
+class _EndsWhileLookedAt:
+    """A process that is found running when it is asked first, and ended from then on."""
+
+    def __init__(self, **told):
+        self._asked, (self.sentinel, self._other) = 0, os.pipe()
+        os.close(self._other)  # so that waiting for it returns at once, as for a process that has ended
+
+    @property
+    def exitcode(self):
+        self._asked += 1
+        return None if self._asked == 1 else 0
+
+    def start(self): ...
+
+    terminate = start
+
+    def join(self, timeout=None): ...
+
+
+def test_processes_that_end_together_are_not_waited_for_for_ever(tmp_path, monkeypatch):
+    """All are ended when what is to be waited for is listed: a wait for nothing never returns."""
+
+    class Context:
+        Process = _EndsWhileLookedAt
+
+    waited = []
+    real = connection.wait
+    monkeypatch.setattr("flyspeck.train.launch.multiprocessing.get_context", lambda name: Context)
+    monkeypatch.setattr("flyspeck.train.launch.connection.wait", lambda what: waited.append(len(what)) or real(what, 5))
+    assert train_together(tmp_path / "recipe.yaml", tmp_path / "run", processes=2)
+    assert all(waited)
+
+
 @pytest.mark.slow
 def test_processes_that_fail_are_told_of(tmp_path, capfd):
     """A recipe that cannot be read: each ends with its line, and none waits for the other."""
@@ -92,15 +142,16 @@ def test_processes_that_fail_are_told_of(tmp_path, capfd):
 
 def test_a_training_that_was_too_short_is_said_and_how_long_a_fair_one_takes():
     """Of four epochs fewer than are fair, at 30 s each, two minutes are missing."""
-    history = [{"seconds": 30.0}] * (FAIR_EPOCHS - 4)
-    assert "`--minutes 6`" in _too_short(history, 4.0)
-    assert f"{FAIR_EPOCHS - 4} of the {FAIR_EPOCHS} times" in _too_short(history, 4.0)
-    assert _too_short(history * 2 + history[:2], 4.0) == ""
-    assert "0 of the" in _too_short([], 4.0)
+    history = [{"seconds": 30.0}] * 4
+    assert "`--minutes 6`" in _too_short(history, 4.0, 8)
+    assert "4 of the 8 times" in _too_short(history, 4.0, 8)
+    assert _too_short(history, 4.0, 4) == ""
+    assert "0 of the" in _too_short([], 4.0, 8)
 
 
 @pytest.mark.slow
 def test_the_demo_finds_half_of_the_tiny_things(tmp_path):
+    """Where it starts from a trained detector, as in a clone."""
     out = tmp_path / "demo"
     assert main(["demo", "--out", str(out)]) == 0
     rows = json.loads((out / "run" / "evaluation.json").read_text())["rows"]

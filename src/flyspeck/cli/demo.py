@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from flyspeck.cli.demo_recipe import BATCH, NEW, STARTED, form_at_hand
 from flyspeck.cli.shared_options import DEVICE, training_device
 from flyspeck.devices import processors
 from flyspeck.errors import UserError
@@ -27,59 +28,32 @@ if TYPE_CHECKING:
 TILE = (256, 320)  # images to learn from: small ones are quick
 # Scenes to learn from hold three times as many things as those to measure on: a step teaches more in the same time.
 DENSITY = 3.0
-BATCH = 6  # three images for each of two processes
 BIG = (3000, 4000)
 LARGE = 2_000_000  # pixels from which a process of its own pays
-FAIR_EPOCHS = 8
-"""Passes over the scenes below which a detector has learnt little."""
-# Everything that a run is, in one file that the reader can change and train again.
-RECIPE = """\
-# Written by `flyspeck demo`: a small anchor-free detector for images of 2 cores and a few minutes.
-name: demo
-data:
-  train: train/annotations.json
-  val: val/annotations.json
-  cache: ram
-augment:
-  flip: 0.5
-model:
-  name: fcos:bh_resnet14
-  width: 0.5
-  channels: 32
-  levels: 2-5
-  norm: bn
-  # Points around an object learn it too, for the smallest hold one point or none, and scores follow the expected overlap: see
-  # models/heads/fcos.py.
-  head: {{depth: 2, reach: 1.0, quality: iou}}
-  max_detections: 200
-  min_score: 0.05
-train:
-  {length}
-  batch_size: {batch}
-  optimizer: adamw
-  lr: 0.004
-  beta2: 0.99
-  warmup_steps: 50
-  schedule: cosine
-  ema: 0.99
-  precision: {precision}
-  workers: 0
-  eval_every: 10
-  log_every: 200
-  seed: {seed}
-"""
 
 
 def demo(
     out: Path = typer.Option(
         Path("flyspeck-demo"), "--out", metavar="FOLDER", help="Where to write: the folder of all that the demo makes."
     ),
-    num_images: int = typer.Option(600, "--num-images", min=8, metavar="N", help="Images to make, to learn from."),
+    num_images: int | None = typer.Option(
+        None,
+        "--num-images",
+        min=8,
+        metavar="N",
+        help="Images to make, to learn from. "
+        f"Default: {STARTED.images} where a trained detector is at hand to start from (in a clone), else {NEW.images}.",
+    ),
     num_val_images: int = typer.Option(
         120, "--num-val-images", min=4, metavar="N", help="Images to make, to measure on."
     ),
-    minutes: float = typer.Option(
-        4.5, "--minutes", min=0.1, metavar="N", help="Minutes to spend: the training takes what the rest leaves."
+    minutes: float | None = typer.Option(
+        None,
+        "--minutes",
+        min=0.1,
+        metavar="N",
+        help="Minutes to spend: the training takes what the rest leaves. Default: "
+        f"{STARTED.minutes:g} with such a detector, else {NEW.minutes:g}.",
     ),
     epochs: int | None = typer.Option(
         None, "--epochs", min=1, metavar="N", help="Passes over the training images, however long they take."
@@ -98,11 +72,13 @@ def demo(
     side = parse_size(big, where="--big")
     if (out / "run").exists() or (out / "train").exists():
         raise UserError("a demo was made there already", where=out, fix="name another --out, or delete this one")
+    form = form_at_hand()
+    minutes = minutes or form.minutes
     clock = _Clock()
     logging.basicConfig(level=logging.INFO, format="  %(message)s")
     logging.getLogger("flyspeck").setLevel(logging.INFO)
     with clock("painting scenes"):
-        painting = _paint(out, num_images, num_val_images, side, seed)
+        painting = _paint(out, num_images or form.images, num_val_images, side, seed)
     with clock("loading PyTorch"):
         import_module("flyspeck.train.run")
     from flyspeck.plan.speed import take_threads, this_machine, threads_kept
@@ -122,10 +98,13 @@ def demo(
             starting = clock.parts[-1][1] if processes > 1 else 0.0  # each of them loads PyTorch again
             left = _left(minutes, clock.total + starting, painting)
             length = f"epochs: {epochs}" if epochs else f"minutes: {left:.2f}"
-            recipe = RECIPE.format(length=length, batch=BATCH, precision=machine.precision, seed=seed)
+            typer.echo(f"  {form.words()}")
+            recipe = form.recipe(length=length, precision=machine.precision, seed=seed)
             _train(out, recipe, processes=processes, threads=max(1, machine.cpus // processes))
         with clock("measuring on unseen scenes"):
             run = read_run(out / "run")
+        if processes > 1:  # this one has not trained; by all threads a prediction on a busy machine waits for itself
+            take_threads(this_machine(device), typer.echo)
         with clock(f"predicting on one scene of {side[1]} x {side[0]}"):
             appendix, on_big = _predict(out, side, device=device, score=diagnose(run).working_score)
     with clock("writing the page"):
@@ -136,7 +115,7 @@ def demo(
     typer.echo(f"the large scene: AP50 {_percent(on_big, 'all')}, AP50 of tiny objects {_percent(on_big, 'tiny')}")
     typer.echo(f"{clock.total:.0f} s in all: {clock.summary}")
     if not epochs:
-        typer.echo(_too_short(run.history, minutes), nl=False)
+        typer.echo(_too_short(run.history, minutes, form.fair_epochs), nl=False)
     typer.echo(f"\nThe page: {page.resolve()}\n")
     typer.echo(_next_steps(out))
 
@@ -217,14 +196,14 @@ def _train(out: Path, recipe: str, *, processes: int, threads: int) -> None:
     train(load_recipe(out / "recipe.yaml"), out / "run", resume=begun(out / "run"))
 
 
-def _too_short(history: Sequence[Mapping[str, Any]], minutes: float) -> str:
+def _too_short(history: Sequence[Mapping[str, Any]], minutes: float, fair_epochs: int) -> str:
     """A line, with its end, where the detector saw the scenes too seldom to have learnt: its numbers say little then."""
-    if len(history) >= FAIR_EPOCHS:
+    if len(history) >= fair_epochs:
         return ""
     seconds = sum(record["seconds"] for record in history) / max(1, len(history))
-    fair = minutes + seconds * (FAIR_EPOCHS - len(history)) / 60
+    fair = minutes + seconds * (fair_epochs - len(history)) / 60
     return (
-        f"Too short to judge by: it saw each scene {len(history)} of the {FAIR_EPOCHS} times that are fair. Other programs use"
+        f"Too short to judge by: it saw each scene {len(history)} of the {fair_epochs} times that are fair. Other programs use"
         f" this machine, or it is slow: try `--minutes {fair:.0f}`, or later\n"
     )
 

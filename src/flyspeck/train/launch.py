@@ -51,7 +51,8 @@ def train_together(recipe: Path, folder: Path, *, processes: int, threads: int =
     first = started[0]
     try:
         while first.exitcode is None and not any(process.exitcode for process in started):
-            connection.wait([process.sentinel for process in started if process.exitcode is None])
+            # The first one's is always there: it may end between the two lines, and what waits for nothing waits for ever.
+            connection.wait([process.sentinel for process in started if process is first or process.exitcode is None])
     finally:
         for process in started:
             process.join(PATIENCE if first.exitcode == 0 else LAST_WORDS)
