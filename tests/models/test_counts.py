@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
+from time import sleep
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,6 +70,54 @@ def test_two_stages_grow_their_proposals() -> None:
     with pytest.raises(RuntimeError), counts_for(model.head, (100, 100), 1000):
         raise RuntimeError
     assert model.head.rpn.test_rule.keep == 20, "after an error too"  # type: ignore[union-attr]
+
+
+def test_threads_that_share_a_head_get_the_counts_of_their_own_size() -> None:
+    """Two at a time, of the same size and of others: nobody sees rules grown twice, and the head's own come back."""
+    model, _ = detector("faster_rcnn:mobilenet_v2", head={"proposals": 20})
+    rpn: Any = model.head.rpn  # type: ignore[union-attr]
+    both, seen = Barrier(2), []
+
+    def look(side: int) -> None:
+        for _ in range(50):
+            with counts_for(model.head, (side, side), 1000):
+                seen.append((side, rpn.test_rule.keep))
+                sleep(0)
+                seen.append((side, rpn.test_rule.keep))
+
+    def together(side: int) -> None:
+        with counts_for(model.head, (side, side), 1000):
+            both.wait(20)  # passes only where both are within at the same time
+            seen.append((side, rpn.test_rule.keep))
+            both.wait(20)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(together, (100, 100)))
+        list(pool.map(look, (100, 200, 100, 200)))
+    assert {side: kept for side, kept in seen} == {100: 200, 200: 800}
+    assert set(seen) == {(100, 200), (200, 800)}
+    assert rpn.test_rule.keep == 20
+
+
+def test_windows_larger_than_the_training_are_seen_alike_by_one_thread_and_by_two() -> None:
+    """Passes that ran at the same time multiplied each other's counts: more proposals, other boxes, a hundred times the work."""
+    model, config = detector("faster_rcnn:mobilenet_v2", head={"proposals": 20})
+    set_counts_area(model, config, (32, 32))
+    image = np.random.default_rng(0).integers(0, 255, (256, 256, 3), dtype=np.uint8)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads, passes in ((1, 1), (2, 2)):
+            torch.set_num_threads(threads)
+            predictor = Predictor(
+                TorchModel(model, device="cpu"), tile=(64, 64), overlap=16, batch_size=1, passes=passes
+            )
+            found += predictor.predict(image)
+    finally:
+        torch.set_num_threads(before)
+    alone, beside = found
+    assert len(alone) == len(beside)
+    np.testing.assert_allclose(alone.boxes, beside.boxes, atol=1e-3)
 
 
 @pytest.mark.parametrize(("counts", "area"), [("area", 64 * 96), ("fixed", None)])

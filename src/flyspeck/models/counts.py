@@ -9,8 +9,9 @@ Papers publish fixed counts: `model.counts: fixed` keeps them.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import torch
@@ -41,18 +42,64 @@ def grown_rule(rule: Any, size: tuple[Any, Any], area: int) -> Any:
     )
 
 
+@dataclass
+class _Use:
+    """A head whose rules are others than its own, while somebody is within `counts_for`."""
+
+    head: Counting
+    places: list[tuple[object, str]]
+    own: list[Any]
+    grown: list[Any]
+    users: int = 0
+
+
+_changed = threading.Condition()
+_in_use: dict[int, _Use] = {}
+"""By `id` of the head, which the entry keeps alive."""
+
+
 @contextlib.contextmanager
 def counts_for(head: Counting, size: tuple[Any, Any], area: int | None) -> Iterator[None]:
-    """Within it, `head` keeps of an input of `size` (H, W) in proportion to what it keeps of `area` pixels; None: as it is."""
+    """Within it, `head` keeps of an input of `size` (H, W) in proportion to what it keeps of `area` pixels; None: as it is.
+
+    A head is shared by the threads of a prediction, and its rules are its own attributes. Threads that ask for the same rules are
+    within at the same time; one that asks for others waits until they have left.
+    """
     if area is None:
         yield
         return
-    places = head.counted_rules()
-    before = [getattr(owner, name) for owner, name in places]
+    use = _enter(head, size, area)
     try:
-        for (owner, name), rule in zip(places, before, strict=True):
-            setattr(owner, name, grown_rule(rule, size, area))
         yield
     finally:
-        for (owner, name), rule in zip(places, before, strict=True):
-            setattr(owner, name, rule)
+        _leave(use)
+
+
+def _enter(head: Counting, size: tuple[Any, Any], area: int) -> _Use:
+    with _changed:
+        while (use := _in_use.get(id(head))) is not None:
+            if [grown_rule(rule, size, area) for rule in use.own] == use.grown:
+                break
+            _changed.wait()
+        else:
+            places = head.counted_rules()
+            own = [getattr(owner, name) for owner, name in places]
+            use = _Use(head, places, own, [grown_rule(rule, size, area) for rule in own])
+            _put(places, use.grown)
+            _in_use[id(head)] = use
+        use.users += 1
+        return use
+
+
+def _leave(use: _Use) -> None:
+    with _changed:
+        use.users -= 1
+        if not use.users:
+            _put(use.places, use.own)
+            del _in_use[id(use.head)]
+            _changed.notify_all()
+
+
+def _put(places: list[tuple[object, str]], rules: list[Any]) -> None:
+    for (owner, name), rule in zip(places, rules, strict=True):
+        setattr(owner, name, rule)
