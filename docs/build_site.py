@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("*.md", "docs/**/*.md", "models/**/*.md", "recipes/**/*.md", "lab/*.md")
-IMAGES = ("docs/**/*.png", "docs/**/*.jpg", "docs/**/*.svg", "models/**/*.png")
+IMAGES = ("docs/**/*.png", "docs/**/*.jpg", "docs/**/*.svg", "docs/**/*.webp", "models/**/*.png")
 PACKAGES = ("data", "models", "train", "evaluate", "infer", "export", "report", "explain", "publish", "label_errors")
 # Elements that fetch what they name when the page is opened, as against links that a reader may follow.
 FETCHES = {"script", "link", "img", "iframe", "source", "video", "audio", "embed", "object", "use"}
