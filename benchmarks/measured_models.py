@@ -76,7 +76,12 @@ def starter() -> dict[str, Any]:
     with torch.device("meta"):
         detector = build_detector(settings, classes=("a", "b", "c"), mean=[0.5] * 3, std=[0.2] * 3, load=False)
     found = cost(detector, (256, 320), proposals=None, latency_runs=0)
-    words = {"what": "the demo's", "data": "generated scenes", "training": "as the machine allows", "ap50": {}}
+    words = {
+        "what": "the demo's from random weights",
+        "data": "generated scenes",
+        "training": "as the machine allows",
+        "ap50": {},
+    }
     counts = {key: found[key] for key in ("parameters", "gflops")}
     return {"name": model["name"], **words, **counts, "size": [256, 320], "model": model}
 

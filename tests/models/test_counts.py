@@ -99,6 +99,18 @@ def test_threads_that_share_a_head_get_the_counts_of_their_own_size() -> None:
     assert rpn.test_rule.keep == 20
 
 
+def test_counts_within_counts_are_an_error_where_they_would_wait_for_themselves() -> None:
+    model, _ = detector("faster_rcnn:mobilenet_v2", head={"proposals": 20})
+    rpn: Any = model.head.rpn  # type: ignore[union-attr]
+    with counts_for(model.head, (100, 100), 1000):
+        with counts_for(model.head, (100, 100), 1000):
+            assert rpn.test_rule.keep == 200, "of the same size: grown once"
+        with pytest.raises(RuntimeError, match="within itself"), counts_for(model.head, (200, 200), 1000):
+            pass
+        assert rpn.test_rule.keep == 200
+    assert rpn.test_rule.keep == 20
+
+
 def test_windows_larger_than_the_training_are_seen_alike_by_one_thread_and_by_two() -> None:
     """Passes that ran at the same time multiplied each other's counts: more proposals, other boxes, a hundred times the work."""
     model, config = detector("faster_rcnn:mobilenet_v2", head={"proposals": 20})

@@ -31,6 +31,11 @@ def found_by(
         raise UserError("no such file or folder", where=f"--data {gt}", fix="check the path")
     assert model is not None
     with TemporaryDirectory(prefix="flyspeck-eval-") as folder:
+
+        def say(line: str) -> None:
+            if not line.startswith(f"{folder}: "):  # what lies in a folder that is gone at the end
+                steps.warn(line)
+
         # The weakest detections count for AP too; the detector's own least score bounds them.
         predict(
             gt,
@@ -40,9 +45,7 @@ def found_by(
             draw=0,
             allow_references=True,  # the numbers are shown, and no image
             device=device,
-            say=lambda line: (
-                None if line.startswith(f"{folder}: ") else steps.warn(line)
-            ),  # a folder that is gone at the end
+            say=say,
             warn=lambda line: steps.warn(f"warning: {line}"),
             progress=steps,
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
 import torch
@@ -35,7 +35,7 @@ def grown(count: int, size: tuple[Any, Any], area: int) -> Any:
 
 def grown_rule(rule: Any, size: tuple[Any, Any], area: int) -> Any:
     """A rule (a dataclass) whose whole numbers are counts an image, grown."""
-    counts = {field.name: getattr(rule, field.name) for field in fields(rule)}
+    counts = {one.name: getattr(rule, one.name) for one in fields(rule)}
     return replace(
         rule,
         **{name: grown(count, size, area) for name, count in counts.items() if isinstance(count, int)},
@@ -50,7 +50,8 @@ class _Use:
     places: list[tuple[object, str]]
     own: list[Any]
     grown: list[Any]
-    users: int = 0
+    users: list[int] = field(default_factory=list)
+    """Threads that are within."""
 
 
 _changed = threading.Condition()
@@ -80,6 +81,8 @@ def _enter(head: Counting, size: tuple[Any, Any], area: int) -> _Use:
         while (use := _in_use.get(id(head))) is not None:
             if [grown_rule(rule, size, area) for rule in use.own] == use.grown:
                 break
+            if threading.get_ident() in use.users:
+                raise RuntimeError("counts_for within itself, for another size: it would wait for its own end")
             _changed.wait()
         else:
             places = head.counted_rules()
@@ -87,13 +90,13 @@ def _enter(head: Counting, size: tuple[Any, Any], area: int) -> _Use:
             use = _Use(head, places, own, [grown_rule(rule, size, area) for rule in own])
             _put(places, use.grown)
             _in_use[id(head)] = use
-        use.users += 1
+        use.users.append(threading.get_ident())
         return use
 
 
 def _leave(use: _Use) -> None:
     with _changed:
-        use.users -= 1
+        use.users.remove(threading.get_ident())
         if not use.users:
             _put(use.places, use.own)
             del _in_use[id(use.head)]
