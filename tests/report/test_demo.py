@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from multiprocessing import connection
 
 import pytest
@@ -21,8 +22,11 @@ def test_a_very_short_demo_goes_all_the_way(tmp_path, capsys):
     small = ["--num-images", "8", "--num-val-images", "4", "--epochs", "1", "--big", "300x400"]
     assert main(["demo", "--out", str(out), *small]) == 0
     said = capsys.readouterr().out
-    assert "Protocol" in (out / "report.html").read_text(encoding="utf-8")
-    assert "One large image" in (out / "report.html").read_text(encoding="utf-8")
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Protocol" in page
+    sections = re.findall(r'<section id="([^"]+)"', page)
+    assert sections[:2] == ["opening-1", "numbers"], "the large picture comes first"
+    assert "One large image" in page
     assert "The same with your own images" in said
     assert (out / "large" / "annotated.png").is_file()
     assert json.loads((out / "run" / "evaluation.json").read_text())["protocol"] == "flyspeck"

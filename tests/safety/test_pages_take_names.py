@@ -25,7 +25,7 @@ from flyspeck.label_errors.page import build_page as suspects_page
 from flyspeck.label_errors.ranking import KINDS
 from flyspeck.label_errors.suspects import Suspect
 from flyspeck.report import RunReport, build_report
-from flyspeck.report.html import Appendix
+from flyspeck.report.html import Section
 from flyspeck.report.rates import rate_page
 from flyspeck.train.curves import Curves
 
@@ -96,7 +96,7 @@ def report(folder: Path, names: tuple[str, ...]) -> str:
     facts = {names[2]: names[3], "model": names[4]}
     runs = [RunReport(name, table, found, measured, records, facts, best=names[0]) for name in names[:2]]
     runs[0] = replace(runs[0], baselines=tuple(measure_baselines(table, table, measured.protocol)))
-    more = [Appendix(names[5], names[0], Image.new("L", (4, 4)), names[1])]
+    more = [Section(names[5], names[0], Image.new("L", (4, 4)), names[1])]
     return build_report(runs, folder / "out.html", title=names[0], appendices=more).read_text(encoding="utf-8")
 
 

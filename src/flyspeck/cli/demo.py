@@ -23,7 +23,7 @@ from flyspeck.files import own_place, write_text
 
 if TYPE_CHECKING:
     from flyspeck.evaluate import EvaluationResult
-    from flyspeck.report import Appendix
+    from flyspeck.report import Section
 
 TILE = (256, 320)  # images to learn from: small ones are quick
 # Scenes to learn from hold three times as many things as those to measure on: a step teaches more in the same time.
@@ -106,10 +106,10 @@ def demo(
         if processes > 1:  # this one has not trained; by all threads a prediction on a busy machine waits for itself
             take_threads(this_machine(device), typer.echo)
         with clock(f"predicting on one scene of {side[1]} x {side[0]}"):
-            appendix, on_big = _predict(out, side, device=device, score=diagnose(run).working_score)
+            scene, on_big = _predict(out, side, device=device, score=diagnose(run).working_score)
     with clock("writing the page"):
         title = "flyspeck demo: tiny things in generated scenes"
-        page = build_report([run], out / "report.html", title=title, appendices=[appendix])
+        page = build_report([run], out / "report.html", title=title, opening=[scene])
     typer.echo("")
     typer.echo(run.evaluation.table())
     typer.echo(f"the large scene: AP50 {_percent(on_big, 'all')}, AP50 of tiny objects {_percent(on_big, 'tiny')}")
@@ -208,7 +208,7 @@ def _too_short(history: Sequence[Mapping[str, Any]], minutes: float, fair_epochs
     )
 
 
-def _predict(out: Path, side: tuple[int, int], *, device: str, score: float) -> tuple[Appendix, EvaluationResult]:
+def _predict(out: Path, side: tuple[int, int], *, device: str, score: float) -> tuple[Section, EvaluationResult]:
     """Tiles over one large scene, merged; its numbers, and the image with detections of `score` and more.
 
     The protocol's number of detections is that of a small scene: the large one has so many for each part of that size.
@@ -224,7 +224,7 @@ def _predict(out: Path, side: tuple[int, int], *, device: str, score: float) -> 
     from flyspeck.infer.predictor import Predictor
     from flyspeck.infer.source import open_source
     from flyspeck.infer.torch_model import TorchModel
-    from flyspeck.report import Appendix
+    from flyspeck.report import Section
     from flyspeck.train.build import load_detector
 
     truth = read_annotations(out / "large" / "annotations.json")
@@ -252,7 +252,7 @@ def _predict(out: Path, side: tuple[int, int], *, device: str, score: float) -> 
         f" AP50 {_percent(result, 'all')}, of tiny objects {_percent(result, 'tiny')}."
     )
     alternative = f"The large scene with {len(strong)} detections, and enlarged crops of some of them"
-    return Appendix("One large image", text, image, alternative), result
+    return Section("One large image", text, image, alternative), result
 
 
 def _percent(result: EvaluationResult, area: str) -> str:

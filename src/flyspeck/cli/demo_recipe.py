@@ -94,7 +94,7 @@ model:
     lr=0.002,
     minutes=3.5,
     images=300,
-    fair_epochs=6,
+    fair_epochs=9,
     log_every=50,
 )
 NEW = Form(

@@ -13,7 +13,7 @@ from flyspeck.files import read_records
 from flyspeck.plan.settings import Measured
 from flyspeck.plan.tried import Candidate, Trial
 from flyspeck.report import tables
-from flyspeck.report.html import Appendix, build_report
+from flyspeck.report.html import Section, build_report
 from flyspeck.report.runs import RunReport
 
 PAGE = "report.html"
@@ -54,11 +54,11 @@ def write_summary(
     if notes:
         rows = [[str(number), note] for number, note in enumerate(notes, 1)]
         body = tables.table(["", "note"], rows, caption="What to know", words=True)
-        appendices.append(Appendix("Notes", "What was seen on the way.", table=body))
+        appendices.append(Section("Notes", "What was seen on the way.", table=body))
     return build_report([run], folder / PAGE, images=images, title="flyspeck auto", appendices=appendices)
 
 
-def _settings(settings: Sequence[Measured], best: Measured, metric: str) -> Appendix:
+def _settings(settings: Sequence[Measured], best: Measured, metric: str) -> Section:
     names = list(dict.fromkeys((metric, "ap50_tiny", "ap50_small", "ap50_all")))
     rows = [
         [
@@ -75,10 +75,10 @@ def _settings(settings: Sequence[Measured], best: Measured, metric: str) -> Appe
         f" gives way only to one whose {metric} is ahead by more than chance (paired, 90 % intervals over images); ★ is the"
         " choice."
     )
-    return Appendix("Whole or in tiles, and how large", text, table=tables.table(head, rows, caption="Settings"))
+    return Section("Whole or in tiles, and how large", text, table=tables.table(head, rows, caption="Settings"))
 
 
-def _trials(trials: Sequence[Trial], winner: Candidate) -> Appendix:
+def _trials(trials: Sequence[Trial], winner: Candidate) -> Section:
     rows = [
         [
             trial.name + (" ★" if trial.name == winner.name else ""),
@@ -94,4 +94,4 @@ def _trials(trials: Sequence[Trial], winner: Candidate) -> Appendix:
         "Each plan trained on the same clock, on the same images, and measured with its averaged weights in the middle of"
         " its training; the worst of a round left, and the best (★) went on."
     )
-    return Appendix("What was tried", text, table=tables.table(head, rows, caption="Trials"))
+    return Section("What was tried", text, table=tables.table(head, rows, caption="Trials"))

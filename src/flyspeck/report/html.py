@@ -34,8 +34,8 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-
 
 
 @dataclass(frozen=True)
-class Appendix:
-    """A further section: what to say, and an annotated image, a table or both."""
+class Section:
+    """A section beside the report's own: what to say, and an annotated image, a table or both."""
 
     heading: str
     text: str
@@ -52,12 +52,14 @@ def build_report(
     *,
     images: int = 40,
     title: str = "flyspeck report",
-    appendices: Sequence[Appendix] = (),
+    opening: Sequence[Section] = (),
+    appendices: Sequence[Section] = (),
 ) -> Path:
     """Write the report on one or several `runs` to the file `out` and return its path.
 
     Runs are compared side by side; they must have been measured on the same images. The `images` on which the first
-    run errs most are shown with zoomed crops; image files that cannot be read are listed instead.
+    run errs most are shown with zoomed crops; image files that cannot be read are listed instead. The page begins with
+    the sections of `opening`, and ends with the `appendices`.
     """
     runs = list(runs)
     if not runs:
@@ -66,6 +68,7 @@ def build_report(
     diagnoses = [diagnose(run) for run in runs]
     shown, problems = worst_images(diagnoses, images)
     sections = [
+        *_further("opening", opening),
         ("numbers", "Numbers by size", _numbers(runs)),
         ("why", "What is found and what is lost", _why(diagnoses)),
         ("gains", f"Gained and lost against {runs[0].name}", _gains(diagnoses)),
@@ -75,8 +78,7 @@ def build_report(
         ("training", "Training", _training(runs)),
         ("images", "Worst images", _images(shown, problems, runs[0].name, diagnoses[0])),
     ]
-    for number, extra in enumerate(appendices, 1):
-        sections.append((f"appendix-{number}", extra.heading, _appendix(extra)))
+    sections += _further("appendix", appendices)
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, _page(title, runs, [(key, head, body) for key, head, body in sections if body]))
@@ -368,7 +370,12 @@ def _images(images: Sequence[ShownImage], problems: Sequence[str], run: str, dia
     )
 
 
-def _appendix(extra: Appendix) -> str:
+def _further(place: str, sections: Sequence[Section]) -> list[tuple[str, str, str]]:
+    """Key, heading and HTML of sections that are not the report's own."""
+    return [(f"{place}-{number}", extra.heading, _section(extra)) for number, extra in enumerate(sections, 1)]
+
+
+def _section(extra: Section) -> str:
     seen = "" if extra.image is None else image(data_uri(extra.image), extra.alternative)
     return f"<p>{escape(extra.text)}</p>{extra.table}" + (f'<div class="views">{seen}</div>' if seen else "")
 
