@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,8 @@ def detections(model: Path, val: Annotations, out: Path) -> DetectionTable:
     """What the model finds in the images to report on, shown as `flyspeck predict` shows them."""
     if not out.is_file():
         predictor = load_predictor(model, score_threshold=0.001)
-        found = [predictor.predict(val.path(row))[0] for row in range(len(val))]
-        DetectionTable.from_list(found, val).write_coco(out, val)
+        found = predictor.predict([val.path(row) for row in range(len(val))])
+        DetectionTable.from_list([replace(one, image_id=None) for one in found], val).write_coco(out, val)
     return DetectionTable.from_coco(out, val)
 
 

@@ -95,6 +95,7 @@ class Detections:
     """(H, W) of the image."""
     classes: tuple[str, ...] = ()
     image_id: int | str | None = None
+    """That of the annotations that named the image; of a file that only a program named, its path; None: an array, or bytes."""
     extra: dict[str, np.ndarray] = field(default_factory=dict)
     """More columns of length N, such as `cut` (bool: touches a tile border that is not the image's)."""
 

@@ -90,8 +90,8 @@ def test_files_folders_patterns_and_open_files(tmp_path: Path) -> None:
     with (tmp_path / "a.png").open("rb") as file:
         assert np.array_equal(seen(file)[0], RED)
     with (tmp_path / "a.png").open("rb") as file:
-        numbered = [result.item.image_id for result in Predictor(Seen()).stream([tmp_path, file, RED])]
-    assert numbered == [1, 2, 3, 4, 5]
+        called = [result.item.image_id for result in Predictor(Seen()).stream([tmp_path, file, RED])]
+    assert called == [*(str(tmp_path / name) for name in ("a.png", "deep/[c].png", "deep/b.png", "a.png")), None]
     with zipfile.ZipFile(tmp_path / "z.zip", "w") as packed:
         packed.write(tmp_path / "a.png", "a.png")
     with zipfile.ZipFile(tmp_path / "z.zip") as packed, packed.open("a.png") as file:

@@ -114,7 +114,7 @@ def test_batches_threads_and_company_do_not_show(seed: int, batch_size: int, rea
     model = SeesPlanted(objects)
     together = Predictor(model, tile=TILE, overlap=OVERLAP, batch_size=batch_size, readers=readers).predict(images)
     assert max(model.batches) <= batch_size
-    assert [d.image_id for d in together] == [1, 2, 3, 4, 5]
+    assert [d.image_id for d in together] == [None] * 5  # arrays: they are known by their places
     for one, other in zip(alone, together, strict=True):
         assert one.image_size == other.image_size
         assert_array_equal(one.boxes, other.boxes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from flyspeck.convert import class_names
 from flyspeck.data.annotations import Annotations
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, brief
 from flyspeck.evaluate.coco_results import read_columns
 from flyspeck.files import write_json
 from flyspeck.types import Detections
@@ -74,30 +76,39 @@ class DetectionTable:
 
     @staticmethod
     def from_list(detections: Iterable[Detections], annotations: Annotations) -> DetectionTable:
-        """From one `Detections` an image, as a detector returns them.
+        """From one `Detections` an image, as a detector or a predictor returns them.
 
-        A `Detections` without an `image_id` is taken to belong to the image at its own position; labels are already
-        0..K-1. Images without an entry simply have no detections.
+        An `image_id` is one of the ground truth's, or the path of one of its images; the name alone will do, where one image has
+        it. A `Detections` without one belongs to the image at its own position. Classes are those of the same name; boxes of a
+        class that the ground truth does not have are left out, with a note. Without names, labels are 0..K-1 already.
+        Images without an entry simply have no detections.
+
+        Raises UserError for an image that is not there or has two entries, and where no class is one of the ground truth's.
         """
         detections = list(detections)
-        row_of = {_plain(image_id): row for row, image_id in enumerate(annotations.image_ids)}
-        rows = []
-        for position, found in enumerate(detections):
-            row = position if found.image_id is None else row_of.get(_plain(found.image_id), -1)
-            if not 0 <= row < len(annotations):
-                raise UserError(
-                    f"detections for image {found.image_id!r}, which the ground truth does not have",
-                    fix="pass the annotation table of the images that were predicted",
-                )
-            rows.append(np.full(len(found), row, np.int64))
         if not detections:
             return DetectionTable.empty()
-        return DetectionTable.from_columns(
-            image_index=np.concatenate(rows),
+        rows, labels = _rows_of(detections, annotations), []
+        unknown: Counter[str] = Counter()
+        for found in detections:
+            known = _label_of(found.classes, annotations.classes)
+            labels.append(found.labels if known is None else known[np.minimum(found.labels, len(known) - 1)])
+            unknown.update(np.array(class_names(found), object)[labels[-1] < 0].tolist())
+        notes = []
+        if unknown:
+            most = ", ".join(name for name, _ in unknown.most_common(5))
+            notes.append(
+                f"{unknown.total()} detections are of classes that the ground truth does not have ({most}); they count for"
+                " nothing"
+            )
+        table = DetectionTable.from_columns(
+            image_index=np.repeat(rows, [len(found) for found in detections]),
             boxes=np.concatenate([found.boxes for found in detections]),
             scores=np.concatenate([found.scores for found in detections]),
-            labels=np.concatenate([found.labels for found in detections]),
+            labels=np.concatenate(labels),
+            notes=notes,
         )
+        return table.select(table.labels >= 0) if unknown else table
 
     @staticmethod
     def from_coco(
@@ -142,6 +153,56 @@ class DetectionTable:
         """Write the COCO results file."""
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, self.to_coco(annotations), indent=None)
+
+
+def _label_of(classes: Sequence[str], wanted: Sequence[str]) -> np.ndarray | None:
+    """(K + 1,) the label that each of the `classes` has among the `wanted`, -1 for none and for what has no name.
+
+    None where they are the same, or not named. Raises UserError where not one is wanted.
+    """
+    if not classes or tuple(classes) == tuple(wanted):
+        return None
+    place = {name: label for label, name in enumerate(wanted)}
+    if place.keys().isdisjoint(classes):
+        raise UserError(
+            f"no class of the detections ({brief(', '.join(classes))}) is one of the ground truth's ({brief(', '.join(wanted))})",
+            fix="rename those of one side; without names (classes=()), the labels of both are taken to be the same",
+        )
+    return np.array([place.get(name, -1) for name in classes] + [-1], np.int64)
+
+
+def _rows_of(detections: Sequence[Detections], annotations: Annotations) -> list[int]:
+    """The row of the ground truth's image that each entry belongs to; see `DetectionTable.from_list`."""
+    row_of = {_plain(image_id): row for row, image_id in enumerate(annotations.image_ids)}
+    by_path: dict[Path, int] | None = None
+    rows: list[int] = []
+    for position, found in enumerate(detections):
+        row = position if found.image_id is None else row_of.get(_plain(found.image_id), -1)
+        if row < 0 and isinstance(found.image_id, str):
+            by_path = _rows_by_path(annotations) if by_path is None else by_path
+            path = Path(found.image_id)
+            row = by_path.get(path.absolute(), by_path.get(Path(path.name), -1))
+        if not 0 <= row < len(annotations):
+            raise UserError(
+                f"detections for image {found.image_id!r}, which the ground truth does not have",
+                fix="pass the annotation table of the images that were predicted",
+            )
+        rows.append(row)
+    if len(set(rows)) < len(rows):
+        twice = max(rows, key=rows.count)
+        raise UserError(
+            f"{rows.count(twice)} entries for image {annotations.image_ids[twice]}",
+            fix="give one for each image, all in one call",
+        )
+    return rows
+
+
+def _rows_by_path(annotations: Annotations) -> dict[Path, int]:
+    """Rows by the images' absolute paths, and by their names alone, where one image has it."""
+    paths = [annotations.path(row) for row in range(len(annotations))]
+    names = Counter(path.name for path in paths)
+    alone = {Path(path.name): row for row, path in enumerate(paths) if names[path.name] == 1}
+    return {**alone, **{path.absolute(): row for row, path in enumerate(paths)}}
 
 
 def _plain(value: Any) -> Any:

@@ -27,6 +27,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +37,7 @@ from PIL import Image as PillowImage
 from flyspeck.data.images import check_bands
 from flyspeck.data.orientation import exif_orientation, upright
 from flyspeck.errors import UserError
-from flyspeck.infer.remote import is_remote
+from flyspeck.infer.remote import is_remote, remote_name
 from flyspeck.infer.source import Held, Item, find_items, open_source, remote_item
 from flyspeck.infer.whole import in_memory
 from flyspeck.infer.windows import AroundSource, OpenOptions, Source
@@ -60,7 +61,7 @@ def is_one(images: Loose) -> bool:
 
 
 def items_of(images: Loose, *, channel_order: ChannelOrder = "rgb") -> Iterator[Item]:
-    """The images one after the other, numbered from 1, none opened yet.
+    """The images one after the other, none opened yet. The `image_id` of a file is its path or address; nothing else has one.
 
     `channel_order` is that of arrays and tensors; files, bytes and Pillow images say their own.
     Raises UserError for what is no image, when its turn comes.
@@ -87,26 +88,28 @@ def _items(image: Any, number: int, order: ChannelOrder) -> Iterator[Item]:
     if isinstance(image, Item):
         yield image
     elif isinstance(image, str | Path):
-        yield from _of_path(image, number)
+        yield from _of_path(image)
     elif isinstance(image, bytes | bytearray | memoryview):
-        yield _held(f"bytes {number}", number, lambda options, name: _Encoded(bytes(image), options, name))
+        yield _held(f"bytes {number}", lambda options, name: _Encoded(bytes(image), options, name))
     elif isinstance(image, PillowImage.Image):
-        name = str(getattr(image, "filename", "") or f"image {number}")
-        yield _held(name, number, lambda options, name: _of_pillow(image, options, name))
+        file = str(getattr(image, "filename", ""))
+        held = _held(file or f"image {number}", lambda options, name: _of_pillow(image, options, name))
+        yield replace(held, image_id=file or None)
     elif _is_file(image):
-        name = getattr(image, "name", None)
-        name = name if isinstance(name, str) else f"file {number}"
+        own = getattr(image, "name", None)
+        own = own if isinstance(own, str) else None  # a pipe's is a number
+        name = own or f"file {number}"
         content = _content(image, name)
-        yield _held(name, number, lambda options, name: _Encoded(content, options, name))
+        yield replace(_held(name, lambda options, name: _Encoded(content, options, name)), image_id=own)
     elif hasattr(image, "__array__") or _is_tensor(image):
         name = f"{'tensor' if _is_tensor(image) else 'array'} {number}"
-        yield _held(name, number, lambda options, name: _of_array(image, options, name, order))
+        yield _held(name, lambda options, name: _of_array(image, options, name, order))
     else:
         raise UserError(f"{type(image).__name__} is no image", where=f"image {number}", fix=_FIX)
 
 
-def _held(name: str, number: int, source: Callable[[OpenOptions, str], Source]) -> Item:
-    return Item(name, Held(source), number)
+def _held(name: str, source: Callable[[OpenOptions, str], Source]) -> Item:
+    return Item(name, Held(source), None)
 
 
 def _several(path: str | Path) -> bool:
@@ -114,13 +117,13 @@ def _several(path: str | Path) -> bool:
     return "://" not in text and ((glob.has_magic(text) and not os.path.exists(text)) or os.path.isdir(text))
 
 
-def _of_path(path: str | Path, number: int) -> Iterator[Item]:
+def _of_path(path: str | Path) -> Iterator[Item]:
     """The file; of a folder or a pattern, all images."""
     if is_remote(path):
-        yield remote_item(str(path), number)
+        yield remote_item(str(path), remote_name(str(path)))
         return
     if not _several(path):
-        yield Item(str(path), Path(path), number)
+        yield Item(str(path), Path(path), str(path))
         return
     if os.path.isdir(path):
         found = [item.image for item in find_items([path])[0]]
@@ -128,8 +131,8 @@ def _of_path(path: str | Path, number: int) -> Iterator[Item]:
         found = [Path(name) for name in sorted(glob.glob(os.fspath(path), recursive=True)) if os.path.isfile(name)]
     if not found:
         raise UserError("no file matches", where=path, fix="check the pattern")
-    for place, file in enumerate(found):
-        yield Item(str(file), file, number + place)
+    for file in found:
+        yield Item(str(file), file, str(file))
 
 
 def _is_file(image: Any) -> bool:

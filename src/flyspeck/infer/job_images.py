@@ -159,7 +159,7 @@ class ImageLoop:
     writers: Sequence[Writer]
     say: Say
     warn: Say
-    truth: Mapping[int | str, np.ndarray] | None = None
+    truth: Mapping[int | str | None, np.ndarray] | None = None
     """Annotated boxes (N, 4) of each image, where what skipping costs is to be measured on them."""
     boxes: int = 0
     done: int = 0
@@ -287,7 +287,7 @@ class ImageLoop:
                 "gives of one; there may be more (smaller tiles, a higher score threshold, or model.max_detections in the recipe)"
             )
 
-    def _recall(self, result: Result, truth: Mapping[int | str, np.ndarray]) -> None:
+    def _recall(self, result: Result, truth: Mapping[int | str | None, np.ndarray]) -> None:
         objects = truth.get(result.item.image_id)
         if objects is None or not len(objects):
             return
@@ -313,7 +313,7 @@ class ImageLoop:
             self.warn(f"note: not drawn: {error}")
 
 
-def annotated_objects(source: Path) -> dict[int | str, np.ndarray]:
+def annotated_objects(source: Path) -> dict[int | str | None, np.ndarray]:
     """The annotated objects (N, 4) of each image of a COCO json, by image id."""
     table = read_annotations(source)
     counts = (table.labels >= 0) & ~table.ignore

@@ -47,9 +47,16 @@ class Item:
     name: str
     """What messages and outputs call it."""
     image: Path | np.ndarray | Held
-    image_id: int | str
+    image_id: int | str | None
+    """That of the annotations, or a count; the file of one that only a program named; None: an array, or bytes."""
     output: str = ""
     """What its own files are called, without ending (`flyspeck.infer.naming`); as the image, ending and all, where not given."""
+
+    @property
+    def number(self) -> int:
+        """Its count, where images are counted: frames of a video, rows of annotations."""
+        assert isinstance(self.image_id, int)
+        return self.image_id
 
     @property
     def file_name(self) -> str:
@@ -148,13 +155,13 @@ def find_items(
     return _named(_told_apart(items), say), None
 
 
-def remote_item(address: str, number: int) -> Item:
+def remote_item(address: str, image_id: int | str | None) -> Item:
     """An image at an address (`flyspeck.infer.remote`): looked at when its turn comes, called without password and query."""
 
     def opened(options: OpenOptions, name: str) -> Source:
         return open_remote(address, options, name, lambda path, asked, called: open_source(path, asked, name=called))
 
-    return Item(remote_name(address), Held(opened), number, output=file_name_of(address))
+    return Item(remote_name(address), Held(opened), image_id, output=file_name_of(address))
 
 
 def _told_apart(items: list[Item]) -> list[Item]:

@@ -120,7 +120,7 @@ def detect(
             if result.problem is not None or result.holes:
                 problems.append(str(result.problem or f"{result.item.name}: {result.holes[0][1]}"))
                 continue
-            row, found = int(result.item.image_id), result.detections
+            row, found = result.item.number, result.detections
             readable[row] = True
             labels = number[found.labels] if len(found) else found.labels
             columns.append((row, found.boxes[labels >= 0], found.scores[labels >= 0], labels[labels >= 0]))

@@ -126,10 +126,10 @@ class Plan:
                 counter.image(row)
         items = [Item(str(self.annotations.path(row)), self.annotations.path(row), row) for row in self.windowed]
         for tiled in (False, True):
-            mine = [item for item in items if self.viewing.goes_whole(self._size(int(item.image_id))) != tiled]
+            mine = [item for item in items if self.viewing.goes_whole(self._size(item.number)) != tiled]
             predictor = self._predictor(model, tiled)
             for item in mine:
-                row = int(item.image_id)
+                row = item.number
                 (result,) = predictor.stream([item], progress=counter.tiles_of(row))
                 if result.problem is not None:
                     raise result.problem

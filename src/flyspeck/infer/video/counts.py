@@ -73,7 +73,7 @@ class CountTable:
             if number >= 0:
                 lines += [(number, *event) for event in self._follow(number, box, label)]
         if lines and self._crossings is not None:
-            self._crossings.add(self._lines_of(lines, int(result.item.image_id), seconds))
+            self._crossings.add(self._lines_of(lines, result.item.number, seconds))
         if self._number % self._forget == 0:
             oldest = self._number - self._forget
             self._objects = {k: one for k, one in self._objects.items() if one.last >= oldest}

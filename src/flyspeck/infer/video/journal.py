@@ -63,7 +63,7 @@ class FrameJournal:
         found = result.detections
         self._write(
             {
-                "frame": int(result.item.image_id),
+                "frame": result.item.number,
                 "size": list(found.image_size),
                 "tiles": result.num_tiles,
                 "boxes": found.boxes.astype(float).tolist(),

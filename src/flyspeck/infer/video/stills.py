@@ -62,7 +62,7 @@ class Stills:
             window = window_around(box, (image.shape[0], image.shape[1]))
             crop = image[window[1] : window[3], window[0] : window[2]].copy()
             label = int(found.labels[row])
-            values = (number, int(result.item.image_id), when, *box.tolist(), score, label, names[row])
+            values = (number, result.item.number, when, *box.tolist(), score, label, names[row])
             self._best[number] = _Best(rank, crop, window, values, self._number)
         if self._number % self._forget == 0:
             self._write([k for k, one in self._best.items() if one.last < self._number - self._forget])

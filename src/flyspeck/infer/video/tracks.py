@@ -29,7 +29,7 @@ class TrackTable:
         self.numbers.update(track.tolist())
         x1, y1, x2, y2 = found.boxes.T
         columns = {
-            "frame": [int(item.image_id)] * len(found),
+            "frame": [item.number] * len(found),
             "seconds": [seconds_cell(seconds_of(result))] * len(found),
             "track": track,
             **{"x1": x1, "y1": y1, "x2": x2, "y2": y2, "score": found.scores, "label": found.labels},
