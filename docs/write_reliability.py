@@ -88,6 +88,7 @@ formulas, or commands of a terminal. Canaries show that the tests would notice.
 Every operation on the disk fails once: files opened, written, flushed, synced, renamed, removed; by six kinds of failure. After
 each the work goes on, and must end byte for byte where undisturbed work ends (`python -m pytest -m slow tests/crashes`). *Short
 writes*: every write of Python's takes half of what it is given and says so, as a system may; the work must notice nothing.
+Networks have a few layers and learn from a few images: that changes no file but its length.
 
 {table}
 
@@ -107,6 +108,11 @@ what to do, wait for nobody, and leave nothing that is half there; what goes on 
 EXPLAINED = (
     "Each cell: crashes survived of those tried; in brackets their share of all operations, where not every one was tried (every",
     "n-th was). Of short writes: all writes of one piece of work.",
+)
+PLACES = (
+    "*Places*: of work that takes long, not each operation but each place in the code from where operations come (told by the",
+    "six innermost lines of the package), with those that only going on passes: the work is begun, broken off, gone on with,",
+    "broken off at the next place, and so on in a row, until no place is left.",
 )
 
 
@@ -130,7 +136,7 @@ def page(numbers: dict[str, Any]) -> str:
         for name, found in crashes.items()
     ]
     head = [f"| work | operations | {' | '.join(MEANINGS.values())} |", f"|---|{'---|' * (1 + len(MEANINGS))}"]
-    table = [*head, *rows, "", *EXPLAINED]
+    table = [*head, *rows, "", *EXPLAINED, *(PLACES if any(one.get("places") for one in crashes.values()) else ())]
     none = "It has not been run to its end for this page; the default tests crash three kinds of work at three places."
     text += mutants(numbers["mutants"]) if "mutants" in numbers else ""
     died = ["| who dies, and where | places | survived |", "|---|---|---|"]
@@ -151,6 +157,8 @@ def survived(found: dict[str, Any], mode: str) -> str:
     lived = found["survived"].get(mode, 0)
     if mode == "short":
         return f"all {tried}" if lived == tried else f"**not survived** ({tried})"
+    if mode in found.get("places", ()):
+        return f"{lived} of {found['places'][mode]} places"
     share = "" if tried >= found["operations"] else f" ({tried / found['operations']:.0%})"
     return f"{lived} of {tried}{share}"
 
@@ -162,6 +170,9 @@ def merged(before: dict[str, Any] | None, found: dict[str, Any]) -> dict[str, An
     new = {mode for mode, count in found["tried"].items() if count}
     for part in ("tried", "survived"):
         found[part] = {**before[part], **{mode: found[part][mode] for mode in new}}
+    kept = {mode: count for mode, count in before.get("places", {}).items() if mode not in new}
+    if places := kept | found.get("places", {}):
+        found["places"] = places
     return found
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -48,20 +50,15 @@ def train_dynamic(tiny_set: Path, folder: Path) -> dict[str, float]:
     return train(dynamic_recipe(tiny_set), folder)
 
 
-def dynamic_recipe(tiny_set: Path) -> Recipe:
+def dynamic_recipe(tiny_set: Path, model: Mapping[str, Any] | None = None, *, predictor_epochs: int = 2) -> Recipe:
     """A detector of two factors and its predictor."""
+    small = {"name": "retinanet:mobilenet_v2", "width": 0.25, "channels": 16, "norm": "bn", "head": {"depth": 1}}
     return parse_recipe(
         {
             "data": {"train": str(tiny_set / "train.json"), "val": str(tiny_set / "val.json"), "enlarge": 2.0},
-            "model": {
-                "name": "retinanet:mobilenet_v2",
-                "width": 0.25,
-                "channels": 16,
-                "norm": "bn",
-                "head": {"depth": 1},
-            },
+            "model": small if model is None else model,
             "train": {"epochs": 1, "batch_size": 4, "optimizer": "sgd", "lr": 0.01, "warmup_steps": 2, "workers": 0},
             "evaluate": {"batch_size": 4},
-            "dynamic": {"factors": [0.5, 0.25], "predictor": {"epochs": 2, "batch_size": 4}},
+            "dynamic": {"factors": [0.5, 0.25], "predictor": {"epochs": predictor_epochs, "batch_size": 4}},
         }
     )

@@ -17,10 +17,11 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +41,8 @@ system may; `workers`: before it the processes that this one has started are kil
 KILLED = 137
 SECONDS = 120
 YEAR = 365 * 86400.0
+LINES = 6
+"""Lines of the package that tell places in the code apart."""
 
 
 @dataclass
@@ -53,6 +56,12 @@ class Disk:
     asleep: bool = False
     struck: int = 0
     """Processes that were killed."""
+    struck_before: Collection[str] | None = None
+    """Instead of a number: the first operation fails that comes from none of these places in the code."""
+    place: str = ""
+    """Where it failed so."""
+    tell: Callable[[str], object] = lambda place: None
+    """Called with that place before it does."""
 
     def ours(self, path: object) -> bool:
         """Whether an operation is counted."""
@@ -66,6 +75,12 @@ class Disk:
         if self.mode == "short":  # counts its writes by itself
             return
         self.count += 1
+        if self.struck_before is not None and not self.place:
+            place = _place()
+            if place in self.struck_before:
+                return
+            self.at, self.place = self.count, place
+            self.tell(place)
         if self.mode == "full" and self.count >= self.at and grows:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if self.mode == "files" and self.count >= self.at and opens:
@@ -82,6 +97,17 @@ class Disk:
             os._exit(KILLED)
         if self.mode == "io":
             raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def _place() -> str:
+    """The innermost lines of the package that led to an operation."""
+    frame, lines = sys._getframe(), list[str]()
+    while frame is not None and len(lines) < LINES:
+        name = frame.f_globals.get("__name__", "")
+        if name.partition(".")[0] in ("flyspeck", "flyspeck_lab"):
+            lines.append(f"{name}:{frame.f_lineno}")
+        frame = frame.f_back
+    return " ".join(lines)
 
 
 def kill_workers() -> int:
@@ -248,13 +274,17 @@ def run(work: Callable[[], object], folder: Path, *, mode: Mode = "none", at: in
     0 where it ended, 2 for a `UserError` or an `OSError`, 3 for another exception, `KILLED`; -1 where it did not end in time.
     What a `count` that ended says are the modules that it imported, for `import_before`; by `workers`, how many were killed.
     """
+    return _run(work, Disk(os.path.abspath(folder), mode, at))
+
+
+def _run(work: Callable[[], object], disk: Disk) -> tuple[int, int, str]:
     reading, writing = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
     if not child:
         os.close(reading)
-        _child(work, Disk(os.path.abspath(folder), mode, at), writing)
+        _child(work, disk, writing)
     os.close(writing)
     signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
     signal.alarm(SECONDS)
@@ -265,6 +295,21 @@ def run(work: Callable[[], object], folder: Path, *, mode: Mode = "none", at: in
     code = os.waitstatus_to_exitcode(status)
     count, _, text = said.partition("\n")
     return (-1 if code == -signal.SIGKILL else code), int(count or 0), text
+
+
+def run_to_a_new_place(
+    work: Callable[[], object], folder: Path, *, mode: Mode, struck_before: Collection[str]
+) -> tuple[int, str, str]:
+    """As `run`, but what fails is the first operation that comes from another place in the code than those of `struck_before`.
+
+    In the place of the operations is this place; empty where the work came to none.
+    """
+    with tempfile.TemporaryFile() as told:
+        disk = Disk(os.path.abspath(folder), mode, sys.maxsize, struck_before=struck_before)
+        disk.tell = lambda place: os.pwrite(told.fileno(), place.encode(), 0)
+        code, _, said = _run(work, disk)
+        told.seek(0)
+        return code, told.read().decode(), said
 
 
 def import_before(names: str) -> None:

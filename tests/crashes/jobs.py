@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from small_training import base_recipe
 
@@ -26,16 +28,49 @@ class Job:
     """Makes what it begins with."""
 
 
-def plain_recipe(squares: Path, **train: Any) -> Any:
+QUICK: dict[str, Any] = {"name": "fcos:few_layers", "channels": 8, "norm": "bn", "head": {"depth": 1}, "levels": "3-4"}
+"""The network of long work: of a crash at every operation, most of the time is the work itself, begun and ended again."""
+
+
+def few_layers(*, width: float = 1.0, weights: object = None) -> Any:
+    """A backbone of three convolutions: however large a network, its files are the same and written in the same way."""
+    from torch import nn
+
+    from flyspeck.models.backbones.staged import StagedBackbone
+    from flyspeck.types import FeatureSpec
+
+    def block(inputs: int, stride: int) -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(inputs, 8, 3, stride, 1), nn.BatchNorm2d(8), nn.ReLU())
+
+    stages = {"stem": block(3, 4), "stage1": block(8, 2), "stage2": block(8, 2)}
+    specs = {"stage1": FeatureSpec(8, 8), "stage2": FeatureSpec(8, 16)}
+    return StagedBackbone(stages, specs, outputs=("stage1", "stage2"))
+
+
+def plain_recipe(squares: Path, model: Mapping[str, Any] | None = None, **train: Any) -> Any:
     """Four steps, one checkpoint in the middle of an epoch, of a network that is quickly saved."""
     from flyspeck.train.config import parse_recipe
 
     recipe = base_recipe()
     recipe["data"] |= {"train": str(squares / "train.json"), "val": str(squares / "val.json")}
     recipe["train"] |= {"epochs": 2, "eval_every": 1, "log_every": 1, "checkpoint_every": 3, "ema": 0.9, **train}
-    recipe["model"] = {"name": "fcos:bh_resnet14", "width": 0.125, "channels": 8, "norm": "bn", "head": {"depth": 1}}
+    small = {"name": "fcos:bh_resnet14", "width": 0.125, "channels": 8, "norm": "bn", "head": {"depth": 1}}
+    recipe["model"] = small if model is None else model
     recipe["name"] = "crash"
     return parse_recipe(recipe)
+
+
+def make_quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`QUICK` can be built, and what a network costs is not counted anew after every crash: no file has a part in that."""
+    from flyspeck.models.profile import Latency, Profile
+    from flyspeck.models.zoo import BACKBONES, BackboneEntry
+
+    costs = Profile("", (48, 64), "macs", params=1, params_trainable=1, params_conv=1, gflops=1)
+    monkeypatch.setitem(BACKBONES, "few_layers", BackboneEntry(few_layers, (8, 16)))
+    monkeypatch.setattr("flyspeck.train.viewing.activation_bytes_per_pixel", lambda detector: 1000.0)
+    monkeypatch.setattr("flyspeck.train.distill.table.profile", lambda *words, **more: costs)
+    timed = Latency(1.0, 1.0, 1.0, runs=1, threads=1, device="cpu")
+    monkeypatch.setattr("flyspeck.train.distill.table.measure_latency", lambda *words, **more: timed)
 
 
 def parsed(folder: Path) -> None:
@@ -56,7 +91,7 @@ def parsed(folder: Path) -> None:
 def training(squares: Path, **settings: Any) -> Job:
     from flyspeck.train.run import begun, train
 
-    recipe = plain_recipe(squares, **settings)
+    recipe = plain_recipe(squares, QUICK, **settings)
 
     def results(folder: Path) -> dict[str, object]:
         from flyspeck.train.checkpoint import load_weights

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from broken_disk import run
-from jobs import Job, parsed, plain_recipe
+from jobs import QUICK, Job, parsed, plain_recipe
 
-from tiny_sets import train_dynamic, write_tiny_set
+from small_training import write_set as write_squares_set
+from tiny_sets import dynamic_recipe, write_set
 
 
 def weights_of(path: Path) -> dict[str, object]:
@@ -74,10 +75,13 @@ def distilling(squares: Path) -> Job:
     from flyspeck.train.distill.config import DistillConfig
     from flyspeck.train.distill.stages import distill
 
-    teacher = squares.parent / "teacher.yaml"
-    teacher.write_text(dump_recipe(plain_recipe(squares, epochs=1)))
+    few, teacher = squares.parent / "few", squares.parent / "teacher.yaml"
+    write_squares_set(few, "train", 4, 1)
+    write_squares_set(few, "val", 2, 2)
+    plain = plain_recipe(few, QUICK, epochs=1, batch_size=2)
+    teacher.write_text(dump_recipe(plain))
     section = DistillConfig.model_validate({"teacher": str(teacher), "weight": 0.1, "finetune": {"epochs": 1}})
-    recipe = plain_recipe(squares, epochs=1).model_copy(update={"distill": section})
+    recipe = plain.model_copy(update={"distill": section})
 
     def begin(folder: Path, *, resume: bool = False) -> bool:
         return bool(distill(recipe, folder, resume=resume))
@@ -94,11 +98,14 @@ def distilling(squares: Path) -> Job:
 
 def fitting(squares: Path) -> Job:
     from flyspeck.cli.main import main
+    from flyspeck.train.run import train
 
-    made = squares.parent / "dynamic"
+    made, tiny = squares.parent / "dynamic", squares.parent / "tiny"
     if not made.is_dir():
-        tiny = write_tiny_set(squares.parent / "tiny")
-        code, _, said = run(lambda: bool(train_dynamic(tiny, made)), made)
+        write_set(tiny, 4, seed=1, name="train.json")
+        write_set(tiny, 3, seed=2, name="val.json")
+        recipe = dynamic_recipe(tiny, {**QUICK, "name": "retinanet:few_layers"}, predictor_epochs=1)
+        code, _, said = run(lambda: bool(train(recipe, made)), made)
         assert code == 0, said
         shutil.rmtree(made / "dpnet", ignore_errors=True)
         for kept in made.glob("*losses*"):

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from broken_disk import KILLED, YEAR, Mode, import_before, run
+from broken_disk import KILLED, YEAR, Mode, import_before, run, run_to_a_new_place
 from jobs import Job, converting, predicting, table, training
 from longer_jobs import distilling, fitting, pretraining, rows_of_a_table
 
 from flyspeck.errors import UserError
-from small_training import write_squares
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is forked for every crash")
 MODES: tuple[Mode, ...] = ("kill", "torn", "full", "io", "files", "clock", "short")
@@ -40,12 +42,9 @@ JOBS: dict[str, Callable[[Path], Job]] = {
     "distill": distilling,
 }
 """Quick ones first."""
+IN_A_ROW: tuple[Mode, ...] = ("kill", "torn", "full", "io", "files")
+"""Failures that end a piece of work, so that it goes on and fails anew."""
 QUICK = ("predict --resume", "convert to coco", "stages of auto")
-
-
-@pytest.fixture(scope="module")
-def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_squares(tmp_path_factory.mktemp("squares")) / "data" / "squares"
 
 
 def same(one: dict[str, object], other: dict[str, object], said: str) -> None:
@@ -142,29 +141,88 @@ def test_a_crash_here_and_there(name: str, squares: Path, tmp_path: Path) -> Non
     assert all(tally.survived.values())
 
 
+def crashes_in_a_row(job: Job, place: Path, expected: dict[str, object], mode: Mode) -> list[str]:
+    """Begun, broken off, gone on with, broken off again: each time at a place in the code where it has not been before, until
+    none is left, of those that only going on comes to neither. It must end as undisturbed. Which places these were.
+    """
+    struck: list[str] = []
+    for number in itertools.count(1):
+        folder, step, new = place / f"{mode}{number}", job.begin, len(struck)
+        job.prepare(folder)
+        while True:
+            call = partial(step, folder)
+            code, where, said = run_to_a_new_place(call, folder, mode=mode, struck_before=struck)
+            known = f"{mode} after {len(struck)} others, at {where or 'none'}: {code} {said}"
+            allowed = (0,) if not where else (KILLED,) if mode in ("kill", "torn") else (0, 2)
+            assert code in allowed, known
+            struck += [where] if where else []
+            job.whole(folder)
+            step = job.go_on
+            if code == 0:
+                same(expected, job.results(folder), known)
+                break
+        shutil.rmtree(folder, ignore_errors=True)
+        if len(struck) == new:
+            return struck
+    raise AssertionError
+
+
+def kept(request: pytest.FixtureRequest, name: str, found: dict[str, Any]) -> None:
+    """For `docs/write_reliability.py --crashes`."""
+    path = Path(request.config.getoption("--crash-json") or os.devnull)
+    if path != Path(os.devnull):
+        before = json.loads(path.read_text()) if path.is_file() else {}
+        path.write_text(json.dumps(before | {name: found}, indent=1) + "\n")
+
+
+def modes_of(request: pytest.FixtureRequest) -> list[Mode]:
+    """Those that are asked for."""
+    return [mode for mode in MODES if mode in request.config.getoption("--crash-modes").split(",")]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", JOBS)
 def test_a_crash_at_every_operation(
     name: str, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
-    option = request.config.getoption
-
     def keep(tally: Tally) -> None:
         with capsys.disabled():
-            print(
-                f"\n{name}: {tally.operations} operations, survived {tally.survived} of {tally.tried}",
-                end="",
-                flush=True,
-            )
-        path = Path(option("--crash-json"))
-        if option("--crash-json"):
-            found = json.loads(path.read_text()) if path.is_file() else {}
-            found[name] = {"operations": tally.operations, "tried": tally.tried, "survived": tally.survived}
-            path.write_text(json.dumps(found, indent=1) + "\n")
+            survived = f"survived {tally.survived} of {tally.tried}"
+            print(f"\n{name}: {tally.operations} operations, {survived}", end="", flush=True)
+        found = {"operations": tally.operations, "tried": tally.tried, "survived": tally.survived}
+        kept(request, name, found)
 
-    modes = [mode for mode in MODES if mode in option("--crash-modes").split(",")]
-    tally = crash_everywhere(name, squares, tmp_path, every=option("--crash-every"), modes=modes, keep=keep)
+    every = request.config.getoption("--crash-every")
+    tally = crash_everywhere(name, squares, tmp_path, every=every, modes=modes_of(request), keep=keep)
     assert not tally.failed, "\n".join(tally.failed[:20])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dpnet fit", "distill"])
+def test_crashes_in_a_row_at_every_place(
+    name: str, squares: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
+    """Of work that takes long."""
+    job, place = JOBS[name](squares), tmp_path / "whole"
+    job.prepare(place)
+    code, operations, said = run(partial(job.begin, place), place, mode="count")
+    assert code == 0, said
+    import_before(said)
+    expected, counts = job.results(place), dict[str, int]()
+    for mode in modes_of(request):
+        if mode in IN_A_ROW:
+            counts[mode] = len(crashes_in_a_row(job, tmp_path, expected, mode))
+            kept(request, name, {"operations": operations, "tried": counts, "survived": counts, "places": counts})
+            with capsys.disabled():
+                print(f"\n{name}: {counts}", end="", flush=True)
+
+
+def test_crashes_in_a_row_come_to_every_place(squares: Path, tmp_path: Path) -> None:
+    job = JOBS["stages of auto"](squares)
+    code, operations, said = run(partial(job.begin, tmp_path / "whole"), tmp_path / "whole", mode="count")
+    assert code == 0, said
+    struck = crashes_in_a_row(job, tmp_path, job.results(tmp_path / "whole"), "torn")
+    assert 5 < len(struck) == len(set(struck)) < operations
 
 
 def test_the_disk_breaks_as_it_should(tmp_path: Path) -> None:

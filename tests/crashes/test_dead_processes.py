@@ -22,17 +22,10 @@ from broken_disk import Mode, run
 from jobs import Job, parsed, plain_recipe, training
 from test_crashes import same
 
-from small_training import write_squares
-
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a process is forked for every crash")
 LINE = "a process that reads images was ended by the system (signal: Killed)"
 IMAGES, EPOCHS = 8, 2
 """Of the training."""
-
-
-@pytest.fixture(scope="module")
-def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_squares(tmp_path_factory.mktemp("squares")) / "data" / "squares"
 
 
 def whole(job: Job, folder: Path) -> tuple[int, dict[str, object]]:

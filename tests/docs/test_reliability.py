@@ -79,3 +79,13 @@ def test_crashes_take_the_place_of_those_of_their_kind() -> None:
     assert merged(both, other) == other  # the work has changed: nothing of before holds
     assert survived(merged(None, other), "kill") == "6 of 8"
     assert survived({"operations": 8, "tried": {"short": 9}, "survived": {}}, "short") == "**not survived** (9)"
+    spread = {
+        "operations": 8,
+        "tried": {"kill": 5, "io": 5},
+        "survived": {"kill": 5, "io": 4},
+        "places": {"kill": 5, "io": 5},
+    }
+    some = merged(other, spread)
+    assert [survived(some, mode) for mode in ("kill", "io")] == ["5 of 5 places", "4 of 5 places"]
+    some = merged(some, {"operations": 8, "tried": {"io": 8}, "survived": {"io": 8}})
+    assert [survived(some, mode) for mode in ("kill", "io")] == ["5 of 5 places", "8 of 8"]

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from flyspeck.errors import UserError
 from flyspeck.export.graph import DetectorGraph, FixedResize, check_exportable
+from flyspeck.export.onnx import as_onnx
 from flyspeck.export.proof import ExportOptions, check_options, format_by_ending, prepared, with_hard_nms
 from flyspeck.models.dynamic.pooling import resized
 from flyspeck.models.fake_quantised import fake_quantise
@@ -101,3 +102,9 @@ def test_what_cannot_be_asked_for(options: dict, words: str, tmp_path: Path) -> 
     for fine in ({"bits": 8}, {"bits": 16}, {"bits": None}, {"check_limit": 1}, {"calibration_tiles": 1}):
         check_options(tmp_path / "a.onnx", replace(ExportOptions(), **fine))
     check_options(tmp_path / "a.tflite", ExportOptions(format="litert", tile=(64, 64)))
+
+
+def test_exporting_says_nothing_by_itself(capfd: pytest.CaptureFixture[str]) -> None:
+    """PyTorch's exporter counts its steps on the output where it may, among lines that programs read (`--json -`)."""
+    as_onnx(torch.nn.ReLU(), [torch.zeros(2, 3, 8, 9)], inputs=["map"], outputs=["map above 0"])
+    assert capfd.readouterr() == ("", "")
