@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,8 @@ def plan(
 
 
 SMALL_START = Machine(2, 16 * 10**9, start="IMAGENET1K_V1")
+BOTH_STARTS = replace(SMALL_START, start_model="hituav_half", start_whole=("large",), start_fits=("medium", "large"))
+ALONE = replace(BOTH_STARTS, start=None)
 TABLE: list[tuple[str, dict[str, Any], str, Any]] = [
     # what is different from 600 images of 320x256 with objects of 10 px, key, value
     ("objects of 10 px", {}, "data.enlarge", 1.0),
@@ -80,6 +83,16 @@ TABLE: list[tuple[str, dict[str, Any], str, Any]] = [
     ("no weights here", {}, "model.weights", None),
     ("weights here", {"machine": SMALL_START}, "model.weights", "IMAGENET1K_V1"),
     ("... which points have no use for", {"machine": SMALL_START, "tier": "small"}, "model.weights", None),
+    ("few images that are seen shortly, and a trained detector here",
+     {"machine": BOTH_STARTS, "tier": "large", "found": like(BASE, images=50), "minutes": 10.0}, "model.start", "hituav_half"),
+    ("... that are seen for long", {"machine": BOTH_STARTS, "tier": "large", "found": like(BASE, images=50)},
+     "model.weights", "IMAGENET1K_V1"),
+    ("... of which another detector has the backbone alone",
+     {"machine": BOTH_STARTS, "tier": "medium", "found": like(BASE, images=50), "minutes": 10.0},
+     "model.weights", "IMAGENET1K_V1"),
+    ("... which it takes without ImageNet's", {"machine": ALONE, "tier": "medium"}, "model.start", "hituav_half"),
+    ("many images, and a trained detector here", {"machine": BOTH_STARTS, "tier": "large", "minutes": 10.0},
+     "model.weights", "IMAGENET1K_V1"),
     ("a long training", {"minutes": 60.0}, "train.batch_size", 16),
     ("a short one", {"minutes": 10.0}, "train.batch_size", 4),
     ("one image", {"found": like(BASE, images=1)}, "train.batch_size", 1),

@@ -12,6 +12,7 @@ MEASURED: Mapping[str, tuple[str, str]] = {
     "fusion": ("docs/results.md", "The fusion factor of the pyramid"),
     "assigners": ("docs/results.md", "Who learns from a tiny box (label assigners)"),
     "pretraining": ("docs/results.md", "Bottom-heavy backbones"),
+    "starts": ("docs/results.md", "What to start from, with few images"),
     "teacher": ("docs/results.md", "A small student and its teacher"),
     "demo": ("docs/results.md", "The demo"),
     "speck": ("docs/explanation/speck.md", "Choices, measured"),
@@ -95,8 +96,10 @@ class Machine:
     """Value of `model.weights` for tiers that can be pretrained: None where there is nothing on this machine."""
     start_model: str | None = None
     """Value of `model.start` in its place: a trained detector that is here."""
+    start_whole: tuple[str, ...] = ()
+    """Names of the tiers that `start_model` is the whole of, but for the classes."""
     start_fits: tuple[str, ...] = ()
-    """Names of the tiers that `start_model` fits."""
+    """Names of the tiers whose backbone it has."""
     start_licence: str = ""
     """Of its weights, which a training from them passes on."""
     missing: str = ""

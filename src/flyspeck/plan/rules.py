@@ -27,6 +27,10 @@ LEAST_IMAGE = (128, 160)
 """(short side, long side) below which an image is not shrunk for what that saves."""
 CROWDED = 0.1
 """Share of objects that `tiny` suppression would take for a neighbour, from which it is not used."""
+FEW, SHORT = 500, 3600
+"""Images to learn from, and images that are seen in all, up to which a trained detector is a better start than a backbone:
+measured on 10 and 50, of which 2000 were seen; of 50 it was none any more after 6000.
+"""
 LEAST_STEPS = 60
 """Optimiser steps below which nothing is learnt that is worth a name."""
 
@@ -138,31 +142,37 @@ def augmentation(found: Fingerprint) -> list[Choice]:
     ]
 
 
-def detector(found: Fingerprint, tier: Tier, machine: Machine, factor: float) -> list[Choice]:
-    """The model's keys."""
+def detector(found: Fingerprint, tier: Tier, machine: Machine, factor: float, seen: float) -> list[Choice]:
+    """The model's keys, for a training that sees so many images."""
     choices = []
     for key, value in tier.model.items():
         if isinstance(value, dict):
             choices += [Choice(f"model.{key}.{k}", v, tier.words, tier.rests_on) for k, v in value.items()]
         else:
             choices.append(Choice(f"model.{key}", value, tier.words, tier.rests_on))
-    choices += _start(tier, machine)
+    choices += _start(tier, machine, shortly=found.images <= FEW and seen < SHORT)
     if tier.anchored:
         choices += _anchored(found, tier, factor)
     choices += _suppression(found)
     return choices
 
 
-def _start(tier: Tier, machine: Machine) -> list[Choice]:
-    """Weights to begin with."""
+def _start(tier: Tier, machine: Machine, *, shortly: bool) -> list[Choice]:
+    """Weights to begin with; `shortly`: few images are seen, of few."""
     own = Choice("model.pixel_norm", "data", "pixels are normalised by the set's own mean and deviation", "hituav")
+    passed_on = f"its licence ({machine.start_licence}) is passed on"
+    if tier.name in machine.start_whole and shortly:
+        words = (
+            f"a trained detector of tiny objects that is here: from it, 10 and 50 images gave +1 to +13 AP50 tiny over ImageNet's"
+            f" backbone, on other things than it had seen; {passed_on}"
+        )
+        return [Choice("model.start", machine.start_model, words, "starts"), own]
     if tier.pretrained and machine.start is not None:
         words = "ImageNet's weights are on this machine; a pretrained start is worth points in short trainings"
         return [Choice("model.weights", machine.start, words, "pretraining"), own]
     if machine.start_model is not None and tier.name in machine.start_fits:
         words = (
-            "a trained detector of tiny objects that is here begins nearer to them than random weights; its licence"
-            f" ({machine.start_licence}) is passed on"
+            f"a trained detector of tiny objects that is here begins nearer to them than random weights; {passed_on}"
         )
         return [Choice("model.start", machine.start_model, words), own]
     words = "no pretrained weights for it are on this machine" if tier.pretrained else "it is trained from scratch"
@@ -299,7 +309,7 @@ def make_plan(
         scale,
         *augmentation(found),
         *crop(found, scale.value),
-        *detector(found, tier, machine, scale.value),
+        *detector(found, tier, machine, scale.value, rate * 60 * minutes),
         *optimisation(found, tier, machine, minutes, rate, cached=cached),
         *measuring(found),
     ]
