@@ -95,6 +95,32 @@ def test_shrink(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "2 images of 30-50 x 20-20 px, 3 boxes" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "shrink GT --by 2 --out SET",
+        "tile GT --tile 40x40 --overlap 10 --out SET",
+        "tile GT --tile 40x40 --overlap 10 --corners-only --name corners.json --out SET --name gt.json",
+        "scale-match GT --target GT --out SET",
+        "convert GT --out GT",
+        "convert YOLO --to yolo --out YOLO",
+        "convert YOLO/data.yaml:train --to yolo --out YOLO",
+    ],
+)
+def test_nothing_is_written_over_what_is_read(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: str
+) -> None:
+    assert run("convert", source, "--to", "yolo", "--out", tmp_path / "yolo") == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    places = {"GT": source, "SET": source.parent, "YOLO": tmp_path / "yolo"}
+    for word, place in places.items():
+        arguments = arguments.replace(word, str(place))
+    assert run(*arguments.split()) == 2
+    assert "is what is read, and nothing is written in place; give another --out" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_tile(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     options = ("--tile", "40x40", "--overlap", 10, "--out", out, "--workers", 1)

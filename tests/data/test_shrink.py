@@ -145,6 +145,13 @@ def test_refusals(source: Path, tmp_path: Path) -> None:
     table = read_annotations(source)
     with pytest.raises(UserError, match="written over themselves"):
         shrink(table, source.parent, name="b.json", factor=2)
+    first = json.loads(source.read_text())["images"][0]["file_name"]
+    (source.parent / "elsewhere").mkdir()
+    (source.parent / first).rename(source.parent / "elsewhere" / "first.png")
+    # Any of them, not the first alone.
+    names = ["elsewhere/first.png", *table.file_names[1:]]
+    with pytest.raises(UserError, match=r"written over themselves \("):
+        shrink(replace(table, file_names=tuple(names)), source.parent, name="b.json", factor=2)
     with pytest.raises(UserError, match="no image could be read"):
         shrink(table.select_images([3, 4]), tmp_path / "out", name="b.json", factor=2)
 

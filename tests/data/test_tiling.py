@@ -178,6 +178,17 @@ def test_boxes_in_the_frame_of_their_tile() -> None:
     assert_array_equal(strict.ignore, [False, True, False, False])
 
 
+def test_what_lies_outside_the_image_was_not_cut_off() -> None:
+    """An object at the border, of which the annotation goes on outside, is as whole as the image shows it."""
+    whole = table([[-6, 0, 4, 10], [96, 30, 116, 50]])
+    tiles = tile_annotations(whole, size=(40, 40), overlap=10)
+    assert_array_equal(tiles.boxes, [[0, 0, 4, 10], [36, 30, 40, 40]])
+    assert_array_equal(tiles.labels, [0, 0])
+    # The benchmark counts what it cannot see: 0.4 of the first box and 0.1 of the second, less than half (0.7 squared).
+    theirs = tile_annotations(whole, rule="tinybenchmark_split_by_size", size=(40, 40), overlap=10)
+    assert theirs.num_boxes == 0
+
+
 def test_ignore_regions_reach_every_tile() -> None:
     tiles = tile_annotations(table([[0, 0, 100, 40]], [True]), size=(40, 40), overlap=10)
     assert_array_equal(tiles.boxes, [[0, 0, 40, 40]] * 3)

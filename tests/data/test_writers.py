@@ -13,7 +13,7 @@ from PIL import Image
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers import read_annotations
-from flyspeck.data.writers import write_coco, write_yolo
+from flyspeck.data.writers import write_coco, write_voc, write_yolo
 from flyspeck.errors import UserError
 from flyspeck.files import write_text
 
@@ -120,6 +120,24 @@ def test_yolo_clips_boxes_and_joins_splits(table: Annotations, tmp_path: Path) -
     assert back.boxes.min() >= 0
     with pytest.raises(UserError, match="with other classes"):
         write_yolo(replace(objects, classes=("a", "b")), tmp_path / "yolo")
+
+
+def test_yolo_does_not_join_another_set_in_silence(table: Annotations, tmp_path: Path) -> None:
+    """Whoever reads a split takes every image of its folder, those of an earlier set too."""
+    write_yolo(table, tmp_path / "yolo")
+    write_yolo(table, tmp_path / "yolo")  # the same once more
+    with pytest.raises(UserError, match=r"images/train: holds 2 images of another set already \(a.png, c.png\)"):
+        write_yolo(table.select_images([1]), tmp_path / "yolo")
+    assert len(read_annotations(tmp_path / "yolo")) == 3
+
+
+def test_voc_files_of_images_in_folders_keep_apart(table: Annotations, tmp_path: Path) -> None:
+    """VOC's files lie in one folder: `sub/a.png` and `sub_a.png` must not write over each other."""
+    named = replace(table, file_names=("sub/a.png", "sub_a.png", "c.png"))
+    write_voc(named, tmp_path / "voc")
+    files = sorted((tmp_path / "voc" / "Annotations").iterdir())
+    assert [file.name for file in files] == ["c.xml", "sub_a.xml", "sub_a_.xml"]
+    assert [file.read_text().count("<object>") for file in files] == [0, 3, 2]
 
 
 def test_yolo_needs_images_and_sizes(table: Annotations, tmp_path: Path) -> None:

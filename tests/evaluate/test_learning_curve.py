@@ -77,3 +77,21 @@ def test_the_best_weights_are_named_and_too_little_says_nothing() -> None:
     # Two evaluations of eight epochs cannot tell: the loss does.
     assert said(losses, values, every=4).startswith("the loss was still falling at the end (21 %")
     assert remarks([{"epoch": k, "losses": {}} for k in range(9)], "ap50_tiny") == []
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (1 - RISING, "mr50_tiny was still falling at the end (-13.0 points in the last quarter): train longer"),
+        (1 - OVERFITTED, "over-fitted: mr50_tiny rose from "),
+        (1 - SATURATED, ""),
+    ],
+)
+def test_a_miss_rate_is_better_the_less_it_is(values: np.ndarray, words: str) -> None:
+    records = [
+        {"epoch": k + 1, "losses": {"cls": float(loss)}, "metrics": {"mr50_tiny": float(value)}}
+        for k, (loss, value) in enumerate(zip(FALLING, values, strict=True))
+    ]
+    found = " ".join(remarks(records, "mr50_tiny"))
+    assert found.startswith(words)
+    assert bool(found) == bool(words)

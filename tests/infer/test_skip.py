@@ -11,6 +11,7 @@ from flyspeck.errors import UserError
 from flyspeck.infer.predictor import Predictor, Result, Share
 from flyspeck.infer.resume import TileJournal
 from flyspeck.infer.skip import DetectorLook, FirstLook, SkipReport, SkipRule, takes_back, upper_bound
+from flyspeck.infer.tiles import grid
 from flyspeck.infer.windows import ArraySource
 from flyspeck.types import Detections
 
@@ -53,6 +54,32 @@ def test_empty_tiles_are_neither_read_in_full_nor_run(monkeypatch: pytest.Monkey
     assert sum(model.batches) == len(full) == result.num_tiles - result.num_skipped < result.num_tiles / 4
     got = result.detections.boxes[np.lexsort(result.detections.boxes.T)]
     assert_array_equal(got, OBJECTS.astype(np.float32)[np.lexsort(OBJECTS.T)])
+
+
+def test_the_first_look_holds_few_windows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a raster of a million tiles, those that are looked at first are some sixty thousand."""
+    held, most = 0, 0
+    real = ArraySource.read
+
+    def counted(self: ArraySource, x1: int, y1: int, x2: int, y2: int, out: tuple[int, int] | None = None):
+        nonlocal held, most
+        held += 1
+        most = max(most, held)
+        return real(self, x1, y1, x2, y2, out)
+
+    class Counts(_SeesSomething):
+        def __call__(self, windows: list[np.ndarray]) -> np.ndarray:
+            nonlocal held
+            held = 0
+            return super().__call__(windows)
+
+    monkeypatch.setattr(ArraySource, "read", counted)
+    rule = SkipRule(look=Counts(), threshold=0.5)
+    image = ArraySource(np.zeros((900, 900, 1), np.uint8))
+    tiles = grid((900, 900), (32, 32), 0)
+    verdicts = list(rule.verdicts(image, "image", tiles, range(len(tiles)), (32, 32)))
+    assert [row for row, _ in verdicts] == list(range(len(tiles)))
+    assert len(tiles) > 16 * most
 
 
 def test_a_dense_image_is_run_after_a_short_trial() -> None:

@@ -19,7 +19,7 @@ from flyspeck.evaluate.detections import DetectionTable
 from flyspeck.evaluate.protocols import APProtocol
 from flyspeck.infer.shown import Showing
 from flyspeck.plan import halving, rivals
-from flyspeck.plan.budget import Budget, image_seconds
+from flyspeck.plan.budget import COMPARING, Budget, image_seconds, timing
 from flyspeck.plan.choices import Speed
 from flyspeck.plan.settings import Measured, Setting, best_of, difference, settings_for
 from flyspeck.plan.state import FILE, State, open_state
@@ -121,6 +121,23 @@ def test_too_few_minutes_are_one_line_that_says_how_many_would_do() -> None:
     assert "\n" not in str(told.value)
     (asked,) = re.findall(r"give (\d+) or more", str(told.value))
     assert budget(float(asked), used=15.0).for_training(20, 20, base(), slow) > 0
+
+
+@pytest.mark.parametrize("slower", [3, 10, 40])
+@pytest.mark.parametrize("compared", [True, False])
+def test_the_minutes_that_are_named_do_although_all_takes_longer_then(slower: int, compared: bool) -> None:
+    """With more minutes detectors are timed for longer, images are compared by their pixels, more is measured and reported."""
+    speeds = {
+        name: Speed(s.images_per_second / slower, 10**9, s.detect_per_second / slower) for name, s in SPEEDS.items()
+    }
+    found = like(base(), compared=compared)
+    with pytest.raises(UserError) as told:
+        budget(1, used=15.0).for_training(200, 200, found, speeds)
+    asked = int(re.findall(r"give (\d+) or more", str(told.value))[0])
+    used = 15.0 + timing(60 * asked) - timing(60) + (0 if compared else COMPARING * 60 * asked)
+    assert budget(asked, used=used).for_training(200, 200, found, speeds) > 0
+    with pytest.raises(UserError):  # nor is it far too much
+        budget(asked // 3, used=used).for_training(200, 200, found, speeds)
 
 
 def test_a_run_goes_on_only_as_it_was_begun(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from planned_sets import MACHINE, SPEEDS, base, like
 from flyspeck.plan import rules
 from flyspeck.plan.choices import JUDGED, MEASURED, Machine, Plan, Speed
 from flyspeck.plan.fingerprint import Fingerprint
+from flyspeck.plan.init import EVALUATING, forecast_of
 from flyspeck.plan.rivals import candidates
 from flyspeck.plan.tiers import TIERS, allowed_tiers, best_tier
 from flyspeck.train.build import build_detector
@@ -68,6 +69,9 @@ TABLE: list[tuple[str, dict[str, Any], str, Any]] = [
     ("four bands", {"found": like(BASE, bands=4)}, "data.channels", 4),
     ("images that fit", {}, "data.cache", "ram"),
     ("images that do not", {"found": like(BASE, megapixels=3000.0)}, "data.cache", "none"),
+    ("images that do not once they are enlarged", {"found": like(BASE, 4.0, megapixels=600.0)}, "data.cache", "none"),
+    ("images that fit once they are shrunk",
+     {"found": like(BASE, 24.0, megapixels=3000.0, image_size=(600, 800))}, "data.cache", "ram"),
     ("broken entries", {"found": like(BASE, problems=90)}, "data.max_broken_share", 0.06),
     ("one class", {}, "augment.oversample", 0.0),
     ("a rare class", {"found": like(BASE, classes={"a": 900, "b": 9}, imbalance=100.0)}, "augment.oversample", 0.5),
@@ -106,6 +110,16 @@ TABLE: list[tuple[str, dict[str, Any], str, Any]] = [
 @pytest.mark.parametrize(("what", "given_", "key", "value"), TABLE, ids=[f"{row[0]}: {row[2]}" for row in TABLE])
 def test_what_follows_from_what(what: str, given_: dict[str, Any], key: str, value: Any) -> None:
     assert plan(**given_).value(key) == value
+
+
+@pytest.mark.parametrize(("size", "factor"), [(4.0, 2.0), (10.0, 1.0), (24.0, 0.5)])
+def test_images_are_kept_in_memory_as_the_network_sees_them(size: float, factor: float) -> None:
+    """Enlarged before they are kept: four times the memory at twice the size."""
+    found = like(BASE, size, megapixels=100.0, image_size=(600, 800))
+    chosen = plan(found)
+    assert (chosen.value("data.enlarge"), chosen.value("data.cache")) == (factor, "ram")
+    kept = forecast_of(chosen, found).memory - 10**9 - EVALUATING
+    assert kept == 100e6 * 3 * factor**2
 
 
 def test_large_objects_need_no_assigner_of_their_own() -> None:

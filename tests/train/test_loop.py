@@ -74,6 +74,7 @@ def run(
     *,
     line: Line | None = None,
     measured: Sequence[float] = (),
+    metric: str = "score",
     resume: bool = False,
     **config: Any,
 ) -> tuple[Line, Lines]:
@@ -90,8 +91,8 @@ def run(
         description={},
         reporter=lines,
         accelerator=Accelerator(cpu=True),
-        measure=(lambda model: {"score": next(values)}) if measured else None,
-        best="score" if measured else "",
+        measure=(lambda model: {metric: next(values)}) if measured else None,
+        best=metric if measured else "",
         resume=resume,
     )
     return line, lines

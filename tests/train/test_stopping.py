@@ -15,7 +15,7 @@ from test_minutes import Course, Stop, rates
 from torch import Tensor
 
 from flyspeck.errors import UserError
-from flyspeck.train.checkpoint import load_state, save_state
+from flyspeck.train.checkpoint import load_state, load_weights, save_state
 from flyspeck.train.interrupt import Interrupt
 from flyspeck.train.loop import Progress
 from flyspeck.types import ImageBatch, Targets
@@ -24,10 +24,12 @@ IMAGES = [image(level) for level in torch.linspace(0.1, 2.5, 8).tolist()]
 COSINE = {"schedule": "cosine", "final_lr": 0.0, "momentum": 0.9, "log_every": 1, "optimizer": "sgd", "lr": 0.01}
 
 
-def trained(folder: Path, *, measured: Sequence[float] = (), line: Line | None = None, **config: Any) -> Lines:
+def trained(
+    folder: Path, *, measured: Sequence[float] = (), metric: str = "score", line: Line | None = None, **config: Any
+) -> Lines:
     """Four steps an epoch."""
     folder.mkdir(exist_ok=True)
-    return run(IMAGES, 2, folder, measured=measured, line=line, **{**COSINE, **config})[1]
+    return run(IMAGES, 2, folder, measured=measured, metric=metric, line=line, **{**COSINE, **config})[1]
 
 
 def progress(folder: Path) -> dict[str, Any]:
@@ -71,6 +73,32 @@ def test_early_stopping(
     said = [text for text in caplog.messages if text.startswith("early stopping: score has not risen")]
     assert len(said) == (at is not None)
     assert ("stopped" in lines.epochs[-1]) == (at is not None)
+
+
+@pytest.mark.parametrize(
+    ("metric", "measured", "best"),
+    [
+        ("ap50_tiny", [0.2, 0.6, 0.4], 2),
+        ("mr50_tiny", [0.9, 0.4, 0.6], 2),  # a miss rate: less is better
+        ("mr50_tiny", [-1.0, 0.9, -1.0], 2),  # -1: there was nothing to find
+        ("ap50_all", [float("nan"), 0.2, 0.1], 2),  # WIDER FACE's, where nothing was proposed at first
+        ("mr50_tiny", [-1.0, -1.0, -1.0], 1),
+    ],
+)
+def test_the_best_checkpoint_is_that_of_the_best_metric(
+    tmp_path: Path, metric: str, measured: list[float], best: int
+) -> None:
+    trained(tmp_path, measured=measured, metric=metric, epochs=3)
+    assert progress(tmp_path)["best_epoch"] == best
+    assert load_weights(tmp_path / "best.safetensors")[1]["epoch"] == best
+
+
+def test_a_miss_rate_that_no_longer_falls_stops_a_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="flyspeck")
+    lines = trained(tmp_path, measured=[0.9, 0.7, 0.5, 0.6, 0.5], metric="mr50_tiny", epochs=9, patience=2, anneal=0.0)
+    assert len(lines.epochs) == 5
+    (said,) = [text for text in caplog.messages if text.startswith("early stopping")]
+    assert said == "early stopping: mr50_tiny has not fallen in 2 evaluations: 50.0 after 50.0"
 
 
 def test_an_early_stop_is_annealed(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_each_factor_and_seed_is_one_run(tmp_path):
     means = mean_by_factor(trials, "ap50_tiny")
     assert means[0.5] == pytest.approx((0.505, 0.5, 0.51))
     assert means["statistic"] == pytest.approx((0.405, 0.4, 0.41))
-    assert best_factor(means) == 0.5
+    assert best_factor(means, "ap50_tiny") == 0.5
 
 
 def test_a_stopped_search_goes_on(tmp_path):
@@ -53,7 +53,12 @@ def test_a_stopped_search_goes_on(tmp_path):
 
 
 def test_the_smaller_of_equal_factors_is_best():
-    assert best_factor({1.0: (0.4, 0.4, 0.4), 0.5: (0.4, 0.4, 0.4), "statistic": (0.9, 0.9, 0.9)}) == 0.5
+    assert best_factor({1.0: (0.4, 0.4, 0.4), 0.5: (0.4, 0.4, 0.4), "statistic": (0.9, 0.9, 0.9)}, "ap50_tiny") == 0.5
+
+
+def test_of_miss_rates_the_lowest_is_best():
+    means: dict[float | str, tuple[float, float, float]] = {0.5: (0.9, 0.9, 0.9), 1.0: (0.4, 0.4, 0.4)}
+    assert (best_factor(means, "mr50_tiny"), best_factor(means, "ap50_tiny")) == (1.0, 0.5)
 
 
 def test_broken_and_foreign_results_are_named(tmp_path):

@@ -70,7 +70,11 @@ def convert(
     from flyspeck.data.writers import write_yolo, writer_named
 
     write = writer_named(to)
+    if not out.is_dir():
+        _not_in_place(source, out)
     table = _read(source, format, images, classes, pixels, encoding, allow_references)
+    if table.source.startswith(f"{to}:"):
+        _not_in_place(source, out, out / "data.yaml", out / "Annotations")
     if to == "yolo":
         with ProgressBar("writing"):
             lost = write_yolo(table, out, split=split, link=link)
@@ -112,6 +116,7 @@ def shrink(
     """Make a data set smaller, as TinyCOCO (--short-side 100) and Tiny CityPersons are made."""
     from flyspeck.data.shrink import shrink as shrink_set
 
+    _not_in_place(source, out / (name or _json_name(source)))
     table = _read(source, format, images, classes, pixels, encoding, allow_references)
     with ProgressBar("shrinking") as progress:
         small = shrink_set(
@@ -181,6 +186,7 @@ def tile(
     from flyspeck.data.tiling import drop_crowded, tile_annotations
 
     check_choice("--rule", rule, tile_rules())
+    _not_in_place(source, out / (name or _json_name(source)), out / "corners.json")
     table = _read(source, format, images, classes, pixels, encoding, allow_references)
     whole = table if max_objects is None else drop_crowded(table, max_objects)
     tiles = tile_annotations(
@@ -262,6 +268,8 @@ def scale_match(
         probability=probability,
         seed=seed,
     )
+    for read in (source, target):
+        _not_in_place(read, out / (name or _json_name(source)))
     wanted = _read(target, None, None, None)
     table = _read(source, format, images, classes, pixels, encoding, allow_references)
     with ProgressBar("matching") as progress:
@@ -279,6 +287,14 @@ def scale_match(
         )
     list_problems(written.problems[len(table.problems) :], "images left out")
     typer.echo(json.dumps(report, indent=1) if as_json else "\n".join(match_lines(report, out)))
+
+
+def _not_in_place(source: Path, *targets: Path) -> None:
+    """Raises UserError where the annotations that are read would be written over by what becomes of them."""
+    read = [path.resolve() for path in (source, Path(str(source).rpartition(":")[0] or source))]  # data.yaml:val
+    taken = next((target for target in targets if target.resolve() in read), None)
+    if taken is not None:
+        raise UserError("is what is read, and nothing is written in place", where=taken, fix="give another --out")
 
 
 def _policy(keep: float | None, ignore: float | None) -> Any:

@@ -73,7 +73,7 @@ def alpha(
         )
     metric = metric or wanted.evaluate.best
     means = mean_by_factor(trials, metric)
-    best = best_factor(means)
+    best = best_factor(means, metric)
     summary = {
         "metric": metric,
         "best": best,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -128,6 +128,15 @@ def output_names(file_names: Sequence[str], suffix: str | None = None) -> list[s
         taken.add(stem.lower())
         names.append(stem + (plain.suffix if suffix is None else suffix))
     return names
+
+
+def refuse_own(sources: Iterable[Path], targets: Iterable[Path], out: Path) -> None:
+    """Raises UserError where one of the images that are read (`sources`) would be written over, by its own copy or another's."""
+    own = {path.resolve() for path in sources}
+    taken = next((path for path in targets if path.resolve() in own), None)
+    if taken is not None:
+        what = f"the images would be written over themselves ({taken.name})"
+        raise UserError(what, where=out, fix="give another --out")
 
 
 def in_parallel(work: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:

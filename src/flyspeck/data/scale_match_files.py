@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.enlarge import resample
-from flyspeck.data.image_files import ending_for, in_parallel, output_names, read_true, save_pixels
+from flyspeck.data.image_files import ending_for, in_parallel, output_names, read_true, refuse_own, save_pixels
 from flyspeck.data.scale_match import (
     MatchPlan,
     SizeMatchRule,
@@ -78,8 +78,7 @@ def scale_match(
     jobs = [
         _job(source, plan, row, windows[row], [out / "images" / n for n in names[row]]) for row in range(len(source))
     ]
-    if any(job.path.resolve() == path.resolve() for job in jobs[:1] for _, path in job.cuts):
-        raise UserError("the images would be written over themselves", where=out, fix="give another --out")
+    refuse_own((job.path for job in jobs), (path for job in jobs for _, path in job.cuts), out)
     faults: dict[int, str] = {}
     for row, fault in enumerate(in_parallel(partial(_write_one, size=size), jobs, workers)):
         if fault:

@@ -11,7 +11,15 @@ import numpy as np
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.ground import KEY as GROUND
-from flyspeck.data.image_files import ending_for, in_parallel, output_names, read_true, save_pixels, shrink_pixels
+from flyspeck.data.image_files import (
+    ending_for,
+    in_parallel,
+    output_names,
+    read_true,
+    refuse_own,
+    save_pixels,
+    shrink_pixels,
+)
 from flyspeck.data.writers import write_coco
 from flyspeck.errors import UserError
 
@@ -103,8 +111,7 @@ def shrink(
         (annotations.path(row), Path(out) / "images" / names[row], (int(height), int(width)))
         for row, (height, width) in enumerate(annotations.sizes)
     ]
-    if any(source.resolve() == target.resolve() for source, target, _ in jobs[:1]):
-        raise UserError("the images would be written over themselves", where=out, fix="give another --out")
+    refuse_own((job[0] for job in jobs), (job[1] for job in jobs), out)
     rule = partial(small_sizes, factor=factor, short_side=short_side, size=size)
     rule(np.ones((0, 2), dtype=np.int64))  # a wrong option fails before any work
     true_sizes, faults = annotations.sizes.copy(), {}

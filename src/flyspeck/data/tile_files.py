@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.data.image_files import ending_for, in_parallel, output_names, read_true, save_pixels
+from flyspeck.data.image_files import ending_for, in_parallel, output_names, read_true, refuse_own, save_pixels
 from flyspeck.data.writers import relative_names, write_coco
 from flyspeck.errors import UserError
 
@@ -51,6 +51,7 @@ def write_tiles(
         first, last = np.searchsorted(source, [row, row + 1])  # tiles come image by image
         height, width = whole.sizes[row].tolist()
         jobs.append((whole.path(row), (height, width), [(corners[t], names[t]) for t in range(first, last)]))
+    refuse_own((job[0] for job in jobs), (Path(out) / "images" / name for name in names), out)
     faults: dict[int, str] = {}
     for row, fault in enumerate(in_parallel(partial(_cut_one, folder=Path(out) / "images"), jobs, workers)):
         if fault:

@@ -123,9 +123,10 @@ def tile_annotations(
     """The annotations cut into the tiles of `corners`: each tile is an image of the table that is returned.
 
     Boxes are in the frame of their tile. `policy` decides on the partial ones; None is the rule's own: `TINYBENCHMARK` for
-    TinyBenchmark's two, `CutPolicy()` for the others. `image_extra` gets `corner` (T, 4) and `whole`, the id of the image
-    that a tile was cut from; `file_names` are those of the whole images, as in the benchmarks' corner files. Images and
-    boxes are numbered from `first_id` (the benchmark: 0, an id that COCO-style evaluators never match; so 1 here).
+    TinyBenchmark's two, `CutPolicy()` for the others; but for TinyBenchmark's own policy, shares are those of what the image
+    shows of a box. `image_extra` gets `corner` (T, 4) and `whole`, the id of the image that a tile was cut from; `file_names`
+    are those of the whole images, as in the benchmarks' corner files. Images and boxes are numbered from `first_id` (the
+    benchmark: 0, an id that COCO-style evaluators never match; so 1 here).
 
     `area` shrinks with the visible share, `size` and `height` follow the cut box, other geometry (`polygon`, `vis_bbox`,
     `xywh`) is left out. Raises UserError where the size of an image is not known.
@@ -141,8 +142,12 @@ def tile_annotations(
     all_corners, whole, rows, tile_of, cut, ignored = [], [], [], [], [], []
     for index, here in enumerate(annotations):
         height, width = (int(v) for v in annotations.sizes[index])
+        # What lies outside the image is in no tile, and nothing that a cut has taken; TinyBenchmark counts it all the same.
+        whole_boxes = (
+            annotations.boxes[here] if policy == TINYBENCHMARK else bx.clip(annotations.boxes[here], height, width)
+        )
         for corner in corners(rule, (height, width), size, overlap, pieces=pieces, fixed_size=fixed_size):
-            boxes, remains, ignore = cut_boxes(annotations.boxes[here], annotations.ignore[here], tuple(corner), policy)
+            boxes, remains, ignore = cut_boxes(whole_boxes, annotations.ignore[here], tuple(corner), policy)
             rows.append(here.start + np.flatnonzero(remains))
             tile_of.append(np.full(len(rows[-1]), len(whole)))
             cut.append(boxes[remains])

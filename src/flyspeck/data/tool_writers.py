@@ -27,8 +27,9 @@ IGNORE_NAME = "ignore region"
 def write_voc(annotations: Annotations, folder: Path) -> None:
     """One xml file an image into `folder/Annotations`."""
     names = output_names(annotations.file_names, ".xml")
-    for name, image in zip(names, _images(annotations, keep_class=True), strict=True):
-        path = folder / "Annotations" / name.replace("/", "_")
+    flat = output_names([name.replace("/", "_") for name in names], ".xml")  # `a/b.jpg` beside `a_b.jpg`
+    for name, image in zip(flat, _images(annotations, keep_class=True), strict=True):
+        path = folder / "Annotations" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, tool_files.voc_xml(image))
 

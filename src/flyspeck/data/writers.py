@@ -15,6 +15,7 @@ import yaml
 from flyspeck import boxes as bx
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.image_files import output_names
+from flyspeck.data.readers.places import image_files, some
 from flyspeck.data.tool_writers import (
     IGNORE_NAME,
     write_cvat,
@@ -129,15 +130,16 @@ def write_yolo(annotations: Annotations, folder: Path, *, split: str = "train", 
     YOLO has no ignore regions, so training on what is written punishes detections there.
     Images are copied, or linked if `link`. Boxes are clipped to their image, and written as shares of its size with 9 digits.
     A `data.yaml` that is there already keeps its other splits, if its classes are the same. Raises UserError where the size of
-    an image is not known, the image is missing, or two images would get the same name.
+    an image is not known, the image is missing, or the split holds other images already, which would be part of the set.
     """
     folder = local_output(folder)
     images, labels = folder / "images" / split, folder / "labels" / split
     _check_for_yolo(annotations)
     recipe = _recipe(folder, split, annotations.classes)
+    names = output_names(annotations.file_names)
+    _refuse_others(images, names)
     images.mkdir(parents=True, exist_ok=True)
     labels.mkdir(parents=True, exist_ok=True)
-    names = output_names(annotations.file_names)
     for index, here in enumerate(annotations):
         (images / names[index]).parent.mkdir(parents=True, exist_ok=True)
         (labels / names[index]).parent.mkdir(parents=True, exist_ok=True)
@@ -191,6 +193,17 @@ def _check_for_yolo(annotations: Annotations) -> None:
     if missing:
         what = f"no such image (of {len(annotations)}, {len(missing)} are missing)"
         raise UserError(what, where=annotations.path(missing[0]), fix="give the folder of the images with --images")
+
+
+def _refuse_others(folder: Path, names: list[str]) -> None:
+    """Raises UserError where the folder of a split holds images that are none of `names`: whoever reads it takes all of them."""
+    own = {folder / name for name in names}
+    others = [file.name for file in image_files(folder, recursive=True) if file not in own]
+    if others:
+        what = (
+            f"holds {len(others)} {'image' if len(others) == 1 else 'images'} of another set already ({some(others)})"
+        )
+        raise UserError(what, where=folder, fix="write to another folder or --split, or take them away")
 
 
 def _recipe(folder: Path, split: str, classes: tuple[str, ...]) -> dict[str, Any]:

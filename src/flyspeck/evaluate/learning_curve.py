@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from flyspeck.evaluate.results import falls
+
 LEAST_POINTS = 4
 LEAST_GAIN = 0.01
 LEAST_FALL = 0.02
@@ -26,7 +28,8 @@ LEAST_FALL = 0.02
 def remarks(history: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
     """What is to be said of a finished run, a sentence each; none where the curves are flat, or too short.
 
-    `history` has a record an epoch (`losses`, name to mean; of some `metrics`, name to value), `metric` picks the best weights.
+    `history` has a record an epoch (`losses`, name to mean; of some `metrics`, name to value), `metric` picks the best weights:
+    of a miss rate the lowest.
     """
     epochs = [float(record["epoch"]) for record in history]
     losses = np.array([_total(record) for record in history])
@@ -36,6 +39,8 @@ def remarks(history: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
     at, values = [k for k, _ in measured], np.array([value for _, value in measured], float)
     told = len(values) >= LEAST_POINTS and bool((values >= 0).all())
     if told:
+        less = falls(metric)
+        values = 1 - values if less else values  # from here on more is better
         size = max(1, len(values) // 4)
         means = np.convolve(values, np.full(size, 1 / size), mode="valid")
         best = int(means.argmax())
@@ -44,15 +49,17 @@ def remarks(history: Sequence[Mapping[str, Any]], metric: str) -> list[str]:
         # The best quarter was chosen among all, so that it lies high by chance: half as much again is wanted.
         if _beyond(fallen, 1.5 * LEAST_GAIN, 1.5 * _scatter(values, size)) and after < (1 - LEAST_FALL) * before:
             peak = at[int(values.argmax())]
+            top, last = (100 * float(1 - mean if less else mean) for mean in (means[best], means[-1]))
             return [
-                f"over-fitted: {metric} fell from {100 * means[best]:.1f} to {100 * means[-1]:.1f} in validation while the loss "
+                f"over-fitted: {metric} {'rose' if less else 'fell'} from {top:.1f} to {last:.1f} in validation while the loss "
                 f"fell on. The best weights are of epoch {epochs[peak]:g}; more images, stronger augmentation or fewer "
                 "epochs would help, more epochs would not"
             ]
         gain = _change(values)
         if _beyond(gain, LEAST_GAIN, _scatter(values, size)):
             return [
-                f"{metric} was still rising at the end ({100 * gain:+.1f} points in the last quarter): train longer"
+                f"{metric} was still {'falling' if less else 'rising'} at the end "
+                f"({-100 * gain if less else 100 * gain:+.1f} points in the last quarter): train longer"
             ]
         return []
     finite = losses[np.isfinite(losses)]

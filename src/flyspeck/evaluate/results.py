@@ -15,6 +15,23 @@ from flyspeck.files import write_json
 _VARIABLE = ("value", "protocol", "metric")
 
 
+def falls(metric: str) -> bool:
+    """Whether less is better of a metric by its name in runs: of miss rates (`mr50_reasonable`)."""
+    return metric.lower().startswith("mr")
+
+
+def goodness(metric: str, value: float) -> float:
+    """A value of a metric as a number of which more is better; what is no number lies below all that are found.
+
+    An AP is itself. A miss rate counts with the other sign, and where there was nothing to find (-1) below all others.
+    """
+    if math.isnan(value):
+        return -2.0
+    if not falls(metric):
+        return value
+    return -value if value >= 0 else value - 1
+
+
 @dataclass(frozen=True)
 class EvaluationResult:
     """The numbers of one evaluation under one protocol."""

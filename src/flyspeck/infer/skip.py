@@ -114,18 +114,19 @@ class SkipRule:
     ) -> Iterator[tuple[int, float]]:
         # Not below what a network of stride 32 takes.
         coarse = tuple(max(round(side / self.look.shrink), min(side, 32)) for side in seen)
-        windows, kept = [], []
-        for row in rows:
-            x1, y1, x2, y2 = tiles[row].tolist()
-            try:
-                windows.append(source.read(x1, y1, x2, y2, (coarse[0], coarse[1])))
-                kept.append(row)
-            except UserError:
-                yield row, 1.0
-        for start in range(0, len(kept), _LOOKED_AT_ONCE):
-            with turn:
-                scores = self.look(windows[start : start + _LOOKED_AT_ONCE])
-            yield from zip(kept[start : start + _LOOKED_AT_ONCE], scores.tolist(), strict=True)
+        for start in range(0, len(rows), _LOOKED_AT_ONCE):  # no more is held than is looked at: the first may be many
+            windows, kept = [], []
+            for row in rows[start : start + _LOOKED_AT_ONCE]:
+                x1, y1, x2, y2 = tiles[row].tolist()
+                try:
+                    windows.append(source.read(x1, y1, x2, y2, (coarse[0], coarse[1])))
+                    kept.append(row)
+                except UserError:
+                    yield row, 1.0
+            if windows:
+                with turn:
+                    scores = self.look(windows)
+                yield from zip(kept, scores.tolist(), strict=True)
 
     def _audits(self, name: str, tile: np.ndarray) -> bool:
         """A choice that looks random and is always the same: neither threads nor a resumed run change it."""

@@ -27,7 +27,7 @@ from flyspeck.export.proof import ExportOptions
 from flyspeck.files import local_output, write_bytes
 from flyspeck.infer.shown import KEY as SHOWN
 from flyspeck.plan import rules
-from flyspeck.plan.budget import Budget
+from flyspeck.plan.budget import COMPARING, Budget, timing
 from flyspeck.plan.choices import Plan, Speed
 from flyspeck.plan.fingerprint import Fingerprint
 from flyspeck.plan.halving import finish, halve, progress_of, winner_share
@@ -206,7 +206,14 @@ def _sets(
     """The three parts, the fingerprint of those to learn from, and notes."""
     if "sets" not in state.done:
         sets, found = look(
-            data, val, state.folder / "data", options, voice, report=True, written=True, comparing=budget.seconds / 8
+            data,
+            val,
+            state.folder / "data",
+            options,
+            voice,
+            report=True,
+            written=True,
+            comparing=COMPARING * budget.seconds,
         )
         for source in sets.parts.values():
             source.write()
@@ -231,7 +238,7 @@ def _plans(
     """Candidate plans, the best guess first, the speeds they rest on, and the device."""
     machine, speeds = measured(
         {name: source.path for name, source in sources.items()}, sources[TRAIN].table, found, 0.7 * budget.minutes, device, voice,
-        limit=budget.seconds / 20,
+        limit=timing(budget.seconds),
         known={name: Speed(**speed) for name, speed in state.done.get("speeds", {}).items()}, trains_here=True,
     )  # fmt: skip
     if "speeds" not in state.done:

@@ -24,6 +24,14 @@ LEAST_BASELINES = 0.2
 """Share of their time from which baselines are worth fitting: on fewer images then."""
 HARDLY = 1.3
 """Two timings of the same may differ by so much."""
+TIMING, COMPARING = 1 / 20, 1 / 8
+"""Shares of all time for which detectors are timed, and images compared, at most."""
+LONGEST_TIMING = 20.0
+"""Seconds that timing takes, however much there is."""
+ANOTHER_TIME = 1.15
+"""What the same may take when it is called again."""
+MOST_MINUTES = 10_000
+"""Beyond it no number of minutes is looked for."""
 FULL_PRECISION = 1.5
 """What fp32 takes of the time that detectors were measured in, at most where that was bf16."""
 
@@ -41,6 +49,11 @@ def looked_at(speed: Speed, found: Fingerprint, minutes: float, images: int) -> 
     """Of so many images to measure on, how many a training of so many minutes has time for; None for all."""
     most = max(FEWEST, int(LOOKING * 60 * minutes / image_seconds(speed, found)))
     return most if most < images else None
+
+
+def timing(seconds: float) -> float:
+    """Of so many seconds in all, those for which detectors are timed at most."""
+    return min(LONGEST_TIMING, TIMING * seconds)
 
 
 class Budget:
@@ -152,11 +165,33 @@ class Budget:
         least = max(self.LEAST_TRAINING, rules.LEAST_STEPS * 4 / quickest)
         if left >= least:
             return round(left, 1)
-        needed = math.ceil((used + kept + 1.5 * least) / 60)
         raise UserError(
             f"{counted(self.minutes, 'minute')} {'is' if self.minutes == 1 else 'are'} too short:"
             f" looking and timing took {used:.0f} s, choosing, exporting and reporting"
             f" take about {kept:.0f} s, and {rules.LEAST_STEPS} steps of training {least:.0f} s",
             where="--minutes",
-            fix=f"give {max(needed, math.floor(self.minutes) + 1)} or more",
+            fix=f"give {self._enough(choose, report, found, speeds, used=used, least=least)} or more",
         )
+
+    def _enough(
+        self,
+        choose: int,
+        report: int,
+        found: Fingerprint,
+        speeds: Mapping[str, Speed],
+        *,
+        used: float,
+        least: float,
+    ) -> int:
+        """Whole minutes with time to train; what is not training, and the timing before it, grow with them."""
+        minutes = math.floor(self.minutes) + 1
+        while minutes < MOST_MINUTES:
+            longer = Budget(minutes, self.state, slowness=self._slowness)
+            tier, _ = tiers.best_tier(found, speeds, 0.7 * minutes)
+            kept = longer.kept_back(choose, report, found, speeds[tier.name])
+            more = timing(longer.seconds) - timing(self.seconds)
+            more += 0.0 if found.compared else COMPARING * longer.seconds
+            if longer.seconds - ANOTHER_TIME * (used + more + kept) >= 1.5 * least:
+                break
+            minutes += 1
+        return minutes

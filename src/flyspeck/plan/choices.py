@@ -23,8 +23,9 @@ MEASURED: Mapping[str, tuple[str, str]] = {
 
 
 def counted(number: float, noun: str, plural: str = "") -> str:
-    """`1 minute`, `2.5 minutes`, `3 classes`."""
-    return f"{number:g} {noun if number == 1 else plural or noun + 's'}"
+    """`1 minute`, `2.5 minutes`, `3 classes`, `1234567 boxes`."""
+    said = str(number) if isinstance(number, int) else f"{number:g}"  # no image is one of 1e+06
+    return f"{said} {noun if number == 1 else plural or noun + 's'}"
 
 
 def named(names: Sequence[str], most: int = 5) -> str:

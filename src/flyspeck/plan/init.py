@@ -304,7 +304,7 @@ def forecast_of(plan: Plan, found: Fingerprint) -> Forecast:
     decoding = found.decode_seconds * found.megapixels if cached else 0.0
     seconds = max(0.0, 60 * minutes - decoding)
     images = int(plan.speed.images_per_second * seconds)
-    kept = int(found.megapixels * 1e6 * found.channels * (found.bits // 8)) if cached else 0
+    kept = rules.cached_bytes(found, plan.value("data.enlarge")) if cached else 0
     return Forecast(
         plan.speed.images_per_second, plan.speed.memory + kept + EVALUATING, minutes, images, images / found.images
     )

@@ -95,12 +95,18 @@ def crop(found: Fingerprint, factor: float) -> list[Choice]:
     return [Choice("augment.crop", list(size), reason), around]
 
 
-def images_read(found: Fingerprint, machine: Machine) -> list[Choice]:
-    """How images are read and kept."""
+def cached_bytes(found: Fingerprint, factor: float) -> int:
+    """What all images take in memory, decoded, at `factor` times their size: they are kept as the network sees them."""
+    return int(found.megapixels * 1e6 * factor**2 * found.channels * (found.bits // 8))
+
+
+def images_read(found: Fingerprint, machine: Machine, factor: float) -> list[Choice]:
+    """How images are read and kept; the network sees them at `factor` times their size."""
     grey = "three bands are stored, and all of those looked at are the same in each: one band tells as much"
-    kept = found.megapixels * 1e6 * found.channels * (found.bits // 8)
+    kept = cached_bytes(found, factor)
     cached = kept <= machine.memory / 4
-    words = f"decoded, the images take {kept / 1e9:.2g} GB, and {machine.memory / 1e9:.2g} GB of memory are free"
+    seen = "decoded" if factor == 1 else f"decoded, at {factor:g} of their size"
+    words = f"{seen}, the images take {kept / 1e9:.2g} GB, and {machine.memory / 1e9:.2g} GB of memory are free"
     choices = [
         Choice("data.channels", found.channels, grey if found.grey_as_colour else f"the images have {found.channels}"),
         Choice("data.cache", "ram" if cached else "none", words),
@@ -293,7 +299,7 @@ def make_plan(
     where that is not all.
     """
     scale = scale or enlargement(found)
-    read = images_read(found, machine)
+    read = images_read(found, machine, scale.value)
     cached = any(choice.key == "data.cache" and choice.value == "ram" for choice in read)
     rate = speed.images_per_second if speed is not None else 5.0
     choices = [

@@ -18,6 +18,7 @@ from flyspeck.data.loading import default_workers
 from flyspeck.devices import free_memory, processors, torch_device
 from flyspeck.errors import UserError
 from flyspeck.models.detector import Detector
+from flyspeck.plan.budget import LONGEST_TIMING
 from flyspeck.plan.choices import Machine, Plan, Speed
 from flyspeck.train.build import build_detector
 from flyspeck.train.config import Recipe, parse_recipe
@@ -27,7 +28,7 @@ from flyspeck.train.loop import DetectionObjective
 from flyspeck.train.optim import build_optimizer
 from flyspeck.types import ImageBatch, Targets
 
-LIMIT = 20.0
+LIMIT = LONGEST_TIMING
 """Seconds for all detectors together."""
 TRIED = 32
 """Images that steps are timed on, cached where those of the training are."""

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from flyspeck.allocator import freed_memory_kept
 from flyspeck.errors import UserError
+from flyspeck.evaluate.results import goodness
 from flyspeck.train.checkpoint import save_state, save_weights
 from flyspeck.train.ema import EMA
 from flyspeck.train.interrupt import Interrupt
@@ -330,7 +331,7 @@ def _keep_best(
                         fix=f"known: {', '.join(progress.metrics)}")  # fmt: skip
     value = progress.metrics[best]
     # The first evaluation is kept whatever it says, -1 (no ground truth of that kind) included.
-    if value <= progress.best:
+    if progress.best_epoch and goodness(best, value) <= goodness(best, progress.best):
         return False
     progress.best, progress.best_epoch = value, epoch
     with in_step(accelerator):

@@ -272,7 +272,7 @@ class EvaluateConfig(Options):
     protocol: str = "flyspeck"
     """A protocol by name; see `flyspeck eval --help`."""
     best: str = "ap50_tiny"
-    """The metric that picks the best checkpoint."""
+    """The metric that picks the best checkpoint: the highest value, of a miss rate (`mr50_reasonable`) the lowest."""
     batch_size: Count = 8
     """Images, or tiles, at a time at most: as many as fit into half a gigabyte."""
     short_side: Side | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from flyspeck.evaluate.results import falls, goodness
 from flyspeck.train.plan import Plan
 from flyspeck.train.sections import TrainConfig
 from flyspeck.train.state import Progress
@@ -14,13 +15,13 @@ log = logging.getLogger("flyspeck")
 def stalled(progress: Progress, config: TrainConfig, best: str) -> bool:
     """Whether the evaluation that was just made is the one that stops the run; counts it, and says why.
 
-    An evaluation gains where the metric `best` is above that of the last gain by more than `config.min_gain`; after
-    `config.patience` evaluations in a row without, training stops. The first evaluation always gains.
+    An evaluation gains where the metric `best` is above that of the last gain (a miss rate: below it) by more than
+    `config.min_gain`; after `config.patience` evaluations in a row without, training stops. The first evaluation always gains.
     """
     value = progress.metrics.get(best)
     if config.patience is None or value is None or progress.stopped:
         return False
-    if value > progress.mark + config.min_gain:
+    if goodness(best, value) > goodness(best, progress.mark) + config.min_gain:
         progress.mark, progress.stale = value, 0
         return False
     progress.stale += 1
@@ -28,7 +29,8 @@ def stalled(progress: Progress, config: TrainConfig, best: str) -> bool:
         return False
     gain = f" by more than {100 * config.min_gain:g} points" if config.min_gain else ""
     progress.stopped = (
-        f"{best} has not risen{gain} in {progress.stale} evaluations: {100 * value:.1f} after {100 * progress.mark:.1f}"
+        f"{best} has not {'fallen' if falls(best) else 'risen'}{gain} in {progress.stale} evaluations: "
+        f"{100 * value:.1f} after {100 * progress.mark:.1f}"
     )
     log.info("early stopping: %s", progress.stopped)
     return True

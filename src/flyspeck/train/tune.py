@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 from flyspeck.errors import UserError
+from flyspeck.evaluate.results import goodness
 from flyspeck.files import renamed_keys, write_json
 from flyspeck.train.build import build_detector
 from flyspeck.train.config import ModelConfig, Recipe
-from flyspeck.train.fusion import STATISTIC
 
 RunRecipe = Callable[[Recipe, Path], dict[str, float]]
 """A recipe and a folder to the metrics of the best weights, as `flyspeck.train.run.train`."""
@@ -102,7 +102,7 @@ def mean_by_factor(trials: Sequence[Trial], metric: str) -> dict[float | str, tu
     return {key: (sum(found) / len(found), min(found), max(found)) for key, found in values.items()}
 
 
-def best_factor(means: dict[float | str, tuple[float, float, float]]) -> float:
-    """The grid's factor with the highest mean; the smallest of several."""
-    grid = {key: value[0] for key, value in means.items() if key != STATISTIC and not isinstance(key, str)}
+def best_factor(means: dict[float | str, tuple[float, float, float]], metric: str) -> float:
+    """The grid's factor with the best mean of `metric`, the highest but of miss rates; the smallest of several."""
+    grid = {key: goodness(metric, value[0]) for key, value in means.items() if not isinstance(key, str)}
     return min(grid, key=lambda key: (-grid[key], key))

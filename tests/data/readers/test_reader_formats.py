@@ -242,6 +242,18 @@ def test_yolo(yolo: Path) -> None:
         read_annotations(f"{yolo / 'data.yaml'}:train")
 
 
+@pytest.mark.parametrize("listed", ["[images/val, images]", "[images/val, ./images/val]", "val.txt"])
+def test_yolo_images_that_are_listed_twice(yolo: Path, listed: str) -> None:
+    once = read_annotations(yolo)
+    lines = [f"images/val/{Path(name).name}\n" for name in once.file_names]
+    text(yolo / "val.txt", "".join([*lines, *lines]))
+    text(yolo / "data.yaml", f"path: .\nval: {listed}\nnames: {{0: person, 1: car}}\n")
+    twice = read_annotations(yolo)
+    assert [Path(name).name for name in twice.file_names] == [Path(name).name for name in once.file_names]
+    assert twice.boxes.tolist() == once.boxes.tolist()
+    assert any(f"{len(once)} images are listed twice, and taken once" in note for note in twice.notes)
+
+
 def test_yolo_folder_without_yaml(yolo: Path) -> None:
     (yolo / "data.yaml").unlink()
     table = read_annotations(yolo)

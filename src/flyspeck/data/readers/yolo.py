@@ -62,6 +62,7 @@ def read_yolo(source: Path, options: ReadOptions) -> Annotations:
         draft.root = options.images or (source / "images" if (source / "images").is_dir() else source)
         files = image_files(draft.root, recursive=True)
         names = _class_names([*_beside(source), *([options.images] if options.images else [])], options)
+    files = _once_each(draft, files)
     texts: dict[Path, Path] = {}
     without = []
     layouts: Counter[str] = Counter()
@@ -86,6 +87,14 @@ def read_yolo(source: Path, options: ReadOptions) -> Annotations:
             "no images", where=draft.root, fix="YOLO's sizes are shares of the image, so the images are needed"
         )
     return assemble(draft, options, f"yolo: {recipe.name}{seen}")
+
+
+def _once_each(draft: Draft, files: list[Path]) -> list[Path]:
+    """The files without those that stand there twice, as where a list repeats a line, or names a folder and one inside it."""
+    found = {os.path.abspath(file): file for file in reversed(files)}
+    if len(found) < len(files):
+        draft.notes.append(f"{len(files) - len(found)} images are listed twice, and taken once")
+    return list(found.values())[::-1]
 
 
 def _keep_ids_apart(draft: Draft) -> None:
