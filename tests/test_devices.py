@@ -8,8 +8,10 @@ import pytest
 import torch
 
 import flyspeck
-from flyspeck.devices import torch_device
+from flyspeck.devices import check_device, torch_device
 from flyspeck.errors import UserError
+from flyspeck.plan.auto import auto
+from flyspeck.plan.init import init
 from flyspeck.train.build import build_detector, describe_model
 from flyspeck.train.checkpoint import save_weights
 from flyspeck.train.config import ModelConfig
@@ -50,6 +52,8 @@ def test_what_is_named_and_there_is_taken(machine) -> None:
         ("cuda:2", 2, "2 CUDA devices were found, no 'cuda:2'"),
         ("mps", 1, "no MPS device"),
         ("gpu", 1, "unknown device 'gpu'.*auto, cpu, cuda"),
+        ("meta", 1, "unknown device 'meta'.*auto, cpu, cuda"),  # one of torch's, on which nothing is computed
+        ("xpu:0", 1, "unknown device 'xpu:0'.*auto, cpu, cuda"),
     ],
 )
 def test_what_is_not_there_is_said(machine, name: str, cuda: int, message: str) -> None:
@@ -103,3 +107,17 @@ def test_a_predictor_goes_to_the_best_device_unless_told(monkeypatch: pytest.Mon
     asked.clear()
     flyspeck.load_predictor(weights, device="cpu")
     assert set(asked) == {"cpu"}
+
+
+def test_a_wrong_device_is_said_before_any_work(machine, tmp_path: Path) -> None:
+    machine()
+    for name in ("tpu", "meta", "cuda", "cuda:x", ""):
+        with pytest.raises(UserError, match=r"--device: (unknown device|no CUDA device)"):
+            check_device(name)
+        with pytest.raises(UserError, match="--device: "):
+            init(tmp_path / "absent.json", device=name, out=tmp_path / "recipe.yaml")
+        with pytest.raises(UserError, match="--device: "):
+            auto(tmp_path / "absent.json", device=name, minutes=5, out=tmp_path / "auto")
+    for name in ("auto", "cpu"):
+        check_device(name)
+    assert not list(tmp_path.iterdir())

@@ -18,6 +18,7 @@ from flyspeck.files import (
     finite,
     is_left_over,
     json_lines,
+    make_folder,
     own_place,
     read_json,
     read_jsonl,
@@ -60,6 +61,15 @@ def test_the_file_before_survives_whatever_stops_the_writing(tmp_path: Path) -> 
 def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"could not be written \(No such file or directory\)"):
         write_text(tmp_path / "no" / "a.txt", "x")
+
+
+def test_the_folder_of_an_output_is_made(tmp_path: Path) -> None:
+    make_folder(tmp_path / "new" / "deeper")
+    make_folder(tmp_path / "new" / "deeper")
+    assert (tmp_path / "new" / "deeper").is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file/sub: cannot make this folder"):
+        make_folder(tmp_path / "file" / "sub")
 
 
 def test_the_temporary_file_has_the_ending_of_the_file(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 import flyspeck
 from flyspeck import errors
-from flyspeck.errors import install, missing_extra, nearest
+from flyspeck.errors import counted, install, missing_extra, nearest
 from flyspeck.evaluate import PROTOCOLS
 from flyspeck.models.zoo import DETECTORS
 
@@ -80,3 +80,14 @@ def test_the_command_fits_where_flyspeck_was_installed(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(errors, "requires", absent)
     assert install("geo", "tiff") == "pip install 'flyspeck[geo,tiff]'"
+
+
+def test_one_of_a_kind_is_not_several() -> None:
+    assert [counted(number, "box") for number in (0, 1, 2, 1_234_567)] == [
+        "0 boxes",
+        "1 box",
+        "2 boxes",
+        "1234567 boxes",
+    ]
+    assert [counted(number, "minute") for number in (0.5, 1.0, 60.0)] == ["0.5 minutes", "1 minute", "60 minutes"]
+    assert [counted(number, "image is", "images are") for number in (1, 3)] == ["1 image is", "3 images are"]

@@ -15,7 +15,7 @@ import numpy as np
 from flyspeck.data.images import read_image
 from flyspeck.drawing import DrawnBoxes, annotate
 from flyspeck.errors import UserError, missing_extra, nearest
-from flyspeck.files import cell, local_output, own_place, write_text
+from flyspeck.files import cell, local_output, make_folder, own_place, write_text
 from flyspeck.geo import GeoReference
 from flyspeck.projection import WGS84, is_geographic, transformed, unwrapped
 
@@ -272,6 +272,7 @@ def save(found: FoundBoxes, path: str | Path, image: Any = None) -> Path:
     elif ending in _IMAGES:
         if image is None:
             raise UserError("no image to draw on", where=path, fix="pass image=, the array or file")
+        make_folder(path.parent)
         plot(found, image).save(own_place(path))
     else:
         raise UserError(f"unknown ending '{ending}'", where=path, fix=nearest(ending, [*_TEXTS, *_IMAGES]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,18 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if "sched_getaffinity" in vars(os) else os.cpu_count() or 1
 
 
+_NAMED = re.compile(r"(cpu|cuda|mps)(:[0-9]+)?", re.ASCII)
+
+
+def check_device(name: str, *, where: str = "--device") -> None:
+    """Raises UserError as `torch_device` does, before any work; torch is loaded for what may not be there alone."""
+    if name in ("auto", "cpu"):
+        return
+    if _NAMED.fullmatch(name) is None:
+        raise UserError(f"unknown device '{name}'", where=where, fix="auto, cpu, cuda, cuda:1 or mps")
+    torch_device(name, where=where)
+
+
 def torch_device(name: str = "auto", *, where: str = "--device") -> torch.device:
     """The device of that name. `auto` is a CUDA device where there is one, else Apple's (mps), else the processor.
 
@@ -47,7 +60,7 @@ def torch_device(name: str = "auto", *, where: str = "--device") -> torch.device
             "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         )
     try:
-        device = torch.device(name)
+        device = torch.device(name if _NAMED.fullmatch(name) else "")  # `meta` and `xpu` are torch's, and none of ours
     except RuntimeError:
         raise UserError(f"unknown device '{name}'", where=where, fix="auto, cpu, cuda, cuda:1 or mps") from None
     if device.type == "cuda" and not torch.cuda.is_available():

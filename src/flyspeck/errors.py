@@ -41,6 +41,14 @@ def one_line(text: str, most: int = 600) -> str:
     return "".join(shown)
 
 
+def counted(number: float, noun: str, plural: str = "") -> str:
+    """`1 minute`, `2.5 minutes`, `3 classes`, `1234567 boxes`; a plural that is not regular, or a verb with it, is given."""
+    if number == 1:
+        return f"1 {noun}"
+    said = str(int(number)) if float(number).is_integer() else f"{number:g}"  # no image is one of 1e+06
+    return f"{said} {plural or noun + ('es' if noun.endswith(('s', 'x')) else 's')}"
+
+
 def brief(value: Any) -> str:
     """`repr` of a value out of a file, cut where it is long or deep: a message never grows with the file."""
     return _BRIEF.repr(value)

@@ -56,6 +56,16 @@ def local_output(place: str | os.PathLike[str], *, where: str = "out") -> Path:
     )
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder that a user named for what is written, and those above it. Raises UserError where that cannot be."""
+    if folder.is_dir():
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make this folder ({error.strerror or error})", where=folder) from error
+
+
 def replace_file(path: Path, write: Callable[[Path], object], *, errors: tuple[type[Exception], ...] = ()) -> None:
     """Calls `write` with a temporary path beside `path`, with the same ending, and renames what it wrote to `path`.
 

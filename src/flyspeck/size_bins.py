@@ -22,7 +22,7 @@ def bin_of(areas: np.ndarray, edges: Sequence[float] = EDGES) -> np.ndarray:
     return np.searchsorted(np.square(np.asarray(edges, np.float64)), areas, side="right") - 1
 
 
-def counted(areas: np.ndarray, edges: Sequence[float] = EDGES) -> np.ndarray:
+def in_bins(areas: np.ndarray, edges: Sequence[float] = EDGES) -> np.ndarray:
     """`(len(edges) - 1,)` how many of the areas lie in each bin."""
     place = bin_of(areas, edges)
     inside = (place >= 0) & (place < len(edges) - 1)

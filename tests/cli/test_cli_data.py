@@ -149,7 +149,7 @@ def test_tile_by_the_benchmarks_rules(source: Path, tmp_path: Path, capsys: pyte
         assert [path.name for path in (tmp_path / rule).iterdir()] == ["corners.json"]
     options = ("--max-objects", 2, "--out", tmp_path / "few", "--workers", 1)
     assert run("tile", source, *options) == 0
-    assert "1 images with more than 2 annotations left out" in capsys.readouterr().out
+    assert "1 image with more than 2 annotations left out" in capsys.readouterr().out
 
 
 MISTAKES = {
@@ -167,7 +167,7 @@ MISTAKES = {
         ("shrink", "SRC", "--out", "o", "--by", "2", "--image-format", "jpg"),
         "'jpg' is not one of",
     ),
-    "itself": (("shrink", "SRC", "--out", "OUT", "--by", "2"), "written over themselves"),
+    "itself": (("shrink", "SRC", "--out", "OUT", "--by", "2"), "nothing is written in place"),
     "rule": (("tile", "SRC", "--out", "o", "--rule", "tov"), "--rule: 'tov' is unknown"),
     "size": (("tile", "SRC", "--out", "o", "--tile", "640"), "--tile: '640' is no size"),
     "overlap": (("tile", "SRC", "--out", "o", "--overlap", "600"), "cannot overlap by 600x600 px"),

@@ -143,7 +143,7 @@ def test_a_broken_image_is_named_and_not_judged(run: Path, tmp_path: Path, capsy
     (folder / "val2.png").write_bytes(b"no image")
     assert errors(run, folder / "val.json", "--out", tmp_path / "out", "--chance", "0", "--draw", "0") == 0
     said = capsys.readouterr()
-    assert "note: 1 images are not judged: " in said.err
+    assert "note: 1 image is not judged: " in said.err
     assert "4 images, 7 annotations" in said.out
     assert "val2.png" not in (tmp_path / "out" / "errors.csv").read_text()
 

@@ -46,7 +46,7 @@ def shown(capsys: pytest.CaptureFixture[str], model: str, *asked: str) -> tuple[
     }
     (count,) = counts
     assert f"{count} boxes: spot {count}" in said
-    assert f"o: {count} boxes in 1 images" in said
+    assert f"o: {count} boxes in 1 image" in said
     # The drawing: an outline of the class's colour around each box, and nothing else.
     drawn = np.asarray(Image.open("o/drawn/a.png").convert("RGB")).astype(int)[:48, :64]
     assert np.any(np.ptp(drawn, axis=2) > 30) == (count > 0)

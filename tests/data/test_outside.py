@@ -56,7 +56,7 @@ def test_what_lies_outside_is_refused(secret: Path, capsys: pytest.CaptureFixtur
     command = verb.replace("SET", str(path)).split()
     assert main(command) == 2
     said = capsys.readouterr().err
-    assert f"it names 1 images outside of its folder ({name}); --allow-references" in said
+    assert f"it names 1 image outside of its folder ({name}); --allow-references" in said
     assert not list(Path().glob("out/**/*.*"))
     code = main([*command, "--allow-references"])
     assert "--allow-references" not in capsys.readouterr().err

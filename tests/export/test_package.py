@@ -21,7 +21,7 @@ from flyspeck.export import package
 from flyspeck.export.check_images import named_set, run_sets
 from flyspeck.export.onnx import write_onnx
 from flyspeck.export.package import export_model
-from flyspeck.export.proof import ExportOptions
+from flyspeck.export.proof import ExportOptions, check_options
 from flyspeck.infer.engines import open_exported
 from flyspeck.infer.exported import PlainModel
 from flyspeck.infer.load import load_model
@@ -256,12 +256,14 @@ def test_bad_options(exports: Exports, tmp_path: Path) -> None:
 
     fails("no format 'tflite'", format="tflite")
     fails("end it with .xml", format="openvino")
-    fails("no such folder", out="none/x.onnx")
+    fails("cannot make this folder", out=str(exports.run / "recipe.yaml" / "x.onnx"))  # a file is in its way
     fails("no such images or annotations", check=tmp_path / "none")
     fails("give at least 1", check_limit=0)
     fails("an IoU of 3", hard_nms=3)
     fails("pixels of 12 bits", bits=12)
     assert list(tmp_path.iterdir()) == []
+    check_options(tmp_path / "new" / "folder" / "x.onnx", ExportOptions())
+    assert (tmp_path / "new" / "folder").is_dir()
 
 
 def test_images_to_check_on(exports: Exports, tmp_path: Path) -> None:

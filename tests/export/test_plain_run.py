@@ -96,7 +96,7 @@ def test_a_batch_or_size_that_does_not_run_is_named() -> None:
             raise UserError("cannot reshape", where="model.onnx")
         return eager(windows)
 
-    with pytest.raises(UserError, match=r"not exported: .* as it is on 1 images of 61x65 \(cannot reshape\)"):
+    with pytest.raises(UserError, match=r"not exported: .* as it is on 1 image of 61x65 \(cannot reshape\)"):
         plainly(even_only)
 
 

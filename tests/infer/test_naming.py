@@ -102,7 +102,7 @@ def test_a_file_that_is_named_twice_is_looked_at_once(tmp_path: Path) -> None:
     said: list[str] = []
     items, _ = find_items([tmp_path, tmp_path / "a.png"], say=said.append)
     assert [item.name for item in items] == ["a.png"]
-    assert said == ["note: 1 images are named twice and looked at once"]
+    assert said == ["note: 1 image is named twice and looked at once"]
 
 
 @pytest.mark.parametrize(("name", "path"), [("/etc/x.png", "etc/x.png"), ("../../a.png", "a.png"), ("..", "image")])

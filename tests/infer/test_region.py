@@ -246,9 +246,9 @@ def test_a_job_over_images_inside_and_outside(
     assert run(tmp_path, model, *both, *asked) == 0
     out, err = capsys.readouterr()
     assert "note: --roi r.geojson meets 1 of 2 images; the others were not run" in err
-    assert "a.tif: 200x200, 16 tiles (12 outside the region), 1 boxes: spot 1" in out
+    assert "a.tif: 200x200, 16 tiles (12 outside the region), 1 box: spot 1" in out
     assert "b.tif: 200x200, 16 tiles (16 outside the region), 0 boxes" in out
-    assert "1 boxes in 2 images, 32 tiles (28 outside the region, not run)" in out
+    assert "1 box in 2 images, 32 tiles (28 outside the region, not run)" in out
     assert [d["bbox"] for d in json.loads((tmp_path / "found/detections.json").read_text())] == [[10, 10, 4, 4]]
     assert seen.windows == 4
     # With a region that meets everything, --resume looks at the tiles that are missing alone.

@@ -132,4 +132,4 @@ def test_results_beside_the_images_are_no_images_of_the_next_job(tmp_path: Path)
     items, _ = find_items([tmp_path], say=said.append)
     assert [item.name for item in items] == ["a.png"]
     assert len(said) == 1
-    assert "1 images of its own are passed over" in said[0]
+    assert "1 image of its own passed over" in said[0]

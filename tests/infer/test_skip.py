@@ -105,6 +105,22 @@ def test_the_audit_finds_out_a_blind_look_and_everything_is_run() -> None:
     assert len(result.detections) == len(objects)
 
 
+def test_tiles_to_be_run_after_all_of_a_file_that_is_gone_are_holes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One image costs no other: the stream goes on, and says which tiles are not known."""
+
+    def gone(*_: object, **__: object) -> ArraySource:
+        raise UserError("no such image file")
+
+    monkeypatch.setattr("flyspeck.infer.predictor.open_source", gone)
+    yy, xx = np.mgrid[2:620:20, 2:620:20]
+    objects = np.stack([xx.ravel(), yy.ravel(), xx.ravel() + 4, yy.ravel() + 4], axis=1)
+    result, model = run(objects, SkipRule(look=_SeesSomething(blind=True), threshold=0.5, audit=0.5))
+    assert result.problem is None
+    assert {reason for _, reason in result.holes} == {"no such image file"}
+    assert len(result.holes) + sum(model.batches) == result.num_tiles
+    assert 0 < len(result.detections) < len(objects)
+
+
 def test_without_audit_nothing_is_known_and_said_so() -> None:
     result, _ = run(OBJECTS, SkipRule(look=_SeesSomething(blind=True), threshold=0.5, audit=0))
     assert len(result.detections) == 0

@@ -11,7 +11,7 @@ from PIL import Image
 from flyspeck.data.enlarge import resample
 from flyspeck.errors import UserError
 from flyspeck.infer import raster
-from flyspeck.infer.source import find_items, open_source, remarks_on
+from flyspeck.infer.source import find_items, matched, open_source, remarks_on
 from flyspeck.infer.windows import OpenOptions
 
 
@@ -135,6 +135,20 @@ def test_wrong_json(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "t.json").write_text(content)
     with pytest.raises(UserError, match=message):
         find_items([tmp_path / "t.json"])
+
+
+def test_a_pattern_that_no_shell_has_expanded(tmp_path: Path) -> None:
+    """In quotes, or on Windows: the files that it matches, by name; a file that is called so is itself."""
+    for name in ("b.png", "a.png", "c.jpg", "sub/d.png", "e[1].png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    names = [path.relative_to(tmp_path).as_posix() for path in matched(tmp_path / "*.png")]
+    assert names == ["a.png", "b.png", "e[1].png"]
+    assert len(matched(f"{tmp_path}/**/*.png")) == 4
+    assert matched(tmp_path / "e[1].png") == [tmp_path / "e[1].png"]
+    assert matched(tmp_path / "absent.png") == [tmp_path / "absent.png"]  # no pattern: its own line says what is wrong
+    with pytest.raises(UserError, match=r"x\*.png: no file matches this pattern; check the folder and the ending"):
+        matched(tmp_path / "x*.png")
 
 
 def test_sources_that_are_not_there(tmp_path: Path) -> None:

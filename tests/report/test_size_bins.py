@@ -20,7 +20,7 @@ from flyspeck.report import RunReport, html
 from flyspeck.report.diagnosis import SIZES, diagnose, miss_rates
 from flyspeck.report.figures import Series, line_chart
 from flyspeck.report.gains import gains
-from flyspeck.size_bins import BINS, bin_of, counted, half_open
+from flyspeck.size_bins import BINS, bin_of, half_open, in_bins
 
 
 def truth(sides: list[float], labels: list[int] | None = None) -> Annotations:
@@ -94,7 +94,7 @@ def test_bins_are_those_of_a_loop(sizes: list[float]) -> None:
     areas = np.square(np.array(sizes))
     slow = [next(k for k in range(6) if (0, 2, 8, 12, 20, 32, 1e9)[k + 1] ** 2 > area) for area in areas]
     assert bin_of(areas).tolist() == slow
-    assert counted(areas).tolist() == [slow.count(k) for k in range(len(BINS))]
+    assert in_bins(areas).tolist() == [slow.count(k) for k in range(len(BINS))]
     low, high = half_open(8, 12)
     assert [bool(low <= area <= high) for area in areas] == [k == 2 for k in slow]
 

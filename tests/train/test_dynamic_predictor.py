@@ -161,7 +161,7 @@ def test_wanted_factors_by_hand(tmp_path: Path) -> None:
     again = read_losses(tmp_path / "l.json", detector="abc")
     assert_allclose(again.losses, found.losses)
     assert select(again, [4, 1]).image_ids == (4, 1)
-    with pytest.raises(UserError, match="no labels of 1 images, such as 9"):
+    with pytest.raises(UserError, match="no labels of 1 image, such as 9"):
         select(again, [9])
     with pytest.raises(UserError, match="other weights"):
         read_losses(tmp_path / "l.json", detector="abd")

@@ -226,7 +226,7 @@ def test_more_after_the_end_begins_the_schedule_again_and_says_so(
 
 def test_no_less_than_what_is_done(tmp_path: Path) -> None:
     stopped_at(tmp_path, 6, epochs=4)
-    with pytest.raises(UserError, match=r"has 1\.5 epochs behind it, so that nothing of 1 epochs is left.*--finish"):
+    with pytest.raises(UserError, match=r"has 1\.5 epochs behind it, so that nothing of 1 epoch is left.*--finish"):
         trained(tmp_path, epochs=1, resume=True)
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 import typer
 
 from flyspeck.cli.shared_options import JSON
+from flyspeck.errors import counted
 
 
 def alpha(
@@ -94,7 +95,9 @@ def _print_json(summary: dict) -> None:
 
 
 def _print_table(summary: dict) -> None:
-    typer.echo(f"{summary['objects']} objects in {summary['images']} images; counted: {summary['count']}")
+    typer.echo(
+        f"{counted(summary['objects'], 'object')} in {counted(summary['images'], 'image')}; counted: {summary['count']}"
+    )
     for level, number in summary["counts"].items():
         typer.echo(f"  {level:<4} {number:>9}")
     note = "plain ratios" if summary["clamp"] is None else "clamped to [{}, {}], rounded".format(*summary["clamp"])

@@ -25,10 +25,12 @@ def auto(
 ) -> None:
     """Look, plan, try a few trainings, finish the best, export it, and report on images that no choice was made on."""
     begun = time.monotonic()  # what is imported below counts
-    from flyspeck.plan.choices import counted
+    from flyspeck.devices import check_device
+    from flyspeck.errors import counted
     from flyspeck.plan.voice import Voice, minutes_of
 
     minutes = minutes_of(minutes)
+    check_device(device)
     with Voice(typer.echo).doing(f"flyspeck auto: {counted(minutes, 'minute')} for all of it; loading"):
         from flyspeck.plan.auto import auto as run
 

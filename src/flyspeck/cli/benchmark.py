@@ -9,7 +9,7 @@ import typer
 
 from flyspeck.cli.shared_options import THREADS
 from flyspeck.cli.values import parse_names, parse_numbers
-from flyspeck.errors import missing_extra
+from flyspeck.errors import counted, missing_extra
 from flyspeck.files import write_json
 
 if TYPE_CHECKING:
@@ -78,7 +78,9 @@ def benchmark(
     rows = measure(
         models, chosen, description, score=score, rounds=rounds, batch_size=batch_size, scales=factors, say=say
     )
-    typer.echo(f"{run}: {len(chosen.paths)} images of {chosen.name}, {torch.get_num_threads()} threads")
+    typer.echo(
+        f"{run}: {counted(len(chosen.paths), 'image')} of {chosen.name}, {counted(torch.get_num_threads(), 'thread')}"
+    )
     typer.echo(table(rows))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)

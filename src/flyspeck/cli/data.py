@@ -29,7 +29,7 @@ from flyspeck.cli.shared_options import (
 )
 from flyspeck.cli.terminal import ProgressBar, list_problems
 from flyspeck.cli.values import parse_names, parse_size
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, counted
 
 if TYPE_CHECKING:
     from flyspeck.data.annotations import Annotations
@@ -87,7 +87,7 @@ def convert(
             write(table, out)
     if table.unkept:
         print(f"note: not kept: {', '.join(table.unkept)}", file=sys.stderr)
-    typer.echo(f"{table.source}: {len(table)} images, {table.num_boxes} boxes -> {to}: {out}")
+    typer.echo(f"{table.source}: {counted(len(table), 'image')}, {counted(table.num_boxes, 'box')} -> {to}: {out}")
 
 
 @app.command("shrink")
@@ -133,7 +133,7 @@ def shrink(
     list_problems(small.problems[len(table.problems) :], "images left out")
     low, high = small.sizes.min(0, initial=10**9), small.sizes.max(0, initial=0)
     typer.echo(
-        f"{len(small)} images of {low[1]}-{high[1]} x {low[0]}-{high[0]} px, {small.num_boxes} boxes"
+        f"{counted(len(small), 'image')} of {low[1]}-{high[1]} x {low[0]}-{high[0]} px, {counted(small.num_boxes, 'box')}"
         f" -> {out / (name or _json_name(source))}"
     )
 
@@ -212,8 +212,10 @@ def tile(
         list_problems(written.problems[len(table.problems) :], "images left out")
     write_corners(whole, tiles, out / "corners.json")
     crowded = len(table) - len(whole)
-    left_out = f", {crowded} images with more than {max_objects} annotations left out" if crowded else ""
-    typer.echo(f"{len(whole)} images -> {len(tiles)} tiles, {tiles.num_boxes} boxes{left_out} -> {out}")
+    left_out = f", {counted(crowded, 'image')} with more than {max_objects} annotations left out" if crowded else ""
+    typer.echo(
+        f"{counted(len(whole), 'image')} -> {counted(len(tiles), 'tile')}, {counted(tiles.num_boxes, 'box')}{left_out} -> {out}"
+    )
 
 
 @app.command("scale-match")
@@ -340,7 +342,7 @@ def scenes(
             workers=workers,
             progress=progress.update,
         )
-    typer.echo(f"{target}: {num_images} images of {height} x {width}")
+    typer.echo(f"{target}: {counted(num_images, 'image')} of {height} x {width}")
 
 
 def _read(

@@ -9,7 +9,7 @@ import typer
 
 from flyspeck.cli.shared_options import ALLOW_REFERENCES, DEVICE, FORMAT
 from flyspeck.cli.terminal import Steps
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, counted
 
 if TYPE_CHECKING:
     from flyspeck.data.annotations import Annotations
@@ -98,7 +98,7 @@ def _images(gt: Path | None, format: str | None, wanted: list[str], allow_refere
         box_ids=nothing.astype(np.int64),
         classes=(),
         category_ids=(),
-        source=f"{len(wanted)} images",
+        source=f"{counted(len(wanted), 'image')}",
     )
     return Images(table, tuple(range(len(wanted))))
 

@@ -20,7 +20,7 @@ def schema(
     An editor with a YAML language server checks a recipe and completes its keys when the recipe's first line is
     `# yaml-language-server: $schema=recipe.schema.json`, after `flyspeck schema --out recipe.schema.json`.
     """
-    from flyspeck.files import write_text
+    from flyspeck.files import make_folder, write_text
     from flyspeck.train.reference import markdown, recipe_schema
 
     if to is None:
@@ -29,4 +29,5 @@ def schema(
     if out is None:
         typer.echo(text, nl=False)
     else:
+        make_folder(out.parent)
         write_text(out, text)

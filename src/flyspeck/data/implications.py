@@ -8,6 +8,7 @@ import numpy as np
 
 from flyspeck import boxes as bx
 from flyspeck.data.annotations import Annotations
+from flyspeck.errors import counted
 
 CELLS = 1.5
 """Cells of the finest map that a small object should span."""
@@ -86,7 +87,7 @@ def imply(annotations: Annotations) -> Implied | None:
         f" {quarter / stride:.1f} cells or more (a small object should span {CELLS})",
         "anchors": f"from {base:.1f} px, doubling each of five levels with a step between, height/width"
         f" {', '.join(f'{r:g}' for r in ratios)}: {recall:.0%} of the objects find one with IoU 0.5 or more on their centre",
-        "max_detections": f"the fullest image has {most} boxes",
+        "max_detections": f"the fullest image has {counted(most, 'box')}",
     }
     tile, overlap, reasons["tile"] = _tiles(annotations, objects)
     cap = int(max(100, np.ceil(most * 1.5 / 100) * 100))

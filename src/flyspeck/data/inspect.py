@@ -15,9 +15,9 @@ from flyspeck.data.checks.boxes import find_box_faults
 from flyspeck.data.fusion import fusion_facts
 from flyspeck.data.headers import ImageHeader, read_header
 from flyspeck.data.implications import imply
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, counted
 from flyspeck.files import UNREADABLE
-from flyspeck.size_bins import BINS, counted
+from flyspeck.size_bins import BINS, in_bins
 
 FEW = 20
 """A class with fewer objects is pointed out."""
@@ -25,7 +25,7 @@ FEW = 20
 
 def size_histogram(boxes: np.ndarray) -> dict[str, int]:
     """Boxes (N, 4) by sqrt(area) in the six bins."""
-    return dict(zip(BINS, counted(bx.area(boxes)).tolist(), strict=True))
+    return dict(zip(BINS, in_bins(bx.area(boxes)).tolist(), strict=True))
 
 
 def summarize(annotations: Annotations, *, check_files: bool = True) -> dict[str, Any]:
@@ -177,7 +177,8 @@ def _warnings(facts: dict[str, Any]) -> list[str]:
     subpixel = facts["objects"]["sizes"]["[0,2)"]
     if subpixel:
         found.append(
-            f"{subpixel} objects are below 2 px in size: TinyPerson's miss rate leaves those out, its AP those below 1 px"
+            f"{counted(subpixel, 'object is', 'objects are')} below 2 px in size: TinyPerson's miss rate leaves those out,"
+            " its AP those below 1 px"
         )
     return found
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from flyspeck.data.checks.text import check_lines
-from flyspeck.errors import one_line
+from flyspeck.errors import counted, one_line
 
 
 def lines(facts: dict[str, Any]) -> list[str]:
     """A report for people: sizes first, then classes, files, what follows and what to look at."""
-    text = [str(facts["source"]), f"{facts['images']} images, {facts['boxes']} boxes"]
+    text = [str(facts["source"]), f"{counted(facts['images'], 'image')}, {counted(facts['boxes'], 'box')}"]
     for name, part in facts.get("files", {}).items():
-        text += [f"  {name}: {part['images']} images, {part['boxes']} boxes"]
+        text += [f"  {name}: {counted(part['images'], 'image')}, {counted(part['boxes'], 'box')}"]
     for part in facts.get("overlaps", ()):
-        text += [f"  {part['images']} images are in both {' and '.join(part['files'])}"]
+        text += [f"  {counted(part['images'], 'image is', 'images are')} in both {' and '.join(part['files'])}"]
     text += [f"note: {note}" for note in facts.get("notes", ())]
     if "objects" not in facts:  # a classification set
-        return [*text, f"{len(facts['classes'])} classes; images a class: {_spread(facts['images_per_class'])}"]
+        return [
+            *text,
+            f"{counted(len(facts['classes']), 'class')}; images a class: {_spread(facts['images_per_class'])}",
+        ]
     text += ["", *_sizes(facts), "", f"boxes an image: {_spread(facts['boxes_per_image'])}"]
     text += [f"ignore regions: {facts['ignore_regions']} ({facts['ignore_share']:.1%} of the boxes)"]
     text += [f"images without boxes: {facts['images_without_boxes']}"]
@@ -68,7 +71,7 @@ def _assigned(assign: dict[str, Any] | None) -> list[str]:
         "",
         f"anchors or points of {assign['detector']} for one object (in brackets: objects without any), by size in px,",
     ]
-    text += [f"of {assign['images']} images:", head]
+    text += [f"of {counted(assign['images'], 'image')}:", head]
     objects = next(iter(found.values()))
     text.append(f"{'objects':>16}" + "".join(f"{objects[name]['objects']:>16}" for name in bins))
     for name, parts in found.items():
@@ -95,8 +98,11 @@ def match_lines(report: dict[str, Any], out: Any) -> list[str]:
             f" {report['largest_scale_wanted']:g}) and were capped: see --max-scale"
         )
     if report["dropped"]:
-        text.append(f"note: {report['dropped']} objects got too small and were dropped: see --min-side")
-    return [*text, f"{report['written']['images']} images, {report['written']['boxes']} boxes -> {out}"]
+        text.append(f"note: {counted(report['dropped'], 'object')} got too small, dropped: see --min-side")
+    return [
+        *text,
+        f"{counted(report['written']['images'], 'image')}, {counted(report['written']['boxes'], 'box')} -> {out}",
+    ]
 
 
 def _spread(spread: dict[str, float]) -> str:

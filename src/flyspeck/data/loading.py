@@ -27,7 +27,7 @@ from flyspeck.data.pixel_cache import LIMIT_BYTES, PixelCache
 from flyspeck.data.sampling import Draw, EpochSampler
 from flyspeck.data.transforms import Transform
 from flyspeck.devices import processors
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, counted
 from flyspeck.types import ImageBatch, Sample, Targets
 
 
@@ -281,7 +281,7 @@ def make_loader(
     if sampler.num != len(dataset):
         raise ValueError(f"the sampler draws from {sampler.num} images, the data set has {len(dataset)}")
     if batch_size < 1:
-        raise UserError(f"a batch of {batch_size} images", where="batch_size", fix="use 1 or more")
+        raise UserError(f"a batch of {counted(batch_size, 'image')}", where="batch_size", fix="use 1 or more")
     loader = Loader(
         dataset,
         Batching(sampler, batch_size, drop_last, default_workers() if workers is None else workers, seed, pin_memory),
@@ -291,7 +291,7 @@ def make_loader(
     )
     if len(loader) == 0:
         raise UserError(
-            f"{len(sampler)} images do not fill one batch of {batch_size}",
+            f"{counted(len(sampler), 'image does', 'images do')} not fill one batch of {batch_size}",
             where=dataset.annotations.source or "data set",
             fix="use a smaller batch_size or more images",
         )

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from flyspeck.data.bands import rule_of
-from flyspeck.errors import UserError, nearest
+from flyspeck.errors import UserError, counted, nearest
 from flyspeck.evaluate import DetectionTable, evaluate
 from flyspeck.export.check_images import ImageSet, Recorder, predictor_for, tiles_of
 from flyspeck.export.frame import Frame
@@ -148,7 +148,7 @@ def _files(
     if calibration is not None and not by_factor:
         model = open_exported(files["onnx"], device="cpu")
         tiles = tiles_of(calibration, told, limit=num_tiles)
-        say(f"calibrating INT8 on {len(tiles)} tiles of {calibration.name}")
+        say(f"calibrating INT8 on {counted(len(tiles), 'tile')} of {calibration.name}")
         graph = quantise(graph, [model.to_batch([tile]) for tile in tiles])
         files |= {"onnx int8": folder / "q.onnx", "openvino int8": folder / "q.xml"}
         for name in ("onnx int8", "openvino int8"):

@@ -29,7 +29,7 @@ import torch
 
 from flyspeck.data.bands import rule_of
 from flyspeck.data.padding import padded_side
-from flyspeck.errors import UserError, missing_extra
+from flyspeck.errors import UserError, counted, missing_extra
 from flyspeck.export.check_images import detect, tiles_of
 from flyspeck.export.graph import DetectorGraph
 from flyspeck.export.onnx import describe
@@ -104,7 +104,7 @@ def export_litert(run: Path, out: Path, options: ExportOptions, *, say: Say = pr
     try:
         network = convert(stages)
         write_litert(network, temporary, told)
-        say(f"checking on {len(checked.paths)} images of {checked.name}")
+        say(f"checking on {counted(len(checked.paths), 'image')} of {checked.name}")
         model = PaddedModel(detector, size)
 
         def look() -> tuple[list[Detections], list[Detections]]:
@@ -119,7 +119,7 @@ def export_litert(run: Path, out: Path, options: ExportOptions, *, say: Say = pr
         told["parity"] = {"images": len(checked.paths), "sizes": [list(size)], **difference.to_dict(), "ap50": ap}
         if options.int8:
             tiles = tiles_of(calibrated, told, limit=options.calibration_tiles)
-            say(f"calibrating INT8 on {len(tiles)} tiles of {calibrated.name}")
+            say(f"calibrating INT8 on {counted(len(tiles), 'tile')} of {calibrated.name}")
             network = quantise(network, _seen_by_networks(temporary, tiles))
             told |= {"precision": "int8", "calibration_tiles": len(tiles)}
             write_litert(network, temporary, told)

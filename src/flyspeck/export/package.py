@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from flyspeck.data.bands import rule_of
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, counted
 from flyspeck.export.check_images import ImageSet, detect, tiles_of
 from flyspeck.export.frame import Frame, framed
 from flyspeck.export.graph import DetectorGraph
@@ -63,7 +63,7 @@ def export_model(run: Path, out: Path, options: ExportOptions, *, say: Say = pri
     temporary = out.with_name(f".{out.stem}.{os.getpid()}.part{out.suffix}")
     try:
         write_all(graph, by_factor, temporary, told, frame)
-        say(f"checking on {len(checked.paths)} images of {checked.name}")
+        say(f"checking on {counted(len(checked.paths), 'image')} of {checked.name}")
         model, exported = TorchModel(detector, device="cpu"), open_exported(temporary, device="cpu")
         some = images_of(checked, description, odd_sizes(description))
         plain = compare_plainly(
@@ -167,7 +167,7 @@ def _quantised(
     checked, calibrated = sets
     model = open_exported(temporary, device="cpu")
     tiles = tiles_of(calibrated, told, limit=options.calibration_tiles)
-    say(f"calibrating INT8 on {len(tiles)} tiles of {calibrated.name}")
+    say(f"calibrating INT8 on {counted(len(tiles), 'tile')} of {calibrated.name}")
     eager, trained = before
     score, columns, learnt = told["suppression"]["score"], {"eager": eager}, {}
     if trained is not None:

@@ -19,6 +19,7 @@ import numpy as np
 from flyspeck import boxes as box_algebra
 from flyspeck import one_object
 from flyspeck.data.annotations import Annotations
+from flyspeck.errors import counted
 from flyspeck.evaluate import DetectionTable, evaluate
 from flyspeck.types import Detections
 
@@ -77,7 +78,7 @@ class Difference:
         apart = f", {self.ties} ties" if self.ties else ""
         apart += f", {self.unmatched} boxes WITHOUT a partner" if self.unmatched else ""
         return (
-            f"{self.boxes} boxes in {self.windows} windows: sides within {self.box_px:.2g} px, "
+            f"{counted(self.boxes, 'box')} in {counted(self.windows, 'window')}: sides within {self.box_px:.2g} px, "
             f"scores within {self.score:.2g}{apart}"
         )
 

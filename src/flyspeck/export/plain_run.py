@@ -18,7 +18,7 @@ import numpy as np
 from torch import nn
 
 from flyspeck.data.enlarge import Enlarge
-from flyspeck.errors import UserError, missing_extra
+from flyspeck.errors import UserError, counted, missing_extra
 from flyspeck.export.check_images import ImageSet
 from flyspeck.export.parity import Difference, Rule, compare
 from flyspeck.export.undecided import asked_again
@@ -179,7 +179,7 @@ def run_plainly(exported: Model, images: list[np.ndarray]) -> list[Detections]:
     except UserError as error:
         height, width = images[0].shape[:2]
         raise UserError(
-            f"not exported: the file does not run as it is on {len(images)} images of {height}x{width} ({error.what})",
+            f"not exported: the file does not run as it is on {counted(len(images), 'image')} of {height}x{width} ({error.what})",
             where="model",
             fix="a head's decode_batch must take every batch and size (see flyspeck.models.batch_decoding)",
         ) from error

@@ -10,6 +10,7 @@ from typing import Any
 from flyspeck.errors import UserError
 from flyspeck.export.check_images import ImageSet, named_set, run_sets
 from flyspeck.export.parity import AP, BOX_PX, SCORE, TIE_SHARE, Difference, Rule, ap_by_size
+from flyspeck.files import make_folder
 from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.norms import at_factor
 from flyspeck.models.dynamic.pooling import find_switch, is_dynamic
@@ -128,8 +129,7 @@ def check_options(out: Path, options: ExportOptions) -> None:
         raise UserError(f"{options.format} takes every size", where="--tile", fix="leave it out: it is for --to litert")
     if options.check_limit < 1 or options.calibration_tiles < 1:
         raise UserError("no images to check or calibrate on", where="--limit", fix="give at least 1")
-    if not out.parent.is_dir():
-        raise UserError("no such folder", where=out.parent, fix="make it first")
+    make_folder(out.parent)
 
 
 def image_sets(run: Path, options: ExportOptions, classes: tuple[str, ...]) -> tuple[ImageSet, ImageSet]:

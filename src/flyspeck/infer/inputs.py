@@ -38,7 +38,7 @@ from flyspeck.data.images import check_bands
 from flyspeck.data.orientation import exif_orientation, upright
 from flyspeck.errors import UserError
 from flyspeck.infer.remote import is_remote, remote_name
-from flyspeck.infer.source import Held, Item, find_items, open_source, remote_item
+from flyspeck.infer.source import Held, Item, find_items, matched, open_source, remote_item
 from flyspeck.infer.whole import in_memory
 from flyspeck.infer.windows import AroundSource, OpenOptions, Source
 
@@ -125,12 +125,7 @@ def _of_path(path: str | Path) -> Iterator[Item]:
     if not _several(path):
         yield Item(str(path), Path(path), str(path))
         return
-    if os.path.isdir(path):
-        found = [item.image for item in find_items([path])[0]]
-    else:
-        found = [Path(name) for name in sorted(glob.glob(os.fspath(path), recursive=True)) if os.path.isfile(name)]
-    if not found:
-        raise UserError("no file matches", where=path, fix="check the pattern")
+    found = [item.image for item in find_items([path])[0]] if os.path.isdir(path) else matched(path)
     for file in found:
         yield Item(str(file), file, str(file))
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from flyspeck.errors import UserError, one_line
+from flyspeck.errors import UserError, counted, one_line
 from flyspeck.evaluate.score_curve import ScoreCurve, ScoreRule
 from flyspeck.files import local_output
 from flyspeck.infer.job_images import DrawRule, ImageJob, PredictionSummary, made_with
@@ -28,7 +28,7 @@ from flyspeck.infer.region import read_region
 from flyspeck.infer.remote import file_name_of, is_remote, remote_name
 from flyspeck.infer.resolution import described_resolution
 from flyspeck.infer.shown import Showing, shown_batch, shown_enlargement, shown_tiles
-from flyspeck.infer.source import Categories, Item, find_items, remarks_on
+from flyspeck.infer.source import Categories, Item, find_items, matched, remarks_on
 from flyspeck.infer.video.live import is_live
 from flyspeck.infer.video.zones import parse_zones
 from flyspeck.infer.web import WebRule
@@ -92,8 +92,9 @@ def predict(
     """Find objects in images of any size, in a video, or in a camera's stream, and write result files and annotated images.
 
     Args:
-        source: Image files, folders (searched to the bottom), one file of annotations, one video, or the address of one stream
-            (`rtsp://…`). An image may be an address: `https://…`, `s3://…`, `gs://…`, `az://…`, or one of GDAL's `/vsi…` paths.
+        source: Image files, patterns of them (`imgs/*.jpg`), folders (searched to the bottom), one file of annotations, one
+            video, or the address of one stream (`rtsp://…`). An image may be an address: `https://…`, `s3://…`, `gs://…`,
+            `az://…`, or one of GDAL's `/vsi…` paths.
         model: A run folder, a weights file, an exported `.onnx`, `.xml` or `.tflite` file (which needs no torch), also of another
             program,
             or a function, `package.module:function`.
@@ -168,7 +169,7 @@ def predict(
     check_formats(formats)
     placing = _placing(crs, None if roi is None else Path(roi), formats)
     given = [source] if isinstance(source, str | os.PathLike) else list(source)
-    sources = [str(one) if is_remote(one) else Path(one) for one in given]
+    sources = [place for one in given for place in ([str(one)] if is_remote(one) else matched(one))]
     on_video: dict[str, Any] = {"limit": Limit(frames=max_frames, seconds=max_seconds), "stills": stills}
     on_video["zones"] = parse_zones(count_lines, [str(region) for region in count_regions])
     folder, path, rule = local_output(out), Path(model), merge or DEFAULT
@@ -211,7 +212,7 @@ def predict(
         share = 1.0 if skip_check else skip_audit
         predictor.skip = choose_skip_rule(path, network, audit=share, score=reported, say=say)
     if processes.leads:
-        what = f"{len(items)} images" if video is None else told_name(video)
+        what = counted(len(items), "image") if video is None else told_name(video)
         say(settings_line(what, predictor, description, f"{reported:.3g}{why}"))
     settings = {**made_with(os.fspath(model), predictor, precision), **choice, **views, **_told(description)}
     asked_of_all: dict[str, Any] = {"out": folder, "formats": formats, "classes": network.classes}
@@ -374,7 +375,7 @@ def settings_line(what: str, predictor: Predictor, description: Mapping[str, Any
     trained = description.get("training_size")
     if "layout" in description:  # another program's
         line += f"\na model for {trained[0]}x{trained[1]}, layout {description['layout']}" if trained else ""
-        line += f", {len(description['classes'])} classes: {one_line(', '.join(description['classes']), 120)}"
+        line += f", {counted(len(description['classes']), 'class')}: {one_line(', '.join(description['classes']), 120)}"
     elif trained is not None:
         line += f"\ntrained at {trained[0]}x{trained[1]}"
         if "object_side_99" in description:

@@ -16,7 +16,7 @@ from flyspeck.boxes import iou
 from flyspeck.convert import class_names
 from flyspeck.data.readers import read_annotations
 from flyspeck.drawing import annotated
-from flyspeck.errors import UserError, one_line
+from flyspeck.errors import UserError, counted, one_line
 from flyspeck.files import uninterrupted
 from flyspeck.infer.engines import is_exported
 from flyspeck.infer.foreign.function_model import is_function, source_of
@@ -130,7 +130,7 @@ class ImageJob:
         journal = self._journal(fresh=not self.resume)  # refuses tiles of other settings before anything is removed
         results.clear(tiles=False)
         if self.resume:
-            self.say(f"resumed: {journal.num_kept} tiles kept")
+            self.say(f"resumed: {counted(journal.num_kept, 'tile')} kept")
         journal.close()
 
     def _part(self, predictor: Predictor, processes: Processes) -> PredictionSummary:
@@ -142,7 +142,9 @@ class ImageJob:
         images = sum(1 for _ in watched.counted(predictor.stream(self.items, journal=watched)))
         journal.close()
         seconds = time.perf_counter() - start
-        self.say(f"process {processes.rank + 1} of {processes.world}: {journal.num_written} tiles, {seconds:.1f} s")
+        self.say(
+            f"process {processes.rank + 1} of {processes.world}: {counted(journal.num_written, 'tile')}, {seconds:.1f} s"
+        )
         return PredictionSummary(out=self.out, images=images, boxes=0, tiles=journal.num_written, seconds=seconds)
 
     def _journal(self, *, fresh: bool) -> TileJournal:
@@ -198,14 +200,19 @@ class ImageLoop:
         if self.full > 1:
             self.warn(f"note: {self.full} images have tiles with as many boxes as the model gives of one")
         if self.hidden:
-            self.say(f"{self.hidden} detections left out (tile by tile) that lie in pixels which are not there")
+            self.say(
+                f"{counted(self.hidden, 'detection')} left out (tile by tile) that lie in pixels which are not there"
+            )
         self._tell_region()
         if self.skip is not None:
             self.say(self.skip.line())
         if recalled is not None:
             self.say(recall_line(recalled, self.drawing.score))
         outside = f" ({self.outside} outside the region, not run)" if self.outside else ""
-        self.say(f"{self.out}: {self.boxes} boxes in {self.done} images, {self.tiles} tiles{outside}, {seconds:.1f} s")
+        self.say(
+            f"{self.out}: {counted(self.boxes, 'box')} in {counted(self.done, 'image')},"
+            f" {counted(self.tiles, 'tile')}{outside}, {seconds:.1f} s"
+        )
         if self.bad:
             raise UserError(
                 f"{self.bad} of {len(items)} images could not be read, wholly or in part",
@@ -345,7 +352,8 @@ def summary_line(result: Result) -> str:
     skipped += f" ({result.num_empty} empty)" if result.num_empty else ""
     skipped += f" ({result.num_outside} outside the region)" if result.num_outside else ""
     size = f"{found.image_size[0]}x{found.image_size[1]}"
-    return f"{one_line(result.item.name)}: {size}{tiles}{skipped}, {len(found)} boxes{': ' if classes else ''}{one_line(classes)}"
+    boxes = f"{counted(len(found), 'box')}{': ' if classes else ''}{one_line(classes)}"
+    return f"{one_line(result.item.name)}: {size}{tiles}{skipped}, {boxes}"
 
 
 def match_categories(classes: tuple[str, ...], categories: Categories | None) -> tuple[list[int] | None, list[str]]:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, counted
 from flyspeck.infer.job_images import PredictionSummary
 from flyspeck.infer.outputs import open_writers
 from flyspeck.infer.predictor import Predictor
@@ -149,7 +149,7 @@ class VideoJob:
                 with interrupts.held():
                     loop.finish()
                 on = ", --resume goes on" if isinstance(reader, VideoReader) else ""
-                self.warn(f"note: stopped after {loop.frames} frames: the files are whole{on}")
+                self.warn(f"note: stopped after {counted(loop.frames, 'frame')}: the files are whole{on}")
                 raise
             loop.finish()
         if isinstance(reader, LiveReader):
@@ -172,7 +172,7 @@ class VideoJob:
         journal = FrameJournal(self.out, {**self.made_with, **about}, resume=self.resume)
         if self.resume:
             results.clear(tiles=False)
-            self.say(f"resumed: {journal.num_kept} frames kept")
+            self.say(f"resumed: {counted(journal.num_kept, 'frame')} kept")
         results.record(self._written(reader.name))
         return journal
 
@@ -305,7 +305,8 @@ class FrameLoop:
         """What was done. Raises UserError where something was amiss."""
         job, seconds, tracks = self._job, time.perf_counter() - self._start, len(self.table.numbers)
         job.say(
-            f"{job.out}: {self.frames} frames, {self.boxes} boxes, {tracks} tracks, {seconds:.1f} s, "
+            f"{job.out}: {counted(self.frames, 'frame')}, {counted(self.boxes, 'box')}, {counted(tracks, 'track')}, "
+            f"{seconds:.1f} s, "
             f"{self.frames / seconds:.2f} frames/s from decoding to {'the annotated video' if job.draw else 'the tables'}"
         )
         if self.loose:

@@ -395,7 +395,14 @@ class Predictor:
         """Run the tiles that were skipped, as the audit found too much in others like them; how many they were."""
         missing = sorted(tile for tile, verdict in job.verdicts.items() if verdict == SKIPPED)
         passes = self._passes(lambda: None)
-        with open_source(job.item.image, self.options, name=job.item.name) as source:
+        try:
+            again = open_source(job.item.image, self.options, name=job.item.name)
+        except UserError as error:  # it was there when it was looked at: these tiles are not known, and all else is
+            for tile in missing:
+                job.verdicts.pop(tile)
+                _refused(Window(job, tile, None), error)
+            return 0
+        with again as source:
             for start in range(0, len(missing), self.batch_size):
                 windows = [read_window(source, job, tile) for tile in missing[start : start + self.batch_size]]
                 job.waiting += len(windows)

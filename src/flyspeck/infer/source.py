@@ -6,6 +6,8 @@ are decoded whole.
 
 from __future__ import annotations
 
+import glob
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +21,7 @@ from flyspeck.data.readers.coco import read_listing
 from flyspeck.data.readers.folders import walk
 from flyspeck.data.readers.outside import refuse_outside
 from flyspeck.data.readers.places import some, unread
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, counted
 from flyspeck.infer.kinds import driver_of
 from flyspeck.infer.naming import file_names, has_ending, inside, is_video
 from flyspeck.infer.opening import open_file
@@ -155,6 +157,19 @@ def find_items(
     return _named(_told_apart(items), say), None
 
 
+def matched(source: str | Path) -> list[Path]:
+    """What a source of a command line names: itself, or the files that a pattern (`imgs/*.jpg`, `**/*.png`) matches, by name; of
+    a shell that has not expanded it, as in quotes or on Windows. Raises UserError for a pattern that nothing matches.
+    """
+    text = os.fspath(source)
+    if "://" in text or os.path.exists(text) or not glob.has_magic(text):
+        return [Path(text)]
+    found = [Path(name) for name in sorted(glob.glob(text, recursive=True)) if os.path.isfile(name)]
+    if not found:
+        raise UserError("no file matches this pattern", where=text, fix="check the folder and the ending")
+    return found
+
+
 def remote_item(address: str, image_id: int | str | None) -> Item:
     """An image at an address (`flyspeck.infer.remote`): looked at when its turn comes, called without password and query."""
 
@@ -194,7 +209,9 @@ def _images_below(folder: Path, say: Callable[[str], None]) -> list[Path]:
     own = set(written_in(folder) or ()) if found else set()
     mixed = [path for path in found if path.relative_to(folder).parts[0] in own]
     if mixed and len(mixed) < len(found):
-        say(f"note: {folder} holds results of an earlier prediction: {len(mixed)} images of its own are passed over")
+        say(
+            f"note: {folder} holds results of an earlier prediction: {counted(len(mixed), 'image')} of its own passed over"
+        )
         found = [path for path in found if path.relative_to(folder).parts[0] not in own]
     lost = sorted(str(path.relative_to(folder)) for path in found if path.is_symlink() and not path.exists())
     if lost:
@@ -220,7 +237,7 @@ def _once_each(found: list[tuple[str, Path]], say: Callable[[str], None]) -> lis
     for name, path in found:
         files.setdefault(path.resolve(), (name, path))
     if len(files) < len(found):
-        say(f"note: {len(found) - len(files)} images are named twice and looked at once")
+        say(f"note: {counted(len(found) - len(files), 'image is', 'images are')} named twice and looked at once")
     return list(files.values())
 
 
@@ -238,7 +255,7 @@ def _named(items: list[Item], say: Callable[[str], None]) -> list[Item]:
     if other:
         name, output = other[0]
         say(
-            f"note: {len(other)} images would share the names of their result files with others, and keep their ending there "
+            f"note: {counted(len(other), 'image')} would share the name of a result file with others, ending kept there "
             f"({name}: {output}.txt)"
         )
     return [replace(item, output=output) for item, output in zip(items, outputs, strict=True)]
@@ -261,7 +278,7 @@ def _videos_in(folder: Path) -> list[str]:
         found += [str(Path(here, name).relative_to(folder)) for name in files if is_video(name) and name not in own]
     if not found:
         return []
-    return [f"{len(found)} videos are passed over ({some(sorted(found))}): give each alone"]
+    return [f"{counted(len(found), 'video is', 'videos are')} passed over ({some(sorted(found))}): give each alone"]
 
 
 def _endings() -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.writers import write_coco
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, counted
 from flyspeck.train.config import Recipe, load_recipe
 
 _ONE_NUMBERING = 0.95  # share of different frame numbers from which names count through the whole set
@@ -86,7 +86,9 @@ def train_folds(
     for number in range(folds):
         folder = out / f"fold{number + 1}"
         held_out = np.flatnonzero(parts == number)
-        say(f"fold {number + 1} of {folds}: {folder}, {len(annotations) - len(held_out)} images to learn from")
+        say(
+            f"fold {number + 1} of {folds}: {folder}, {counted(len(annotations) - len(held_out), 'image')} to learn from"
+        )
         if not (folder / "run" / DONE).is_file():
             fold = _fold_recipe(recipe, annotations.select_images(parts != number), folder)
             train(fold, folder / "run", (folder / "run" / "recipe.yaml").is_file())

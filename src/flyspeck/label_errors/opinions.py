@@ -12,7 +12,7 @@ import numpy as np
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.enlarge import native_sizes
 from flyspeck.data.readers import read_annotations
-from flyspeck.errors import UserError, nearest
+from flyspeck.errors import UserError, counted, nearest
 from flyspeck.evaluate.detections import DetectionTable
 from flyspeck.infer.load import load_predictor
 from flyspeck.infer.source import Item
@@ -129,7 +129,7 @@ def detect(
             f"no image can be read: {problems[0] if problems else 'there is none'}", where=annotations.source
         )
     if problems:
-        warn(f"{len(problems)} images are not judged: {problems[0]}")
+        warn(f"{counted(len(problems), 'image is', 'images are')} not judged: {problems[0]}")
     judged = annotations.select_images(readable)
     new_row = np.cumsum(readable) - 1
     columns.sort(key=lambda column: column[0])

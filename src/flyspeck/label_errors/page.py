@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.images import read_image
 from flyspeck.drawing import as_shown
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, counted
 from flyspeck.label_errors.ranking import KINDS
 from flyspeck.label_errors.suspects import Box, Suspect
 from flyspeck.report import tables
@@ -37,7 +37,7 @@ def build_page(
     """The page's HTML with the crops of the first `draw` suspects, and the images that could not be read."""
     shown, problems = _crops(annotations, suspects[:draw])
     source = annotations.source or "the annotations"
-    lead = f"{len(suspects)} suspects in {len(annotations)} images of {source}, by the opinion of {model}."
+    lead = f"{counted(len(suspects), 'suspect')} in {counted(len(annotations), 'image')} of {source}, by the opinion of {model}."
     sections = [("kinds", "Kinds of errors", _summary(suspects, rates)), ("images", "Suspects", _list(shown, problems))]
     return render_page("Annotations that are likely wrong", lead, sections), problems
 
@@ -112,7 +112,11 @@ def _scaled(box: Box | np.ndarray, window: tuple[int, int, int, int], zoom: floa
 
 
 def _list(shown: Sequence[tuple[int, Suspect, str, str]], problems: Sequence[str]) -> str:
-    notes = f'<p class="note">{len(problems)} images could not be read: {escape(problems[0])}</p>' if problems else ""
+    notes = (
+        f'<p class="note">{counted(len(problems), "image")} could not be read: {escape(problems[0])}</p>'
+        if problems
+        else ""
+    )
     if not shown:
         return notes + ("" if problems else "<p>Nothing looks wrong.</p>")
     classes = {name for _, one, _, _ in shown for name in (one.annotated_class, one.suggested_class) if name}

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers import read_annotations
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, counted
 from flyspeck.evaluate.detections import DetectionTable
 from flyspeck.files import local_output, write_json, write_text
 from flyspeck.label_errors.folds import train_folds
@@ -54,7 +54,8 @@ class LabelErrors:
 
     def text(self, most: int = 10) -> str:
         """A line for each kind, and the first `most` suspects."""
-        head = f"{self.annotations.source}: {len(self.annotations)} images, {self.annotations.num_boxes} annotations"
+        images, boxes = len(self.annotations), self.annotations.num_boxes
+        head = f"{self.annotations.source}: {counted(images, 'image')}, {counted(boxes, 'annotation')}"
         lines = [head, f"{'kind':12} {'estimated share':>16} {'suspects':>9} {'expected errors':>16}"]
         for kind in KINDS:
             mine = [one.chance for one in self.suspects if one.kind == kind]
@@ -157,7 +158,7 @@ def _written(
     page, problems = build_page(result.annotations, result.suspects, result.rates, model=name, draw=draw)
     write_text(out / "index.html", page)
     if problems:
-        warn(f"{len(problems)} images could not be drawn: {problems[0]}")
+        warn(f"{counted(len(problems), 'image')} could not be drawn: {problems[0]}")
     files = [out / "errors.csv", out / "errors.json", out / "index.html"]
     for format in dict.fromkeys(formats):
         files.append(write_preannotations(result.annotations, result.suspects, out, cast("Format", format)))

@@ -16,7 +16,8 @@ from typing import Any
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers import read_annotations
-from flyspeck.errors import UserError
+from flyspeck.devices import check_device
+from flyspeck.errors import UserError, counted
 from flyspeck.evaluate.baselines import Baseline, baseline_text, measure_baselines
 from flyspeck.evaluate.protocols import Protocol
 from flyspeck.evaluate.results import EvaluationResult
@@ -112,6 +113,7 @@ def auto(
     """
     voice = Voice(say)
     place, budget_minutes = local_output(out), minutes_of(minutes)
+    check_device(device)
     asked = {
         "data": str(Path(data).absolute()), "val": None if val is None else str(Path(val).absolute()),
         "minutes": budget_minutes, "classes": None if classes is None else list(classes),
@@ -162,7 +164,7 @@ def _run(
     model = _kept(winner, state)
     exported = _export(winner, sources[CHOOSE], state, budget.checked(speed, found), notes, voice)
     report = _still(report, best, budget, notes)
-    with voice.doing(f"measuring on {len(report)} images that no choice was made on"):
+    with voice.doing(f"measuring on {counted(len(report), 'image')} that no choice was made on"):
         precision = winner.recipe.train.precision
         detections, _ = detect(model, report, None, device=machine_device, precision=precision)  # as anybody has it
         evaluation = result_of(report, detections, winner.recipe.evaluate.protocol)
@@ -320,7 +322,7 @@ def _setting(
     protocol, precision = winner.recipe.evaluate.protocol, winner.recipe.train.precision
     weights = weights_file(winner.folder)
     if "settings" not in state.done or "tile" not in state.done["settings"][0]:
-        voice(f"whole or in tiles, and at which scale: {len(choose)} images")
+        voice(f"whole or in tiles, and at which scale: {counted(len(choose), 'image')}")
         done, measured_on = measure_settings(
             winner.folder, choose, protocol=protocol, metric=metric, device=device, precision=precision,
             limit=limit, voice=voice,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, counted
 from flyspeck.plan import rules, tiers
-from flyspeck.plan.choices import Speed, counted
+from flyspeck.plan.choices import Speed
 from flyspeck.plan.fingerprint import Fingerprint
 from flyspeck.plan.state import State
 

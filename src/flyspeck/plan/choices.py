@@ -22,12 +22,6 @@ MEASURED: Mapping[str, tuple[str, str]] = {
 """What measured rules rest on: page and heading."""
 
 
-def counted(number: float, noun: str, plural: str = "") -> str:
-    """`1 minute`, `2.5 minutes`, `3 classes`, `1234567 boxes`."""
-    said = str(number) if isinstance(number, int) else f"{number:g}"  # no image is one of 1e+06
-    return f"{said} {noun if number == 1 else plural or noun + 's'}"
-
-
 def named(names: Sequence[str], most: int = 5) -> str:
     """`a, b and 7 more`; no name longer than 40 letters."""
     shown = [name if len(name) <= 40 else f"{name[:39]}…" for name in names[:most]]

@@ -15,6 +15,7 @@ from typing import Any
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.bands import rule_of
+from flyspeck.errors import counted
 from flyspeck.plan.tried import Candidate, Trial
 from flyspeck.plan.voice import Voice
 from flyspeck.train.build import load_described
@@ -86,7 +87,9 @@ def halve(
             trials.append(trial)
             note(trial)
             said = f"{100 * value:.1f} %" if value >= 0 else "none"
-            voice(f"  {candidate.name}: {candidate.recipe.evaluate.best} {said} after {images} images in {used:.0f} s")
+            voice(
+                f"  {candidate.name}: {candidate.recipe.evaluate.best} {said} after {counted(images, 'image')} in {used:.0f} s"
+            )
         reached = {trial.name: trial.value for trial in trials if trial.round == number}
         racing = sorted(racing, key=lambda one: -reached[one.name])[:-1]
         voice(f"  going on: {', '.join(one.name for one in racing)}")

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.errors import UserError
+from flyspeck.devices import check_device
+from flyspeck.errors import UserError, counted
 from flyspeck.files import local_output
 from flyspeck.plan import rules
 from flyspeck.plan.budget import looked_at
-from flyspeck.plan.choices import Machine, Plan, Speed, counted, named
+from flyspeck.plan.choices import Machine, Plan, Speed, named
 from flyspeck.plan.fingerprint import Fingerprint, fingerprint, with_pixels
 from flyspeck.plan.sets import CHOOSE, TRAIN, Sets, arrange, read_sources
 from flyspeck.plan.tiers import allowed_tiers, best_tier
@@ -50,7 +51,7 @@ class Forecast:
     def text(self) -> str:
         """One line for people."""
         return (
-            f"{self.images_per_second:.1f} images/s, {self.memory / 1e9:.2f} GB of memory, {self.images} images"
+            f"{self.images_per_second:.1f} images/s, {self.memory / 1e9:.2f} GB of memory, {counted(self.images, 'image')}"
             f" ({self.passes:.1f} passes), done after {counted(self.minutes, 'minute')}"
         )
 
@@ -105,6 +106,7 @@ def init(
     """
     voice = Voice(say)
     place, budget = local_output(out), minutes_of(minutes)
+    check_device(device)
     if place.exists():
         raise UserError("is there already", where=place, fix="name another --out, or delete it")
     options = {"format": format, "classes": classes, "images": None if images is None else Path(images)}
@@ -182,9 +184,7 @@ def look(
     with voice.doing(f"reading {data}"):
         parts, other = read_sources(data, val, options)
     for part in (*parts, *([] if other is None else [other])):
-        voice(
-            f"  {part.table.source}: {counted(len(part.table), 'image')}, {counted(part.table.num_boxes, 'box', 'boxes')}"
-        )
+        voice(f"  {part.table.source}: {counted(len(part.table), 'image')}, {counted(part.table.num_boxes, 'box')}")
         for note in part.table.notes:
             voice(f"  note: {note}")
     whole = parts[0].table
@@ -230,10 +230,10 @@ def fingerprint_lines(found: Fingerprint) -> list[str]:
         f"from image to image their median goes from {low:.1f} to {high:.1f} px; the longest sides are"
         f" {found.long_side:.0f} px",
         f"images: {width}x{height} px (median), {bands} of {found.bits} bits; {found.per_megapixel:.1f} objects a megapixel,"
-        f" {counted(found.most_objects, 'box', 'boxes')} in the fullest, {found.images_without_objects} without objects",
+        f" {counted(found.most_objects, 'box')} in the fullest, {found.images_without_objects} without objects",
         f"nearest neighbours: {apart}; {found.edge_share:.1%} of the objects end at"
         f" the border; {found.ignore_share:.1%} of the boxes are ignore regions",
-        f"{counted(len(kinds), 'class', 'classes')}: {shown}",
+        f"{counted(len(kinds), 'class')}: {shown}",
         *([f"ground resolution: {found.ground.words()}"] if found.ground else []),
         *(f"note: {note}" for note in found.notes),
     ]
@@ -343,7 +343,8 @@ def check_disk(folder: Path, *tiers: str) -> None:
 def heading(data: Path, minutes: float, words: str, why: str, forecast: Forecast, machine: Machine) -> list[str]:
     """The comment that the recipe begins with."""
     return [
-        f"Written by `flyspeck init` from {data.name}, for {minutes:g} minutes of training: every choice with its reason.",
+        f"Written by `flyspeck init` from {data.name}, for {counted(minutes, 'minute')} of training: every choice with its"
+        " reason.",
         f"Detector: {words}; {why}.",
         f"To be expected on the machine that wrote it ({machine.cpus} processors, {machine.device}): {forecast.text()}.",
     ]

@@ -11,7 +11,8 @@ import math
 from collections.abc import Iterator
 
 from flyspeck.data.implications import CELLS
-from flyspeck.plan.choices import JUDGED, Choice, Machine, Plan, Speed, Tier, counted, named
+from flyspeck.errors import counted
+from flyspeck.plan.choices import JUDGED, Choice, Machine, Plan, Speed, Tier, named
 from flyspeck.plan.fingerprint import Fingerprint
 from flyspeck.plan.tiers import FEW_PASSES
 
@@ -229,7 +230,7 @@ def _suppression(found: Fingerprint) -> list[Choice]:
     most = int(max(100, math.ceil(found.most_objects * 1.5 / 100) * 100))
     return [
         Choice("model.suppression", "nms" if crowded else "tiny", words, "doubles"),
-        Choice("model.max_detections", most, f"the fullest image has {counted(found.most_objects, 'box', 'boxes')}"),
+        Choice("model.max_detections", most, f"the fullest image has {counted(found.most_objects, 'box')}"),
     ]
 
 
@@ -304,7 +305,7 @@ def make_plan(
     rate = speed.images_per_second if speed is not None else 5.0
     choices = [
         Choice("name", name, "of the run folder, where no other is given"),
-        Choice("data.train", train, f"{found.images} images, {found.objects} objects"),
+        Choice("data.train", train, f"{counted(found.images, 'image')}, {counted(found.objects, 'object')}"),
         Choice("data.val", val, "what the training is measured on"),
         *(
             []
@@ -332,11 +333,9 @@ def remarks(found: Fingerprint, minutes: float, images_per_second: float) -> Ite
     absent = [name for name, count in found.classes.items() if not count]
     few = [name for name, count in found.classes.items() if 0 < count < 20]
     if absent:
-        yield f"no object to learn from: {counted(len(absent), 'class', 'classes')}: {named(absent)}"
+        yield f"no object to learn from: {counted(len(absent), 'class')}: {named(absent)}"
     if few:
-        yield (
-            f"fewer than 20 objects, too few to learn or to measure: {counted(len(few), 'class', 'classes')}: {named(few)}"
-        )
+        yield (f"fewer than 20 objects, too few to learn or to measure: {counted(len(few), 'class')}: {named(few)}")
     if found.quantile(5) == found.quantile(95):
         yield f"all objects have one size ({found.quantile(50):.1f} px): are they boxes, or points that became boxes?"
     if found.long_side * enlargement(found).value > CROPS[-1][0]:
@@ -345,7 +344,8 @@ def remarks(found: Fingerprint, minutes: float, images_per_second: float) -> Ite
             " in part only: where they matter, train a second detector for them, on shrunk images (data.enlarge)"
         )
     if found.duplicates:
-        yield f"{found.duplicates} images are there more than once (`flyspeck data inspect --fix` takes them out)"
+        twice = counted(found.duplicates, "image is", "images are")
+        yield f"{twice} there more than once (`flyspeck data inspect --fix` takes them out)"
     reading = found.decode_seconds * found.megapixels  # each image once, at least
     seen = images_per_second * max(0.0, 60 * minutes - reading)
     passes = seen / found.images

@@ -21,8 +21,8 @@ from flyspeck.data.checks.parts import Part, read_parts, told_apart, whole_of
 from flyspeck.data.checks.split import Division, divide
 from flyspeck.data.join import join_annotations
 from flyspeck.data.writers import write_coco
-from flyspeck.errors import UserError
-from flyspeck.plan.choices import counted, named
+from flyspeck.errors import UserError, counted
+from flyspeck.plan.choices import named
 from flyspeck.plan.fingerprint import Fingerprint
 
 TRAIN, CHOOSE, REPORT = "train", "choose", "report"
@@ -271,7 +271,7 @@ def _absent_notes(sources: Mapping[str, Source]) -> list[str]:
         absent = [train.classes[label] for label in _labels(train) if train.classes[label] not in there]
         if absent and name != TRAIN:
             notes.append(
-                f"no object of {counted(len(absent), 'class', 'classes')} among the images to {_FOR[name]} ({named(absent)}):"
+                f"no object of {counted(len(absent), 'class')} among the images to {_FOR[name]} ({named(absent)}):"
                 f" metrics say nothing of {'it' if len(absent) == 1 else 'them'}"
             )
     return notes

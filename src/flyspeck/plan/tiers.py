@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flyspeck.plan.choices import JUDGED, Speed, Tier, counted
+from flyspeck.errors import counted
+from flyspeck.plan.choices import JUDGED, Speed, Tier
 from flyspeck.plan.fingerprint import Fingerprint
 
 MANY_CLASSES = 200

@@ -15,7 +15,7 @@ from flyspeck.data.annotations import Annotations
 from flyspeck.data.bands import rule_of
 from flyspeck.data.ground import GroundResolution
 from flyspeck.data.readers import read_annotations
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, counted
 from flyspeck.evaluate import protocol_named
 from flyspeck.evaluate.baselines import baseline_cells, measure_baselines
 from flyspeck.evaluate.counts import Counts
@@ -260,7 +260,7 @@ def _table(metrics: Score, val_set: Annotations) -> list[str]:
         cells = [f"{100 * metrics.metrics[f'ap50_{area}']:.1f} ({100 * low:.1f}-{100 * high:.1f})"]
         cells += ["-" if value is None else f"{100 * value:.1f}" for value in (ap, ar)]
         lines.append(f"| {area} | {' | '.join(cells)} |")
-    return [*lines, "", f"{val_set.num_boxes} boxes in {len(val_set)} images."]
+    return [*lines, "", f"{counted(val_set.num_boxes, 'box')} in {counted(len(val_set), 'image')}."]
 
 
 def _counted(counts: Counts | None) -> list[str]:

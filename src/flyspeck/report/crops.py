@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from flyspeck import boxes as box_algebra
 from flyspeck.data.images import read_image
 from flyspeck.drawing import as_shown
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, counted
 from flyspeck.evaluate.tables import image_ranks
 from flyspeck.report.diagnosis import FATES, SIZES, RunDiagnosis
 
@@ -101,7 +101,7 @@ def _image(diagnoses: Sequence[RunDiagnosis], rank: int, name: str, pixels: np.n
     counts = ", ".join(
         f"{int((view.fates == k).sum())} {fate}" for k, fate in enumerate(FATES) if (view.fates == k).any()
     )
-    summary = f"{len(view.truths)} objects: {counts or 'none'}; {int(view.wrong.sum())} false alarms"
+    summary = f"{counted(len(view.truths), 'object')}: {counts or 'none'}; {int(view.wrong.sum())} false alarms"
     panels = []
     for number, window in enumerate(_windows(view, pixels.shape[:2], crops), 1):
         row = [("ground truth", *_truth_panel(pixels, window, view, classes))]

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from flyspeck import boxes as box_algebra
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, counted
 from flyspeck.evaluate.learning_curve import remarks
 from flyspeck.files import write_text
 from flyspeck.report import figures as fig
@@ -26,7 +26,7 @@ from flyspeck.report.differences import differences
 from flyspeck.report.gains import gains_figure
 from flyspeck.report.runs import RunReport
 from flyspeck.report.similarity import similarity_figure, similarity_history
-from flyspeck.size_bins import counted
+from flyspeck.size_bins import in_bins
 from flyspeck.version import VERSION
 
 # What the page may do is stated in the page: run its own script, show its own images, and reach nothing else.
@@ -101,7 +101,7 @@ def _check_alike(runs: Sequence[RunReport]) -> None:
 def _page(title: str, runs: Sequence[RunReport], sections: Sequence[tuple[str, str, str]]) -> str:
     data = runs[0].annotations
     names, source = ", ".join(run.name for run in runs), data.source or "the ground truth"
-    lead = f"{names} on {source}: {len(data)} images, {int((~data.ignore).sum())} objects."
+    lead = f"{names} on {source}: {counted(len(data), 'image')}, {counted(int((~data.ignore).sum()), 'object')}."
     return render_page(title, lead, sections)
 
 
@@ -273,7 +273,7 @@ def _data(run: RunReport) -> str:
     if not len(sizes):
         return "<p>The ground truth has no objects.</p>"
     edges = [0, 2, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, np.inf]
-    counts = counted(box_algebra.area(table.boxes[objects]), edges)
+    counts = in_bins(box_algebra.area(table.boxes[objects]), edges)
     names = [f"{a:g}–{b:g}" if np.isfinite(b) else f"{a:g} and more" for a, b in pairwise(edges)]
     regions = int((~objects).sum())
     small = f"{100 * (sizes <= 20).mean():.0f} % at most 20 px"
@@ -293,7 +293,8 @@ def _data(run: RunReport) -> str:
         per_class.append([name, str(len(mine)), tables.number(float(mine.mean())) if len(mine) else "–"])
     classes = tables.table(["class", "objects", "mean size, px"], per_class, caption="Objects by class")
     text = (
-        f"<p>{len(sizes)} objects in {len(table)} images; sqrt(area) {sizes.mean():.1f} ± {sizes.std():.1f} px, {small}; "
+        f"<p>{counted(len(sizes), 'object')} in {counted(len(table), 'image')}; "
+        f"sqrt(area) {sizes.mean():.1f} ± {sizes.std():.1f} px, {small}; "
         f"{regions} ignore region{'s' * (regions != 1)}.</p>"
     )
     return f'{text}{_figure("Objects by size", chart, "The counts", data)}<div class="half">{classes}</div>'
@@ -348,7 +349,7 @@ def _images(images: Sequence[ShownImage], problems: Sequence[str], run: str, dia
     """The filter and the images."""
     notes = ""
     if problems:
-        notes = f'<p class="note">{len(problems)} images could not be read: {escape(problems[0])}</p>'
+        notes = f'<p class="note">{counted(len(problems), "image")} could not be read: {escape(problems[0])}</p>'
     if not images:
         return notes + ("" if problems else "<p>No object is lost and nothing is wrong.</p>")
     order = [*(f"lost {name}" for name in SIZES), "false alarm", *diagnosis.run.annotations.classes]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flyspeck.errors import missing_extra
+from flyspeck.files import make_folder
 
 if TYPE_CHECKING:
     from flyspeck.models.profile import Profile
@@ -34,4 +35,5 @@ def plot_stage_shares(profiles: Sequence[Profile], path: Path | str) -> None:
     axes.set_ylabel(f"share of the backbone's GFLOPs ({profiles[0].convention})")
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside right upper", frameon=False)
+    make_folder(path.parent)
     figure.savefig(path, dpi=150)

@@ -11,7 +11,7 @@ from flyspeck.data.annotations import Annotations
 from flyspeck.data.band_choice import Survey
 from flyspeck.data.headers import ImageHeader, read_header
 from flyspeck.data.images import read_image
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, counted
 
 log = logging.getLogger("flyspeck")
 
@@ -29,7 +29,8 @@ def few_steps(epochs: int, steps_per_epoch: int) -> str | None:
         return None
     wanted = -(-3 * FEW_STEPS // max(1, steps_per_epoch))
     return (
-        f"{steps} steps in all ({epochs} epochs of {steps_per_epoch}) are few for a detector: train.epochs {wanted} would be"
+        f"{steps} steps in all ({counted(epochs, 'epoch')} of {steps_per_epoch}) are few for a detector: "
+        f"train.epochs {wanted} would be"
         f" {wanted * steps_per_epoch}, or give train.minutes; `flyspeck init` plans a training for your minutes"
     )
 

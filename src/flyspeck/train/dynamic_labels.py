@@ -20,7 +20,7 @@ from flyspeck.data.bands import PixelRule
 from flyspeck.data.enlarge import Enlarge
 from flyspeck.data.loading import DetectionDataset, in_order, make_loader
 from flyspeck.devices import torch_device
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, counted
 from flyspeck.files import write_json
 from flyspeck.models.detector import Detector
 from flyspeck.models.dynamic.guidance import RATIO, Positives, factor_labels, factor_losses, total_labels
@@ -218,7 +218,9 @@ def select(losses: FactorLosses, image_ids: Any) -> FactorLosses:
     place = {image_id: row for row, image_id in enumerate(losses.image_ids)}
     missing = [i for i in image_ids if i not in place]
     if missing:
-        raise UserError(f"no labels of {len(missing)} images, such as {missing[0]}", fix="compute the labels again")
+        raise UserError(
+            f"no labels of {counted(len(missing), 'image')}, such as {missing[0]}", fix="compute the labels again"
+        )
     rows = [place[i] for i in image_ids]
     return replace(losses, image_ids=tuple(image_ids), losses=losses.losses[rows], objects=losses.objects[rows])
 

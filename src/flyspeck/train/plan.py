@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, counted
 from flyspeck.train.sections import TrainConfig
 from flyspeck.train.state import Progress
 
@@ -299,9 +299,9 @@ def _changed(plan: Plan, progress: Progress, config: TrainConfig, steps_per_epoc
     with it begins it again, which is said: the rate rises once more.
     """
     done = plan.done(progress.step)
-    counted = config.minutes is None
-    was = f"{done / steps_per_epoch:.3g} epochs" if counted else f"{done / 60:.3g} minutes"
-    wanted = f"{config.epochs} epochs" if counted else f"{config.minutes:g} minutes"
+    by_steps = config.minutes is None
+    was = f"{done / steps_per_epoch:.3g} epochs" if by_steps else f"{done / 60:.3g} minutes"
+    wanted = counted(config.epochs, "epoch") if config.minutes is None else counted(config.minutes, "minute")
     if done >= plan.end:
         raise UserError(
             f"has {was} behind it, so that nothing of {wanted} is left",
@@ -310,7 +310,7 @@ def _changed(plan: Plan, progress: Progress, config: TrainConfig, steps_per_epoc
         )
     first = min(config.milestones, default=1.0)
     if config.schedule in ("constant", "cosine_restarts") or (
-        config.schedule == "step" and counted and max(progress.share, done / plan.end) < first
+        config.schedule == "step" and by_steps and max(progress.share, done / plan.end) < first
     ):
         return
     if progress.ended or progress.share >= 1:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from flyspeck.errors import missing_extra
+from flyspeck.errors import counted, missing_extra
 from flyspeck.files import read_records, write_text
 
 log = logging.getLogger("flyspeck")
@@ -128,7 +128,7 @@ class EvaluationLines:
             self._begun, self._due, self._said = now, now + self.PATIENCE, False
         elif at.images == at.of_images and at.of_tiles == 0:
             if self._said:
-                self._show(f"evaluated {at.of_images} images in {_minutes(now - self._begun)}", 1.0)
+                self._show(f"evaluated {counted(at.of_images, 'image')} in {_minutes(now - self._begun)}", 1.0)
         elif now >= self._due:
             left = (now - self._begun) / at.share * (1 - at.share)
             self._show(f"evaluating: {at.words}, {_minutes(left)} left", at.share)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from flyspeck.errors import counted
 from flyspeck.evaluate.results import falls, goodness
 from flyspeck.train.plan import Plan
 from flyspeck.train.sections import TrainConfig
@@ -29,7 +30,7 @@ def stalled(progress: Progress, config: TrainConfig, best: str) -> bool:
         return False
     gain = f" by more than {100 * config.min_gain:g} points" if config.min_gain else ""
     progress.stopped = (
-        f"{best} has not {'fallen' if falls(best) else 'risen'}{gain} in {progress.stale} evaluations: "
+        f"{best} has not {'fallen' if falls(best) else 'risen'}{gain} in {counted(progress.stale, 'evaluation')}: "
         f"{100 * value:.1f} after {100 * progress.mark:.1f}"
     )
     log.info("early stopping: %s", progress.stopped)

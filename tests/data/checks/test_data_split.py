@@ -115,7 +115,7 @@ def test_one_long_series_is_cut_where_that_is_asked(tmp_path: Path) -> None:
     wide = np.concatenate([texture(n) for n in range(8)], 1)
     images = {f"a{7 * frame:05d}.png": wide[:, 9 * frame : 9 * frame + 128] for frame in range(90)}
     source = made(tmp_path / "set", images)
-    with pytest.raises(UserError, match="1 groups of images for 2 splits; give --cut"):
+    with pytest.raises(UserError, match="1 group of images for 2 splits; give --cut"):
         split(source, out=tmp_path / "none")
     assert not (tmp_path / "none").exists()
     done = split(source, out=tmp_path / "out", cut=True)
@@ -140,8 +140,8 @@ def test_images_that_nothing_is_known_of_are_counted(tmp_path: Path) -> None:
     source = made(tmp_path / "set", {**images, "plain.png": np.zeros((96, 128, 3), np.uint8)})
     (tmp_path / "set" / "images" / "a.png").write_bytes(b"broken")
     said = split(source, out=tmp_path / "out").text()
-    assert "1 images could not be read" in said
-    assert "1 images are too plain" in said
+    assert "1 image could not be read" in said
+    assert "1 image is too plain" in said
     assert "images were not compared" in split(source, out=tmp_path / "names", compare_images=False).text()
 
 

@@ -71,7 +71,7 @@ def test_images_of_a_kind_that_is_not_read_are_counted_and_named(
     monkeypatch.setattr(places, "UNREAD", {".xyz": "some-extra"})
     table = read_annotations(build(tmp_path, name, "ab", ("a.png", "b.png", "c.xyz")), format=name)
     assert any(
-        "1 images are .xyz files" in note and "flyspeck[some-extra]" in note and "c.xyz" in note for note in table.notes
+        "1 image is a .xyz file" in note and "flyspeck[some-extra]" in note and "c.xyz" in note for note in table.notes
     )
 
 
@@ -91,7 +91,7 @@ def test_predict_counts_and_names_what_it_passes_over(tmp_path: Path, monkeypatc
     folder = build(tmp_path / "deep" / "er", "yolo", "a", ("a.png", "a.bmp", "c.xyz"))
     assert len(find_items([tmp_path])[0]) == 2
     (unread,) = remarks_on([tmp_path])
-    assert unread.startswith(f"{tmp_path}: 1 images are .xyz files")
+    assert unread.startswith(f"{tmp_path}: 1 image is a .xyz file")
     assert "c.xyz" in unread
     assert remarks_on([folder / "images" / "a.png"]) == []
     assert ".xyz" not in EXTENSIONS

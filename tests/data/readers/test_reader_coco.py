@@ -149,7 +149,7 @@ def test_a_selection_of_classes_sets_the_numbers(tmp_path: Path) -> None:
     assert table.classes == ("c", "a")
     assert table.category_ids == (3, 1)
     assert_array_equal(table.labels, [1, 0, -1])  # b's object is left out, but a region of b's to ignore holds for all
-    assert "(1 boxes of classes not asked for left out)" in table.source
+    assert "(1 box of classes not asked for left out)" in table.source
     assert table.problems == ()
     with pytest.raises(UserError, match="class 'cc' is not in the annotations; did you mean 'c'"):
         read_annotations(path, classes=["cc"])

@@ -331,6 +331,13 @@ def test_csv(tmp_path: Path) -> None:
 def test_sources_that_are_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file or folder"):
         read_annotations(tmp_path / "absent")
+    with pytest.raises(UserError, match="the folder holds no images and no annotations; check the path") as told:
+        read_annotations(tmp_path)
+    assert "known:" not in str(told.value)
+    (tmp_path / "a.png").touch()
+    with pytest.raises(UserError, match="the folder holds 1 image and no annotations; give the file or folder of its"):
+        read_annotations(tmp_path)
+    text(tmp_path / "notes.md", "")
     with pytest.raises(UserError, match="no annotations of a known format"):
         read_annotations(tmp_path)
     text(tmp_path / "a.json", "{}")

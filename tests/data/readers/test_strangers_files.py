@@ -217,14 +217,14 @@ def test_labels_without_image_and_images_without_label_are_said(tmp_path: Path) 
     notes = " ".join(read_annotations(tmp_path).notes)
     assert "3 label files have no image, and their objects are lost (x.txt, y.txt, z.txt)" in notes
     assert "1 of 2 images have no label file" in notes
-    assert "1 images are .dng files" in notes
+    assert "1 image is a .dng file" in notes
 
 
 def test_two_images_of_one_stem_keep_ids_of_their_own(tmp_path: Path) -> None:
     image(yolo(tmp_path) / "images" / "a.png")
     table = read_annotations(tmp_path)
     assert table.image_ids.tolist() == ["a.jpg", "a.png"]
-    assert any("belong to several images" in note for note in table.notes)
+    assert any("1 label file belongs to several images, and is read for each" in note for note in table.notes)
 
 
 @pytest.mark.parametrize("layout", ["train/images", "images/train", "images", "set/images/deep/images", ""])
@@ -419,4 +419,4 @@ def test_what_the_table_does_not_hold_is_named(tmp_path: Path) -> None:
         "keypoints": [],
     }
     table = read_annotations(coco(tmp_path / "x.json", annotations=[entry], licenses=[{"id": 1}]))
-    assert table.unkept == ("licenses", "segmentation of 1 annotations")
+    assert table.unkept == ("licenses", "segmentation of 1 annotation")

@@ -112,9 +112,9 @@ def test_names_of_classes_above_a_folder_of_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("0 0.1 0.1 0.3 0.1 0.3 0.4 0.1 0.4", "1 lines hold more than a box and are read as polygons"),
-        ("0 0.5 0.5 0.2 0.2 0.78", "1 lines have a sixth field, which is taken for a score"),
-        ("0 50 25 20 10", "1 lines have shares above 2: are they pixels?"),
+        ("0 0.1 0.1 0.3 0.1 0.3 0.4 0.1 0.4", "1 line holds more than a box, read as a polygon"),
+        ("0 0.5 0.5 0.2 0.2 0.78", "1 line has a sixth field, which is taken for a score"),
+        ("0 50 25 20 10", "1 line has shares above 2: are they pixels?"),
     ],
 )
 def test_guesses_about_lines_of_yolo_are_said(tmp_path: Path, line: str, words: str) -> None:

@@ -189,7 +189,7 @@ def test_yolo_lines_with_more_than_a_box(tmp_path: Path, line: str, boxes: list[
 def test_yolo_polygons_are_not_kept_and_named(tmp_path: Path) -> None:
     image(tmp_path / "images" / "a.jpg")
     text(tmp_path / "labels" / "a.txt", f"{YOLO}\n0 0.1 0.1 0.2 0.1 0.2 0.2 0.1 0.2\n")
-    assert read_annotations(tmp_path).unkept == ("segmentation of 1 annotations",)
+    assert read_annotations(tmp_path).unkept == ("segmentation of 1 annotation",)
 
 
 def test_scores_of_ground_truth_are_told_in_every_format(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_scores_of_ground_truth_are_told_in_every_format(tmp_path: Path) -> None
     for source in (table, tmp_path / "visdrone", tmp_path / "kitti", text(tmp_path / "a.json", scored)):
         read = read_annotations(source)
         assert_allclose(read.boxes, [BOX])
-        assert "1 boxes have a score" in noted(read)
+        assert "1 box has a score" in noted(read)
 
 
 def test_label_studio_says_what_was_not_done(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_label_studio_says_what_was_not_done(tmp_path: Path) -> None:
         {"id": 2, "data": {"image": "/data/upload/1/b.jpg"}, "annotations": [{"result": []}]},
     ]
     notes = noted(read_annotations(text(tmp_path / "project.json", tasks)))
-    assert "1 annotations were cancelled or skipped: left out" in notes
+    assert "1 annotation was cancelled or skipped: left out" in notes
     assert "1 tasks are not annotated: their images are read as images without objects" in notes
 
 
@@ -287,4 +287,4 @@ def test_polygons_become_boxes_and_are_named_as_not_kept(tmp_path: Path, name: s
     image(tmp_path / "a.jpg")
     table = read_annotations(path.parents[2] if "super" in name else path)
     assert_allclose(table.boxes, [BOX], atol=1e-6)
-    assert "segmentation of 1 annotations" in table.unkept
+    assert "segmentation of 1 annotation" in table.unkept

@@ -81,7 +81,7 @@ def test_via(tmp_path: Path, version: int, project: bool) -> None:
     assert_array_equal(table.boxes, [[5, 6, 12, 14], [16, 26, 24, 34], [1, 2, 5, 9]])
     assert classes_of(table) == ["car", "boat", "car"]
     assert table.sizes.tolist() == [[50, 100]]
-    assert any("1 regions are a point" in note for note in table.notes)
+    assert any("1 region of the kind point" in note for note in table.notes)
 
 
 # --- CVAT
@@ -106,7 +106,7 @@ def test_cvat_for_images(tmp_path: Path) -> None:
     # 20 x 10 px about (20, 15), turned by a quarter: 10 x 20.
     assert_allclose(table.boxes, [[10.5, 12, 16, 18.25], [15, 5, 25, 25], [1, 2, 5, 9], [40, 30, 45, 36]], atol=1e-9)
     assert table.image_ids.tolist() == [7, 8]
-    assert any("1 annotations are of the kind points" in note for note in table.notes)
+    assert any("1 annotation of the kind points" in note for note in table.notes)
 
 
 def test_cvat_for_video(tmp_path: Path) -> None:

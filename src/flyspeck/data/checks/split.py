@@ -17,7 +17,7 @@ from flyspeck.data.checks.names import FRAME_GAP, Frames
 from flyspeck.data.checks.near import ALIKE, compare
 from flyspeck.data.checks.parts import Part, read_parts, whole_of
 from flyspeck.data.checks.write_part import JOINED, new_folder, write_part
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, counted
 from flyspeck.files import cell, local_output, write_text
 
 GROUPS, SUMMARY = "groups.csv", "summary.txt"
@@ -54,7 +54,7 @@ class Split:
 
     def text(self, *, most: int | None = None) -> str:
         """Shares asked for and reached, objects by class, and what to know; of more than `most` classes the most uneven ones."""
-        lines = [f"{self.groups} groups of images, the largest of {self.largest}"]
+        lines = [f"{counted(self.groups, 'group')} of images, the largest of {self.largest}"]
         lines.append(f"{'':>8}{'asked':>8}{'share':>8}{'images':>8}{'groups':>8}{'objects':>9}")
         for part in self.parts:
             lines.append(
@@ -88,7 +88,9 @@ class Split:
     def _left_out(self) -> list[str]:
         if not self.left_out:
             return []
-        return [f"{self.left_out} images are in no split: they are too close to a place where a group was cut"]
+        return [
+            f"{counted(self.left_out, 'image is', 'images are')} in no split, too close to a place where a group was cut"
+        ]
 
 
 def split(
@@ -231,7 +233,9 @@ def divide(
         group = cut_groups(groups, links, max(1, int(min(aims) * len(links.files.paths) / 2)))
     if len(np.unique(group)) < len(aims):
         fix = "give --cut to cut series" if not cut else "give fewer splits"
-        raise UserError(f"{len(np.unique(group))} groups of images for {len(aims)} splits", where=source, fix=fix)
+        raise UserError(
+            f"{counted(len(np.unique(group)), 'group')} of images for {len(aims)} splits", where=source, fix=fix
+        )
     sums, weights = features(part.table, group[file_of])
     chosen = assign(sums, weights, aims, seed)[group]
     if cut:
@@ -304,10 +308,13 @@ def _unseen(links: Links) -> list[str]:
     lines = []
     if lost:
         first = links.prints.problems[0]
-        lines.append(f"note: {lost} images could not be read, and only their names tie them; the first: {first}")
+        lines.append(
+            f"note: {counted(lost, 'image')} could not be read, and only their names tie them; the first: {first}"
+        )
     if plain:
         lines.append(
-            f"note: {plain} images are too plain to be near others (empty sea or sky): only equal pixels and names tie them"
+            f"note: {counted(plain, 'image is', 'images are')} too plain to be near others (empty sea or sky): only equal"
+            " pixels and names tie them"
         )
     return lines
 

@@ -13,7 +13,7 @@ from flyspeck.data.checks.parts import Part
 from flyspeck.data.readers.coco import entry_ids
 from flyspeck.data.readers.values import as_id, load_json
 from flyspeck.data.writers import WRITERS, relative_names, write_coco, write_yolo
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, counted
 from flyspeck.files import write_text
 
 JOINED = "joined"
@@ -59,7 +59,7 @@ def write_part(
     A COCO file keeps whatever else its entries hold. YOLO sets copy their images (`link`: link them); elsewhere images stay
     where they are. A format that nothing here writes becomes COCO. `categories` says what became of the part's.
     """
-    kind, count = part.format, f"{len(table)} images, {table.num_boxes} boxes"
+    kind, count = part.format, f"{counted(len(table), 'image')}, {counted(table.num_boxes, 'box')}"
     if kind == "yolo":
         lost = write_yolo(table, folder, split=name, link=link)
         notes = [f"{name}: {count}, as YOLO in {folder}, images {'linked' if link else 'copied'}"]

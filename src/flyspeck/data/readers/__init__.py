@@ -14,6 +14,7 @@ from typing import cast
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
+from flyspeck.data.images import EXTENSIONS
 from flyspeck.data.readers.assemble import IGNORE_CLASSES, IGNORE_FLAGS, PIXELS, Pixels, ReadOptions
 from flyspeck.data.readers.citypersons import read_citypersons
 from flyspeck.data.readers.coco import read_coco
@@ -21,6 +22,7 @@ from flyspeck.data.readers.cvat import read_cvat
 from flyspeck.data.readers.detect import detect
 from flyspeck.data.readers.dota import read_dota
 from flyspeck.data.readers.fiftyone import read_fiftyone
+from flyspeck.data.readers.folders import all_files
 from flyspeck.data.readers.kitti import read_kitti
 from flyspeck.data.readers.label_studio import read_label_studio
 from flyspeck.data.readers.labelme import read_labelme
@@ -34,7 +36,7 @@ from flyspeck.data.readers.visdrone import read_visdrone
 from flyspeck.data.readers.voc import read_voc
 from flyspeck.data.readers.wider import read_wider
 from flyspeck.data.readers.yolo import SPLITS, read_yolo
-from flyspeck.errors import UserError, nearest
+from flyspeck.errors import UserError, counted, nearest
 from flyspeck.plugins import UnknownPart, owned, with_installed
 
 __all__ = ["IGNORE_CLASSES", "IGNORE_FLAGS", "READERS", "ReadOptions", "Reader", "format_of", "read_annotations"]
@@ -180,7 +182,22 @@ def _found(path: Path, format: str | None) -> tuple[str, Path]:
             return format, path
 
         return with_installed(named)
-    return detect(path) or with_installed(lambda: _outside(path))
+    try:
+        return detect(path) or with_installed(lambda: _outside(path))
+    except UnknownPart as error:
+        _refuse_bare(path)
+        raise error from None
+
+
+def _refuse_bare(path: Path) -> None:
+    """Raises UserError for a folder that holds nothing but images, or not even these: no format has to be named for that."""
+    files = list(all_files(path, recursive=True)) if path.is_dir() else [path]
+    images = [file for file in files if file.suffix.lower() in EXTENSIONS]
+    if not files:
+        raise UserError("the folder holds no images and no annotations", where=path, fix="check the path")
+    if len(images) == len(files) and path.is_dir():
+        what = f"the folder holds {counted(len(images), 'image')} and no annotations"
+        raise UserError(what, where=path, fix="give the file or folder of its annotations, or annotate some first")
 
 
 def _outside(path: Path) -> tuple[str, Path]:

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.errors import UserError, brief, nearest, one_line
+from flyspeck.errors import UserError, brief, counted, nearest, one_line
 
 IGNORE_CLASSES = (
     "dontcare",
@@ -184,7 +184,7 @@ def assemble(draft: Draft, options: ReadOptions, source: str) -> Annotations:
     extra |= {("ignore_flag" if name == "ignore" else name): column[keep] for name, column in flags.items()}
     extra["category"] = np.maximum(category[keep], -1)
     if unasked.any():
-        source += f" ({int(unasked.sum())} boxes of classes not asked for left out)"
+        source += f" ({counted(int(unasked.sum()), 'box')} of classes not asked for left out)"
     return Annotations(
         image_ids=id_array(draft.image_ids),
         file_names=tuple(draft.file_names),
@@ -204,7 +204,10 @@ def assemble(draft: Draft, options: ReadOptions, source: str) -> Annotations:
         source=one_line(source),
         problems=tuple(map(one_line, (*draft.problems, *faults))),
         notes=tuple(map(one_line, draft.notes)),
-        unkept=(*draft.unkept, *([f"segmentation of {draft.outlines} annotations"] if draft.outlines else [])),
+        unkept=(
+            *draft.unkept,
+            *([f"segmentation of {counted(draft.outlines, 'annotation')}"] if draft.outlines else []),
+        ),
         pixels=draft.pixels,
         pixels_known=draft.pixels_known,
     )

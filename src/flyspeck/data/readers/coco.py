@@ -17,7 +17,7 @@ from flyspeck.data.readers.image_sizes import known_sizes
 from flyspeck.data.readers.masks import mask_box
 from flyspeck.data.readers.places import note_scores, settle_root
 from flyspeck.data.readers.values import as_id, as_number, as_numbers, as_path, as_truth, load_json
-from flyspeck.errors import UserError, brief
+from flyspeck.errors import UserError, brief, counted
 
 FLAGS = ("iscrowd", "ignore", "uncertain", "logo", "in_dense_image", "difficult", "invalid", "truncated", "occluded")
 UNKEPT = ("segmentation", "keypoints", "attributes", "caption")
@@ -198,7 +198,7 @@ def _read_boxes(
     for name in UNKEPT:
         count = sum(bool(entry.get(name)) for entry in usable) if name in keys else 0
         if count:
-            draft.unkept.append(f"{name} of {count} annotations")
+            draft.unkept.append(f"{name} of {counted(count, 'annotation')}")
     if usable and "iscrowd" in draft.flags and all(draft.flags["iscrowd"]):
         draft.notes.append(
             "every annotation has iscrowd 1: all are ignore regions, and there is nothing to learn or to find"
@@ -231,7 +231,10 @@ def _boxes_of_masks(draft: Draft, entries: list[dict[str, Any]], boxes: np.ndarr
             boxes[row] = mask_box(mask)
             filled += bool(np.isfinite(boxes[row]).all())
     if filled:
-        draft.notes.append(f"{filled} annotations have a segmentation and no bbox: the box around the mask is taken")
+        draft.notes.append(
+            f"{counted(filled, 'annotation has', 'annotations have')} a segmentation and no bbox: the box around the mask is"
+            " taken"
+        )
 
 
 def _flags(draft: Draft, name: str, entries: list[dict[str, Any]]) -> list[bool]:
@@ -240,7 +243,8 @@ def _flags(draft: Draft, name: str, entries: list[dict[str, Any]]) -> list[bool]
     unclear = [value for value, flag in zip(values, found, strict=True) if flag is None]
     if unclear:
         draft.notes.append(
-            f"{len(unclear)} annotations have a '{name}' that says neither yes nor no ({brief(unclear[0])}): no"
+            f"{counted(len(unclear), 'annotation has', 'annotations have')} a '{name}' that says neither yes nor no"
+            f" ({brief(unclear[0])}): no"
         )
     return [bool(flag) for flag in found]
 

@@ -13,7 +13,7 @@ from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, by_name
 from flyspeck.data.readers.image_sizes import known_sizes
 from flyspeck.data.readers.places import image_files, note_listed, settle_root
 from flyspeck.data.readers.values import as_id, as_number, as_numbers, as_path, as_truth, parse_xml
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, counted
 
 _NO_AREA = ("points", "polyline", "tag", "cuboid", "skeleton")
 
@@ -46,7 +46,7 @@ def read_cvat(path: Path, options: ReadOptions) -> Annotations:
         draft, "images of the file are not there", "images beside them are not in the file, and are no part of the set"
     )
     for kind, count in sorted(without.items()):
-        draft.notes.append(f"{count} annotations are of the kind {kind} and have no box: left out")
+        draft.notes.append(f"{counted(count, 'annotation')} of the kind {kind} without a box: left out")
     listed = [(label.findtext("name") or "").strip() for label in root.findall("meta//labels/label")]
     by_name(draft, names, listed=[name for name in listed if name])
     return assemble(draft, options, f"cvat: {path.name}")

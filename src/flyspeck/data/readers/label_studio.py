@@ -17,7 +17,7 @@ from flyspeck.data.readers.folders import is_there
 from flyspeck.data.readers.image_sizes import known_sizes
 from flyspeck.data.readers.places import note_listed, settle_root
 from flyspeck.data.readers.values import as_id, as_name, as_number, as_numbers, as_path, load_json
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, counted
 
 _SEVERAL = "several labels"
 _UPLOAD = re.compile(r"[0-9a-f]{8}-(.+)")
@@ -119,7 +119,9 @@ def _note_undone(draft: Draft, tasks: list[Any]) -> None:
     undone = [sum(bool(e.get("was_cancelled") or e.get("skipped")) for e in one) for one in entries]
     empty = sum(count == len(one) for count, one in zip(undone, entries, strict=True))
     if any(undone):
-        draft.notes.append(f"{sum(undone)} annotations were cancelled or skipped: left out")
+        draft.notes.append(
+            f"{counted(sum(undone), 'annotation was', 'annotations were')} cancelled or skipped: left out"
+        )
     if empty:
         draft.notes.append(f"{empty} tasks are not annotated: their images are read as images without objects")
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from flyspeck.data.readers.places import some
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, counted
 
 
 def refuse_outside(root: Path, names: Sequence[str], *, source: Path, images: Path | None = None) -> None:
@@ -23,7 +23,7 @@ def refuse_outside(root: Path, names: Sequence[str], *, source: Path, images: Pa
     outside = list(_outside(root, names, source, images))
     if outside:
         raise UserError(
-            f"it names {len(outside)} images outside of its folder ({some(outside)})",
+            f"it names {counted(len(outside), 'image')} outside of its folder ({some(outside)})",
             where=source,
             fix="--allow-references (allow_references=True) reads whatever it names, if you trust it",
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from urllib.parse import unquote
 from flyspeck.data.images import EXTENSIONS, UNREAD, read_size
 from flyspeck.data.readers.assemble import Draft
 from flyspeck.data.readers.folders import all_files, files_of, is_there, on_disk
-from flyspeck.errors import UserError, install
+from flyspeck.errors import UserError, counted, install
 
 
 def find_root(candidates: Sequence[Path], names: Sequence[str]) -> Path:
@@ -116,9 +117,17 @@ def _by_stem(draft: Draft, files: Sequence[Path]) -> dict[str, str]:
     return found
 
 
+_OF_ONE = {"have": "has", "are": "is", "name": "names", "belong": "belongs"}
+_OF_SEVERAL = re.compile(rf"^((?:label |annotation )?(?:file|image))s ({'|'.join(_OF_ONE)})\b")
+
+
 def note_alone(draft: Draft, names: Sequence[str], what: str, folder: Path | None = None) -> None:
-    """A note that counts and names (the first few of) `names`; nothing where there are none."""
+    """A note that counts and names (the first few of) `names`; nothing where there are none. `what` speaks of several."""
     if names:
+        if len(names) == 1:
+            what = _OF_SEVERAL.sub(lambda found: f"{found[1]} {_OF_ONE[found[2]]}", what).replace(
+                ", and are ", ", and is "
+            )
         place = "" if folder is None else f" in {folder}"
         draft.notes.append(f"{len(names)} {what}{place} ({some(names)})")
 
@@ -141,7 +150,9 @@ def note_scores(draft: Draft, scores: Iterable[float]) -> None:
     """A note on entries with a score, as detections have: `scores` has their numbers, NaN and 0 or 1 where there is none."""
     count = sum(math.isfinite(score) and score not in (0, 1) for score in scores)
     if count:
-        draft.notes.append(f"{count} boxes have a score, as detections do: they are read as annotations all the same")
+        draft.notes.append(
+            f"{counted(count, 'box has', 'boxes have')} a score, as detections do: read as annotations all the same"
+        )
 
 
 def note_unread(draft: Draft, folder: Path, *, recursive: bool = False) -> None:
@@ -157,7 +168,8 @@ def unread(folder: Path, *, recursive: bool = False) -> list[str]:
         names = sorted(file.name for file in files if file.suffix.lower() == ending)
         fix = f"{install(extra)} to read them" if extra else "convert them"
         if names:
-            lines.append(f"{len(names)} images are {ending} files, which are not read here ({fix}) ({some(names)})")
+            one, more = f"image is a {ending} file, which is", f"images are {ending} files, which are"
+            lines.append(f"{counted(len(names), one, more)} not read here ({fix}) ({some(names)})")
     return lines
 
 

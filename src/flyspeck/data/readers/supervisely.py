@@ -20,7 +20,7 @@ from flyspeck.data.readers.folders import files_of
 from flyspeck.data.readers.image_sizes import known_sizes
 from flyspeck.data.readers.places import note_listed
 from flyspeck.data.readers.values import as_number, as_numbers, load_json
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, counted
 
 _NO_AREA = ("point", "polyline", "graph", "cuboid")
 
@@ -65,7 +65,7 @@ def read_supervisely(source: Path, options: ReadOptions) -> Annotations:
     if source.is_dir():
         note_listed(draft, "annotation files have no image")
     for kind, count in sorted(without.items()):
-        draft.notes.append(f"{count} objects are of the kind {kind} and have no box: left out")
+        draft.notes.append(f"{counted(count, 'object')} of the kind {kind} without a box: left out")
     by_name(draft, names, listed=_classes(files[0], options))
     return assemble(draft, options, f"supervisely: {source.name}")
 

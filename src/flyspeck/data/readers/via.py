@@ -13,7 +13,7 @@ from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, by_name
 from flyspeck.data.readers.image_sizes import known_sizes
 from flyspeck.data.readers.places import note_listed, settle_root
 from flyspeck.data.readers.values import as_name, as_number, as_numbers, as_path, as_truth, load_json
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, counted
 
 _CLASS_KEYS = ("class", "label", "category", "name", "type", "object")
 UNNAMED = "object"
@@ -54,7 +54,7 @@ def read_via(path: Path, options: ReadOptions) -> Annotations:
         draft, "images of the file are not there", "images beside them are not in the file, and are no part of the set"
     )
     for kind, count in sorted(without.items()):
-        draft.notes.append(f"{count} regions are a {kind} and have no box: left out")
+        draft.notes.append(f"{counted(count, 'region')} of the kind {kind} without a box: left out")
     by_name(draft, names)
     return assemble(draft, options, f"via: {path.name}")
 

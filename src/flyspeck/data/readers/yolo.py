@@ -16,7 +16,7 @@ from flyspeck.data.readers.folders import files_of, is_there, on_disk
 from flyspeck.data.readers.image_sizes import hold_inside, named_size
 from flyspeck.data.readers.places import image_files, note_alone, note_unread
 from flyspeck.data.readers.values import as_id, as_numbers, as_path, read_lines, read_text
-from flyspeck.errors import UserError, brief, nearest
+from flyspeck.errors import UserError, brief, counted, nearest
 from flyspeck.plain_yaml import nested_too_deeply
 
 SPLITS = ("train", "val", "test")
@@ -93,7 +93,8 @@ def _once_each(draft: Draft, files: list[Path]) -> list[Path]:
     """The files without those that stand there twice, as where a list repeats a line, or names a folder and one inside it."""
     found = {os.path.abspath(file): file for file in reversed(files)}
     if len(found) < len(files):
-        draft.notes.append(f"{len(files) - len(found)} images are listed twice, and taken once")
+        twice = counted(len(files) - len(found), "image is listed twice", "images are listed twice")
+        draft.notes.append(f"{twice}, and taken once")
     return list(found.values())[::-1]
 
 
@@ -289,7 +290,7 @@ def _note_layouts(draft: Draft, layouts: Counter[str]) -> None:
     layouts["polygon"] += layouts["corners"]
     draft.outlines = layouts["polygon"]
     if layouts["keypoints"]:
-        draft.unkept.append(f"keypoints of {layouts['keypoints']} annotations")
+        draft.unkept.append(f"keypoints of {counted(layouts['keypoints'], 'annotation')}")
     said = "as detections have: they are read as annotations all the same"
     for kind, what in (
         ("track", f"lines have a score and the number of a track behind the box, {said}"),
@@ -300,14 +301,17 @@ def _note_layouts(draft: Draft, layouts: Counter[str]) -> None:
             draft.notes.append(f"{layouts[kind]} {what}")
     if layouts["polygon"]:
         draft.notes.append(
-            f"{layouts['polygon']} lines hold more than a box and are read as polygons: the box around each is taken "
-            "(key points need kpt_shape in the data.yaml)"
+            f"{counted(layouts['polygon'], 'line holds', 'lines hold')} more than a box, read as a polygon: the box around"
+            " it is taken (key points need kpt_shape in the data.yaml)"
         )
     if layouts["score"]:
-        draft.notes.append(f"{layouts['score']} lines have a sixth field, which is taken for a score and passed over")
+        draft.notes.append(
+            f"{counted(layouts['score'], 'line has', 'lines have')} a sixth field, which is taken for a score and passed over"
+        )
     if layouts["beyond"]:
         draft.notes.append(
-            f"{layouts['beyond']} lines have shares above 2: are they pixels? YOLO's are shares of the image"
+            f"{counted(layouts['beyond'], 'line has', 'lines have')} shares above 2: are they pixels? YOLO's are shares of"
+            " the image"
         )
 
 
