@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from flyspeck.cli.main import main
+from flyspeck.errors import counted
 from flyspeck.evaluate.score_curve import KEY, ScoreCurve, ScorePoint
 from flyspeck.infer import job
 
@@ -45,8 +46,8 @@ def shown(capsys: pytest.CaptureFixture[str], model: str, *asked: str) -> tuple[
         len(json.loads(Path("o/labelme/a.json").read_text())["shapes"]),
     }
     (count,) = counts
-    assert f"{count} boxes: spot {count}" in said
-    assert f"o: {count} boxes in 1 image" in said
+    assert f"{counted(count, 'box')}: spot {count}" in said
+    assert f"o: {counted(count, 'box')} in 1 image" in said
     # The drawing: an outline of the class's colour around each box, and nothing else.
     drawn = np.asarray(Image.open("o/drawn/a.png").convert("RGB")).astype(int)[:48, :64]
     assert np.any(np.ptp(drawn, axis=2) > 30) == (count > 0)

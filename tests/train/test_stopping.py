@@ -110,7 +110,7 @@ def test_an_early_stop_is_annealed(tmp_path: Path) -> None:
     assert found[8] == pytest.approx(found[7], abs=0.06)
     assert found[9] < 0.5 * found[8]
     assert lines.epochs[-1]["metrics"] == {"score": 0.6}
-    assert "has not risen in 1 evaluations: 40.0 after 50.0" in lines.epochs[-1]["stopped"]
+    assert "has not risen in 1 evaluation: 40.0 after 50.0" in lines.epochs[-1]["stopped"]
     again = trained(tmp_path, measured=[0.1], epochs=20, patience=1, anneal=0.25, resume=True)
     assert (again.steps, again.epochs) == ([], [])
 

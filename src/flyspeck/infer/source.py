@@ -157,7 +157,7 @@ def find_items(
     return _named(_told_apart(items), say), None
 
 
-def matched(source: str | Path) -> list[Path]:
+def matched(source: str | os.PathLike[str]) -> list[Path]:
     """What a source of a command line names: itself, or the files that a pattern (`imgs/*.jpg`, `**/*.png`) matches, by name; of
     a shell that has not expanded it, as in quotes or on Windows. Raises UserError for a pattern that nothing matches.
     """

@@ -35,5 +35,5 @@ def plot_stage_shares(profiles: Sequence[Profile], path: Path | str) -> None:
     axes.set_ylabel(f"share of the backbone's GFLOPs ({profiles[0].convention})")
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles[::-1], labels[::-1], loc="outside right upper", frameon=False)
-    make_folder(path.parent)
+    make_folder(Path(path).parent)
     figure.savefig(path, dpi=150)
