@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,16 +35,10 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if "sched_getaffinity" in vars(os) else os.cpu_count() or 1
 
 
-_NAMED = re.compile(r"(cpu|cuda|mps)(:[0-9]+)?", re.ASCII)
-
-
 def check_device(name: str, *, where: str = "--device") -> None:
     """Raises UserError as `torch_device` does, before any work; torch is loaded for what may not be there alone."""
-    if name in ("auto", "cpu"):
-        return
-    if _NAMED.fullmatch(name) is None:
-        raise UserError(f"unknown device '{name}'", where=where, fix="auto, cpu, cuda, cuda:1 or mps")
-    torch_device(name, where=where)
+    if name not in ("auto", "cpu"):
+        torch_device(name, where=where)
 
 
 def torch_device(name: str = "auto", *, where: str = "--device") -> torch.device:
@@ -60,8 +53,14 @@ def torch_device(name: str = "auto", *, where: str = "--device") -> torch.device
             "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         )
     try:
-        device = torch.device(name if _NAMED.fullmatch(name) else "")  # `meta` and `xpu` are torch's, and none of ours
-    except RuntimeError:
+        device = torch.device(name)
+        if device.type not in (
+            "cpu",
+            "cuda",
+            "mps",
+        ):  # one that a package adds to torch, or none on which anything is computed
+            (torch.ones(1, device=device) + 1).cpu()
+    except (RuntimeError, AssertionError, ImportError):
         raise UserError(f"unknown device '{name}'", where=where, fix="auto, cpu, cuda, cuda:1 or mps") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA device was found", where=where, fix="use cpu, or auto")
