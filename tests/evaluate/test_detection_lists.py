@@ -69,6 +69,20 @@ def test_a_predictor_names_files_and_counts_nothing(truth, tmp_path):
     assert ap50(truth, in_order) == 1
 
 
+def test_an_image_of_the_same_name_is_another_one(truth, tmp_path):
+    """A copy elsewhere is the same image; another image, called alike in another folder, is not."""
+    copies = [tmp_path / "copies" / truth.path(row).name for row in range(3)]
+    copies[0].parent.mkdir()
+    for row, copy in enumerate(copies):
+        copy.write_bytes(truth.path(row).read_bytes())
+    assert ap50(truth, [replace(perfect(truth, row), image_id=str(copies[row])) for row in (2, 0, 1)]) == 1
+    copies[1].write_bytes(truth.path(0).read_bytes())
+    with pytest.raises(flyspeck.UserError, match="does not have"):
+        DetectionTable.from_list([replace(perfect(truth, 1), image_id=str(copies[1]))], truth)
+    up = truth.path(1).parent / ".." / truth.path(1).parent.name / truth.path(1).name
+    assert len(DetectionTable.from_list([replace(perfect(truth, 1), image_id=str(up))], truth))
+
+
 def test_two_entries_for_an_image_are_told(truth):
     one = replace(perfect(truth, 0), image_id=truth.path(0).name)
     with pytest.raises(flyspeck.UserError, match="2 entries for image"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import filecmp
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -79,8 +81,9 @@ class DetectionTable:
         """From one `Detections` an image, as a detector or a predictor returns them.
 
         An `image_id` is one of the ground truth's, or the path of one of its images; the name alone will do, where one image has
-        it. A `Detections` without one belongs to the image at its own position. Classes are those of the same name; boxes of a
-        class that the ground truth does not have are left out, with a note. Without names, labels are 0..K-1 already.
+        it and no other file is meant. A `Detections` without one belongs to the image at its own position. Classes are those of
+        the same name; boxes of a class that the ground truth does not have are left out, with a note. Without names, labels are
+        0..K-1 already.
         Images without an entry simply have no detections.
 
         Raises UserError for an image that is not there or has two entries, and where no class is one of the ground truth's.
@@ -180,21 +183,33 @@ def _rows_of(detections: Sequence[Detections], annotations: Annotations) -> list
         row = position if found.image_id is None else row_of.get(_plain(found.image_id), -1)
         if row < 0 and isinstance(found.image_id, str):
             by_path = _rows_by_path(annotations) if by_path is None else by_path
-            path = Path(found.image_id)
-            row = by_path.get(path.absolute(), by_path.get(Path(path.name), -1))
+            row = _row_of_path(Path(found.image_id), by_path, annotations)
         if not 0 <= row < len(annotations):
             raise UserError(
                 f"detections for image {found.image_id!r}, which the ground truth does not have",
                 fix="pass the annotation table of the images that were predicted",
             )
         rows.append(row)
-    if len(set(rows)) < len(rows):
-        twice = max(rows, key=rows.count)
+    ((row, entries),) = Counter(rows).most_common(1)
+    if entries > 1:
         raise UserError(
-            f"{rows.count(twice)} entries for image {annotations.image_ids[twice]}",
+            f"{entries} entries for image {annotations.image_ids[row]}",
             fix="give one for each image, all in one call",
         )
     return rows
+
+
+def _row_of_path(path: Path, by_path: dict[Path, int], annotations: Annotations) -> int:
+    """The row of the image in a file, -1 for none: that of its path, or of its name alone, unless both are there and differ."""
+    row = by_path.get(Path(os.path.abspath(path)))
+    if row is not None:
+        return row
+    row = by_path.get(Path(path.name), -1)
+    if row < 0:
+        return -1
+    own = annotations.path(row)
+    another = path.is_file() and own.is_file() and not filecmp.cmp(path, own, shallow=False)
+    return -1 if another else row  # 0001.png of another folder may be another image
 
 
 def _rows_by_path(annotations: Annotations) -> dict[Path, int]:
@@ -202,7 +217,7 @@ def _rows_by_path(annotations: Annotations) -> dict[Path, int]:
     paths = [annotations.path(row) for row in range(len(annotations))]
     names = Counter(path.name for path in paths)
     alone = {Path(path.name): row for row, path in enumerate(paths) if names[path.name] == 1}
-    return {**alone, **{path.absolute(): row for row, path in enumerate(paths)}}
+    return {**alone, **{Path(os.path.abspath(path)): row for row, path in enumerate(paths)}}
 
 
 def _plain(value: Any) -> Any:
