@@ -19,11 +19,13 @@ import threading
 import tokenize
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Any, TypeVar
 from zipfile import BadZipFile
 
 from flyspeck.errors import UserError
+
+PathLike = TypeVar("PathLike", bound=PurePath)
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/|/vsi\w+/")
 """`s3://…`, also as `Path` shortens it (`s3:/…`), or GDAL's `/vsis3/…`; `C:/…` is a drive."""
@@ -105,6 +107,15 @@ def own_place(path: Path) -> Path:
     if path.is_symlink():
         path.unlink()
     return path
+
+
+def without_ending(path: PathLike) -> PathLike:
+    """The path less its last ending. `...png`, whose rest would be another place, keeps it, as `.png` does, and `a.` has none.
+
+    So under every Python: `with_suffix("")` refuses the first from 3.13 on, and gives the third an ending from 3.14 on.
+    """
+    stem, _, ending = path.name.rpartition(".")
+    return path.with_name(stem) if ending and stem.strip(".") else path
 
 
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

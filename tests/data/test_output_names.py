@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 from hypothesis import example, given
@@ -15,6 +15,7 @@ from flyspeck.data.image_files import output_names
 from flyspeck.data.readers import read_annotations
 from flyspeck.data.writers import write_yolo
 from flyspeck.errors import UserError
+from flyspeck.files import without_ending
 from flyspeck.infer.naming import file_names
 
 PARTS = st.sampled_from(["/", "//", "..", ".", "a", "\\", "C:", "images", "\0", " ", ".png", "é"])
@@ -30,6 +31,29 @@ def test_no_name_leads_out(names: list[str]) -> None:
         for name in found:
             place = os.path.normpath(os.path.join("/out", name))
             assert place.startswith("/out/"), (names, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "less"),
+    [
+        ("a.png", "a"), ("d.e/a.b.png", "d.e/a.b"), ("a", "a"), ("a.", "a."), (".png", ".png"), ("..png", "..png"),
+        ("d/...png", "d/...png"), ("...", "..."), ("..a.png", "..a"),
+    ],
+)  # fmt: skip
+def test_a_name_less_its_ending_is_the_same_under_every_python(name: str, less: str) -> None:
+    assert without_ending(PurePosixPath(name)) == PurePosixPath(less)
+    for found in (output_names([name]), output_names([name], ".txt"), file_names([name])):
+        assert os.path.normpath("/out/" + found[0]).startswith("/out/"), found
+
+
+@pytest.mark.parametrize("name", ["...png", "a.", "..png"])
+def test_readers_take_images_of_odd_names(name: str, tmp_path: Path) -> None:
+    """Python 3.13 refuses what is left of `...png` without its ending."""
+    Image.new("L", (16, 12), 60).save(tmp_path / name, "PNG")
+    (tmp_path / "...json").write_text(
+        json.dumps({"imagePath": name, "shapes": [], "imageWidth": 16, "imageHeight": 12})
+    )
+    assert len(read_annotations(tmp_path, format="labelme")) == 1
 
 
 def test_an_image_is_copied_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from flyspeck.data.headers import read_header
 from flyspeck.data.images import read_image
 from flyspeck.errors import UserError, missing_extra
-from flyspeck.files import own_place
+from flyspeck.files import own_place, without_ending
 
 FORMATS = ("png", "webp")
 """Lossless formats that are written."""
@@ -120,13 +120,15 @@ def output_names(file_names: Sequence[str], suffix: str | None = None) -> list[s
         # A folder `images` further in would send readers of YOLO to other label files than the ones beside.
         parts = [part for part in parts[:-1] if part not in ("images", "labels")] + parts[-1:]
         plain = Path(*(part.replace("\0", "_") for part in parts or ["image"]))
-        stem = plain.with_suffix("").as_posix()
+        whole = without_ending(plain)
+        ending = plain.name[len(whole.name) :]
         if not plain.stem.strip("."):  # what is left of `...png` is `..`
-            stem = plain.with_name("image").as_posix()
+            whole, ending = plain.with_name("image"), plain.suffix
+        stem = whole.as_posix()
         while stem.lower() in taken:
             stem += "_"
         taken.add(stem.lower())
-        names.append(stem + (plain.suffix if suffix is None else suffix))
+        names.append(stem + (ending if suffix is None else suffix))
     return names
 
 

@@ -14,7 +14,7 @@ from flyspeck.data.enlarge import Enlarge, described_enlargement, resample
 from flyspeck.devices import torch_device
 from flyspeck.explain.cases import Window
 from flyspeck.explain.similarity import View
-from flyspeck.files import read_records
+from flyspeck.files import read_records, without_ending
 from flyspeck.infer.padding import padded
 from flyspeck.infer.torch_model import to_batch
 from flyspeck.models.detector import Detector
@@ -89,7 +89,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
     """Folder names, or file names without endings; with the folder above where that is not enough, else numbered."""
     whole = [path.resolve() for path in paths]
     for depth in (1, 2, 3):
-        names = ["/".join(p.with_suffix("").parts[-depth:] if p.is_file() else p.parts[-depth:]) for p in whole]
+        names = ["/".join(without_ending(p).parts[-depth:] if p.is_file() else p.parts[-depth:]) for p in whole]
         if len(set(names)) == len(names):
             return names
     return [f"{name} ({number})" for number, name in enumerate(names, 1)]

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 from flyspeck.data.images import EXTENSIONS
+from flyspeck.files import without_ending
 
 VIDEO_EXTENSIONS = frozenset(
     (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".flv", ".wmv", ".3gp")
@@ -32,18 +33,13 @@ def has_ending(path: PurePath) -> bool:
     return path.suffix.lower() in EXTENSIONS or path.suffix.lower() == ".vrt"
 
 
-def _without_ending(path: PurePath) -> PurePath:
-    """As its files are called; `...png` keeps its ending, for `..` is another place."""
-    return path.with_suffix("") if has_ending(path) and path.stem.strip(".") else path
-
-
 def file_names(names: Sequence[str]) -> list[str]:
     """A relative path without ending for each image of a job, in posix form; no two are equal, even by `folded`.
 
     The rule depends on the list alone, so that a job that is repeated or resumed writes the same files.
     """
     paths = [inside(name) for name in names]
-    plain = [_without_ending(path).as_posix() for path in paths]
+    plain = [(without_ending(path) if has_ending(path) else path).as_posix() for path in paths]
     counts = Counter(folded(name) for name in plain)
     folders = {folded(folder.as_posix()) for path in paths for folder in path.parents}
     taken: set[str] = set()

@@ -22,6 +22,7 @@ from flyspeck.data.readers.folders import walk
 from flyspeck.data.readers.outside import refuse_outside
 from flyspeck.data.readers.places import some, unread
 from flyspeck.errors import UserError, counted
+from flyspeck.files import without_ending
 from flyspeck.infer.kinds import driver_of
 from flyspeck.infer.naming import file_names, has_ending, inside, is_video
 from flyspeck.infer.opening import open_file
@@ -249,7 +250,7 @@ def _named(items: list[Item], say: Callable[[str], None]) -> list[Item]:
         (name, output)
         for name, output in zip(wanted, outputs, strict=True)
         if has_ending(PurePath(name))
-        and output != PurePath(name).with_suffix("").as_posix()
+        and output != without_ending(PurePath(name)).as_posix()
         and output == inside(name).as_posix()
     ]
     if other:

@@ -14,7 +14,7 @@ from flyspeck.data.annotations import Annotations
 from flyspeck.errors import UserError, brief
 from flyspeck.evaluate import DetectionTable, EvaluationResult, evaluate, protocol_named
 from flyspeck.evaluate.baselines.values import Baseline
-from flyspeck.files import read_json, read_records
+from flyspeck.files import read_json, read_records, without_ending
 from flyspeck.plain_yaml import read_yaml
 from flyspeck.plugins import load_needed
 
@@ -66,7 +66,7 @@ def read_runs(
     if len(runs) > 1:
         shared = os.path.commonpath([path.parent for path in paths])
         runs = [
-            replace(r, name=p.relative_to(shared).with_suffix("").as_posix()) for r, p in zip(runs, paths, strict=True)
+            replace(r, name=without_ending(p.relative_to(shared)).as_posix()) for r, p in zip(runs, paths, strict=True)
         ]
     return runs
 

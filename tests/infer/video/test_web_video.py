@@ -9,6 +9,7 @@ from odd_server import OddServer, odd_server
 from video_making import job, rows, scene, write
 
 from flyspeck.errors import UserError
+from flyspeck.infer.video.files import WebVideo
 from flyspeck.infer.video.reader import VideoReader
 from flyspeck.infer.web import WebRule
 
@@ -83,3 +84,7 @@ def test_what_is_at_an_address_and_no_whole_video(server: OddServer, tmp_path: P
             VideoReader(server.url(address), web=QUICK)
         assert "\n" not in str(caught.value)
     assert not [path for path, _ in server.log if "a.ts" in path]
+
+
+def test_what_was_never_reached_is_closed_without_a_word() -> None:
+    WebVideo.__new__(WebVideo).close()  # as Python does where `__init__` ended in an error

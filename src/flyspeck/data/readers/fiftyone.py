@@ -12,6 +12,7 @@ from flyspeck.data.readers.assemble import Draft, ReadOptions, assemble, by_name
 from flyspeck.data.readers.places import header_size, image_files, note_alone
 from flyspeck.data.readers.values import as_id, as_numbers, as_path, load_json
 from flyspeck.errors import UserError
+from flyspeck.files import without_ending
 
 
 def read_fiftyone(path: Path, options: ReadOptions) -> Annotations:
@@ -30,7 +31,7 @@ def read_fiftyone(path: Path, options: ReadOptions) -> Annotations:
     draft = Draft(where=path, root=root)
     found = {}
     for file in image_files(root, recursive=True) if root.is_dir() else ():
-        found.setdefault(file.relative_to(root).with_suffix("").as_posix(), file.relative_to(root).as_posix())
+        found.setdefault(without_ending(file.relative_to(root)).as_posix(), file.relative_to(root).as_posix())
     tails = {Path(key).name: name for key, name in found.items()}
     names: list[str] = []
     missing = []

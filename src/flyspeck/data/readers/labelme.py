@@ -15,6 +15,7 @@ from flyspeck.data.readers.image_sizes import known_sizes
 from flyspeck.data.readers.places import note_listed, settle_root
 from flyspeck.data.readers.values import as_name, as_number, as_numbers, as_path, load_json
 from flyspeck.errors import UserError
+from flyspeck.files import without_ending
 
 _NO_AREA = ("point", "line", "linestrip", "points")
 
@@ -62,7 +63,7 @@ def _read_file(draft: Draft, file: Path, content: dict[str, Any], names: list[st
         if inside
         else str(found.absolute())
     )
-    key = file.relative_to(draft.root).with_suffix("").as_posix() if file.is_relative_to(draft.root) else file.stem
+    key = without_ending(file.relative_to(draft.root)).as_posix() if file.is_relative_to(draft.root) else file.stem
     row = draft.add_image(key, name, size)
     for count, shape in enumerate(content["shapes"], 1):
         place = f"{file.name}, shape {count}"

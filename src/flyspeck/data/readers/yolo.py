@@ -17,6 +17,7 @@ from flyspeck.data.readers.image_sizes import hold_inside, named_size
 from flyspeck.data.readers.places import image_files, note_alone, note_unread
 from flyspeck.data.readers.values import as_id, as_numbers, as_path, read_lines, read_text
 from flyspeck.errors import UserError, brief, counted, nearest
+from flyspeck.files import without_ending
 from flyspeck.plain_yaml import nested_too_deeply
 
 SPLITS = ("train", "val", "test")
@@ -110,7 +111,7 @@ def _note_partners(draft: Draft, text_of: dict[Path, Path], without: list[str]) 
     files, read = list(text_of), set(text_of.values())
     folders = {text.parent for text in read if text.parent.is_dir()}
     texts = {text for folder in folders for text in files_of(folder, ".txt") if text.name not in NOT_LABELS}
-    alone = sorted(text.name for text in texts - read if text.with_suffix("").name not in ("train", "val", "test"))
+    alone = sorted(text.name for text in texts - read if without_ending(text).name not in ("train", "val", "test"))
     note_alone(draft, alone, "label files have no image, and their objects are lost")
     if read and len(without) < len(files):
         note_alone(draft, without, f"of {len(files)} images have no label file: read as images without objects")
@@ -331,7 +332,7 @@ def _read_image(
     if height < 1:
         return
     title = text.name
-    row = draft.add_image(str(Path(name).with_suffix("").as_posix()), name, (height, width))
+    row = draft.add_image(without_ending(Path(name)).as_posix(), name, (height, width))
     for count, line in enumerate(read_lines(text, options.encoding) if is_there(text) else [], 1):
         fields = line.split()
         if not fields:

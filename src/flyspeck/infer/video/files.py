@@ -104,7 +104,8 @@ class WebVideo(io.RawIOBase):
 
     def close(self) -> None:
         """See `VideoFile.close`."""
-        self._web.close()
+        if "_web" in self.__dict__:  # Python closes what could not be reached and was given up half-made, too
+            self._web.close()
         super().close()
 
     def readable(self) -> bool:
