@@ -42,8 +42,8 @@ JOBS: dict[str, Callable[[Path], Job]] = {
     "distill": distilling,
 }
 """Quick ones first."""
-IN_A_ROW: tuple[Mode, ...] = ("kill", "torn", "full", "io", "files")
-"""Failures that end a piece of work, so that it goes on and fails anew."""
+IN_A_ROW: tuple[Mode, ...] = ("kill", "torn", "full", "io", "files", "clock")
+"""Of these long work has one at every place in the code, in the place of one at every operation."""
 QUICK = ("predict --resume", "convert to coco", "stages of auto")
 
 

@@ -197,10 +197,12 @@ def test_a_setting_gives_way_to_one_that_is_better_by_more_than_chance(tmp_path:
     assert best_of([first, lucky]) is first
     assert best_of([first, lucky, better, best]) is best
     quicker = Measured(setting(True, 2.0), {"ap50_tiny": 0.43}, 0.09, (0.13, -0.01, 0.3))
-    behind = Measured(setting(True, 0.75), {"ap50_tiny": 0.41}, 0.02, (0.11, -0.01, 0.3))
+    behind = Measured(setting(True, 0.75), {"ap50_tiny": 0.40}, 0.02, (0.10, -0.01, 0.3))
+    near = Measured(setting(True, 0.5), {"ap50_tiny": 0.41}, 0.05, (0.111, -0.01, 0.3))
     assert best_of([first, best, behind]) is best
     assert best_of([first, best, quicker, behind]) is quicker  # more points in less time
-    assert best_of([first, quicker, behind]) is first
+    assert best_of([first, best, behind, near]) is near  # 0.9 points for half of the time
+    assert best_of([first, quicker, behind, near]) is first
     assert Measured.of(json.loads(json.dumps(best.to_dict()))) == best
 
 

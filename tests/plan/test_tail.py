@@ -27,10 +27,12 @@ IMAGES = list(range(60))
 class Tail:
     """A clock, and all that follows a training on a machine that is `slower` than it was when detectors were timed.
 
-    Everything takes `truth` of what its forecast says: the machine's own work, and images, each by itself.
+    Everything takes `truth` of what its forecast says: the machine's own work, and images, each by itself. Those to report on
+    have `larger` times the pixels of the others.
     """
 
-    def __init__(self, minutes: float, slower: float, speed: Speed, *, truth: float = 1.0) -> None:
+    def __init__(self, minutes: float, slower: float, speed: Speed, *, truth: float = 1.0, larger: float = 1.0) -> None:
+        self.larger = larger
         self.now, self.slowness, self.slower, self.truth, self.speed = 0.0, 1.0, slower, truth, speed
         self.state = State(Path("nowhere"), {}, clock=lambda: self.now)
         self.state.save = lambda: None  # type: ignore[method-assign]
@@ -41,6 +43,9 @@ class Tail:
 
     def spend(self, seconds: float) -> None:
         self.now += self.slowness * self.truth * seconds
+
+    def pixels(self, table: list[int]) -> float:
+        return 1.0 if table is IMAGES else self.larger
 
     def settings(self, *args: Any, **options: Any) -> Any:
         limit = args[4]
@@ -59,7 +64,7 @@ class Tail:
 
     def detect(self, model: Any, report: Any, *args: Any, **_: Any) -> Any:
         self.done["report"] = len(report)
-        self.spend(len(report) * self.each)
+        self.spend(len(report) * self.each * self.larger)
         return SimpleNamespace(write_coco=lambda *_: None), 0.0
 
     def baselines(self, *_: Any, seconds: float) -> tuple[()]:
@@ -73,6 +78,7 @@ class Tail:
 
     def run(self, *, jump: bool = False) -> None:
         """From the speeds on; the machine is slower from the first training on, or (`jump`) from its end on."""
+        self.budget.larger = {"choose": 1.0, "report": self.larger}
         total = self.budget.for_training(60, 60, FOUND, SPEEDS)
         self.state.done["training"] = total
         self.slowness = 1.0 if jump else self.slower
@@ -89,11 +95,13 @@ class Tail:
         winner = SimpleNamespace(name="w", folder=Path("nowhere"), recipe=_Anything())
         plan = SimpleNamespace(value=lambda key: "w", tier=SimpleNamespace(name="t"), speed=self.speed, notes=("",))
         evaluation = SimpleNamespace(write=lambda path: None, protocol=None, table=lambda: "")
-        sources = {name: SimpleNamespace(path="x", table=IMAGES) for name in ("train", "choose", "report")}
+        sources = {name: SimpleNamespace(path="x", table=IMAGES) for name in ("train", "choose")}
+        sources["report"] = SimpleNamespace(path="x", table=list(IMAGES))
         with pytest.MonkeyPatch.context() as patch:
             for name, fake in {
                 "_sets": lambda *_: (sources, FOUND, self.notes), "_plans": lambda *_: ([plan], {"t": self.speed}, "cpu"),
-                "_candidates": lambda *_: [winner], "_limited": lambda *_: (IMAGES, IMAGES), "halve": halve, "finish": finish,
+                "_candidates": lambda *_: [winner], "_limited": lambda *_: (IMAGES, IMAGES),
+                "_pixels": self.pixels, "halve": halve, "finish": finish,
                 "_setting": self.settings, "_kept": lambda *_: Path("nowhere"), "export_model": self.export,
                 "detect": self.detect, "spread": lambda table, most: table[:most], "measure_baselines": self.baselines,
                 "result_of": lambda *_: evaluation, "write_summary": self.page, "progress_of": lambda _: (1.0, 1),
@@ -115,20 +123,21 @@ class _Anything:
     slower=st.sampled_from([0.5, 1.0, 2.0, 5.0, 20.0]),
     truth=st.floats(0.4, 1.0),
     rate=st.sampled_from([200.0, 25.0, 4.0]),
+    larger=st.sampled_from([0.2, 1.0, 10.0]),
 )
 def test_all_ends_in_time_on_a_machine_that_became_slower(
-    minutes: float, slower: float, truth: float, rate: float
+    minutes: float, slower: float, truth: float, rate: float, larger: float
 ) -> None:
-    tail = Tail(minutes, slower, Speed(20.0, 10**9, rate), truth=truth)
+    tail = Tail(minutes, slower, Speed(20.0, 10**9, rate), truth=truth, larger=larger)
     try:
         tail.run()
     except UserError:
         return  # too short, said before any training
-    least = LEAST_LEFT + slower * (12 + LATE + 1) * tail.each + slower * Budget.PAGE
+    least = LEAST_LEFT + slower * (12 + (LATE + 1) * larger) * tail.each + slower * Budget.PAGE
     if tail.done["trained"] + least > tail.budget.seconds:
         return  # nothing that can be left out would help
-    assert tail.now <= tail.budget.seconds * 1.01 + slower * 20 * tail.each
-    if slower <= 1:
+    assert tail.now <= tail.budget.seconds * 1.01 + slower * 20 * max(1.0, larger) * tail.each
+    if slower <= 1 and tail.budget.images(Budget.REPORTING, tail.speed, FOUND) >= len(IMAGES):
         assert tail.done["export"] == 8
         assert tail.done["report"] == len(IMAGES)
         assert tail.done["baselines"]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flyspeck.data.annotations import Annotations
+from flyspeck.data.enlarge import native_sizes
 from flyspeck.data.readers import read_annotations
 from flyspeck.devices import check_device
 from flyspeck.errors import UserError, counted
@@ -141,6 +142,7 @@ def _run(
 ) -> AutoRun:
     """The stages."""
     sources, found, notes = _sets(data, val, options, state, budget, voice)
+    budget.larger = {name: _pixels(sources[name].table) / _pixels(sources[TRAIN].table) for name in (CHOOSE, REPORT)}
     plans, speeds, machine_device = _plans(sources, found, device, state, budget, voice)
     candidates = _candidates(plans, state, budget, found, voice)
     speed_of = {plan.value("name"): speeds[plan.tier.name] for plan in plans}
@@ -290,6 +292,11 @@ def _candidates(
         Candidate(name, load_recipe(folder / f"{name}.yaml"), state.folder / "runs" / name)
         for name in state.done["candidates"]
     ]
+
+
+def _pixels(table: Annotations) -> float:
+    """Of an image, on average."""
+    return float(native_sizes(table).prod(1).mean())
 
 
 def _limited(

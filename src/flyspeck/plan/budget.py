@@ -9,6 +9,7 @@ from flyspeck.errors import UserError, counted
 from flyspeck.plan import rules, tiers
 from flyspeck.plan.choices import Speed
 from flyspeck.plan.fingerprint import Fingerprint
+from flyspeck.plan.sets import CHOOSE, REPORT
 from flyspeck.plan.state import State
 
 MOST_CANDIDATES = 3
@@ -75,6 +76,8 @@ class Budget:
     def __init__(self, minutes: float, state: State, *, slowness: Callable[[], float] = lambda: 1.0) -> None:
         """`slowness` says how much longer than a quiet machine this one takes now (`plan.slowness`)."""
         self.minutes, self.seconds, self.state, self._slowness = minutes, 60.0 * minutes, state, slowness
+        self.larger: Mapping[str, float] = {CHOOSE: 1.0, REPORT: 1.0}
+        """Pixels of an image to choose and to report on, for each of an image to learn from, which the forecasts know."""
         if "slowness" not in state.done:
             state.done["slowness"] = slowness()
 
@@ -96,8 +99,8 @@ class Budget:
 
     def images(self, share: float, speed: Speed, found: Fingerprint) -> int:
         """Images that can be looked at in a share of the time; of the choosing, four times over."""
-        passes = 4 if share == self.CHOOSING else 1.5
-        return max(4, int(share * self.seconds / passes / image_seconds(speed, found)))
+        passes, part = (4, CHOOSE) if share == self.CHOOSING else (1.5, REPORT)
+        return max(4, int(share * self.seconds / passes / (self.larger[part] * image_seconds(speed, found))))
 
     def export(self, speed: Speed, found: Fingerprint, *, images: int = CHECKED) -> float:
         """Seconds for the exported detector: tracing, images at odd sizes and batches in two runtimes, and whole `images`."""
@@ -126,10 +129,13 @@ class Budget:
     def _reporting(self, report: int, speed: Speed, found: Fingerprint) -> float:
         """Seconds for the images that are reported on."""
         report = min(report, self.images(self.REPORTING, speed, found))
-        return 1.5 * report * self.later * image_seconds(speed, found)
+        return 1.5 * report * self.later * self.larger[REPORT] * image_seconds(speed, found)
 
     def still(self, each: float) -> int:
-        """Images that can still be reported on, at so many seconds each; a few all the same, or nothing would be known."""
+        """Images that can still be reported on, at so many seconds for each image to choose on; a few all the same, or nothing
+        would be known.
+        """
+        each *= self.larger[REPORT] / self.larger[CHOOSE]
         spare = self.left - self.slower * (LEAST_BASELINES * self.BASELINES + self.PAGE)
         return max(FEWEST if spare > 0 else LATE, int(spare / max(1.2 * each, 1e-6)))
 
@@ -148,7 +154,7 @@ class Budget:
         """Seconds for what is no training, from `choose` and `report` images, of which so many `candidates` are measured; with
         one, that is what comes after the last training.
         """
-        each = self.later * image_seconds(speed, found)
+        each = self.later * self.larger[CHOOSE] * image_seconds(speed, found)
         choose = min(choose, self.images(self.CHOOSING, speed, found))
         settings = min(self.CHOOSING * self.seconds, 14 * choose * each)
         trials = 1.4 * sum(range(2, candidates + 1)) * choose * each
@@ -187,6 +193,7 @@ class Budget:
         minutes = math.floor(self.minutes) + 1
         while minutes < MOST_MINUTES:
             longer = Budget(minutes, self.state, slowness=self._slowness)
+            longer.larger = self.larger
             tier, _ = tiers.best_tier(found, speeds, 0.7 * minutes)
             kept = longer.kept_back(choose, report, found, speeds[tier.name])
             more = timing(longer.seconds) - timing(self.seconds)
