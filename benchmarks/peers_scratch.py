@@ -27,7 +27,7 @@ from verdict import RESULTS, Claim, conclude
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.readers import read_annotations
-from flyspeck.data.writers import write_coco
+from flyspeck.data.writers import write_yolo
 from flyspeck.errors import counted
 from flyspeck.evaluate import DetectionTable, evaluate
 from flyspeck.evaluate.bootstrap import compare
@@ -69,13 +69,9 @@ def yolo_set(folder: Path, train: Path, val: Path, few: int | None = None) -> Pa
     """The images as a YOLO data set, once; `few`: only so many to learn from."""
     if not (folder / "data.yaml").is_file():
         shutil.rmtree(folder, ignore_errors=True)
-        source = train
-        if few is not None:
-            source = folder.with_suffix(".json")
-            write_coco(read_annotations(train).select_images(range(few)), source)
-        for split, path in (("train", source), ("val", val)):
-            words = ["data", "convert", path, "--to", "yolo", "--split", split, "--link", "--out", folder]
-            call(folder.with_suffix(f".{split}.log"), sys.executable, "-m", "flyspeck.cli.main", *words)
+        table = read_annotations(train)
+        write_yolo(table if few is None else table.select_images(range(few)), folder, split="train", link=True)
+        write_yolo(read_annotations(val, classes=table.classes), folder, split="val", link=True)
     return folder / "data.yaml"
 
 
