@@ -87,13 +87,10 @@ training is four steps from scratch, whose differences grow with every step (wei
   one failed, `test_every_format`: without the extra `geoparquet` its files stayed open. That was a fault (outputs that were
   opened before one that cannot be) and is mended. Deprecations were let pass there:
   typer 0.19 beside click 8.5 has one at its import. On Python 3.13.0 all that `dev` asks for installs from wheels (torch 2.15.0),
-  and the whole suite ran, warnings being errors: 9,169 tests passed, one was skipped (a package of weights that was not there), and two
-  failed, by faults that 3.11 passes over: an image called `...png` ended reader and writer, and a video at an address that was
-  not reached was closed half-made. Both are mended and pass there. Python 3.12, between the two, and 3.14 were resolved, not run.
-- Installs (`python -m pytest -m slow tests/release/test_installs.py`, Python 3.11): the wheel alone, with each of its 19 extras
-  alone, and with the lowest versions of its dependencies, each into an environment of its own: `pip check` finds nothing missing
-  or at odds, what the extra brings can be imported, `import flyspeck` loads no PyTorch, a detector is built; with `export` alone
-  one is exported, and predicts without PyTorch.
+  and the whole suite ran, warnings being errors: 9,169 tests passed, one was skipped (a package of weights that was not there),
+  and two failed, by faults that 3.11 passes over: an image called `...png` ended reader and writer, and a video at an address
+  that was not reached was closed half-made. Both are mended and pass there. Python 3.12, between the two, and 3.14 were resolved,
+  not run.
 """
 WORK = (
     "losses of 4 steps",

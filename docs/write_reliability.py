@@ -7,6 +7,8 @@
     .venv/bin/python tests/mutation/campaign_of_mutants.py --json mutants.json
     .venv/bin/python docs/write_reliability.py --fuzz fuzz.json --crashes crashes.json --deaths deaths.json
     .venv/bin/python docs/write_reliability.py --planted planted.json --mutants mutants.json
+    .venv/bin/python -m pytest -m slow tests/release/test_installs.py --installs-json installs.json
+    .venv/bin/python docs/write_reliability.py --installs installs.json --release
 
 Without options the page is written anew from the numbers that are there. A campaign is added to those before it.
 """
@@ -19,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from reliability_release import installs, measured
 from reliability_results import sections
 
 HERE = Path(__file__).resolve().parent
@@ -98,7 +101,7 @@ A process that the work has started is killed, as a system does that has no memo
 what to do, wait for nobody, and leave nothing that is half there; what goes on must end where undisturbed work ends, bit for bit.
 
 {deaths}
-{results}
+{results}{release}
 ## What is known not to hold
 
 {known}
@@ -146,6 +149,7 @@ def page(numbers: dict[str, Any]) -> str:
         deaths="\n".join(died),
         known=listed(numbers["known"]),
         results=sections(),
+        release=installs(numbers["installs"], numbers["release"]) if {"installs", "release"} <= numbers.keys() else "",
     )
 
 
@@ -233,6 +237,8 @@ def main() -> None:
     parser.add_argument("--deaths", type=Path, action="append", default=[], help="of processes, by who dies")
     parser.add_argument("--planted", type=Path, help="what tests/fuzz/planted_faults.py found")
     parser.add_argument("--mutants", type=Path, action="append", default=[], help="of tests/mutation, by area")
+    parser.add_argument("--installs", type=Path, help="what each extra brings, by tests/release/test_installs.py")
+    parser.add_argument("--release", action="store_true", help="build the wheel twice, count the bill of materials")
     asked = parser.parse_args()
     file = HERE / "reliability.json"
     numbers = json.loads(file.read_text(encoding="utf-8"))
@@ -245,6 +251,10 @@ def main() -> None:
         numbers["deaths"] = numbers.get("deaths", {}) | json.loads(path.read_text(encoding="utf-8"))
     if asked.planted:
         numbers["planted"] = json.loads(asked.planted.read_text(encoding="utf-8"))
+    if asked.installs:
+        numbers["installs"] = json.loads(asked.installs.read_text(encoding="utf-8"))
+    if asked.release:
+        numbers["release"] = measured()
     for path in asked.mutants:
         numbers["mutants"] = numbers.get("mutants", {}) | json.loads(path.read_text(encoding="utf-8"))
     file.write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

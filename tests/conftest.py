@@ -30,6 +30,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption("--crash-json", default="", help="where the tests of every crash write their counts")
     parser.addoption("--deaths-json", default="", help="where those of processes that die write theirs")
+    parser.addoption(
+        "--installs-json", default="", help="where the tests of installations write what each extra brings"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,8 @@ copies of it (hard links), so that PyTorch is not unpacked twenty times.
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -110,21 +112,47 @@ def plain(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def packages_of(python: Path, cwd: Path) -> list[str]:
+    """Names of what is installed."""
+    listed = json.loads(run(python, "-m", "pip", "list", "--format", "json", cwd=cwd))
+    return sorted(entry["name"] for entry in listed)
+
+
+def brought(python: Path, plain: Path | None, cwd: Path) -> dict[str, object]:
+    """What an environment holds, beyond the plain one where that is given: packages, and megabytes of files that are its own."""
+    before = [] if plain is None else packages_of(plain / "bin" / "python", cwd)
+    own = (path.lstat() for path in python.parents[1].rglob("*") if path.is_file() and not path.is_symlink())
+    size = sum(status.st_size for status in own if status.st_nlink == 1)
+    return {
+        "packages": [name for name in packages_of(python, cwd) if name not in before],
+        "megabytes": round(size / 1e6, 1),
+    }
+
+
+def kept(request: pytest.FixtureRequest, name: str, found: dict[str, object]) -> None:
+    """For `docs/write_reliability.py --installs`."""
+    path = Path(request.config.getoption("--installs-json") or os.devnull)
+    if path != Path(os.devnull):
+        before = json.loads(path.read_text()) if path.is_file() else {}
+        path.write_text(json.dumps(before | {name: found}, indent=1) + "\n")
+
+
 def copied(plain: Path, to: Path) -> Path:
     """The Python of a copy whose files are links to the first one's."""
     shutil.copytree(plain, to, symlinks=True, copy_function=lambda a, b: Path(b).hardlink_to(a))
     return to / "bin" / "python"
 
 
-def test_the_wheel_alone(plain: Path, tmp_path: Path) -> None:
+def test_the_wheel_alone(plain: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     python = plain / "bin" / "python"
     run(python, "-c", PROBE, "none", cwd=tmp_path)
     seen = run(python, "-c", "import flyspeck, sys; print(flyspeck.__file__)", cwd=tmp_path)
     assert str(plain) in seen
+    kept(request, "none", brought(python, None, tmp_path))
 
 
 @pytest.mark.parametrize("extra", EXTRAS)
-def test_each_extra_alone(extra: str, plain: Path, wheel: Path, tmp_path: Path) -> None:
+def test_each_extra_alone(extra: str, plain: Path, wheel: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     python = copied(plain, tmp_path / "env")
     install(python, [f"{wheel}[{extra}]"], tmp_path)
     run(python, "-c", PROBE, extra, cwd=tmp_path)
@@ -132,6 +160,7 @@ def test_each_extra_alone(extra: str, plain: Path, wheel: Path, tmp_path: Path) 
         run(python, "-c", EXPORT, str(ROOT / "models" / "hituav_half" / "model.safetensors"), cwd=tmp_path)
         run(python, "-c", PREDICT, cwd=tmp_path)
         assert (tmp_path / "found" / "detections.csv").is_file()
+    kept(request, extra, brought(python, plain, tmp_path))
     shutil.rmtree(tmp_path / "env")
 
 
