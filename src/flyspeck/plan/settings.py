@@ -89,18 +89,22 @@ class Measured:
 
 
 def settings_for(table: Annotations, description: Mapping[str, Any]) -> Iterator[Setting]:
-    """The grid: the scale of the training first, each whole, and in tiles where images are larger than one."""
+    """The grid: the scale of the training first, each whole, then in tiles where images are larger than one: those cost more, and
+    time may not do for all.
+    """
     enlarge = described_enlargement(description)
     height, width = description["training_size"]
     largest = native_sizes(table).max(0)
+    tiled: list[Setting] = []
     for factor in SCALES:
         scale = round(enlarge.factor * factor, 4)
         sides = np.maximum(1, largest * scale)
-        tiled = bool(sides[0] > height or sides[1] > width)
-        if sides[0] * sides[1] <= MOST_WHOLE or not tiled:
+        larger = bool(sides[0] > height or sides[1] > width)
+        if sides[0] * sides[1] <= MOST_WHOLE or not larger:
             yield Setting(True, Showing.whole(description, scale, (int(largest[0]), int(largest[1]))))
-        if tiled:
-            yield Setting(False, Showing.in_tiles(description, scale))
+        if larger:
+            tiled.append(Setting(False, Showing.in_tiles(description, scale)))
+    yield from tiled
 
 
 def detect(
