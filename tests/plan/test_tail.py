@@ -100,7 +100,7 @@ class Tail:
         with pytest.MonkeyPatch.context() as patch:
             for name, fake in {
                 "_sets": lambda *_: (sources, FOUND, self.notes), "_plans": lambda *_: ([plan], {"t": self.speed}, "cpu"),
-                "_candidates": lambda *_: [winner], "_limited": lambda *_: (IMAGES, IMAGES),
+                "_candidates": lambda *_: [winner], "_limited": lambda *_: (IMAGES, len(IMAGES)),
                 "_pixels": self.pixels, "halve": halve, "finish": finish,
                 "_setting": self.settings, "_kept": lambda *_: Path("nowhere"), "export_model": self.export,
                 "detect": self.detect, "spread": lambda table, most: table[:most], "measure_baselines": self.baselines,
@@ -162,6 +162,20 @@ def test_where_it_becomes_slower_after_training_what_can_wait_is_left_out_and_sa
     assert ("export" in tail.done) != ("not exported, for lack of time: flyspeck export" in said)
     assert ("baselines" in tail.done) != ("--baselines --train" in said)
     assert (tail.done["report"] == len(IMAGES)) != ("images are reported on" in said)
+
+
+@pytest.mark.parametrize(
+    ("left", "larger", "images"),
+    [(200.0, 1.0, 281), (200.0, 4.0, 70), (40.0, 1.0, 48), (34.0, 1.0, 38), (9.0, 1.0, LATE)],
+)
+def test_more_images_than_planned_are_reported_on_where_all_else_has_its_time(
+    left: float, larger: float, images: int
+) -> None:
+    """50 are planned, at 0.5 s for an image to choose on; baselines take 25 s and the page 6."""
+    budget = Budget(10, State(Path("nowhere"), {}, clock=lambda: 600.0 - left))
+    budget.state.begun = 0.0
+    budget.larger = {"choose": 1.0, "report": larger}
+    assert budget.still(0.5, 50) == images
 
 
 def test_slowness_is_what_the_same_work_takes_and_holds_for_a_while() -> None:

@@ -146,11 +146,11 @@ def _run(
     plans, speeds, machine_device = _plans(sources, found, device, state, budget, voice)
     candidates = _candidates(plans, state, budget, found, voice)
     speed_of = {plan.value("name"): speeds[plan.tier.name] for plan in plans}
-    choose, report = _limited(sources, speeds[plans[0].tier.name], found, budget, notes)
+    choose, planned = _limited(sources, speeds[plans[0].tier.name], found, budget, notes)
     total = float(state.done["training"])
 
     def left(name: str = plans[0].value("name")) -> float:
-        return budget.left - budget.kept_back(len(choose), len(report), found, speed_of[name], candidates=1)
+        return budget.left - budget.kept_back(len(choose), planned, found, speed_of[name], candidates=1)
 
     winner, trials = halve(
         candidates, total, choose, voice, left=left,
@@ -161,11 +161,11 @@ def _run(
         with voice.doing(f"training {winner.name} to the end"):
             state.keep("finished", finish(winner, left(winner.name), voice))
     speed = speed_of[winner.name]
-    limit = budget.for_settings(len(report), speed, found)
+    limit = budget.for_settings(planned, speed, found)
     best = _setting(winner, choose, machine_device, state, limit, notes, voice)
     model = _kept(winner, state)
     exported = _export(winner, sources[CHOOSE], state, budget.checked(speed, found), notes, voice)
-    report = _still(report, best, budget, notes)
+    report = _still(sources[REPORT].table, planned, best, budget, notes)
     with voice.doing(f"measuring on {counted(len(report), 'image')} that no choice was made on"):
         precision = winner.recipe.train.precision
         detections, _ = detect(model, report, None, device=machine_device, precision=precision)  # as anybody has it
@@ -301,16 +301,18 @@ def _pixels(table: Annotations) -> float:
 
 def _limited(
     sources: Mapping[str, Source], speed: Speed, found: Fingerprint, budget: Budget, notes: list[str]
-) -> tuple[Annotations, Annotations]:
-    """The images to choose on and to report on: as many as there is time for, evenly spread."""
-    tables = []
-    for name, share in ((CHOOSE, budget.CHOOSING), (REPORT, budget.REPORTING)):
-        table = sources[name].table
-        most = budget.images(share, speed, found)
-        if most < len(table):
-            notes.append(f"{most} of {len(table)} images are looked at to {name} on: there is no time for more")
-        tables.append(spread(table, most))
-    return tables[0], tables[1]
+) -> tuple[Annotations, int]:
+    """The images to choose on, as many as there is time for, evenly spread; and the number of those to report on, for which time
+    is kept back.
+    """
+    most = {
+        name: min(len(sources[name].table), budget.images(share, speed, found))
+        for name, share in ((CHOOSE, budget.CHOOSING), (REPORT, budget.REPORTING))
+    }
+    table = sources[CHOOSE].table
+    if most[CHOOSE] < len(table):
+        notes.append(f"{most[CHOOSE]} of {len(table)} images are looked at to choose on: there is no time for more")
+    return spread(table, most[CHOOSE]), most[REPORT]
 
 
 def _setting(
@@ -355,13 +357,13 @@ def _kept(winner: Candidate, state: State) -> Path:
     return state.folder
 
 
-def _still(report: Annotations, best: Measured, budget: Budget, notes: list[str]) -> Annotations:
+def _still(table: Annotations, planned: int, best: Measured, budget: Budget, notes: list[str]) -> Annotations:
     """Of the images to report on, as many as there is still time for, evenly spread."""
-    most = budget.still(best.seconds)
-    if most >= len(report):
-        return report
-    notes.append(f"{most} of {len(report)} images are reported on: there is no time for more")
-    return spread(report, most)
+    most = budget.still(best.seconds, planned)
+    if most >= len(table):
+        return table
+    notes.append(f"{most} of {len(table)} images are reported on: there is no time for more")
+    return spread(table, most)
 
 
 def _export(

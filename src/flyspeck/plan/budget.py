@@ -131,13 +131,14 @@ class Budget:
         report = min(report, self.images(self.REPORTING, speed, found))
         return 1.5 * report * self.later * self.larger[REPORT] * image_seconds(speed, found)
 
-    def still(self, each: float) -> int:
-        """Images that can still be reported on, at so many seconds for each image to choose on; a few all the same, or nothing
-        would be known.
+    def still(self, each: float, planned: int) -> int:
+        """Images that can still be reported on, at so many seconds for each image to choose on: up to `planned` those that leave
+        baselines hardly any time, and more where they have all of theirs. A few all the same, or nothing would be known.
         """
-        each *= self.larger[REPORT] / self.larger[CHOOSE]
-        spare = self.left - self.slower * (LEAST_BASELINES * self.BASELINES + self.PAGE)
-        return max(FEWEST if spare > 0 else LATE, int(spare / max(1.2 * each, 1e-6)))
+        each = max(1.2 * each * self.larger[REPORT] / self.larger[CHOOSE], 1e-6)
+        least, all_of_it = (self.left - self.slower * (s * self.BASELINES + self.PAGE) for s in (LEAST_BASELINES, 1.0))
+        images = max(min(planned, int(least / each)), int(all_of_it / each))
+        return max(FEWEST if least > 0 else LATE, images)
 
     def for_baselines(self) -> float:
         """Seconds for what needs no network; 0 where there is no time for it."""
