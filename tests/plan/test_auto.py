@@ -196,13 +196,14 @@ def test_a_setting_gives_way_to_one_that_is_better_by_more_than_chance(tmp_path:
     best = Measured(setting(True, 1.5), {"ap50_tiny": 0.42}, 0.1, (0.12, 0.01, 0.2))
     assert best_of([first, lucky]) is first
     assert best_of([first, lucky, better, best]) is best
-    quicker = Measured(setting(True, 2.0), {"ap50_tiny": 0.43}, 0.09, (0.13, -0.01, 0.3))
-    behind = Measured(setting(True, 0.75), {"ap50_tiny": 0.40}, 0.02, (0.10, -0.01, 0.3))
-    near = Measured(setting(True, 0.5), {"ap50_tiny": 0.41}, 0.05, (0.111, -0.01, 0.3))
+    quicker = Measured(setting(True, 2.0), {"ap50_tiny": 0.41}, 0.09, (0.111, 0.01, 0.3))
+    behind = Measured(setting(True, 0.75), {"ap50_tiny": 0.40}, 0.02, (0.10, 0.01, 0.3))
+    chance = Measured(setting(True, 0.5), {"ap50_tiny": 0.45}, 0.05, (0.15, -0.01, 0.3))
     assert best_of([first, best, behind]) is best
-    assert best_of([first, best, quicker, behind]) is quicker  # more points in less time
-    assert best_of([first, best, behind, near]) is near  # 0.9 points for half of the time
-    assert best_of([first, quicker, behind, near]) is first
+    assert best_of([first, best, behind, quicker]) is quicker  # 0.9 points for a tenth of the time
+    assert best_of([first, best, behind, chance]) is best
+    hardly = Measured(setting(True, 2.0), {"ap50_tiny": 0.305}, 0.2, (0.005, 0.001, 0.01))
+    assert best_of([first, hardly]) is first
     assert Measured.of(json.loads(json.dumps(best.to_dict()))) == best
 
 

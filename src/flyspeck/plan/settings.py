@@ -203,12 +203,13 @@ def difference(
 
 def best_of(done: Sequence[Measured]) -> Measured:
     """The best: the first setting, that of the training, unless others are ahead of it by more than chance; of those the most.
-    What has as many points, or `WORTH` fewer, in less time is taken in its place: the quickest of those.
+    Of these and the first, what has no more than `WORTH` fewer points in less time is taken in its place. One that is ahead by
+    chance is not, be it ever so far: on ten images ×2 had 14 points more than ×1, on 150 others 6 fewer.
     """
-    ahead = [one for one in done if one.difference is not None and one.difference[1] > 0]
-    best = max(ahead, key=_points, default=done[0])
-    near = [one for one in done if one.seconds < best.seconds and _points(one) >= _points(best) - WORTH]
-    return min(near, key=lambda one: one.seconds, default=best) if ahead else best
+    sure = [done[0], *(one for one in done if one.difference is not None and one.difference[1] > 0)]
+    best = max(sure, key=_points)
+    near = [one for one in sure if one.seconds < best.seconds and _points(one) >= _points(best) - WORTH]
+    return min(near, key=lambda one: one.seconds, default=best)
 
 
 def _points(one: Measured) -> float:
