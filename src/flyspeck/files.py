@@ -68,6 +68,15 @@ def make_folder(folder: Path) -> None:
         raise UserError(f"cannot make this folder ({error.strerror or error})", where=folder) from error
 
 
+def check_writable(folder: Path) -> None:
+    """Raises UserError where `folder`, or the deepest of those above it that is there, is none that may be written to."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise UserError("is a file, where a folder is to be", where=there, fix="name another --out")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError("this folder may not be written to", where=there, fix="name another --out")
+
+
 def replace_file(path: Path, write: Callable[[Path], object], *, errors: tuple[type[Exception], ...] = ()) -> None:
     """Calls `write` with a temporary path beside `path`, with the same ending, and renames what it wrote to `path`.
 

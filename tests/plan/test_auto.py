@@ -6,24 +6,25 @@ import json
 import re
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from planned_sets import SPEEDS, a_table, base, like, squares, write_set
+from planned_sets import MACHINE, SPEEDS, a_table, base, like, squares, write_set
 
 import flyspeck
 from flyspeck.errors import UserError
 from flyspeck.evaluate.detections import DetectionTable
 from flyspeck.evaluate.protocols import APProtocol
 from flyspeck.infer.shown import Showing
-from flyspeck.plan import halving, rivals
+from flyspeck.plan import auto, halving, rivals, rules
 from flyspeck.plan.budget import COMPARING, Budget, image_seconds, timing
 from flyspeck.plan.choices import Speed
 from flyspeck.plan.settings import Measured, Setting, best_of, difference, settings_for
 from flyspeck.plan.state import FILE, State, open_state
-from flyspeck.plan.tiers import best_tier
+from flyspeck.plan.tiers import TIERS, best_tier
 from flyspeck.plan.tried import Candidate
 from flyspeck.plan.voice import Voice
 from flyspeck.train.config import parse_recipe
@@ -153,6 +154,9 @@ def test_a_run_goes_on_only_as_it_was_begun(tmp_path: Path) -> None:
     again = open_state(folder, {"minutes": 5.0}, resume=True)
     assert again.done == {"speeds": {"a": 1}}
     assert again.seconds >= state.before
+    again.keep("over", 4.9)  # its time is up: reported on anew, it would be on fewer images
+    with pytest.raises(UserError, match=r"this run is finished \(.*report.html\): nothing to resume"):
+        open_state(folder, {"minutes": 5.0}, resume=True)
     (folder / FILE).write_text(json.dumps({"format": 99, "asked": {}, "seconds": 0, "done": {}}))
     with pytest.raises(UserError, match="newer version"):
         open_state(folder, {}, resume=True)
@@ -252,8 +256,20 @@ def test_a_full_disk_is_said_before_any_training(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
     path = write_set(tmp_path / "set.json", squares(20))
     with pytest.raises(UserError, match="are free on this disk"):
-        flyspeck.auto(path, minutes=5, out=tmp_path / "auto")
+        flyspeck.auto(path, minutes=600, out=tmp_path / "auto")
     assert not (tmp_path / "auto").exists()  # so that the next call can take the same folder
+
+
+def test_what_there_is_to_know_of_the_plan_is_in_the_report_too(tmp_path: Path) -> None:
+    found, speed = like(base(), 7.0, long_side=600.0), SPEEDS["small"]
+    plan = rules.make_plan(
+        found, MACHINE, tier=TIERS[1], minutes=5, speed=speed, name="x", train="t.json", val="v.json"
+    )
+    notes, state = ["of the set"], State(tmp_path, {}, {"candidates": []})
+    first = replace(plan, notes=("why it is tried", *plan.notes))
+    assert auto._candidates([first], {"small": speed}, state, budget(5), notes, QUIET) == []
+    assert notes == ["of the set", *plan.notes]
+    assert any("are learnt in part only" in note for note in notes)
 
 
 class _Stop(KeyboardInterrupt):

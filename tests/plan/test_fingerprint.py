@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,17 @@ def test_grey_that_is_stored_as_colour_is_noticed(tmp_path: Path) -> None:
     spot = np.full((64, 64, 3), 9, np.uint8)
     spot[:8, :8, 0] = 90  # a red stamp on a grey image
     assert not is_grey(spot)
+    large = np.full((3000, 3000, 3), 9, np.uint8)
+    tracemalloc.start()
+    try:
+        assert is_grey(large)
+        assert not is_grey(np.concatenate([large[:2000], np.full((1000, 3000, 3), [9, 60, 9], np.uint8)]))
+        held = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (
+        held < 2.5 * large.nbytes
+    )  # of the second image and the part that it is made of; no copies of all of its pixels
 
 
 def test_it_survives_json(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +17,13 @@ from planned_sets import SPEEDS, squares, write_set
 
 import flyspeck
 from flyspeck.cli.main import main
+from flyspeck.data.readers import read_annotations
 from flyspeck.errors import UserError
-from flyspeck.plan import tiers
-from flyspeck.plan.choices import Choice, Plan, Speed
-from flyspeck.plan.init import Forecast, with_own_speed
-from flyspeck.plan.speed import batch_seconds, forget_peak, peak_memory
+from flyspeck.plan import rules, tiers
+from flyspeck.plan.choices import Choice, Machine, Plan, Speed
+from flyspeck.plan.fingerprint import fingerprint
+from flyspeck.plan.init import Forecast, check_disk, with_own_speed
+from flyspeck.plan.speed import batch_seconds, forget_peak, measure_speeds, peak_memory
 from flyspeck.plan.voice import Voice
 from flyspeck.train.config import load_recipe
 from flyspeck.train.run import train
@@ -185,7 +188,10 @@ def test_what_does_not_fit_in_the_time_says_what_would(
     path = write_set(tmp_path / "set.json", squares(30))
     done = flyspeck.init(path, minutes=0.5, out=tmp_path / "recipe.yaml")
     # 24 images to learn from at 0.5 a second: 15 in half a minute (less what decoding takes), all in one.
-    words = "the set does not fit in the time: in 0.5 minutes 1[45] of 24 images are seen once; in 1 minute all, in 5 minutes all"
+    words = (
+        "the set does not fit in the time: in 0.5 minutes of training 1[45] of 24 images are seen once; in 1 minute all, in 5"
+        " minutes all"
+    )
     assert any(re.match(words, note) for note in done.notes)
 
 
@@ -207,6 +213,94 @@ def test_a_disk_that_is_full_is_said_before_anything_is_written(
         flyspeck.init(path, minutes=5, out=tmp_path / "recipe.yaml")
     assert not (tmp_path / "recipe.yaml").exists()
     assert not (tmp_path / "recipe_data").exists()
+
+
+def test_the_disk_must_hold_the_weights_with_their_classes_and_the_state_while_it_is_rewritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights of 10 MB: the last, the best, a state of four times as many, and that again while it is replaced; logs."""
+    small, many = (Speed(1.0, 10**9, 1.0, weights=size) for size in (10**7, 4 * 10**7))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=110 * 10**6))
+    check_disk(tmp_path, small)
+    for speeds, needed in (((many,), 422), ((small, small), 170)):
+        with pytest.raises(UserError, match=f"110 MB are free on this disk, and a training takes {needed} MB"):
+            check_disk(tmp_path, *speeds)
+
+
+def test_a_speed_knows_the_bytes_of_the_weights(tmp_path: Path) -> None:
+    machine, sizes = Machine(1, 10**10), []
+    for count in (1, 400):
+        names = tuple(f"class {k}" for k in range(count))
+        table = read_annotations(write_set(tmp_path / f"{count}.json", squares(2), classes=names))
+        tier = next(tier for tier in tiers.TIERS if tier.name == "smallest")
+        plan = rules.make_plan(
+            fingerprint(table), machine, tier=tier, minutes=1, speed=None, name="x", train="t.json", val="v.json"
+        )
+        sizes.append(measure_speeds([plan], table, machine, limit=0.1)["smallest"].weights)
+    # 16 channels at 3x3 for each further class, and its bias, in four bytes.
+    assert sizes[1] - sizes[0] == 399 * (16 * 9 + 1) * 4
+    assert sizes[0] > 10**6
+
+
+@pytest.mark.parametrize("make", ["init", "auto"])
+def test_where_nothing_can_be_written_is_said_before_anything_is_read(
+    tmp_path: Path, make: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is a file, where a folder is to be; name another --out"):
+        getattr(flyspeck, make)(tmp_path / "nowhere", minutes=3, out=tmp_path / "file" / "deep" / "er.yaml")
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(UserError, match="this folder may not be written to; name another --out"):
+        getattr(flyspeck, make)(tmp_path / "nowhere", minutes=3, out=tmp_path / "new" / "er.yaml")
+
+
+def test_what_can_be_said_at_once_does_not_wait_for_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "flyspeck.plan.auto", None)  # type: ignore[arg-type]
+    path, held = write_set(tmp_path / "set.json", squares(4)), tmp_path / "held"
+    held.mkdir()
+    (held / "note.txt").touch()
+    for source, more, words in (
+        (tmp_path / "nowhere", ["--out", "new"], "nowhere: no such file or folder; check the path"),
+        (path, ["--val", str(tmp_path / "nothing"), "--out", "new"], "nothing: no such file or folder"),
+        (path, ["--out", str(held)], "held: is there already"),
+        (path, ["--out", str(tmp_path / "new"), "--resume"], "new: nothing to resume"),
+        (path, ["--out", str(path / "new")], "set.json: is a file, where a folder is to be"),
+    ):
+        assert main(["auto", str(source), "--minutes", "3", *more]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_looking_for_a_device_is_said(tmp_path: Path) -> None:
+    lines: list[str] = []
+    with pytest.raises(UserError, match="--device"):
+        flyspeck.init(tmp_path, device="cuda:99", out=tmp_path / "recipe.yaml", say=lines.append)
+    assert lines == ["looking for the device cuda:99 ..."]
+
+
+def test_corners_of_boxes_mean_what_the_user_says(tmp_path: Path, timed: dict[str, Speed]) -> None:
+    table = read_annotations(write_set(tmp_path / "set.json", squares(6)))
+    folder = tmp_path / "voc" / "Annotations"
+    folder.mkdir(parents=True)
+    (tmp_path / "set_images").rename(tmp_path / "voc" / "JPEGImages")
+    for row, name in enumerate(table.file_names):
+        corners = [
+            dict(zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)) for box in table.boxes[table.of_image(row)]
+        ]
+        boxes = "".join(
+            f"<object><name>a</name><bndbox>{''.join(f'<{k}>{v:.0f}</{k}>' for k, v in box.items())}</bndbox></object>"
+            for box in corners
+        )
+        (folder / f"{Path(name).stem}.xml").write_text(
+            f"<annotation><filename>{Path(name).name}</filename><size><width>96</width><height>64</height><depth>3</depth></size>"
+            f"{boxes}</annotation>"
+        )
+    done = flyspeck.init(tmp_path / "voc", pixels="half-open", minutes=5, out=tmp_path / "recipe.yaml")
+    assert done.fingerprint.quantile(50) == 8
+    assert load_recipe(done.recipe).data.pixels is None  # what is written beside it says it otherwise
+    written = read_annotations(tmp_path / "recipe_data" / "train.json")
+    assert np.unique(written.boxes[:, 2:] - written.boxes[:, :2]).tolist() == [8]
 
 
 def test_nothing_is_written_over(tmp_path: Path) -> None:

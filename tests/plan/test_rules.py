@@ -64,6 +64,9 @@ TABLE: list[tuple[str, dict[str, Any], str, Any]] = [
      "augment.crop", [512, 640]),
     ("a panorama is no small image", {"found": like(BASE, image_size=(100, 1000))}, "augment.crop", [256, 320]),
     ("empty crops are avoided", {"found": like(BASE, image_size=(3000, 4000))}, "augment.toward_objects", 0.8),
+    ("... of large images among small ones too",
+     {"found": like(BASE, image_size=(20, 20), largest_image=(6000, 8000))}, "augment.toward_objects", 0.8),
+    ("... images of one size go whole", {}, "augment.toward_objects", 0.0),
     ("whole images need that not", {}, "augment.toward_objects", 0.0),
     ("grey as colour", {"found": like(BASE, grey_as_colour=True)}, "data.channels", 1),
     ("four bands", {"found": like(BASE, bands=4)}, "data.channels", 4),
@@ -179,6 +182,9 @@ def test_what_does_not_fit_in_the_time_says_what_would() -> None:
 
 def test_objects_of_one_size_and_crowded_images_are_said() -> None:
     assert any("all objects have one size (10.0 px)" in note for note in rules.remarks(BASE, 60, 5.0))
+    assert "images in 0.768 minutes" in best_tier(BASE, SPEEDS, 46.1 / 60)[1]
+    rounded = like(BASE, 10.0, size_quantiles={"5": 9.99, "25": 10.0, "50": 10.0, "75": 10.0, "95": 10.01})
+    assert any("all objects have one size (10.0 px)" in note for note in rules.remarks(rounded, 60, 5.0))
     assert any("375 boxes" in note for note in rules.remarks(like(BASE, most_objects=375), 60, 5.0))
 
 

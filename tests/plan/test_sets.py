@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -76,10 +78,39 @@ def test_one_part_is_divided_in_three(folder: Path) -> None:
 
 def test_images_on_both_sides_are_said(folder: Path) -> None:
     write_set(folder / "train.json", squares(6, seed=1), seed=1)
-    text = (folder / "train.json").read_text()
-    (folder / "val.json").write_text(text)
+    content = json.loads((folder / "train.json").read_text())
+    content["images"] = content["images"][:5]
+    content["annotations"] = content["annotations"][:10]
+    (folder / "val.json").write_text((folder / "train.json").read_text())
+    (folder / "train.json").write_text(json.dumps(content))
     sets = arranged(folder, None, report=False)
-    assert any("6 of 6 images of val.json are in train.json too" in note for note in sets.notes)
+    assert any("5 of 6 images of val.json are in train.json too" in note for note in sets.notes)
+
+
+@pytest.mark.parametrize("report", [False, True])
+def test_images_that_are_all_learnt_from_are_not_measured_on(folder: Path, report: bool) -> None:
+    one, copies = write_set(folder / "one.json", squares(9), seed=1), folder / "copies"
+    copies.mkdir()
+    few = json.loads(one.read_text())
+    few["images"] = few["images"][2:5]
+    few["annotations"] = [entry for entry in few["annotations"] if entry["image_id"] in (3, 4, 5)]
+    shutil.copytree(folder / "one_images", copies / "one_images")  # other files of the same pixels
+    (copies / "val.json").write_text(json.dumps(few))
+    for val, count in ((one, 9), (copies / "val.json", 3)):
+        with pytest.raises(UserError, match=rf"all {count} images to \w+ on are among those to learn from") as told:
+            arranged(one, val, report=report)
+        assert str(val) in str(told.value)
+        assert "or none: a part is divided off then" in str(told.value)
+
+
+def test_few_objects_to_measure_on_are_said(folder: Path) -> None:
+    write_set(folder / "train.json", squares(12))
+    write_set(folder / "val.json", [[[9, 9, 8, 8]], [], []], seed=1)
+    assert (
+        "1 object in all among the images to choose on: metrics are rough" in arranged(folder, None, report=False).notes
+    )
+    write_set(folder / "val.json", squares(10, seed=1), seed=1)
+    assert not any("metrics are rough" in note for note in arranged(folder, None, report=False).notes)
 
 
 @pytest.mark.parametrize(
@@ -133,9 +164,9 @@ def test_few_images_with_objects_are_shared_out_or_refused(folder: Path, filled:
 
 
 def test_parts_of_one_name_are_told_apart_and_the_command_can_be_copied(tmp_path: Path) -> None:
-    for place in ("my set/train", "my set/val"):
+    for place, count in (("my set/train", 8), ("my set/val", 9)):
         (tmp_path / place).mkdir(parents=True)
-        write_set(tmp_path / place / "annotations.json", squares(8), seed=0)
+        write_set(tmp_path / place / "annotations.json", squares(count), seed=0)
     train = tmp_path / "my set/train/annotations.json"
     note = arranged(train, tmp_path / "my set/val/annotations.json", report=False).notes[0]
     assert "images of val/annotations.json are in train/annotations.json too" in note

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from flyspeck.cli.shared_options import CLASSES, DEVICE, FORMAT, IMAGES, SOURCE
+from flyspeck.cli.shared_options import CLASSES, DEVICE, FORMAT, IMAGES, PIXELS, SOURCE, Pixels
 from flyspeck.cli.values import parse_names
 
 BUDGET = typer.Option(60.0, "--minutes", metavar="N", help="Minutes to spend on all of it.")
@@ -26,6 +26,7 @@ def init(
     format: str | None = FORMAT,
     images: Path | None = IMAGES,
     classes: str | None = CLASSES,
+    pixels: Pixels | None = PIXELS,
     device: str = DEVICE,
 ) -> None:
     """Look at annotated images and write a recipe for a detector of their objects, every choice with its reason."""
@@ -39,6 +40,7 @@ def init(
         format=format,
         images=images,
         classes=None if classes is None else parse_names(classes, where="--classes"),
+        pixels=pixels,
         device=device,
         say=typer.echo,
     )

@@ -26,14 +26,14 @@ from flyspeck.evaluate.score_curve import KEY as CURVE
 from flyspeck.evaluate.score_curve import score_curve
 from flyspeck.export.package import export_model
 from flyspeck.export.proof import ExportOptions
-from flyspeck.files import local_output, write_bytes
+from flyspeck.files import check_writable, local_output, write_bytes
 from flyspeck.infer.shown import KEY as SHOWN
 from flyspeck.plan import rules
 from flyspeck.plan.budget import COMPARING, Budget, timing
 from flyspeck.plan.choices import Plan, Speed
 from flyspeck.plan.fingerprint import Fingerprint
 from flyspeck.plan.halving import finish, halve, progress_of, winner_share
-from flyspeck.plan.init import check_disk, choice_lines, look, measured
+from flyspeck.plan.init import check_disk, choice_lines, look, measured, reading_options
 from flyspeck.plan.rivals import candidates as candidates_for
 from flyspeck.plan.sets import CHOOSE, REPORT, TRAIN, Source
 from flyspeck.plan.settings import Measured, best_of, detect, measure_settings, result_of
@@ -84,6 +84,7 @@ def auto(
     format: str | None = None,
     images: AnyPath | None = None,
     classes: Sequence[str] | None = None,
+    pixels: str | None = None,
     device: str = "auto",
     resume: bool = False,
     begun: float | None = None,
@@ -100,6 +101,7 @@ def auto(
         format: Name of the annotations' format, instead of having it found out.
         images: Folder of the images, where it is not the usual one.
         classes: Names of the classes to learn; None: all.
+        pixels: What whole corners of VOC's boxes mean, as in `read_annotations`.
         device: `auto` for the best there is, `cpu`, `cuda`, `cuda:1`, `mps`.
         resume: Go on in `out` where an earlier call of the same was stopped.
         begun: `time.monotonic()` where the minutes began, before this call; None: with it.
@@ -114,6 +116,7 @@ def auto(
     """
     voice = Voice(say)
     place, budget_minutes = local_output(out), minutes_of(minutes)
+    check_writable(place)
     check_device(device)
     asked = {
         "data": str(Path(data).absolute()), "val": None if val is None else str(Path(val).absolute()),
@@ -121,7 +124,7 @@ def auto(
     }  # fmt: skip
     state = open_state(place, asked, resume=resume)
     state.begun = state.begun if begun is None else begun
-    options = {"format": format, "classes": classes, "images": None if images is None else Path(images)}
+    options = reading_options(format, images, classes, pixels)
     if resume:
         voice(f"going on: {state.seconds:.0f} s of {60 * budget_minutes:.0f} are used")
     budget = Budget(budget_minutes, state, slowness=Slowness())
@@ -144,7 +147,7 @@ def _run(
     sources, found, notes = _sets(data, val, options, state, budget, voice)
     budget.larger = {name: _pixels(sources[name].table) / _pixels(sources[TRAIN].table) for name in (CHOOSE, REPORT)}
     plans, speeds, machine_device = _plans(sources, found, device, state, budget, voice)
-    candidates = _candidates(plans, state, budget, found, voice)
+    candidates = _candidates(plans, speeds, state, budget, notes, voice)
     speed_of = {plan.value("name"): speeds[plan.tier.name] for plan in plans}
     choose, planned = _limited(sources, speeds[plans[0].tier.name], found, budget, notes)
     total = float(state.done["training"])
@@ -255,26 +258,26 @@ def _plans(
     minutes = total * winner_share(len(picked))
     most = budget.images(budget.CHOOSING, speeds[picked[0][1].name], found)
     looked_at = most if most < len(sources[CHOOSE].table) else None
-    plans = [
-        replace(
-            rules.make_plan(
-                found, machine, tier=tier, minutes=round(minutes, 3), speed=speeds[tier.name], name=name,
-                train=sources[TRAIN].path, val=sources[CHOOSE].path, scale=scale, looked_at=looked_at,
-            ),
-            notes=(why,),
-        )
-        for name, tier, scale, why in picked
-    ]  # fmt: skip
+    plans = []
+    for name, tier, scale, why in picked:
+        plan = rules.make_plan(
+            found, machine, tier=tier, minutes=round(minutes, 3), speed=speeds[tier.name], name=name,
+            train=sources[TRAIN].path, val=sources[CHOOSE].path, scale=scale, looked_at=looked_at,
+        )  # fmt: skip
+        plans.append(replace(plan, notes=(why, *plan.notes)))
     return plans, speeds, machine.device
 
 
 def _candidates(
-    plans: Sequence[Plan], state: State, budget: Budget, found: Fingerprint, voice: Voice
+    plans: Sequence[Plan], speeds: Mapping[str, Speed], state: State, budget: Budget, notes: list[str], voice: Voice
 ) -> list[Candidate]:
-    """The plans as recipes on disk; those of before an interruption as they are."""
+    """The plans as recipes on disk; those of before an interruption as they are. What there is to know of the first, the best
+    guess, is added to `notes`.
+    """
+    notes += plans[0].notes[1:]
     folder = state.folder / "recipes"
     if "candidates" not in state.done:
-        check_disk(state.folder, *(plan.tier.name for plan in plans))
+        check_disk(state.folder, *(speeds[plan.tier.name] for plan in plans))
         voice(
             f"{budget.seconds - state.seconds:.0f} s are left, {float(state.done['training']):.0f} of them for training"
         )
@@ -284,8 +287,7 @@ def _candidates(
             write_recipe(plan, folder / f"{name}.yaml", [f"Written by `flyspeck auto`: {plan.tier.words}."])
         for line in choice_lines(plans[0]):
             voice(line)
-        rate = plans[0].speed.images_per_second if plans[0].speed else 1.0
-        for note in rules.remarks(found, float(plans[0].value("train.minutes")), rate):
+        for note in plans[0].notes[1:]:
             voice(f"note: {note}")
         state.keep("candidates", [plan.value("name") for plan in plans])
     return [

@@ -115,6 +115,8 @@ class Speed:
     """See `Tier.tracing`."""
     batch: int = 0
     """Images of a step that it was measured with; 0 where nothing says."""
+    weights: int = 5_000_000
+    """Bytes of its weights, for the classes of the set; of a small one's where nothing says."""
 
 
 @dataclass(frozen=True)

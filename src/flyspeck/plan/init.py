@@ -16,13 +16,14 @@ from typing import Any
 from flyspeck.data.annotations import Annotations
 from flyspeck.devices import check_device
 from flyspeck.errors import UserError, counted
-from flyspeck.files import local_output
+from flyspeck.files import check_writable, local_output
 from flyspeck.plan import rules
 from flyspeck.plan.budget import looked_at
 from flyspeck.plan.choices import Machine, Plan, Speed, named
 from flyspeck.plan.fingerprint import Fingerprint, fingerprint, with_pixels
 from flyspeck.plan.sets import CHOOSE, TRAIN, Sets, arrange, read_sources
 from flyspeck.plan.tiers import allowed_tiers, best_tier
+from flyspeck.plan.usable import check_headers
 from flyspeck.plan.voice import Voice, minutes_of
 
 log = logging.getLogger("flyspeck")
@@ -79,6 +80,7 @@ def init(
     format: str | None = None,
     images: AnyPath | None = None,
     classes: Sequence[str] | None = None,
+    pixels: str | None = None,
     device: str = "auto",
     say: Callable[[str], None] = log.info,
 ) -> Initialised:
@@ -94,6 +96,7 @@ def init(
         format: Name of the annotations' format, instead of having it found out.
         images: Folder of the images, where it is not the usual one.
         classes: Names of the classes to learn; None: all.
+        pixels: What whole corners of VOC's boxes mean, as in `read_annotations`.
         device: Where the training will run: `auto` for the best there is, `cpu`, `cuda`, `cuda:1`, `mps`.
         say: Called with each line on what is seen and chosen; the logger `flyspeck` where it is not given.
 
@@ -102,14 +105,15 @@ def init(
 
     Raises:
         UserError: For annotations without an object, images that do not do to measure on, a recipe that is there already, a
-            device that is not.
+            device that is not, a folder that may not be written to.
     """
     voice = Voice(say)
     place, budget = local_output(out), minutes_of(minutes)
-    check_device(device)
     if place.exists():
         raise UserError("is there already", where=place, fix="name another --out, or delete it")
-    options = {"format": format, "classes": classes, "images": None if images is None else Path(images)}
+    check_writable(place.parent)
+    voice_of_device(device, voice)
+    options = reading_options(format, images, classes, pixels)
     own = any(value is not None for value in options.values())
     sets, found = look(
         Path(data), None if val is None else Path(val), place.parent / f"{place.stem}_data", options, voice,
@@ -133,7 +137,7 @@ def init(
     notes = (*sets.notes, *plan.notes, *threads_note(machine, place))
     for note in notes:
         voice(f"note: {note}")
-    check_disk(place.parent, tier.name)
+    check_disk(place.parent, speeds[tier.name])
     from flyspeck.plan.write import write_recipe  # which loads torch, as `measured` did
 
     for source in sets.parts.values():
@@ -141,6 +145,26 @@ def init(
     write_recipe(plan, place, heading(Path(data), budget, tier.words, why, forecast, machine))
     voice(f"written: {place}; next: flyspeck train {shlex.quote(str(place))}")
     return Initialised(place, found, plan, speeds, forecast, notes)
+
+
+def reading_options(
+    format: str | None, images: AnyPath | None, classes: Sequence[str] | None, pixels: str | None
+) -> dict[str, Any]:
+    """What goes to `read_annotations`."""
+    return {
+        "format": format,
+        "images": None if images is None else Path(images),
+        "classes": classes,
+        "pixels": pixels,
+    }
+
+
+def voice_of_device(device: str, voice: Voice) -> None:
+    """Raises UserError where the device is none, or not there; loading what knows that takes seconds, and is said."""
+    if device in ("auto", "cpu"):
+        return
+    with voice.doing(f"looking for the device {device}"):
+        check_device(device)
 
 
 def threads_note(machine: Machine, recipe: Path) -> list[str]:
@@ -187,11 +211,15 @@ def look(
         voice(f"  {part.table.source}: {counted(len(part.table), 'image')}, {counted(part.table.num_boxes, 'box')}")
         for note in part.table.notes:
             voice(f"  note: {note}")
+    tables = [part.table for part in (*parts, *([] if other is None else [other]))]
+    files = sum(map(len, tables))
     whole = parts[0].table
-    first = with_pixels(fingerprint(whole), whole)
+    first = fingerprint(whole)
+    with voice.doing(f"looking at {counted(files, 'image')}"):
+        check_headers(data, tables)
+        first = with_pixels(first, whole)
     for line in fingerprint_lines(first):
         voice(line)
-    files = sum(len(part.table) for part in parts) + (0 if other is None else len(other.table))
     seconds = first.decode_seconds * first.megapixels / max(1, first.images) * files
     pixels = seconds <= comparing
     words = f"comparing {counted(files, 'image')}, to keep apart what belongs together"
@@ -323,15 +351,20 @@ def check_time(minutes: float, speeds: Mapping[str, Speed]) -> None:
         )
 
 
-STATE_BYTES = {"smallest": 12e6, "small": 30e6, "medium": 70e6, "large": 90e6, "largest": 180e6,
-               "speck_n": 7e6, "speck_s": 14e6, "speck_m": 45e6}  # fmt: skip
-"""What a run folder takes: weights twice, and the state to resume from."""
+RUN_FILES, REWRITTEN = 6.3, 4.2
+"""What a run folder takes, in sizes of the weights: last and best ones, and the state to resume from; which is rewritten beside
+itself. As much again as that, at most, is what `auto` writes in the end: the weights once more, and the exported detector.
+"""
+OTHER_FILES = 2_000_000
+"""Bytes of logs, detections and pages."""
 
 
-def check_disk(folder: Path, *tiers: str) -> None:
+def check_disk(folder: Path, *speeds: Speed) -> None:
     """Raises UserError where the disk of `folder` has no room for run folders of these detectors."""
     there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    free, needed = shutil.disk_usage(there).free, int(sum(STATE_BYTES[tier] for tier in tiers))
+    weights = [speed.weights for speed in speeds]
+    free = shutil.disk_usage(there).free
+    needed = int(RUN_FILES * sum(weights) + REWRITTEN * max(weights)) + OTHER_FILES
     if free < needed:
         raise UserError(
             f"{free / 1e6:.0f} MB are free on this disk, and a training takes {needed / 1e6:.0f} MB",

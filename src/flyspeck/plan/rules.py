@@ -32,6 +32,8 @@ FEW, SHORT = 500, 3600
 """Images to learn from, and images that are seen in all, up to which a trained detector is a better start than a backbone:
 measured on 10 and 50, of which 2000 were seen; of 50 it was none any more after 6000.
 """
+ONE_SIZE = 1.01
+"""Sizes that differ by no more are one: formats of text round them."""
 LEAST_STEPS = 60
 """Optimiser steps below which nothing is learnt that is worth a name."""
 
@@ -84,6 +86,12 @@ def crop(found: Fingerprint, factor: float) -> list[Choice]:
         size = tuple(max(64, math.ceil(side)) for side in (height, width))
         reason = "whole images, as the network sees them (the median size): they are small"
         around = Choice("augment.toward_objects", 0.0, "the crop holds the whole image")
+        tall, wide = (side * factor for side in found.largest_image)
+        if max(tall / size[0], wide / size[1]) > 1.6:
+            largest = f"{found.largest_image[1]}x{found.largest_image[0]}"
+            reason = f"the median size, as the network sees it; the largest image ({largest}) is learnt in crops of it"
+            words = f"of images larger than the crop ({largest} the largest) a crop placed anywhere would hold little"
+            around = Choice("augment.toward_objects", 0.8, words)
     else:
         size = base
         reason = f"the objects' longer sides are up to {long:.0f} px, and smaller crops are more steps in the same time"
@@ -336,7 +344,7 @@ def remarks(found: Fingerprint, minutes: float, images_per_second: float) -> Ite
         yield f"no object to learn from: {counted(len(absent), 'class')}: {named(absent)}"
     if few:
         yield (f"fewer than 20 objects, too few to learn or to measure: {counted(len(few), 'class')}: {named(few)}")
-    if found.quantile(5) == found.quantile(95):
+    if found.quantile(95) <= ONE_SIZE * found.quantile(5):
         yield f"all objects have one size ({found.quantile(50):.1f} px): are they boxes, or points that became boxes?"
     if found.long_side * enlargement(found).value > CROPS[-1][0]:
         yield (
@@ -351,13 +359,13 @@ def remarks(found: Fingerprint, minutes: float, images_per_second: float) -> Ite
     passes = seen / found.images
     if passes < 1:
         yield (
-            f"the set does not fit in the time: in {counted(minutes, 'minute')} {seen:.0f} of {found.images} images are seen"
-            f" once; in {counted(time_for(found, images_per_second, 1.0), 'minute')} all, in"
+            f"the set does not fit in the time: in {counted(minutes, 'minute')} of training {seen:.0f} of {found.images} images"
+            f" are seen once; in {counted(time_for(found, images_per_second, 1.0), 'minute')} all, in"
             f" {counted(time_for(found, images_per_second), 'minute')} all {FEW_PASSES} times"
         )
     elif passes < FEW_PASSES:
         yield (
-            f"in {counted(minutes, 'minute')} each image is seen {passes:.1f} times; in"
+            f"in {counted(minutes, 'minute')} of training each image is seen {passes:.1f} times; in"
             f" {counted(time_for(found, images_per_second), 'minute')} {FEW_PASSES} times"
         )
 

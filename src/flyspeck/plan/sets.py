@@ -24,6 +24,7 @@ from flyspeck.data.writers import write_coco
 from flyspeck.errors import UserError, counted
 from flyspeck.plan.choices import named
 from flyspeck.plan.fingerprint import Fingerprint
+from flyspeck.plan.usable import check_pixels
 
 TRAIN, CHOOSE, REPORT = "train", "choose", "report"
 SHARES: Mapping[tuple[str, ...], tuple[float, ...]] = {
@@ -31,6 +32,8 @@ SHARES: Mapping[tuple[str, ...], tuple[float, ...]] = {
     (TRAIN, CHOOSE, REPORT): (0.7, 0.15, 0.15),
 }
 """Shares of the images where the set is divided here."""
+FEW_OBJECTS = 20
+"""Below so many, metrics are said to be rough."""
 _JOINED = "joined"
 Progress = Callable[[int, int], None]
 Say = Callable[[str], None]
@@ -113,11 +116,13 @@ def arrange(
     that choices are made on are taken from those to learn from. What has to be divided, or all of it with `written`, is to be
     written below `folder`. `pixels` False ties images by their names alone.
 
-    Raises UserError where there are too few images that do not belong together.
+    Raises UserError where there are too few images that do not belong together, or some cannot be decoded.
     """
     everything = [*parts, *([] if val is None else [val])]
     links = find_links(everything, pixels=pixels, workers=workers, progress=progress)
+    check_pixels(data, [part.table for part in everything], links)
     named = _by_name(parts, val, report=report)
+    _check_apart(named, val, links)
     notes = _leak_notes(everything, links, data)
     wanted = (TRAIN, CHOOSE, REPORT) if report else (TRAIN, CHOOSE)
     missing = [name for name in wanted if name not in named]
@@ -236,6 +241,29 @@ def _with_objects(found: Division, parts: int) -> Division:
     return replace(found, chosen=chosen)
 
 
+def _check_apart(named: Mapping[str, Part], val: Part | None, links: Links) -> None:
+    """Raises UserError where every image of a part to measure on is one to learn from: its numbers would say nothing."""
+    files = {str(path): int(key) for path, key in zip(links.files.paths, links.content.tolist(), strict=True)}
+    content = {
+        name: {
+            files.get(path, path) for path in (str(part.table.path(row).absolute()) for row in range(len(part.table)))
+        }
+        for name, part in named.items()
+        if "corner" not in part.table.image_extra  # tiles, which may all name their whole image
+    }
+    for name, part in named.items():
+        if name != TRAIN and content.get(name) and content[name] <= content.get(TRAIN, set()):
+            fix = "give annotations of other images with --val"
+            if part is val:
+                fix += ", or none: a part is divided off then"
+            raise UserError(
+                f"{'all ' * (len(part.table) > 1)}{counted(len(part.table), 'image')} to {_FOR[name]}"
+                f" {'is' if len(part.table) == 1 else 'are'} among those to learn from: numbers would say nothing",
+                where=part.source,
+                fix=fix,
+            )
+
+
 def _check(sources: Mapping[str, Source], data: Path) -> None:
     """Raises UserError where a part has no object, or where those to measure on have none of a class to learn."""
     train = sources[TRAIN].table
@@ -264,11 +292,14 @@ def _labels(table: Annotations) -> list[int]:
 
 
 def _absent_notes(sources: Mapping[str, Source]) -> list[str]:
-    """A line for each part to measure on that has no object of some class that is learnt."""
+    """A line for each part to measure on that has few objects, or none of some class that is learnt."""
     notes, train = [], sources[TRAIN].table
     for name, source in sources.items():
         there = {source.table.classes[label] for label in _labels(source.table)}
         absent = [train.classes[label] for label in _labels(train) if train.classes[label] not in there]
+        objects = int((~source.table.ignore & (source.table.labels >= 0)).sum())
+        if objects < FEW_OBJECTS and name != TRAIN:
+            notes.append(f"{counted(objects, 'object')} in all among the images to {_FOR[name]}: metrics are rough")
         if absent and name != TRAIN:
             notes.append(
                 f"no object of {counted(len(absent), 'class')} among the images to {_FOR[name]} ({named(absent)}):"

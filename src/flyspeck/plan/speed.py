@@ -224,7 +224,8 @@ def _speed(plan: Plan, table: Annotations, machine: Machine, seconds: float, clo
     rate = sum(images[warm:]) / max(1e-9, taken)
     assert images_in is not None
     detecting, memory = trial.detecting(images_in, clock), peak_memory(machine.device)
-    return Speed(rate, memory, detecting, plan.tier.tracing, recipe.train.batch_size)
+    weights = sum(value.numel() * value.element_size() for value in detector.state_dict().values())
+    return Speed(rate, memory, detecting, plan.tier.tracing, recipe.train.batch_size, weights)
 
 
 def batch_seconds(step: float, load: float, *, workers: int, threads: int, cpus: int) -> float:

@@ -62,18 +62,24 @@ class State:
         write_json(self.folder / FILE, content)
 
 
+def check_folder(folder: Path, *, resume: bool) -> None:
+    """Raises UserError where `folder` holds something and a run is to begin in it, or holds no run and one is to go on."""
+    there = (folder / FILE).is_file()
+    if resume and not there:
+        raise UserError("nothing to resume", where=folder, fix="leave out --resume to start")
+    if not resume and folder.exists() and (not folder.is_dir() or not all(map(is_left_over, folder.iterdir()))):
+        fix = "go on with --resume, or name another --out" if there else "name another --out"
+        raise UserError("is there already", where=folder, fix=fix)
+
+
 def open_state(folder: Path, asked: Mapping[str, Any], *, resume: bool) -> State:
     """The state of a new run, whose file is written, or of one that goes on. Raises UserError where the folder forbids it."""
     path = folder / FILE
+    check_folder(folder, resume=resume)
     if not resume:
-        if folder.exists() and (not folder.is_dir() or not all(map(is_left_over, folder.iterdir()))):
-            fix = "go on with --resume, or name another --out" if path.is_file() else "name another --out"
-            raise UserError("is there already", where=folder, fix=fix)
         state = State(folder, asked)
         state.save()  # before anything else is written: a run that is killed in its first stage goes on too
         return state
-    if not path.is_file():
-        raise UserError("nothing to resume", where=folder, fix="leave out --resume to start")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         before, known, done = float(content["seconds"]), dict(content["asked"]), dict(content["done"])
@@ -82,6 +88,12 @@ def open_state(folder: Path, asked: Mapping[str, Any], *, resume: bool) -> State
         raise UserError(f"not the state of a run ({error})", where=path, fix="start anew in another --out") from None
     if version > FORMAT:
         raise UserError("written by a newer version", where=path, fix="update flyspeck")
+    if "over" in done:
+        raise UserError(
+            f"this run is finished ({folder / 'report.html'}): nothing to resume",
+            where=folder,
+            fix="for another, name another --out",
+        )
     other = [key for key, value in asked.items() if known.get(key) != value]
     if other:
         raise UserError(

@@ -80,7 +80,7 @@ def best_tier(found: Fingerprint, speeds: Mapping[str, Speed], minutes: float) -
     seen = images_seen(every, speeds, minutes)
     fitting = [tier for tier in tiers if seen[tier.name] >= wanted]
     tier = fitting[-1] if fitting else max(every, key=lambda one: seen[one.name])
-    words = f"it sees {seen[tier.name]:.0f} images in {counted(minutes, 'minute')}"
+    words = f"it sees {seen[tier.name]:.0f} images in {counted(float(f'{minutes:.3g}'), 'minute')}"
     if not fitting:
         return tier, f"{words}, the most of all, where {wanted} would be good"
     larger = [one for one in tiers if tiers.index(one) > tiers.index(tier)]

@@ -59,17 +59,7 @@ def usable_images(table: Annotations, *, how: str = HEADERS, allowed_share: floa
     `how`: `none` looks at the headers of some images only and leaves nothing out, `headers` opens each file, `full` decodes it.
     Raises UserError where more than `allowed_share` of the images fail; those that may are counted, and the first named.
     """
-    rows = range(len(table))
-    if how == NONE:
-        rows = np.unique(np.linspace(0, len(table) - 1, min(len(table), LOOKED_AT)).round().astype(np.int64)).tolist()
-    headers: dict[str, ImageHeader] = {}
-    faults: dict[int, str] = {}
-    for row in rows:
-        found = _header_or_fault(table, row, how == FULL)
-        if isinstance(found, str):
-            faults[row] = found
-        else:
-            headers[str(table.path(row))] = found
+    faults, headers = image_faults(table, how=how)
     survey = Survey(table.source, headers)
     if not faults or how == NONE:
         return table, survey
@@ -85,6 +75,22 @@ def usable_images(table: Annotations, *, how: str = HEADERS, allowed_share: floa
     keep = np.ones(len(table), dtype=bool)
     keep[list(faults)] = False
     return table.select_images(keep), survey
+
+
+def image_faults(table: Annotations, *, how: str = HEADERS) -> tuple[dict[int, str], dict[str, ImageHeader]]:
+    """What is wrong with which row of `table`, and the headers of the other images by their paths; `how` as `usable_images`."""
+    rows = range(len(table))
+    if how == NONE:
+        rows = np.unique(np.linspace(0, len(table) - 1, min(len(table), LOOKED_AT)).round().astype(np.int64)).tolist()
+    headers: dict[str, ImageHeader] = {}
+    faults: dict[int, str] = {}
+    for row in rows:
+        found = _header_or_fault(table, row, how == FULL)
+        if isinstance(found, str):
+            faults[row] = found
+        else:
+            headers[str(table.path(row))] = found
+    return faults, headers
 
 
 def _header_or_fault(table: Annotations, row: int, whole: bool) -> ImageHeader | str:
