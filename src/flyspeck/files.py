@@ -17,6 +17,7 @@ import signal
 import struct
 import threading
 import tokenize
+import unicodedata
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePath
@@ -125,6 +126,11 @@ def without_ending(path: PathLike) -> PathLike:
     """
     stem, _, ending = path.name.rpartition(".")
     return path.with_name(stem) if ending and stem.strip(".") else path
+
+
+def folded(name: str) -> str:
+    """What a disk that knows neither case nor unicode forms takes a name for: names that are equal by it are one file there."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

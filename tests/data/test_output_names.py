@@ -15,7 +15,7 @@ from flyspeck.data.image_files import output_names
 from flyspeck.data.readers import read_annotations
 from flyspeck.data.writers import write_yolo
 from flyspeck.errors import UserError
-from flyspeck.files import without_ending
+from flyspeck.files import folded, without_ending
 from flyspeck.infer.naming import file_names
 
 PARTS = st.sampled_from(["/", "//", "..", ".", "a", "\\", "C:", "images", "\0", " ", ".png", "é"])
@@ -54,6 +54,14 @@ def test_readers_take_images_of_odd_names(name: str, tmp_path: Path) -> None:
         json.dumps({"imagePath": name, "shapes": [], "imageWidth": 16, "imageHeight": 12})
     )
     assert len(read_annotations(tmp_path, format="labelme")) == 1
+
+
+@pytest.mark.parametrize(
+    "names", [["\u00e9.jpg", "e\u0301.jpg"], ["a/\u00c9.png", "a/e\u0301.jpg"], ["\u00df.jpg", "SS.jpg"]]
+)
+def test_names_that_a_disk_takes_for_one_are_told_apart(names: list[str]) -> None:
+    for found in (output_names(names), output_names(names, ".txt")):
+        assert len({folded(Path(name).stem) for name in found}) == len(names), found
 
 
 def test_an_image_is_copied_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,20 @@ def test_rows_systems_and_extents(tmp_path: Path) -> None:
     assert pixels["bbox"] == [10, -28, 14, -20]
 
 
+def test_a_map_without_a_name_is_not_mixed_with_pixels(tmp_path: Path) -> None:
+    writer = GeoParquetWriter(tmp_path)
+    for number, geo in ((1, GeoReference(UTM.transform, None)), (2, None), (3, GeoReference(UTM.transform, None))):
+        writer.add(result(number, geo, 1))
+    writer.close()
+    found = {file.name: parquet.read_table(file).to_pydict() for file in (tmp_path / "geoparquet").iterdir()}
+    assert {name: table["file_name"] for name, table in found.items()} == {
+        "detections.parquet": ["1.tif", "3.tif"],
+        "detections_2.parquet": ["2.tif"],
+    }
+    assert [box["xmin"] for box in found["detections_2.parquet"]["bbox"]] == [10]
+    assert all(described(tmp_path / "geoparquet" / name)["columns"]["geometry"]["crs"] is None for name in found)
+
+
 def test_many_boxes_go_in_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flyspeck.infer.geoparquet._GROUP", 10)
     writer = GeoParquetWriter(tmp_path)

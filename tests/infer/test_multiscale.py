@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from PIL import Image
+from spots import spots_model, spotted
 
 from flyspeck.errors import UserError
+from flyspeck.infer.job import predict
 from flyspeck.infer.merge import MergeRule
 from flyspeck.infer.multiscale import MultiScale
 from flyspeck.types import Detections
@@ -92,3 +97,18 @@ def test_larger_views_go_in_smaller_batches() -> None:
 def test_nonsense_is_refused(scales: list[float]) -> None:
     with pytest.raises(UserError, match="scale"):
         MultiScale(SeesBright(), scales)
+
+
+def test_tiles_whose_views_were_merged_otherwise_are_not_gone_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, model = spots_model(monkeypatch, tmp_path)
+    Image.fromarray(spotted((64, 64), [(20, 30)])).save(tmp_path / "a.png")
+    views = {"model": model, "out": tmp_path / "found", "scales": (1.0, 0.5), "draw": 0}
+    predict(tmp_path / "a.png", **views, merge=MergeRule(threshold=0.4))
+    for other in (MergeRule(threshold=0.9), MergeRule(threshold=0.4, metric="ios")):
+        with pytest.raises(UserError, match="was made with merge of views"):
+            predict(tmp_path / "a.png", **views, merge=other, resume=True)
+    before = seen.windows
+    predict(tmp_path / "a.png", **views, merge=MergeRule(threshold=0.4), resume=True)
+    assert seen.windows == before

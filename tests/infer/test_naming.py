@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flyspeck.infer.naming import file_names, folded, inside
+from flyspeck.files import folded
+from flyspeck.infer.naming import file_names, inside
 from flyspeck.infer.outputs import WRITERS, open_writers
 from flyspeck.infer.reading import Result
 from flyspeck.infer.source import Item, find_items

@@ -16,7 +16,7 @@ from PIL import Image
 from flyspeck.data.headers import read_header
 from flyspeck.data.images import read_image
 from flyspeck.errors import UserError, missing_extra
-from flyspeck.files import own_place, without_ending
+from flyspeck.files import folded, own_place, without_ending
 
 FORMATS = ("png", "webp")
 """Lossless formats that are written."""
@@ -107,7 +107,8 @@ def _save_tiff(pixels: np.ndarray, path: Path) -> None:
 
 
 def output_names(file_names: Sequence[str], suffix: str | None = None) -> list[str]:
-    """Names to write images under, unlike each other even without their endings.
+    """Names to write images under, unlike each other even without their endings, also on a disk that knows neither case nor
+    unicode forms.
 
     Folders are kept, but for `images` and `labels` and whatever would climb out of the folder written to; a name of nothing else
     (`..`, `...png`) is `image`, and the character 0, which no file's name holds, is `_`. `suffix` (with its dot) replaces the
@@ -125,9 +126,9 @@ def output_names(file_names: Sequence[str], suffix: str | None = None) -> list[s
         if not plain.stem.strip("."):  # what is left of `...png` is `..`
             whole, ending = plain.with_name("image"), plain.suffix
         stem = whole.as_posix()
-        while stem.lower() in taken:
+        while folded(stem) in taken:
             stem += "_"
-        taken.add(stem.lower())
+        taken.add(folded(stem))
         names.append(stem + (ending if suffix is None else suffix))
     return names
 

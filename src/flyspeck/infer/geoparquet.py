@@ -2,7 +2,7 @@
 
 Source: GeoParquet specification 1.1.0 (geoparquet.org): WKB geometry, a covering bounding box for each row, the coordinate
 system as PROJJSON. A file has one system: images of another one get a file of their own. What has none keeps pixel coordinates
-with y upwards, as in a GeoPackage, and `"crs": null`.
+with y upwards, as in a GeoPackage, and `"crs": null`; so has, in a file apart, what lies on a map whose system nobody says.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class GeoParquetWriter(Writer):
         """See `Writer.add`."""
         geo = result.source_geo if isinstance(result.source_geo, GeoReference) else None
         crs = None if geo is None else geo.written
-        key = crs if geo is not None else None
+        key = None if geo is None else crs or ""  # a map that nobody names is not the pixels of an image
         try:
             if key not in self._files:
                 number = len(self._files) + 1

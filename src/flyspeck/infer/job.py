@@ -344,15 +344,32 @@ def _check_video(video: Path | str | None, processes: Processes, placing: Placin
 
 def layout_of(predictor: Predictor) -> dict[str, Any]:
     """What decides, beside `made_with`, what is found on a whole image: its tiles and how they are merged."""
-    rule = predictor.merge
-    return {"tile": predictor.tile, "overlap": predictor.overlap, "merge": [rule.method, rule.threshold, rule.places]}
+    return {"tile": predictor.tile, "overlap": predictor.overlap, "merge": _told_rule(predictor.merge)}
 
 
 def _views(network: Any, scales: tuple[float, ...], flip: bool, rule: MergeRule) -> tuple[Any, dict[str, Any]]:
     """The model with all the views of a tile that are asked for, and what a journal has to know of them."""
     if scales == (1.0,) and not flip:
         return network, {}
-    return MultiScale(network, scales, flip=flip, rule=rule), {"views": [*scales, flip]}
+    # They are merged before a tile is noted: unlike that of tiles, this merge is in what the journal holds.
+    return MultiScale(network, scales, flip=flip, rule=rule), {
+        "views": [*scales, flip],
+        "merge of views": _told_rule(rule),
+    }
+
+
+def _told_rule(rule: MergeRule) -> list[Any]:
+    """All that decides which boxes a merge leaves."""
+    return [
+        rule.method,
+        rule.threshold,
+        rule.places,
+        rule.metric,
+        rule.class_aware,
+        rule.within_tile,
+        rule.sigma,
+        rule.min_score,
+    ]
 
 
 def _told(description: Mapping[str, Any]) -> dict[str, Any]:

@@ -279,7 +279,7 @@ class FrameLoop:
         for told in self._tracking.add(result, seconds_of(result)):
             self._write(told)
         self.frames += 1
-        total = -(-self._info.frames // job.every) if self._info.frames else 0
+        total = self._info.frames
         total = min(total or job.limit.frames or 0, job.limit.frames or total)
         words = f"{self.frames}{f' of {total}' if total else ''} frames"
         job.progress(Advance("detecting", min(self.frames / total, 1.0) if total else None, words))

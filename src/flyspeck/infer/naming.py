@@ -7,13 +7,12 @@ or gets a number.
 
 from __future__ import annotations
 
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 from flyspeck.data.images import EXTENSIONS
-from flyspeck.files import without_ending
+from flyspeck.files import folded, without_ending
 
 VIDEO_EXTENSIONS = frozenset(
     (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".flv", ".wmv", ".3gp")
@@ -60,11 +59,6 @@ def file_names(names: Sequence[str]) -> list[str]:
         if shared[row]:
             take(row, path.as_posix())
     return found
-
-
-def folded(name: str) -> str:
-    """What a disk that knows neither case nor unicode forms takes the name for."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def is_video(path: Path | str) -> bool:

@@ -57,6 +57,14 @@ def test_times_in_the_table_and_in_the_written_video(tmp_path: Path) -> None:
     assert [f.seconds for f in frames(tmp_path / "o" / "vfr.tracked.mp4")] == pytest.approx(IRREGULAR, abs=1e-4)
 
 
+def test_how_far_a_video_is_counts_the_frames_that_are_looked_at(tmp_path: Path) -> None:
+    path, told = write(tmp_path / "long.mp4", [STILL] * 25), []
+    job(path, tmp_path / "o", every=4, draw=False, progress=told.append)
+    steps = [one for one in told if one.step == "detecting" and one.share is not None]
+    assert [one.words for one in steps] == [f"{k} of 7 frames" for k in range(1, 8)]
+    assert steps[0].share == pytest.approx(1 / 7)
+
+
 def test_the_same_tracks_on_all_frames_of_a_still_video(tmp_path: Path) -> None:
     job(write(tmp_path / "still.mp4", [STILL] * 3), tmp_path / "o")
     by_frame = [[line["track"] for line in rows(tmp_path / "o" / "tracks.csv") if line["frame"] == f] for f in "123"]

@@ -133,7 +133,7 @@ class LiveReader:
 
     def line(self) -> str:
         """What became of the frames, and how old they were when they were taken, for people."""
-        dropped = self.arrived // self.every - self.taken
+        dropped = -(-self.arrived // self.every) - self.taken
         text = f"{self.arrived} frames came, {self.taken} were used, {max(0, dropped)} dropped"
         if self.delays:
             text += f"; taken {np.median(self.delays):.3f} s after they came (median), {max(self.delays):.3f} s at most"

@@ -33,9 +33,9 @@ class VideoInfo:
     size: tuple[int, int]
     """(H, W) in pixels, upright."""
     rate: Fraction
-    """Frames per second, on average."""
+    """Frames per second, on average: of those that are looked at."""
     frames: int = 0
-    """0 where the file does not say."""
+    """That are looked at; 0 where the file does not say."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class VideoReader:
             )
         frame = self._first[1]
         size = self._orientation(frame).size((frame.height, frame.width))
-        self.info = VideoInfo(size, self._rate / every, stream.frames // every)
+        self.info = VideoInfo(size, self._rate / every, -(-stream.frames // every))
 
     def frames(self) -> Iterator[VideoFrame]:
         """Each frame as (H, W, 3) uint8, upright, the image of an item called `name#number`; to be called once.
