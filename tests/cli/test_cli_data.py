@@ -75,7 +75,7 @@ def test_inspect_a_classification_set(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_convert_there_and_back(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("convert", source, "--to", "yolo", "--out", tmp_path / "yolo") == 0
     printed = capsys.readouterr()
-    assert "note: 1 ignore regions left out: YOLO has no place for them" in printed.err
+    assert "note: 1 ignore region left out: YOLO has no place for them" in printed.err
     assert "note: 1 broken entries left out:" in printed.err
     assert run("convert", tmp_path / "yolo", "--out", tmp_path / "back.json") == 0
     back = read_annotations(tmp_path / "back.json")

@@ -200,7 +200,7 @@ def test_a_broken_file_is_one_line(kind: str, tmp_path: Path) -> None:
 def test_what_crosses_itself_is_mended_and_said(tmp_path: Path) -> None:
     bow = np.array([[0, 0], [2, 2], [2, 0], [0, 2], [0, 0]], float)
     region = read_region(write(tmp_path / "r.geojson", [bow], frame="pixels"))
-    assert region.notes == ("r.geojson: 1 polygons that cross themselves were mended (shapely.make_valid)",)
+    assert region.notes == ("r.geojson: 1 polygon that crosses itself was mended (shapely.make_valid)",)
     boxes = np.array([[0.1, 0.9, 0.3, 1.1], [0.9, 0.1, 1.1, 0.3]])
     assert region.holds(boxes, None).tolist() == [True, False]
 

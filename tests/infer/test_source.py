@@ -181,4 +181,4 @@ def test_a_link_that_leads_nowhere_and_a_vrt_called_as_an_image_are_named(tmp_pa
     said: list[str] = []
     assert [item.name for item in find_items([tmp_path], say=said.append)[0]] == ["a.png"]
     assert any("1 VRT in" in line and "(mosaic.tif) passed over" in line for line in said)
-    assert any("1 links in" in line and "(gone.png): passed over" in line for line in said)
+    assert any("1 link to no file in" in line and "(gone.png): passed over" in line for line in said)

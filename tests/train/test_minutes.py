@@ -17,6 +17,7 @@ from flyspeck.cli.main import main
 from flyspeck.data.readers import read_annotations
 from flyspeck.errors import UserError
 from flyspeck.train.checkpoint import load_state, load_weights
+from flyspeck.train.compressing import _shorter
 from flyspeck.train.config import Recipe, TrainConfig
 from flyspeck.train.distill.stages import _distilling, _finetuning
 from flyspeck.train.evaluations import Evaluations
@@ -325,6 +326,20 @@ def test_the_stages_of_a_distillation_share_the_minutes(make_recipe: Callable[..
     plain = make_recipe(train={"epochs": 8}, distill={"teacher": "t.yaml", "finetune": {"epochs": 2}})
     assert plain.distill is not None
     assert _finetuning(plain, plain.distill).train.minutes is None
+
+
+@pytest.mark.parametrize("schedule", ["cosine_restarts", "step", "constant"])
+def test_a_shorter_run_ends_at_the_end_of_its_schedule(make_recipe: Callable[..., Recipe], schedule: str) -> None:
+    """Two epochs of cosines of 30 would stop near the full rate."""
+    recipe = make_recipe(
+        train={"epochs": 90, "schedule": schedule, "restart_epochs": 30},
+        distill={"teacher": "t.yaml", "finetune": {"epochs": 2}},
+    )
+    assert recipe.distill is not None
+    for shorter in (_finetuning(recipe, recipe.distill).train, _shorter(recipe.train, None)):
+        assert shorter.schedule == ("cosine" if schedule == "cosine_restarts" else schedule)
+    last = _finetuning(recipe, recipe.distill).train.model_copy(update={"warmup_steps": 0})
+    assert schedule == "constant" or lr_factor(99, 0.99, last) <= 0.02
 
 
 def test_the_console_says_the_time_left(caplog: pytest.LogCaptureFixture) -> None:

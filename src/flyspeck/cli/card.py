@@ -38,7 +38,7 @@ def card(
     device: str = DEVICE,
 ) -> None:
     """Write a model card with metrics by size, and the weights in half precision where that costs nothing."""
-    from flyspeck.errors import UserError
+    from flyspeck.errors import UserError, counted
     from flyspeck.publish.card import Words, write_card
 
     if notes is not None and not notes.is_file():
@@ -48,6 +48,6 @@ def card(
         parity = write_card(run, out, words, gt=gt, parity_images=limit, speed=latency, baselines=baselines)
     kept = "half" if parity.holds else "single"
     typer.echo(
-        f"{out}: {kept} precision; {parity.metric} on {parity.images} images {100 * parity.single:.2f} before "
+        f"{out}: {kept} precision; {parity.metric} on {counted(parity.images, 'image')} {100 * parity.single:.2f} before "
         f"rounding, {100 * parity.half:.2f} after"
     )

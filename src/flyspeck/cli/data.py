@@ -79,7 +79,7 @@ def convert(
         with ProgressBar("writing"):
             lost = write_yolo(table, out, split=split, link=link)
         if lost:
-            print(f"note: {lost} ignore regions left out: YOLO has no place for them", file=sys.stderr)
+            print(f"note: {counted(lost, 'ignore region')} left out: YOLO has no place for them", file=sys.stderr)
     else:
         if to in ("coco", "cvat", "label-studio", "fiftyone") and out.is_dir():
             raise UserError("is a folder", where=out, fix="name the file to write")

@@ -18,7 +18,7 @@ import typer
 from flyspeck.cli.demo_recipe import BATCH, NEW, STARTED, form_at_hand
 from flyspeck.cli.shared_options import DEVICE, training_device
 from flyspeck.devices import processors
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, counted
 from flyspeck.files import own_place, write_text
 
 if TYPE_CHECKING:
@@ -247,7 +247,8 @@ def _predict(out: Path, side: tuple[int, int], *, device: str, score: float) -> 
     image.save(own_place(out / "large" / "annotated.png"))
     objects = int((~truth.ignore).sum())
     text = (
-        f"{objects} objects in {side[1]} x {side[0]} pixels; {len(strong)} detections of score {score:.2f} and more (where F1 "
+        f"{counted(objects, 'object')} in {side[1]} x {side[0]} pixels; {counted(len(strong), 'detection')} of score "
+        f"{score:.2f} and more (where F1 "
         f"was best on the unseen scenes; of several classes in one place the best), from overlapping tiles, in {seconds:.1f} s."
         f" AP50 {_percent(result, 'all')}, of tiny objects {_percent(result, 'tiny')}."
     )

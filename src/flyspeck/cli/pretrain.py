@@ -67,7 +67,7 @@ def pretrain(
     import logging
 
     from flyspeck.devices import torch_device
-    from flyspeck.errors import UserError
+    from flyspeck.errors import UserError, counted
 
     with loading("pretrain"):
         import torch
@@ -100,7 +100,8 @@ def pretrain(
     )
     if main:
         typer.echo(
-            f"{backbone}: {len(train)} training and {len(val)} validation images of {len(train.classes)} classes"
+            f"{backbone}: {len(train)} training and {counted(len(val), 'validation image')} of "
+            f"{counted(len(train.classes), 'class')}"
         )
     best = run(
         network,

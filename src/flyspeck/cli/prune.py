@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from flyspeck.cli.shared_options import EPOCHS_AFTER, FINISHED_RUN
+from flyspeck.errors import counted
 
 
 def prune(
@@ -38,6 +39,6 @@ def prune(
     typer.echo(
         f"{done.weights}: {before / 1e6:.3f} M parameters before, {after / 1e6:.3f} M after;"
         f" {done.channels[0]} inner channels before, {done.channels[1]} after"
-        + (f"; {done.quantised} layers round to 8 bits" if quantise else "")
+        + (f"; {counted(done.quantised, 'layer')} to be rounded to 8 bits" if quantise else "")
     )
     typer.echo(f"next: flyspeck {'distill' if done.distills else 'train'} {done.recipe} --out FOLDER")

@@ -9,6 +9,7 @@ import numpy as np
 
 from flyspeck.data.bands import Ranges, ranges_text
 from flyspeck.data.headers import ImageHeader
+from flyspeck.errors import counted
 
 _FEW_BITS = 8
 
@@ -54,10 +55,10 @@ def measured_range(images: Iterable[np.ndarray]) -> FoundRange:
             return FoundRange(None, f"values up to {high.max():.0f}: the full 16 bits")
         pair = (0.0, float(2**bits - 1))
         return FoundRange(
-            (pair,), f"values up to {high.max():.0f} in {count} images: {bits} bits, {ranges_text([pair])}"
+            (pair,), f"values up to {high.max():.0f} in {counted(count, 'image')}: {bits} bits, {ranges_text([pair])}"
         )
     pairs = tuple(_pair(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True))
-    return FoundRange(pairs, f"values of {name} in {count} images, by band: {ranges_text(pairs)}")
+    return FoundRange(pairs, f"values of {name} in {counted(count, 'image')}, by band: {ranges_text(pairs)}")
 
 
 def extremes(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

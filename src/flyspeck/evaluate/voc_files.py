@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, counted
 from flyspeck.evaluate.detections import DetectionTable
 from flyspeck.evaluate.protocols import VOCProtocol
 
@@ -70,7 +70,7 @@ def read_dota_pair(gt: Path, dt: Path, protocol: VOCProtocol) -> tuple[Annotatio
             "so convert the labels to upright boxes first"
         )
     if headers:
-        notes.append(f"{headers} header lines in the labels were skipped (the devkit fails on them)")
+        notes.append(f"skipped {counted(headers, 'header line')} in the labels (the devkit fails on them)")
     results = _result_files(dt, _DOTA_RESULT)
     classes = tuple(
         dict.fromkeys([*(protocol.classes or ()), *sorted(entry[1] for entry in entries), *sorted(results)])

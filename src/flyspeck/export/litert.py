@@ -125,7 +125,7 @@ def export_litert(run: Path, out: Path, options: ExportOptions, *, say: Say = pr
             write_litert(network, temporary, told)
             found, _ = detect(open_exported(temporary, device="cpu"), checked, description, score=rule.score)
             ap = accuracy(checked, eager=eager, int8=found)
-            say(f"INT8 finds {sum(map(len, found))} boxes where float32 finds {sum(map(len, eager))}")
+            say(f"INT8 finds {counted(sum(map(len, found)), 'box')} where float32 finds {sum(map(len, eager))}")
             if ap:
                 told["int8_ap50"] = ap
         say(ap_table(ap) if ap else "accuracy cannot be stated: the images have no annotations")

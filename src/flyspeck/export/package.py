@@ -173,14 +173,14 @@ def _quantised(
     if trained is not None:
         learnt = {f"{name}.weight": bounds for name, bounds in input_ranges(DetectorGraph(trained)).items()}
         columns["trained"], _ = detect(TorchModel(trained, device="cpu"), checked, told, score=score)
-        say(f"of {len(learnt)} layers the ranges hold that they were trained with")
+        say(f"of {counted(len(learnt), 'layer')} the ranges hold that they were trained with")
     graph = quantise(graph, [model.to_batch([tile]) for tile in tiles], ranges=learnt)
     told = {**told, "precision": "int8", "calibration_tiles": len(tiles)}
     _write(graph, temporary, told, frame)
     found, _ = detect(open_exported(temporary, device="cpu"), checked, told, score=score)
     ap = accuracy(checked, **columns, int8=found)
     counts = np.array([sum(map(len, eager)), sum(map(len, found))])
-    say(f"INT8 finds {counts[1]} boxes where fp32 finds {counts[0]}")
+    say(f"INT8 finds {counted(int(counts[1]), 'box')} where fp32 finds {counts[0]}")
     if ap:
         told["int8_ap50"] = ap
         say(ap_table(ap))

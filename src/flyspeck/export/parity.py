@@ -76,7 +76,7 @@ class Difference:
     def text(self) -> str:
         """One line."""
         apart = f", {self.ties} ties" if self.ties else ""
-        apart += f", {self.unmatched} boxes WITHOUT a partner" if self.unmatched else ""
+        apart += f", {counted(self.unmatched, 'box')} WITHOUT a partner" if self.unmatched else ""
         return (
             f"{counted(self.boxes, 'box')} in {counted(self.windows, 'window')}: sides within {self.box_px:.2g} px, "
             f"scores within {self.score:.2g}{apart}"

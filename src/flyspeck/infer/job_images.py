@@ -189,7 +189,9 @@ class ImageLoop:
                 for result in watched.counted(results):
                     self.one(result)
         except KeyboardInterrupt:
-            self.warn(f"note: stopped after {self.done} of {len(items)} images: the files are whole, --resume goes on")
+            self.warn(
+                f"note: stopped after {self.done} of {counted(len(items), 'image')}: the files are whole, --resume goes on"
+            )
             raise
         finally:
             self.progress(Advance("writing the results"))
@@ -215,7 +217,7 @@ class ImageLoop:
         )
         if self.bad:
             raise UserError(
-                f"{self.bad} of {len(items)} images could not be read, wholly or in part",
+                f"{self.bad} of {counted(len(items), 'image')} could not be read, wholly or in part",
                 fix="see the lines above; everything else was written",
             )
         region = self.predictor.placing.region
@@ -337,8 +339,8 @@ def recall_line(recalled: Sequence[int], least: float) -> str:
     """What skipping costs on annotated images, for people."""
     total, full, kept = recalled
     return (
-        f"recall of {total} annotated objects (IoU 0.5, score >= {least:g}): {100 * full / total:.1f} % with all tiles, "
-        f"{100 * kept / total:.1f} % with skipping, {100 * (full - kept) / total:.2f} points lost"
+        f"recall of {counted(total, 'annotated object')} (IoU 0.5, score >= {least:g}): {100 * full / total:.1f} % with all "
+        f"tiles, {100 * kept / total:.1f} % with skipping, {100 * (full - kept) / total:.2f} points lost"
     )
 
 

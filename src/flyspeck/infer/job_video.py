@@ -316,11 +316,11 @@ class FrameLoop:
                 f"frame than tracks follow{fewer}): they are in no count"
             )
         if self.bad:
-            more = f"{self.bad} of {self.frames} frames have no result, wholly or in part"
+            more = f"{self.bad} of {counted(self.frames, 'frame')} without a result, wholly or in part"
             troubles = f"{troubles}; {more}" if troubles else more
         if troubles:
             where = job.source if isinstance(job.source, Path) else told_name(job.source)
-            fix = f"the results of the {self.frames} frames that came are written"
+            fix = f"the results of the {counted(self.frames, 'frame')} that came are written"
             raise UserError(troubles, where=where, fix=fix)
         return PredictionSummary(
             out=job.out, images=self.frames, boxes=self.boxes, tiles=self.tiles, seconds=seconds, tracks=tracks

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from flyspeck.errors import UserError, brief, missing_extra
+from flyspeck.errors import UserError, brief, counted, missing_extra
 from flyspeck.geo import GeoReference
 from flyspeck.projection import WGS84, is_geographic, known_crs, transformed, unwrapped
 
@@ -131,7 +131,8 @@ def read_region(path: Path, *, where: str = "--roi") -> Region:
     notes = []
     broken = sum(not shape.is_valid for shape in polygons)
     if broken:
-        notes.append(f"{path.name}: {broken} polygons that cross themselves were mended (shapely.make_valid)")
+        crossed = counted(broken, "polygon that crosses itself was", "polygons that cross themselves were")
+        notes.append(f"{path.name}: {crossed} mended (shapely.make_valid)")
         polygons = [shape if shape.is_valid else _areas(shapely.make_valid(shape)) for shape in polygons]
     whole = shapely.union_all(polygons)
     if crs == WGS84:

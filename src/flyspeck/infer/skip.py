@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, counted
 from flyspeck.infer.windows import Source
 from flyspeck.types import Detections
 
@@ -176,7 +176,8 @@ class SkipReport:
     def line(self) -> str:
         """For people."""
         if not self.skipped and not self.audited:
-            return f"skip: all {self.tiles} tiles run" + (f", {self.fell_back} after all" if self.fell_back else "")
+            late = f", {self.fell_back} after all" if self.fell_back else ""
+            return f"skip: all {counted(self.tiles, 'tile')} run{late}"
         return (
             f"skip: {self.skipped} of {self.tiles} tiles not run; of {self.audited} audited ones {self.audited_hits} held "
             f"something: about {100 * self.loss:.1f} % of the detections lost (95 %: at most {100 * self.loss_at_most:.1f} %)"

@@ -216,7 +216,7 @@ def _images_below(folder: Path, say: Callable[[str], None]) -> list[Path]:
         found = [path for path in found if path.relative_to(folder).parts[0] not in own]
     lost = sorted(str(path.relative_to(folder)) for path in found if path.is_symlink() and not path.exists())
     if lost:
-        say(f"note: {len(lost)} links in {folder} lead to no file ({some(lost)}): passed over")
+        say(f"note: {counted(len(lost), 'link')} to no file in {folder} ({some(lost)}): passed over")
     found = sorted(path for path in found if path.is_file())
     if not found:
         others = "; ".join([*unread(folder, recursive=True), *_videos_in(folder)])

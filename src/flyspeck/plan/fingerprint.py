@@ -22,7 +22,7 @@ from flyspeck.data.headers import ImageHeader, read_header
 from flyspeck.data.images import read_image
 from flyspeck.data.implications import fit_anchors
 from flyspeck.data.inspect import size_histogram
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, counted
 from flyspeck.one_object import is_one
 
 LOOKED_AT = 24
@@ -184,7 +184,7 @@ def _learnt(table: Annotations) -> np.ndarray:
     if objects.any():
         return objects
     regions = int(table.ignore.sum())
-    what = f"no object to learn: {regions} ignore regions only" if regions else "no object to learn"
+    what = f"no object to learn: {counted(regions, 'ignore region')} only" if regions else "no object to learn"
     raise UserError(what, where=table.source, fix="annotate some objects, or see what is there: flyspeck data inspect")
 
 

@@ -215,7 +215,7 @@ def card(
         f"* **Training**: seed {recipe.train.seed}, {known['threads']} thread(s) on {known['device']}, "
         f"{_minutes(run):.0f} minutes.",
         "* **sha256** of the weights file: `@HASH@`.",
-        f"* **Half precision**: {parity.metric} on {parity.images} images {100 * parity.single:.2f} before rounding, "
+        f"* **Half precision**: {parity.metric} on {counted(parity.images, 'image')} {100 * parity.single:.2f} before rounding, "
         f"{100 * parity.half:.2f} after.",
         "",
         *_table(metrics, val_set),

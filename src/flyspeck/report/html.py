@@ -365,7 +365,7 @@ def _images(images: Sequence[ShownImage], problems: Sequence[str], run: str, dia
     )
     articles = "".join(to_html(one, number) for number, one in enumerate(images, 1))
     return (
-        f"<p>The {len(images)} images with the most errors of {escape(run)}.</p>{legend}{notes}"
+        f"<p>The {counted(len(images), 'image')} with the most errors of {escape(run)}.</p>{legend}{notes}"
         f'<form id="filter"><fieldset><legend>Show images with</legend>{radios}</fieldset></form>'
         f'<p id="shown" role="status" aria-live="polite">{len(images)} of {len(images)} images shown.</p>{articles}'
     )

@@ -113,4 +113,5 @@ def count_parameters(model: nn.Module) -> int:
 def _shorter(train: TrainConfig, epochs: int | None) -> TrainConfig:
     if epochs is None and train.minutes is not None:
         return train.model_copy(update={"minutes": train.minutes / 4})
-    return train.model_copy(update={"epochs": epochs or max(1, train.epochs // 4), "minutes": None})
+    shorter = {"epochs": epochs or max(1, train.epochs // 4), "minutes": None, "schedule": train.whole_schedule}
+    return train.model_copy(update=shorter)

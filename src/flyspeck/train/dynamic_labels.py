@@ -231,7 +231,7 @@ def summary(found: FactorLosses, *, ratio: float = RATIO, slack: float | None = 
     cheapest, least = found.wanted(ratio, slack=slack), found.wanted(rule="argmax")
     rule = f"T = {ratio:g}" if slack is None else f"at most {slack:g} more in the sum over objects"
     lines = [
-        f"{len(found.image_ids)} images, {found.kind.words()}, {rule}, detector {found.detector[:12]}",
+        f"{counted(len(found.image_ids), 'image')}, {found.kind.words()}, {rule}, detector {found.detector[:12]}",
         f"{'factor':>7} {'good enough':>12} {'cheapest good':>14} {'least loss':>11} {'mean loss':>10}"
         f" {'objects an image':>18} {'loss over the least, where it is not good enough':>50}",
     ]

@@ -24,7 +24,7 @@ from flyspeck.data.scale_match import SizeMatchRule
 from flyspeck.data.square_crop import RandomSquareCrop
 from flyspeck.data.transforms import Compose, Photometric, RandomFlip, RandomScaleCrop, RandomTurn, Transform
 from flyspeck.data.zoom import RandomZoom, Squeezed
-from flyspeck.errors import UserError, nearest
+from flyspeck.errors import UserError, counted, nearest
 from flyspeck.train.checkpoint import load_weights
 from flyspeck.train.sections import AugmentConfig, DataConfig, EvaluateConfig, Pair, ScaleMatchConfig, TrainConfig
 
@@ -78,7 +78,8 @@ def _check_classes(data: DataConfig, train: Annotations, val: Annotations) -> No
     if not train.classes:
         raise UserError("no classes to learn", where=data.train, fix="annotate some objects or name data.classes")
     if not (train.labels >= 0).any():
-        what = "no objects to learn" + ("" if not train.num_boxes else f" ({train.num_boxes} ignore regions)")
+        regions = f" ({counted(train.num_boxes, 'ignore region')})" if train.num_boxes else ""
+        what = f"no objects to learn{regions}"
         raise UserError(what, where=train.source, fix="are the label files where they should be? flyspeck data inspect")
     if data.classes is not None:
         present = {

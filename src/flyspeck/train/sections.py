@@ -259,6 +259,11 @@ class TrainConfig(Options):
             )
         return given
 
+    @property
+    def whole_schedule(self) -> str:
+        """That of a run of other `epochs`: several cosines of so many epochs each would not end with such a run."""
+        return "cosine" if self.schedule == "cosine_restarts" else self.schedule
+
     @model_validator(mode="after")
     def _one_end(self) -> Self:
         if self.minutes is not None and self.schedule == "cosine_restarts":

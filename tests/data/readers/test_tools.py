@@ -54,7 +54,7 @@ def test_labelme(tmp_path: Path) -> None:
     assert_array_equal(table.boxes[:3], [[4, 8, 10, 20], [1, 1, 9, 7], [15, 15, 25, 25]])
     assert classes_of(table)[:3] == ["car", "boat", "car"]
     assert table.sizes.tolist() == [[50, 100]] * 2
-    assert "2 shapes are a point and have no box" in table.notes[0]
+    assert "2 shapes are a point without a box" in table.notes[0]
     assert len(read_annotations(tmp_path / "a.json")) == 1
 
 

@@ -65,7 +65,7 @@ def test_a_job_over_a_stream_writes_whole_files(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="holds results of an earlier prediction"):
             job(url, tmp_path / "o")
     assert summary.images == 20
-    assert any("frames came, 20 were used" in line for line in said)
+    assert any("frames came, 20 used" in line for line in said)
     (film,) = (tmp_path / "o").glob("*.tracked.mp4")
     assert film.name.startswith("127_0_0_1_")
     reader = VideoReader(film)
@@ -90,7 +90,7 @@ def test_a_stream_that_breaks_is_asked_for_again() -> None:
         assert server.clients == 2
     assert reader.lost == 1
     assert not reader.troubles
-    assert "lost 1 times" in reader.line()
+    assert "lost 1 time" in reader.line()
     seconds = [s for _, s in seen]
     assert seconds == sorted(seconds)
     gap = max(later - before for before, later in pairwise(seconds))

@@ -194,7 +194,7 @@ def test_recordings_that_are_joined_are_no_damage(tmp_path: Path) -> None:
     times, reader, _ = read(tmp_path / "b.ts")
     assert times == pytest.approx([k / 25 for k in range(20)], abs=1e-3)
     assert not reader.troubles
-    assert reader.notes == ["its times go back 1 times: they are told as if they went on"]
+    assert reader.notes == ["its times go back 1 time: they are told as if they went on"]
 
 
 @pytest.mark.parametrize("ending", [e for e in CODECS if e not in (".gif", ".flv")])

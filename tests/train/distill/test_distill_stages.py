@@ -136,6 +136,22 @@ def test_a_stopped_distillation_goes_on_bit_for_bit(
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.parametrize(
+    ("metric", "teacher", "student", "said"),
+    [
+        ("ap50_tiny", 0.4, 0.5, True), ("ap50_tiny", 0.5, 0.4, False), ("ap50_tiny", -1.0, 0.5, True),
+        ("mr50_reasonable", 0.5, 0.4, True), ("mr50_reasonable", 0.4, 0.5, False), ("mr50_reasonable", -1.0, 0.5, True),
+    ],
+)  # fmt: skip
+def test_a_worse_teacher_is_told_by_what_is_better_of_the_metric(
+    metric: str, teacher: float, student: float, said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a miss rate, less is."""
+    with caplog.at_level(logging.WARNING):
+        stages._say_worse(metric, {metric: teacher}, {metric: student})
+    assert ("the teacher is worse than the student" in caplog.text) == said
+
+
 @pytest.mark.slow
 def test_the_baselines_and_a_better_student(
     make_recipe: RecipeMaker,

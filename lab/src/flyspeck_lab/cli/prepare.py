@@ -8,7 +8,7 @@ import typer
 
 from flyspeck.cli.shared_options import WORKERS
 from flyspeck.cli.terminal import ProgressBar, list_problems
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, counted
 
 
 def prepare(
@@ -71,4 +71,4 @@ def prepare(
         )
     for path, table in written:
         list_problems(table.problems, f"broken entries left out of {path.name}")
-        typer.echo(f"{path}: {len(table)} images, {table.num_boxes} boxes")
+        typer.echo(f"{path}: {counted(len(table), 'image')}, {counted(table.num_boxes, 'box')}")

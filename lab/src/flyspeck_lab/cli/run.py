@@ -43,7 +43,7 @@ def run(
     import logging
 
     from flyspeck.cli.values import parse_names
-    from flyspeck.errors import UserError
+    from flyspeck.errors import UserError, counted
     from flyspeck_lab.page import summary
     from flyspeck_lab.runner import Order, rejudge, rescore_table, run_tables, states
     from flyspeck_lab.table import find_tables, load_table
@@ -76,7 +76,7 @@ def run(
         count = sum(rescore_table(table, grade, places=places, results_folder=results) for table in wanted)
         for table in wanted:
             rejudge(table, results)
-        typer.echo(f"{count} runs scored again")
+        typer.echo(f"{counted(count, 'run')} scored again")
         return
     order = Order(grade, places, results, rows=chosen, seeds=seeds, minutes=minutes)
     if processes > 1:

@@ -63,7 +63,8 @@ def write_part(
     if kind == "yolo":
         lost = write_yolo(table, folder, split=name, link=link)
         notes = [f"{name}: {count}, as YOLO in {folder}, images {'linked' if link else 'copied'}"]
-        return notes + ([f"{name}: {lost} ignore regions left out: YOLO has no place for them"] if lost else [])
+        left_out = f"{name}: {counted(lost, 'ignore region')} left out: YOLO has no place for them"
+        return notes + [left_out] * bool(lost)
     if kind == "coco":
         path = folder / f"{name}.json"
         content = load_json(Path(part.source), encoding)

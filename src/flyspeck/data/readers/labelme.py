@@ -14,7 +14,7 @@ from flyspeck.data.readers.folders import files_of, is_there
 from flyspeck.data.readers.image_sizes import known_sizes
 from flyspeck.data.readers.places import note_listed, settle_root
 from flyspeck.data.readers.values import as_name, as_number, as_numbers, as_path, load_json
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, counted
 from flyspeck.files import without_ending
 
 _NO_AREA = ("point", "line", "linestrip", "points")
@@ -43,7 +43,7 @@ def read_labelme(source: Path, options: ReadOptions) -> Annotations:
     if source.is_dir():
         note_listed(draft, "annotation files have no image")
     for kind, count in sorted(without.items()):
-        draft.notes.append(f"{count} shapes are a {kind} and have no box: left out")
+        draft.notes.append(f"{counted(count, 'shape is', 'shapes are')} a {kind} without a box: left out")
     by_name(draft, names)
     return assemble(draft, options, f"labelme: {source.name}")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from flyspeck.data.annotations import Annotations
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, counted
 from flyspeck.evaluate.baselines.blobs import BlobDetector, fit_blobs
 from flyspeck.evaluate.baselines.constants import ConstantBoxes, constant_count_errors, fit_constant_boxes
 from flyspeck.evaluate.baselines.values import Baseline, Key
@@ -43,7 +43,7 @@ class Baselines:
         """
         protocol = protocol_named(protocol) if isinstance(protocol, str) else protocol
         turn = _labels(self.train, annotations)
-        train = f"{len(self.train)} training images"
+        train = counted(len(self.train), "training image")
         found = [
             _measured(
                 "background", "all background", "no box at all", annotations, DetectionTable.empty(), protocol, 0.5
@@ -57,7 +57,9 @@ class Baselines:
             found.append(Baseline("count", "the usual number", words, None, errors))
         if isinstance(self.boxes, ConstantBoxes) and (annotations.sizes > 0).all():
             table = self.boxes.detect(annotations)
-            words = f"the same {len(self.boxes.boxes)} boxes in every image: where most of {train} have objects"
+            words = (
+                f"the same {counted(len(self.boxes.boxes), 'box')} in every image: where most of {train} have objects"
+            )
             table = replace(table, labels=_turned(table.labels, turn)).select(_turned(table.labels, turn) >= 0)
             found.append(_measured("boxes", "the usual places", words, annotations, table, protocol, self.box_score))
         table = self.blobs.detect(annotations)

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, counted
 from flyspeck.infer.video.files import reason
 from flyspeck.infer.video.pixels import Orientation, rgb
 from flyspeck.infer.video.pyav import pyav, video_stream
@@ -134,10 +134,10 @@ class LiveReader:
     def line(self) -> str:
         """What became of the frames, and how old they were when they were taken, for people."""
         dropped = -(-self.arrived // self.every) - self.taken
-        text = f"{self.arrived} frames came, {self.taken} were used, {max(0, dropped)} dropped"
+        text = f"{counted(self.arrived, 'frame')} came, {self.taken} used, {max(0, dropped)} dropped"
         if self.delays:
             text += f"; taken {np.median(self.delays):.3f} s after they came (median), {max(self.delays):.3f} s at most"
-        return text + (f"; lost {self.lost} times" if self.lost else "")
+        return text + (f"; lost {counted(self.lost, 'time')}" if self.lost else "")
 
     def _orientation(self, frame: Any) -> Orientation:
         return Orientation.of(frame) or Orientation()

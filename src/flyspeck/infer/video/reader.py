@@ -11,7 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from flyspeck.errors import UserError
+from flyspeck.errors import UserError, counted
 from flyspeck.infer.source import Item
 from flyspeck.infer.video.files import reason, video_file
 from flyspeck.infer.video.pixels import Orientation, rgb
@@ -115,7 +115,7 @@ class Troubles:
         elif self.missing:
             came = self.promised - self.missing
             parts.append(
-                f"the file is cut off: it promises {self.promised} frames, {came} came, {self.missing} are missing"
+                f"the file is cut off: it promises {counted(self.promised, 'frame')}, {came} came, {self.missing} are missing"
             )
         for frames, what in ((self.lost, "cannot be decoded"), (self.damaged, "damaged, decoded in part")):
             if frames:
@@ -326,10 +326,12 @@ class VideoReader:
             self.notes.append(hole)
         if self._clock.guessed:
             self.notes.append(
-                f"{self._clock.guessed} frames have no time: each is taken for one mean period after the last"
+                f"{counted(self._clock.guessed, 'frame has', 'frames have')} no time: taken for one mean period after the last"
             )
         if self._clock.jumps:
-            self.notes.append(f"its times go back {self._clock.jumps} times: they are told as if they went on")
+            self.notes.append(
+                f"its times go back {counted(self._clock.jumps, 'time')}: they are told as if they went on"
+            )
 
 
 def rate_of(stream: Any) -> Fraction:

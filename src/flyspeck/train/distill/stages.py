@@ -22,6 +22,7 @@ from flyspeck.data.bands import PixelRule, rule_of
 from flyspeck.data.enlarge import described_enlargement, enlarged_table
 from flyspeck.data.loading import DetectionDataset
 from flyspeck.errors import UserError
+from flyspeck.evaluate.results import goodness
 from flyspeck.files import read_json, renamed_keys, write_json
 from flyspeck.models.detector import Detector
 from flyspeck.train.build import build_detector, load_described
@@ -63,14 +64,7 @@ def distill(recipe: Recipe, folder: Path, *, resume: bool = False, against: Sequ
     teacher = find_teacher(recipe, folder, resume=resume)
     teacher_metrics = _measure_teacher(recipe, folder / "teacher.json", teacher)
     metrics = train_student(recipe, folder, teacher=teacher, resume=resume)
-    best = recipe.evaluate.best
-    if teacher_metrics.get(best, -1) < metrics.get(best, -1):
-        log.warning(
-            "the teacher is worse than the student on the validation set: %s %.1f against %.1f",
-            best,
-            100 * teacher_metrics[best],
-            100 * metrics[best],
-        )
+    _say_worse(recipe.evaluate.best, teacher_metrics, metrics)
     runs = [folder / "distilled", folder] if config.finetune.epochs else [folder]
     return _table(recipe, folder, teacher, teacher_metrics, [*runs, *against])
 
@@ -203,6 +197,13 @@ def _measure_teacher(recipe: Recipe, file: Path, teacher: TrainedTeacher) -> dic
     return metrics
 
 
+def _say_worse(best: str, teacher: dict[str, float], student: dict[str, float]) -> None:
+    own, theirs = teacher.get(best, -1.0), student.get(best, -1.0)
+    if goodness(best, own) < goodness(best, theirs):
+        what = "the teacher is worse than the student on the validation set"
+        log.warning("%s: %s %.1f against %.1f", what, best, 100 * own, 100 * theirs)
+
+
 # --- the student ------------------------------------------------------------------------------------------------------
 
 
@@ -284,6 +285,7 @@ def _finetuning(recipe: Recipe, config: DistillConfig) -> Recipe:
             "lr": recipe.train.lr * config.finetune.lr,
             "eval_every": 1,
             "minutes": _minutes(recipe, config, config.finetune.epochs),
+            "schedule": recipe.train.whole_schedule,
         }
     )
     return recipe.model_copy(update={"train": plan, "name": f"{recipe.name}-finetuned"})
