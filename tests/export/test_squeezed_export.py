@@ -49,6 +49,23 @@ def test_an_exported_file_finds_the_same_boxes(
         load_predictor(exported, scale=0.5)
 
 
+@pytest.mark.parametrize("beside", ["a.onnx.data", "a.onnx_data", "a.xml", "a.bin", "a.df0.5.onnx", "a.df0.5.bin"])
+def test_a_journal_of_other_weights_beside_the_graph_is_another(beside: str, tmp_path: Path) -> None:
+    """Newer exporters of PyTorch write the weights into a file beside the graph."""
+    model = tmp_path / ("a.onnx" if "onnx" in beside else "a.xml")
+    for name in {model.name, "a.df0.5.xml", beside}:
+        (tmp_path / name).write_text("1")
+
+    def noted() -> str:
+        return made_with(str(model), Predictor(lambda windows: []), "fp32")["weights"]
+
+    before = noted()
+    (tmp_path / "a.int8.onnx").write_text("another model")
+    assert noted() == before
+    (tmp_path / beside).write_text("2")
+    assert noted() != before
+
+
 def test_a_journal_of_another_squeeze_is_another(exports: Exports) -> None:
     def noted(rule: Enlarge) -> dict:
         return made_with(str(exports.onnx), Predictor(lambda windows: [], enlarge=rule), "fp32")

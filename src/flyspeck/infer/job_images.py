@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -379,8 +380,6 @@ def match_categories(classes: tuple[str, ...], categories: Categories | None) ->
 
 def made_with(model: str, predictor: Predictor, precision: str) -> dict[str, Any]:
     """What decides the boxes of a tile: a journal of other settings must not be mixed in."""
-    import hashlib
-
     weights = Path(model)
     if is_function(model):
         weights = source_of(model)
@@ -388,11 +387,9 @@ def made_with(model: str, predictor: Predictor, precision: str) -> dict[str, Any
         from flyspeck.train.checkpoint import weights_file
 
         weights = weights_file(weights)
-    with (weights.with_suffix(".bin") if weights.suffix == ".xml" else weights).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     options = predictor.options
     return {
-        "weights": digest[:16],
+        "weights": _digest(weights),
         "score": predictor.score_threshold,
         "scale": [predictor.enlarge.factor, predictor.enlarge.short_side],
         **({} if predictor.enlarge.long_side is None else {"long_side": predictor.enlarge.long_side}),
@@ -403,6 +400,22 @@ def made_with(model: str, predictor: Predictor, precision: str) -> dict[str, Any
         "value range": options.value_range,
         **({} if predictor.skip is None else {"skip": skip_settings(predictor.skip)}),
     }
+
+
+def _digest(model: Path) -> str:
+    """Of all that a model is of: the graph, its weights where they lie beside it, and a graph for each factor of a DPNet."""
+    import hashlib
+
+    found, name = hashlib.sha256(), glob.escape(model.stem)
+    for graph in [model, *sorted(model.parent.glob(f"{name}.df*{model.suffix}"))]:
+        beside = [graph.with_suffix(".bin")] if graph.suffix == ".xml" else []
+        if graph.suffix == ".onnx":
+            beside = [graph.with_name(graph.name + ending) for ending in (".data", "_data")]
+        for part in (graph, *(path for path in beside if path.is_file())):
+            with part.open("rb") as file:
+                while block := file.read(1 << 20):
+                    found.update(block)
+    return found.hexdigest()[:16]
 
 
 def skip_settings(rule: SkipRule) -> list[Any]:
