@@ -262,3 +262,15 @@ def test_any_fingerprint_gives_a_recipe_that_is_accepted(data: st.DataObject) ->
     assert factor >= 1 or size * factor >= rules.SMALL * 0.99  # none is shrunk away
     assert recipe.augment.crop is not None
     assert max(recipe.augment.crop) <= 1024
+
+
+@pytest.mark.parametrize(("fullest", "proposals"), [(3, 300), (200, 300), (201, 400), (375, 600), (2000, 3000)])
+def test_a_crowd_has_as_many_proposals_as_boxes_are_kept(fullest: int, proposals: int) -> None:
+    found = replace(BASE, most_objects=fullest)
+    for tier in TIERS:
+        values = {choice.key: choice.value for choice in rules.detector(found, tier, MACHINE, 1.0, 5000)}
+        if "proposals" not in tier.model.get("head", {}):
+            assert "model.head.proposals" not in values
+            continue
+        assert values["model.head.proposals"] == proposals >= values["model.max_detections"]
+        assert values["model.head.train_proposals"] == round(proposals * 5 / 3)

@@ -15,6 +15,7 @@ MEASURED: Mapping[str, tuple[str, str]] = {
     "starts": ("docs/results.md", "What to start from, with few images"),
     "teacher": ("docs/results.md", "A small student and its teacher"),
     "demo": ("docs/results.md", "The demo"),
+    "proposals": ("docs/results.md", "`auto` against a recipe made by hand"),
     "speck": ("docs/explanation/speck.md", "Choices, measured"),
     "doubles": ("docs/evaluation.md", "What AP does not see: doubles and counts"),
     "tiles": ("docs/how-to/huge.md", "Measured"),

@@ -159,10 +159,11 @@ def augmentation(found: Fingerprint) -> list[Choice]:
 
 def detector(found: Fingerprint, tier: Tier, machine: Machine, factor: float, seen: float) -> list[Choice]:
     """The model's keys, for a training that sees so many images."""
-    choices = []
+    choices, more = [], _proposals(found, tier)
     for key, value in tier.model.items():
         if isinstance(value, dict):
-            choices += [Choice(f"model.{key}.{k}", v, tier.words, tier.rests_on) for k, v in value.items()]
+            named_keys = ((f"model.{key}.{k}", v) for k, v in value.items())
+            choices += [more.get(name, Choice(name, v, tier.words, tier.rests_on)) for name, v in named_keys]
         else:
             choices.append(Choice(f"model.{key}", value, tier.words, tier.rests_on))
     choices += _start(tier, machine, shortly=found.images <= FEW and seen < SHORT)
@@ -170,6 +171,24 @@ def detector(found: Fingerprint, tier: Tier, machine: Machine, factor: float, se
         choices += _anchored(found, tier, factor)
     choices += _suppression(found)
     return choices
+
+
+def _proposals(found: Fingerprint, tier: Tier) -> dict[str, Choice]:
+    """In place of the tier's: as many proposals as boxes are kept of an image, or objects of a crowd are lost unseen."""
+    head, most = dict(tier.model.get("head", {})), _kept(found)
+    if most <= head.get("proposals", most):
+        return {}
+    words = f"no fewer than the {most} boxes that are kept of an image"
+    shares = {name: head[name] / head["proposals"] for name in ("train_proposals", "proposals")}
+    return {
+        f"model.head.{name}": Choice(f"model.head.{name}", round(most * share), words, "proposals")
+        for name, share in shares.items()
+    }
+
+
+def _kept(found: Fingerprint) -> int:
+    """Boxes that are kept of an image: half as many more as the fullest has."""
+    return max(100, math.ceil(found.most_objects * 1.5 / 100) * 100)
 
 
 def _start(tier: Tier, machine: Machine, *, shortly: bool) -> list[Choice]:
@@ -235,10 +254,9 @@ def _suppression(found: Fingerprint) -> list[Choice]:
         if crowded
         else f"{closest}: one box stays on each tiny object, and its scores are not shared"
     )
-    most = int(max(100, math.ceil(found.most_objects * 1.5 / 100) * 100))
     return [
         Choice("model.suppression", "nms" if crowded else "tiny", words, "doubles"),
-        Choice("model.max_detections", most, f"the fullest image has {counted(found.most_objects, 'box')}"),
+        Choice("model.max_detections", _kept(found), f"the fullest image has {counted(found.most_objects, 'box')}"),
     ]
 
 
