@@ -6,8 +6,7 @@ The other tool is LibreYOLO (MIT) in an environment of its own, `--tool` being i
 Its schedule counts passes: as many are asked for as fit into the minutes, by what one took in two short trials, and the minutes
 that it really took are noted. Its settings are its defaults, but for the size of its input (`--size`), no pretrained weights, and
 no augmentation in the last tenth of the passes (its default is the last 15 of 300). Ours has the minutes and the recipe of
-`benchmarks/recipes/scratch/SET.yaml`. Detections
-of both are scored here, by one protocol.
+`benchmarks/recipes/scratch/SET.yaml`. Detections of both are scored here, by one protocol.
 """
 
 from __future__ import annotations
