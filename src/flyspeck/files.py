@@ -28,8 +28,8 @@ from flyspeck.errors import UserError
 
 PathLike = TypeVar("PathLike", bound=PurePath)
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/|/vsi\w+/")
-"""`s3://…`, also as `Path` shortens it (`s3:/…`), or GDAL's `/vsis3/…`; `C:/…` is a drive."""
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?:/|$)|/vsi\w+/")
+"""`s3://…`, also as `Path` shortens it (`s3:/…`, `s3:`), or GDAL's `/vsis3/…`; `C:/…` is a drive."""
 
 
 UNREADABLE = (

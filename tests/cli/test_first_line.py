@@ -27,7 +27,7 @@ main(sys.argv[1:])
 
 
 @pytest.mark.parametrize(
-    "words", [["train", __file__], ["auto", "set.json", "--out", "auto"]], ids=lambda words: words[0]
+    "words", [["train", __file__], ["auto", __file__, "--out", "auto"]], ids=lambda words: words[0]
 )
 def test_the_first_line_comes_before_pytorch(words: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", WATCH, *words], capture_output=True, text=True, timeout=120)

@@ -233,7 +233,7 @@ def test_without_gdal_a_place_that_cannot_be_read_names_the_extra(
     monkeypatch.setattr(raster, "has_rasterio", lambda: False)
     _, model = spots_model(monkeypatch, tmp_path)
     said: list[str] = []
-    with pytest.raises(UserError, match="1 of 1 images could not be read"):
+    with pytest.raises(UserError, match="1 of 1 image could not be read"):
         predict(path, model=model, out=tmp_path / "out", formats=("geojson", "coco"), draw=0, warn=said.append)
     assert "'rasterio>=" in said[0]
     assert not list((tmp_path / "out").glob("geojson/*"))
@@ -250,7 +250,7 @@ def test_a_region_on_the_map_asks_for_the_place_too(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(raster, "has_rasterio", lambda: False)
     _, model = spots_model(monkeypatch, tmp_path)
     said: list[str] = []
-    with pytest.raises(UserError, match="1 of 1 images"):
+    with pytest.raises(UserError, match="1 of 1 image could"):
         predict(path, model=model, out=tmp_path / "out", roi=tmp_path / "roi.geojson", draw=0, warn=said.append)
     assert "its GeoTIFF tags, which say where it lies on a map: not read without GDAL" in said[0]
 
@@ -299,6 +299,6 @@ def test_a_place_that_is_none_is_told_and_maps_are_refused(
     predict(path, model=model, out=tmp_path / "pixels", draw=0, warn=said.append)
     (line,) = [line for line in said if "coordinates are pixels" in line]
     assert re.search(why, line)
-    with pytest.raises(UserError, match="1 of 1 images"):
+    with pytest.raises(UserError, match="1 of 1 image could"):
         predict(path, model=model, out=tmp_path / "map", formats=("gpkg",), draw=0, warn=said.append)
     assert "map coordinates cannot be given" in said[-1]

@@ -303,6 +303,6 @@ def test_the_option_lifts_the_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     summary = predict(tmp_path / "in" / "a.vrt", model=path, out=tmp_path / "out", allow_references=True, draw=0)
     assert summary.boxes == 2
     lines: list[str] = []
-    with pytest.raises(UserError, match="1 of 1 images"):
+    with pytest.raises(UserError, match="1 of 1 image could"):
         predict(tmp_path / "in" / "a.vrt", model=path, out=tmp_path / "no", warn=lines.append)
     assert "its source '../other/a.tif' lies outside its folder; --allow-references" in lines[0]

@@ -96,7 +96,7 @@ def test_a_frame_that_the_model_refuses_is_named_and_the_rest_goes_on(tmp_path: 
         return spots(windows)
 
     path, said = write(tmp_path / "a.mp4", moving(8)), []
-    with pytest.raises(UserError, match="1 of 8 frames have no result"):
+    with pytest.raises(UserError, match="1 of 8 frames without a result"):
         job(path, tmp_path / "o", model=moody, said=said, formats=("coco",))
     assert any("a.mp4#000005" in line and "not this one" in line for line in said)
     images = json.loads((tmp_path / "o" / "images.json").read_text())["images"]
