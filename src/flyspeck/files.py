@@ -26,7 +26,7 @@ from zipfile import BadZipFile
 
 from flyspeck.errors import UserError
 
-PathLike = TypeVar("PathLike", bound=PurePath)
+SomePath = TypeVar("SomePath", bound=PurePath)
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?:/|$)|/vsi\w+/")
 """`s3://…`, also as `Path` shortens it (`s3:/…`, `s3:`), or GDAL's `/vsis3/…`; `C:/…` is a drive."""
@@ -119,7 +119,7 @@ def own_place(path: Path) -> Path:
     return path
 
 
-def without_ending(path: PathLike) -> PathLike:
+def without_ending(path: SomePath) -> SomePath:
     """The path less its last ending. `...png`, whose rest would be another place, keeps it, as `.png` does, and `a.` has none.
 
     So under every Python: `with_suffix("")` refuses the first from 3.13 on, and gives the third an ending from 3.14 on.

@@ -112,7 +112,7 @@ def init(
     if place.exists():
         raise UserError("is there already", where=place, fix="name another --out, or delete it")
     check_writable(place.parent)
-    voice_of_device(device, voice)
+    find_device(device, voice)
     options = reading_options(format, images, classes, pixels)
     own = any(value is not None for value in options.values())
     sets, found = look(
@@ -159,7 +159,7 @@ def reading_options(
     }
 
 
-def voice_of_device(device: str, voice: Voice) -> None:
+def find_device(device: str, voice: Voice) -> None:
     """Raises UserError where the device is none, or not there; loading what knows that takes seconds, and is said."""
     if device in ("auto", "cpu"):
         return

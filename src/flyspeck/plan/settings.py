@@ -204,7 +204,7 @@ def difference(
 def best_of(done: Sequence[Measured]) -> Measured:
     """The best: the first setting, that of the training, unless others are ahead of it by more than chance; of those the most.
     Of these and the first, what has no more than `WORTH` fewer points in less time is taken in its place. One that is ahead by
-    chance is not, be it ever so far: on ten images ×2 had 14 points more than ×1, on 150 others 6 fewer.
+    chance is not, be it ever so far: on ten images ×2 had 14 points more than ×1, on 200 others 6 fewer.
     """
     sure = [done[0], *(one for one in done if one.difference is not None and one.difference[1] > 0)]
     best = max(sure, key=_points)
