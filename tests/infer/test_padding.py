@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
 from flyspeck.infer.padding import padded, within
-from flyspeck.infer.torch_model import TorchModel
+from flyspeck.infer.torch_model import TorchModel, to_batch
 from flyspeck.models.build import build
-from flyspeck.models.detector import Detector
+from flyspeck.models.detector import Detector, PixelNorm, to_detections
 from flyspeck.types import Detections, ImageBatch
 from same_detections import assert_same_detections
 
 
-def test_zeros_below_and_to_the_right_up_to_the_next_multiple() -> None:
+def test_the_mean_below_and_to_the_right_up_to_the_next_multiple() -> None:
     window = np.full((33, 64, 1), 7, np.uint8)
     found = padded(window, divisor=32)
     assert found.shape == (64, 64, 1)
     assert_array_equal(found[:33], window)
     assert not found[33:].any()
+    assert (padded(window, divisor=32, fill=[90.4])[33:] == 90).all()
+    bands = np.repeat(window, 2, axis=2).astype(np.uint16)
+    assert (padded(bands, divisor=32, fill=[90, 20])[33:] == [90 * 257, 20 * 257]).all()
     whole = np.zeros((32, 96, 3), np.uint8)
     assert padded(whole, divisor=32) is whole
     assert padded(window, divisor=1) is window
@@ -37,16 +41,22 @@ def test_boxes_are_clipped_to_the_window_and_those_of_the_padding_go() -> None:
     assert within(own, (40, 41)) is own
 
 
-def test_an_odd_window_gives_what_its_padded_batch_gives() -> None:
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+@pytest.mark.parametrize("mean", [[0.0] * 3, [100 / 255, 60 / 255, 20 / 255], [1.0] * 3])
+def test_an_odd_window_is_padded_with_the_mean_as_in_training(mean: list[float], depth: type) -> None:
     torch.manual_seed(0)
-    detector = build("fcos:resnet18", width=0.25, channels=16, levels="2-5", classes=("a",)).eval()
+    norm = PixelNorm(mean, [0.2] * 3)
+    detector = build("fcos:resnet18", width=0.25, channels=16, levels="2-5", classes=("a",), pixel_norm=norm).eval()
     assert isinstance(detector, Detector)
-    window = np.random.default_rng(0).integers(0, 255, (50, 75, 3)).astype(np.uint8)
-    (ours,) = TorchModel(detector)([window])
-    pixels = torch.zeros(1, 3, 64, 96, dtype=torch.uint8)
-    pixels[0, :, :50, :75] = torch.from_numpy(window).permute(2, 0, 1)
+    window = np.random.default_rng(0).integers(0, np.iinfo(depth).max, (50, 75, 3)).astype(depth)
+    model, seen = TorchModel(detector), []
+    model.detector.backbone.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    (ours,) = model([window])
+    pixels = to_batch([np.pad(window, ((0, 14), (0, 21), (0, 0)))])
     with torch.inference_mode():
-        (whole,) = detector.detect(ImageBatch(pixels, ((64, 96),)))
-    expected = within(whole, (50, 75))
+        trained = norm(ImageBatch(pixels, ((50, 75),)))
+        whole = detector.detect_from(detector.neck(detector.backbone(trained)), (64, 96), ((64, 96),))
+    assert_allclose(seen[0].numpy(), trained.numpy(), atol=1e-5)
+    expected = within(to_detections(whole[0], (64, 96), ("a",)), (50, 75))
     assert ours.image_size == (50, 75)
     assert_same_detections([ours], [expected], box_px=1e-2, score=1e-4, rule=detector.head.suppression)

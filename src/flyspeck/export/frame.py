@@ -1,9 +1,9 @@
 """What stands around the network's graph in a file, so that it takes any image and answers in that image's pixels.
 
 Before it: the enlargement or squeeze of the training (`flyspeck.data.enlarge`: Pillow's bilinear filter, side by side, whole
-numbers of 8-bit pixels between), and zeros up to the sides that `Detector.divisor` and `.smallest_side` ask for. After it:
-boxes back in pixels of the image, clipped to it, those without area gone, best first. All of it in standard operators: a
-plain runtime gives what `flyspeck predict` gives of one tile. An image that needs no padding goes through as it is.
+numbers of 8-bit pixels between), and the mean of each band up to the sides that `Detector.divisor` and `.smallest_side` ask
+for. After it: boxes back in pixels of the image, clipped to it, those without area gone, best first. All of it in standard
+operators: a plain runtime gives what `flyspeck predict` gives of one tile. An image that needs no padding goes through as it is.
 
 `predict` cuts tiles in enlarged pixels and so enlarges by itself: it turns off what is inside (`flyspeck.infer.enlarging`).
 """
@@ -19,6 +19,7 @@ import numpy as np
 from flyspeck.data.enlarge import Enlarge
 from flyspeck.export.graph import INPUT, OUTPUTS
 from flyspeck.infer.enlarging import RESAMPLE, RESAMPLED
+from flyspeck.infer.padding import BLACK, Fill
 from flyspeck.models.detector import Detector
 
 PREFIX = "frame/"
@@ -34,13 +35,15 @@ class Frame:
 
     divisor: int
     smallest: int
+    fill: Fill = BLACK
+    """What pads, see `flyspeck.infer.padding.extended`."""
     enlarge: Enlarge = field(default_factory=Enlarge)
     """How the training saw its images."""
 
     @classmethod
     def of(cls, detector: Detector, enlarge: Enlarge) -> Frame:
         """That of a detector."""
-        return cls(detector.divisor, detector.smallest_side, enlarge)
+        return cls(detector.divisor, detector.smallest_side, detector.pixel_norm.fill, enlarge)
 
 
 def framed(core: Any, frame: Frame, *, switch: bool = True) -> Any:
@@ -62,7 +65,7 @@ def framed(core: Any, frame: Frame, *, switch: bool = True) -> Any:
         image = _enlarged(before, frame.enlarge, native, floats=floats, switch=switch)
     seen = before.sides(image) if enlarges else native
     if frame.divisor > 1 or frame.smallest > 1:
-        image = _padded(before, frame, image, seen, zero=np.zeros((), np.float32 if floats else np.uint8))
+        image = _padded(before, frame, image, seen, floats=floats)
     renamed = {INPUT: image} if image != INPUT else {}
     if tuple(outputs) == OUTPUTS:
         renamed |= {name: f"{PREFIX}inner/{name}" for name in OUTPUTS}
@@ -210,13 +213,25 @@ def _filtered(nodes: Nodes, image: str, before: str, after: str, axis: int, *, f
     return nodes("Floor", nodes("Mul", nodes("Add", nodes("Add", mixed(high), _DIGIT / 2), carry), 1 / _DIGIT))
 
 
-def _padded(nodes: Nodes, frame: Frame, image: str, sides: str, *, zero: np.ndarray) -> str:
-    """See `flyspeck.data.padding.padded_side`."""
+def _padded(nodes: Nodes, frame: Frame, image: str, sides: str, *, floats: bool) -> str:
+    """See `flyspeck.data.padding.padded_side` and `flyspeck.infer.padding.extended`."""
     least = nodes("Max", sides, frame.smallest) if frame.smallest > 1 else sides
     whole = nodes("Mul", nodes.whole(nodes("Add", least, frame.divisor - 1), frame.divisor), frame.divisor)
     none = nodes.value([0])
     pads = nodes("Concat", nodes.value([0] * 5), nodes("Sub", whole, sides), none, axis=0)
-    return nodes("Pad", image, pads, nodes.value(zero), mode="constant")
+    # As 16-bit windows are padded before they come here as floats in units of 8 bits.
+    fill = (
+        (np.round(257 * np.array(frame.fill)) / 257).astype(np.float32)
+        if floats
+        else np.round(frame.fill).astype(np.uint8)
+    )
+    if len(set(fill.tolist())) == 1:
+        return nodes("Pad", image, pads, nodes.value(fill[0]), mode="constant")
+    bands = []
+    for band, value in enumerate(fill):  # the operator has one value for all
+        one = nodes("Slice", image, nodes.value([band]), nodes.value([band + 1]), nodes.value([3]))
+        bands.append(nodes("Pad", one, pads, nodes.value(value), mode="constant"))
+    return nodes("Concat", *bands, axis=3)
 
 
 def _answer(nodes: Nodes, native: str, seen: str | None) -> None:

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from flyspeck.data.bands import rule_of
+from flyspeck.data.images import match_channels
 from flyspeck.data.padding import padded_side
 from flyspeck.errors import UserError, counted, missing_extra
 from flyspeck.export.check_images import detect, tiles_of
@@ -48,6 +49,7 @@ from flyspeck.export.stages import Stages, cut
 from flyspeck.export.undecided import asked_again
 from flyspeck.infer.engines import open_exported
 from flyspeck.infer.litert_model import ENTRY, LABELS, LiteRTModel
+from flyspeck.infer.padding import extended
 from flyspeck.infer.shown import KEY as SHOWN
 from flyspeck.infer.shown import Showing
 from flyspeck.infer.torch_model import TorchModel
@@ -146,8 +148,11 @@ class PaddedModel(TorchModel):
     def to_images(self, windows: list[np.ndarray]) -> ImageBatch:
         """See `TorchModel.to_images`."""
         height, width = self._size
-        space = [((0, height - w.shape[0]), (0, width - w.shape[1]), (0, 0)) for w in windows]
-        return super().to_images([np.pad(w, s) for w, s in zip(windows, space, strict=True)])
+        whole = [
+            extended(match_channels(w, self.channels), ((0, height - w.shape[0]), (0, width - w.shape[1])), self.fill)
+            for w in windows
+        ]
+        return super().to_images(whole)
 
 
 def _size(detector: Detector, tile: Sequence[int]) -> tuple[int, int]:

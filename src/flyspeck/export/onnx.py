@@ -140,6 +140,7 @@ def describe(detector: Detector, description: Mapping[str, Any], *, bits: int = 
         },
         "divisor": detector.divisor,
         "smallest_side": detector.smallest_side,
+        "fill": [round(value, 3) for value in norm.fill],
         "suppression": {
             "score": rule.score,
             "iou": rule.iou,

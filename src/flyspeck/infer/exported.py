@@ -16,7 +16,7 @@ import numpy as np
 from flyspeck.data.images import match_channels
 from flyspeck.data.padding import padded_side
 from flyspeck.errors import UserError
-from flyspeck.infer.padding import padded, within
+from flyspeck.infer.padding import BLACK, Fill, padded, within
 from flyspeck.types import Detections
 
 KEY = "flyspeck"
@@ -66,6 +66,7 @@ class ExportedModel(ABC):
         self.divisor = int(description.get("divisor", 32))
         self._pixels = np.dtype(description["pixels"])
         self._smallest = int(description["smallest_side"])
+        self.fill: Fill = description.get("fill", BLACK)  # files of before do not say it: black
 
     @abstractmethod
     def run(self, batch: np.ndarray) -> Arrays:
@@ -97,13 +98,8 @@ class ExportedModel(ABC):
 
     def to_batch(self, windows: list[np.ndarray]) -> np.ndarray:
         """Windows of one size to `(B, H, W, C)` of the graph's type, with its channels, padded as in training."""
-        batch = np.stack(
-            [
-                padded(match_channels(window, self.channels), divisor=self.divisor, smallest=self._smallest)
-                for window in windows
-            ]
-        )
-        return self.as_taken(batch)
+        rule = {"divisor": self.divisor, "smallest": self._smallest, "fill": self.fill}
+        return self.as_taken(np.stack([padded(match_channels(window, self.channels), **rule) for window in windows]))
 
     def as_taken(self, batch: np.ndarray) -> np.ndarray:
         """Pixels of the graph's type; raises UserError for 16-bit ones where it takes 8."""

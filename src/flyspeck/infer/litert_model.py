@@ -20,6 +20,7 @@ from flyspeck.devices import processors
 from flyspeck.errors import UserError, missing_extra
 from flyspeck.infer.array_operators import ARRAY_OPERATORS
 from flyspeck.infer.exported import Arrays, ExportedModel, Session, cannot_run
+from flyspeck.infer.padding import extended
 
 ENTRY, LABELS = "flyspeck.json", "labels.txt"
 WINDOW = "windows"
@@ -123,7 +124,7 @@ class LiteRTModel(ExportedModel):
         """Called with each network's name and inputs before it runs."""
 
     def to_batch(self, windows: list[np.ndarray]) -> np.ndarray:
-        """Windows of one size to `(B, H, W, C)` of the file's size, zeros at the bottom and the right.
+        """Windows of one size to `(B, H, W, C)` of the file's size, the mean at the bottom and the right.
 
         Raises UserError for windows that are larger.
         """
@@ -134,8 +135,9 @@ class LiteRTModel(ExportedModel):
                 where=self.path,
                 fix=f"give --tile {most_high}x{most_wide}, or export with another --tile",
             )
-        space = ((0, most_high - height), (0, most_wide - width), (0, 0))
-        return self.as_taken(np.stack([np.pad(match_channels(w, self.channels), space) for w in windows]))
+        space = ((0, most_high - height), (0, most_wide - width))
+        whole = [extended(match_channels(window, self.channels), space, self.fill) for window in windows]
+        return self.as_taken(np.stack(whole))
 
     def detection_limit(self, size: tuple[int, int]) -> int | None:
         """See `ExportedModel.detection_limit`: that of the file's size."""

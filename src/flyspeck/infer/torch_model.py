@@ -41,6 +41,7 @@ class TorchModel:
         self.classes = detector.classes
         self.channels = int(detector.pixel_norm.mean.shape[1])
         self.divisor, self._smallest = detector.divisor, detector.smallest_side
+        self.fill = detector.pixel_norm.fill
         self._limit = detector.detection_limit
         self._threads, self._share = 0, 1
         # The caller's keeps its norms, and may train on.
@@ -90,13 +91,9 @@ class TorchModel:
         return self._limit((height, width))
 
     def to_images(self, windows: list[np.ndarray]) -> ImageBatch:
-        """Windows of one size as the network's input: its channels, padded as in training."""
-        pixels = to_batch(
-            [
-                padded(match_channels(window, self.channels), divisor=self.divisor, smallest=self._smallest)
-                for window in windows
-            ]
-        ).to(self.device)
+        """Windows of one size as the network's input: its channels, padded with each band's mean, as in training."""
+        rule = {"divisor": self.divisor, "smallest": self._smallest, "fill": self.fill}
+        pixels = to_batch([padded(match_channels(window, self.channels), **rule) for window in windows]).to(self.device)
         # An exported graph knows no more than this size either: both clip to the window itself afterwards.
         return ImageBatch(pixels, ((int(pixels.shape[2]), int(pixels.shape[3])),) * len(windows))
 

@@ -231,6 +231,11 @@ class PixelNorm(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
 
+    @property
+    def fill(self) -> tuple[float, ...]:
+        """What pads an image that knows no true size: each band's mean, in units of 8 bits."""
+        return tuple(255 * value for value in self.mean.flatten().clamp(0, 1).tolist())
+
     def forward(self, images: ImageBatch) -> Tensor:
         """`(B, C, H, W)` uint8 or float in [0, 1] to float32 `(B, channels, H, W)`, channels-last."""
         pixels = images.pixels
