@@ -17,7 +17,7 @@ from flyspeck.evaluate import DetectionTable
 from flyspeck.models.dynamic.predictor import Decision
 from flyspeck.train.dynamic_fit import open_run
 from flyspeck_lab.cli.main import main
-from flyspeck_lab.dynamic_curve import Candidates, lines, tradeoff
+from flyspeck_lab.dynamic_curve import Candidates, cheapest_equal, lines, tradeoff
 from flyspeck_lab.dynamic_run import oracle_places
 from tiny_sets import train_dynamic, write_tiny_set
 
@@ -118,6 +118,18 @@ def test_the_cheapest_point_that_cannot_be_told_from_the_largest_factor(tmp_path
     without = tradeoff(candidates, knows, decision=Decision(), draws=1, steps=4, samples=0)
     assert without["alike"] is None
     assert lines(without)
+
+
+@pytest.mark.parametrize(("metric", "values"), [("ap50_all", (0.6, 0.6, 0.4)), ("mr50_reasonable", (0.4, 0.4, 0.6))])
+def test_the_cheapest_that_is_as_good_by_a_metric_of_which_more_or_less_is_better(
+    metric: str, values: list[float]
+) -> None:
+    largest, half, quarter = (
+        {"metric": value, "gflops": cost} for value, cost in zip(values, (1.0, 0.5, 0.3), strict=True)
+    )
+    found = {"metric": metric, "static": [largest, quarter], "curve": [largest, half, quarter]}
+    assert cheapest_equal(found) is half
+    assert cheapest_equal(found, drop=0.3) is quarter
 
 
 def test_a_good_choice_beats_random_ones_at_its_cost(tmp_path: Path) -> None:

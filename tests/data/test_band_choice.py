@@ -91,14 +91,26 @@ def test_depths_are_not_mixed() -> None:
 )
 def test_the_fewest_whole_bits(highest: int, pair: tuple[float, float]) -> None:
     images = [np.array([[[0, 1]]], np.uint16), np.array([[[2, highest]]], np.uint16)]
-    assert measured_range(images).ranges == (pair,)
+    assert measured_range((image, None) for image in images).ranges == (pair,)
+
+
+def test_what_a_file_calls_nothing_is_no_value() -> None:
+    collar = np.array([[[65535], [900]]], np.uint16)
+    assert measured_range([(collar, None)]).ranges is None
+    assert measured_range([(collar, 65535.0)]).ranges == ((0, 1023),)
+    low = np.array([[[-9999], [-5], [30]]], np.int16)
+    assert measured_range([(low, -9999.0)]).ranges == ((-5, 30),)
+    assert measured_range([(low[:, :1], -9999.0), (low[:, 1:], -9999.0)]).ranges == ((-5, 30),)
+    assert measured_range([(collar[:, :1], 65535.0)]).reason == "no image has a value"
+    rounded = np.array([[[np.float32(-3.4028234663852886e38)], [0.5], [2]]], np.float32)
+    assert measured_range([(rounded, -3.4028234663852886e38)]).ranges == ((0.5, 2),)
 
 
 def test_16_bits_in_full_have_no_range_and_others_one_a_band() -> None:
-    assert measured_range([np.array([[[40000]]], np.uint16)]).ranges is None
+    assert measured_range([(np.array([[[40000]]], np.uint16), None)]).ranges is None
     floats = [np.array([[[0.5, np.nan, 7]]], np.float32), np.array([[[-1, np.inf, 7]]], np.float32)]
-    assert measured_range(floats).ranges == ((-1, 0.5), (0, 1), (7, 8))
-    assert measured_range([np.array([[[-5, 9]], [[3, 9]]], np.int16)]).ranges == ((-5, 3), (9, 10))
+    assert measured_range((image, None) for image in floats).ranges == ((-1, 0.5), (0, 1), (7, 8))
+    assert measured_range([(np.array([[[-5, 9]], [[3, 9]]], np.int16), None)]).ranges == ((-5, 3), (9, 10))
     assert measured_range([]).ranges is None
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
+from flyspeck.data.band_choice import Survey, choose_rule
 from flyspeck.data.bands import KEY, PixelRule, rule_of
 from flyspeck.data.headers import read_header
 from flyspeck.data.images import read_image, read_size
@@ -188,6 +189,14 @@ def test_nodata_is_black_and_no_part_of_a_range(tmp_path: Path) -> None:
     assert np.isnan(read_image(path)[0]).all()
     rule = PixelRule(value_range=((-5.0, 5.0),))
     assert (rule.read(path)[0] == 0).all()
+
+
+def test_a_collar_of_16_bits_is_no_part_of_a_range(tmp_path: Path) -> None:
+    pixels = values(2, "uint16") % 4000
+    pixels[0] = 65535
+    paths = [write_tiff(tmp_path / "a.tif", pixels, extratags=[(42113, "s", 0, "65535", True)])]
+    rule = choose_rule(Survey("a set", {path: read_header(path) for path in paths}), say=print)
+    assert rule.value_range == ((0, 4095),)
 
 
 @pytest.mark.parametrize("pixels", [np.array([[[-3, 9]]], np.int16), np.zeros((1, 1, 2), np.float32)])

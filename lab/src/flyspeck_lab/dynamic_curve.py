@@ -17,6 +17,7 @@ from flyspeck.errors import UserError
 from flyspeck.evaluate import DetectionTable, evaluate, protocol_named
 from flyspeck.evaluate.bootstrap import compare, interval_rows
 from flyspeck.evaluate.protocols import APProtocol
+from flyspeck.evaluate.results import goodness
 from flyspeck.models.dynamic.predictor import Decision
 from flyspeck.train.measure import metrics_of
 
@@ -164,9 +165,13 @@ def _against(
 
 
 def cheapest_equal(found: Mapping[str, Any], *, drop: float = 0.0) -> dict[str, Any] | None:
-    """The cheapest point of the curve whose metric is at least the largest static factor's, less `drop`; None if none is."""
-    bound = found["static"][0]["metric"] - drop
-    good = [p for p in found["curve"] if p["metric"] >= bound]
+    """The cheapest point of the curve that is as good as the largest static factor, or worse by `drop`; None if none is."""
+
+    def good_as(point: Mapping[str, Any]) -> float:
+        return goodness(found["metric"], point["metric"])
+
+    bound = good_as(found["static"][0]) - drop
+    good = [p for p in found["curve"] if good_as(p) >= bound]
     return min(good, key=lambda p: p["gflops"], default=None)
 
 

@@ -196,12 +196,12 @@ def _range(survey: Survey, rule: PixelRule, asked: Ranges | None) -> FoundRange:
     return FoundRange(found.ranges, f"{found.reason} as black to white{said}")
 
 
-def _values(survey: Survey, rule: PixelRule) -> Iterator[np.ndarray]:
+def _values(survey: Survey, rule: PixelRule) -> Iterator[tuple[np.ndarray, float | None]]:
     paths = list(survey.headers)
     step = max(1, len(paths) // RANGE_IMAGES)
     for path in paths[::step][:RANGE_IMAGES]:
         try:
-            yield read_image(path, channels=rule.channels, bands=rule.bands)
+            yield read_image(path, channels=rule.channels, bands=rule.bands), survey.headers[path].nodata
         except UserError:
             continue  # the loader counts and reports it
 
@@ -211,7 +211,7 @@ def band_ranges(survey: Survey, kind: str, most: int = 32) -> Ranges:
     mine = {p: h for p, h in survey.headers.items() if h.kind + (" with alpha" if h.alpha else "") == kind}
     paths = list(mine)[:: max(1, len(mine) // most)][:most]
     some = Survey(survey.source, {path: mine[path] for path in paths})
-    found = [extremes(pixels) for pixels in _values(some, PixelRule())]
+    found = [extremes(pixels, nodata) for pixels, nodata in _values(some, PixelRule())]
     if not found:
         return ()
     low, high = np.fmin.reduce([pair[0] for pair in found]), np.fmax.reduce([pair[1] for pair in found])

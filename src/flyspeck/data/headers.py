@@ -31,6 +31,8 @@ class ImageHeader:
     """Lowest and highest value that the metadata allows, where they say less than the type does."""
     pages: int = 1
     """Images in the file, frames of an animation or pages of one size, of which the first is read."""
+    nodata: float | None = None
+    """The value that stands for "nothing here", where a TIFF names one."""
 
     @property
     def kind(self) -> str:
@@ -49,7 +51,8 @@ def read_header(path: Path | str, *, decoded: int | None = images.MAX_PIXELS) ->
     if tags is not None and not tags.plain:
         dtype = "float32" if tags.dtype.startswith("float") else tags.dtype
         bands = tags.samples - (tags.alpha is not None)
-        return ImageHeader(size, bands, dtype, tags.alpha is not None, tags.coloured, tags.value_range)
+        alpha = tags.alpha is not None
+        return ImageHeader(size, bands, dtype, alpha, tags.coloured, tags.value_range, nodata=tags.nodata)
     with images.opened(path, decoded=decoded) as image:
         mapped = tags is not None and tags.palette is not None
         bands = 1 if not mapped and (image.mode in _GREY or images.packing(image).startswith("LA")) else 3
@@ -61,6 +64,7 @@ def read_header(path: Path | str, *, decoded: int | None = images.MAX_PIXELS) ->
             bands == 3,
             tags.value_range if tags is not None else _significant(path) if image.format == "PNG" else None,
             1 if tags is not None and tags.mask_page == 1 else _pages(image),
+            None if tags is None else tags.nodata,
         )
 
 

@@ -33,40 +33,48 @@ def stated_range(headers: Sequence[ImageHeader]) -> FoundRange | None:
     return FoundRange((pair,), f"values {ranges_text([pair])}, as the files' metadata say")
 
 
-def measured_range(images: Iterable[np.ndarray]) -> FoundRange:
-    """The range of `(H, W, C)` images of one type and number of bands.
+def measured_range(images: Iterable[tuple[np.ndarray, float | None]]) -> FoundRange:
+    """The range of `(H, W, C)` images of one type and number of bands, each with its value for "nothing here", if it has one.
 
     16 bits without a sign: the fewest whole bits, eight at least, that hold every value, alike for all bands. Other types: the
-    lowest and the highest value of each band; what is no number does not count. Never quantiles: a bright object of four
-    pixels is above all of them.
+    lowest and the highest value of each band; what is no number does not count, nor what is nothing. Never quantiles: a bright
+    object of four pixels is above all of them.
     """
     low = high = None
     count, name = 0, ""
-    for pixels in images:
-        least, most = extremes(pixels)
+    for pixels, nodata in images:
+        least, most = extremes(pixels, nodata)
         low = least if low is None else np.fmin(low, least)
         high = most if high is None else np.fmax(high, most)
         count, name = count + 1, pixels.dtype.name
     if low is None or high is None:
         return FoundRange(None, "no image could be read")
+    if np.isnan(high).all():
+        return FoundRange(None, "no image has a value")
     if name == "uint16":
-        bits = max(_FEW_BITS, int(high.max()).bit_length())
+        top = np.nanmax(high)
+        bits = max(_FEW_BITS, int(top).bit_length())
         if bits >= 16:
-            return FoundRange(None, f"values up to {high.max():.0f}: the full 16 bits")
+            return FoundRange(None, f"values up to {top:.0f}: the full 16 bits")
         pair = (0.0, float(2**bits - 1))
         return FoundRange(
-            (pair,), f"values up to {high.max():.0f} in {counted(count, 'image')}: {bits} bits, {ranges_text([pair])}"
+            (pair,), f"values up to {top:.0f} in {counted(count, 'image')}: {bits} bits, {ranges_text([pair])}"
         )
     pairs = tuple(_pair(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True))
     return FoundRange(pairs, f"values of {name} in {counted(count, 'image')}, by band: {ranges_text(pairs)}")
 
 
-def extremes(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest value of each band of `(H, W, C)`, float64; only finite numbers count, NaN where there is none."""
+def extremes(pixels: np.ndarray, nodata: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest value of each band of `(H, W, C)`, float64; NaN where there is none.
+
+    Only finite numbers other than `nodata` count.
+    """
     flat = pixels.reshape(-1, pixels.shape[2])
-    if pixels.dtype.kind != "f":
+    if pixels.dtype.kind != "f" and nodata is None:
         return flat.min(0).astype(np.float64), flat.max(0).astype(np.float64)
     there = np.isfinite(flat)
+    if nodata is not None:
+        there &= flat != np.asarray(nodata, np.float32 if pixels.dtype.kind == "f" else np.float64)
     empty = ~there.any(0)
     low, high = np.where(there, flat, np.inf).min(0), np.where(there, flat, -np.inf).max(0)
     return np.where(empty, np.nan, low).astype(np.float64), np.where(empty, np.nan, high).astype(np.float64)
