@@ -16,7 +16,7 @@ from flyspeck_lab.results import Entry, Results, Verdict
 from flyspeck_lab.table import Claim, Table, jobs
 
 HOLDS, FAILS, UNDECIDED, NOT_RUN = "holds", "does not hold", "undecided", "not run"
-_SEEN = 1.960 + 0.842
+SEEN = 1.960 + 0.842
 """Standard errors at which a two-sided test at 5 % finds a true difference in 80 % of trials (the normal's quantiles)."""
 
 
@@ -114,7 +114,7 @@ def seen_from(drawn: np.ndarray) -> float:
     Args:
         drawn: (S,) the difference over resamples; its deviation is the standard error.
     """
-    return _SEEN * float(np.std(drawn))
+    return SEEN * float(np.std(drawn))
 
 
 def _choice(claim: Claim, by_row: dict[str, list[Entry]], results: Results) -> tuple[str, str]:

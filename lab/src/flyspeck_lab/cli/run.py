@@ -29,7 +29,9 @@ def run(
     minutes: float | None = typer.Option(
         None, "--minutes", min=0, metavar="N", help="Minutes to spend: after them no further row is begun."
     ),
-    list_: bool = typer.Option(False, "--list", help="List the rows, what is done and what is left, and stop."),
+    list_: bool = typer.Option(
+        False, "--list", help="List the rows, what is done and left, what the claims will see, and stop."
+    ),
     processes: int = typer.Option(
         1, "--processes", min=1, metavar="N", help="Rows run side by side: one small training does not fill a GPU."
     ),
@@ -45,6 +47,7 @@ def run(
     from flyspeck.cli.values import parse_names
     from flyspeck.errors import UserError, counted
     from flyspeck_lab.page import summary
+    from flyspeck_lab.power import foretold
     from flyspeck_lab.runner import Order, rejudge, rescore_table, run_tables, states
     from flyspeck_lab.table import find_tables, load_table
 
@@ -56,12 +59,19 @@ def run(
     if chosen and len(wanted) > 1:
         raise UserError(f"{len(wanted)} tables", where=f"--rows {rows}", fix="name the one table whose rows are meant")
     if list_:
+        done = [path for path in sorted(tables.glob("*.yaml")) if (results / f"{path.stem}.json").is_file()]
+        measured = [load_table(path) for path in done]
         for table in wanted:
             typer.echo(f"{table.name}: {table.title}")
             for state in states(table, grade, results, runs, rows=chosen, seeds=seeds):
                 spent = f"  {state.seconds:.0f} s" if state.seconds else ""
                 extra = "  extra" if state.job.row.extra else ""
                 typer.echo(f"  {state.status:<9} {state.job.row.name:<28} seed {state.job.seed}{spent}{extra}")
+            told = foretold(table, grade, measured, results, seeds=seeds)
+            if told:
+                typer.echo("  In points, by the spread of the trainings that are done:")
+            for line in told:
+                typer.echo(f"  {line}")
         return
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("flyspeck").setLevel(logging.INFO)
