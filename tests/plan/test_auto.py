@@ -272,6 +272,25 @@ def test_what_there_is_to_know_of_the_plan_is_in_the_report_too(tmp_path: Path) 
     assert any("are learnt in part only" in note for note in notes)
 
 
+def test_ctrl_c_says_how_it_goes_on_and_nothing_that_is_done_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_set(tmp_path / "set.json", squares(20))
+    for stopped, words in (("flyspeck.plan.begin.look", []), ("flyspeck.plan.auto.measured", ["sets", "fingerprint"])):
+        lines: list[str] = []
+        monkeypatch.setattr(stopped, _stop)
+        with pytest.raises(KeyboardInterrupt):
+            flyspeck.auto(path, minutes=5, out=tmp_path / "run", resume=bool(words), say=lines.append)
+        assert re.fullmatch(r"stopped after 0\.\d of 5 minutes; --resume goes on \(.*run\)", lines[-1])
+        monkeypatch.undo()
+        done = json.loads((tmp_path / "run" / FILE).read_text())["done"]
+        assert set(words) <= set(done)
+
+
+def _stop(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
 class _Stop(KeyboardInterrupt):
     """Ctrl-C."""
 

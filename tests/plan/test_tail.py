@@ -13,6 +13,7 @@ from planned_sets import SPEEDS, base, like
 
 from flyspeck.errors import UserError
 from flyspeck.plan import auto
+from flyspeck.plan.begin import Beginning
 from flyspeck.plan.budget import FULL_PRECISION, LATE, Budget, image_seconds
 from flyspeck.plan.choices import Speed
 from flyspeck.plan.halving import LEAST_LEFT
@@ -99,7 +100,7 @@ class Tail:
         sources["report"] = SimpleNamespace(path="x", table=list(IMAGES))
         with pytest.MonkeyPatch.context() as patch:
             for name, fake in {
-                "_sets": lambda *_: (sources, FOUND, self.notes), "_plans": lambda *_: ([plan], {"t": self.speed}, "cpu"),
+                "_plans": lambda *_: ([plan], {"t": self.speed}, "cpu"),
                 "_candidates": lambda *_: [winner], "_limited": lambda *_: (IMAGES, len(IMAGES)),
                 "_pixels": self.pixels, "halve": halve, "finish": finish,
                 "_setting": self.settings, "_kept": lambda *_: Path("nowhere"), "export_model": self.export,
@@ -107,7 +108,8 @@ class Tail:
                 "result_of": lambda *_: evaluation, "write_summary": self.page, "progress_of": lambda _: (1.0, 1),
             }.items():  # fmt: skip
                 patch.setattr(auto, name, fake)
-            auto._run(Path("nowhere"), None, {}, "cpu", self.state, self.budget, Voice(lambda line: None))
+            quiet = Voice(lambda line: None)
+            auto._run(Beginning(self.state, self.budget, sources, FOUND, self.notes, "cpu", quiet))  # type: ignore[arg-type]
 
 
 class _Anything:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flyspeck.errors import UserError
 from flyspeck.train.checkpoint import load_state, load_weights, save_state
-from flyspeck.train.interrupt import Interrupt
+from flyspeck.train.interrupt import Interrupt, said_how_to_go_on
 from flyspeck.train.loop import Progress
 from flyspeck.types import ImageBatch, Targets
 
@@ -36,17 +36,23 @@ def progress(folder: Path) -> dict[str, Any]:
     return load_state(folder / "state.pt")["progress"]
 
 
+class Stops(Line):
+    """Is sent Ctrl-C in the step with this number."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def forward(self, images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
+        if len(self.drawn) == self.step - 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().forward(images, targets)
+
+
 def stopped_at(folder: Path, step: int, **config: Any) -> None:
     """A run that Ctrl-C stops in step `step`, which is finished and saved."""
-
-    class Stops(Line):
-        def forward(self, images: ImageBatch, targets: Sequence[Targets]) -> dict[str, Tensor]:
-            if len(self.drawn) == step - 1:
-                os.kill(os.getpid(), signal.SIGINT)
-            return super().forward(images, targets)
-
     with pytest.raises(KeyboardInterrupt):
-        trained(folder, line=Stops(), **config)
+        trained(folder, line=Stops(step), **config)
     assert progress(folder)["step"] == step
 
 
@@ -163,6 +169,23 @@ def test_signals_outside_a_step_act_at_once() -> None:
     with Interrupt(alone=False):  # of several processes: as it was
         assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.mark.parametrize("finish", [True, False])
+def test_a_stopped_run_says_how_it_goes_on_by_what_its_command_has(
+    tmp_path: Path, finish: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(KeyboardInterrupt) as stop:
+        trained(tmp_path, line=Stops(1), epochs=3)
+    assert "--resume" not in caplog.text  # the training does not know what command it is a part of
+    with pytest.raises(KeyboardInterrupt), said_how_to_go_on(tmp_path, finish=finish):
+        raise stop.value
+    assert "interrupted in epoch 1 after step 1; --resume goes on from its last checkpoint" in caplog.messages[-1]
+    assert ("--finish" in caplog.messages[-1]) is finish
+    caplog.clear()
+    with pytest.raises(KeyboardInterrupt), said_how_to_go_on(tmp_path, finish=finish):
+        raise KeyboardInterrupt  # before it trained: there is nothing to resume
+    assert caplog.messages == []
 
 
 def test_a_long_epoch_is_saved_every_ten_minutes(tmp_path: Path) -> None:

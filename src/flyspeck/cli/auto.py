@@ -26,22 +26,20 @@ def auto(
 ) -> None:
     """Look, plan, try a few trainings, finish the best, export it, and report on images that no choice was made on."""
     begun = time.monotonic()  # what is imported below counts
-    from flyspeck.devices import check_device
     from flyspeck.errors import counted
     from flyspeck.files import check_writable, local_output
     from flyspeck.plan.state import check_folder
     from flyspeck.plan.usable import check_there
-    from flyspeck.plan.voice import Voice, minutes_of
+    from flyspeck.plan.voice import minutes_of
 
     minutes = minutes_of(minutes)
-    check_there(source, val)  # what can be said at once is said before torch is loaded, which takes seconds
+    check_there(source, val)
     check_folder(local_output(out), resume=resume)
     check_writable(out)
-    with Voice(typer.echo).doing(f"flyspeck auto: {counted(minutes, 'minute')} for all of it; loading"):
-        check_device(device)
-        from flyspeck.plan.auto import auto as run
+    typer.echo(f"flyspeck auto: {counted(minutes, 'minute')} for all of it")
+    from flyspeck.plan.begin import begin
 
-    run(
+    with begin(
         source,
         minutes=minutes,
         out=out,
@@ -54,4 +52,8 @@ def auto(
         resume=resume,
         begun=begun,
         say=typer.echo,
-    )
+    ) as beginning:
+        with beginning.voice.doing("loading what trains"):
+            from flyspeck.plan.auto import go_on
+
+        go_on(beginning)

@@ -1,7 +1,8 @@
 """`auto`: annotated images and minutes to a detector that was chosen by measuring, exported, and measured on images kept apart.
 
-The stages, each of which is noted when it is done (`state.State`): the parts and the fingerprint, speeds, candidates, successive
-halving, the winner to the end, whole or in tiles and at which scale, export, and the report on images that no choice was made on.
+The stages, each of which is noted when it is done (`state.State`): the parts and the fingerprint (`plan.begin`), speeds,
+candidates, successive halving, the winner to the end, whole or in tiles and at which scale, export, and the report on images that
+no choice was made on.
 """
 
 from __future__ import annotations
@@ -12,12 +13,9 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from flyspeck.data.annotations import Annotations
 from flyspeck.data.enlarge import native_sizes
-from flyspeck.data.readers import read_annotations
-from flyspeck.devices import check_device
 from flyspeck.errors import UserError, counted
 from flyspeck.evaluate.baselines import Baseline, baseline_text, measure_baselines
 from flyspeck.evaluate.protocols import Protocol
@@ -26,23 +24,23 @@ from flyspeck.evaluate.score_curve import KEY as CURVE
 from flyspeck.evaluate.score_curve import score_curve
 from flyspeck.export.package import export_model
 from flyspeck.export.proof import ExportOptions
-from flyspeck.files import check_writable, local_output, write_bytes
+from flyspeck.files import write_bytes
 from flyspeck.infer.shown import KEY as SHOWN
 from flyspeck.plan import rules
-from flyspeck.plan.budget import COMPARING, Budget, timing
+from flyspeck.plan.begin import Beginning, begin
+from flyspeck.plan.budget import Budget, timing
 from flyspeck.plan.choices import Plan, Speed
 from flyspeck.plan.fingerprint import Fingerprint
 from flyspeck.plan.halving import finish, halve, progress_of, winner_share
-from flyspeck.plan.init import check_disk, choice_lines, look, measured, reading_options
+from flyspeck.plan.init import check_disk, choice_lines, measured
 from flyspeck.plan.rivals import candidates as candidates_for
 from flyspeck.plan.sets import CHOOSE, REPORT, TRAIN, Source
 from flyspeck.plan.settings import Measured, best_of, detect, measure_settings, result_of
-from flyspeck.plan.slowness import Slowness
 from flyspeck.plan.speed import threads_kept
-from flyspeck.plan.state import State, open_state
+from flyspeck.plan.state import State
 from flyspeck.plan.summary import write_summary
 from flyspeck.plan.tried import Candidate, Trial
-from flyspeck.plan.voice import Voice, minutes_of
+from flyspeck.plan.voice import Voice
 from flyspeck.plan.write import write_recipe
 from flyspeck.train.checkpoint import add_to_description, weights_file
 from flyspeck.train.config import load_recipe
@@ -87,7 +85,6 @@ def auto(
     pixels: str | None = None,
     device: str = "auto",
     resume: bool = False,
-    begun: float | None = None,
     say: Callable[[str], None] = log.info,
 ) -> AutoRun:
     """From annotated images to a detector, by the clock: looks, plans, tries, trains, chooses, exports and reports.
@@ -104,7 +101,6 @@ def auto(
         pixels: What whole corners of VOC's boxes mean, as in `read_annotations`.
         device: `auto` for the best there is, `cpu`, `cuda`, `cuda:1`, `mps`.
         resume: Go on in `out` where an earlier call of the same was stopped.
-        begun: `time.monotonic()` where the minutes began, before this call; None: with it.
         say: Called with each line on what is done; the logger `flyspeck` where it is not given.
 
     Returns:
@@ -114,37 +110,22 @@ def auto(
         UserError: For annotations without an object, too few images that do not belong together, minutes in which nothing can
             be learnt, a disk that is too small, a folder that holds something (without `resume`).
     """
-    voice = Voice(say)
-    place, budget_minutes = local_output(out), minutes_of(minutes)
-    check_writable(place)
-    check_device(device)
-    asked = {
-        "data": str(Path(data).absolute()), "val": None if val is None else str(Path(val).absolute()),
-        "minutes": budget_minutes, "classes": None if classes is None else list(classes),
-    }  # fmt: skip
-    state = open_state(place, asked, resume=resume)
-    state.begun = state.begun if begun is None else begun
-    options = reading_options(format, images, classes, pixels)
-    if resume:
-        voice(f"going on: {state.seconds:.0f} s of {60 * budget_minutes:.0f} are used")
-    budget = Budget(budget_minutes, state, slowness=Slowness())
-    try:
-        with threads_kept():
-            return _run(Path(data), None if val is None else Path(val), options, device, state, budget, voice)
-    except UserError:
-        if not resume and "trials" not in state.done and not (place / "runs").exists():
-            state.forget()  # nothing was trained: the next call may take the same folder
-        raise
-    finally:
-        if state.done:
-            state.save()
+    with begin(
+        data, minutes=minutes, out=out, val=val, format=format, images=images, classes=classes, pixels=pixels, device=device,
+        resume=resume, say=say,
+    ) as beginning:  # fmt: skip
+        return go_on(beginning)
 
 
-def _run(
-    data: Path, val: Path | None, options: Mapping[str, Any], device: str, state: State, budget: Budget, voice: Voice
-) -> AutoRun:
-    """The stages."""
-    sources, found, notes = _sets(data, val, options, state, budget, voice)
+def go_on(beginning: Beginning) -> AutoRun:
+    """The stages after the beginning, but for those that are done."""
+    with threads_kept():
+        return _run(beginning)
+
+
+def _run(beginning: Beginning) -> AutoRun:
+    sources, found, notes = beginning.sources, beginning.found, beginning.notes
+    device, state, budget, voice = beginning.device, beginning.state, beginning.budget, beginning.voice
     budget.larger = {name: _pixels(sources[name].table) / _pixels(sources[TRAIN].table) for name in (CHOOSE, REPORT)}
     plans, speeds, machine_device = _plans(sources, found, device, state, budget, voice)
     candidates = _candidates(plans, speeds, state, budget, notes, voice)
@@ -205,38 +186,6 @@ def _run(
     voice(f"next: flyspeck predict IMAGES --model {shlex.quote(str(exported or state.folder))} --out found")
     state.keep("over", round(used, 2))
     return AutoRun(state.folder, winner.folder, exported, best, evaluation, tuple(trials), used, tuple(notes))
-
-
-def _sets(
-    data: Path, val: Path | None, options: Mapping[str, Any], state: State, budget: Budget, voice: Voice
-) -> tuple[dict[str, Source], Fingerprint, list[str]]:
-    """The three parts, the fingerprint of those to learn from, and notes."""
-    if "sets" not in state.done:
-        sets, found = look(
-            data,
-            val,
-            state.folder / "data",
-            options,
-            voice,
-            report=True,
-            written=True,
-            comparing=COMPARING * budget.seconds,
-        )
-        for source in sets.parts.values():
-            source.write()
-        state.keep("fingerprint", found.to_dict())
-        state.keep(
-            "sets", {"parts": {name: source.path for name, source in sets.parts.items()}, "notes": list(sets.notes)}
-        )
-        for note in sets.notes:
-            voice(f"note: {note}")
-    kept = state.done["sets"]
-    train = read_annotations(kept["parts"][TRAIN])
-    tables = {TRAIN: train}
-    for name in (CHOOSE, REPORT):
-        tables[name] = read_annotations(kept["parts"][name], classes=train.classes, absent_classes=True)
-    sources = {name: Source(kept["parts"][name], table) for name, table in tables.items()}
-    return sources, Fingerprint.of(state.done["fingerprint"]), list(kept["notes"])
 
 
 def _plans(

@@ -36,6 +36,7 @@ LEAST_LEFT = 3.0
 """Seconds of training that are worth going on for."""
 LEAST_PACE = 0.25
 """Share of the planned time of a round from which it is worth holding."""
+LATER = "it is later than was planned (the machine is slower than when it was timed, or the run was stopped meanwhile)"
 PAUSE_EVERY = 3.0
 """Seconds between two places where a training can be paused."""
 
@@ -224,12 +225,9 @@ def finish(candidate: Candidate, left: float, voice: Voice) -> dict[str, float]:
     else:
         minutes = settings.minutes if end >= planned else end / 60
     if at_once:
-        voice("  the machine is slower than when it was timed, and no time is left: the training ends as it is")
+        voice(f"  {LATER}, and no time is left: the training ends as it is")
     elif end is not None and planned - end > 0.02 * used + LEAST:
-        voice(
-            f"  the machine is slower than when it was timed: the training ends {planned - end:.0f} s sooner, so that all ends"
-            " in time"
-        )
+        voice(f"  {LATER}: the training ends {planned - end:.0f} s sooner, so that all ends in time")
     shortened = settings.model_copy(update={"minutes": minutes} | ({"anneal": 0.0} if at_once else {}))
     recipe = candidate.recipe.model_copy(update={"train": shortened})
     reporter = Fanout([RunFiles(candidate.folder), Teller(voice)])

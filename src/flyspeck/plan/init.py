@@ -284,7 +284,7 @@ def measured(
     It takes 20 seconds, and no more than about `limit`. `known` speeds are not measured again. Where this process `trains_here`,
     it takes the number of threads that is faster from now on; otherwise that one is said where it is another.
     """
-    with voice.doing("measuring detectors on this machine, for about 20 s"):
+    with voice.doing("looking at this machine" if known else "measuring detectors on this machine, for about 20 s"):
         from flyspeck.plan.speed import LIMIT, measure_speeds, take_threads, this_machine
         from flyspeck.plan.starts import with_starts
 

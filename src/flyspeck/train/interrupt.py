@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -47,3 +50,21 @@ class Interrupt:
     def error(number: int) -> BaseException:
         """What a program that was sent the signal ends with."""
         return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
+
+
+@contextlib.contextmanager
+def said_how_to_go_on(folder: Path, *, finish: bool = False) -> Iterator[None]:
+    """Where the training in `folder` is interrupted, a line says where it stood and how it goes on: with --resume, and with
+    --finish too where the command has that. Commands that go on in another way say so themselves.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        if not stop.args:  # it had not begun to train
+            raise
+        how = "before its first checkpoint: --resume begins anew"
+        if (folder / "state.pt").exists():
+            how = "--resume goes on from its last checkpoint"
+            how += ", with --finish it only brings its learning rate down and ends" if finish else ""
+        log.warning("interrupted %s; %s (%s)", stop, how, folder)
+        raise

@@ -133,7 +133,7 @@ def fit(
     steps = _Steps(
         step, detector, optimizer, ema, config, accelerator, plan, progress, reporter, save, meter, interrupt
     )
-    with _reported(reporter, plan, progress, folder, accelerator), interrupt:
+    with _reported(reporter, plan, progress, accelerator), interrupt:
         position = plan.position(progress.step)
         while not progress.ended:
             epoch = progress.epoch
@@ -167,20 +167,15 @@ def _write_together(accelerator: Accelerator, *writing: Callable[[], None]) -> N
 
 
 @contextlib.contextmanager
-def _reported(
-    reporter: Reporter, plan: Plan, progress: Progress, folder: Path, accelerator: Accelerator
-) -> Iterator[None]:
-    """A run from its first word to its last; one that is interrupted says how it goes on."""
+def _reported(reporter: Reporter, plan: Plan, progress: Progress, accelerator: Accelerator) -> Iterator[None]:
+    """A run from its first word to its last; one that is interrupted says where it stood."""
     with in_step(accelerator):
         if accelerator.is_main_process:
             reporter.start(total_steps=plan.total_steps, done_steps=progress.step)
     try:
         yield
-    except KeyboardInterrupt:
-        how = "before its first checkpoint: --resume begins anew"
-        if (folder / "state.pt").exists():
-            how = "--resume goes on from its last checkpoint, with --finish it only brings its learning rate down and ends"
-        log.warning("interrupted in epoch %d after step %d; %s (%s)", progress.epoch + 1, progress.step, how, folder)
+    except KeyboardInterrupt as stop:  # for `said_how_to_go_on`, where that is asked for
+        stop.args = (f"in epoch {progress.epoch + 1} after step {progress.step}",)
         raise
     finally:
         if accelerator.is_main_process:

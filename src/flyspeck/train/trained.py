@@ -11,6 +11,7 @@ from typing import Any
 from flyspeck.files import local_output
 from flyspeck.plain_yaml import Places, set_value
 from flyspeck.train.config import Recipe, load_recipe, parse_recipe, resolve_paths
+from flyspeck.train.interrupt import said_how_to_go_on
 from flyspeck.train.progress import Reporter, read_records
 from flyspeck.train.run import train as run_recipe
 
@@ -77,9 +78,9 @@ def train(
     """
     wanted, folder = read_recipe(recipe, changes)
     where = local_output(out) if out is not None else folder or Path("runs") / wanted.name
-    return TrainedRun(
-        where, wanted, run_recipe(wanted, where, resume=resume or finish, finish=finish, reporter=reporter)
-    )
+    with said_how_to_go_on(where, finish=True):
+        metrics = run_recipe(wanted, where, resume=resume or finish, finish=finish, reporter=reporter)
+    return TrainedRun(where, wanted, metrics)
 
 
 def read_recipe(

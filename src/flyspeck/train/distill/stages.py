@@ -34,6 +34,7 @@ from flyspeck.train.distill.objective import OutputSource, build_objective, term
 from flyspeck.train.distill.table import StudentRow, StudentTable, cost_row, level_similarities, write_table
 from flyspeck.train.distill.teacher import AsStudent, Observe, Teacher, TeacherSource, shared_classes, weights_hash
 from flyspeck.train.inputs import enlargement, read_sets
+from flyspeck.train.interrupt import said_how_to_go_on
 from flyspeck.train.measure import measure
 from flyspeck.train.processes import in_step, join_processes
 from flyspeck.train.progress import EvaluationLines
@@ -313,7 +314,8 @@ def _stage(recipe: Recipe, folder: Path, resume: bool, method: Method) -> dict[s
     begun = (folder / "state.pt").is_file()
     if resume and not begun:  # broken off before its first checkpoint: there is nothing to go on from
         (folder / "recipe.yaml").unlink(missing_ok=True)
-    metrics = train(recipe, folder, resume=resume and begun, method=method)
+    with said_how_to_go_on(folder):
+        metrics = train(recipe, folder, resume=resume and begun, method=method)
     if join_processes().is_main_process:
         _write(done, {"metrics": metrics, "of": _identity(recipe, method)})
     return metrics
