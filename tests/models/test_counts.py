@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flyspeck.infer.multiscale import MultiScale
 from flyspeck.infer.predictor import Predictor
 from flyspeck.infer.torch_model import TorchModel
 from flyspeck.models.counts import counts_for, grown, grown_rule
@@ -148,6 +149,12 @@ def test_a_limit_that_is_hit_is_told() -> None:
     assert full.num_full == full.num_tiles == 2
     (none,) = Predictor(TorchModel(model), tile=64, overlap=0, score_threshold=0.99).stream([pixels])
     assert none.num_full == 0, "what was cut off is below the threshold anyway"
+    views = MultiScale(TorchModel(model), [1.0, 0.5], flip=True)
+    (full,) = Predictor(views, tile=64, overlap=0, score_threshold=0.0).stream([pixels])
+    assert full.num_full == full.num_tiles == 2
+    assert set(full.detections.extra) == {"cut"}
+    (none,) = Predictor(views, tile=64, overlap=0, score_threshold=0.99).stream([pixels])
+    assert none.num_full == 0
 
 
 def test_models_without_a_limit_are_never_full() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 
 from flyspeck.data.enlarge import resample
 from flyspeck.errors import UserError
+from flyspeck.infer.limits import cut_off, marked
 from flyspeck.infer.merge import MergeRule, merge
 from flyspeck.infer.passes import Model, Splitting
 from flyspeck.types import Detections
@@ -78,7 +79,8 @@ class MultiScale:
                     [view.shape[1] - boxes[:, 2], boxes[:, 1], view.shape[1] - boxes[:, 0], boxes[:, 3]], 1
                 )
             ratio = np.array([width / view.shape[1], height / view.shape[0]] * 2)
-            found.append(replace(detections, boxes=boxes * ratio, image_size=(height, width)))
+            score = cut_off(self.model, detections, (view.shape[0], view.shape[1]))
+            found.append(marked(replace(detections, boxes=boxes * ratio, image_size=(height, width)), score))
         return found
 
     def _merged(self, views: list[Detections]) -> Detections:
@@ -95,4 +97,5 @@ class MultiScale:
         )
         height, width = joined.image_size
         frames = np.tile([0, 0, width, height], (len(views), 1))
-        return merge(joined, tiles=frames, tile_index=number, rule=self.rule)
+        score = max(cut_off(None, view, view.image_size) for view in views)
+        return marked(merge(joined, tiles=frames, tile_index=number, rule=self.rule), score)

@@ -22,6 +22,7 @@ from flyspeck.data.enlarge import Enlarge
 from flyspeck.errors import UserError
 from flyspeck.evaluate.score_curve import WITHOUT
 from flyspeck.infer.inputs import ChannelOrder, Loose, is_one, items_of
+from flyspeck.infer.limits import cut_off, unmarked
 from flyspeck.infer.merge import DEFAULT, MergeRule, merge
 from flyspeck.infer.missing import hidden, trimmed
 from flyspeck.infer.passes import Model, Passes, Workers
@@ -313,12 +314,9 @@ class Predictor:
                 "the model gave a box or score that is not finite", where=job.item.name, fix="train it again"
             )
         height, width = window.pixels.shape[:2]
-        limit = getattr(self.model, "detection_limit", None)
-        most = None if limit is None else limit((height, width))
         # A limit that cut off nothing but scores below the threshold has cost nothing.
-        if most is not None and len(found) >= most > 0 and found.scores.min() >= self.score_threshold:
-            job.num_full += 1
-        found = found[found.scores >= self.score_threshold]
+        job.num_full += cut_off(self.model, found, (height, width)) >= self.score_threshold
+        found = unmarked(found[found.scores >= self.score_threshold])
         if window.there is not None and len(found):
             gone = hidden(found.boxes, window.there)
             job.num_hidden += int(gone.sum())
