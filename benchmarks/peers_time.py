@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from peers_scratch import AHEAD, call
 from verdict import RESULTS, Claim, conclude
 
@@ -190,9 +191,17 @@ def ap50_tiny(found: Sequence[Detections], val: Annotations) -> float:
     return round(100 * result.value(metric="AP", iou=0.5, area="tiny"), 2)
 
 
-def soundness(worker: Worker, key: Key, folder: Path, val: Annotations) -> dict[str, Any]:
+def named_classes(worker: Worker, key: Key, folder: Path, of: str) -> list[str]:
+    """Of a row of set `of`; the other tool's from the data that it learnt: not all of its files keep the names."""
+    if is_ours(key[0]):
+        return worker.classes[key]
+    names: dict[int, str] = yaml.safe_load((folder.parent / f"{of}_yolo" / "data.yaml").read_text())["names"]
+    return [names[label] for label in sorted(names)]
+
+
+def soundness(worker: Worker, key: Key, folder: Path, val: Annotations, of: str) -> dict[str, Any]:
     """The exported detector against the trained one, on all images."""
-    numbers = [val.classes.index(name) for name in worker.classes[key]]
+    numbers = [val.classes.index(name) for name in named_classes(worker, key, folder, of)]
     first, after = before(folder, val), []
     for row, one in enumerate(first):
         told = worker.ask(key, val.path(row), LOWEST)
@@ -301,7 +310,8 @@ def main() -> None:
     if len({json.dumps(versions) for versions in told.values()}) > 1:
         sys.exit(f"not the same runtimes: {told}; install one version")
     workers = {key: opened["flyspeck" if is_ours(key[0]) else "libreyolo"] for key in files}
-    checks = {key: soundness(worker, key, folders[key[0]], val) for key, worker in workers.items()}
+    of = result["rows"][0]["set"]
+    checks = {key: soundness(worker, key, folders[key[0]], val, of) for key, worker in workers.items()}
     sound = {key: worker for key, worker in workers.items() if checks[key]["sound"]}
     images = [val.path(row) for row in range(len(val))][: asked.images]
     times = turns(sound, images, asked.score, asked.pause)
