@@ -265,9 +265,11 @@ def test_what_there_is_to_know_of_the_plan_is_in_the_report_too(tmp_path: Path) 
     plan = rules.make_plan(
         found, MACHINE, tier=TIERS[1], minutes=5, speed=speed, name="x", train="t.json", val="v.json"
     )
-    notes, state = ["of the set"], State(tmp_path, {}, {"candidates": []})
+    notes, state = ["of the set"], State(tmp_path, {}, {"candidates": ["x"]})
     first = replace(plan, notes=("why it is tried", *plan.notes))
-    assert auto._candidates([first], {"small": speed}, state, budget(5), notes, QUIET) == []
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "x.yaml").write_text("data: {train: t.json, val: v.json}")
+    assert [one.name for one in auto._candidates([first], {"small": speed}, state, budget(5), notes, QUIET)] == ["x"]
     assert notes == ["of the set", *plan.notes]
     assert any("are learnt in part only" in note for note in notes)
 
@@ -275,16 +277,61 @@ def test_what_there_is_to_know_of_the_plan_is_in_the_report_too(tmp_path: Path) 
 def test_ctrl_c_says_how_it_goes_on_and_nothing_that_is_done_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write_set(tmp_path / "set.json", squares(20))
-    for stopped, words in (("flyspeck.plan.begin.look", []), ("flyspeck.plan.auto.measured", ["sets", "fingerprint"])):
+    path, stages = write_set(tmp_path / "set.json", squares(20)), {"sets", "fingerprint"}
+    for stopped, out, known in (
+        ("flyspeck.plan.begin.look", "run", set()),
+        ("flyspeck.plan.auto.measured", "run", stages),
+        ("flyspeck.plan.auto.measured", tmp_path / "moved", stages),
+    ):
         lines: list[str] = []
-        monkeypatch.setattr(stopped, _stop)
-        with pytest.raises(KeyboardInterrupt):
-            flyspeck.auto(path, minutes=5, out=tmp_path / "run", resume=bool(words), say=lines.append)
-        assert re.fullmatch(r"stopped after 0\.\d of 5 minutes; --resume goes on \(.*run\)", lines[-1])
-        monkeypatch.undo()
-        done = json.loads((tmp_path / "run" / FILE).read_text())["done"]
-        assert set(words) <= set(done)
+        with monkeypatch.context() as patch:
+            patch.setattr(stopped, _stop)
+            patch.chdir(
+                tmp_path if out == "run" else "/"
+            )  # and from another working folder, to which nothing is relative
+            with pytest.raises(KeyboardInterrupt):
+                flyspeck.auto(path, minutes=5, out=out, resume=(tmp_path / out).exists(), say=lines.append)
+        assert re.fullmatch(r"stopped after 0\.\d of 5 minutes; --resume goes on \(.*\)", lines[-1])
+        assert known <= set(json.loads((tmp_path / out / FILE).read_text())["done"])
+        if known:
+            (tmp_path / out).rename(tmp_path / "moved")
+
+
+def test_a_full_disk_does_not_hide_what_stopped_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def look(*_: object, **__: object) -> None:
+        monkeypatch.setattr("flyspeck.plan.state.write_json", full)
+        raise UserError("the images are gone")
+
+    path = write_set(tmp_path / "set.json", squares(4))
+    monkeypatch.setattr("flyspeck.plan.begin.look", _stop)
+    with pytest.raises(KeyboardInterrupt):
+        flyspeck.auto(path, minutes=5, out=tmp_path / "run")
+    monkeypatch.setattr("flyspeck.plan.begin.look", look)
+    with pytest.raises(UserError, match="the images are gone"):
+        flyspeck.auto(path, minutes=5, out=tmp_path / "run", resume=True)
+
+
+def test_what_was_said_before_a_stop_is_in_the_report_of_the_run_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Measured(Setting(True, Showing((96, 128), 0, 1.0)), {"ap50_tiny": 0.5}, 0.1)
+    state = State(tmp_path, {}, {"settings": [one.to_dict()], "measured_on": 3})
+    monkeypatch.setattr(auto, "weights_file", lambda folder: folder)
+    (winner,), notes = candidates(tmp_path, "a"), []
+    assert auto._setting(winner, a_table(tmp_path, 4), "cpu", state, 10.0, notes, QUIET) == one
+    assert notes == ["whole or in tiles: measured on 3 of 4 images, for lack of time"]
+
+
+def test_a_run_whose_candidates_are_others_now_does_not_go_on(tmp_path: Path) -> None:
+    plan = rules.make_plan(
+        base(), MACHINE, tier=TIERS[1], minutes=5, speed=SPEEDS["small"], name="x", train="t.json", val="v.json"
+    )
+    state = State(tmp_path, {}, {"candidates": ["y"]})
+    with pytest.raises(UserError, match="was begun with y, where x would be tried now; begin anew in another --out"):
+        auto._candidates([plan], {"small": SPEEDS["small"]}, state, budget(5), [], QUIET)
 
 
 def _stop(*_: object, **__: object) -> None:

@@ -224,7 +224,13 @@ def _candidates(
     guess, is added to `notes`.
     """
     notes += plans[0].notes[1:]
-    folder = state.folder / "recipes"
+    folder, names = state.folder / "recipes", [plan.value("name") for plan in plans]
+    if state.done.get("candidates", names) != names:
+        raise UserError(
+            f"was begun with {', '.join(state.done['candidates'])}, where {', '.join(names)} would be tried now",
+            where=state.folder,
+            fix="begin anew in another --out",
+        )
     if "candidates" not in state.done:
         check_disk(state.folder, *(speeds[plan.tier.name] for plan in plans))
         voice(
@@ -238,11 +244,8 @@ def _candidates(
             voice(line)
         for note in plans[0].notes[1:]:
             voice(f"note: {note}")
-        state.keep("candidates", [plan.value("name") for plan in plans])
-    return [
-        Candidate(name, load_recipe(folder / f"{name}.yaml"), state.folder / "runs" / name)
-        for name in state.done["candidates"]
-    ]
+        state.keep("candidates", names)
+    return [Candidate(name, load_recipe(folder / f"{name}.yaml"), state.folder / "runs" / name) for name in names]
 
 
 def _pixels(table: Annotations) -> float:
@@ -287,16 +290,18 @@ def _setting(
             winner.folder, choose, protocol=protocol, metric=metric, device=device, precision=precision,
             limit=limit, voice=voice,
         )  # fmt: skip
-        if len(measured_on) < len(choose):
-            notes.append(f"whole or in tiles: measured on {len(measured_on)} of {len(choose)} images, for lack of time")
         best = best_of([one for one, _ in done])
         found = next(found for one, found in done if one is best)
         curve = score_curve(measured_on, found, result_of(measured_on, found, protocol).protocol)
         add_to_description(weights, **{SHOWN: best.setting.showing.to_dict(), CURVE: curve.to_dict()})
+        state.done["measured_on"] = len(measured_on)
         state.keep("settings", [one.to_dict() for one, _ in done])
         for one, _ in done:
             value = one.metrics.get(metric, -1)
             voice(f"  {one.setting.words()}: {metric} {100 * value:.1f} %, {1000 * one.seconds:.0f} ms an image")
+    reached = state.done.get("measured_on", len(choose))
+    if reached < len(choose):
+        notes.append(f"whole or in tiles: measured on {reached} of {len(choose)} images, for lack of time")
     best = best_of([Measured.of(one) for one in state.done["settings"]])
     voice(f"  best: {best.setting.words()}")
     return best

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from flyspeck.plan.slowness import Slowness
 from flyspeck.plan.state import State, open_state
 from flyspeck.plan.voice import Say, Voice, minutes_of
 
+PARTS = "data"
+"""Where the parts lie in the run's folder: by that, a run goes on from another working folder too."""
 AnyPath = str | os.PathLike[str]
 
 
@@ -81,18 +83,22 @@ def begin(
             Path(data), None if val is None else Path(val), options, state, budget.seconds, voice
         )
         yield Beginning(state, budget, sources, found, notes, device, voice)
-    except UserError:
-        if not resume and "trials" not in state.done and not (place / "runs").exists():
-            state.forget()  # nothing was trained: the next call may take the same folder
+    except BaseException as error:
+        trained = "trials" in state.done or (place / "runs").exists()
+        if isinstance(error, UserError) and not (resume or trained):
+            state.forget()  # the next call may take the same folder
+        elif isinstance(error, UserError | OSError | KeyboardInterrupt):
+            used = f"{state.seconds / 60:.1f} of {counted(budget_minutes, 'minute')}"
+            voice(f"stopped after {used}; --resume goes on ({place})")
+        with suppress(UserError, OSError):  # a full disk: what it was stopped by is to be said, not this
+            _noted(state)
         raise
-    except KeyboardInterrupt:
-        voice(
-            f"stopped after {state.seconds / 60:.1f} of {counted(budget_minutes, 'minute')}; --resume goes on ({place})"
-        )
-        raise
-    finally:
-        if state.done:
-            state.save()
+    _noted(state)
+
+
+def _noted(state: State) -> None:
+    if state.done:
+        state.save()
 
 
 def _sets(
@@ -103,7 +109,7 @@ def _sets(
         sets, found = look(
             data,
             val,
-            state.folder / "data",
+            state.folder / PARTS,
             options,
             voice,
             report=True,
@@ -113,15 +119,13 @@ def _sets(
         for source in sets.parts.values():
             source.write()
         state.keep("fingerprint", found.to_dict())
-        state.keep(
-            "sets", {"parts": {name: source.path for name, source in sets.parts.items()}, "notes": list(sets.notes)}
-        )
+        state.keep("sets", {"notes": list(sets.notes)})
         for note in sets.notes:
             voice(f"note: {note}")
-    kept = state.done["sets"]
-    train = read_annotations(kept["parts"][TRAIN])
+    paths = {name: str(state.folder / PARTS / f"{name}.json") for name in (TRAIN, CHOOSE, REPORT)}
+    train = read_annotations(paths[TRAIN])
     tables = {TRAIN: train}
     for name in (CHOOSE, REPORT):
-        tables[name] = read_annotations(kept["parts"][name], classes=train.classes, absent_classes=True)
-    sources = {name: Source(kept["parts"][name], table) for name, table in tables.items()}
-    return sources, Fingerprint.of(state.done["fingerprint"]), list(kept["notes"])
+        tables[name] = read_annotations(paths[name], classes=train.classes, absent_classes=True)
+    sources = {name: Source(paths[name], table) for name, table in tables.items()}
+    return sources, Fingerprint.of(state.done["fingerprint"]), list(state.done["sets"]["notes"])
