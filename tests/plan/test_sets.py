@@ -171,3 +171,50 @@ def test_parts_of_one_name_are_told_apart_and_the_command_can_be_copied(tmp_path
     note = arranged(train, tmp_path / "my set/val/annotations.json", report=False).notes[0]
     assert "images of val/annotations.json are in train/annotations.json too" in note
     assert f"`flyspeck data split '{train}'`" in note
+
+
+def numbered(folder: Path, count: int, *, into: tuple[str, ...] = ("",), seed: int = 3) -> Path:
+    """Images that do not look alike and are called 001.png and so on, in folders in turn, with their COCO json."""
+    path = write_set(folder / "all.json", squares(count, seed=seed), seed=seed)
+    content = json.loads(path.read_text())
+    for number, image in enumerate(content["images"]):
+        new = Path("images", into[number % len(into)], f"{number:03}.png")
+        (folder / new).parent.mkdir(parents=True, exist_ok=True)
+        (folder / image["file_name"]).rename(folder / new)
+        image["file_name"] = new.as_posix()
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize("report", [False, True])
+@pytest.mark.parametrize("count", [5, 12, 20])
+def test_few_images_with_numbers_for_names_are_divided_with_a_note(folder: Path, count: int, report: bool) -> None:
+    sets = arranged(numbered(folder, count), None, report=report)
+    assert sum(len(files(sets, name)) for name in sets.parts) == count
+    (told,) = [note for note in sets.notes if "numbers in their names" in note]
+    assert told.startswith(f"{count} images are too few to tell")
+
+
+def test_what_the_numbers_of_a_whole_set_count_holds_for_its_parts(folder: Path) -> None:
+    whole = json.loads(numbered(folder, 30).read_text())
+    (folder / "all.json").unlink()
+    for name, images in (("train", whole["images"][:20]), ("test", whole["images"][20:])):
+        keys = {image["id"] for image in images}
+        boxes = [box for box in whole["annotations"] if box["image_id"] in keys]
+        (folder / f"{name}.json").write_text(json.dumps({**whole, "images": images, "annotations": boxes}))
+    sets = arranged(folder, None, report=True)
+    assert {name: len(files(sets, name)) for name in (TRAIN, CHOOSE, REPORT)} == {TRAIN: 16, CHOOSE: 4, REPORT: 10}
+    assert not any("numbers in their names" in note for note in sets.notes)
+
+
+@pytest.mark.parametrize("report", [False, True])
+def test_folders_that_are_called_train_and_val_are_taken_as_they_are_called(folder: Path, report: bool) -> None:
+    sets = arranged(numbered(folder, 24, into=("train", "val")), None, report=report)
+    assert {Path(file).parent.name for file in files(sets, REPORT if report else CHOOSE)} == {"val"}
+    assert {Path(file).parent.name for file in files(sets, TRAIN)} == {"train"}
+    assert all(source.written for source in sets.parts.values())  # the file that lists all is none of them
+
+
+def test_folders_of_other_names_are_no_splits(folder: Path) -> None:
+    sets = arranged(numbered(folder, 24, into=("train_station", "valley")), None, report=False)
+    assert {Path(file).parent.name for file in files(sets, CHOOSE)} == {"train_station", "valley"}

@@ -7,6 +7,7 @@ near duplicate or a neighbouring frame (`data.checks.split`). Images stay where 
 from __future__ import annotations
 
 import contextlib
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +35,12 @@ SHARES: Mapping[tuple[str, ...], tuple[float, ...]] = {
 """Shares of the images where the set is divided here."""
 FEW_OBJECTS = 20
 """Below so many, metrics are said to be rough."""
+_UNTOLD = (
+    "{} too few to tell whether the numbers in their names count frames: where they do not look alike, they are taken for single"
+    " images; of frames, metrics would promise too much: then give other images with --val"
+)
+_SPLIT = re.compile(r"(train(ing)?|val(id(ation)?)?|test(ing)?)\d*", re.IGNORECASE)
+"""What folders of splits are called."""
 _JOINED = "joined"
 Progress = Callable[[int, int], None]
 Say = Callable[[str], None]
@@ -87,7 +94,7 @@ class Sets:
 
 def read_sources(data: Path, val: Path | None, options: Mapping[str, Any]) -> tuple[list[Part], Part | None]:
     """The parts of `data`, and `val` as one part; `options` are those of `read_annotations`."""
-    parts = read_parts(data, **options)
+    parts = _by_folder(read_parts(data, **options))
     if val is None:
         return parts, None
     others = read_parts(val, **options)
@@ -96,6 +103,24 @@ def read_sources(data: Path, val: Path | None, options: Mapping[str, Any]) -> tu
         *names, last = told_apart([*(part.source for part in parts), other.source])
         parts, other = [replace(p, name=n) for p, n in zip(parts, names, strict=True)], replace(other, name=last)
     return parts, other
+
+
+def _by_folder(parts: list[Part]) -> list[Part]:
+    """A set that is one part, all of whose images lie in folders called train and val or test: by those. Any other as it is."""
+    part = parts[0]
+    folders = [Path(name).parts[:-1] for name in part.table.file_names]
+    for depth in range(min(map(len, folders), default=0) if len(parts) == 1 else 0):
+        called = np.array([folder[depth] for folder in folders])
+        names = sorted(set(called.tolist()), key=part_rank)
+        if len(names) > 1 and part_rank(names[0]) == 0 and all(map(_SPLIT.fullmatch, names)):
+            split = []
+            for name in names:
+                table = part.table.select_images(called == name)
+                notes = () if split else part.table.notes
+                table = replace(table, source=f"{table.source}, folder {name}", notes=notes)
+                split.append(Part(name, f"{part.source}, {name}", table, _JOINED))
+            return split
+    return parts
 
 
 def arrange(
@@ -131,11 +156,12 @@ def arrange(
     groups = divided = None
     if missing:
         names = (TRAIN, *missing)
-        divided = _divided(data, learnt, links, everything, SHARES[names if len(names) > 2 else (TRAIN, CHOOSE)])
+        shares = SHARES[names if len(names) > 2 else (TRAIN, CHOOSE)]
+        divided, told = _divided(data, learnt, links, everything, shares)
         for number, name in enumerate(names):
             table = divided.part.table.select_images(divided.rows(number))
             sources[name] = Source(str(folder / f"{name}.json"), table, True)
-        notes += _division_notes(divided, sources, names)
+        notes += [*_division_notes(divided, sources, names), *told]
         groups = divided.group
     else:
         sources[TRAIN] = _source(TRAIN, learnt, folder, written)
@@ -186,8 +212,12 @@ def _one(parts: Sequence[Part]) -> Part:
     return replace(parts[0], name=" and ".join(p.name for p in parts), table=joined, format=_JOINED)
 
 
-def _divided(data: Path, learnt: Part, links: Links, everything: Sequence[Part], shares: Sequence[float]) -> Division:
-    """The images to learn from, divided by groups; series that are too long are cut."""
+def _divided(
+    data: Path, learnt: Part, links: Links, everything: Sequence[Part], shares: Sequence[float]
+) -> tuple[Division, list[str]]:
+    """The images to learn from, divided by groups; series that are too long are cut. Images that are no near duplicates, and too
+    few to tell whether the numbers in their names count frames, are divided in spite of these, with a note.
+    """
     if len(everything) > 1 or everything[0] is not learnt:
         links = restricted(links, [learnt])
     count, parts = len(links.files.paths), len(shares)
@@ -207,13 +237,17 @@ def _divided(data: Path, learnt: Part, links: Links, everything: Sequence[Part],
             where=data,
             fix="annotate more, or give annotations of other images with --val",
         )
-    for cut in (False, True):
+    tries = [(links, False, []), (links, True, [])]
+    if links.frames.verdict == "unknown" and links.prints is not None:
+        loose = replace(links, frames=replace(links.frames, verdict="off"))
+        tries.append((loose, False, [_UNTOLD.format(counted(count, "image is", "images are"))]))
+    for ties, cut, notes in tries:
         with contextlib.suppress(UserError):  # fewer groups than parts
-            found = divide(data, [learnt], links, shares, cut=cut)
+            found = divide(data, [learnt], ties, shares, cut=cut)
             found = found if cut else _with_objects(found, parts)
             reached = np.array([len(found.rows(number)) for number in range(parts)]) / max(1, len(found.part.table))
             if bool((reached > 0).all() if cut else (reached >= 0.5 * np.asarray(shares)).all()):
-                return found
+                return found, notes
     raise UserError(
         f"all {count} images belong together (near duplicates, or frames of one series): measured on each other, they would"
         " say nothing",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -125,11 +125,15 @@ def find_links(
 def restricted(
     links: Links, parts: Sequence[Part], *, alike: float = ALIKE, frames: Frames = "auto", frame_gap: int = FRAME_GAP
 ) -> Links:
-    """`find_links` of `parts` whose files are all among those of `links`: none is decoded again."""
+    """`find_links` of `parts` whose files are all among those of `links`: none is decoded again.
+
+    Where they are too few to tell what the numbers in their names count, what all of them told holds.
+    """
     files = image_files_of(parts)
     row_of = {path: row for row, path in enumerate(links.files.paths)}
     prints = links.prints and links.prints.of([row_of[path] for path in files.paths])
-    return _linked(files, prints, alike=alike, frames=frames, frame_gap=frame_gap)
+    found = _linked(files, prints, alike=alike, frames=frames, frame_gap=frame_gap)
+    return replace(found, frames=links.frames) if found.frames.verdict == "unknown" else found
 
 
 def _linked(files: ImageFiles, prints: Fingerprints | None, *, alike: float, frames: Frames, frame_gap: int) -> Links:
