@@ -42,6 +42,7 @@ import json, sys
 from libreyolo import LibreYOLO
 weights, images, size, out = sys.argv[1:5]
 model = LibreYOLO(weights, device="cpu")
+model.model.eval()  # 1.6.0 leaves some of its detectors (D-FINE) in training mode: each image would be normalised by itself
 rows = []
 for image_id, path in json.load(open(images)):
     found = model(path, conf=0.001, iou=0.6, imgsz=int(size), max_det=300)
