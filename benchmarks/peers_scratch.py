@@ -147,20 +147,20 @@ def trial(name: str, asked: argparse.Namespace, seed: int) -> dict[str, Any]:
     val = read_annotations(asked.val)
     result = evaluate(val, detections(name, trained, asked, folder), protocol_named("flyspeck"))
     areas = {area: round(100 * result.value(metric="AP", iou=0.5, area=area), 2) for area in ("tiny", "all")}
-    row = {"set": asked.name, "row": name, "seed": seed, "asked minutes": asked.minutes, "folder": str(folder)}
+    row = {"set": asked.name, "row": name, "seed": seed, "asked minutes": asked.minutes, "folder": folder.name}
     return row | areas | {key: value for key, value in trained.items() if key != "weights"}
 
 
-def differences(rows: list[dict[str, Any]], val: Annotations) -> list[dict[str, Any]]:
-    """AP50 tiny of each `speck` less that of each other, of one seed, over resamples of the images."""
+def differences(rows: list[dict[str, Any]], val: Annotations, work: Path) -> list[dict[str, Any]]:
+    """AP50 tiny of each `speck` less that of each other, of one seed and as many minutes, over resamples of the images."""
     told = []
-    tables = {row["folder"]: DetectionTable.from_coco(Path(row["folder"]) / "found.json", val) for row in rows}
+    tables = {row["folder"]: DetectionTable.from_coco(work / row["folder"] / "found.json", val) for row in rows}
     for mine in rows:
         for other in rows:
             if (
                 mine["row"].startswith("speck")
                 and not other["row"].startswith("speck")
-                and mine["seed"] == other["seed"]
+                and all(mine[key] == other[key] for key in ("seed", "asked minutes"))
             ):
                 found = compare(
                     val, tables[mine["folder"]], tables[other["folder"]], protocol_named("flyspeck"), samples=SAMPLES, seed=0
@@ -198,8 +198,9 @@ def main() -> None:
     parser.add_argument("--few", type=int, default=64, help="images of its two timed trainings")
     parser.add_argument("--seeds", default="1")
     parser.add_argument("--work", type=Path, required=True, help="folder of the trainings")
-    parser.add_argument("--out", type=Path, default=RESULTS / "peers_scratch.json")
+    parser.add_argument("--out", type=Path, help="default: results/peers_scratch_NAME.json, of this set alone")
     asked = parser.parse_args()
+    asked.out = asked.out or RESULTS / f"peers_scratch_{asked.name}.json"
     asked.work = asked.work.absolute()
     asked.work.mkdir(parents=True, exist_ok=True)
     asked.train, asked.val = asked.train.absolute(), asked.val.absolute()
@@ -210,7 +211,7 @@ def main() -> None:
             same = {key: row[key] for key in ("set", "row", "seed", "asked minutes")}
             rows = [old for old in rows if any(old[key] != value for key, value in same.items())] + [row]
             print(row, flush=True)
-            told = differences([row for row in rows if row["set"] == asked.name], read_annotations(asked.val))
+            told = differences(rows, read_annotations(asked.val), asked.work)
             conclude({"rows": rows, "differences": told}, claims(told), asked.out)
 
 

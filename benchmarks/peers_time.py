@@ -1,6 +1,6 @@
 """Milliseconds of what `peers_scratch.py` trained, exported, beside its AP50 tiny: is `speck` ahead where it takes no longer?
 
-    python benchmarks/peers_time.py results/peers_scratch.json val.json --tool ENV/bin --work W [--threads 2]
+    python benchmarks/peers_time.py results/peers_scratch_SET.json val.json --tool ENV/bin --trained T --work W [--threads 2]
 
 Every detector is exported by its own tool, to ONNX and to OpenVINO (`flyspeck export`, `libreyolo export`), and run by its own
 tool in its own Python, one image at a time: from decoded pixels to boxes in the image's pixels, suppression included. ENV is an
@@ -99,12 +99,12 @@ class Worker:
         self.process.wait()
 
 
-def trained(result: dict[str, Any], seed: int | None, named: list[str] | None) -> dict[str, Path]:
+def trained(result: dict[str, Any], below: Path, seed: int | None, named: list[str] | None) -> dict[str, Path]:
     """Rows and the folders of their trainings, of one seed: what an image takes hardly hangs on it."""
     if len({(row["set"], row["asked minutes"]) for row in result["rows"]}) != 1:
         sys.exit("the results must be of one set and one length of training")
     seed = result["rows"][0]["seed"] if seed is None else seed
-    rows = {row["row"]: Path(row["folder"]) for row in result["rows"] if row["seed"] == seed}
+    rows = {row["row"]: below / row["folder"] for row in result["rows"] if row["seed"] == seed}
     missing = sorted(set(named or ()) - set(rows))
     if missing or not rows:
         sys.exit(f"no row {missing or ''} of seed {seed} in the results")
@@ -284,6 +284,7 @@ def main() -> None:
     parser.add_argument("result", type=Path, help="what peers_scratch.py wrote")
     parser.add_argument("val", type=Path, help="the annotations that it reported on")
     parser.add_argument("--tool", type=Path, required=True, help="folder of the other tool's commands")
+    parser.add_argument("--trained", type=Path, required=True, help="what peers_scratch.py had as --work")
     parser.add_argument("--work", type=Path, required=True, help="folder of the exported files")
     parser.add_argument("--rows", help="only these, with commas between")
     parser.add_argument("--seed", type=int, help="of the trainings that are timed; the first by default")
@@ -296,7 +297,7 @@ def main() -> None:
     asked = parser.parse_args()
     asked.work, asked.tool = asked.work.absolute(), asked.tool.absolute()
     result, val = json.loads(asked.result.read_text()), read_annotations(asked.val)
-    folders = trained(result, asked.seed, asked.rows.split(",") if asked.rows else None)
+    folders = trained(result, asked.trained.absolute(), asked.seed, asked.rows.split(",") if asked.rows else None)
     files: dict[Key, Path] = {}
     for row, folder in folders.items():
         files |= exported(row, folder, asked)
