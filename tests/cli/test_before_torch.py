@@ -72,3 +72,15 @@ def test_what_is_wrong_with_the_data_is_said_before_torch_is_loaded(tmp_path: Pa
         assert line.startswith("error: ")
         assert words in line
     assert not (tmp_path / "new").exists()
+
+
+def test_data_that_a_recipe_names_and_that_are_not_there_are_said_before_torch_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "set.json").touch()
+    recipe, broken = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    recipe.write_text("data: {train: set.json, val: gone.json}")
+    broken.write_text("data: {train: set.json")
+    for path, said in ((recipe, "gone.json: no such file or folder"), (broken, "b.yaml, line 1")):
+        code = CODE.format(words=["train", str(path), "--set", "train.epochs=1"])
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert said in done.stderr
+        assert done.stdout == "2 False\n"

@@ -141,6 +141,22 @@ def test_the_minutes_that_are_named_do_although_all_takes_longer_then(slower: in
         budget(asked // 3, used=used).for_training(200, 200, found, speeds)
 
 
+def test_minutes_that_are_named_by_the_quickest_do_where_others_take_too_long_for_the_rest() -> None:
+    """Few minutes leave time to measure only that one; with those that it asks for, others are measured, and would be taken."""
+    found, quick = base(), {"smallest": SPEEDS["smallest"]}
+    with pytest.raises(UserError) as told:
+        budget(1, used=15.0).for_training(20, 20, found, quick)
+    asked = int(re.findall(r"give (\d+) or more", str(told.value))[0])
+    speeds = {**quick, "medium": Speed(100.0, 10**9, 200.0, tracing=60.0 * asked)}
+    one = budget(asked, used=15.0)
+    assert best_tier(found, speeds, 0.7 * asked)[0].name == "medium"
+    assert one.affordable(20, 20, found, speeds) == quick
+    assert one.for_training(20, 20, found, one.affordable(20, 20, found, speeds)) > 0
+    assert one.affordable(20, 20, found, {"medium": speeds["medium"]}).keys() == {
+        "medium"
+    }  # which it is then refused for
+
+
 def test_a_run_goes_on_only_as_it_was_begun(tmp_path: Path) -> None:
     folder = tmp_path / "auto"
     with pytest.raises(UserError, match="nothing to resume"):

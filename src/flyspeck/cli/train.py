@@ -33,6 +33,8 @@ def train(
     if not recipe.exists():  # before torch is loaded, which takes seconds
         raise UserError("no such recipe", where=recipe, fix="give a YAML file; recipes/ has examples")
     minutes = None if minutes is None else minutes_of(minutes)
+    if not print_config:
+        _check_data(recipe, set_)
     with nullcontext() if print_config else loading("train"):
         from flyspeck.train.trained import read_recipe
         from flyspeck.train.trained import train as run
@@ -53,3 +55,19 @@ def train(
     typer.echo(f"{done.folder}: best weights, protocol {wanted.evaluate.protocol}")
     for name, value in done.metrics.items():
         typer.echo(f"  {name:<{width}}  {'-' if value < 0 else f'{100 * value:.1f}'}")
+
+
+def _check_data(recipe: Path, changes: list[str]) -> None:
+    """Raises UserError for a recipe that is no YAML, or whose data are not there; all else is judged by those who know the
+    fields, which takes torch.
+    """
+    from flyspeck.plain_yaml import read_yaml
+    from flyspeck.plan.usable import check_there
+
+    path = recipe / "recipe.yaml" if recipe.is_dir() else recipe
+    content = read_yaml(path)[0] if path.is_file() else None
+    # What is wrong with the plugins that it needs is said first.
+    data = content.get("data") if isinstance(content, dict) and "plugins" not in content else None
+    if isinstance(data, dict) and not any(change.startswith("data") for change in changes):
+        places = [data.get(key) for key in ("train", "val")]
+        check_there(*(path.parent / Path(place).expanduser() for place in places if isinstance(place, str)))

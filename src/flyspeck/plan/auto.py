@@ -198,10 +198,10 @@ def _plans(
         known={name: Speed(**speed) for name, speed in state.done.get("speeds", {}).items()}, trains_here=True,
     )  # fmt: skip
     if "speeds" not in state.done:
+        counts = len(sources[CHOOSE].table), len(sources[REPORT].table)
+        speeds = dict(budget.affordable(*counts, found, speeds))
+        state.done["training"] = budget.for_training(*counts, found, speeds)  # both, or none, is noted
         state.keep("speeds", {name: vars(speed) for name, speed in speeds.items()})
-        state.keep(
-            "training", budget.for_training(len(sources[CHOOSE].table), len(sources[REPORT].table), found, speeds)
-        )
     total = float(state.done["training"]) / 60
     picked = candidates_for(found, speeds, total)
     minutes = total * winner_share(len(picked))

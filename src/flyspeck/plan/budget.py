@@ -162,14 +162,31 @@ class Budget:
         rest = self._reporting(report, speed, found) + self.after_export(speed, found)
         return settings + trials + rest + self.SPARE * self.seconds
 
+    def affordable(
+        self, choose: int, report: int, found: Fingerprint, speeds: Mapping[str, Speed]
+    ) -> Mapping[str, Speed]:
+        """Those detectors for which what follows training leaves time to train; all where it does for none.
+
+        So a number of minutes that was named by the quickest, the only one that few minutes leave time to measure, holds.
+        """
+        spare = self.seconds - self.state.seconds - self._least(speeds)
+        fitting = {
+            name: speed for name, speed in speeds.items() if self.kept_back(choose, report, found, speed) <= spare
+        }
+        return fitting or speeds
+
+    def _least(self, speeds: Mapping[str, Speed]) -> float:
+        """Seconds below which no training is worth a name."""
+        quickest = max(one.images_per_second for one in speeds.values())
+        return max(self.LEAST_TRAINING, rules.LEAST_STEPS * 4 / quickest)
+
     def for_training(self, choose: int, report: int, found: Fingerprint, speeds: Mapping[str, Speed]) -> float:
         """Seconds of training, all candidates together. Raises UserError where they are too few to learn anything."""
         tier, _ = tiers.best_tier(found, speeds, 0.7 * self.minutes)
         speed, used = speeds[tier.name], self.state.seconds
         kept = self.kept_back(choose, report, found, speed)
         left = self.seconds - used - kept
-        quickest = max(one.images_per_second for one in speeds.values())
-        least = max(self.LEAST_TRAINING, rules.LEAST_STEPS * 4 / quickest)
+        least = self._least(speeds)
         if left >= least:
             return round(left, 1)
         raise UserError(
