@@ -191,15 +191,17 @@ def _found(path: Path, format: str | None) -> tuple[str, Path]:
 
 def _asked_plugins(path: Path) -> tuple[str, Path]:
     """What a plugin reads; those that are installed are not loaded, which may take long, for a folder that holds nothing."""
-    if path.is_dir() and next(iter(all_files(path, recursive=True)), None) is None:
-        raise UserError("the folder holds no images and no annotations", where=path, fix="check the path")
+    if path.is_dir() and next(path.iterdir(), None) is None:
+        _refuse_bare(path)
     return with_installed(lambda: _outside(path))
 
 
 def _refuse_bare(path: Path) -> None:
-    """Raises UserError for a folder that holds nothing but images: no format has to be named for that."""
+    """Raises UserError for a folder that holds nothing but images, or not even these: no format has to be named for that."""
     files = list(all_files(path, recursive=True)) if path.is_dir() else [path]
     images = [file for file in files if file.suffix.lower() in EXTENSIONS]
+    if not files:
+        raise UserError("the folder holds no images and no annotations", where=path, fix="check the path")
     if len(images) == len(files) and path.is_dir():
         what = f"the folder holds {counted(len(images), 'image')} and no annotations"
         raise UserError(what, where=path, fix="give the file or folder of its annotations, or annotate some first")
