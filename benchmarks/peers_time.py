@@ -293,10 +293,11 @@ def main() -> None:
     parser.add_argument("--score", type=float, default=0.25, help="of the boxes that are asked for")
     parser.add_argument("--images", type=int, help="timed: the first of them; default: all")
     parser.add_argument("--pause", type=float, default=0.02, help="seconds before each turn: threads may still spin")
-    parser.add_argument("--out", type=Path, default=RESULTS / "peers_time.json")
+    parser.add_argument("--out", type=Path, help="default: results/peers_time_SET.json")
     asked = parser.parse_args()
     asked.work, asked.tool = asked.work.absolute(), asked.tool.absolute()
     result, val = json.loads(asked.result.read_text()), read_annotations(asked.val)
+    asked.out = asked.out or RESULTS / f"peers_time_{result['rows'][0]['set']}.json"
     folders = trained(result, asked.trained.absolute(), asked.seed, asked.rows.split(",") if asked.rows else None)
     files: dict[Key, Path] = {}
     for row, folder in folders.items():
