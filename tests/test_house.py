@@ -123,7 +123,7 @@ def test_flyspeck_knows_nothing_of_its_laboratory() -> None:
 def test_the_ground_imports_nothing_above() -> None:
     # `Detections.plot` may be given a file: the converters read it with the one function for that, which needs nothing else.
     images = {"flyspeck.data.images"}
-    names = ("by_extra", "copied", "decoding_cost", "orientation", "tiff", "transparency")
+    names = ("by_extra", "copied", "decoding_cost", "nodata", "orientation", "tiff", "transparency")
     below = {f"flyspeck.data.{name}" for name in names}
     assert house()["flyspeck.data.images"] == {"flyspeck.errors", *below}
     assert not any(house()[name] for name in below)

@@ -103,7 +103,11 @@ def test_what_a_file_calls_nothing_is_no_value() -> None:
     assert measured_range([(low[:, :1], -9999.0), (low[:, 1:], -9999.0)]).ranges == ((-5, 30),)
     assert measured_range([(collar[:, :1], 65535.0)]).reason == "no image has a value"
     rounded = np.array([[[np.float32(-3.4028234663852886e38)], [0.5], [2]]], np.float32)
-    assert measured_range([(rounded, -3.4028234663852886e38)]).ranges == ((0.5, 2),)
+    for nodata in (-3.4028234663852886e38, -3.4028235e38):
+        assert measured_range([(rounded, nodata)]).ranges == ((0.5, 2),)
+    for absent in (-1.7976931348623157e308, float("inf"), float("nan"), 0.25, 70000.0):
+        assert measured_range([(rounded[:, 1:], absent)]).ranges == ((0.5, 2),)
+        assert measured_range([(collar[:, 1:], absent)]).ranges == ((0, 1023),)
 
 
 def test_16_bits_in_full_have_no_range_and_others_one_a_band() -> None:

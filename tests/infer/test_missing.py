@@ -15,8 +15,9 @@ from PIL import Image
 from spots import Spots, geotiff
 
 from flyspeck.data.bands import PixelRule
+from flyspeck.data.nodata import is_nodata
 from flyspeck.infer import opening, raster
-from flyspeck.infer.missing import filled, hidden, is_nodata, shown, trimmed
+from flyspeck.infer.missing import filled, hidden, shown, trimmed
 from flyspeck.infer.predictor import Predictor, Result
 from flyspeck.infer.raster import RasterioSource
 from flyspeck.infer.source import open_source
@@ -304,7 +305,11 @@ def test_a_box_ends_where_its_pixels_do(box: tuple[float, ...], seed: int, share
         ("float32", float("nan"), [np.nan, 0], [True, False]),
         ("float32", -3.40282e38, [-3.4028234663852886e38, 0], [True, False]),
         ("float32", 0.1, [0.1, 0.2], [True, False]),
+        ("float32", float("-inf"), [-np.inf, 0], [True, False]),
+        ("float32", float("inf"), [1, 0], [False, False]),
+        ("float32", -1.7976931348623157e308, [-3.4028234663852886e38, 0], [False, False]),
         ("uint16", float("nan"), [0, 1], [False, False]),
+        ("uint16", float("inf"), [0, 1], [False, False]),
     ],
 )
 def test_no_data_is_compared_in_the_type_of_the_values(

@@ -38,6 +38,7 @@ from flyspeck.data import tiff
 from flyspeck.data.by_extra import BYTES_EACH, NeedsPackage, open_by_extra, size_by_extra
 from flyspeck.data.copied import copied
 from flyspeck.data.decoding_cost import bytes_each, is_bomb
+from flyspeck.data.nodata import is_nodata
 from flyspeck.data.orientation import exif_orientation, png_orientation, upright
 from flyspeck.data.transparency import on_black, straight
 from flyspeck.errors import UserError, install, missing_extra
@@ -143,7 +144,7 @@ def _own(path: Path, channels: int | None, bands: Sequence[int] | None, max_pixe
         top = np.uint16(65535 if header.value_range is None else header.value_range[1])
         pixels = top - np.minimum(pixels, top)
     if header is not None and header.nodata is not None and pixels.dtype == np.float32:
-        pixels[pixels == np.float32(header.nodata)] = np.nan
+        pixels[is_nodata(pixels, header.nodata)] = np.nan
     return upright(_picked(pixels, bands), orientation)
 
 
@@ -181,7 +182,7 @@ def _tiff_bands(path: Path, header: tiff.TiffHeader, channels: int | None, bands
             raise missing_extra(fault.package, "tiff") from None
         raise UserError(fault.what, fix=fault.fix) from None
     if header.nodata is not None and pixels.dtype == np.float32:
-        pixels[pixels == np.float32(header.nodata)] = np.nan
+        pixels[is_nodata(pixels, header.nodata)] = np.nan
     if bands is not None:
         return pixels
     if header.alpha is not None and channels == header.samples:

@@ -9,6 +9,7 @@ import numpy as np
 
 from flyspeck.data.bands import Ranges, ranges_text
 from flyspeck.data.headers import ImageHeader
+from flyspeck.data.nodata import is_nodata
 from flyspeck.errors import counted
 
 _FEW_BITS = 8
@@ -74,7 +75,7 @@ def extremes(pixels: np.ndarray, nodata: float | None = None) -> tuple[np.ndarra
         return flat.min(0).astype(np.float64), flat.max(0).astype(np.float64)
     there = np.isfinite(flat)
     if nodata is not None:
-        there &= flat != np.asarray(nodata, np.float32 if pixels.dtype.kind == "f" else np.float64)
+        there &= ~is_nodata(flat, nodata)
     empty = ~there.any(0)
     low, high = np.where(there, flat, np.inf).min(0), np.where(there, flat, -np.inf).max(0)
     return np.where(empty, np.nan, low).astype(np.float64), np.where(empty, np.nan, high).astype(np.float64)

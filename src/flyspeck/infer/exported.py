@@ -66,7 +66,7 @@ class ExportedModel(ABC):
         self.divisor = int(description.get("divisor", 32))
         self._pixels = np.dtype(description["pixels"])
         self._smallest = int(description["smallest_side"])
-        self.fill: Fill = description.get("fill", BLACK)  # files of before do not say it: black
+        self.fill: Fill = tuple(map(float, description.get("fill", BLACK)))  # files of before do not say it: black
 
     @abstractmethod
     def run(self, batch: np.ndarray) -> Arrays:

@@ -22,7 +22,6 @@ from flyspeck.data.enlarge import resample
 
 _BLOCK = 8  # pixels; objects that are looked for are hardly larger, and count little among what surrounds them
 _PRIOR = 4.0  # pixels; how much the larger surroundings count beside the 64 of a block
-_HUGE = 1e30  # a "no data" value of such size was often written with fewer digits than it has
 
 
 def shown(
@@ -102,20 +101,6 @@ def at_size(there: np.ndarray, out: tuple[int, int] | None) -> np.ndarray:
         return there
     small = Image.fromarray(there.astype(np.uint8)).resize((out[1], out[0]), Image.Resampling.NEAREST)
     return np.asarray(small).astype(bool)
-
-
-def is_nodata(values: np.ndarray, nodata: float) -> np.ndarray:
-    """Which values (any shape) are the "no data" value of their file."""
-    if np.isnan(nodata):
-        return np.isnan(values) if values.dtype.kind == "f" else np.zeros(values.shape, bool)
-    if values.dtype.kind != "f":
-        limits = np.iinfo(values.dtype)
-        if not limits.min <= nodata <= limits.max or nodata != int(nodata):
-            return np.zeros(values.shape, bool)
-        return values == values.dtype.type(int(nodata))
-    if abs(nodata) > _HUGE:
-        return np.abs(values.astype(np.float64) - nodata) <= 1e-5 * abs(nodata)
-    return values == values.dtype.type(nodata)
 
 
 def hidden(boxes: np.ndarray, there: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ import numpy as np
 
 from flyspeck.data.bands import PixelRule, ranges_text
 from flyspeck.data.images import MAX_BANDS, check_bands
+from flyspeck.data.nodata import is_nodata
 from flyspeck.data.tiff import COLOURS, alpha_of, has_colours, reading_order
 from flyspeck.errors import UserError, missing_extra
 from flyspeck.infer.found_range import (
@@ -26,7 +27,7 @@ from flyspeck.infer.found_range import (
     stated_highest,
 )
 from flyspeck.infer.georeference import place_of
-from flyspeck.infer.missing import at_size, both, is_nodata, shown
+from flyspeck.infer.missing import at_size, both, shown
 from flyspeck.infer.references import LOCAL_ONLY, covered
 from flyspeck.infer.windows import BROKEN, CACHE_MB, OpenOptions, Source, chosen, refuse_without_range
 

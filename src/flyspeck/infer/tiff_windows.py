@@ -12,10 +12,11 @@ import numpy as np
 from flyspeck.data import tiff
 from flyspeck.data.bands import PixelRule, ranges_text
 from flyspeck.data.images import check_bands
+from flyspeck.data.nodata import is_nodata
 from flyspeck.data.tiff import DTYPES, alpha_of
 from flyspeck.errors import UserError, install, missing_extra
 from flyspeck.infer.found_range import is_sampled, measured_highest, range_of
-from flyspeck.infer.missing import at_size, both, is_nodata, shown
+from flyspeck.infer.missing import at_size, both, shown
 from flyspeck.infer.windows import BROKEN, CACHE_MB, OpenOptions, Source, chosen, refuse_without_range
 
 _MASK = -1  # the level of the mask

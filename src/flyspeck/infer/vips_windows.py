@@ -11,10 +11,11 @@ import numpy as np
 from flyspeck.data.bands import PixelRule, ranges_text
 from flyspeck.data.headers import read_header
 from flyspeck.data.images import tiff_header
+from flyspeck.data.nodata import is_nodata
 from flyspeck.data.tiff import alpha_of
 from flyspeck.errors import UserError, missing_extra
 from flyspeck.infer.found_range import is_sampled, measured_highest, range_of
-from flyspeck.infer.missing import both, is_nodata, shown
+from flyspeck.infer.missing import both, shown
 from flyspeck.infer.whole import mask_in
 from flyspeck.infer.windows import BROKEN, OpenOptions, Source, chosen, refuse_without_range
 

@@ -10,11 +10,11 @@ import numpy as np
 from flyspeck.data.bands import PixelRule, ranges_text
 from flyspeck.data.headers import ImageHeader, read_header
 from flyspeck.data.images import opened, read_image, tiff_header
+from flyspeck.data.nodata import is_nodata
 from flyspeck.data.orientation import upright
 from flyspeck.data.tiff import TiffFault, TiffHeader, read_mask
 from flyspeck.errors import UserError, missing_extra
 from flyspeck.infer.found_range import is_sampled, measured_highest, range_of
-from flyspeck.infer.missing import is_nodata
 from flyspeck.infer.windows import ArraySource, OpenOptions, Source
 
 
